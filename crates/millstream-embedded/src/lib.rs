@@ -1,0 +1,1 @@
+//! The durable log of Millstream and the broker built on it.

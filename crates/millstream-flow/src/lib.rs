@@ -1,0 +1,1 @@
+//! The engine of Millstream: items, operators, stages, hops, settlement, ledger, knobs.

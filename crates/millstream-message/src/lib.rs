@@ -1,0 +1,1 @@
+//! Messages, deliveries, codecs, topology and the broker traits of Millstream.

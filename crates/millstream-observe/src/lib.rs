@@ -1,0 +1,1 @@
+//! What Millstream shows of a run: metrics exposition, health, the status page.

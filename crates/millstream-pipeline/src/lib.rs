@@ -1,0 +1,1 @@
+//! Pipeline files of Millstream: schema, lint, expressions, connectors.
