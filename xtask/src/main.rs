@@ -1,2 +1,108 @@
-//! Chores.
-fn main() {}
+//! Chores with branches in them: `cargo xtask test | bench | soak | ci`.
+//!
+//! Everything a check needs is here, so that a newcomer, the CI and a maintainer run the same thing.
+
+mod examples;
+mod licences;
+mod needs;
+mod quickstart;
+mod readme;
+mod steps;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use steps::{Steps, cargo};
+
+const USAGE: &str = "\
+usage: cargo xtask <chore>
+
+  test          everything a change must pass: format, lints, licences, all tests, examples, the README's
+                commands and the quickstart's ledger; at most 30 minutes on two cores from a clean clone
+  test NAME...  only the steps of these names (they are printed as they run)
+  bench ARGS... the benchmarks, with profile `bench`; `cargo xtask bench --help` lists the workloads
+  soak          the tests with their long versions: hundreds of kills, every crash point (tens of minutes)
+  ci            `test`, and `cargo deny check` where cargo-deny is installed";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let chore = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    let outcome = match chore.as_str() {
+        "test" => test(&rest),
+        "bench" => bench(&rest),
+        "soak" => soak(),
+        "ci" => ci(),
+        "help" | "--help" | "-h" => {
+            eprintln!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        other => {
+            eprintln!("xtask: no chore is called `{other}`\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("xtask: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a chore ends with: nothing, or the sentence that says which step failed and where to look.
+type Outcome = Result<(), String>;
+
+fn test(only: &[String]) -> Outcome {
+    let mut steps = Steps::new(only);
+    everything(&mut steps);
+    steps.finish()
+}
+
+fn ci() -> Outcome {
+    let mut steps = Steps::new(&[]);
+    everything(&mut steps);
+    if steps::command("cargo").args(["deny", "--version"]).output().is_ok() {
+        steps.run("deny", || cargo(&["deny", "--all-features", "check", "bans", "licenses", "sources"]));
+    } else {
+        eprintln!(
+            "xtask: cargo-deny is not installed; `licences` above checked licences and sources without it"
+        );
+    }
+    steps.finish()
+}
+
+/// The steps of `test`, cheapest first, so that a slip shows before the long builds.
+fn everything(steps: &mut Steps) {
+    steps.run("needs", needs::install);
+    steps.run("fmt", || cargo(&["fmt", "--all", "--check"]));
+    steps.run("licences", licences::check);
+    steps.run("clippy", || {
+        cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
+    });
+    steps.run("tests", || cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]));
+    steps.run("examples", examples::run);
+    // One release build serves the README's commands and the quickstart.
+    steps.run("release", || cargo(&["build", "--release", "--locked", "--package", "millstream-cli"]));
+    steps.run("readme", readme::run);
+    steps.run("quickstart", quickstart::run);
+}
+
+fn bench(arguments: &[String]) -> Outcome {
+    let mut command = vec!["run", "--profile", "bench", "--package", "millstream-bench", "--"];
+    command.extend(arguments.iter().map(String::as_str));
+    cargo(&command)
+}
+
+fn soak() -> Outcome {
+    steps::command("cargo")
+        .args(["test", "--workspace", "--locked", "--no-fail-fast", "--tests", "--", "--nocapture"])
+        .env("MILLSTREAM_SOAK", "1")
+        .run()
+}
+
+/// The root of the workspace: the parent of this crate's directory.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_path_buf()
+}

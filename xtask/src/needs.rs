@@ -1,0 +1,50 @@
+//! What the other steps need and a fresh machine may lack.
+
+use crate::Outcome;
+use crate::steps::command;
+
+/// A command that works only where the need is met, and how a fresh machine gets it.
+struct Need {
+    name: &'static str,
+    probe: &'static [&'static str],
+    install: &'static [&'static str],
+    root: bool,
+}
+
+/// Short on purpose: the tests start no server. RabbitMQ joins when its client does.
+const NEEDS: &[Need] = &[
+    Need {
+        name: "rustfmt",
+        probe: &["cargo", "fmt", "--version"],
+        install: &["rustup", "component", "add", "rustfmt"],
+        root: false,
+    },
+    Need {
+        name: "clippy",
+        probe: &["cargo", "clippy", "--version"],
+        install: &["rustup", "component", "add", "clippy"],
+        root: false,
+    },
+    Need {
+        name: "timeout",
+        probe: &["timeout", "--version"],
+        install: &["apt-get", "install", "--yes", "coreutils"],
+        root: true,
+    },
+];
+
+/// Installs what is missing; silent where nothing is.
+pub(crate) fn install() -> Outcome {
+    for need in NEEDS.iter().filter(|need| !works(need.probe)) {
+        let by_sudo = need.root && works(&["sudo", "--non-interactive", "true"]);
+        let words: Vec<&str> =
+            by_sudo.then_some("sudo").into_iter().chain(need.install.iter().copied()).collect();
+        eprintln!("{} is missing; installing it: {}", need.name, words.join(" "));
+        command(words[0]).args(&words[1..]).run()?;
+    }
+    Ok(())
+}
+
+fn works(probe: &[&str]) -> bool {
+    command(probe[0]).args(&probe[1..]).output().is_ok()
+}
