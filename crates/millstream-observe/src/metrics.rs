@@ -1,0 +1,219 @@
+//! The metrics of runs and of the process. `docs/metrics.md` lists them; a test holds the two together.
+
+use crate::exposition::{Exposition, Labels, Metric, Value};
+use crate::process::Process;
+use crate::{HopSnapshot, RunSnapshot, RunState, StageSnapshot};
+
+/// Labels of what a run has one of.
+#[derive(Clone, Copy, Debug)]
+pub struct ByPipeline<'a> {
+    /// The name of the pipeline.
+    pub pipeline: &'a str,
+}
+
+impl Labels for ByPipeline<'_> {
+    const NAMES: &'static [&'static str] = &["pipeline"];
+    fn values(&self) -> Vec<&str> {
+        vec![self.pipeline]
+    }
+}
+
+/// Labels of a run's state.
+#[derive(Clone, Copy, Debug)]
+pub struct ByState<'a> {
+    /// The name of the pipeline.
+    pub pipeline: &'a str,
+    /// One of [`RunState::WORDS`].
+    pub state: &'a str,
+}
+
+impl Labels for ByState<'_> {
+    const NAMES: &'static [&'static str] = &["pipeline", "state"];
+    fn values(&self) -> Vec<&str> {
+        vec![self.pipeline, self.state]
+    }
+}
+
+/// Labels of dropped items.
+#[derive(Clone, Copy, Debug)]
+pub struct ByStep<'a> {
+    /// The name of the pipeline.
+    pub pipeline: &'a str,
+    /// The name of the step that drops.
+    pub step: &'a str,
+}
+
+impl Labels for ByStep<'_> {
+    const NAMES: &'static [&'static str] = &["pipeline", "step"];
+    fn values(&self) -> Vec<&str> {
+        vec![self.pipeline, self.step]
+    }
+}
+
+/// Labels of what a stage has one of.
+#[derive(Clone, Copy, Debug)]
+pub struct ByStage<'a> {
+    /// The name of the pipeline.
+    pub pipeline: &'a str,
+    /// The name of the stage.
+    pub stage: &'a str,
+}
+
+impl Labels for ByStage<'_> {
+    const NAMES: &'static [&'static str] = &["pipeline", "stage"];
+    fn values(&self) -> Vec<&str> {
+        vec![self.pipeline, self.stage]
+    }
+}
+
+type Run = ByPipeline<'static>;
+type Stage = ByStage<'static>;
+
+/// 1 for the state a run is in, 0 for the others.
+pub const RUN_STATE: Metric<ByState<'static>> =
+    Metric::gauge("millstream_run_state", "1 for the state the run is in, 0 for the others.");
+/// How long a run has run.
+pub const RUN_ELAPSED: Metric<Run> =
+    Metric::gauge("millstream_run_elapsed_seconds", "How long the run has run, or ran if it has ended.");
+/// Items that entered.
+pub const RECEIVED: Metric<Run> = Metric::counter(
+    "millstream_items_received_total",
+    "Items that entered; the sum of completed, dropped, dead and in flight.",
+);
+/// Items that the sink confirmed.
+pub const COMPLETED: Metric<Run> =
+    Metric::counter("millstream_items_completed_total", "Items that the output confirmed.");
+/// Items that a step dropped on purpose.
+pub const DROPPED: Metric<ByStep<'static>> =
+    Metric::counter("millstream_items_dropped_total", "Items that a step dropped on purpose.");
+/// Items that failed and were put aside.
+pub const DEAD: Metric<Run> =
+    Metric::counter("millstream_items_dead_total", "Items that failed and were put aside.");
+/// Items received and not yet settled.
+pub const IN_FLIGHT: Metric<Run> =
+    Metric::gauge("millstream_items_in_flight", "Items received and not yet completed, dropped or dead.");
+/// The most memory the items of a run can take.
+pub const MEMORY_BOUND: Metric<Run> =
+    Metric::gauge("millstream_memory_bound_bytes", "The most memory the items of the run can take.");
+/// Items that entered a stage.
+pub const STAGE_IN: Metric<Stage> =
+    Metric::counter("millstream_stage_items_in_total", "Items that entered the stage.");
+/// Items that left a stage.
+pub const STAGE_OUT: Metric<Stage> =
+    Metric::counter("millstream_stage_items_out_total", "Items that left the stage.");
+/// Time a stage worked.
+pub const STAGE_BUSY: Metric<Stage> =
+    Metric::counter("millstream_stage_busy_seconds_total", "Time the stage spent working.");
+/// Time a stage waited for the next.
+pub const STAGE_BLOCKED: Metric<Stage> = Metric::counter(
+    "millstream_stage_blocked_seconds_total",
+    "Time the stage waited for the one after it to take items.",
+);
+/// Time a stage waited for the one before.
+pub const STAGE_STARVED: Metric<Stage> = Metric::counter(
+    "millstream_stage_starved_seconds_total",
+    "Time the stage waited for items from the one before it.",
+);
+/// Items waiting after a stage.
+pub const HOP_ITEMS: Metric<Stage> =
+    Metric::gauge("millstream_hop_items", "Items that wait between the stage and the next.");
+/// Items that fit after a stage.
+pub const HOP_ITEMS_MAX: Metric<Stage> =
+    Metric::gauge("millstream_hop_items_max", "Items that fit between the stage and the next.");
+/// Bytes waiting after a stage.
+pub const HOP_BYTES: Metric<Stage> =
+    Metric::gauge("millstream_hop_bytes", "Bytes that wait between the stage and the next.");
+/// Bytes that fit after a stage.
+pub const HOP_BYTES_MAX: Metric<Stage> =
+    Metric::gauge("millstream_hop_bytes_max", "Bytes that fit between the stage and the next, if bounded.");
+/// Resident memory of the process.
+pub const PROCESS_MEMORY: Metric<()> =
+    Metric::gauge("process_resident_memory_bytes", "Resident memory of the process.");
+/// CPU time of the process.
+pub const PROCESS_CPU: Metric<()> =
+    Metric::counter("process_cpu_seconds_total", "User and system CPU time of the process.");
+/// Series that did not fit into this exposition.
+pub const SERIES_OMITTED: Metric<()> = Metric::gauge(
+    "millstream_metrics_series_omitted",
+    "Series left out of this exposition because a metric had more than 500.",
+);
+
+/// The exposition of these runs, and of this process where the system tells (Linux).
+pub fn exposition(runs: &[RunSnapshot]) -> String {
+    let mut out = Exposition::default();
+    out.show(&RUN_STATE, runs.iter().flat_map(states));
+    show_runs(&mut out, runs, &RUN_ELAPSED, |run| Value::Number(run.elapsed.as_secs_f64()));
+    show_runs(&mut out, runs, &RECEIVED, |run| Value::Count(run.ledger.received));
+    show_runs(&mut out, runs, &COMPLETED, |run| Value::Count(run.ledger.completed));
+    out.show(&DROPPED, runs.iter().flat_map(drops));
+    show_runs(&mut out, runs, &DEAD, |run| Value::Count(run.ledger.dead));
+    show_runs(&mut out, runs, &IN_FLIGHT, |run| Value::Count(run.ledger.in_flight));
+    let bounds = runs.iter().filter_map(|run| Some((pipeline(run), Value::Count(run.memory_bound_bytes?))));
+    out.show(&MEMORY_BOUND, bounds);
+
+    show_stages(&mut out, runs, &STAGE_IN, |stage| Some(Value::Count(stage.items_in)));
+    show_stages(&mut out, runs, &STAGE_OUT, |stage| Some(Value::Count(stage.items_out)));
+    show_stages(&mut out, runs, &STAGE_BUSY, |stage| Some(Value::Number(stage.busy.as_secs_f64())));
+    show_stages(&mut out, runs, &STAGE_BLOCKED, |stage| Some(Value::Number(stage.blocked.as_secs_f64())));
+    show_stages(&mut out, runs, &STAGE_STARVED, |stage| Some(Value::Number(stage.starved.as_secs_f64())));
+    show_hops(&mut out, runs, &HOP_ITEMS, |hop| Some(hop.items));
+    show_hops(&mut out, runs, &HOP_ITEMS_MAX, |hop| Some(hop.items_max));
+    show_hops(&mut out, runs, &HOP_BYTES, |hop| Some(hop.bytes));
+    show_hops(&mut out, runs, &HOP_BYTES_MAX, |hop| hop.bytes_max);
+
+    if let Some(process) = Process::now() {
+        out.show(&PROCESS_MEMORY, [((), Value::Count(process.resident_bytes))]);
+        out.show(&PROCESS_CPU, [((), Value::Number(process.cpu.as_secs_f64()))]);
+    }
+    out.finish()
+}
+
+fn pipeline(run: &RunSnapshot) -> ByPipeline<'_> {
+    ByPipeline { pipeline: &run.name }
+}
+
+fn states(run: &RunSnapshot) -> impl Iterator<Item = (ByState<'_>, Value)> {
+    RunState::WORDS.into_iter().map(|state| {
+        (ByState { pipeline: &run.name, state }, Value::Count(u64::from(state == run.state.word())))
+    })
+}
+
+fn drops(run: &RunSnapshot) -> impl Iterator<Item = (ByStep<'_>, Value)> {
+    run.ledger
+        .dropped
+        .iter()
+        .map(|(step, items)| (ByStep { pipeline: &run.name, step }, Value::Count(*items)))
+}
+
+fn show_runs(
+    out: &mut Exposition,
+    runs: &[RunSnapshot],
+    metric: &Metric<Run>,
+    value: fn(&RunSnapshot) -> Value,
+) {
+    out.show(metric, runs.iter().map(|run| (pipeline(run), value(run))));
+}
+
+fn show_stages(
+    out: &mut Exposition,
+    runs: &[RunSnapshot],
+    metric: &Metric<Stage>,
+    value: impl Fn(&StageSnapshot) -> Option<Value>,
+) {
+    let stages = runs.iter().flat_map(|run| run.stages.iter().map(move |stage| (run, stage)));
+    out.show(
+        metric,
+        stages.filter_map(|(run, stage)| {
+            Some((ByStage { pipeline: &run.name, stage: &stage.name }, value(stage)?))
+        }),
+    );
+}
+
+fn show_hops(
+    out: &mut Exposition,
+    runs: &[RunSnapshot],
+    metric: &Metric<Stage>,
+    value: fn(&HopSnapshot) -> Option<u64>,
+) {
+    show_stages(out, runs, metric, |stage| stage.hop.as_ref().and_then(value).map(Value::Count));
+}

@@ -1,0 +1,200 @@
+//! What a peer sees of the server, over a real socket.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use millstream_observe::{
+    CONNECTIONS_MAX, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, Server, StageSnapshot,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+fn run(state: RunState) -> RunSnapshot {
+    RunSnapshot {
+        name: "flights".into(),
+        state,
+        elapsed: Duration::from_secs(2),
+        ledger: LedgerSnapshot {
+            received: 27_004,
+            completed: 12_000,
+            dropped: vec![("short delays".into(), 14_500)],
+            dead: 500,
+            in_flight: 4,
+        },
+        stages: vec![StageSnapshot {
+            name: "read".into(),
+            items_in: 27_004,
+            items_out: 27_004,
+            busy: Duration::from_millis(1500),
+            hop: Some(HopSnapshot { items: 4, items_max: 512, bytes: 4096, bytes_max: Some(1 << 20) }),
+            ..Default::default()
+        }],
+        memory_bound_bytes: Some(1 << 20),
+        errors: Vec::new(),
+    }
+}
+
+async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.expect("the server listens");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("the request is sent");
+    let mut answer = String::new();
+    // Every answer closes its connection, so this ends.
+    stream.read_to_string(&mut answer).await.expect("the answer is text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a head has a status");
+    (status, body.to_owned())
+}
+
+async fn serve(runs: impl Fn() -> Vec<RunSnapshot> + Send + Sync + 'static) -> Server {
+    Server::bind("127.0.0.1:0".parse().expect("an address"), runs).await.expect("a free port")
+}
+
+/// The documented metrics and the exposed ones are the same, in both directions.
+#[tokio::test]
+async fn the_exposition_lists_exactly_the_documented_metrics() {
+    let server = serve(|| vec![run(RunState::Running)]).await;
+    let (status, text) = get(server.local_addr(), "/metrics").await;
+    assert_eq!(status, 200);
+    let exposed: Vec<(String, String)> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, kind)| (name.to_owned(), kind.to_owned()))
+        .collect();
+    let document = include_str!("../../../docs/metrics.md");
+    let documented: Vec<(String, String)> = document
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .filter_map(|line| {
+            let mut cells = line.split(" | ");
+            Some((cells.next()?.trim_end_matches('`').to_owned(), cells.next()?.to_owned()))
+        })
+        .collect();
+    assert_eq!(exposed, documented);
+    // The labels too: every series has those of its row.
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().expect("a series has a name");
+        let labels: Vec<&str> = line
+            .split_once('{')
+            .map(|(_, labels)| {
+                labels.split("=\"").filter_map(|part| part.rsplit([',', '"']).next()).collect()
+            })
+            .unwrap_or_default();
+        let row = document.lines().find(|row| row.starts_with(&format!("| `{name}` "))).expect("documented");
+        for label in labels.iter().filter(|label| label.bytes().all(|byte| byte.is_ascii_lowercase())) {
+            assert!(row.contains(&format!("`{label}`")), "{line}: {row}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn metrics_show_what_the_snapshot_says() {
+    let server = serve(|| vec![run(RunState::Draining)]).await;
+    let (_, text) = get(server.local_addr(), "/metrics").await;
+    for line in [
+        "millstream_run_state{pipeline=\"flights\",state=\"draining\"} 1",
+        "millstream_run_state{pipeline=\"flights\",state=\"running\"} 0",
+        "millstream_run_elapsed_seconds{pipeline=\"flights\"} 2",
+        "millstream_items_received_total{pipeline=\"flights\"} 27004",
+        "millstream_items_completed_total{pipeline=\"flights\"} 12000",
+        "millstream_items_dropped_total{pipeline=\"flights\",step=\"short delays\"} 14500",
+        "millstream_items_dead_total{pipeline=\"flights\"} 500",
+        "millstream_items_in_flight{pipeline=\"flights\"} 4",
+        "millstream_memory_bound_bytes{pipeline=\"flights\"} 1048576",
+        "millstream_stage_items_in_total{pipeline=\"flights\",stage=\"read\"} 27004",
+        "millstream_stage_items_out_total{pipeline=\"flights\",stage=\"read\"} 27004",
+        "millstream_stage_busy_seconds_total{pipeline=\"flights\",stage=\"read\"} 1.5",
+        "millstream_stage_blocked_seconds_total{pipeline=\"flights\",stage=\"read\"} 0",
+        "millstream_stage_starved_seconds_total{pipeline=\"flights\",stage=\"read\"} 0",
+        "millstream_hop_items{pipeline=\"flights\",stage=\"read\"} 4",
+        "millstream_hop_items_max{pipeline=\"flights\",stage=\"read\"} 512",
+        "millstream_hop_bytes{pipeline=\"flights\",stage=\"read\"} 4096",
+        "millstream_hop_bytes_max{pipeline=\"flights\",stage=\"read\"} 1048576",
+        "millstream_metrics_series_omitted 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\nin\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn ready_follows_the_run_and_says_why_not_while_live_stays() {
+    let state = Arc::new(Mutex::new(RunState::Starting));
+    let seen = state.clone();
+    let server = serve(move || vec![run(seen.lock().expect("no panic").clone())]).await;
+    for (next, status, word) in [
+        (RunState::Starting, 503, "flights is starting"),
+        (RunState::Running, 200, "\"reasons\": []"),
+        (RunState::Draining, 503, "flights is draining"),
+        (RunState::Completed, 503, "flights has completed"),
+        (RunState::Failed("disk full".into()), 503, "flights has failed: disk full"),
+    ] {
+        *state.lock().expect("no panic") = next;
+        let (found, body) = get(server.local_addr(), "/health/ready").await;
+        assert_eq!(found, status, "{body}");
+        assert!(body.contains(word), "{body}");
+        assert_eq!(get(server.local_addr(), "/health/live").await.0, 200);
+    }
+}
+
+#[tokio::test]
+async fn the_page_shows_the_run_and_reloads_itself() {
+    let server = serve(|| vec![run(RunState::Running)]).await;
+    let (status, page) = get(server.local_addr(), "/").await;
+    assert_eq!(status, 200);
+    for part in
+        ["flights", "running", "short delays", "http-equiv=\"refresh\"", "width=device-width", "1.0 MiB"]
+    {
+        assert!(page.contains(part), "{part}");
+    }
+    let (status, json) = get(server.local_addr(), "/status.json").await;
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((status, &json[0]["ledger"]["received"]), (200, &27_004.into()));
+    assert_eq!(get(server.local_addr(), "/nowhere").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_taken_port_is_an_error_that_says_what_to_do() {
+    let server = serve(Vec::new).await;
+    let error = Server::bind(server.local_addr(), Vec::new).await.expect_err("the port is taken");
+    let text = error.to_string();
+    assert!(text.contains(&server.local_addr().to_string()) && text.contains("port 0"), "{text}");
+}
+
+/// Connections that send nothing fill the server, and lose their place when their time is over. Tokio's
+/// paused clock moves only when nothing else can, so that the test takes no time.
+#[tokio::test(start_paused = true)]
+async fn silent_connections_cannot_keep_others_out_for_good() {
+    let server = serve(Vec::new).await;
+    let mut silent = Vec::new();
+    for _ in 0..CONNECTIONS_MAX {
+        silent.push(TcpStream::connect(server.local_addr()).await.expect("the server listens"));
+    }
+    assert_eq!(get(server.local_addr(), "/health/live").await.0, 200);
+}
+
+#[tokio::test]
+async fn shutdown_frees_the_port_and_stops_asking_for_snapshots() {
+    let dropped = Arc::new(AtomicBool::new(false));
+    struct Flag(Arc<AtomicBool>);
+    impl Drop for Flag {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let flag = Flag(dropped.clone());
+    let server = serve(move || {
+        let _held = &flag;
+        Vec::new()
+    })
+    .await;
+    let address = server.local_addr();
+    server.shutdown(Duration::from_secs(5)).await;
+    // The aborted task is dropped when the runtime comes to it.
+    while !dropped.load(Ordering::SeqCst) {
+        tokio::task::yield_now().await;
+    }
+    assert!(TcpStream::connect(address).await.is_err());
+}
