@@ -1,0 +1,248 @@
+//! The broker: one trait for every backend.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::consume::{ConsumeOptions, Consumer};
+use crate::error::BrokerError;
+use crate::message::Message;
+use crate::publish::{Address, Batch, Confirm, Outcomes, Publish, PublishOutcome};
+use crate::stream::{StreamFrom, StreamReader, StreamSpec, StreamStats};
+use crate::topology::{Binding, Exchange, Queue};
+use crate::url::BrokerUrl;
+
+/// A boxed future, as the object-safe [`Broker`] returns them. Paid per batch, never per message.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a backend can do beyond what every backend must. The conformance suite skips what is declared absent here
+/// and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Features {
+    /// Durable queues and persistent messages survive a restart of the broker.
+    pub durable: bool,
+    /// Messages with a delay stay invisible until they are due.
+    pub delay: bool,
+    /// Leases: a delivery may be given a time limit.
+    pub lease: bool,
+    /// Prefetch is also counted in bytes.
+    pub prefetch_bytes: bool,
+    /// Queues may limit how often a message is given back.
+    pub delivery_limit: bool,
+    /// [`Broker::browse`]: looking at messages without consuming them.
+    pub browse: bool,
+    /// Append-only streams.
+    pub streams: bool,
+    /// [`Batch::with_position`] and [`Broker::position`].
+    pub positions: bool,
+    /// [`Broker::queues`] can list what exists.
+    pub list: bool,
+    /// Late, double and unknown settlements are counted exactly in [`Settled`](crate::Settled).
+    pub exact_settlement: bool,
+    /// The largest message, in bytes.
+    pub max_message_bytes: u64,
+}
+
+impl Features {
+    /// Everything, with messages up to this size. Backends switch off what they lack.
+    pub fn all(max_message_bytes: u64) -> Features {
+        Features {
+            durable: true,
+            delay: true,
+            lease: true,
+            prefetch_bytes: true,
+            delivery_limit: true,
+            browse: true,
+            streams: true,
+            positions: true,
+            list: true,
+            exact_settlement: true,
+            max_message_bytes,
+        }
+    }
+}
+
+/// What a queue holds at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct QueueStats {
+    /// Its name.
+    pub name: String,
+    /// Messages that a consumer could receive now.
+    pub ready: u64,
+    /// Their bytes.
+    pub ready_bytes: u64,
+    /// Messages delivered and not settled, and dead letters on their way.
+    pub unacked: u64,
+    /// Their bytes.
+    pub unacked_bytes: u64,
+    /// Messages that are not due yet.
+    pub delayed: u64,
+    /// Their bytes.
+    pub delayed_bytes: u64,
+    /// Consumers.
+    pub consumers: u64,
+}
+
+impl QueueStats {
+    /// All messages, whatever state they are in.
+    pub fn total(&self) -> u64 {
+        self.ready + self.unacked + self.delayed
+    }
+}
+
+/// One message seen by [`Broker::browse`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Browsed {
+    /// The message.
+    pub message: Message,
+    /// Where it was published to.
+    pub address: Address,
+    /// How many times it was delivered.
+    pub deliveries: u32,
+}
+
+/// A broker, whatever its kind: `Arc<dyn Broker>`.
+///
+/// Every operation that may wait returns a boxed future; publishing and consuming move batches, so the box is paid
+/// per batch. Operations fail with a [`BrokerError`] whose kind says what to do.
+///
+/// # Cancel safety
+/// Dropping the future of any operation leaves it done or not done, never half done.
+pub trait Broker: Send + Sync {
+    /// How it was opened.
+    fn url(&self) -> &BrokerUrl;
+
+    /// What it can do.
+    fn features(&self) -> Features;
+
+    /// Makes an exchange, or checks that it is as declared.
+    fn declare_exchange(&self, exchange: Exchange) -> BoxFuture<'_, Result<(), BrokerError>>;
+
+    /// Deletes an exchange and its bindings. Deleting what is not there is fine.
+    fn delete_exchange<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), BrokerError>>;
+
+    /// Makes a queue, or checks that it is as declared.
+    fn declare_queue(&self, queue: Queue) -> BoxFuture<'_, Result<(), BrokerError>>;
+
+    /// Deletes a queue with its messages and bindings; its consumers end with an error. Returns how many ready
+    /// messages went with it; deleting what is not there is fine and returns zero.
+    fn delete_queue<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<u64, BrokerError>>;
+
+    /// Leads messages from an exchange to a queue. Binding twice is the same as once.
+    fn bind(&self, binding: Binding) -> BoxFuture<'_, Result<(), BrokerError>>;
+
+    /// Removes a binding. Removing what is not there is fine.
+    fn unbind(&self, binding: Binding) -> BoxFuture<'_, Result<(), BrokerError>>;
+
+    /// Removes every ready message and returns how many. Deliveries and delayed messages stay.
+    fn purge<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<u64, BrokerError>>;
+
+    /// Hands over a batch and returns as soon as its place in the order is taken; the [`Confirm`] resolves when it
+    /// is stored. Submitting on before awaiting keeps the broker busy: this is the pipelined form.
+    ///
+    /// # Backpressure
+    /// Waits while the broker's bounded buffer is full.
+    ///
+    /// # Errors
+    /// When the broker is closed. Everything about single messages is in their outcomes.
+    fn submit(&self, batch: Batch) -> BoxFuture<'_, Result<Confirm, BrokerError>>;
+
+    /// Publishes a batch and waits until it is stored.
+    fn publish_batch(&self, batch: Batch) -> BoxFuture<'_, Result<Outcomes, BrokerError>> {
+        Box::pin(async move { Ok(self.submit(batch).await?.await) })
+    }
+
+    /// Publishes one message and waits until it is stored.
+    fn publish<'a>(
+        &'a self,
+        to: &'a Address,
+        message: Message,
+    ) -> BoxFuture<'a, Result<PublishOutcome, BrokerError>> {
+        let batch = Batch::from(vec![Publish { to: to.clone(), message }]);
+        Box::pin(async move { Ok(self.submit(batch).await?.await.get(0)) })
+    }
+
+    /// Starts to consume a queue.
+    ///
+    /// # Errors
+    /// `NotFound`, or `InUse` when an exclusive consumer is there or asked for beside others.
+    fn consume<'a>(
+        &'a self,
+        queue: &'a str,
+        options: ConsumeOptions,
+    ) -> BoxFuture<'a, Result<Consumer, BrokerError>>;
+
+    /// Looks at up to `max` ready messages after skipping `skip`, in the order of delivery, without taking them.
+    fn browse<'a>(
+        &'a self,
+        queue: &'a str,
+        skip: u64,
+        max: usize,
+    ) -> BoxFuture<'a, Result<Vec<Browsed>, BrokerError>>;
+
+    /// What a queue holds.
+    fn stats<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<QueueStats, BrokerError>>;
+
+    /// How a queue is declared; `None` when it does not exist.
+    fn queue<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Queue>, BrokerError>>;
+
+    /// The names of all queues, in order.
+    fn queues(&self) -> BoxFuture<'_, Result<Vec<String>, BrokerError>>;
+
+    /// The value stored under `name` by [`Batch::with_position`] or [`store_position`](Broker::store_position), as
+    /// far as it is durable.
+    fn position<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, BrokerError>>;
+
+    /// Stores a value under `name`, durably; `None` forgets it.
+    fn store_position<'a>(
+        &'a self,
+        name: &'a str,
+        value: Option<Bytes>,
+    ) -> BoxFuture<'a, Result<(), BrokerError>>;
+
+    /// Makes a stream, or checks that it is as declared.
+    fn declare_stream(&self, stream: StreamSpec) -> BoxFuture<'_, Result<(), BrokerError>>;
+
+    /// Deletes a stream; its readers end with an error. Deleting what is not there is fine.
+    fn delete_stream<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), BrokerError>>;
+
+    /// Appends messages in order, durably, and returns the offset of the first.
+    fn append<'a>(
+        &'a self,
+        stream: &'a str,
+        messages: Vec<Message>,
+    ) -> BoxFuture<'a, Result<u64, BrokerError>>;
+
+    /// Reads a stream.
+    fn read<'a>(
+        &'a self,
+        stream: &'a str,
+        from: StreamFrom,
+    ) -> BoxFuture<'a, Result<StreamReader, BrokerError>>;
+
+    /// What a stream holds.
+    fn stream_stats<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Result<StreamStats, BrokerError>>;
+
+    /// Durably remembers how far `reader` has read: the offset it wants next.
+    fn store_offset<'a>(
+        &'a self,
+        stream: &'a str,
+        reader: &'a str,
+        offset: u64,
+    ) -> BoxFuture<'a, Result<(), BrokerError>>;
+
+    /// The offset that `reader` stored last.
+    fn stored_offset<'a>(
+        &'a self,
+        stream: &'a str,
+        reader: &'a str,
+    ) -> BoxFuture<'a, Result<Option<u64>, BrokerError>>;
+
+    /// Stops accepting, makes everything accepted durable (acks too), ends all consumers, and releases files and
+    /// locks. Closing twice is fine. Dropping the last handle does the same as far as it can without waiting for
+    /// the disk: nothing confirmed is lost, the last acks may be.
+    fn close(&self) -> BoxFuture<'_, Result<(), BrokerError>>;
+}

@@ -1,0 +1,139 @@
+//! Append-only streams, read by offset.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::num::NonZeroU64;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::BrokerError;
+use crate::message::Message;
+
+/// A stream: messages stay after they were read, until retention removes the oldest. Every reader has a place of its
+/// own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamSpec {
+    /// Its name, not empty, at most 255 bytes.
+    pub name: String,
+    /// Keep about this many bytes: the oldest are removed by whole segments, so somewhat more is kept, never less.
+    #[serde(default)]
+    pub max_bytes: Option<NonZeroU64>,
+    /// Keep messages for about this long, by whole segments: never shorter.
+    #[serde(default)]
+    pub max_age: Option<Duration>,
+}
+
+impl StreamSpec {
+    /// A stream that keeps everything.
+    pub fn new(name: impl Into<String>) -> StreamSpec {
+        StreamSpec { name: name.into(), max_bytes: None, max_age: None }
+    }
+
+    /// Keeps about this many bytes. Zero is read as one.
+    #[must_use]
+    pub fn max_bytes(mut self, bytes: u64) -> StreamSpec {
+        self.max_bytes = Some(NonZeroU64::new(bytes).unwrap_or(NonZeroU64::MIN));
+        self
+    }
+
+    /// Keeps messages for about this long.
+    #[must_use]
+    pub fn max_age(mut self, age: Duration) -> StreamSpec {
+        self.max_age = Some(age);
+        self
+    }
+}
+
+/// Where to begin reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamFrom {
+    /// The oldest message that is kept.
+    First,
+    /// After the newest: only what is appended from now on.
+    Next,
+    /// The newest message.
+    Last,
+    /// This offset, or the oldest that is kept when that is later.
+    Offset(u64),
+    /// The first message appended at or after this time.
+    Timestamp(SystemTime),
+}
+
+/// One message of a stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamItem {
+    /// Its place: 0, 1, 2 … in the order of appending, for ever.
+    pub offset: u64,
+    /// When it was appended, to the millisecond.
+    pub time: SystemTime,
+    /// The message.
+    pub message: Message,
+}
+
+/// What a stream holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StreamStats {
+    /// Offset of the oldest message that is kept.
+    pub first: u64,
+    /// Offset that the next message will get.
+    pub next: u64,
+    /// Bytes kept.
+    pub bytes: u64,
+}
+
+/// What a backend does for a [`StreamReader`].
+pub trait StreamSource: Send {
+    /// Appends up to `max` items to `into` and returns how many; waits at the end of the stream for more. Zero means
+    /// that the broker is closed.
+    fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+        into: &mut Vec<StreamItem>,
+    ) -> Poll<Result<usize, BrokerError>>;
+}
+
+/// Reads a stream forward and waits at its end for more.
+///
+/// # Ordering
+/// Offsets only grow. A gap means that retention was faster than the reader, or that stored data was damaged; both
+/// show in the offsets.
+pub struct StreamReader(Box<dyn StreamSource>);
+
+impl StreamReader {
+    /// A reader over this backend.
+    pub fn new(source: Box<dyn StreamSource>) -> StreamReader {
+        StreamReader(source)
+    }
+
+    /// Up to `max` (at least one) items; waits at the end for more. Empty means that the broker is closed.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    ///
+    /// # Errors
+    /// When the stream was deleted or cannot be read.
+    pub async fn next_chunk(&mut self, max: usize) -> Result<Vec<StreamItem>, BrokerError> {
+        let mut chunk = Vec::new();
+        poll_fn(|cx| self.poll_chunk(cx, max, &mut chunk)).await?;
+        Ok(chunk)
+    }
+
+    /// The same by polling; returns how many were appended to `into`.
+    pub fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+        into: &mut Vec<StreamItem>,
+    ) -> Poll<Result<usize, BrokerError>> {
+        self.0.poll_chunk(cx, max.max(1), into)
+    }
+}
+
+impl fmt::Debug for StreamReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StreamReader")
+    }
+}

@@ -1,0 +1,297 @@
+//! What exists on a broker: exchanges, queues and what binds them.
+//!
+//! All are plain values. Declaring one that exists as it is changes nothing; declaring it otherwise is an error
+//! that lists every difference.
+
+use std::fmt::Debug;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::value::Headers;
+
+/// How an exchange chooses queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExchangeKind {
+    /// Every queue bound with exactly the message's key.
+    Direct,
+    /// Every bound queue.
+    Fanout,
+    /// Every queue whose pattern matches the key: words between dots, `*` for one word, `#` for any number.
+    Topic,
+    /// Every queue whose headers match the message's.
+    Headers,
+}
+
+/// Where messages are published. The default exchange has the empty name, exists always, cannot be declared or
+/// bound, and leads to the queue whose name is the key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// Its name, not empty.
+    pub name: String,
+    /// How it chooses queues.
+    pub kind: ExchangeKind,
+    /// Whether it survives a restart.
+    pub durable: bool,
+}
+
+impl Exchange {
+    /// A durable exchange.
+    pub fn durable(name: impl Into<String>, kind: ExchangeKind) -> Exchange {
+        Exchange { name: name.into(), kind, durable: true }
+    }
+
+    /// An exchange that a restart forgets.
+    pub fn transient(name: impl Into<String>, kind: ExchangeKind) -> Exchange {
+        Exchange { name: name.into(), kind, durable: false }
+    }
+}
+
+/// What a queue does with a publish when a limit is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overflow {
+    /// Refuses the new message; the publisher is told. Loses nothing, so it is the default.
+    #[default]
+    #[serde(rename = "reject-publish")]
+    Reject,
+    /// Removes the oldest ready message (to the dead-letter exchange, with reason `maxlen`, when one is set).
+    DropHead,
+}
+
+/// A place where messages wait for consumers.
+///
+/// ```
+/// use std::time::Duration;
+/// use millstream_message::{Overflow, Queue};
+/// let queue = Queue::durable("orders")
+///     .max_items(1_000_000)
+///     .max_bytes(1 << 30)
+///     .overflow(Overflow::DropHead)
+///     .ttl(Duration::from_secs(3600))
+///     .dead_letter("", "orders.dead")
+///     .delivery_limit(5);
+/// assert_eq!(queue.dead_letter_key.as_deref(), Some("orders.dead"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Queue {
+    /// Its name, not empty, at most 255 bytes.
+    pub name: String,
+    /// Whether it, and the persistent messages in it, survive a restart.
+    #[serde(default)]
+    pub durable: bool,
+    /// Whether it belongs to this connection alone and vanishes with it. Never durable.
+    #[serde(default)]
+    pub exclusive: bool,
+    /// How long a message may wait before it is expired; whole milliseconds.
+    #[serde(default)]
+    pub ttl: Option<Duration>,
+    /// How many messages may be ready. Unsettled deliveries do not count.
+    #[serde(default)]
+    pub max_items: Option<NonZeroU64>,
+    /// How many bytes ([`Message::size`](crate::Message::size)) may be ready.
+    #[serde(default)]
+    pub max_bytes: Option<NonZeroU64>,
+    /// What happens at a limit.
+    #[serde(default)]
+    pub overflow: Overflow,
+    /// Where messages go that expired, were rejected, overflowed or were delivered too often. `Some("")` is the
+    /// default exchange; `None` discards them.
+    #[serde(default)]
+    pub dead_letter_exchange: Option<String>,
+    /// The key under which they go; `None` keeps each message's own.
+    #[serde(default)]
+    pub dead_letter_key: Option<String>,
+    /// The highest priority; `None` means that priorities are not looked at. Each level costs a list: use few.
+    #[serde(default)]
+    pub max_priority: Option<u8>,
+    /// How many times a message may be given back before it is dead-lettered with reason `delivery_limit`.
+    #[serde(default)]
+    pub delivery_limit: Option<NonZeroU32>,
+}
+
+impl Queue {
+    /// A queue that a restart forgets, without limits.
+    pub fn transient(name: impl Into<String>) -> Queue {
+        Queue {
+            name: name.into(),
+            durable: false,
+            exclusive: false,
+            ttl: None,
+            max_items: None,
+            max_bytes: None,
+            overflow: Overflow::Reject,
+            dead_letter_exchange: None,
+            dead_letter_key: None,
+            max_priority: None,
+            delivery_limit: None,
+        }
+    }
+
+    /// A durable queue without limits.
+    pub fn durable(name: impl Into<String>) -> Queue {
+        Queue { durable: true, ..Queue::transient(name) }
+    }
+
+    /// A queue of this connection alone.
+    pub fn exclusive(name: impl Into<String>) -> Queue {
+        Queue { exclusive: true, ..Queue::transient(name) }
+    }
+
+    /// Sets how long a message may wait.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Queue {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// Limits the ready messages. Zero is read as one.
+    #[must_use]
+    pub fn max_items(mut self, items: u64) -> Queue {
+        self.max_items = Some(NonZeroU64::new(items).unwrap_or(NonZeroU64::MIN));
+        self
+    }
+
+    /// Limits the ready bytes. Zero is read as one.
+    #[must_use]
+    pub fn max_bytes(mut self, bytes: u64) -> Queue {
+        self.max_bytes = Some(NonZeroU64::new(bytes).unwrap_or(NonZeroU64::MIN));
+        self
+    }
+
+    /// Sets what happens at a limit.
+    #[must_use]
+    pub fn overflow(mut self, overflow: Overflow) -> Queue {
+        self.overflow = overflow;
+        self
+    }
+
+    /// Sets where dead letters go: an exchange and a key.
+    #[must_use]
+    pub fn dead_letter(mut self, exchange: impl Into<String>, key: impl Into<String>) -> Queue {
+        self.dead_letter_exchange = Some(exchange.into());
+        self.dead_letter_key = Some(key.into());
+        self
+    }
+
+    /// Looks at priorities, up to this one.
+    #[must_use]
+    pub fn max_priority(mut self, priority: u8) -> Queue {
+        self.max_priority = Some(priority);
+        self
+    }
+
+    /// Limits how often a message may be given back. Zero is read as one.
+    #[must_use]
+    pub fn delivery_limit(mut self, times: u32) -> Queue {
+        self.delivery_limit = Some(NonZeroU32::new(times).unwrap_or(NonZeroU32::MIN));
+        self
+    }
+}
+
+/// How a headers binding compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeaderMatch {
+    /// Every header of the binding must be there with that value.
+    All,
+    /// One is enough.
+    Any,
+}
+
+/// Leads messages from an exchange to a queue.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Binding {
+    /// From this exchange.
+    pub exchange: String,
+    /// To this queue.
+    pub queue: String,
+    /// The key (direct), the pattern (topic); not looked at by fanout and headers exchanges.
+    #[serde(default)]
+    pub key: String,
+    /// What a headers exchange compares; `None` otherwise.
+    #[serde(default)]
+    pub headers: Option<(HeaderMatch, Headers)>,
+}
+
+impl Binding {
+    /// Leads messages with this key, or matching this pattern, from `exchange` to `queue`.
+    pub fn new(exchange: impl Into<String>, key: impl Into<String>, queue: impl Into<String>) -> Binding {
+        Binding { exchange: exchange.into(), queue: queue.into(), key: key.into(), headers: None }
+    }
+
+    /// Leads messages whose headers match from a headers exchange to `queue`.
+    pub fn headers(
+        exchange: impl Into<String>,
+        matching: HeaderMatch,
+        headers: Headers,
+        queue: impl Into<String>,
+    ) -> Binding {
+        Binding { headers: Some((matching, headers)), ..Binding::new(exchange, "", queue) }
+    }
+}
+
+/// Every field in which two declarations differ, as `name: has 5, asked for 7`; `None` when there is none. For the
+/// error of a differing redeclare.
+///
+/// ```
+/// use millstream_message::{Queue, differences};
+/// let has = Queue::durable("q").max_items(5);
+/// assert_eq!(differences(&has, &has.clone()), None);
+/// assert_eq!(differences(&has, &has.clone().max_items(7)).as_deref(), Some("max_items: has 5, asked for 7"));
+/// ```
+pub fn differences<T: Serialize + Debug>(has: &T, asked: &T) -> Option<String> {
+    let fields = |value: &T| match serde_json::to_value(value) {
+        Ok(serde_json::Value::Object(map)) => map,
+        // Declarations are structs with text names: they always become an object.
+        other => unreachable!("a declaration serializes to an object, not {other:?}"),
+    };
+    let (has, asked) = (fields(has), fields(asked));
+    let list: Vec<String> = has
+        .iter()
+        .filter(|(name, value)| asked.get(*name) != Some(value))
+        .map(|(name, value)| format!("{name}: has {}, asked for {}", show(value), show(&asked[name])))
+        .collect();
+    (!list.is_empty()).then(|| list.join("; "))
+}
+
+/// A field's value in the words of a declaration: durations as seconds, absence as `none`.
+fn show(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Null => "none".to_owned(),
+        serde_json::Value::Object(map) => match (map.get("secs"), map.get("nanos")) {
+            (Some(secs), Some(nanos)) => {
+                let time = Duration::new(
+                    secs.as_u64().unwrap_or_default(),
+                    nanos.as_u64().and_then(|nanos| u32::try_from(nanos).ok()).unwrap_or_default(),
+                );
+                format!("{time:?}")
+            }
+            _ => value.to_string(),
+        },
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_differences_are_listed_in_readable_units() {
+        let has = Queue::durable("q").ttl(Duration::from_millis(1500));
+        let asked = Queue { durable: false, ..has.clone() }.ttl(Duration::from_secs(2)).dead_letter("", "d");
+        let text = differences(&has, &asked).expect("they differ");
+        for part in [
+            "durable: has true, asked for false",
+            "ttl: has 1.5s, asked for 2s",
+            "dead_letter_key: has none, asked for \"d\"",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!text.contains("name"));
+    }
+}
