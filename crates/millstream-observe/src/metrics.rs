@@ -95,12 +95,11 @@ pub const IN_FLIGHT: Metric<Run> =
 /// The most memory the items of a run can take.
 pub const MEMORY_BOUND: Metric<Run> =
     Metric::gauge("millstream_memory_bound_bytes", "The most memory the items of the run can take.");
-/// Items that entered a stage.
-pub const STAGE_IN: Metric<Stage> =
-    Metric::counter("millstream_stage_items_in_total", "Items that entered the stage.");
 /// Items that left a stage.
-pub const STAGE_OUT: Metric<Stage> =
-    Metric::counter("millstream_stage_items_out_total", "Items that left the stage.");
+pub const STAGE_OUT: Metric<Stage> = Metric::counter(
+    "millstream_stage_items_out_total",
+    "Items that left the stage, for the next one or the sink.",
+);
 /// Time a stage worked.
 pub const STAGE_BUSY: Metric<Stage> =
     Metric::counter("millstream_stage_busy_seconds_total", "Time the stage spent working.");
@@ -151,7 +150,6 @@ pub fn exposition(runs: &[RunSnapshot]) -> String {
     let bounds = runs.iter().filter_map(|run| Some((pipeline(run), Value::Count(run.memory_bound_bytes?))));
     out.show(&MEMORY_BOUND, bounds);
 
-    show_stages(&mut out, runs, &STAGE_IN, |stage| Some(Value::Count(stage.items_in)));
     show_stages(&mut out, runs, &STAGE_OUT, |stage| Some(Value::Count(stage.items_out)));
     show_stages(&mut out, runs, &STAGE_BUSY, |stage| Some(Value::Number(stage.busy.as_secs_f64())));
     show_stages(&mut out, runs, &STAGE_BLOCKED, |stage| Some(Value::Number(stage.blocked.as_secs_f64())));

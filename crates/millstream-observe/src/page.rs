@@ -137,10 +137,9 @@ fn stage(out: &mut String, stage: &StageSnapshot, rates: StageRates, slowest: bo
          <div class=\"bar\" title=\"busy {busy:.0} %, blocked {blocked:.0} %, waiting {starved:.0} %\">\
          <i class=\"busy\" style=\"width:{busy:.1}%\"></i><i class=\"blocked\" style=\"width:{blocked:.1}%\"></i>\
          <i class=\"starved\" style=\"width:{starved:.1}%\"></i></div>\
-         <span class=\"dim\">{} in, {} out</span></div>",
+         <span class=\"dim\">{} items out</span></div>",
         escaped(&stage.name),
         count(rates.out.round() as u64),
-        count(stage.items_in),
         count(stage.items_out),
     );
     if let Some(hop) = &stage.hop {

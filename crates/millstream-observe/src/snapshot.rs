@@ -84,8 +84,6 @@ impl LedgerSnapshot {
 pub struct StageSnapshot {
     /// Its name, unique in the run; the label `stage` of its metrics.
     pub name: String,
-    /// Items that entered it.
-    pub items_in: u64,
     /// Items that left it.
     pub items_out: u64,
     /// Time its task spent working.

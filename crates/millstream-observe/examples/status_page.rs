@@ -1,0 +1,70 @@
+//! A server with two made-up runs: `cargo run -p millstream-observe --example status_page -- 60` shows its page
+//! for a minute. Without a number of seconds it ends at once.
+
+use std::time::Duration;
+
+use millstream_observe::{
+    ErrorSnapshot, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, Server, StageSnapshot,
+};
+use tokio::time::Instant;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let seconds = std::env::args().nth(1).map_or(Ok(0), |word| word.parse())?;
+    let start = Instant::now();
+    let server = Server::bind("127.0.0.1:0".parse()?, move || {
+        vec![flights(start.elapsed()), RunSnapshot { name: "orders".into(), ..RunSnapshot::default() }]
+    })
+    .await?;
+    eprintln!("http://{}", server.local_addr());
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    server.shutdown(Duration::from_secs(1)).await;
+    Ok(())
+}
+
+/// A run that has read 20,000 items a second for this long, and whose output is the slow stage.
+fn flights(elapsed: Duration) -> RunSnapshot {
+    let received = elapsed.as_millis() as u64 * 20;
+    let dead = received / 52;
+    let dropped = received / 3;
+    let in_flight = 480.min(received);
+    let completed = received.saturating_sub(dead + dropped + in_flight);
+    let stage = |name: &str, items_out, [busy, blocked, starved]: [u32; 3], waiting| StageSnapshot {
+        name: name.into(),
+        items_out,
+        busy: elapsed * busy / 100,
+        blocked: elapsed * blocked / 100,
+        starved: elapsed * starved / 100,
+        hop: Some(HopSnapshot {
+            items: waiting,
+            items_max: 512,
+            bytes: waiting * 180,
+            bytes_max: Some(1 << 20),
+        }),
+    };
+    RunSnapshot {
+        name: "flights".into(),
+        state: RunState::Running,
+        elapsed,
+        ledger: LedgerSnapshot {
+            received: completed + dropped + dead + in_flight,
+            completed,
+            dropped: vec![("short delays".into(), dropped)],
+            dead,
+            in_flight,
+        },
+        stages: vec![
+            stage("read data/flights-2013-01.csv", received, [12, 83, 5], 470),
+            stage("queue flights", received - in_flight, [20, 75, 5], 300),
+            stage("map, filter", completed, [45, 40, 15], 12),
+            StageSnapshot { hop: None, ..stage("write out/{carrier}.ndjson", completed, [91, 0, 9], 0) },
+        ],
+        memory_bound_bytes: Some(9_437_184),
+        errors: vec![ErrorSnapshot {
+            at: elapsed / 2,
+            stage: "map".into(),
+            origin: "data/flights-2013-01.csv:840:17".into(),
+            message: "`NA` is no number: the flight was cancelled".into(),
+        }],
+    }
+}
