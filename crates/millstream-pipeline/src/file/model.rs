@@ -1,0 +1,179 @@
+//! What a pipeline file means: the tree as values, with every default applied.
+
+use super::place::{At, Spanned};
+use super::template::Template;
+use crate::expr::{Condition, Mapping};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A setting: its value, and where it was given if it was.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setting<T> {
+    pub(crate) value: T,
+    pub(crate) at: Option<At>,
+}
+
+/// Everything a pipeline file says. `source` and `outputs` may be missing while the file is being checked.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) name: String,
+    pub(crate) source: Option<Spanned<Source>>,
+    pub(crate) buffer: Spanned<Buffer>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) batch: Batch,
+    pub(crate) outputs: Vec<Output>,
+    /// The last step, if it is a `route`.
+    pub(crate) route: Option<Route>,
+    /// Where `output` holds `named`.
+    pub(crate) named: Option<At>,
+    pub(crate) on_error: OnError,
+    pub(crate) goals: Goals,
+}
+
+#[derive(Debug)]
+pub(crate) enum Source {
+    File { path: Spanned<PathBuf>, read: Reading, follow: Setting<bool> },
+    Stdin { read: Reading },
+    Http(HttpSource),
+    Queue { queue: QueueRef, prefetch: Prefetch, drained: bool },
+    Generate { count: Option<u64>, rate: Option<u64>, template: Option<Arc<Mapping>> },
+}
+
+#[derive(Debug)]
+pub(crate) struct HttpSource {
+    pub(crate) listen: Spanned<String>,
+    pub(crate) path: Spanned<String>,
+    pub(crate) body_max: usize,
+    pub(crate) pending_max: usize,
+}
+
+/// How bytes become items.
+#[derive(Debug, Clone)]
+pub(crate) struct Reading {
+    pub(crate) format: Setting<Format>,
+    pub(crate) delimiter: Setting<u8>,
+    pub(crate) columns: Option<Spanned<Vec<String>>>,
+    pub(crate) line_max: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Csv,
+    Ndjson,
+    Lines,
+    /// Neither given nor to be told from the path: a problem of its own.
+    Unknown,
+}
+
+/// A queue of a broker, whose directory is resolved against the pipeline file's.
+#[derive(Debug, Clone)]
+pub(crate) struct QueueRef {
+    pub(crate) broker: PathBuf,
+    pub(crate) name: Spanned<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Prefetch {
+    pub(crate) items: Setting<u64>,
+    pub(crate) bytes: Setting<u64>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Buffer {
+    Memory { items: u64, bytes: u64 },
+    Queue { queue: QueueRef, items_max: Option<Spanned<u64>>, bytes_max: Option<Spanned<u64>>, prefetch: Prefetch },
+}
+
+#[derive(Debug)]
+pub(crate) enum Step {
+    Filter { name: Spanned<String>, keep: Arc<Condition> },
+    Map { name: Spanned<String>, jq: Arc<Mapping> },
+    Parallel { at: At, workers: Setting<Option<u64>>, ordered: Setting<bool>, steps: Vec<Step> },
+    /// A route that is not last; the last one stands in [`Draft::route`].
+    Misplaced { at: At },
+}
+
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) at: At,
+    pub(crate) cases: Vec<(Arc<Condition>, Spanned<String>)>,
+    /// The output for the rest; `drop` drops.
+    pub(crate) otherwise: Spanned<String>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Batch {
+    pub(crate) by: Option<Spanned<String>>,
+    pub(crate) count: Setting<u64>,
+    pub(crate) bytes: Setting<u64>,
+    pub(crate) age: Setting<Duration>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Output {
+    /// The name under `named`, else the kind.
+    pub(crate) name: Spanned<String>,
+    pub(crate) kind: OutputKind,
+}
+
+#[derive(Debug)]
+pub(crate) enum OutputKind {
+    File(FileOutput),
+    Stdout { csv: bool },
+    Http(HttpOutput),
+    Queue(QueueRef),
+}
+
+#[derive(Debug)]
+pub(crate) struct FileOutput {
+    /// The template, resolved against the pipeline file's directory.
+    pub(crate) path: Spanned<Template>,
+    pub(crate) format: Setting<Format>,
+    pub(crate) columns: Option<Spanned<Vec<String>>>,
+    pub(crate) rotate_bytes: Option<u64>,
+    pub(crate) rotate_every: Option<Duration>,
+    /// Where `rotate` stands.
+    pub(crate) rotate: Option<At>,
+    pub(crate) open_max: Setting<u64>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct HttpOutput {
+    pub(crate) url: String,
+    pub(crate) ndjson: bool,
+    pub(crate) headers: Vec<(Spanned<String>, String)>,
+    pub(crate) timeout: Duration,
+}
+
+/// What happens to an item that fails.
+#[derive(Debug, Clone)]
+pub(crate) struct OnError {
+    pub(crate) at: At,
+    /// Tries of the output beyond the first, if asked for.
+    pub(crate) retry: Option<Retry>,
+    pub(crate) then: Then,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Retry {
+    pub(crate) at: At,
+    pub(crate) attempts: u32,
+    pub(crate) backoff: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Then {
+    Fail,
+    Skip,
+    /// `None` when there is no broker to take; a problem of its own.
+    DeadLetter { queue: Spanned<String>, broker: Option<PathBuf> },
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Goals {
+    pub(crate) latency: Option<Spanned<Duration>>,
+    pub(crate) memory: Option<Spanned<u64>>,
+    pub(crate) order: Option<At>,
+    pub(crate) error_rate_max: Option<Spanned<f64>>,
+}

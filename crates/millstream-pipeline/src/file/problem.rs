@@ -1,0 +1,129 @@
+//! What is wrong with a pipeline file: all of it at once, each with its place and its remedy.
+
+use super::place::{At, Texts};
+use std::fmt;
+
+/// One thing wrong with a pipeline file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Where.
+    pub at: At,
+    /// What is wrong, with the value that is wrong in it: a lower-case fragment without a full stop.
+    pub message: String,
+    /// What to do about it.
+    pub remedy: String,
+    pub(crate) place: String,
+    pub(crate) line: Option<String>,
+}
+
+impl fmt::Display for Problem {
+    /// Four lines: place and message, the line of the file, a caret under the spot, the remedy.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)?;
+        if let Some(line) = &self.line {
+            let number = if self.at.origin == 0 { self.at.line.to_string() } else { String::new() };
+            let gutter = " ".repeat(number.len());
+            let column = self.at.column.saturating_sub(1) as usize;
+            // Tabs stay tabs under the caret, so that it stands below its character at any tab width.
+            let lead: String =
+                line.chars().take(column).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+            let room = line.chars().count().saturating_sub(column).max(1);
+            let carets = "^".repeat((self.at.length as usize).clamp(1, room));
+            write!(f, "\n  {number} | {line}\n  {gutter} | {lead}{carets}")?;
+        }
+        write!(f, "\n  = {}", self.remedy)
+    }
+}
+
+/// Everything that is wrong with a pipeline file, in the order of the file. Never empty when returned as
+/// an error.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Problems {
+    problems: Vec<Problem>,
+}
+
+impl Problems {
+    /// The problems, in the order of the file.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter()
+    }
+
+    /// How many there are.
+    #[expect(clippy::len_without_is_empty, reason = "an error that is empty does not exist")]
+    pub fn len(&self) -> usize {
+        self.problems.len()
+    }
+
+    /// One problem that has no place in the text, such as a file that cannot be read.
+    pub(crate) fn of(place: String, message: String, remedy: String) -> Self {
+        Problems { problems: vec![Problem { at: At::START, message, remedy, place, line: None }] }
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for problem in &self.problems {
+            writeln!(f, "{problem}\n")?;
+        }
+        match self.problems.len() {
+            1 => write!(f, "1 problem"),
+            n => write!(f, "{n} problems"),
+        }
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// Collects problems while a file is checked.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    found: Vec<(At, String, String)>,
+}
+
+impl Findings {
+    pub(crate) fn add(&mut self, at: At, message: impl Into<String>, remedy: impl Into<String>) {
+        self.found.push((at, message.into(), remedy.into()));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    pub(crate) fn into_problems(mut self, texts: &Texts) -> Problems {
+        self.found.sort_by_key(|(at, ..)| *at);
+        self.found.dedup();
+        let problems = self
+            .found
+            .into_iter()
+            .map(|(at, message, remedy)| Problem {
+                at,
+                message,
+                remedy,
+                place: texts.place(at),
+                line: texts.line(at).map(str::to_owned),
+            })
+            .collect();
+        Problems { problems }
+    }
+}
+
+/// The entry of `known` nearest to `word`, when near enough to be what was meant.
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = word.to_lowercase();
+    known
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(&lower, candidate), candidate))
+        .filter(|(score, _)| *score >= 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+/// `a`, `b` or `c`, for remedies.
+pub(crate) fn one_of<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    let words: Vec<String> = words.into_iter().map(|word| format!("`{word}`")).collect();
+    match words.split_last() {
+        None => String::new(),
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+    }
+}

@@ -1,0 +1,311 @@
+//! What one setting means for another: contradictions, and settings that could have no effect.
+//!
+//! Each rule stands alone and reports at the setting that should change.
+
+use super::model::*;
+use super::place::{At, Spanned};
+use super::problem::{Findings, nearest, one_of};
+use super::units::{show_duration, show_size};
+use std::collections::HashMap;
+use std::path::Path;
+
+pub(crate) fn all(draft: &Draft, findings: &mut Findings) {
+    prefetch(draft, findings);
+    queue_limits(draft, findings);
+    queues_apart(draft, findings);
+    reading(draft, findings);
+    writing(draft, findings);
+    files_apart(draft, findings);
+    step_names(&draft.steps, &mut HashMap::new(), findings);
+    parallel(&draft.steps, findings);
+    constant_filters(&draft.steps, findings);
+    routes(draft, findings);
+    errors(draft, findings);
+    goals(draft, findings);
+}
+
+/// The prefetch in force, if items come by a queue.
+fn prefetch_of(draft: &Draft) -> Option<Prefetch> {
+    match (&draft.buffer.value, draft.source.as_deref()) {
+        (Buffer::Queue { prefetch, .. }, _) | (_, Some(Source::Queue { prefetch, .. })) => Some(*prefetch),
+        _ => None,
+    }
+}
+
+/// A batch larger than what may be under way at once never fills: it always waits for its age.
+fn prefetch(draft: &Draft, findings: &mut Findings) {
+    let Some(prefetch) = prefetch_of(draft) else { return };
+    let Batch { count, bytes, .. } = &draft.batch;
+    if count.value > prefetch.items.value {
+        let at = count.at.or(prefetch.items.at).unwrap_or(At::START);
+        findings.add(
+            at,
+            format!("`batch.count` {} is larger than `prefetch` {}: no batch can ever fill", count.value, prefetch.items.value),
+            format!("raise `prefetch` to at least {}, or lower `batch.count`", count.value),
+        );
+    }
+    if bytes.value > prefetch.bytes.value {
+        let at = bytes.at.or(prefetch.bytes.at).unwrap_or(At::START);
+        let (bytes, prefetched) = (show_size(bytes.value), show_size(prefetch.bytes.value));
+        findings.add(
+            at,
+            format!("`batch.bytes` {bytes} is larger than `prefetch_bytes` {prefetched}: no batch can fill by its size"),
+            format!("raise `prefetch_bytes` to at least {bytes}, or lower `batch.bytes`"),
+        );
+    }
+}
+
+/// What is taken from a queue at once cannot be more than the queue holds.
+fn queue_limits(draft: &Draft, findings: &mut Findings) {
+    let Buffer::Queue { items_max, bytes_max, prefetch, .. } = &draft.buffer.value else { return };
+    if let Some(max) = items_max {
+        if draft.batch.count.value > max.value {
+            findings.add(
+                draft.batch.count.at.unwrap_or(max.at),
+                format!("`batch.count` {} is larger than the queue's `max_items` {}", draft.batch.count.value, max.value),
+                "raise `max_items`, or lower `batch.count`",
+            );
+        }
+        if let Some(at) = prefetch.items.at.filter(|_| prefetch.items.value > max.value) {
+            findings.add(
+                at,
+                format!("`prefetch` {} is larger than the queue's `max_items` {}", prefetch.items.value, max.value),
+                "lower `prefetch`: the queue never holds that much",
+            );
+        }
+    }
+    if let (Some(max), Some(at)) = (bytes_max, prefetch.bytes.at)
+        && prefetch.bytes.value > max.value
+    {
+        findings.add(
+            at,
+            format!("`prefetch_bytes` {} is larger than the queue's `max_bytes` {}", show_size(prefetch.bytes.value), show_size(max.value)),
+            "lower `prefetch_bytes`: the queue never holds that much",
+        );
+    }
+}
+
+/// A pipeline that writes into a queue it reads from feeds itself without end.
+fn queues_apart(draft: &Draft, findings: &mut Findings) {
+    let mut used: Vec<(&Path, &Spanned<String>, &str)> = Vec::new();
+    if let Some(Source::Queue { queue, .. }) = draft.source.as_deref() {
+        used.push((&queue.broker, &queue.name, "the source"));
+        if let Buffer::Queue { queue: buffer, .. } = &draft.buffer.value {
+            findings.add(
+                buffer.name.at,
+                "`buffer.queue` behind `source.queue` stores every item twice",
+                "leave `buffer` out: the source's queue already keeps items until they are settled",
+            );
+        }
+    }
+    if let Buffer::Queue { queue, .. } = &draft.buffer.value {
+        used.push((&queue.broker, &queue.name, "the buffer"));
+    }
+    for output in &draft.outputs {
+        if let OutputKind::Queue(queue) = &output.kind {
+            used.push((&queue.broker, &queue.name, "an output"));
+        }
+    }
+    if let Then::DeadLetter { queue, broker: Some(broker) } = &draft.on_error.then {
+        used.push((broker, queue, "the dead letters"));
+    }
+    for (index, (broker, name, role)) in used.iter().enumerate() {
+        let twin = used[..index].iter().find(|(other, queue, _)| other == broker && queue.value == name.value);
+        if let Some((_, _, other)) = twin {
+            findings.add(
+                name.at,
+                format!("queue `{}` is used for {role} and for {other}", name.value),
+                "give each its own queue; items would come round again",
+            );
+        }
+    }
+}
+
+fn reading(draft: &Draft, findings: &mut Findings) {
+    match draft.source.as_deref() {
+        Some(Source::File { path, read, .. }) => {
+            csv_only(read.format.value, read.delimiter.at, "delimiter", findings);
+            csv_only(read.format.value, read.columns.as_ref().map(|columns| columns.at), "columns", findings);
+            let directory = path.value.parent().is_some_and(|parent| parent.to_string_lossy().contains('*'));
+            if directory {
+                findings.add(path.at, "`*` stands in a directory's name", "use `*` in the file's name only, as in `data/*.csv`");
+            }
+        }
+        Some(Source::Stdin { read }) => {
+            csv_only(read.format.value, read.delimiter.at, "delimiter", findings);
+            csv_only(read.format.value, read.columns.as_ref().map(|columns| columns.at), "columns", findings);
+        }
+        Some(Source::Http(http)) if !http.path.starts_with('/') => {
+            findings.add(http.path.at, format!("`path` is `{}`", http.path.value), format!("begin it with a slash: `/{}`", http.path.value));
+        }
+        _ => {}
+    }
+}
+
+fn csv_only(format: Format, at: Option<At>, key: &str, findings: &mut Findings) {
+    if let (Some(at), Format::Ndjson | Format::Lines) = (at, format) {
+        findings.add(at, format!("`{key}` has no effect: the format is not csv"), format!("leave `{key}` out, or set `format: csv`"));
+    }
+}
+
+fn writing(draft: &Draft, findings: &mut Findings) {
+    for output in &draft.outputs {
+        match &output.kind {
+            OutputKind::File(file) => {
+                csv_only(file.format.value, file.columns.as_ref().map(|columns| columns.at), "columns", findings);
+                if let (Some(at), None, None) = (file.rotate, file.rotate_bytes, file.rotate_every) {
+                    findings.add(at, "`rotate` has no effect: it says neither `bytes` nor `every`", "add one of them, or leave `rotate` out");
+                }
+                if let Some(at) = file.open_max.at.filter(|_| file.path.is_fixed()) {
+                    findings.add(at, "`max_open` has no effect: the path has no `{field}`, so one file is open", "leave `max_open` out");
+                }
+            }
+            OutputKind::Http(http) => {
+                for (header, _) in &http.headers {
+                    if ["content-type", "content-length", "host"].contains(&header.to_lowercase().as_str()) {
+                        findings.add(header.at, format!("header `{}` is set by the output itself", header.value), "leave it out; `format` decides the content type");
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Two writers of one file would cut each other's lines.
+fn files_apart(draft: &Draft, findings: &mut Findings) {
+    let mut seen: Vec<(&Path, &str)> = Vec::new();
+    for output in &draft.outputs {
+        let OutputKind::File(file) = &output.kind else { continue };
+        if seen.contains(&(file.path.root.as_path(), file.path.source())) {
+            findings.add(file.path.at, format!("another output already writes {}", file.path.source()), "give each output its own path");
+        }
+        seen.push((&file.path.root, file.path.source()));
+        if let Some(Source::File { path, .. }) = draft.source.as_deref()
+            && file.path.is_fixed()
+            && path.value == file.path.root.join(Path::new(file.path.source()).file_name().unwrap_or_default())
+        {
+            findings.add(file.path.at, "the output is the file that the source reads", "write to another file");
+        }
+    }
+}
+
+/// The ledger counts by name, so two filters of one name could not be told apart.
+fn step_names<'d>(steps: &'d [Step], seen: &mut HashMap<&'d str, At>, findings: &mut Findings) {
+    for step in steps {
+        match step {
+            Step::Filter { name, .. } => {
+                if let Some(first) = seen.insert(&name.value, name.at) {
+                    findings.add(
+                        name.at,
+                        format!("two filters are named `{}`; the first is on line {}", name.value, first.line),
+                        "give each its own name: the report counts what they drop by name",
+                    );
+                }
+            }
+            Step::Parallel { steps, .. } => step_names(steps, seen, findings),
+            _ => {}
+        }
+    }
+}
+
+fn parallel(steps: &[Step], findings: &mut Findings) {
+    for step in steps {
+        if let Step::Parallel { workers: Setting { value: Some(1), at: Some(at) }, .. } = step {
+            findings.add(*at, "`parallel` with one worker has no effect", "use `auto` or a larger number, or take the steps out of `parallel`");
+        }
+    }
+}
+
+fn constant_filters(steps: &[Step], findings: &mut Findings) {
+    for step in steps {
+        match step {
+            Step::Filter { name, keep } => {
+                if let Some(always) = keep.constant() {
+                    let what = if always { "keeps every item" } else { "drops every item" };
+                    findings.add(name.at, format!("filter `{}` {what}, whatever the item", name.value), "compare a field, or take the filter out");
+                }
+            }
+            Step::Parallel { steps, .. } => constant_filters(steps, findings),
+            _ => {}
+        }
+    }
+}
+
+fn routes(draft: &Draft, findings: &mut Findings) {
+    for step in &draft.steps {
+        if let Step::Misplaced { at } = step {
+            findings.add(*at, "`route` is not the last step", "move it to the end of `process`: behind it items are already on their way out");
+        }
+    }
+    match (&draft.route, draft.named) {
+        (None, Some(at)) => findings.add(at, "`output.named` without a `route` that chooses among them", "end `process` with a `route` step, or keep one output without `named`"),
+        (Some(route), None) if !draft.outputs.is_empty() => findings.add(route.at, "`route` has no outputs to choose from", "put the outputs under `output.named`, each with its name"),
+        (Some(route), Some(_)) => {
+            let names: Vec<&str> = draft.outputs.iter().map(|output| output.name.value.as_str()).collect();
+            let targets = route.cases.iter().map(|(_, to)| to).chain([&route.otherwise]);
+            for target in targets.clone() {
+                let dropping = std::ptr::eq(target, &route.otherwise) && target.value == "drop";
+                if !dropping && !names.contains(&target.value.as_str()) {
+                    let remedy = match nearest(&target.value, names.iter().copied()) {
+                        Some(near) => format!("did you mean `{near}`?"),
+                        None => format!("known under `output.named`: {}", one_of(names.iter().copied())),
+                    };
+                    findings.add(target.at, format!("no output is named `{}`", target.value), remedy);
+                }
+            }
+            for output in &draft.outputs {
+                if !targets.clone().any(|target| target.value == output.name.value) {
+                    findings.add(output.name.at, format!("output `{}` is never routed to", output.name.value), "add a case for it to `route`, or take it out");
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn errors(draft: &Draft, findings: &mut Findings) {
+    let Some(retry) = draft.on_error.retry else { return };
+    let retried = draft.outputs.iter().any(|output| !matches!(output.kind, OutputKind::Stdout { .. }));
+    if !retried && !draft.outputs.is_empty() {
+        findings.add(retry.at, "`retry` has no effect: writing to standard output is not tried again", "use `fail`, `skip` or `dead_letter` directly");
+    }
+}
+
+fn goals(draft: &Draft, findings: &mut Findings) {
+    if let Some(latency) = &draft.goals.latency
+        && draft.batch.age.value > latency.value
+    {
+        let age = show_duration(draft.batch.age.value);
+        findings.add(
+            draft.batch.age.at.unwrap_or(latency.at),
+            format!("`batch.age` {age} is longer than `goals.latency` {}", show_duration(latency.value)),
+            format!("set `batch: {{ age: {} }}` or less", show_duration(latency.value)),
+        );
+    }
+    if let Some(promise) = draft.goals.order {
+        for step in &draft.steps {
+            if let Step::Parallel { ordered: Setting { value: false, at: Some(at) }, .. } = step {
+                findings.add(
+                    *at,
+                    format!("`ordered: false` breaks `goals.order`, promised on line {}", promise.line),
+                    "leave `ordered` out, or take `goals.order` back",
+                );
+            }
+        }
+        if let Some(by) = &draft.batch.by {
+            findings.add(
+                by.at,
+                format!("`batch.by` gathers items by `{}` and so breaks `goals.order`, promised on line {}", by.value, promise.line),
+                "leave `by` out, or take `goals.order` back; order within one value of the field is kept either way",
+            );
+        }
+    }
+    if let (Some(rate), Then::Fail) = (&draft.goals.error_rate_max, &draft.on_error.then) {
+        findings.add(
+            rate.at,
+            "`max_error_rate` has no effect: the first error already ends the run",
+            "set `on_error` to `skip` or `dead_letter`, or leave `max_error_rate` out",
+        );
+    }
+}

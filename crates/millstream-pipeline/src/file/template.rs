@@ -1,0 +1,159 @@
+//! Paths with places for fields: `out/{carrier}.ndjson`.
+
+use crate::value::{self, Value};
+use std::path::{Path, PathBuf};
+
+/// A path in which `{field}` stands for an item's field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Template {
+    /// The directory above the first part that has a place.
+    pub(crate) root: PathBuf,
+    /// What follows the root.
+    parts: Vec<Part>,
+    source: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Field(Vec<Value>, String),
+}
+
+/// A file name may have this many bytes on every file system in use; the partial's name is longer by 9.
+const NAME_MAX: usize = 240;
+
+impl Template {
+    /// Reads a template; the error is what is wrong, with the byte it begins at.
+    pub(crate) fn parse(source: &str, base: &Path) -> Result<Self, (usize, String)> {
+        let fixed = source.find('{').unwrap_or(source.len());
+        let (root, start) = match source[..fixed].rfind('/') {
+            Some(0) => (PathBuf::from("/"), 1),
+            Some(slash) => (base.join(&source[..slash]), slash + 1),
+            None => (base.to_owned(), 0),
+        };
+        let mut parts = Vec::new();
+        let mut rest = &source[start..];
+        while let Some(open) = rest.find(['{', '}']) {
+            let offset = source.len() - rest.len() + open;
+            let close = rest[open..].find('}').map(|close| open + close);
+            let (true, Some(close)) = (rest[open..].starts_with('{'), close) else {
+                return Err((offset, "a brace without its partner".to_owned()));
+            };
+            let field = rest[open + 1..close].trim();
+            if field.is_empty() || field.contains('{') || field.split('.').any(str::is_empty) {
+                return Err((offset, format!("`{}` names no field", &rest[open..=close])));
+            }
+            if open > 0 {
+                parts.push(Part::Text(rest[..open].to_owned()));
+            }
+            parts.push(Part::Field(field.split('.').map(value::text).collect(), field.to_owned()));
+            rest = &rest[close + 1..];
+        }
+        if !rest.is_empty() {
+            parts.push(Part::Text(rest.to_owned()));
+        }
+        if source.ends_with('/') || parts.is_empty() {
+            return Err((0, "names a directory, not a file".to_owned()));
+        }
+        Ok(Template { root, parts, source: source.to_owned() })
+    }
+
+    /// Whether every item goes to the same file.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.parts.iter().all(|part| matches!(part, Part::Text(_)))
+    }
+
+    /// The template as it was written.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Writes the path of `item`, relative to [`root`](Self::root), into `out`.
+    ///
+    /// A field's value fills one part of the path and can never leave its directory.
+    ///
+    /// # Errors
+    ///
+    /// Says which field is missing or what in its value cannot be part of a file name.
+    pub(crate) fn fill(&self, item: &Value, out: &mut String) -> Result<(), String> {
+        out.clear();
+        let mut text = Vec::new();
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => out.push_str(text),
+                Part::Field(path, name) => {
+                    let value = path.iter().try_fold(item, |value, key| value::field(value, key));
+                    let value = value.ok_or_else(|| format!("the item has no field `{name}` for its file's path"))?;
+                    text.clear();
+                    value::write_plain(&mut text, value);
+                    out.push_str(name_part(&text).map_err(|why| {
+                        let shown: String = String::from_utf8_lossy(&text).chars().take(60).collect();
+                        format!("field `{name}` is {shown:?}, which {why}")
+                    })?);
+                }
+            }
+        }
+        for part in out.split('/') {
+            if part == "." || part == ".." || part.is_empty() {
+                return Err(format!("the path would be {out:?}, which leaves its directory"));
+            }
+            if part.len() > NAME_MAX {
+                return Err(format!("a part of the path has {} bytes; {NAME_MAX} is the most", part.len()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn name_part(text: &[u8]) -> Result<&str, &'static str> {
+    let text = std::str::from_utf8(text).map_err(|_| "is not UTF-8")?;
+    if text.is_empty() {
+        Err("cannot be part of a file's name")
+    } else if text.contains(['/', '\\']) {
+        Err("would lead to another directory")
+    } else if text.chars().any(char::is_control) {
+        Err("has control characters")
+    } else if text.starts_with('.') {
+        Err("begins with a point")
+    } else {
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(template: &str, item: &str) -> Result<String, String> {
+        let template = Template::parse(template, Path::new("/base")).expect("a good template");
+        let mut out = String::new();
+        template.fill(&value::parse_json(item.as_bytes()).expect("JSON"), &mut out)?;
+        Ok(template.root.join(out).display().to_string())
+    }
+
+    #[test]
+    fn fields_fill_their_places() {
+        assert_eq!(filled("out/{carrier}.ndjson", r#"{"carrier":"UA"}"#).as_deref(), Ok("/base/out/UA.ndjson"));
+        assert_eq!(filled("{a.b}-{n}.csv", r#"{"a":{"b":"x"},"n":7}"#).as_deref(), Ok("/base/x-7.csv"));
+        assert_eq!(filled("out/all.ndjson", "{}").as_deref(), Ok("/base/out/all.ndjson"));
+        assert_eq!(filled("out/x-{n}/f.csv", r#"{"n":1}"#).as_deref(), Ok("/base/out/x-1/f.csv"));
+        assert_eq!(filled("/abs/{n}", r#"{"n":1}"#).as_deref(), Ok("/abs/1"));
+    }
+
+    #[test]
+    fn a_value_cannot_leave_the_directory() {
+        for value in ["../../etc/passwd", "a/b", "..", ".", "", ".hidden", "a\\b", "a\u{0}b", "a\nb"] {
+            let item = serde_json::json!({ "c": value }).to_string();
+            assert!(filled("out/{c}", &item).is_err(), "{value:?} was taken");
+        }
+        assert!(filled("out/{c}", r#"{"d":1}"#).expect_err("no field").contains("`c`"));
+        assert!(filled("out/{c}", &format!("{{\"c\":\"{}\"}}", "x".repeat(300))).is_err());
+    }
+
+    #[test]
+    fn broken_templates_are_refused() {
+        for template in ["out/{", "out/}", "out/{}", "out/{a{b}", "out/", "out/{a..b}"] {
+            assert!(Template::parse(template, Path::new("/base")).is_err(), "{template:?} was taken");
+        }
+    }
+}

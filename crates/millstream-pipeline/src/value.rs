@@ -1,0 +1,277 @@
+//! Values: what an item carries, read from and written as JSON.
+//!
+//! The type is jq's own, so that `map` needs no conversion on the way in or out; objects keep the order of
+//! their keys, and a clone of a value shares its contents.
+
+use bytes::Bytes;
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use std::fmt;
+use std::io::Write as _;
+
+pub use jaq_json::{Map, Num, Val as Value};
+
+/// Why bytes are not one JSON value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message} at column {column}")]
+pub struct JsonError {
+    message: String,
+    column: usize,
+}
+
+impl JsonError {
+    /// The column of the byte that is wrong, from 1.
+    pub fn column(&self) -> usize {
+        self.column
+    }
+}
+
+/// Reads exactly one JSON value. Nesting is bounded at 128.
+///
+/// # Errors
+///
+/// Says what is wrong and at which column.
+pub fn parse_json(text: &[u8]) -> Result<Value, JsonError> {
+    let fail = |error: serde_json::Error| {
+        let line = error.line();
+        // serde_json appends the place to its message; the column is ours to tell, counted from the start.
+        let message = error.to_string();
+        let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
+        let before: usize = text.split(|b| *b == b'\n').take(line.saturating_sub(1)).map(|l| l.len() + 1).sum();
+        JsonError { message, column: (before + error.column()).max(1) }
+    };
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let value = AsValue.deserialize(&mut reader).map_err(fail)?;
+    reader.end().map_err(fail)?;
+    Ok(value)
+}
+
+struct AsValue;
+
+impl<'de> DeserializeSeed<'de> for AsValue {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AsValue {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Num(Num::from_integral(value)))
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Num(Num::from_integral(value)))
+    }
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Num(Num::Float(value)))
+    }
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(text(value))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(AsValue)? {
+            list.push(item);
+        }
+        Ok(Value::Arr(list.into()))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Map::default();
+        while let Some(key) = entries.next_key::<AsKey>()? {
+            map.insert(key.0, entries.next_value_seed(AsValue)?);
+        }
+        Ok(Value::obj(map))
+    }
+}
+
+struct AsKey(Value);
+
+impl<'de> Deserialize<'de> for AsKey {
+    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = AsKey;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+            fn visit_str<E>(self, value: &str) -> Result<AsKey, E> {
+                Ok(AsKey(text(value)))
+            }
+        }
+        reader.deserialize_str(Text)
+    }
+}
+
+/// A text value.
+pub fn text(text: &str) -> Value {
+    Value::utf8_str(Bytes::copy_from_slice(text.as_bytes()))
+}
+
+/// The field `name` of an object; `None` for anything else.
+pub fn field<'v>(value: &'v Value, name: &Value) -> Option<&'v Value> {
+    match value {
+        Value::Obj(map) => map.get(name),
+        _ => None,
+    }
+}
+
+/// Writes a value as compact JSON on one line.
+pub fn write_json(out: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::Null => out.extend_from_slice(b"null"),
+        Value::Bool(true) => out.extend_from_slice(b"true"),
+        Value::Bool(false) => out.extend_from_slice(b"false"),
+        Value::Num(number) => write_number(out, number),
+        Value::TStr(text) | Value::BStr(text) => write_text(out, text),
+        Value::Arr(items) => {
+            out.push(b'[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                write_json(out, item);
+            }
+            out.push(b']');
+        }
+        Value::Obj(map) => {
+            out.push(b'{');
+            for (index, (key, item)) in map.iter().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                match key {
+                    Value::TStr(text) | Value::BStr(text) => write_text(out, text),
+                    // jq knows keys that are not text; JSON does not.
+                    other => {
+                        let mut inner = Vec::new();
+                        write_json(&mut inner, other);
+                        write_text(out, &inner);
+                    }
+                }
+                out.push(b':');
+                write_json(out, item);
+            }
+            out.push(b'}');
+        }
+    }
+}
+
+fn write_number(out: &mut Vec<u8>, number: &Num) {
+    match number {
+        Num::Int(int) => {
+            let mut buffer = itoa::Buffer::new();
+            out.extend_from_slice(buffer.format(*int).as_bytes());
+        }
+        // JSON has no word for what is not a finite number; jq writes null too.
+        Num::Float(float) if !float.is_finite() => out.extend_from_slice(b"null"),
+        Num::Float(float) => {
+            // A `Vec` takes every write.
+            let _ = serde_json::to_writer(out, float);
+        }
+        Num::BigInt(_) | Num::Dec(_) => {
+            let _ = write!(out, "{number}");
+        }
+    }
+}
+
+/// Writes `text` as a JSON string; what is not UTF-8 becomes the replacement character.
+pub(crate) fn write_text(out: &mut Vec<u8>, text: &[u8]) {
+    match std::str::from_utf8(text) {
+        Ok(text) => escape(out, text),
+        Err(_) => escape(out, &String::from_utf8_lossy(text)),
+    }
+}
+
+fn escape(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    let bytes = text.as_bytes();
+    let mut written = 0;
+    for (index, &byte) in bytes.iter().enumerate() {
+        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
+            continue;
+        }
+        out.extend_from_slice(&bytes[written..index]);
+        written = index + 1;
+        match byte {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            other => {
+                let _ = write!(out, "\\u{other:04x}");
+            }
+        }
+    }
+    out.extend_from_slice(&bytes[written..]);
+    out.push(b'"');
+}
+
+/// A value as text in a path or a csv field: text as it is, anything else as JSON, null as nothing.
+pub(crate) fn write_plain(out: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::Null => {}
+        Value::TStr(text) | Value::BStr(text) => out.extend_from_slice(text),
+        other => write_json(out, other),
+    }
+}
+
+/// About how many bytes a value holds in memory; what buffers and batches count.
+pub(crate) fn footprint(value: &Value) -> usize {
+    // 16 bytes a value, 32 for the header of a text, 24 more for an entry's hash and place in an object.
+    16 + match value {
+        Value::TStr(text) | Value::BStr(text) => 32 + text.len(),
+        Value::Arr(items) => items.iter().map(footprint).sum(),
+        Value::Obj(map) => map.iter().map(|(key, value)| 24 + footprint(key) + footprint(value)).sum(),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn round_trip(json: &str) -> String {
+        let mut out = Vec::new();
+        write_json(&mut out, &parse_json(json.as_bytes()).expect("valid JSON"));
+        String::from_utf8(out).expect("JSON is UTF-8")
+    }
+
+    #[test]
+    fn json_comes_back_as_it_was_with_its_keys_in_order() {
+        let json = r#"{"z":1,"a":[true,null,-2.5,"é\"\\\n\u0001"],"big":18446744073709551615}"#;
+        assert_eq!(round_trip(json), json);
+    }
+
+    #[test]
+    fn bad_json_names_its_column() {
+        assert_eq!(parse_json(b"{\"a\": nope}").expect_err("not JSON").column(), 8);
+        assert!(parse_json(b"1 2").expect_err("two values").to_string().contains("trailing"));
+        assert!(parse_json(&vec![b'['; 100_000]).is_err(), "deep nesting is refused, not a stack overflow");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_value_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = parse_json(&bytes);
+        }
+
+        #[test]
+        fn any_text_survives(s in any::<String>()) {
+            let mut out = Vec::new();
+            write_json(&mut out, &text(&s));
+            prop_assert_eq!(serde_json::from_slice::<String>(&out).expect("JSON"), s);
+        }
+    }
+}
