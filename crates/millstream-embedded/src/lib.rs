@@ -1,1 +1,4 @@
 //! The durable log of Millstream and the broker built on it.
+
+#[forbid(unsafe_code)]
+pub mod log;
