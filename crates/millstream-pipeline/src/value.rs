@@ -4,7 +4,7 @@
 //! their keys, and a clone of a value shares its contents.
 
 use bytes::Bytes;
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 use std::io::Write as _;
 
@@ -23,6 +23,11 @@ impl JsonError {
     pub fn column(&self) -> usize {
         self.column
     }
+
+    /// What is wrong, without the place.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
 }
 
 /// Reads exactly one JSON value. Nesting is bounded at 128.
@@ -31,6 +36,15 @@ impl JsonError {
 ///
 /// Says what is wrong and at which column.
 pub fn parse_json(text: &[u8]) -> Result<Value, JsonError> {
+    parse(text, None)
+}
+
+/// Like [`parse_json`], with the texts of the value sharing the bytes they were read from.
+pub(crate) fn parse_shared(text: &Bytes) -> Result<Value, JsonError> {
+    parse(text, Some(text))
+}
+
+fn parse(text: &[u8], shared: Option<&Bytes>) -> Result<Value, JsonError> {
     let fail = |error: serde_json::Error| {
         let line = error.line();
         // serde_json appends the place to its message; the column is ours to tell, counted from the start.
@@ -40,21 +54,23 @@ pub fn parse_json(text: &[u8]) -> Result<Value, JsonError> {
         JsonError { message, column: (before + error.column()).max(1) }
     };
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let value = AsValue.deserialize(&mut reader).map_err(fail)?;
+    let value = AsValue(shared).deserialize(&mut reader).map_err(fail)?;
     reader.end().map_err(fail)?;
     Ok(value)
 }
 
-struct AsValue;
+/// Builds a value; with the bytes that are read, texts refer into them instead of being copied.
+#[derive(Clone, Copy)]
+struct AsValue<'b>(Option<&'b Bytes>);
 
-impl<'de> DeserializeSeed<'de> for AsValue {
+impl<'de> DeserializeSeed<'de> for AsValue<'_> {
     type Value = Value;
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
         reader.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for AsValue {
+impl<'de> Visitor<'de> for AsValue<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -78,37 +94,35 @@ impl<'de> Visitor<'de> for AsValue {
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
         Ok(text(value))
     }
+    fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Value, E> {
+        Ok(match self.0 {
+            Some(shared) => Value::utf8_str(shared.slice_ref(value.as_bytes())),
+            None => text(value),
+        })
+    }
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(AsValue)? {
+        while let Some(item) = items.next_element_seed(self)? {
             list.push(item);
         }
         Ok(Value::Arr(list.into()))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::default();
-        while let Some(key) = entries.next_key::<AsKey>()? {
-            map.insert(key.0, entries.next_value_seed(AsValue)?);
+        while let Some(key) = entries.next_key_seed(AsText(self))? {
+            map.insert(key, entries.next_value_seed(self)?);
         }
         Ok(Value::obj(map))
     }
 }
 
-struct AsKey(Value);
+/// The keys of an object: texts only.
+struct AsText<'b>(AsValue<'b>);
 
-impl<'de> Deserialize<'de> for AsKey {
-    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = AsKey;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key")
-            }
-            fn visit_str<E>(self, value: &str) -> Result<AsKey, E> {
-                Ok(AsKey(text(value)))
-            }
-        }
-        reader.deserialize_str(Text)
+impl<'de> DeserializeSeed<'de> for AsText<'_> {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+        reader.deserialize_str(self.0)
     }
 }
 

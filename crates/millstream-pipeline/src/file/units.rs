@@ -26,13 +26,13 @@ const TIMES: [(&str, u64); 7] = [
 ];
 
 /// Bytes of `64MiB`, `1.5GB`, `512B`. A number without a unit is refused, except 0.
-pub(crate) fn size(text: &str) -> Option<u64> {
+pub fn size(text: &str) -> Option<u64> {
     let bytes = quantity(text.trim(), &SIZES)?;
     (bytes <= u64::MAX as f64).then_some(bytes as u64)
 }
 
 /// `500ms`, `1s`, `1h 30m`. A number without a unit is refused, except 0.
-pub(crate) fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let mut total = 0.0;
     let mut parts = 0;
     for part in text.split_whitespace() {

@@ -1,0 +1,130 @@
+//! Makes an item of each frame.
+
+use super::csv::Header;
+use super::frame::Frame;
+use crate::file::model::{Format, Reading};
+use crate::value::{self, Map, Value};
+use bytes::Bytes;
+
+/// What is wrong with one line or row, at a column from 1.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Fault {
+    column: usize,
+    message: String,
+}
+
+impl Fault {
+    pub(crate) fn new(column: usize, message: String) -> Self {
+        Fault { column, message }
+    }
+
+    pub(crate) fn column(&self) -> usize {
+        self.column
+    }
+}
+
+/// Makes items of frames; csv reads its header from the first.
+#[derive(Debug, Clone)]
+pub(crate) struct Decoder {
+    format: Format,
+    delimiter: u8,
+    columns: Option<Vec<String>>,
+    header: Option<Header>,
+    line_key: Value,
+}
+
+impl Decoder {
+    pub(crate) fn new(read: &Reading) -> Self {
+        Decoder {
+            format: read.format.value,
+            delimiter: read.delimiter.value,
+            columns: read.columns.as_ref().map(|columns| columns.value.clone()),
+            header: None,
+            line_key: value::text("line"),
+        }
+    }
+
+    /// Whether the next frame is a csv header rather than an item.
+    pub(crate) fn wants_header(&self) -> bool {
+        self.format == Format::Csv && self.header.is_none()
+    }
+
+    /// Takes the header of a csv file.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the header. Without a header no row has a meaning, so this ends the source.
+    pub(crate) fn header(&mut self, frame: &Frame) -> Result<(), Fault> {
+        let header = match frame {
+            Frame::Whole { bytes, .. } => Header::parse(bytes, self.delimiter)?,
+            Frame::TooLong { length, .. } => {
+                return Err(Fault::new(1, format!("the header has {length} bytes; raise `max_line`")));
+            }
+        };
+        if let Some(columns) = &self.columns {
+            header.expect(columns)?;
+        }
+        self.header = Some(header);
+        Ok(())
+    }
+
+    /// Whether a frame holds nothing at all: such lines are no items in any format but `lines`.
+    pub(crate) fn is_blank(&self, frame: &Frame) -> bool {
+        matches!(frame, Frame::Whole { bytes, .. } if self.format != Format::Lines && bytes.iter().all(u8::is_ascii_whitespace))
+    }
+
+    /// The item as JSON text, for a queue.
+    pub(crate) fn write_json(&self, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Fault> {
+        let bytes = whole(frame)?;
+        match (self.format, &self.header) {
+            (Format::Csv, Some(header)) => header.write_json(bytes, out),
+            (Format::Lines, _) => {
+                utf8(bytes)?;
+                out.extend_from_slice(b"{\"line\":");
+                value::write_text(out, bytes);
+                out.push(b'}');
+                Ok(())
+            }
+            _ => {
+                // Parsed to know that it is JSON, kept as it was written.
+                value::parse_json(bytes).map_err(|error| Fault::new(error.column(), error.message().to_owned()))?;
+                out.extend_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// The item as a value.
+    pub(crate) fn value(&self, frame: Frame) -> Result<Value, Fault> {
+        whole(&frame)?;
+        let Frame::Whole { bytes, .. } = frame else { unreachable!("`whole` refused every other frame") };
+        let bytes: Bytes = bytes.freeze();
+        match (self.format, &self.header) {
+            (Format::Csv, Some(header)) => header.value(&bytes),
+            (Format::Lines, _) => {
+                utf8(&bytes)?;
+                let mut map = Map::default();
+                map.insert(self.line_key.clone(), Value::utf8_str(bytes));
+                Ok(Value::obj(map))
+            }
+            _ => value::parse_shared(&bytes).map_err(|error| Fault::new(error.column(), error.message().to_owned())),
+        }
+    }
+}
+
+fn whole(frame: &Frame) -> Result<&[u8], Fault> {
+    match frame {
+        Frame::Whole { bytes, .. } => Ok(bytes),
+        Frame::TooLong { length, .. } => {
+            Err(Fault::new(1, format!("the line has {length} bytes, more than `max_line` allows")))
+        }
+    }
+}
+
+fn utf8(bytes: &[u8]) -> Result<(), Fault> {
+    std::str::from_utf8(bytes).map(drop).map_err(|error| {
+        let before = String::from_utf8_lossy(&bytes[..error.valid_up_to()]).chars().count();
+        Fault::new(before + 1, format!("byte 0x{:02x} is not UTF-8", bytes[error.valid_up_to()]))
+    })
+}
