@@ -1,1 +1,95 @@
-//! The engine of Millstream: items, operators, stages, hops, settlement, ledger, knobs.
+//! The engine of Millstream: items flow from a source through typed operators to a sink, with bounded memory,
+//! backpressure from the last to the first, and an account of every item.
+//!
+//! ```
+//! use millstream_flow::{Batch, Capacity, Pipe};
+//! use std::time::Duration;
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
+//! let (batches, report) = Pipe::from_iter(1..=10_000u32)
+//!     .filter(|n| n % 2 == 0)
+//!     .buffer(Capacity::auto()) // another task from here on
+//!     .map(|n| n * 2)
+//!     .batch(Batch::count(100).age(Duration::from_millis(10)))
+//!     .fold(0, |batches, batch| *batches += batch.len() / 100)
+//!     .await
+//!     .unwrap();
+//! assert_eq!(batches, 50);
+//! assert_eq!(report.stages.len(), 2);
+//! assert!(report.ledger.balances());
+//! # }
+//! ```
+//!
+//! # What it is not
+//!
+//! It knows no socket, no file and no broker: those are other crates' sources and sinks. It is not a batch engine
+//! for columns (use Arrow), and it does not distribute one flow over machines (use a broker between flows).
+//!
+//! # How it works
+//!
+//! Inside a stage, operators are nested closures that the source's loop calls ([`Flow`]); between stages, chunks
+//! of items cross a bounded ring. `ARCHITECTURE.md` has the whole picture, and `cargo xtask bench engine` the
+//! measurements.
+//!
+//! # Unsafe code
+//!
+//! In two modules: the ring between stages (`ring`, model-checked with loom and run under Miri) and the counted
+//! pointer of tokens (`token`, under Miri).
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod clock;
+mod drive;
+mod failure;
+mod finish;
+mod flow;
+mod knob;
+mod measure;
+mod op;
+mod pipe;
+mod report;
+mod retry;
+mod ring;
+mod run;
+mod scope;
+mod sink;
+mod source;
+mod spawn;
+mod stats;
+mod sync;
+mod token;
+
+pub use clock::Clock;
+pub use failure::{BoxError, Failed, Failure, Panicked, chain};
+pub use flow::{Flow, Step};
+pub use knob::{Frozen, Knob, Setting};
+pub use measure::{Capacity, Measure, Unmeasured};
+pub use op::batch::Batch;
+pub use op::map_async::Concurrency;
+pub use op::overflow::Overflow;
+pub use op::parallel::Workers;
+pub use pipe::Pipe;
+pub use report::{HopReport, Ledger, OpReport, Report, StageReport};
+pub use retry::Retry;
+pub use run::{Ended, Monitor, Plan, Run, RunError};
+pub use scope::{MemoryUse, PanicPolicy, RunErrorKind};
+pub use sink::{Sink, SinkError};
+pub use token::{Account, Outcome, Settle, Settler, Shares, Token, TokenRuns, Tracked, Tracker};
+
+/// The flows that [`Pipe`]'s methods make, for whoever must name their types.
+pub mod flows {
+    pub use crate::op::basic::{Filter, FilterMap, Inspect, Map, Skip, Take};
+    pub use crate::op::batch::Batched;
+    pub use crate::op::boxed::BoxFlow;
+    pub use crate::op::buffer::Hop;
+    pub use crate::op::errors::{DeadLetter, FailFast, Fallback, Reject, SkipErrors};
+    pub use crate::op::flat_map::{FlatMap, Unbatch};
+    pub use crate::op::map_async::MapAsync;
+    pub use crate::op::merge::{Either, Merge};
+    pub use crate::op::overflow::Shedding;
+    pub use crate::op::parallel::Parallel;
+    pub use crate::op::try_map::TryMap;
+    pub use crate::pipe::{Buffered, LaneFlow};
+    pub use crate::source::{FromIter, FromStream, FromTracked};
+}

@@ -1,0 +1,190 @@
+//! What turns a stage: quanta paced by time, panics caught, time accounted.
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::clock::Tick;
+use crate::failure::{Failure, Panicked};
+use crate::flow::{Flow, Step};
+use crate::scope::{PanicPolicy, RunErrorKind, Scope};
+use crate::stats::StageStats;
+use crate::token::{CatchScope, Outcome, Settle};
+
+/// How long a stage works before it lets others run. tokio's current-thread runtime looks at timers once in 61
+/// polls, so a slice of 50 µs can delay a timer by 3 ms; 10 µs cost the cheapest possible flow 2 to 4 %
+/// (`cargo xtask bench engine`, case fairness).
+const SLICE: Duration = Duration::from_micros(10);
+
+/// A quantum may double while it takes less than this.
+const QUANTUM_SHORT: Duration = Duration::from_nanos(2_500);
+
+/// The first quantum; it doubles while items are cheap and halves when they are dear.
+const QUANTUM_FIRST: usize = 16;
+
+/// Why a stage last stopped working, so that the time until it is polled again has a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Idle {
+    /// It gave way to others, or has not begun.
+    Yielded,
+    /// Nothing came from upstream.
+    Starved,
+    /// There was no room downstream.
+    Blocked,
+}
+
+/// The driver of one stage: calls its flow in quanta and keeps its account.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    pub(crate) scope: Arc<Scope>,
+    pub(crate) stats: Arc<StageStats>,
+    quantum: usize,
+    quantum_max: usize,
+    slice_began: Tick,
+    idle: Idle,
+    idle_since: Option<Tick>,
+}
+
+/// What the driver's caller does after a quantum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Go on.
+    Again,
+    /// Return `Pending`: the stage has used its slice and woken itself, or upstream has nothing.
+    Wait,
+    /// The flow has ended.
+    End,
+    /// The run has failed at this stage; stop.
+    Failed,
+}
+
+impl Driver {
+    pub(crate) fn new(scope: Arc<Scope>, stats: Arc<StageStats>, quantum_max: usize) -> Self {
+        Driver {
+            scope,
+            stats,
+            quantum: QUANTUM_FIRST.min(quantum_max),
+            quantum_max,
+            slice_began: Tick::now(),
+            idle: Idle::Yielded,
+            idle_since: None,
+        }
+    }
+
+    /// To be called when the task is polled: a new slice begins, and the wait that ended is accounted for.
+    pub(crate) fn begin(&mut self) {
+        let now = Tick::now();
+        self.slice_began = now;
+        if let Some(since) = self.idle_since.take() {
+            match self.idle {
+                Idle::Starved => self.stats.add_starved(now.since(since)),
+                Idle::Blocked => self.stats.add_blocked(now.since(since)),
+                Idle::Yielded => {}
+            }
+        }
+    }
+
+    fn end(&mut self, idle: Idle) {
+        self.idle = idle;
+        self.idle_since = Some(Tick::now());
+    }
+
+    /// To be called before returning `Pending` because there is no room downstream.
+    pub(crate) fn blocked(&mut self) {
+        self.end(Idle::Blocked);
+    }
+
+    /// Drives the flow for one quantum of up to `room` items into `sink`. `after` is called before the outcome is
+    /// judged, whatever it is: publish there what the sink has gathered.
+    #[inline]
+    pub(crate) fn turn<F: Flow>(
+        &mut self,
+        flow: &mut F,
+        cx: &mut Context<'_>,
+        room: usize,
+        mut sink: impl FnMut(F::Item, F::Token) -> ControlFlow<()>,
+    ) -> Turn {
+        let began = Tick::now();
+        let max = self.quantum.min(room);
+        let mut items = 0u64;
+        let catching = F::Token::TRACKED.then(CatchScope::enter);
+        let step = catch_unwind(AssertUnwindSafe(|| {
+            flow.poll_drive(cx, max, &mut |item, token| {
+                items += 1;
+                sink(item, token)
+            })
+        }));
+        let step = match step {
+            Ok(step) => {
+                drop(catching);
+                step
+            }
+            Err(payload) => {
+                let error = Panicked::new(payload);
+                if settle_panic::<F::Token>(&self.scope, &self.stats, error, catching) {
+                    return Turn::Failed;
+                }
+                Poll::Ready(Step::More)
+            }
+        };
+        let now = Tick::now();
+        let took = now.since(began);
+        self.stats.add_quantum(items, took);
+        // Only a full quantum says what an item costs.
+        if took > SLICE / 2 {
+            self.quantum = (self.quantum / 2).max(1);
+        } else if took < QUANTUM_SHORT && max == self.quantum && step == Poll::Ready(Step::More) {
+            self.quantum = (self.quantum * 2).min(self.quantum_max);
+        }
+        match step {
+            Poll::Pending => {
+                self.idle = Idle::Starved;
+                self.idle_since = Some(now);
+                Turn::Wait
+            }
+            Poll::Ready(Step::End) => Turn::End,
+            Poll::Ready(Step::More) if now.since(self.slice_began) >= SLICE => {
+                self.idle = Idle::Yielded;
+                self.idle_since = Some(now);
+                cx.waker().wake_by_ref();
+                Turn::Wait
+            }
+            Poll::Ready(Step::More) => Turn::Again,
+        }
+    }
+}
+
+/// Settles what a panic took with it, by the run's policy. Returns whether the run fails.
+#[cold]
+pub(crate) fn settle_panic<K: Settle>(
+    scope: &Arc<Scope>,
+    stats: &StageStats,
+    error: Panicked,
+    catching: Option<CatchScope>,
+) -> bool {
+    stats.add_panic();
+    let failure = Failure::new(stats.name(), &error, scope.clock.now());
+    let unwound = catching.map(CatchScope::leave);
+    tracing::error!(stage = %failure.stage, reason = %failure.reason, "a user function panicked");
+    match scope.panic_policy() {
+        PanicPolicy::Dead => {
+            if !K::TRACKED {
+                scope.counts.dead.fetch_add(1, Ordering::Relaxed);
+            }
+            if let Some(unwound) = unwound {
+                unwound.settle(&Outcome::Dead(Arc::new(failure)));
+            }
+            false
+        }
+        PanicPolicy::Fail => {
+            if let Some(unwound) = unwound {
+                unwound.settle(&Outcome::Abandoned);
+            }
+            scope.fail(RunErrorKind::Item(failure));
+            true
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The futures at the end of a flow.
+
+use std::future::{Future, poll_fn};
+use std::ops::ControlFlow;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use crate::drive::{Driver, Turn};
+use crate::failure::Failure;
+use crate::flow::Flow;
+use crate::scope::{RunErrorKind, Scope};
+use crate::sink::{Sink, SinkError};
+use crate::token::{Outcome, Settle};
+
+/// True if a stage of the run has failed; registers to be told.
+fn poll_failed(scope: &Scope, cx: &Context<'_>) -> bool {
+    scope.root_waker().register(cx.waker());
+    scope.has_failed()
+}
+
+fn add_completed<K: Settle>(scope: &Scope, items: u64) {
+    if !K::TRACKED && items > 0 {
+        // The end of a flow is this counter's only writer.
+        let completed = &scope.counts.completed;
+        completed.store(completed.load(Ordering::Relaxed) + items, Ordering::Release);
+    }
+}
+
+/// Ends a flow in a closure: the terminal stage of `for_each` and `fold`.
+pub(crate) struct Drain<F, A, E> {
+    pub(crate) flow: F,
+    pub(crate) state: Option<A>,
+    pub(crate) each: E,
+    pub(crate) driver: Driver,
+}
+
+impl<F, A, E> Unpin for Drain<F, A, E> {}
+
+impl<F, A, E> Future for Drain<F, A, E>
+where
+    F: Flow,
+    E: FnMut(&mut A, F::Item),
+{
+    type Output = Option<A>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<A>> {
+        let Drain { flow, state, each, driver } = &mut *self;
+        if poll_failed(&driver.scope, cx) {
+            return Poll::Ready(None);
+        }
+        driver.begin();
+        let accumulator = state.as_mut().expect("a finished run is not polled again");
+        loop {
+            let mut tokens = <F::Token as Settle>::Group::default();
+            let mut items = 0;
+            let turn = driver.turn(flow, cx, usize::MAX, |item, token| {
+                each(accumulator, item);
+                items += 1;
+                token.join(&mut tokens);
+                ControlFlow::Continue(())
+            });
+            add_completed::<F::Token>(&driver.scope, items);
+            if F::Token::TRACKED {
+                tokens.settle(&Outcome::Completed);
+            }
+            match turn {
+                Turn::Again => {}
+                Turn::Wait => return Poll::Pending,
+                Turn::End => return Poll::Ready(state.take()),
+                Turn::Failed => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+/// Ends a flow in a sink, chunk by chunk.
+pub(crate) async fn run_sink<F, S>(mut flow: F, mut sink: S, mut driver: Driver) -> Option<S>
+where
+    F: Flow,
+    S: Sink<Item = F::Item>,
+{
+    let scope = driver.scope.clone();
+    let chunk = sink.chunk().max(1);
+    let mut items: Vec<F::Item> = Vec::with_capacity(chunk);
+    let mut tokens: Vec<F::Token> = Vec::with_capacity(chunk);
+    loop {
+        let turn = poll_fn(|cx| {
+            if poll_failed(&scope, cx) {
+                return Poll::Ready(Turn::Failed);
+            }
+            driver.begin();
+            loop {
+                let turn = driver.turn(&mut flow, cx, chunk - items.len(), |item, token| {
+                    items.push(item);
+                    tokens.push(token);
+                    ControlFlow::Continue(())
+                });
+                match turn {
+                    Turn::Wait if items.is_empty() => return Poll::Pending,
+                    Turn::Again if items.len() < chunk => {}
+                    turn => return Poll::Ready(turn),
+                }
+            }
+        })
+        .await;
+        if turn == Turn::Failed {
+            return None;
+        }
+        if !items.is_empty() {
+            driver.blocked();
+            let written = unless_failed(&scope, sink.write(&mut items)).await?;
+            driver.begin();
+            settle_written(&scope, &driver, written, &mut tokens)?;
+            items.clear();
+        }
+        if turn == Turn::End {
+            break;
+        }
+    }
+    match unless_failed(&scope, sink.close()).await? {
+        Ok(()) => Some(sink),
+        Err(error) => {
+            scope.fail(RunErrorKind::Sink(error));
+            None
+        }
+    }
+}
+
+/// Settles the items of a write. `None` if the run fails by it.
+fn settle_written<K: Settle>(
+    scope: &Arc<Scope>,
+    driver: &Driver,
+    written: Result<(), SinkError>,
+    tokens: &mut Vec<K>,
+) -> Option<()> {
+    let mut rejected = match written {
+        Ok(()) => Vec::new(),
+        Err(SinkError::Rejected(rejected)) => rejected,
+        Err(SinkError::Failed(error)) => {
+            tokens.clear(); // dropped unsettled: to be delivered again
+            scope.fail(RunErrorKind::Sink(error));
+            return None;
+        }
+    };
+    rejected.sort_by_key(|(index, _)| *index);
+    let mut rejected = rejected.into_iter().peekable();
+    let mut done = K::Group::default();
+    let mut completed = 0;
+    for (index, token) in tokens.drain(..).enumerate() {
+        let mut reason = None;
+        while let Some((_, error)) = rejected.next_if(|(at, _)| *at == index) {
+            reason = Some(error);
+        }
+        match reason {
+            None => {
+                completed += 1;
+                token.join(&mut done);
+            }
+            Some(error) => {
+                if !K::TRACKED {
+                    scope.counts.dead.fetch_add(1, Ordering::Relaxed);
+                }
+                let failure = Failure::new(driver.stats.name(), &*error, scope.clock.now());
+                token.settle(&Outcome::Dead(Arc::new(failure)));
+            }
+        }
+    }
+    add_completed::<K>(scope, completed);
+    done.settle(&Outcome::Completed);
+    Some(())
+}
+
+/// Awaits `future`, giving up when the run fails elsewhere.
+async fn unless_failed<T>(scope: &Scope, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        if poll_failed(scope, cx) {
+            return Poll::Ready(None);
+        }
+        future.as_mut().poll(cx).map(Some)
+    })
+    .await
+}

@@ -1,0 +1,212 @@
+//! Many items as one: by count, bytes and age.
+
+use std::future::Future;
+use std::mem;
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::flow::{Flow, Step};
+use crate::knob::{Knob, Setting};
+use crate::measure::{Measure, Unmeasured};
+use crate::op::Tally;
+use crate::scope::Scope;
+use crate::token::Settle;
+
+/// When a batch is complete: at so many items, so many bytes, or at an age, whichever comes first.
+///
+/// ```
+/// use millstream_flow::Batch;
+/// use std::time::Duration;
+/// let batch = Batch::count(500).bytes(1 << 20, |line: &String| line.len()).age(Duration::from_millis(50));
+/// # let _ = batch;
+/// ```
+#[derive(Debug, Clone)]
+pub struct Batch<W = Unmeasured> {
+    pub(crate) count: Setting,
+    bytes_max: usize,
+    age_max: Option<Duration>,
+    measure: W,
+}
+
+/// The first count of an automatic batch, and the highest the tuner may try.
+const COUNT_AUTO: usize = 100;
+const COUNT_MAX: usize = 1 << 16;
+
+impl Batch {
+    /// Batches of `count` items, fixed.
+    ///
+    /// # Panics
+    /// If `count` is 0 or above 2^24.
+    pub fn count(count: usize) -> Self {
+        assert!(count > 0, "a batch of no items is never complete");
+        assert!(count <= 1 << 24, "a batch of more than 2^24 items is a file; write it as one");
+        Batch { count: count.into(), bytes_max: usize::MAX, age_max: None, measure: Unmeasured }
+    }
+
+    /// Batches of a count that is left to the tuner, from 100 items.
+    pub fn auto() -> Self {
+        Batch { count: Setting::Auto, bytes_max: usize::MAX, age_max: None, measure: Unmeasured }
+    }
+
+    /// Also complete before it would exceed `bytes`, as `measure` counts them. A single larger item is a batch
+    /// of its own.
+    ///
+    /// # Panics
+    /// If `bytes` is 0.
+    pub fn bytes<W>(self, bytes: usize, measure: W) -> Batch<W> {
+        assert!(bytes > 0, "a batch of no bytes is never complete");
+        let Batch { count, age_max, .. } = self;
+        Batch { count, bytes_max: bytes, age_max, measure }
+    }
+}
+
+impl<W> Batch<W> {
+    /// Also complete when its oldest item has waited for `age`. Without it a batch waits for its items for ever,
+    /// until the flow ends.
+    pub fn age(mut self, age: Duration) -> Self {
+        self.age_max = Some(age);
+        self
+    }
+
+    pub(crate) fn knob(&self, name: String) -> Knob {
+        let max = match self.count {
+            Setting::Fixed(count) => count,
+            Setting::Auto => COUNT_MAX,
+        };
+        Knob::new(name, self.count, COUNT_AUTO, 1, max)
+    }
+
+    pub(crate) fn bytes_max(&self) -> Option<usize> {
+        (self.bytes_max != usize::MAX).then_some(self.bytes_max)
+    }
+}
+
+/// See [`Pipe::batch`](crate::Pipe::batch).
+pub struct Batched<F: Flow, W> {
+    upstream: F,
+    rule: Batch<W>,
+    count: Knob,
+    scope: Arc<Scope>,
+    open: Open<F::Item, F::Token>,
+    /// Armed only while upstream has nothing more and a batch is open, so that a busy flow never touches it.
+    timer: Option<Pin<Box<Sleep>>>,
+    armed: bool,
+    ended: bool,
+}
+
+/// The batch that is being filled.
+struct Open<T, K: Settle> {
+    items: Vec<T>,
+    tokens: K::Group,
+    bytes: usize,
+}
+
+impl<T, K: Settle> Open<T, K> {
+    /// Takes the batch out, leaving room for one of the same size.
+    #[inline]
+    fn close(&mut self, count: usize) -> (Vec<T>, K::Group) {
+        self.bytes = 0;
+        (mem::replace(&mut self.items, Vec::with_capacity(count)), mem::take(&mut self.tokens))
+    }
+}
+
+impl<F: Flow, W> Batched<F, W> {
+    pub(crate) fn new(upstream: F, rule: Batch<W>, count: Knob, scope: Arc<Scope>) -> Self {
+        let open = Open { items: Vec::new(), tokens: Default::default(), bytes: 0 };
+        Batched { upstream, rule, count, scope, open, timer: None, armed: false, ended: false }
+    }
+
+    /// True if the open batch has reached its age. Arms the timer if it is not.
+    fn poll_age(&mut self, cx: &mut Context<'_>, age: Duration) -> bool {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(age)));
+        if !self.armed {
+            timer.as_mut().reset(Instant::now() + age);
+            self.armed = true;
+        }
+        timer.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
+    type Item = Vec<F::Item>;
+    type Token = <F::Token as Settle>::Group;
+
+    #[inline]
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(Vec<F::Item>, Self::Token) -> ControlFlow<()>,
+    {
+        let count = self.count.value();
+        let scope = self.scope.clone();
+        let mut merged = Tally::new::<F::Token>(&scope.counts.merged);
+        let mut emit = |open: &mut Open<F::Item, F::Token>, next: usize| {
+            merged.count += open.items.len() as u64 - 1;
+            let (items, tokens) = open.close(next);
+            sink(items, tokens)
+        };
+        if self.ended {
+            if !self.open.items.is_empty() {
+                let _ = emit(&mut self.open, 0);
+            }
+            return Poll::Ready(Step::End);
+        }
+        let mut emitted = 0;
+        let (open, rule) = (&mut self.open, &self.rule);
+        if open.items.capacity() == 0 {
+            open.items.reserve_exact(count);
+        }
+        // Enough items for `max` batches and never more, when batches close by count.
+        let room = max.saturating_mul(count).saturating_sub(open.items.len()).max(1);
+        let step = self.upstream.poll_drive(cx, room, &mut |item, token| {
+            let mut flow = ControlFlow::Continue(());
+            if W::MEASURES {
+                let bytes = rule.measure.measure(&item);
+                if open.bytes.saturating_add(bytes) > rule.bytes_max && !open.items.is_empty() {
+                    emitted += 1;
+                    flow = emit(open, count);
+                }
+                open.bytes = open.bytes.saturating_add(bytes);
+            }
+            open.items.push(item);
+            token.join(&mut open.tokens);
+            if emitted < max && open.items.len() >= count {
+                emitted += 1;
+                flow = emit(open, count);
+            }
+            if emitted >= max { ControlFlow::Break(()) } else { flow }
+        });
+        if step == Poll::Ready(Step::End) {
+            self.ended = true;
+            if self.open.items.is_empty() {
+                return Poll::Ready(Step::End);
+            }
+            if emitted >= max {
+                return Poll::Ready(Step::More); // the rest goes with the next call
+            }
+            let _ = emit(&mut self.open, 0);
+            return Poll::Ready(Step::End);
+        }
+        if emitted > 0 {
+            self.armed = false;
+        }
+        // A flow that keeps closing batches needs no timer; one that waits, or that filters everything, does.
+        if !self.open.items.is_empty()
+            && (step.is_pending() || emitted == 0)
+            && let Some(age) = self.rule.age_max
+            && self.poll_age(cx, age)
+            && emitted < max
+        {
+            self.armed = false;
+            let flow = emit(&mut self.open, count);
+            if flow.is_break() {
+                return Poll::Ready(Step::More);
+            }
+        }
+        step
+    }
+}

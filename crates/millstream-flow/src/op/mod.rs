@@ -1,0 +1,80 @@
+//! The operators, one a file. Users meet them as methods of [`Pipe`](crate::Pipe).
+
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::stats::OpStats;
+use crate::token::{Outcome, Settle};
+
+pub(crate) mod basic;
+pub(crate) mod batch;
+pub(crate) mod boxed;
+pub(crate) mod broadcast;
+pub(crate) mod buffer;
+pub(crate) mod errors;
+pub(crate) mod flat_map;
+pub(crate) mod map_async;
+pub(crate) mod merge;
+pub(crate) mod overflow;
+pub(crate) mod parallel;
+pub(crate) mod try_async;
+pub(crate) mod try_map;
+
+/// Items that an operator drops in one quantum: counted and settled together at its end, also when a panic of
+/// somebody else's function ends it.
+pub(crate) struct Discard<'a, K: Settle> {
+    op: &'a Arc<OpStats>,
+    items: u64,
+    tokens: K::Group,
+}
+
+impl<'a, K: Settle> Discard<'a, K> {
+    #[inline]
+    pub(crate) fn new(op: &'a Arc<OpStats>) -> Self {
+        Discard { op, items: 0, tokens: K::Group::default() }
+    }
+
+    #[inline]
+    pub(crate) fn add(&mut self, token: K) {
+        self.items += 1;
+        token.join(&mut self.tokens);
+    }
+}
+
+impl<K: Settle> Drop for Discard<'_, K> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.items > 0 {
+            self.op.add_dropped(self.items);
+            if K::TRACKED {
+                mem::take(&mut self.tokens).settle(&Outcome::Dropped(self.op.name()));
+            }
+        }
+    }
+}
+
+/// A counter of the ledger that a quantum adds to at its end, also when a panic ends it. Tracked flows count by
+/// their tokens, so it does nothing for them.
+pub(crate) struct Tally<'a> {
+    pub(crate) count: u64,
+    to: Option<&'a AtomicU64>,
+}
+
+impl<'a> Tally<'a> {
+    #[inline]
+    pub(crate) fn new<K: Settle>(to: &'a AtomicU64) -> Self {
+        Tally { count: 0, to: (!K::TRACKED).then_some(to) }
+    }
+}
+
+impl Drop for Tally<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(to) = self.to
+            && self.count > 0
+        {
+            to.fetch_add(self.count, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! A bounded ring for one writer and one reader that moves chunks: the hop between two stages.
+//!
+//! The writer fills slots and *publishes* them together; the reader takes what is published and *releases* it
+//! together. Each side pays one fence and one look at the other's waiting flag a chunk, not an item, and wakes
+//! the other only if it waits. A waiting writer is woken when half of its room is free again, so that a full
+//! ring does not degenerate into a wake-up an item.
+//!
+//! # Invariants
+//!
+//! * `head <= tail <= head + slots`, counted without wrapping to the slots (positions only grow; at one item a
+//!   nanosecond they last for centuries).
+//! * Slots in `head..tail` are initialised and belong to the reader; all others belong to the writer, which has
+//!   initialised those in `tail..written`.
+//! * Only the writer stores `tail`, only the reader stores `head`, each with `Release` after its last access to
+//!   the slots it gives away; the other side loads them with `Acquire` before its first.
+//! * Waiting is a store-load handshake (Dekker): raise the flag, fence, look again; publish, fence, look at the
+//!   flag. One of the two sides always sees the other. `tests/loom_ring.rs` checks every interleaving.
+
+use std::mem::MaybeUninit;
+use std::task::{Context, Poll};
+
+use crate::sync::{Arc, AtomicBool, AtomicUsize, AtomicWaker, Ordering, UnsafeCell, fence};
+
+/// Keeps what the two sides write apart from each other's cache lines (two lines: prefetchers fetch pairs).
+#[repr(align(128))]
+struct Apart<T>(T);
+
+struct Shared<T> {
+    slots: Box<[UnsafeCell<MaybeUninit<T>>]>,
+    /// `slots.len() - 1`; the length is a power of two.
+    mask: usize,
+    head: Apart<AtomicUsize>,
+    tail: Apart<AtomicUsize>,
+    /// Bytes in the ring, as the writer measured them; only used if it measures.
+    bytes: AtomicUsize,
+    reader_waits: Apart<AtomicBool>,
+    writer_waits: Apart<AtomicBool>,
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+    writer_gone: AtomicBool,
+    reader_gone: AtomicBool,
+    /// A waiting writer is woken when no more than these many items and bytes are left in the ring.
+    items_low: AtomicUsize,
+    bytes_low: AtomicUsize,
+}
+
+// SAFETY: slots are handed from writer to reader by `tail` and back by `head` (see the invariants), so a slot is
+// accessed by one thread at a time; that needs `T: Send` and nothing more.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        let head = self.head.0.load(Ordering::Relaxed);
+        let tail = self.tail.0.load(Ordering::Relaxed);
+        for position in head..tail {
+            self.slots[position & self.mask].with_mut(|slot| {
+                // SAFETY: slots in `head..tail` are initialised, and `&mut self` means that both sides are gone.
+                unsafe { (*slot).assume_init_drop() }
+            });
+        }
+    }
+}
+
+/// A ring with `slots` places, rounded up to a power of two.
+///
+/// # Panics
+/// If `slots` is 0 or above 2^31.
+pub(crate) fn ring<T>(slots: usize) -> (Writer<T>, Reader<T>) {
+    assert!(slots > 0 && slots <= 1 << 31, "a ring has at least one slot");
+    let slots = slots.next_power_of_two();
+    let shared = Arc::new(Shared {
+        slots: (0..slots).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
+        mask: slots - 1,
+        head: Apart(AtomicUsize::new(0)),
+        tail: Apart(AtomicUsize::new(0)),
+        bytes: AtomicUsize::new(0),
+        reader_waits: Apart(AtomicBool::new(false)),
+        writer_waits: Apart(AtomicBool::new(false)),
+        reader: AtomicWaker::new(),
+        writer: AtomicWaker::new(),
+        writer_gone: AtomicBool::new(false),
+        reader_gone: AtomicBool::new(false),
+        items_low: AtomicUsize::new(0),
+        bytes_low: AtomicUsize::new(0),
+    });
+    let writer = Writer { shared: shared.clone(), written: 0, published: 0, head: 0 };
+    let reader = Reader { shared, head: 0, tail: 0 };
+    (writer, reader)
+}
+
+/// The reader is gone: nothing that is written will be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReaderGone;
+
+/// The filling side.
+pub(crate) struct Writer<T> {
+    shared: Arc<Shared<T>>,
+    /// Slots filled; those from `published` on are the writer's own.
+    written: usize,
+    published: usize,
+    /// The reader's position when last looked at: never ahead of the truth.
+    head: usize,
+}
+
+impl<T> Writer<T> {
+    /// Items in the ring or filled and not yet published, as of the last look.
+    #[cfg(not(loom))]
+    pub(crate) fn len(&self) -> usize {
+        self.written - self.head
+    }
+
+    /// How many items may be pushed now, when `limit` items and `bytes_max` bytes may be in the ring. Registers
+    /// the waker if there is no room, or if less than a quarter of the limit is free and nothing was pushed yet.
+    pub(crate) fn poll_room(
+        &mut self,
+        cx: &mut Context<'_>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Poll<Result<usize, ReaderGone>> {
+        let shared = &*self.shared;
+        let limit = limit.clamp(1, shared.slots.len());
+        let room = |head: usize, written: usize, bytes: usize| {
+            // An empty ring takes one item whatever its size, else an item above the limit would wait for ever.
+            if bytes >= bytes_max && written != head { 0 } else { limit.saturating_sub(written - head) }
+        };
+        if shared.reader_gone.load(Ordering::Acquire) {
+            return Poll::Ready(Err(ReaderGone));
+        }
+        let free = room(self.head, self.written, shared.bytes.load(Ordering::Relaxed));
+        if free > 0 && bytes_max == usize::MAX && free * 4 >= limit {
+            return Poll::Ready(Ok(free));
+        }
+        self.head = shared.head.0.load(Ordering::Acquire);
+        let free = room(self.head, self.written, shared.bytes.load(Ordering::Relaxed));
+        if free > 0 {
+            return Poll::Ready(Ok(free));
+        }
+        shared.writer.register(cx.waker());
+        shared.items_low.store(limit / 2, Ordering::Relaxed);
+        shared.bytes_low.store(bytes_max / 2, Ordering::Relaxed);
+        shared.writer_waits.0.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.head = shared.head.0.load(Ordering::Acquire);
+        let free = room(self.head, self.written, shared.bytes.load(Ordering::Relaxed));
+        if shared.reader_gone.load(Ordering::Acquire) {
+            return Poll::Ready(Err(ReaderGone));
+        }
+        if free > 0 {
+            shared.writer_waits.0.store(false, Ordering::Relaxed);
+            return Poll::Ready(Ok(free));
+        }
+        Poll::Pending
+    }
+
+    /// Fills the next slot. Nobody sees it before [`publish`](Self::publish).
+    ///
+    /// # Panics
+    /// If the ring is full: the flow pushed more than it was asked for.
+    #[inline]
+    pub(crate) fn push(&mut self, item: T) {
+        let shared = &*self.shared;
+        assert!(
+            self.written - self.head < shared.slots.len(),
+            "a flow pushed more items than it was asked for"
+        );
+        shared.slots[self.written & shared.mask].with_mut(|slot| {
+            // SAFETY: `written - head < slots` with a `head` the reader has released, so the slot is the writer's
+            // and uninitialised.
+            unsafe { (*slot).write(item) };
+        });
+        self.written += 1;
+    }
+
+    /// Hands everything pushed so far to the reader, `bytes` of it. Returns how many items that were.
+    pub(crate) fn publish(&mut self, bytes: usize) -> usize {
+        let chunk = self.written - self.published;
+        if chunk == 0 {
+            return 0;
+        }
+        let shared = &*self.shared;
+        if bytes > 0 {
+            shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        shared.tail.0.store(self.written, Ordering::Release);
+        self.published = self.written;
+        fence(Ordering::SeqCst);
+        if shared.reader_waits.0.load(Ordering::Relaxed) {
+            shared.reader_waits.0.store(false, Ordering::Relaxed);
+            shared.reader.wake();
+        }
+        chunk
+    }
+
+    /// Bytes in the ring.
+    #[cfg(not(loom))]
+    pub(crate) fn bytes(&self) -> usize {
+        self.shared.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl<T> Drop for Writer<T> {
+    fn drop(&mut self) {
+        self.publish(0);
+        self.shared.writer_gone.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.shared.reader.wake();
+    }
+}
+
+/// The draining side.
+pub(crate) struct Reader<T> {
+    shared: Arc<Shared<T>>,
+    /// Released up to here.
+    head: usize,
+    /// Published up to here, when last looked at.
+    tail: usize,
+}
+
+impl<T> Reader<T> {
+    /// How many items can be taken; registers the waker if there are none. `None` at the end.
+    pub(crate) fn poll_available(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
+        if self.tail == self.head {
+            let shared = &*self.shared;
+            self.tail = shared.tail.0.load(Ordering::Acquire);
+            if self.tail == self.head {
+                shared.reader.register(cx.waker());
+                shared.reader_waits.0.store(true, Ordering::SeqCst);
+                fence(Ordering::SeqCst);
+                // Gone before tail: the writer publishes before it goes.
+                let gone = shared.writer_gone.load(Ordering::SeqCst);
+                self.tail = shared.tail.0.load(Ordering::Acquire);
+                if self.tail == self.head {
+                    return if gone { Poll::Ready(None) } else { Poll::Pending };
+                }
+                shared.reader_waits.0.store(false, Ordering::Relaxed);
+            }
+        }
+        Poll::Ready(Some(self.tail - self.head))
+    }
+
+    /// Takes items one by one; what was taken is released together when the guard goes, also by unwinding.
+    pub(crate) fn take(&mut self) -> Taking<'_, T> {
+        let next = self.head;
+        Taking { reader: self, next, bytes: 0 }
+    }
+
+    /// Items published and not taken, as of now.
+    #[cfg(not(loom))]
+    pub(crate) fn len(&self) -> usize {
+        self.shared.tail.0.load(Ordering::Relaxed) - self.head
+    }
+
+    /// Bytes in the ring.
+    #[cfg(not(loom))]
+    pub(crate) fn bytes(&self) -> usize {
+        self.shared.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl<T> Drop for Reader<T> {
+    fn drop(&mut self) {
+        self.shared.reader_gone.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.shared.writer.wake();
+    }
+}
+
+/// Items in the course of being taken.
+pub(crate) struct Taking<'a, T> {
+    reader: &'a mut Reader<T>,
+    next: usize,
+    bytes: usize,
+}
+
+impl<T> Taking<'_, T> {
+    /// The next item; `None` when all that was available is taken.
+    #[inline]
+    pub(crate) fn next(&mut self) -> Option<T> {
+        if self.next == self.reader.tail {
+            return None;
+        }
+        let shared = &*self.reader.shared;
+        let item = shared.slots[self.next & shared.mask].with(|slot| {
+            // SAFETY: `head <= next < tail`, so the slot is initialised and the reader's; `next` moves on, so it is
+            // read once.
+            unsafe { (*slot).assume_init_read() }
+        });
+        self.next += 1;
+        Some(item)
+    }
+
+    /// Notes bytes that go with what was taken.
+    #[inline]
+    pub(crate) fn add_bytes(&mut self, bytes: usize) {
+        self.bytes += bytes;
+    }
+}
+
+impl<T> Drop for Taking<'_, T> {
+    fn drop(&mut self) {
+        if self.next == self.reader.head {
+            return;
+        }
+        let shared = &*self.reader.shared;
+        if self.bytes > 0 {
+            shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+        self.reader.head = self.next;
+        shared.head.0.store(self.next, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if shared.writer_waits.0.load(Ordering::Relaxed) {
+            let waiting = shared.tail.0.load(Ordering::Relaxed) - self.next;
+            let low = waiting <= shared.items_low.load(Ordering::Relaxed)
+                && shared.bytes.load(Ordering::Relaxed) <= shared.bytes_low.load(Ordering::Relaxed);
+            if low || waiting == 0 {
+                shared.writer_waits.0.store(false, Ordering::Relaxed);
+                shared.writer.wake();
+            }
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! What all stages of one run share: its clock, its counters, its knobs, its tasks, and the word to stop.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+
+use futures_util::task::AtomicWaker;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+use crate::failure::{BoxError, Failure};
+use crate::knob::Knob;
+use crate::stats::{HopStats, OpStats, StageStats};
+use crate::token::Account;
+
+/// What becomes of a run when a user's function panics outside of an operator that declares it.
+///
+/// The process goes on in either case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PanicPolicy {
+    /// The run fails, naming the stage; what was under way is given back to its source.
+    #[default]
+    Fail,
+    /// That item is dead: counted, and for tracked flows settled as dead, so that the source can dead-letter the
+    /// message. The run goes on.
+    Dead,
+}
+
+/// Why a run failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RunErrorKind {
+    /// An item failed, and the declared policy is to fail.
+    Item(Failure),
+    /// A source could not go on.
+    Source(BoxError),
+    /// A sink could not go on.
+    Sink(BoxError),
+    /// The task was cancelled from outside, for example because the runtime shut down.
+    Cancelled,
+}
+
+/// One hop as the run knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct HopEntry {
+    pub(crate) stats: Arc<HopStats>,
+    pub(crate) capacity: Knob,
+    pub(crate) bytes_max: Option<usize>,
+}
+
+/// Counters of flows without tokens, which count themselves.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) received: AtomicU64,
+    pub(crate) completed: AtomicU64,
+    pub(crate) dead: AtomicU64,
+    /// Items that operators made more of (one in, k out: k - 1).
+    pub(crate) split: AtomicU64,
+    /// Items that operators made fewer of (k in, one out: k - 1).
+    pub(crate) merged: AtomicU64,
+}
+
+#[derive(Default)]
+struct Parts {
+    stages: Vec<Arc<StageStats>>,
+    hops: Vec<HopEntry>,
+    knobs: Vec<Knob>,
+    accounts: Vec<Arc<Account>>,
+    untracked_ops: Vec<Arc<OpStats>>,
+    memory: Vec<MemoryUse>,
+    stops: Vec<Arc<StopSignal>>,
+    children: Vec<Arc<Scope>>,
+}
+
+/// One line of a run's memory bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Who may hold it.
+    pub what: String,
+    /// How much, at most.
+    pub bytes: u64,
+}
+
+/// Everything that the stages of one run share. One for each source until [`adopt`](Scope::adopt) joins them.
+pub(crate) struct Scope {
+    pub(crate) clock: Clock,
+    pub(crate) counts: Counts,
+    pub(crate) tasks: TaskTracker,
+    parts: Mutex<Parts>,
+    parent: OnceLock<Weak<Scope>>,
+    stopping: AtomicBool,
+    failed: AtomicBool,
+    failure: Mutex<Option<RunErrorKind>>,
+    /// Wakes the run's own driver when a stage elsewhere has failed.
+    root_waker: AtomicWaker,
+    panic_policy: Mutex<PanicPolicy>,
+}
+
+impl Scope {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Scope {
+            clock: Clock::system(),
+            counts: Counts::default(),
+            tasks: TaskTracker::new(),
+            parts: Mutex::default(),
+            parent: OnceLock::new(),
+            stopping: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            failure: Mutex::default(),
+            root_waker: AtomicWaker::new(),
+            panic_policy: Mutex::default(),
+        })
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().expect("nothing panics while a scope is held")
+    }
+
+    /// Makes `other` part of this run.
+    pub(crate) fn adopt(self: &Arc<Self>, other: &Arc<Scope>) {
+        if Arc::ptr_eq(self, other) || other.parent.get().is_some() {
+            return; // lanes of one flow that come together again
+        }
+        if other.parent.set(Arc::downgrade(self)).is_ok() {
+            self.parts().children.push(other.clone());
+        }
+    }
+
+    fn root(self: &Arc<Self>) -> Arc<Scope> {
+        let mut scope = self.clone();
+        while let Some(parent) = scope.parent.get().and_then(Weak::upgrade) {
+            scope = parent;
+        }
+        scope
+    }
+
+    /// This scope and those it adopted.
+    pub(crate) fn all(self: &Arc<Self>) -> Vec<Arc<Scope>> {
+        let mut all = vec![self.clone()];
+        let mut next = 0;
+        while next < all.len() {
+            let children = all[next].parts().children.clone();
+            all.extend(children);
+            next += 1;
+        }
+        all
+    }
+
+    pub(crate) fn add_stage(&self, stage: Arc<StageStats>) {
+        self.parts().stages.push(stage);
+    }
+    pub(crate) fn add_hop(&self, hop: HopEntry) {
+        self.parts().hops.push(hop);
+    }
+    pub(crate) fn add_knob(&self, knob: Knob) {
+        self.parts().knobs.push(knob);
+    }
+    pub(crate) fn add_account(&self, account: Arc<Account>) {
+        self.parts().accounts.push(account);
+    }
+    /// Remembers an operator of a flow without tokens, whose drops the ledger reads from the operator itself.
+    pub(crate) fn add_untracked_op(&self, op: Arc<OpStats>) {
+        self.parts().untracked_ops.push(op);
+    }
+    pub(crate) fn add_memory(&self, what: String, bytes: usize) {
+        self.parts().memory.push(MemoryUse { what, bytes: bytes as u64 });
+    }
+
+    pub(crate) fn stages(&self) -> Vec<Arc<StageStats>> {
+        self.parts().stages.clone()
+    }
+    pub(crate) fn hops(&self) -> Vec<HopEntry> {
+        self.parts().hops.clone()
+    }
+    pub(crate) fn hop_count(&self) -> usize {
+        self.parts().hops.len()
+    }
+    pub(crate) fn knobs(&self) -> Vec<Knob> {
+        self.parts().knobs.clone()
+    }
+    pub(crate) fn accounts(&self) -> Vec<Arc<Account>> {
+        self.parts().accounts.clone()
+    }
+    pub(crate) fn untracked_ops(&self) -> Vec<Arc<OpStats>> {
+        self.parts().untracked_ops.clone()
+    }
+    pub(crate) fn memory(&self) -> Vec<MemoryUse> {
+        self.parts().memory.clone()
+    }
+
+    /// A signal for a new source to listen to.
+    pub(crate) fn stop_signal(&self) -> Arc<StopSignal> {
+        let signal = Arc::new(StopSignal { set: AtomicBool::new(false), waker: AtomicWaker::new() });
+        self.parts().stops.push(signal.clone());
+        if self.stopping.load(Ordering::Acquire) {
+            signal.raise();
+        }
+        signal
+    }
+
+    /// Tells every source to accept nothing more; what was accepted flows on.
+    pub(crate) fn stop(self: &Arc<Self>) {
+        for scope in self.all() {
+            scope.stopping.store(true, Ordering::Release);
+            let stops = scope.parts().stops.clone();
+            for signal in stops {
+                signal.raise();
+            }
+        }
+    }
+
+    /// Fails the run. The first failure is the run's.
+    pub(crate) fn fail(self: &Arc<Self>, kind: RunErrorKind) {
+        let root = self.root();
+        root.failure.lock().expect("nothing panics while a failure is held").get_or_insert(kind);
+        root.failed.store(true, Ordering::Release);
+        root.root_waker.wake();
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn take_failure(&self) -> Option<RunErrorKind> {
+        self.failure.lock().expect("nothing panics while a failure is held").take()
+    }
+
+    pub(crate) fn root_waker(&self) -> &AtomicWaker {
+        &self.root_waker
+    }
+
+    pub(crate) fn set_panic_policy(&self, policy: PanicPolicy) {
+        *self.panic_policy.lock().expect("nothing panics while a policy is held") = policy;
+    }
+
+    pub(crate) fn panic_policy(self: &Arc<Self>) -> PanicPolicy {
+        *self.root().panic_policy.lock().expect("nothing panics while a policy is held")
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scope").field("counts", &self.counts).finish_non_exhaustive()
+    }
+}
+
+/// How a source hears that it must accept nothing more.
+#[derive(Debug)]
+pub(crate) struct StopSignal {
+    set: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl StopSignal {
+    #[inline]
+    pub(crate) fn is_raised(&self) -> bool {
+        self.set.load(Ordering::Acquire)
+    }
+
+    /// Registers the waiting source; look at `is_raised` again afterwards.
+    pub(crate) fn register(&self, waker: &std::task::Waker) {
+        self.waker.register(waker);
+    }
+
+    fn raise(&self) {
+        self.set.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}

@@ -1,0 +1,98 @@
+//! Where flows end.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+
+use crate::failure::BoxError;
+
+/// The end of a flow: takes what is ready, and says when it is safe.
+///
+/// # Backpressure
+///
+/// One `write` is under way at a time; while it is, the stage takes nothing from upstream. Put a
+/// [`buffer`](crate::Pipe::buffer) before the sink to let upstream work meanwhile.
+///
+/// # Cancel safety
+///
+/// A run that is dropped or passes its shutdown's deadline drops the future of `write`; the items of that write
+/// are then unsettled and are delivered again. A sink must bear to see an item twice.
+///
+/// ```
+/// use millstream_flow::{Pipe, Sink, SinkError};
+///
+/// struct Lines(Vec<String>);
+/// impl Sink for Lines {
+///     type Item = String;
+///     async fn write(&mut self, items: &mut Vec<String>) -> Result<(), SinkError> {
+///         self.0.append(items); // a real sink returns when this is durable
+///         Ok(())
+///     }
+/// }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let (_, report) = Pipe::from_iter(["a".to_owned(), "b".to_owned()]).into_sink(Lines(vec![])).await.unwrap();
+/// assert_eq!(report.ledger.completed, 2);
+/// # }
+/// ```
+pub trait Sink: Send + 'static {
+    /// What it takes.
+    type Item: Send;
+
+    /// Writes all of `items` and returns when they are as safe as this sink makes anything: that confirms them
+    /// to their source. What is left in the vector is dropped.
+    ///
+    /// # Errors
+    /// [`SinkError::Rejected`] names items that can never be written: they are dead, the others confirmed.
+    /// [`SinkError::Failed`] ends the run; nothing of this write is confirmed.
+    fn write(&mut self, items: &mut Vec<Self::Item>) -> impl Future<Output = Result<(), SinkError>> + Send;
+
+    /// Finishes when the flow has ended: the last write has returned, and none will follow.
+    ///
+    /// # Errors
+    /// Ends the run as failed.
+    fn close(&mut self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        async { Ok(()) }
+    }
+
+    /// The most items of one write. A busy flow brings this many, an idle one what there is.
+    fn chunk(&self) -> usize {
+        256
+    }
+}
+
+/// Why a write did not succeed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SinkError {
+    /// These items, by their index in the vector as it was given, will never be accepted; all others were
+    /// written.
+    Rejected(Vec<(usize, BoxError)>),
+    /// The sink cannot go on.
+    Failed(BoxError),
+}
+
+impl<E: Into<BoxError>> From<E> for SinkError {
+    fn from(error: E) -> Self {
+        SinkError::Failed(error.into())
+    }
+}
+
+impl fmt::Display for SinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SinkError::Rejected(items) => write!(f, "the sink rejected {} items", items.len()),
+            SinkError::Failed(_) => f.write_str("the sink failed"),
+        }
+    }
+}
+
+impl SinkError {
+    /// The error behind it: of a failed sink, or of the first rejected item.
+    pub fn cause(&self) -> Option<&(dyn Error + Send + Sync + 'static)> {
+        match self {
+            SinkError::Rejected(items) => items.first().map(|(_, error)| &**error),
+            SinkError::Failed(error) => Some(&**error),
+        }
+    }
+}

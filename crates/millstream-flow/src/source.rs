@@ -1,0 +1,174 @@
+//! Where flows begin.
+
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+
+use crate::failure::BoxError;
+use crate::flow::{Flow, Step};
+use crate::scope::{RunErrorKind, Scope, StopSignal};
+use crate::token::{Settle, Tracked};
+
+/// What every source has: the word to stop, and the count of what it let in.
+struct Entry {
+    scope: Arc<Scope>,
+    stop: Arc<StopSignal>,
+}
+
+impl Entry {
+    fn new(scope: &Arc<Scope>) -> Self {
+        Entry { scope: scope.clone(), stop: scope.stop_signal() }
+    }
+
+    /// Registers a source that waits. Returns true if it must not wait but end.
+    fn wait(&self, cx: &Context<'_>) -> bool {
+        self.stop.register(cx.waker());
+        self.stop.is_raised()
+    }
+}
+
+/// Adds what a quantum let in to the ledger, also when a panic cuts the quantum short.
+struct Received<'a> {
+    count: u64,
+    to: &'a AtomicU64,
+}
+
+impl Drop for Received<'_> {
+    fn drop(&mut self) {
+        if self.count > 0 {
+            // The source is its counter's only writer, so this needs no read-modify-write, which would be most of
+            // the cost of an item that is asked for one by one.
+            self.to.store(self.to.load(Ordering::Relaxed) + self.count, Ordering::Release);
+        }
+    }
+}
+
+/// A flow of an iterator's items. See [`Pipe::from_iter`](crate::Pipe::from_iter).
+pub struct FromIter<I> {
+    iter: I,
+    entry: Entry,
+}
+
+impl<I> FromIter<I> {
+    pub(crate) fn new(iter: I, scope: &Arc<Scope>) -> Self {
+        FromIter { iter, entry: Entry::new(scope) }
+    }
+}
+
+impl<I: Iterator> Flow for FromIter<I> {
+    type Item = I::Item;
+    type Token = ();
+
+    #[inline]
+    fn poll_drive<S>(&mut self, _cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(I::Item, ()) -> ControlFlow<()>,
+    {
+        if self.entry.stop.is_raised() {
+            return Poll::Ready(Step::End);
+        }
+        let mut received = Received { count: 0, to: &self.entry.scope.counts.received };
+        for _ in 0..max {
+            let Some(item) = self.iter.next() else { return Poll::Ready(Step::End) };
+            received.count += 1;
+            if sink(item, ()).is_break() {
+                break;
+            }
+        }
+        Poll::Ready(Step::More)
+    }
+}
+
+/// A flow of any stream's items. See [`Pipe::from_stream`](crate::Pipe::from_stream).
+pub struct FromStream<S> {
+    stream: Pin<Box<S>>,
+    entry: Entry,
+}
+
+impl<S> FromStream<S> {
+    pub(crate) fn new(stream: S, scope: &Arc<Scope>) -> Self {
+        FromStream { stream: Box::pin(stream), entry: Entry::new(scope) }
+    }
+}
+
+impl<St: Stream> Flow for FromStream<St> {
+    type Item = St::Item;
+    type Token = ();
+
+    #[inline]
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(St::Item, ()) -> ControlFlow<()>,
+    {
+        if self.entry.stop.is_raised() {
+            return Poll::Ready(Step::End);
+        }
+        let mut received = Received { count: 0, to: &self.entry.scope.counts.received };
+        for _ in 0..max {
+            match self.stream.as_mut().poll_next(cx) {
+                Poll::Ready(Some(item)) => {
+                    received.count += 1;
+                    if sink(item, ()).is_break() {
+                        break;
+                    }
+                }
+                Poll::Ready(None) => return Poll::Ready(Step::End),
+                Poll::Pending if self.entry.wait(cx) => return Poll::Ready(Step::End),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Step::More)
+    }
+}
+
+/// A flow of items that must be acknowledged. See [`Pipe::from_tracked`](crate::Pipe::from_tracked).
+pub struct FromTracked<S> {
+    stream: Pin<Box<S>>,
+    entry: Entry,
+}
+
+impl<S> FromTracked<S> {
+    pub(crate) fn new(stream: S, scope: &Arc<Scope>) -> Self {
+        FromTracked { stream: Box::pin(stream), entry: Entry::new(scope) }
+    }
+}
+
+impl<St, T, K> Flow for FromTracked<St>
+where
+    St: Stream<Item = Result<Tracked<T, K>, BoxError>>,
+    K: Settle,
+{
+    type Item = T;
+    type Token = K;
+
+    #[inline]
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(T, K) -> ControlFlow<()>,
+    {
+        if self.entry.stop.is_raised() {
+            return Poll::Ready(Step::End);
+        }
+        for _ in 0..max {
+            match self.stream.as_mut().poll_next(cx) {
+                Poll::Ready(Some(Ok(Tracked { value, token }))) => {
+                    if sink(value, token).is_break() {
+                        break;
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.entry.scope.fail(RunErrorKind::Source(error));
+                    return Poll::Ready(Step::End);
+                }
+                Poll::Ready(None) => return Poll::Ready(Step::End),
+                Poll::Pending if self.entry.wait(cx) => return Poll::Ready(Step::End),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Step::More)
+    }
+}

@@ -1,0 +1,192 @@
+//! What stages, hops and operators count while they run. Written by one task each, read by anybody.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// One operator's name and what it did not pass on.
+#[derive(Debug)]
+pub(crate) struct OpStats {
+    kind: &'static str,
+    name: Mutex<Arc<str>>,
+    dropped: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl OpStats {
+    pub(crate) fn new(kind: &'static str) -> Arc<Self> {
+        Arc::new(OpStats { kind, name: Mutex::new(kind.into()), dropped: 0.into(), failed: 0.into() })
+    }
+
+    /// What the operator is: `map`, `filter`.
+    pub(crate) fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// The name the user gave it, else its kind.
+    pub(crate) fn name(&self) -> Arc<str> {
+        self.name.lock().expect("nothing panics while a name is held").clone()
+    }
+
+    pub(crate) fn rename(&self, name: Arc<str>) {
+        *self.name.lock().expect("nothing panics while a name is held") = name;
+    }
+
+    /// Items that ended here by declaration.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Calls of the user's function that failed for good.
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Called by the operator only, and an operator runs in one task: no read-modify-write is needed.
+    pub(crate) fn add_dropped(&self, items: u64) {
+        self.dropped.store(self.dropped.load(Ordering::Relaxed) + items, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_failed(&self, items: u64) {
+        self.failed.fetch_add(items, Ordering::Relaxed);
+    }
+}
+
+/// One stage: a run of operators fused into one task.
+#[derive(Debug)]
+pub(crate) struct StageStats {
+    ops: Vec<Arc<OpStats>>,
+    items_out: AtomicU64,
+    quanta: AtomicU64,
+    busy_ns: AtomicU64,
+    starved_ns: AtomicU64,
+    blocked_ns: AtomicU64,
+    panics: AtomicU64,
+}
+
+impl StageStats {
+    pub(crate) fn new(ops: Vec<Arc<OpStats>>) -> Self {
+        StageStats {
+            ops,
+            items_out: 0.into(),
+            quanta: 0.into(),
+            busy_ns: 0.into(),
+            starved_ns: 0.into(),
+            blocked_ns: 0.into(),
+            panics: 0.into(),
+        }
+    }
+
+    /// The operators, from the source's end.
+    pub(crate) fn ops(&self) -> &[Arc<OpStats>] {
+        &self.ops
+    }
+
+    /// The operators' names joined: what the report calls the stage.
+    pub(crate) fn name(&self) -> String {
+        let names: Vec<_> = self.ops.iter().map(|op| op.name().to_string()).collect();
+        names.join(" → ")
+    }
+
+    /// Items handed to the next stage or taken by the sink.
+    pub(crate) fn items_out(&self) -> u64 {
+        self.items_out.load(Ordering::Relaxed)
+    }
+
+    /// How often the stage's driver went round.
+    pub(crate) fn quanta(&self) -> u64 {
+        self.quanta.load(Ordering::Relaxed)
+    }
+
+    /// Time spent working.
+    pub(crate) fn busy(&self) -> Duration {
+        Duration::from_nanos(self.busy_ns.load(Ordering::Relaxed))
+    }
+
+    /// Time spent waiting for the stage before, or for the source.
+    pub(crate) fn starved(&self) -> Duration {
+        Duration::from_nanos(self.starved_ns.load(Ordering::Relaxed))
+    }
+
+    /// Time spent waiting for room downstream: the next hop was full, or the sink was writing.
+    pub(crate) fn blocked(&self) -> Duration {
+        Duration::from_nanos(self.blocked_ns.load(Ordering::Relaxed))
+    }
+
+    /// Panics of users' functions, each one item's failure.
+    pub(crate) fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add_quantum(&self, items: u64, busy: Duration) {
+        self.items_out.fetch_add(items, Ordering::Relaxed);
+        self.quanta.fetch_add(1, Ordering::Relaxed);
+        self.busy_ns.fetch_add(nanos(busy), Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_starved(&self, time: Duration) {
+        self.starved_ns.fetch_add(nanos(time), Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_blocked(&self, time: Duration) {
+        self.blocked_ns.fetch_add(nanos(time), Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_panic(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// One hop: the bounded hand-over between two stages.
+#[derive(Debug, Default)]
+pub(crate) struct HopStats {
+    len: AtomicUsize,
+    bytes: AtomicUsize,
+    len_max: AtomicUsize,
+    chunks: AtomicU64,
+    items: AtomicU64,
+}
+
+impl HopStats {
+    /// Items waiting in the hop, as of the producer's last look.
+    pub(crate) fn len(&self) -> usize {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Bytes waiting, by the hop's own measure; 0 if it has none.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The most items that ever waited.
+    pub(crate) fn len_max(&self) -> usize {
+        self.len_max.load(Ordering::Relaxed)
+    }
+
+    /// Chunks handed over.
+    pub(crate) fn chunks(&self) -> u64 {
+        self.chunks.load(Ordering::Relaxed)
+    }
+
+    /// Items handed over.
+    pub(crate) fn items(&self) -> u64 {
+        self.items.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn published(&self, chunk: usize, len: usize, bytes: usize) {
+        self.len.store(len, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.len_max.fetch_max(len, Ordering::Relaxed);
+        self.chunks.fetch_add(1, Ordering::Relaxed);
+        self.items.fetch_add(chunk as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn observed(&self, len: usize, bytes: usize) {
+        self.len.store(len, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+}
