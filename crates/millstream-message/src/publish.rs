@@ -212,10 +212,11 @@ impl Outcomes {
 
     /// How many messages were confirmed.
     pub fn confirmed_count(&self) -> usize {
-        self.total - self.others.len()
+        self.total.saturating_sub(self.others.len())
     }
 
-    /// Those that were not confirmed, by place in the batch.
+    /// Those that were not confirmed, by place in the batch. A batch of nothing but a position that could not be
+    /// stored has one here, at 0.
     pub fn others(&self) -> &[(usize, PublishOutcome)] {
         &self.others
     }

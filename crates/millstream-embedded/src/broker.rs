@@ -1,0 +1,399 @@
+//! The broker as its users see it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use millstream_message::{
+    Batch, Binding, BoxFuture, Broker, BrokerError, BrokerErrorKind, BrokerUrl, Browsed, Confirm,
+    ConsumeOptions, Consumer, Exchange, ExchangeKind, Features, Message, Queue as Spec, QueueStats,
+    StreamFrom, StreamReader, StreamSpec, StreamStats, differences,
+};
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+
+use crate::clock::Clock;
+use crate::core::{Core, From, Ids};
+use crate::queue::Queue;
+use crate::session;
+use crate::settings::Settings;
+use crate::shared::{Bell, Budget, Shared};
+use crate::stream::{MemoryStream, Streams};
+use crate::upkeep;
+
+/// Opens `memory:` or `embedded:PATH` with the default [`Settings`].
+///
+/// # Errors
+/// See [`EmbeddedBroker::memory`]; `Unsupported` for every other scheme.
+///
+/// # Panics
+/// Outside a tokio runtime: the broker's upkeep is a task of it.
+pub async fn open(url: &BrokerUrl) -> Result<Arc<dyn Broker>, BrokerError> {
+    match url {
+        BrokerUrl::Memory => Ok(Arc::new(EmbeddedBroker::memory(Settings::memory())?)),
+        other => Err(BrokerError::new(
+            BrokerErrorKind::Unsupported,
+            format!("`{other}` is no embedded broker; this one opens `memory:` and `embedded:DIRECTORY`"),
+        )),
+    }
+}
+
+/// A broker inside this process.
+///
+/// Dropping it ends its consumers and its upkeep. See [`Broker::close`] for what dropping leaves undone.
+pub struct EmbeddedBroker {
+    core: Arc<Core>,
+    url: BrokerUrl,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl EmbeddedBroker {
+    /// A broker that keeps everything in memory and forgets it when it is dropped.
+    ///
+    /// # Errors
+    /// `Invalid` when the settings contradict each other.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn memory(settings: Settings) -> Result<EmbeddedBroker, BrokerError> {
+        settings.validate()?;
+        let shared = Arc::new(Shared {
+            clock: Clock::start(),
+            budget: Budget::new(settings.memory_bytes),
+            settings,
+            bell: Bell::new(),
+            journal: None,
+            closed: false.into(),
+        });
+        let core = Arc::new(Core {
+            shared,
+            topology: Default::default(),
+            declaring: tokio::sync::Mutex::new(Ids { next_queue: 1 }),
+            positions: Mutex::default(),
+            streams: Streams::default(),
+        });
+        Ok(EmbeddedBroker::start(core, BrokerUrl::Memory))
+    }
+
+    fn start(core: Arc<Core>, url: BrokerUrl) -> EmbeddedBroker {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(upkeep::run(core.clone()));
+        EmbeddedBroker { core, url, tasks: Mutex::new(tasks) }
+    }
+
+    fn existing(&self, name: &str) -> Result<Arc<Queue>, BrokerError> {
+        self.core.shared.check_open()?;
+        self.core.queue(name).ok_or_else(|| not_found("queue", name))
+    }
+
+    fn stream_of(&self, name: &str) -> Result<Arc<MemoryStream>, BrokerError> {
+        self.core.shared.check_open()?;
+        let stream = self.core.streams.by_name.lock().get(name).cloned();
+        stream.ok_or_else(|| not_found("stream", name))
+    }
+
+    /// Ends everything that waits.
+    fn shut(&self) -> bool {
+        if self.core.shared.closed.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        self.core.all_queues().iter().for_each(|queue| queue.wake_all());
+        self.core.streams.by_name.lock().values().for_each(|stream| stream.wake());
+        self.core.shared.bell.ring.notify_one();
+        true
+    }
+}
+
+fn not_found(what: &str, name: &str) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::NotFound, format!("there is no {what} `{name}`; declare it first"))
+}
+
+fn check_name(what: &str, name: &str) -> Result<(), BrokerError> {
+    let wrong = match name.len() {
+        0 => "is empty".to_owned(),
+        1..=255 => return Ok(()),
+        len => format!("has {len} bytes"),
+    };
+    Err(BrokerError::new(
+        BrokerErrorKind::Invalid,
+        format!("the name of a {what} {wrong}; use 1 to 255 bytes"),
+    ))
+}
+
+fn mismatch(what: &str, name: &str, differences: &str) -> BrokerError {
+    BrokerError::new(
+        BrokerErrorKind::Mismatch,
+        format!("{what} `{name}` exists and differs: {differences}; delete it first, or declare it as it is"),
+    )
+}
+
+impl Broker for EmbeddedBroker {
+    fn url(&self) -> &BrokerUrl {
+        &self.url
+    }
+
+    fn features(&self) -> Features {
+        let max = self.core.shared.settings.message_bytes_max as u64;
+        let mut features = Features::all(max);
+        features.durable = self.core.shared.journal.is_some();
+        features
+    }
+
+    fn declare_exchange(&self, exchange: Exchange) -> BoxFuture<'_, Result<(), BrokerError>> {
+        Box::pin(async move {
+            self.core.shared.check_open()?;
+            check_name("exchange", &exchange.name)?;
+            let _one = self.core.declaring.lock().await;
+            let known =
+                self.core.topology.read().exchanges.get(&exchange.name).map(|bound| bound.exchange.clone());
+            if let Some(known) = known {
+                return match differences(&known, &exchange) {
+                    None => Ok(()),
+                    Some(text) => Err(mismatch("exchange", &exchange.name, &text)),
+                };
+            }
+            self.core.topology.write().declare(exchange);
+            Ok(())
+        })
+    }
+
+    fn delete_exchange<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), BrokerError>> {
+        Box::pin(async move {
+            self.core.shared.check_open()?;
+            let _one = self.core.declaring.lock().await;
+            self.core.topology.write().exchanges.remove(name);
+            Ok(())
+        })
+    }
+
+    fn declare_queue(&self, queue: Spec) -> BoxFuture<'_, Result<(), BrokerError>> {
+        Box::pin(async move {
+            self.core.shared.check_open()?;
+            check_queue(&queue)?;
+            let mut ids = self.core.declaring.lock().await;
+            if let Some(known) = self.core.queue(&queue.name) {
+                return match differences(&known.spec, &queue) {
+                    None => Ok(()),
+                    Some(text) => Err(mismatch("queue", &queue.name, &text)),
+                };
+            }
+            let id = ids.next_queue;
+            ids.next_queue += 1;
+            let queue = Arc::new(Queue::new(id, queue, self.core.shared.clone()));
+            self.core.topology.write().queues.insert(queue.name().to_owned(), queue);
+            Ok(())
+        })
+    }
+
+    fn delete_queue<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<u64, BrokerError>> {
+        Box::pin(async move {
+            self.core.shared.check_open()?;
+            let _one = self.core.declaring.lock().await;
+            let removed = self.core.topology.write().remove_queue(name);
+            Ok(removed.map_or(0, |queue| queue.delete()))
+        })
+    }
+
+    fn bind(&self, binding: Binding) -> BoxFuture<'_, Result<(), BrokerError>> {
+        Box::pin(async move {
+            let queue = self.existing(&binding.queue)?;
+            let _one = self.core.declaring.lock().await;
+            let mut topology = self.core.topology.write();
+            let Some(bound) = topology.exchanges.get(&binding.exchange) else {
+                return Err(not_found("exchange", &binding.exchange));
+            };
+            check_binding(&bound.exchange, &binding)?;
+            topology.bind(binding, &queue);
+            Ok(())
+        })
+    }
+
+    fn unbind(&self, binding: Binding) -> BoxFuture<'_, Result<(), BrokerError>> {
+        Box::pin(async move {
+            self.core.shared.check_open()?;
+            let _one = self.core.declaring.lock().await;
+            self.core.topology.write().unbind(&binding);
+            Ok(())
+        })
+    }
+
+    fn purge<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<u64, BrokerError>> {
+        Box::pin(async move { Ok(self.existing(queue)?.purge()) })
+    }
+
+    fn submit(&self, batch: Batch) -> BoxFuture<'_, Result<Confirm, BrokerError>> {
+        Box::pin(self.core.submit(batch, From::User))
+    }
+
+    fn consume<'a>(
+        &'a self,
+        queue: &'a str,
+        options: ConsumeOptions,
+    ) -> BoxFuture<'a, Result<Consumer, BrokerError>> {
+        Box::pin(async move { session::consume(&self.existing(queue)?, options) })
+    }
+
+    fn browse<'a>(
+        &'a self,
+        queue: &'a str,
+        skip: u64,
+        max: usize,
+    ) -> BoxFuture<'a, Result<Vec<Browsed>, BrokerError>> {
+        Box::pin(async move { self.existing(queue)?.browse(skip, max) })
+    }
+
+    fn stats<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<QueueStats, BrokerError>> {
+        Box::pin(async move { Ok(self.existing(queue)?.stats()) })
+    }
+
+    fn queue<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Spec>, BrokerError>> {
+        Box::pin(async move {
+            self.core.shared.check_open()?;
+            Ok(self.core.queue(name).map(|queue| queue.spec.clone()))
+        })
+    }
+
+    fn queues(&self) -> BoxFuture<'_, Result<Vec<String>, BrokerError>> {
+        Box::pin(async move {
+            self.core.shared.check_open()?;
+            Ok(self.core.topology.read().queues.keys().cloned().collect())
+        })
+    }
+
+    fn position<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, BrokerError>> {
+        Box::pin(async move {
+            self.core.shared.check_open()?;
+            Ok(self.core.positions.lock().get(name).cloned())
+        })
+    }
+
+    fn store_position<'a>(
+        &'a self,
+        name: &'a str,
+        value: Option<Bytes>,
+    ) -> BoxFuture<'a, Result<(), BrokerError>> {
+        Box::pin(async move { self.core.store_position(name.to_owned(), value).await })
+    }
+
+    fn declare_stream(&self, stream: StreamSpec) -> BoxFuture<'_, Result<(), BrokerError>> {
+        Box::pin(async move {
+            self.core.shared.check_open()?;
+            check_name("stream", &stream.name)?;
+            let mut streams = self.core.streams.by_name.lock();
+            if let Some(known) = streams.get(&stream.name) {
+                return match differences(&known.spec, &stream) {
+                    None => Ok(()),
+                    Some(text) => Err(mismatch("stream", &stream.name, &text)),
+                };
+            }
+            streams.insert(stream.name.clone(), Arc::new(MemoryStream::new(stream)));
+            Ok(())
+        })
+    }
+
+    fn delete_stream<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), BrokerError>> {
+        Box::pin(async move {
+            self.core.shared.check_open()?;
+            if let Some(stream) = self.core.streams.by_name.lock().remove(name) {
+                stream.delete();
+            }
+            Ok(())
+        })
+    }
+
+    fn append<'a>(
+        &'a self,
+        stream: &'a str,
+        messages: Vec<Message>,
+    ) -> BoxFuture<'a, Result<u64, BrokerError>> {
+        Box::pin(async move { Ok(self.stream_of(stream)?.append(messages, self.core.shared.clock.now())) })
+    }
+
+    fn read<'a>(
+        &'a self,
+        stream: &'a str,
+        from: StreamFrom,
+    ) -> BoxFuture<'a, Result<StreamReader, BrokerError>> {
+        Box::pin(async move { Ok(self.stream_of(stream)?.read(from, &self.core.shared)) })
+    }
+
+    fn stream_stats<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Result<StreamStats, BrokerError>> {
+        Box::pin(async move { Ok(self.stream_of(stream)?.stats(self.core.shared.clock.now())) })
+    }
+
+    fn store_offset<'a>(
+        &'a self,
+        stream: &'a str,
+        reader: &'a str,
+        offset: u64,
+    ) -> BoxFuture<'a, Result<(), BrokerError>> {
+        Box::pin(async move {
+            self.stream_of(stream)?;
+            let value = Bytes::copy_from_slice(&offset.to_le_bytes());
+            self.core.store_position(offset_name(stream, reader), Some(value)).await
+        })
+    }
+
+    fn stored_offset<'a>(
+        &'a self,
+        stream: &'a str,
+        reader: &'a str,
+    ) -> BoxFuture<'a, Result<Option<u64>, BrokerError>> {
+        Box::pin(async move {
+            self.stream_of(stream)?;
+            let value = self.core.positions.lock().get(&offset_name(stream, reader)).cloned();
+            Ok(value.and_then(|bytes| Some(u64::from_le_bytes(*bytes.first_chunk()?))))
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
+        Box::pin(async move {
+            self.shut();
+            Ok(())
+        })
+    }
+}
+
+impl Drop for EmbeddedBroker {
+    fn drop(&mut self) {
+        self.shut();
+        self.tasks.lock().abort_all();
+    }
+}
+
+/// Under which position a reader's offset is kept: lengths first, so that no two pairs share a name.
+fn offset_name(stream: &str, reader: &str) -> String {
+    format!("millstream-stream-offset:{}:{stream}:{reader}", stream.len())
+}
+
+fn check_queue(queue: &Spec) -> Result<(), BrokerError> {
+    check_name("queue", &queue.name)?;
+    let fail = |text: &str| {
+        Err(BrokerError::new(BrokerErrorKind::Invalid, format!("queue `{}`: {text}", queue.name)))
+    };
+    if queue.durable && queue.exclusive {
+        return fail("an exclusive queue vanishes with its connection, so it cannot be durable; choose one");
+    }
+    if queue.dead_letter_key.is_some() && queue.dead_letter_exchange.is_none() {
+        return fail(
+            "a dead-letter key without a dead-letter exchange has no effect; set `dead_letter_exchange` (\"\" is the default exchange)",
+        );
+    }
+    if queue.ttl.is_some_and(|ttl| ttl.subsec_nanos() % 1_000_000 != 0) {
+        return fail("the TTL is kept in whole milliseconds; round it");
+    }
+    Ok(())
+}
+
+fn check_binding(exchange: &Exchange, binding: &Binding) -> Result<(), BrokerError> {
+    let by_headers = exchange.kind == ExchangeKind::Headers;
+    let text = match &binding.headers {
+        Some(_) if !by_headers => "compares headers, which only a headers exchange does",
+        None if by_headers => "gives no headers to compare; use `Binding::headers`",
+        _ => return Ok(()),
+    };
+    Err(BrokerError::new(
+        BrokerErrorKind::Invalid,
+        format!("the binding of queue `{}` to exchange `{}` {text}", binding.queue, exchange.name),
+    ))
+}

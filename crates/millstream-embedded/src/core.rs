@@ -1,0 +1,220 @@
+//! The broker's core: topology, positions, and the way of a batch from its publisher to the queues.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millstream_message::{Batch, BrokerError, BrokerErrorKind, Confirm, Outcomes, Publish, PublishOutcome, Refusal};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::oneshot;
+
+use crate::exchange::Topology;
+use crate::journal::{Journal, Submission};
+use crate::plan::{Plan, plan};
+use crate::queue::Queue;
+use crate::run::Stored;
+use crate::shared::Shared;
+use crate::stream::Streams;
+
+/// Everything of one broker but its tasks.
+pub(crate) struct Core {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) topology: RwLock<Topology>,
+    /// Held while something is declared: declarations happen one after the other.
+    pub(crate) declaring: tokio::sync::Mutex<Ids>,
+    pub(crate) positions: Mutex<BTreeMap<String, Bytes>>,
+    pub(crate) streams: Streams,
+}
+
+/// A position to be stored, or forgotten.
+pub(crate) type NewPosition = (String, Option<Bytes>);
+
+/// Numbers that declarations give out.
+pub(crate) struct Ids {
+    pub(crate) next_queue: u32,
+}
+
+/// Who publishes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum From {
+    /// Somebody outside: waits for room.
+    User,
+    /// The broker itself, moving dead letters: never waits for room that only it could make.
+    Upkeep,
+}
+
+impl Core {
+    pub(crate) fn queue(&self, name: &str) -> Option<Arc<Queue>> {
+        self.topology.read().queues.get(name).cloned()
+    }
+
+    pub(crate) fn all_queues(&self) -> Vec<Arc<Queue>> {
+        self.topology.read().queues.values().cloned().collect()
+    }
+
+    /// Routes a batch, takes its place in the order, and hands it to the log or straight to the queues.
+    pub(crate) async fn submit(&self, batch: Batch, from: From) -> Result<Confirm, BrokerError> {
+        let Batch { publishes, position } = batch;
+        let position = position.map(|(name, value)| (name, Some(value)));
+        self.submit_parts(publishes, position, from).await
+    }
+
+    /// [`submit`](Core::submit), where a position without a value is forgotten.
+    pub(crate) async fn submit_parts(
+        &self,
+        publishes: Vec<Publish>,
+        position: Option<NewPosition>,
+        from: From,
+    ) -> Result<Confirm, BrokerError> {
+        self.shared.check_open()?;
+        if from == From::User {
+            self.wait_for_room(&publishes).await?;
+        }
+        let mut plan = plan(
+            &self.topology.read(),
+            &publishes,
+            position.is_some(),
+            self.shared.settings.message_bytes_max,
+        );
+        plan.commit();
+        let total = publishes.len();
+        match &self.shared.journal {
+            Some(journal) if Journal::wants(&plan, &publishes, position.is_some()) => {
+                self.submit_logged(journal, publishes, position, plan).await
+            }
+            _ => {
+                let Plan { mut targets, others } = plan;
+                if others.len() < total || total == 0 {
+                    self.set_position(position);
+                }
+                let stored = Arc::new(Stored { publishes, positions: Vec::new() });
+                let now = self.shared.clock.now();
+                for target in &mut targets {
+                    target.queue.clone().store(&stored, target, now);
+                }
+                Ok(Confirm::known(Outcomes::with_others(total, others.into_iter().collect())))
+            }
+        }
+    }
+
+    async fn submit_logged(
+        &self,
+        journal: &Journal,
+        publishes: Vec<Publish>,
+        position: Option<NewPosition>,
+        plan: Plan,
+    ) -> Result<Confirm, BrokerError> {
+        let total = publishes.len();
+        let (reply, confirm) = oneshot::channel();
+        let now = self.shared.clock.now();
+        match journal.submit(publishes, position, plan, reply, now).await {
+            Ok(()) => {}
+            Err((refusal, others)) => {
+                let refused = PublishOutcome::Refused(refusal);
+                return Ok(Confirm::known(fill(total, others, &refused)));
+            }
+        }
+        self.flush_settled();
+        journal.kick();
+        Ok(Confirm::pending(async move {
+            confirm.await.unwrap_or_else(|_| {
+                // The broker was dropped before its log answered.
+                Outcomes::all(total, &PublishOutcome::Unconfirmed(crate::shared::closed()))
+            })
+        }))
+    }
+
+    /// Waits while messages that cannot be put out fill the memory, and while dead letters dam up.
+    async fn wait_for_room(&self, publishes: &[Publish]) -> Result<(), BrokerError> {
+        let Some(first) = publishes.first() else { return Ok(()) };
+        if self.shared.journal.is_none() || !first.message.properties().persistent {
+            self.shared.budget.room().await;
+        }
+        let queue = if first.to.exchange().is_empty() { self.queue(first.to.key()) } else { None };
+        let Some(queue) = queue.filter(|queue| queue.dead_letters()) else { return Ok(()) };
+        loop {
+            let sent = queue.sent.notified();
+            tokio::pin!(sent);
+            sent.as_mut().enable();
+            if !Queue::outbox_is_full(&queue.lock()) {
+                return Ok(());
+            }
+            sent.await;
+            self.shared.check_open()?;
+        }
+    }
+
+    /// Hands what is durable to the queues and tells the publisher. Called in the order of the log.
+    pub(crate) fn stored(&self, submission: Submission, result: Result<(), PublishOutcome>) {
+        let Submission { mut targets, stored, position, others, reply, time, .. } = submission;
+        let total = stored.publishes.len();
+        let outcomes = match result {
+            Ok(()) => {
+                self.set_position(position);
+                for target in &mut targets {
+                    target.queue.clone().store(&stored, target, time);
+                }
+                Outcomes::with_others(total, others.into_iter().collect())
+            }
+            Err(outcome) => fill(total, others, &outcome),
+        };
+        // Nobody may be waiting any more; that changes nothing.
+        let _ = reply.send(outcomes);
+    }
+
+    /// Stores or forgets a position durably.
+    pub(crate) async fn store_position(&self, name: String, value: Option<Bytes>) -> Result<(), BrokerError> {
+        if name.is_empty() || name.len() > NAME_MAX {
+            let text = format!("the name of a position has {} bytes; use 1 to {NAME_MAX}", name.len());
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, text));
+        }
+        let batch = self.submit_parts(Vec::new(), Some((name, value)), From::User).await?;
+        match batch.await.into_others().pop() {
+            None => Ok(()),
+            Some((
+                _,
+                PublishOutcome::Refused(Refusal::Broker(error)) | PublishOutcome::Unconfirmed(error),
+            )) => Err(error),
+            Some((_, other)) => {
+                unreachable!("a batch without messages is refused only by the broker: {other:?}")
+            }
+        }
+    }
+
+    fn set_position(&self, position: Option<NewPosition>) {
+        match position {
+            Some((name, Some(value))) => _ = self.positions.lock().insert(name, value),
+            Some((name, None)) => _ = self.positions.lock().remove(&name),
+            None => {}
+        }
+    }
+
+    /// Writes the settlements that wait, as far as there is room; the rest waits for the upkeep.
+    pub(crate) fn flush_settled(&self) {
+        let Some(journal) = &self.shared.journal else { return };
+        let queues = std::mem::take(&mut *self.shared.bell.settled.lock());
+        let mut full = false;
+        for queue in queues {
+            if full || !journal.append_settled(&queue, self.shared.clock.now()) {
+                full = true;
+                self.shared.bell.settled.lock().push(queue);
+            }
+        }
+    }
+}
+
+/// Longest name of a position, in bytes.
+const NAME_MAX: usize = 1024;
+
+/// Every message that has no outcome yet gets this one; so does a batch that was only a position.
+fn fill(total: usize, mut others: BTreeMap<usize, PublishOutcome>, outcome: &PublishOutcome) -> Outcomes {
+    for at in 0..total.max(1) {
+        others.entry(at).or_insert_with(|| outcome.clone());
+    }
+    Outcomes::with_others(total, others.into_iter().collect())
+}
+
+/// The refusal of a batch that was not stored for a reason of the broker.
+pub(crate) fn refused(error: BrokerError) -> PublishOutcome {
+    PublishOutcome::Refused(Refusal::Broker(error))
+}
