@@ -29,6 +29,11 @@ pub struct Failed<T> {
 }
 
 impl<T> Failed<T> {
+    /// A failure outside of the operators that make them, tried once.
+    pub fn new(input: T, error: impl Into<BoxError>, stage: impl Into<Arc<str>>, at: SystemTime) -> Self {
+        Failed { input, error: error.into(), stage: stage.into(), position: 0, attempts: 1, at }
+    }
+
     /// The same failure without its input, as it goes into reports and to the source's settler.
     pub fn failure(&self) -> Failure {
         Failure {
