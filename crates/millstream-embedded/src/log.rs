@@ -27,11 +27,13 @@
 //! ```
 
 mod append;
+mod block_on;
 mod checkpoint;
 mod commit;
 mod directory;
 mod disk;
 mod error;
+mod export;
 mod pool;
 mod reader;
 mod record;
@@ -41,6 +43,7 @@ mod segment;
 mod settings;
 mod shared;
 mod survey;
+mod verify;
 mod writer;
 
 pub use append::{Appended, AppendedBatch, Log, LogStats};
@@ -49,7 +52,9 @@ pub use disk::{Disk, DiskFile, LockError, LockGuard, LockMode, RealDisk};
 #[cfg(feature = "test-support")]
 pub use disk::{Fault, SimDisk};
 pub use error::{AppendError, CommitError, CommitErrorKind, LogError, LogErrorKind, ReadError};
+pub use export::{BodyDecoder, export};
 pub use reader::Reader;
 pub use record::{Entry, Position, Record, RecordRef, stored_len};
 pub use recovery::{Recovery, Replay};
 pub use settings::LogSettings;
+pub use verify::{VerifyReport, verify};

@@ -1,17 +1,15 @@
 //! The log's handle.
 
 use std::{
-    future::Future,
     path::{Path, PathBuf},
-    pin::pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll, Wake},
-    thread::{JoinHandle, Thread},
+    thread::JoinHandle,
 };
 
 use parking_lot::Mutex;
 
 use super::{
+    block_on::block_on,
     checkpoint,
     commit::Commit,
     disk::{Disk, LockGuard},
@@ -402,24 +400,5 @@ impl Drop for Log {
     fn drop(&mut self) {
         // Errors have nowhere to go from here; what is not durable was never confirmed to anybody.
         let _ = self.shut();
-    }
-}
-
-/// Runs a future of this module on this thread. They wait for nothing but room in the log.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let mut future = pin!(future);
-    let waker = Arc::new(Unpark(std::thread::current())).into();
-    let mut context = Context::from_waker(&waker);
-    loop {
-        match future.as_mut().poll(&mut context) {
-            Poll::Ready(value) => return value,
-            Poll::Pending => std::thread::park(),
-        }
     }
 }

@@ -10,7 +10,7 @@ use super::{
     segment::VERSION,
 };
 
-const STATE_NAME: &str = "state";
+pub(crate) const STATE_NAME: &str = "state";
 const STATE_MAGIC: &[u8; 8] = b"MSTRMSTA";
 const STATE_LEN: usize = 36;
 

@@ -11,9 +11,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::{
+    block_on::block_on,
     error::{CommitError, CommitErrorKind},
     shared::Shared,
 };
@@ -25,7 +26,6 @@ pub(crate) struct Group {
     /// Somebody wants it written now. Set once, so that only the first waiter takes the log's lock.
     asked: AtomicBool,
     waiters: Mutex<Vec<Option<Waker>>>,
-    finished: Condvar,
 }
 
 /// How far a group came.
@@ -46,7 +46,6 @@ impl Group {
             self.outcome.set(outcome).expect("a group is written once");
             std::mem::take(&mut *waiters)
         };
-        self.finished.notify_all();
         waiters.into_iter().flatten().for_each(Waker::wake);
     }
 
@@ -61,13 +60,6 @@ impl Group {
 
     pub(crate) fn is_finished(&self) -> bool {
         self.outcome.get().is_some()
-    }
-
-    pub(crate) fn wait_finished(&self) {
-        let mut waiters = self.waiters.lock();
-        while self.outcome.get().is_none() {
-            self.finished.wait(&mut waiters);
-        }
     }
 }
 
@@ -140,11 +132,12 @@ impl Commit {
     /// # Errors
     /// As the future.
     pub fn wait(mut self) -> Result<(), CommitError> {
-        while let Some(part) = &self.part {
-            self.shared.write_or_wait(&part.group);
+        while let Some(part) = &self.part
+            && self.shared.lead(&part.group)
+        {
             self.step();
         }
-        self.finish()
+        block_on(self)
     }
 
     /// Gives up waiting and does not ask for the records to be written now: they go with the next group

@@ -33,6 +33,10 @@ impl LogError {
         Self { kind, message: message.into(), source: None }
     }
 
+    pub(crate) fn with_source(kind: LogErrorKind, message: impl Into<String>, source: io::Error) -> Self {
+        Self { kind, message: message.into(), source: Some(source) }
+    }
+
     pub(crate) fn settings(message: impl Into<String>) -> Self {
         Self::new(LogErrorKind::Settings, message)
     }

@@ -157,26 +157,23 @@ impl Shared {
         room: usize,
         mut placed: impl FnMut(u64),
     ) -> Part {
-        // The body checksums are the expensive part and need no position: they are done before the lock.
-        let mut few = [0; 16];
-        let mut many = Vec::new();
-        let crcs: &mut [u32] = match few.get_mut(..entries.len()) {
-            Some(few) => few,
-            None => {
-                many.resize(entries.len(), 0);
-                &mut many
-            }
-        };
-        for (crc, entry) in crcs.iter_mut().zip(entries) {
-            *crc = body_crc(self.salt, entry);
+        // The body's checksum needs no position. Of a few records it is taken before the lock; of many, one by
+        // one with the copying, while the record is in the first-level cache.
+        let mut crcs = [0; 4];
+        let early = entries.len() <= crcs.len();
+        if early {
+            crcs.iter_mut().zip(entries).for_each(|(crc, entry)| *crc = body_crc(self.salt, entry));
         }
+        let bytes = entries.iter().map(|e| stored_len(e.body_len())).sum();
 
         let mut state = self.state.lock();
         let state = &mut *state;
         let durable = self.durable();
         let from = state.base + state.pending.len() as u64;
         let mut position = from;
-        for (index, (crc, entry)) in crcs.iter().zip(entries).enumerate() {
+        state.pending.reserve(bytes);
+        for (index, entry) in entries.iter().enumerate() {
+            let crc = if early { crcs[index] } else { body_crc(self.salt, entry) };
             let more = joined && index + 1 < entries.len();
             let len = entry.body_len();
             let header = Header {
@@ -190,7 +187,7 @@ impl Shared {
                 lag: u32::try_from(position - durable).unwrap_or(u32::MAX),
             };
             placed(position);
-            state.pending.extend_from_slice(&header.encode(*crc));
+            state.pending.extend_from_slice(&header.encode(crc));
             state.pending.extend_from_slice(entry.head);
             state.pending.extend_from_slice(entry.body);
             let stored = stored_len(len);
@@ -224,42 +221,36 @@ impl Shared {
     /// Has `group` written as soon as nothing else is.
     pub(crate) fn ask(&self, group: &Arc<Group>) {
         if !self.settings.background {
-            self.write_or_wait(group);
-            return;
-        }
-        if !group.ask() {
-            return;
-        }
-        let state = self.state.lock();
-        if Arc::ptr_eq(&state.group, group) && !state.writing {
-            self.work.notify_one();
+            self.lead(group);
+        } else if group.ask() {
+            let state = self.state.lock();
+            if Arc::ptr_eq(&state.group, group) && !state.writing {
+                self.work.notify_one();
+            }
         }
     }
 
-    /// Returns when `group` is finished, having written it on this thread if nobody else was writing.
-    pub(crate) fn write_or_wait(&self, group: &Arc<Group>) {
+    /// Writes `group` on this thread, unless somebody is writing: then it is asked for. Whether it is finished.
+    pub(crate) fn lead(&self, group: &Arc<Group>) -> bool {
         if group.is_finished() {
-            return;
+            return true;
         }
-        let state = self.state.lock();
-        if Arc::ptr_eq(&state.group, group) {
-            if !state.writing {
-                let mut state = self.write(state);
-                // Others may have asked meanwhile; without a writing thread, nobody else would hear them.
-                while !self.settings.background
-                    && !state.writing
-                    && state.group.is_asked()
-                    && !state.pending.is_empty()
-                {
-                    state = self.write(state);
-                }
-                return;
-            }
-            // Whoever writes now goes on with this group, or leaves it to the writing thread.
-            group.ask();
+        let mut state = self.state.lock();
+        if !Arc::ptr_eq(&state.group, group) {
+            return group.is_finished();
         }
-        drop(state);
-        group.wait_finished();
+        // Whoever writes now goes on with this group, or leaves it to the writing thread.
+        group.ask();
+        let mut goes_on = !state.writing;
+        while goes_on {
+            state = self.write(state);
+            // Without a writing thread, nobody else would hear those who asked meanwhile.
+            goes_on = !self.settings.background
+                && !state.writing
+                && state.group.is_asked()
+                && !state.pending.is_empty();
+        }
+        group.is_finished()
     }
 
     /// Where the last confirmed record ends. Only while nobody writes.
@@ -317,6 +308,11 @@ impl Shared {
 
         let mut state = self.state.lock();
         state.spare = buffer;
+        if state.pending.is_empty() {
+            // The buffer just used is the one the processor's caches know.
+            let state = &mut *state;
+            std::mem::swap(&mut state.pending, &mut state.spare);
+        }
         state.writing = false;
         if state.group.is_asked() && !state.pending.is_empty() {
             self.work.notify_one();

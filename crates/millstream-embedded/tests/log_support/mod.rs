@@ -9,10 +9,10 @@ use millstream_embedded::log::{
 
 /// SplitMix64.
 #[derive(Debug, Clone)]
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,15 +20,15 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 }
 
-pub const DIR: &str = "log";
+pub(crate) const DIR: &str = "log";
 
 /// Segments so small that a short workload rolls and recycles them, and no threads, so that a seed replays.
-pub fn small() -> LogSettings {
+pub(crate) fn small() -> LogSettings {
     LogSettings {
         segment_bytes: 16 << 10,
         record_bytes_max: 6 << 10,
@@ -38,7 +38,7 @@ pub fn small() -> LogSettings {
 }
 
 /// The body of record `id`: its length and bytes follow from the number.
-pub fn body(id: u64) -> Vec<u8> {
+pub(crate) fn body(id: u64) -> Vec<u8> {
     let mut random = Random(id);
     let len = match random.below(10) {
         0 => 0,
@@ -49,7 +49,7 @@ pub fn body(id: u64) -> Vec<u8> {
     (0..len).map(|_| random.next() as u8).collect()
 }
 
-pub fn entry(id: u64, body: &[u8]) -> Entry<'_> {
+pub(crate) fn entry(id: u64, body: &[u8]) -> Entry<'_> {
     let (head, body) = body.split_at(body.len() / 3);
     Entry { kind: id as u8, time: id, head, body }
 }
@@ -75,8 +75,8 @@ struct Expected {
 }
 
 /// A log on a simulated disk and what it owes.
-pub struct Model {
-    pub disk: SimDisk,
+pub(crate) struct Model {
+    pub(crate) disk: SimDisk,
     records: Vec<Expected>,
     next_id: u64,
     next_batch: u64,
@@ -85,11 +85,11 @@ pub struct Model {
     checkpoint_open: Option<(Position, Vec<u8>)>,
     /// Records before may have been given free.
     released: Position,
-    pub recovered: Recovery,
+    pub(crate) recovered: Recovery,
 }
 
 impl Model {
-    pub fn new(disk: SimDisk) -> Self {
+    pub(crate) fn new(disk: SimDisk) -> Self {
         Self {
             disk,
             records: Vec::new(),
@@ -103,7 +103,7 @@ impl Model {
     }
 
     /// Opens the log and holds what it hands over against what it owes. `None` when the disk failed.
-    pub fn open(&mut self) -> Option<Log> {
+    pub(crate) fn open(&mut self) -> Option<Log> {
         let mut seen = Vec::new();
         let mut checkpoint = None;
         let opened =
@@ -163,7 +163,7 @@ impl Model {
     }
 
     /// Random work until the disk fails or `steps` are done; whether all were done.
-    pub fn work(&mut self, log: &Log, random: &mut Random, steps: u64) -> bool {
+    pub(crate) fn work(&mut self, log: &Log, random: &mut Random, steps: u64) -> bool {
         let mut commits: Vec<(Commit, Vec<usize>)> = Vec::new();
         for _ in 0..steps {
             match random.below(12) {
@@ -261,7 +261,7 @@ impl Model {
     }
 
     /// Everything stored is there for a reader, in order.
-    pub fn check_reader(&self, log: &Log, from: Position) {
+    pub(crate) fn check_reader(&self, log: &Log, from: Position) {
         let mut reader = log.reader(from);
         let mut stored = self.records.iter().filter(|r| r.fate == Fate::Stored && r.position >= from);
         while let Some(record) = reader.next().expect("nothing is damaged") {
@@ -275,12 +275,12 @@ impl Model {
         assert_eq!(stored.next().map(|r| r.id), None, "all of them");
     }
 
-    pub fn stored(&self) -> usize {
+    pub(crate) fn stored(&self) -> usize {
         self.records.iter().filter(|r| r.fate == Fate::Stored).count()
     }
 
     /// Where the checkpoint in force stands.
-    pub fn covers(&self) -> Position {
+    pub(crate) fn covers(&self) -> Position {
         self.checkpoint.as_ref().map_or(Position::ZERO, |(covers, _)| *covers)
     }
 }

@@ -69,7 +69,7 @@ struct Inner {
     faults: HashMap<Fault, u32>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Inode {
     durable: Vec<u8>,
     current: Vec<u8>,
@@ -135,6 +135,20 @@ impl SimDisk {
             file.settle(keep, &mut random);
             file.current = file.durable.clone();
         }
+    }
+
+    /// Another disk with the same contents; what is open or locked on this one is not there.
+    pub fn fork(&self) -> Self {
+        let inner = self.0.lock();
+        let files = inner.files.iter().map(|(inode, file)| (*inode, file.clone())).collect();
+        Self(Arc::new(Mutex::new(Inner {
+            files,
+            names: inner.names.clone(),
+            durable_names: inner.durable_names.clone(),
+            name_changes: inner.name_changes.clone(),
+            next_inode: inner.next_inode,
+            ..Inner::default()
+        })))
     }
 
     /// Lets the next `count` operations of this sort fail.
