@@ -1,5 +1,5 @@
 //! The quickstart's promises, counted by hand: the ledger adds up to the rows of the data, the output holds
-//! what was completed, and a second run adds nothing.
+//! what was completed, a second run adds nothing, and the README shows what the run prints.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,8 @@ pub(crate) fn run() -> Outcome {
     crate::readme::copy_examples(copy.path())?;
     let rows = lines(&copy.path().join("examples/data/flights-2013-01.csv"))? - 1; // the first names the columns
 
-    let first = ledger(copy.path(), "first.json")?;
+    let (first, printed) = ledger(copy.path(), "first.json")?;
+    in_readme(&printed)?;
     if first["received"] != rows {
         return Err(format!("the data has {rows} rows, the ledger received {}", first["received"]));
     }
@@ -25,7 +26,7 @@ pub(crate) fn run() -> Outcome {
         return Err(format!("{written} rows are written, the ledger completed {}", first["completed"]));
     }
 
-    let second = ledger(copy.path(), "second.json")?;
+    let (second, _) = ledger(copy.path(), "second.json")?;
     if second["received"] != 0 {
         return Err(format!("a second run received {} items again", second["received"]));
     }
@@ -36,15 +37,33 @@ pub(crate) fn run() -> Outcome {
     Ok(())
 }
 
-/// Runs the quickstart once; the ledger of its report, which must add up.
-fn ledger(directory: &Path, report: &str) -> Result<BTreeMap<String, u64>, String> {
+/// That the ledger which the README shows is the one that was printed, line by line. Its times are another
+/// machine's.
+fn in_readme(printed: &str) -> Outcome {
+    let readme = std::fs::read_to_string(root().join("README.md")).map_err(|e| format!("README.md: {e}"))?;
+    let lines = printed.lines().filter(|line| {
+        let line = line.trim_start();
+        line.starts_with(['+', '=']) || line.ends_with("  completed")
+    });
+    let mut count = 0;
+    for line in lines {
+        count += 1;
+        if !readme.lines().any(|shown| shown == line) {
+            return Err(format!("README.md does not show this line of the quickstart's report: `{line}`"));
+        }
+    }
+    if count < 5 { Err(format!("the quickstart printed no ledger:\n{printed}")) } else { Ok(()) }
+}
+
+/// Runs the quickstart once; the ledger of its report, which must add up, and what it printed.
+fn ledger(directory: &Path, report: &str) -> Result<(BTreeMap<String, u64>, String), String> {
     let manifest = root().join("Cargo.toml");
-    command("cargo")
+    let printed = command("cargo")
         .args(["run", "--quiet", "--release", "--locked", "--manifest-path"])
         .args([manifest.as_os_str()])
-        .args(["--", "run", "--quiet", "examples/quickstart.yaml", "--report", report])
+        .args(["--", "run", "examples/quickstart.yaml", "--report", report])
         .directory(directory)
-        .run()?;
+        .errors()?;
     let text = std::fs::read(directory.join(report)).map_err(|e| format!("{report}: {e}"))?;
     let value: Value = serde_json::from_slice(&text).map_err(|e| format!("{report}: {e}"))?;
     let mut ledger = BTreeMap::new();
@@ -59,7 +78,7 @@ fn ledger(directory: &Path, report: &str) -> Result<BTreeMap<String, u64>, Strin
     if ledger["received"] != settled {
         return Err(format!("{report}: the ledger does not add up: {ledger:?}"));
     }
-    Ok(ledger)
+    Ok((ledger, printed))
 }
 
 /// Lines and content of every file under a directory, by path.

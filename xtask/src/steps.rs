@@ -88,10 +88,26 @@ impl Program {
 
     /// Runs it to its end and returns what it wrote to its standard output.
     pub(crate) fn output(mut self) -> Result<Vec<u8>, String> {
+        self.0.stderr(std::process::Stdio::inherit());
+        Ok(self.captured()?.stdout)
+    }
+
+    /// Runs it to its end, shows what it wrote to its standard error, and returns that.
+    pub(crate) fn errors(mut self) -> Result<String, String> {
+        self.0.stdout(std::process::Stdio::inherit()).stderr(std::process::Stdio::piped());
+        let text = String::from_utf8_lossy(&self.captured()?.stderr).into_owned();
+        eprint!("{text}");
+        Ok(text)
+    }
+
+    fn captured(mut self) -> Result<std::process::Output, String> {
         let shown = format!("{:?}", self.0).replace('"', "");
-        match self.0.stderr(std::process::Stdio::inherit()).output() {
-            Ok(output) if output.status.success() => Ok(output.stdout),
-            Ok(output) => Err(format!("`{shown}` ended with {}", output.status)),
+        match self.0.output() {
+            Ok(output) if output.status.success() => Ok(output),
+            Ok(output) => {
+                eprint!("{}", String::from_utf8_lossy(&output.stderr));
+                Err(format!("`{shown}` ended with {}", output.status))
+            }
             Err(error) => Err(format!("`{shown}` could not be started: {error}")),
         }
     }
