@@ -1,21 +1,64 @@
-//! How much memory the items of a run can hold, computed from the file alone.
+//! How much memory the items of a run can hold, computed from the file alone; the run is built from the same
+//! numbers.
 
+use crate::batcher::Rule;
 use crate::file::model::{Buffer, Draft, Source};
 
-/// Bytes that a source reads from its file or socket at once.
+/// Bytes that a source reads from its file at once.
 pub(crate) const READ_BYTES: u64 = 256 << 10;
+/// Bytes of complete batches that an output takes at once, if batches are smaller than that.
+const WRITE_BYTES: u64 = 8 << 20;
+/// Batches that wait for the output while it writes.
+pub(crate) const WAITING_BATCHES: usize = 2;
+/// Open batches of one pipeline hold at most this many full ones.
+const OPEN_BATCHES: u64 = 16;
 
 /// The sum of everything that holds items.
 pub(crate) fn memory(draft: &Draft) -> u64 {
-    let reading = match draft.source.as_deref() {
-        Some(Source::File { read, .. } | Source::Stdin { read }) => READ_BYTES + read.line_max as u64,
-        Some(Source::Http(http)) => (http.pending_max as u64).saturating_mul(http.body_max as u64 / 16).max(http.body_max as u64),
+    let rule = batching(draft);
+    let batch = draft.batch.bytes.value;
+    let complete = batch.saturating_mul((writing(draft) + WAITING_BATCHES) as u64);
+    reading(draft).saturating_add(buffered(draft)).saturating_add(rule.held_bytes as u64).saturating_add(complete)
+}
+
+/// How many batches the output takes at once.
+pub(crate) fn writing(draft: &Draft) -> usize {
+    (WRITE_BYTES / draft.batch.bytes.value.max(1)).clamp(1, 32) as usize
+}
+
+/// The rule of the batcher: no more is held than lets the source go on.
+pub(crate) fn batching(draft: &Draft) -> Rule {
+    let batch = &draft.batch;
+    let (items, size) = match (&draft.buffer.value, draft.source.as_deref()) {
+        (Buffer::Queue { prefetch, .. }, _) | (_, Some(Source::Queue { prefetch, .. })) => {
+            (prefetch.items.value / 2, prefetch.bytes.value / 2)
+        }
+        (_, Some(Source::Http(http))) => (http.pending_max as u64 / 2, u64::MAX),
+        _ => (batch.count.value.saturating_mul(OPEN_BATCHES), u64::MAX),
+    };
+    Rule {
+        count: batch.count.value as usize,
+        bytes: usize::try_from(batch.bytes.value).unwrap_or(usize::MAX),
+        age: batch.age.value,
+        held_items: (items as usize).max(batch.count.value as usize).max(1),
+        held_bytes: usize::try_from(batch.bytes.value.saturating_mul(if batch.by.is_some() { OPEN_BATCHES } else { 1 }))
+            .unwrap_or(usize::MAX),
+        held_size: usize::try_from(size).unwrap_or(usize::MAX),
+    }
+}
+
+fn reading(draft: &Draft) -> u64 {
+    match draft.source.as_deref() {
+        // A chunk that was read and, while it is stored, the next one; of csv, each as text and as JSON.
+        Some(Source::File { read, .. } | Source::Stdin { read }) => 4 * READ_BYTES + 2 * read.line_max as u64,
+        Some(Source::Http(http)) => http.bytes_max(),
         _ => 0,
-    };
-    let buffered = match (&draft.buffer.value, draft.source.as_deref()) {
-        (_, Some(Source::Queue { prefetch, .. })) | (Buffer::Queue { prefetch, .. }, _) => prefetch.bytes.value,
+    }
+}
+
+fn buffered(draft: &Draft) -> u64 {
+    match (&draft.buffer.value, draft.source.as_deref()) {
+        (Buffer::Queue { prefetch, .. }, _) | (_, Some(Source::Queue { prefetch, .. })) => prefetch.bytes.value,
         (Buffer::Memory { bytes, .. }, _) => *bytes,
-    };
-    let batches = draft.batch.bytes.value.saturating_mul(draft.outputs.len().max(1) as u64);
-    reading.saturating_add(buffered).saturating_add(batches)
+    }
 }

@@ -95,20 +95,28 @@ impl Decoder {
         }
     }
 
-    /// The item as a value.
-    pub(crate) fn value(&self, frame: Frame) -> Result<Value, Fault> {
-        whole(&frame)?;
-        let Frame::Whole { bytes, .. } = frame else { unreachable!("`whole` refused every other frame") };
+    /// The item as a value; on a fault, the bytes come back to be shown.
+    pub(crate) fn value(&self, frame: Frame) -> Result<Value, (Fault, Bytes)> {
+        let too_long = whole(&frame).err();
+        let (Frame::Whole { bytes, .. } | Frame::TooLong { preview: bytes, .. }) = frame;
         let bytes: Bytes = bytes.freeze();
+        let read = match too_long {
+            Some(fault) => Err(fault),
+            None => self.read(&bytes),
+        };
+        read.map_err(|fault| (fault, bytes))
+    }
+
+    fn read(&self, bytes: &Bytes) -> Result<Value, Fault> {
         match (self.format, &self.header) {
-            (Format::Csv, Some(header)) => header.value(&bytes),
+            (Format::Csv, Some(header)) => header.value(bytes),
             (Format::Lines, _) => {
-                utf8(&bytes)?;
+                utf8(bytes)?;
                 let mut map = Map::default();
-                map.insert(self.line_key.clone(), Value::utf8_str(bytes));
+                map.insert(self.line_key.clone(), Value::utf8_str(bytes.clone()));
                 Ok(Value::obj(map))
             }
-            _ => value::parse_shared(&bytes).map_err(|error| Fault::new(error.column(), error.message().to_owned())),
+            _ => value::parse_shared(bytes).map_err(|error| Fault::new(error.column(), error.message().to_owned())),
         }
     }
 }

@@ -14,34 +14,21 @@ impl Encoder {
         Encoder { csv, columns: columns.map(|names| names.iter().map(|name| value::text(name)).collect()) }
     }
 
-    /// Whether a new file begins with a header row.
-    pub(crate) fn has_header(&self) -> bool {
-        self.csv
-    }
-
-    /// Takes the columns from a header row that is already in the file.
-    pub(crate) fn adopt_header(&mut self, row: &[u8]) {
-        let mut columns = Vec::new();
-        if super::split(row, b',', |_, name| columns.push(value::text(&name))).is_ok() {
-            self.columns = Some(columns);
-        }
-    }
-
-    /// Writes the header row of a file that `first` will begin.
-    pub(crate) fn header(&mut self, first: &Value, out: &mut Vec<u8>) -> Result<(), String> {
+    /// The header row, once for the whole output: `first` decides the columns where none are given.
+    pub(crate) fn header(&mut self, first: &Value) -> Result<Vec<u8>, String> {
         if self.columns.is_none() {
             let Value::Obj(map) = first else { return Err(not_an_object(first)) };
             self.columns = Some(map.keys().cloned().collect());
         }
-        let columns = self.columns.as_deref().unwrap_or_default();
-        for (index, column) in columns.iter().enumerate() {
+        let mut out = Vec::new();
+        for (index, column) in self.columns.as_deref().unwrap_or_default().iter().enumerate() {
             if index > 0 {
                 out.push(b',');
             }
-            field(out, column);
+            field(&mut out, column);
         }
         out.push(b'\n');
-        Ok(())
+        Ok(out)
     }
 
     /// Writes one item and its line break; on an error nothing is written.
@@ -101,8 +88,8 @@ mod tests {
         let mut out = Vec::new();
         for (index, item) in items.iter().enumerate() {
             let item = value::parse_json(item.as_bytes()).expect("JSON");
-            if index == 0 && encoder.has_header() {
-                encoder.header(&item, &mut out)?;
+            if index == 0 && encoder.csv {
+                out = encoder.header(&item)?;
             }
             encoder.item(&item, &mut out)?;
         }

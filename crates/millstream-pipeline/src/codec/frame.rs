@@ -1,6 +1,6 @@
 //! Cuts a run of bytes into lines or csv rows without ever holding more than one line's limit.
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use memchr::{memchr, memchr2};
 
 /// How much of a line that is too long is kept to show.
@@ -17,6 +17,32 @@ pub(crate) enum Frame {
     },
     /// One longer than the limit; its bytes were passed over as they came.
     TooLong { preview: BytesMut, length: u64, line: u64 },
+}
+
+impl Frame {
+    /// The line it begins on, from 1.
+    pub(crate) fn line(&self) -> u64 {
+        match self {
+            Frame::Whole { line, .. } | Frame::TooLong { line, .. } => *line,
+        }
+    }
+
+    /// Bytes held of it.
+    pub(crate) fn length(&self) -> usize {
+        match self {
+            Frame::Whole { bytes, .. } | Frame::TooLong { preview: bytes, .. } => bytes.len(),
+        }
+    }
+
+    /// Its first bytes, to show.
+    pub(crate) fn shown(self, max: usize) -> Bytes {
+        match self {
+            Frame::Whole { mut bytes, .. } | Frame::TooLong { preview: mut bytes, .. } => {
+                bytes.truncate(max);
+                bytes.freeze()
+            }
+        }
+    }
 }
 
 /// Cuts bytes into frames. Feed [`buffer`](Self::buffer), then call [`next`](Self::next) until it gives `None`.

@@ -68,7 +68,11 @@ impl std::fmt::Debug for Mapping {
 
 fn explain(exception: jaq_core::Exn<'_, Value>) -> ExpressionError {
     ExpressionError(match exception.get_err() {
-        Ok(error) => error.to_string(),
+        // `error("text")` says it as it is; jq itself would print it quoted.
+        Ok(error) => match error.into_val() {
+            Value::TStr(text) => String::from_utf8_lossy(&text).into_owned(),
+            other => other.to_string(),
+        },
         Err(_) => "the program halted; `error` fails one item".to_owned(),
     })
 }

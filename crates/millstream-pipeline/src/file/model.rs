@@ -40,12 +40,32 @@ pub(crate) enum Source {
     Generate { count: Option<u64>, rate: Option<u64>, template: Option<Arc<Mapping>> },
 }
 
+impl Source {
+    /// What the file calls it.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Source::File { .. } => "file",
+            Source::Stdin { .. } => "stdin",
+            Source::Http(_) => "http",
+            Source::Queue { .. } => "queue",
+            Source::Generate { .. } => "generate",
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct HttpSource {
     pub(crate) listen: Spanned<String>,
     pub(crate) path: Spanned<String>,
     pub(crate) body_max: usize,
     pub(crate) pending_max: usize,
+}
+
+impl HttpSource {
+    /// Bytes of requests that may wait to become durable, whatever their number.
+    pub(crate) fn bytes_max(&self) -> u64 {
+        16 * self.body_max as u64
+    }
 }
 
 /// How bytes become items.

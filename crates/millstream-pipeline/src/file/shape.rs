@@ -183,7 +183,7 @@ static BUFFER_QUEUE: Shape = Shape {
         key("broker", Kind::Broker, "The broker's URL.").required(),
         key("name", Kind::Name, "The queue, declared durable.").required(),
         key("max_items", Kind::Count(1, u64::MAX), "The source waits while the queue holds this many messages."),
-        key("max_bytes", Kind::Size(KIB), "The source waits while the queue holds this many bytes."),
+        key("max_bytes", Kind::Size(8 << 20), "The source waits while the queue holds this many bytes."),
         PREFETCH,
         PREFETCH_BYTES,
     ],

@@ -63,6 +63,22 @@ impl Template {
         self.parts.iter().all(|part| matches!(part, Part::Text(_)))
     }
 
+    /// Whether `path`, relative to the root, could be one of this template's.
+    pub(crate) fn matches(&self, path: &str) -> bool {
+        fn rest(parts: &[Part], path: &str) -> bool {
+            match parts.split_first() {
+                None => path.is_empty(),
+                Some((Part::Text(text), parts)) => path.strip_prefix(text.as_str()).is_some_and(|path| rest(parts, path)),
+                // A field fills at least one character and no slash.
+                Some((Part::Field(..), parts)) => path
+                    .char_indices()
+                    .take_while(|(_, c)| *c != '/')
+                    .any(|(at, c)| rest(parts, &path[at + c.len_utf8()..])),
+            }
+        }
+        rest(&self.parts, path)
+    }
+
     /// The template as it was written.
     pub(crate) fn source(&self) -> &str {
         &self.source
@@ -148,6 +164,14 @@ mod tests {
         }
         assert!(filled("out/{c}", r#"{"d":1}"#).expect_err("no field").contains("`c`"));
         assert!(filled("out/{c}", &format!("{{\"c\":\"{}\"}}", "x".repeat(300))).is_err());
+    }
+
+    #[test]
+    fn a_template_knows_its_own_paths() {
+        let template = Template::parse("out/{a}-{b}.csv", Path::new("/base")).expect("a good template");
+        for (path, own) in [("x-y.csv", true), ("x-y-z.csv", true), ("x.csv", false), ("-y.csv", false), ("a/x-y.csv", false)] {
+            assert_eq!(template.matches(path), own, "{path}");
+        }
     }
 
     #[test]

@@ -1,0 +1,179 @@
+//! Gathers items into batches, one open batch for each key, all of them within one bound.
+
+use crate::ready::Ready;
+use bytes::Bytes;
+use millstream_flow::{Flow, Settle, Step, Token, TokenRuns};
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// Items of one output and one key, in their order.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) output: usize,
+    pub(crate) items: Vec<Ready>,
+}
+
+/// When a batch is complete, and how much may be held in incomplete ones.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rule {
+    pub(crate) count: usize,
+    pub(crate) bytes: usize,
+    pub(crate) age: Duration,
+    /// Items held in all open batches; beyond it the largest one goes, so that sources which wait for their
+    /// items to be settled are never all waiting for a batch to fill.
+    pub(crate) held_items: usize,
+    /// Bytes held in all open batches.
+    pub(crate) held_bytes: usize,
+    /// Bytes of the messages behind the items of all open batches.
+    pub(crate) held_size: usize,
+}
+
+struct Open {
+    items: Vec<Ready>,
+    tokens: TokenRuns,
+    bytes: usize,
+    size: usize,
+    since: Instant,
+}
+
+/// The operator.
+pub(crate) struct Batcher<F> {
+    upstream: F,
+    rule: Rule,
+    gathered: Gathered,
+    timer: Option<Pin<Box<Sleep>>>,
+    ended: bool,
+}
+
+/// The open batches, and the complete ones that wait to be handed on.
+struct Gathered {
+    open: HashMap<(usize, Bytes), Open>,
+    items: usize,
+    bytes: usize,
+    size: usize,
+    complete: VecDeque<(Batch, TokenRuns)>,
+}
+
+impl<F> Batcher<F> {
+    pub(crate) fn new(upstream: F, rule: Rule) -> Self {
+        let gathered = Gathered { open: HashMap::new(), items: 0, bytes: 0, size: 0, complete: VecDeque::new() };
+        Batcher { upstream, rule, gathered, timer: None, ended: false }
+    }
+
+    /// Completes the batches that have reached their age; leaves the timer set for the next.
+    fn poll_age(&mut self, cx: &mut Context<'_>) {
+        while let Some(due) = self.gathered.open.values().map(|open| open.since + self.rule.age).min() {
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+            if timer.deadline() != due {
+                timer.as_mut().reset(due);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            let now = Instant::now();
+            self.gathered.complete_where(|open| open.since + self.rule.age <= now);
+        }
+    }
+}
+
+impl Gathered {
+    fn add(&mut self, item: Ready, token: Token, rule: &Rule) {
+        let (bytes, size) = (item.bytes.len(), item.size);
+        let key = (item.output, item.key.clone());
+        if self.open.get(&key).is_some_and(|open| open.bytes + bytes > rule.bytes) {
+            self.complete(&key);
+        }
+        let open = self.open.entry(key.clone()).or_insert_with(|| Open {
+            items: Vec::new(),
+            tokens: TokenRuns::default(),
+            bytes: 0,
+            size: 0,
+            since: Instant::now(),
+        });
+        open.items.push(item);
+        token.join(&mut open.tokens);
+        open.bytes += bytes;
+        open.size += size;
+        let full = open.items.len() >= rule.count || open.bytes >= rule.bytes;
+        self.items += 1;
+        self.bytes += bytes;
+        self.size += size;
+        let held = self.items >= rule.held_items || self.bytes >= rule.held_bytes || self.size >= rule.held_size;
+        if full {
+            self.complete(&key);
+        } else if held {
+            let largest = self.open.iter().max_by_key(|(_, open)| open.items.len()).map(|(key, _)| key.clone());
+            if let Some(largest) = largest {
+                self.complete(&largest);
+            }
+        }
+    }
+
+    fn complete(&mut self, key: &(usize, Bytes)) {
+        if let Some(open) = self.open.remove(key) {
+            self.items -= open.items.len();
+            self.bytes -= open.bytes;
+            self.size -= open.size;
+            self.complete.push_back((Batch { output: key.0, items: open.items }, open.tokens));
+        }
+    }
+
+    fn complete_where(&mut self, due: impl Fn(&Open) -> bool) {
+        let mut keys: Vec<_> =
+            self.open.iter().filter(|(_, open)| due(open)).map(|(key, open)| (open.since, key.clone())).collect();
+        keys.sort_by_key(|(since, _)| *since);
+        keys.iter().for_each(|(_, key)| self.complete(key));
+    }
+}
+
+impl<F: Flow<Item = Ready, Token = Token>> Flow for Batcher<F> {
+    type Item = Batch;
+    type Token = TokenRuns;
+
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(Batch, TokenRuns) -> ControlFlow<()>,
+    {
+        let mut room = max;
+        loop {
+            while let Some((batch, tokens)) = self.gathered.complete.pop_front() {
+                room -= 1;
+                if sink(batch, tokens).is_break() || room == 0 {
+                    return Poll::Ready(Step::More);
+                }
+            }
+            if self.ended {
+                return Poll::Ready(Step::End);
+            }
+            let Batcher { upstream, rule, gathered, .. } = self;
+            let step = upstream.poll_drive(cx, rule.count, &mut |item, token| {
+                gathered.add(item, token, rule);
+                if gathered.complete.len() >= room { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            match step {
+                Poll::Ready(Step::End) => {
+                    self.ended = true;
+                    self.gathered.complete_where(|_| true);
+                }
+                Poll::Ready(Step::More) => {
+                    self.poll_age(cx);
+                    if self.gathered.complete.is_empty() {
+                        return Poll::Ready(Step::More);
+                    }
+                }
+                Poll::Pending => {
+                    self.poll_age(cx);
+                    if self.gathered.complete.is_empty() {
+                        return Poll::Pending;
+                    }
+                    // Hand on what there is, then come back to wait: the wakers are registered anew.
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Where items come from: each source as a feed of chunks.
+
+mod file;
+mod generate;
+mod lines;
+mod stdin;
+
+pub(crate) use self::file::FileFeed;
+pub(crate) use self::generate::GenerateFeed;
+pub(crate) use self::stdin::StdinFeed;
+
+use crate::item::Raw;
+use bytes::Bytes;
+use millstream_flow::BoxError;
+use std::future::Future;
+use std::pin::Pin;
+
+/// The most items of a chunk.
+pub(crate) const CHUNK_ITEMS: usize = 1024;
+
+/// Some items that a source gave at once.
+#[derive(Debug, Default)]
+pub(crate) struct Chunk {
+    pub(crate) items: Vec<Raw>,
+    /// How far the source has read with these items, to be stored with them.
+    pub(crate) position: Option<Bytes>,
+    /// Whoever waits for these items to be safe.
+    pub(crate) reply: Option<Reply>,
+}
+
+/// Told once whether the items of a chunk are safe. Dropping it says that they are not.
+pub(crate) type Reply = tokio::sync::oneshot::Sender<Result<(), String>>;
+
+/// A source of chunks.
+///
+/// # Cancel safety
+///
+/// Dropping the future of [`next`](Feed::next) loses no item: what was read stays in the feed.
+pub(crate) trait Feed: Send {
+    /// The next chunk; `None` at the end. An error ends the run.
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = Result<Option<Chunk>, BoxError>> + Send + '_>>;
+
+    /// Goes on at a stored position, before the first chunk.
+    ///
+    /// # Errors
+    ///
+    /// If the position is not one of this feed's.
+    fn resume(&mut self, _position: &[u8]) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    /// The name its position is stored under, if it has one.
+    fn position_name(&self) -> Option<&str> {
+        None
+    }
+}

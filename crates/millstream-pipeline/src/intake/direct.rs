@@ -1,0 +1,132 @@
+//! A feed straight into the flow, with nothing durable between.
+
+use super::{Intake, too_many};
+use crate::feed::{Chunk, Feed, Reply};
+use crate::item::Raw;
+use crate::trouble::Trouble;
+use futures_core::Stream;
+use millstream_flow::{Account, BoxError, Outcome, Settler, Tracked, Tracker};
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+type Next = Pin<Box<dyn Future<Output = (Box<dyn Feed>, Result<Option<Chunk>, BoxError>)> + Send>>;
+
+struct Direct {
+    next: Next,
+    ready: VecDeque<Raw>,
+    tracker: Tracker,
+    account: Arc<Account>,
+    replies: Arc<Replies>,
+    trouble: Arc<Trouble>,
+    ended: bool,
+}
+
+/// Items of `feed`, in its order.
+pub(crate) fn direct(feed: Box<dyn Feed>, trouble: Arc<Trouble>) -> Intake {
+    let replies = Arc::new(Replies::default());
+    let tracker = Tracker::new(Told(replies.clone()));
+    let account = tracker.account();
+    let stream = Direct {
+        next: next(feed),
+        ready: VecDeque::new(),
+        tracker,
+        account: account.clone(),
+        replies,
+        trouble,
+        ended: false,
+    };
+    Intake { stream: Box::pin(stream), account }
+}
+
+fn next(mut feed: Box<dyn Feed>) -> Next {
+    Box::pin(async move {
+        let chunk = feed.next().await;
+        (feed, chunk)
+    })
+}
+
+impl Stream for Direct {
+    type Item = Result<Tracked<Raw>, BoxError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(value) = self.ready.pop_front() {
+                let token = self.tracker.issue();
+                return Poll::Ready(Some(Ok(Tracked { value, token })));
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            if let Some(error) = too_many(&self.trouble, &self.account) {
+                self.ended = true;
+                return Poll::Ready(Some(Err(error)));
+            }
+            let Poll::Ready((feed, chunk)) = self.next.as_mut().poll(cx) else { return Poll::Pending };
+            match chunk {
+                Ok(Some(chunk)) => {
+                    if let Some(reply) = chunk.reply {
+                        let first = self.tracker.issued();
+                        self.replies.expect(first..first + chunk.items.len() as u64, reply);
+                    }
+                    self.ready.extend(chunk.items);
+                    self.next = next(feed);
+                }
+                Ok(None) => self.ended = true,
+                Err(error) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+}
+
+/// Those who wait for items to be settled, by the number of the chunk's first item.
+#[derive(Default)]
+struct Replies(Mutex<BTreeMap<u64, Waiting>>);
+
+struct Waiting {
+    left: u64,
+    failed: bool,
+    reply: Reply,
+}
+
+impl Replies {
+    fn expect(&self, items: Range<u64>, reply: Reply) {
+        let waiting = Waiting { left: items.end - items.start, failed: false, reply };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(items.start, waiting);
+    }
+}
+
+struct Told(Arc<Replies>);
+
+impl Settler for Told {
+    fn settle(&self, items: Range<u64>, outcome: &Outcome) {
+        let mut replies = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if replies.is_empty() {
+            return;
+        }
+        let mut item = items.start;
+        while item < items.end {
+            // Every item of a chunk with a reply lies between its first number and the next chunk's.
+            let Some((&first, waiting)) = replies.range_mut(..=item).next_back() else { return };
+            let next = replies.range(first + 1..).next().map_or(u64::MAX, |(next, _)| *next);
+            let waiting = replies.get_mut(&first).expect("found just above");
+            let count = items.end.min(next) - item;
+            waiting.left = waiting.left.saturating_sub(count);
+            waiting.failed |= matches!(outcome, Outcome::Abandoned);
+            if waiting.left == 0
+                && let Some(waiting) = replies.remove(&first)
+            {
+                let told = if waiting.failed { Err("the run ended before the items were safe".to_owned()) } else { Ok(()) };
+                // Nobody listens any more when the client has gone.
+                let _ = waiting.reply.send(told);
+            }
+            item += count;
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! A feed into the buffer's queue: what was read is stored, and with it how far was read.
+
+use crate::feed::{Chunk, Feed};
+use millstream_flow::BoxError;
+use millstream_message::{Address, Batch, Broker, Outcomes, PublishOutcome, Refusal};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// The first and the longest wait for room in a full queue.
+const FULL_WAIT: Duration = Duration::from_millis(2);
+const FULL_WAIT_MAX: Duration = Duration::from_millis(200);
+
+/// Moves a feed's items into a queue.
+pub(crate) struct Ingest {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) queue: Address,
+    /// Items stored by this run.
+    pub(crate) stored: Arc<AtomicU64>,
+    /// Turns true when no more may be accepted.
+    pub(crate) stop: watch::Receiver<bool>,
+    /// Whether the queue has a limit, so that a refused batch must be kept to be tried again.
+    pub(crate) limited: bool,
+}
+
+impl Ingest {
+    /// Runs to the end of the feed, or until told to stop.
+    ///
+    /// A batch and its position are stored in one step, and one batch follows the other: a position never runs
+    /// ahead of its items. The next chunk is read while the one before it is being stored.
+    pub(crate) async fn run(self, mut feed: Box<dyn Feed>) -> Result<(), BoxError> {
+        let name = feed.position_name().map(str::to_owned);
+        let mut next = read(&mut *feed, self.stop.clone()).await?;
+        while let Some(chunk) = next {
+            let (stored, following) =
+                tokio::join!(self.store(chunk, name.as_deref()), read(&mut *feed, self.stop.clone()));
+            stored?;
+            next = following?;
+        }
+        Ok(())
+    }
+
+    async fn store(&self, chunk: Chunk, name: Option<&str>) -> Result<(), BoxError> {
+        let count = chunk.items.len() as u64;
+        let messages = chunk.items.into_iter().map(|item| item.into_message());
+        let mut batch = Batch::to(&self.queue, messages);
+        if let (Some(name), Some(position)) = (name, chunk.position) {
+            batch = batch.with_position(name, position);
+        } else if self.limited && batch.publishes.len() > 1 {
+            // Without a position the messages of a chunk may be stored one without the other; a position of
+            // its own, never read, makes them one step like all others.
+            batch = batch.with_position(format!("{}/last", self.queue.key()), Vec::new());
+        }
+        let stored = self.publish(batch).await;
+        if let Some(reply) = chunk.reply {
+            // Nobody listens any more when the client has gone.
+            let _ = reply.send(stored.as_ref().map(drop).map_err(|error| error.to_string()));
+        }
+        self.stored.fetch_add(count, Ordering::AcqRel);
+        stored
+    }
+
+    /// Publishes the batch, waiting while the queue is full.
+    async fn publish(&self, mut batch: Batch) -> Result<(), BoxError> {
+        let mut wait = FULL_WAIT;
+        loop {
+            let again = if self.limited { batch.clone() } else { Batch::default() };
+            let outcomes = self.broker.publish_batch(batch).await?;
+            match first_problem(outcomes) {
+                None => return Ok(()),
+                Some(PublishOutcome::Refused(Refusal::Full { queue, limit })) => {
+                    if self.broker.stats(&queue).await?.total() == 0 {
+                        return Err(format!("{} items read together are more than queue `{queue}` holds ({limit}); raise the limit", again.publishes.len()).into());
+                    }
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(FULL_WAIT_MAX);
+                    batch = again;
+                }
+                Some(PublishOutcome::Refused(refusal)) => return Err(refusal.into()),
+                Some(PublishOutcome::Unroutable(returned)) => return Err(returned.reason.into()),
+                Some(PublishOutcome::Unconfirmed(error)) => return Err(error.into()),
+                Some(PublishOutcome::Confirmed) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// The next chunk, or `None` when the feed has ended or is told to stop.
+async fn read(feed: &mut dyn Feed, mut stop: watch::Receiver<bool>) -> Result<Option<Chunk>, BoxError> {
+    tokio::select! {
+        biased;
+        // An error here means that nobody is left who could say stop.
+        Ok(_) = stop.wait_for(|stop| *stop) => Ok(None),
+        chunk = feed.next() => chunk,
+    }
+}
+
+/// What stands in the way of an atomic batch: the reason itself rather than "another message was refused".
+fn first_problem(outcomes: Outcomes) -> Option<PublishOutcome> {
+    let mut others = outcomes.into_others().into_iter().map(|(_, outcome)| outcome);
+    let first = others.next()?;
+    if !matches!(first, PublishOutcome::Refused(Refusal::Atomic { .. })) {
+        return Some(first);
+    }
+    let real = others.find(|outcome| !matches!(outcome, PublishOutcome::Refused(Refusal::Atomic { .. })));
+    Some(real.unwrap_or(first))
+}

@@ -1,0 +1,27 @@
+//! From feeds and queues into the flow: a token for each item, and what is done when it is settled.
+
+mod direct;
+mod ingest;
+mod queued;
+
+pub(crate) use self::direct::direct;
+pub(crate) use self::ingest::Ingest;
+pub(crate) use self::queued::queued;
+
+use crate::item::Raw;
+use crate::trouble::Trouble;
+use futures_core::Stream;
+use millstream_flow::{Account, BoxError, Tracked};
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// The items of a source, and the account of what became of them.
+pub(crate) struct Intake {
+    pub(crate) stream: Pin<Box<dyn Stream<Item = Result<Tracked<Raw>, BoxError>> + Send>>,
+    pub(crate) account: Arc<Account>,
+}
+
+/// Ends the stream once too many items have failed.
+fn too_many(trouble: &Trouble, account: &Account) -> Option<BoxError> {
+    trouble.exceeds(account.received()).map(Into::into)
+}

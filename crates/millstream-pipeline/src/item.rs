@@ -1,0 +1,199 @@
+//! Items on their way: as the source hands them over, and as the steps see them.
+
+use crate::codec::{Decoder, Fault, Frame};
+use crate::trouble::Trouble;
+use crate::value::{self, Value};
+use bytes::Bytes;
+use millstream_flow::{Clock, Failed};
+use millstream_message::Message;
+use std::fmt;
+use std::sync::Arc;
+
+/// The header of a message whose body could not be read as an item, when the source stored it: why.
+pub(crate) const FAULT: &str = "millstream-fault";
+
+/// Bytes of a body that could not be read that are kept to show.
+const SHOWN: usize = 4096;
+
+/// An item as a source hands it over, not read yet, so that reading it can happen on several cores.
+#[derive(Debug, Clone)]
+pub(crate) enum Raw {
+    /// A line or row, and what makes an item of it.
+    Frame { frame: Frame, decoder: Arc<Decoder>, file: Arc<str> },
+    /// A message of a queue.
+    Message(Message),
+    /// A value that is there already.
+    Value(Value),
+    /// Made up by a program that failed, or refused by the source otherwise.
+    Fault { reason: String },
+}
+
+/// An item as the steps see it.
+#[derive(Debug, Clone)]
+pub(crate) struct Record {
+    pub(crate) value: Value,
+    pub(crate) place: Place,
+    /// The output it is routed to.
+    pub(crate) output: usize,
+    /// Bytes of its message, which count against the prefetch until it is settled.
+    pub(crate) size: usize,
+}
+
+/// Where an item came from.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// Nowhere that has a name.
+    Nowhere,
+    Line { file: Arc<str>, line: u64 },
+    /// The message's id says it.
+    Message(Message),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Nowhere => Ok(()),
+            Place::Line { file, line } => write!(f, "{file}:{line}"),
+            Place::Message(message) => f.write_str(message.properties().message_id.as_deref().unwrap_or("")),
+        }
+    }
+}
+
+/// What is kept of an item that failed.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) body: Bytes,
+    pub(crate) content_type: &'static str,
+    pub(crate) place: String,
+}
+
+/// An error of one item.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct ItemError(pub(crate) String);
+
+/// A failed item, ready for the policy that says what becomes of it.
+pub(crate) type Failure = Failed<Letter>;
+
+/// What the steps of a run share to make failures.
+#[derive(Debug)]
+pub(crate) struct Reporter {
+    pub(crate) clock: Clock,
+    pub(crate) trouble: Arc<Trouble>,
+    /// Whether an error's text ends with the item's place: where the error ends the run, but not in a dead
+    /// letter, which has the place of its own and is grouped by reason.
+    pub(crate) show_place: bool,
+}
+
+impl Reporter {
+    pub(crate) fn failure(&self, letter: Letter, reason: String, stage: &Arc<str>) -> Failure {
+        self.trouble.note(stage, &reason, &letter.place);
+        let reason =
+            if self.show_place && !letter.place.is_empty() { format!("{reason} ({})", letter.place) } else { reason };
+        Failed::new(letter, ItemError(reason), stage.clone(), self.clock.now())
+    }
+}
+
+impl Raw {
+    /// Reads the item.
+    pub(crate) fn read(self, stage: &Arc<str>, reporter: &Reporter) -> Result<Record, Failure> {
+        match self {
+            Raw::Value(value) => Ok(Record { value, place: Place::Nowhere, output: 0, size: 0 }),
+            Raw::Frame { frame, decoder, file } => {
+                let line = frame.line();
+                match decoder.value(frame) {
+                    Ok(value) => Ok(Record { value, place: Place::Line { file, line }, output: 0, size: 0 }),
+                    Err((fault, bytes)) => {
+                        Err(reporter.failure(letter(bytes, &file, line, &fault), fault.to_string(), stage))
+                    },
+                }
+            }
+            Raw::Message(message) => read_message(message, stage, reporter),
+            Raw::Fault { reason } => {
+                let letter = Letter { body: Bytes::new(), content_type: "text/plain", place: String::new() };
+                Err(reporter.failure(letter, reason, stage))
+            }
+        }
+    }
+
+    /// The item as a message of the buffer's queue. What cannot be read is stored with the reason, so that
+    /// the error policy meets it behind the queue like every other failure.
+    pub(crate) fn into_message(self) -> Message {
+        match self {
+            Raw::Frame { frame, decoder, file } => {
+                let mut body = Vec::with_capacity(frame.length() * 3 / 2 + 64);
+                match decoder.write_json(&frame, &mut body) {
+                    Ok(()) => Message::new(body)
+                        .with_content_type("application/json")
+                        .with_message_id(format!("{file}:{}", frame.line())),
+                    Err(fault) => {
+                        let line = frame.line();
+                        let letter = letter(frame.shown(SHOWN), &file, line, &fault);
+                        Message::new(letter.body)
+                            .with_content_type(letter.content_type)
+                            .with_message_id(letter.place)
+                            .with_header(FAULT, fault.to_string())
+                    }
+                }
+            }
+            Raw::Message(message) => message,
+            Raw::Value(value) => {
+                let mut body = Vec::new();
+                value::write_json(&mut body, &value);
+                Message::new(body).with_content_type("application/json")
+            }
+            Raw::Fault { reason } => Message::new("").with_content_type("text/plain").with_header(FAULT, reason),
+        }
+    }
+
+    /// About how many bytes it holds.
+    pub(crate) fn footprint(&self) -> usize {
+        match self {
+            Raw::Frame { frame, .. } => 64 + frame.length(),
+            Raw::Message(message) => message.size(),
+            Raw::Value(value) => value::footprint(value),
+            Raw::Fault { reason } => reason.len(),
+        }
+    }
+}
+
+fn letter(bytes: Bytes, file: &str, line: u64, fault: &Fault) -> Letter {
+    Letter { body: bytes, content_type: "text/plain", place: format!("{file}:{line}:{}", fault.column()) }
+}
+
+fn read_message(message: Message, stage: &Arc<str>, reporter: &Reporter) -> Result<Record, Failure> {
+    let refuse = |message: &Message, reason: String| {
+        let place = message.properties().message_id.clone().unwrap_or_default();
+        let letter = Letter { body: message.body().clone(), content_type: "text/plain", place };
+        Err(reporter.failure(letter, reason, stage))
+    };
+    if let Some(reason) = message.header(FAULT).and_then(|reason| reason.as_text()) {
+        return refuse(&message, reason.to_owned());
+    }
+    if let Some(encoding) = &message.properties().content_encoding {
+        return refuse(&message, format!("the message's content encoding is `{encoding}`, which is not supported"));
+    }
+    match message.content_type() {
+        None | Some("application/json") => {}
+        Some(other) if other.starts_with("application/json;") || other.ends_with("+json") => {}
+        Some(other) => {
+            return refuse(&message, format!("the message's content type is `{other}`, not `application/json`"));
+        }
+    }
+    match value::parse_shared(message.body()) {
+        Ok(value) => {
+            let size = message.size();
+            Ok(Record { value, place: Place::Message(message), output: 0, size })
+        }
+        Err(error) => refuse(&message, error.to_string()),
+    }
+}
+
+impl Record {
+    /// What is kept of the item when a step fails on it.
+    pub(crate) fn letter(&self) -> Letter {
+        let mut body = Vec::new();
+        value::write_json(&mut body, &self.value);
+        Letter { body: body.into(), content_type: "application/json", place: self.place.to_string() }
+    }
+}

@@ -1,0 +1,199 @@
+//! The end of a run: hands each batch to its output and applies the error policy to what an output refuses.
+
+use super::file::{FileError, Files};
+use super::{QueueOutput, StdoutOutput, Tries};
+use crate::batcher::Batch;
+use crate::item::ItemError;
+use crate::letters::Letters;
+use crate::trouble::Trouble;
+use bytes::Bytes;
+use millstream_flow::{BoxError, Sink, SinkError};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// Why an output did not take a batch.
+pub(crate) enum Refused {
+    /// Its items are not wanted, now or after all tries: the error policy says what becomes of them.
+    Items(String),
+    /// The output cannot go on; the run ends and nothing of the batch is settled.
+    Broken(BoxError),
+}
+
+/// What becomes of items that an output refuses.
+pub(crate) enum End {
+    Fail,
+    /// The source's settler hears of it and does what is to be done: acknowledge, or dead-letter.
+    Settle,
+    Letters(Letters),
+}
+
+/// One output of a run.
+pub(crate) enum Out {
+    Files(Arc<Mutex<Files>>),
+    Stdout(StdoutOutput),
+    Queue(QueueOutput),
+    #[cfg(feature = "http")]
+    Http(super::http::HttpClient),
+}
+
+/// All outputs of a run.
+pub(crate) struct Outputs {
+    outs: Vec<(Arc<str>, Out)>,
+    tries: Tries,
+    end: End,
+    trouble: Arc<Trouble>,
+    /// Finishes files by their age while nothing is written.
+    rotation: JoinSet<()>,
+    /// Of the rotation: the next write ends the run with it.
+    rotation_error: Arc<Mutex<Option<FileError>>>,
+    batches_max: usize,
+}
+
+impl Outputs {
+    pub(crate) fn new(outs: Vec<(Arc<str>, Out)>, tries: Tries, end: End, trouble: Arc<Trouble>, batches_max: usize) -> Self {
+        let mut rotation = JoinSet::new();
+        let rotation_error = Arc::new(Mutex::new(None));
+        for (_, out) in &outs {
+            if let Out::Files(files) = out
+                && lock(files).rotates_by_age()
+            {
+                rotation.spawn(rotate(files.clone(), rotation_error.clone()));
+            }
+        }
+        Outputs { outs, tries, end, trouble, rotation, rotation_error, batches_max }
+    }
+
+    async fn write_one(&mut self, batch: &mut Batch) -> Result<(), Refused> {
+        match &mut self.outs[batch.output].1 {
+            // Written together with all other batches, by `write`.
+            Out::Files(_) => Ok(()),
+            Out::Stdout(out) => out.write(batch).map_err(Refused::Broken),
+            Out::Queue(out) => out.write(batch).await,
+            #[cfg(feature = "http")]
+            Out::Http(out) => out.write(batch, self.tries).await,
+        }
+    }
+
+    /// Writes the batches of file outputs and returns when they are on the disk.
+    async fn write_files(&mut self, batches: &mut Vec<Batch>) -> Result<(), FileError> {
+        for (index, (_, out)) in self.outs.iter().enumerate() {
+            let Out::Files(files) = out else { continue };
+            if !batches.iter().any(|batch| batch.output == index) {
+                continue;
+            }
+            let mut tries = self.tries;
+            loop {
+                // The disk may take its time: not on a thread that others need.
+                let (files, mut moved) = (files.clone(), std::mem::take(batches));
+                let written = tokio::task::spawn_blocking(move || {
+                    let written = put(&mut lock(&files), index, &mut moved);
+                    (moved, written)
+                });
+                let (back, written) = match written.await {
+                    Ok(written) => written,
+                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+                };
+                *batches = back;
+                match written {
+                    Ok(()) => break,
+                    Err(error) if !tries.again(None).await => return Err(error),
+                    Err(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the policy to a batch that its output refused. `None` when that ends the run.
+    async fn refuse(&self, batch: &Batch, reason: String) -> Result<BoxError, BoxError> {
+        let stage = &self.outs[batch.output].0;
+        for item in &batch.items {
+            self.trouble.note(stage, &reason, &item.place);
+        }
+        match &self.end {
+            End::Fail => return Err(ItemError(format!("output `{stage}`: {reason}")).into()),
+            End::Settle => {}
+            End::Letters(letters) => {
+                for item in &batch.items {
+                    let body = Bytes::copy_from_slice(&item.bytes);
+                    letters.send(body, "application/json", &item.place, &reason, stage).await?;
+                }
+            }
+        }
+        Ok(ItemError(reason).into())
+    }
+}
+
+fn put(files: &mut Files, output: usize, batches: &mut [Batch]) -> Result<(), FileError> {
+    for item in batches.iter().filter(|batch| batch.output == output).flat_map(|batch| &batch.items) {
+        if let Some(path) = &item.path
+            && let Err(error) = files.add(path, &item.bytes)
+        {
+            files.roll_back();
+            return Err(error);
+        }
+    }
+    files.sync()
+}
+
+/// Finishes files that are due, as long as the run lasts.
+async fn rotate(files: Arc<Mutex<Files>>, failed: Arc<Mutex<Option<FileError>>>) {
+    loop {
+        let due = lock(&files).due();
+        // A file that is begun meanwhile is due no earlier than one interval from now.
+        let wait = due.unwrap_or_else(|| Instant::now() + lock(&files).interval());
+        tokio::time::sleep_until(wait).await;
+        let files = files.clone();
+        let rotated = tokio::task::spawn_blocking(move || lock(&files).rotate(wait)).await;
+        if let Ok(Err(error)) = rotated {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            return;
+        }
+    }
+}
+
+fn lock(files: &Mutex<Files>) -> std::sync::MutexGuard<'_, Files> {
+    files.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sink for Outputs {
+    type Item = Batch;
+
+    async fn write(&mut self, batches: &mut Vec<Batch>) -> Result<(), SinkError> {
+        if let Some(error) = self.rotation_error.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(SinkError::Failed(error.into()));
+        }
+        self.write_files(batches).await.map_err(|error| SinkError::Failed(error.into()))?;
+        let mut rejected = Vec::new();
+        for (index, batch) in batches.iter_mut().enumerate() {
+            match self.write_one(batch).await {
+                Ok(()) => {}
+                Err(Refused::Broken(error)) => return Err(SinkError::Failed(error)),
+                Err(Refused::Items(reason)) => {
+                    rejected.push((index, self.refuse(batch, reason).await.map_err(SinkError::Failed)?));
+                }
+            }
+        }
+        if rejected.is_empty() { Ok(()) } else { Err(SinkError::Rejected(rejected)) }
+    }
+
+    async fn close(&mut self) -> Result<(), BoxError> {
+        self.rotation.shutdown().await;
+        if let Some(error) = self.rotation_error.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(error.into());
+        }
+        for (_, out) in &self.outs {
+            if let Out::Files(files) = out {
+                let files = files.clone();
+                tokio::task::spawn_blocking(move || lock(&files).close()).await??;
+            }
+        }
+        Ok(())
+    }
+
+    /// Batches written at once, so that one sync serves them all.
+    fn chunk(&self) -> usize {
+        self.batches_max
+    }
+}

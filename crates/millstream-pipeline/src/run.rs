@@ -1,0 +1,214 @@
+//! A running pipeline: watch it, wait for it, stop it.
+
+use crate::file::Pipeline;
+use crate::output::Outputs;
+use crate::trouble::{ItemFailure, Trouble};
+use millstream_flow::{Ledger, Monitor as FlowMonitor, Plan, Run as FlowRun, StageReport};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// What a durable buffer adds to the account: items found in it, and items stored by this run.
+#[derive(Debug, Clone)]
+pub(crate) struct Counted {
+    pub(crate) found: u64,
+    pub(crate) stored: Arc<AtomicU64>,
+}
+
+/// A started pipeline. Dropping it stops it; what was not settled is given back to its source.
+#[must_use = "dropping a run stops it"]
+pub struct Run {
+    flow: FlowRun<Outputs>,
+    monitor: Monitor,
+}
+
+/// Watches a run, and can stop it. Cheap to clone; does not keep the run alive.
+#[derive(Clone)]
+pub struct Monitor {
+    name: Arc<str>,
+    flow: FlowMonitor,
+    counted: Option<Counted>,
+    stop: watch::Sender<bool>,
+    trouble: Arc<Trouble>,
+    memory_bound_bytes: u64,
+}
+
+/// The account of a run.
+///
+/// `received = completed + dropped + dead + in_flight`, always. Behind a durable buffer, `received` is what the
+/// buffer held when the run began and what the source put into it since; `in_flight` is what it still holds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// The pipeline.
+    pub name: String,
+    /// What became of every item.
+    pub ledger: Ledger,
+    /// Of those received, items that an earlier run had left in the buffer.
+    pub found: u64,
+    /// The stages, sources first.
+    pub stages: Vec<StageReport>,
+    /// The hops between them.
+    pub hops: Vec<millstream_flow::HopReport>,
+    /// The most bytes that items of the run hold at once.
+    pub memory_bound_bytes: u64,
+    /// Since the run began.
+    pub elapsed_seconds: f64,
+    /// The last errors of items, the oldest first.
+    pub errors: Vec<ItemFailure>,
+}
+
+impl Report {
+    /// Items dropped, by the name of what dropped them.
+    pub fn dropped(&self) -> &BTreeMap<String, u64> {
+        &self.ledger.dropped
+    }
+}
+
+/// A run that did not end well, with its account.
+#[derive(Debug)]
+pub struct RunError {
+    error: millstream_flow::RunError,
+    report: Box<Report>,
+}
+
+impl RunError {
+    /// How it ended.
+    pub fn ended(&self) -> &millstream_flow::Ended {
+        self.error.ended()
+    }
+
+    /// The account up to the end.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pipeline `{}`: {}", self.report.name, self.error)
+    }
+}
+
+impl std::error::Error for RunError {}
+
+impl Run {
+    pub(crate) fn new(
+        pipeline: &Pipeline,
+        plan: Plan<Outputs>,
+        counted: Option<Counted>,
+        stop: watch::Sender<bool>,
+        trouble: Arc<Trouble>,
+    ) -> Self {
+        let flow = plan.start();
+        let monitor = Monitor {
+            name: pipeline.name().into(),
+            flow: flow.monitor(),
+            counted,
+            stop,
+            trouble,
+            memory_bound_bytes: pipeline.memory_bound_bytes(),
+        };
+        Run { flow, monitor }
+    }
+
+    /// A handle to watch and stop the run with, for others to hold.
+    pub fn monitor(&self) -> Monitor {
+        self.monitor.clone()
+    }
+
+    /// The account so far.
+    pub fn report(&self) -> Report {
+        self.monitor.report()
+    }
+
+    /// Waits for the run to end.
+    ///
+    /// # Errors
+    ///
+    /// If an item failed and `on_error` says fail, or if the source or an output failed. The error carries the
+    /// report.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the run.
+    pub async fn join(self) -> Result<Report, RunError> {
+        let Run { flow, monitor } = self;
+        monitor.ended(flow.join().await.map(drop))
+    }
+
+    /// Accepts nothing more, lets what is under way flow to its end for up to `deadline`, then stops the rest.
+    /// What a durable buffer holds stays there for the next run.
+    ///
+    /// # Errors
+    ///
+    /// As [`join`](Run::join), and if the deadline passed with items under way.
+    pub async fn shutdown(self, deadline: Duration) -> Result<Report, RunError> {
+        let Run { flow, monitor } = self;
+        monitor.stop();
+        monitor.ended(flow.shutdown(deadline).await.map(drop))
+    }
+}
+
+impl Monitor {
+    /// The account so far.
+    pub fn report(&self) -> Report {
+        self.report_of(self.flow.report())
+    }
+
+    /// Accepts nothing more. What is under way flows on, and the run ends when it is done.
+    pub fn stop(&self) {
+        // The ingest may have ended already.
+        let _ = self.stop.send(true);
+        self.flow.stop();
+    }
+
+    fn ended(&self, ended: Result<(), millstream_flow::RunError>) -> Result<Report, RunError> {
+        match ended {
+            Ok(()) => Ok(self.report()),
+            Err(error) => {
+                let report = Box::new(self.report_of(error.report().clone()));
+                Err(RunError { error, report })
+            }
+        }
+    }
+
+    fn report_of(&self, flow: millstream_flow::Report) -> Report {
+        let mut ledger = flow.ledger;
+        // Operators share and merge tokens, not items: a tracked flow's ledger has neither.
+        let mut found = 0;
+        if let Some(counted) = &self.counted {
+            found = counted.found;
+            // What was stored was counted after it could already have come out at the other end.
+            ledger.received = (found + counted.stored.load(Ordering::Acquire)).max(ledger.received);
+            let ended = ledger.completed + ledger.dropped_total() + ledger.dead;
+            ledger.in_flight = ledger.received.saturating_sub(ended);
+        }
+        Report {
+            name: self.name.to_string(),
+            ledger,
+            found,
+            stages: flow.stages,
+            hops: flow.hops,
+            memory_bound_bytes: self.memory_bound_bytes,
+            elapsed_seconds: flow.elapsed_seconds,
+            errors: self.trouble.last(),
+        }
+    }
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run").field("monitor", &self.monitor).finish_non_exhaustive()
+    }
+}
