@@ -1,5 +1,6 @@
 //! The broker as its users see it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,7 +15,14 @@ use tokio::task::JoinSet;
 
 use crate::clock::Clock;
 use crate::core::{Core, From, Ids};
+use crate::exchange::Topology;
+use crate::journal::{self, Journal};
+#[cfg(feature = "test-support")]
+use crate::log::Disk;
+use crate::log::{RealDisk, Recovery};
+use crate::opened::Opened;
 use crate::queue::Queue;
+use crate::record::Declaration;
 use crate::session;
 use crate::settings::Settings;
 use crate::shared::{Bell, Budget, Shared};
@@ -31,6 +39,7 @@ use crate::upkeep;
 pub async fn open(url: &BrokerUrl) -> Result<Arc<dyn Broker>, BrokerError> {
     match url {
         BrokerUrl::Memory => Ok(Arc::new(EmbeddedBroker::memory(Settings::memory())?)),
+        BrokerUrl::Embedded(path) => Ok(Arc::new(EmbeddedBroker::open(path, Settings::default()).await?)),
         other => Err(BrokerError::new(
             BrokerErrorKind::Unsupported,
             format!("`{other}` is no embedded broker; this one opens `memory:` and `embedded:DIRECTORY`"),
@@ -44,6 +53,7 @@ pub async fn open(url: &BrokerUrl) -> Result<Arc<dyn Broker>, BrokerError> {
 pub struct EmbeddedBroker {
     core: Arc<Core>,
     url: BrokerUrl,
+    recovery: Option<Recovery>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -72,13 +82,59 @@ impl EmbeddedBroker {
             positions: Mutex::default(),
             streams: Streams::default(),
         });
-        Ok(EmbeddedBroker::start(core, BrokerUrl::Memory))
+        Ok(EmbeddedBroker::start(core, BrokerUrl::Memory, None))
     }
 
-    fn start(core: Arc<Core>, url: BrokerUrl) -> EmbeddedBroker {
+    /// Opens the broker in a directory, making both if need be, and everything durable in it. One process has a
+    /// directory open at a time.
+    ///
+    /// # Errors
+    /// `InUse` names the process that has it open; `Damaged` that it is no broker's directory, or of another version;
+    /// `Storage` what the disk refuses. A torn tail and damaged records are no errors: see
+    /// [`recovery`](EmbeddedBroker::recovery).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn open(path: impl Into<PathBuf>, settings: Settings) -> Result<EmbeddedBroker, BrokerError> {
+        let path = path.into();
+        let task =
+            tokio::task::spawn_blocking(move || Opened::open(path, settings, Arc::new(RealDisk), true));
+        let opened = task.await.map_err(|error| {
+            BrokerError::with_source(BrokerErrorKind::Storage, "opening the broker panicked", error)
+        })??;
+        opened.start().await
+    }
+
+    /// Opens the broker on another disk, without threads of its own: for tests that crash.
+    ///
+    /// # Errors
+    /// As [`open`](EmbeddedBroker::open).
+    #[cfg(feature = "test-support")]
+    pub async fn open_on(
+        path: impl Into<PathBuf>,
+        settings: Settings,
+        disk: Arc<dyn Disk>,
+    ) -> Result<EmbeddedBroker, BrokerError> {
+        Opened::open(path.into(), settings, disk, false)?.start().await
+    }
+
+    /// What opening found: records read, a torn tail, damage. `None` for `memory:`.
+    pub fn recovery(&self) -> Option<&Recovery> {
+        self.recovery.as_ref()
+    }
+
+    /// How many messages were taken off their queue because their bytes on the disk are damaged, since opening.
+    pub fn damaged_messages(&self) -> u64 {
+        self.core.shared.journal.as_ref().map_or(0, Journal::damaged)
+    }
+
+    pub(crate) fn start(core: Arc<Core>, url: BrokerUrl, recovery: Option<Recovery>) -> EmbeddedBroker {
         let mut tasks = JoinSet::new();
+        if core.shared.journal.is_some() {
+            tasks.spawn(journal::land(core.clone()));
+        }
         tasks.spawn(upkeep::run(core.clone()));
-        EmbeddedBroker { core, url, tasks: Mutex::new(tasks) }
+        EmbeddedBroker { core, url, recovery, tasks: Mutex::new(tasks) }
     }
 
     fn existing(&self, name: &str) -> Result<Arc<Queue>, BrokerError> {
@@ -152,8 +208,15 @@ impl Broker for EmbeddedBroker {
                     Some(text) => Err(mismatch("exchange", &exchange.name, &text)),
                 };
             }
-            self.core.topology.write().declare(exchange);
-            Ok(())
+            let declared = exchange.durable.then(|| Declaration::Exchange(exchange.clone()));
+            let name = exchange.name.clone();
+            self.core
+                .declare(
+                    declared,
+                    |topology| topology.declare(exchange),
+                    |topology| _ = topology.exchanges.remove(&name),
+                )
+                .await
         })
     }
 
@@ -161,8 +224,9 @@ impl Broker for EmbeddedBroker {
         Box::pin(async move {
             self.core.shared.check_open()?;
             let _one = self.core.declaring.lock().await;
-            self.core.topology.write().exchanges.remove(name);
-            Ok(())
+            let known = self.core.topology.read().exchanges.get(name).map(|bound| bound.exchange.durable);
+            let declared = (known == Some(true)).then(|| Declaration::DeleteExchange(name.to_owned()));
+            self.core.declare(declared, |topology| _ = topology.exchanges.remove(name), |_| {}).await
         })
     }
 
@@ -180,8 +244,15 @@ impl Broker for EmbeddedBroker {
             let id = ids.next_queue;
             ids.next_queue += 1;
             let queue = Arc::new(Queue::new(id, queue, self.core.shared.clone()));
-            self.core.topology.write().queues.insert(queue.name().to_owned(), queue);
-            Ok(())
+            let declared = queue.durable.then(|| Declaration::Queue { id, queue: queue.spec.clone() });
+            let name = queue.name().to_owned();
+            self.core
+                .declare(
+                    declared,
+                    |topology| _ = topology.queues.insert(queue.name().to_owned(), queue),
+                    |topology| _ = topology.remove_queue(&name),
+                )
+                .await
         })
     }
 
@@ -189,8 +260,15 @@ impl Broker for EmbeddedBroker {
         Box::pin(async move {
             self.core.shared.check_open()?;
             let _one = self.core.declaring.lock().await;
-            let removed = self.core.topology.write().remove_queue(name);
-            Ok(removed.map_or(0, |queue| queue.delete()))
+            let Some(queue) = self.core.queue(name) else { return Ok(0) };
+            let declared = queue.durable.then(|| Declaration::DeleteQueue(queue.id));
+            let mut ready = 0;
+            let delete = |topology: &mut Topology| {
+                topology.remove_queue(name);
+                ready = queue.delete();
+            };
+            self.core.declare(declared, delete, |_| {}).await?;
+            Ok(ready)
         })
     }
 
@@ -198,13 +276,26 @@ impl Broker for EmbeddedBroker {
         Box::pin(async move {
             let queue = self.existing(&binding.queue)?;
             let _one = self.core.declaring.lock().await;
-            let mut topology = self.core.topology.write();
-            let Some(bound) = topology.exchanges.get(&binding.exchange) else {
-                return Err(not_found("exchange", &binding.exchange));
+            let durable = {
+                let topology = self.core.topology.read();
+                let Some(bound) = topology.exchanges.get(&binding.exchange) else {
+                    return Err(not_found("exchange", &binding.exchange));
+                };
+                check_binding(&bound.exchange, &binding)?;
+                if bound.bindings.iter().any(|(known, _)| *known == binding) {
+                    return Ok(());
+                }
+                bound.exchange.durable && queue.durable
             };
-            check_binding(&bound.exchange, &binding)?;
-            topology.bind(binding, &queue);
-            Ok(())
+            let declared = durable.then(|| Declaration::Bind(binding.clone()));
+            let undo = binding.clone();
+            self.core
+                .declare(
+                    declared,
+                    |topology| _ = topology.bind(binding, &queue),
+                    |topology| _ = topology.unbind(&undo),
+                )
+                .await
         })
     }
 
@@ -212,8 +303,8 @@ impl Broker for EmbeddedBroker {
         Box::pin(async move {
             self.core.shared.check_open()?;
             let _one = self.core.declaring.lock().await;
-            self.core.topology.write().unbind(&binding);
-            Ok(())
+            let declared = Some(Declaration::Unbind(binding.clone()));
+            self.core.declare(declared, |topology| _ = topology.unbind(&binding), |_| {}).await
         })
     }
 
@@ -349,7 +440,7 @@ impl Broker for EmbeddedBroker {
     fn close(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
         Box::pin(async move {
             self.shut();
-            Ok(())
+            self.core.close().await
         })
     }
 }
@@ -357,6 +448,9 @@ impl Broker for EmbeddedBroker {
 impl Drop for EmbeddedBroker {
     fn drop(&mut self) {
         self.shut();
+        self.core.flush_settled();
+        // Writes what was appended and gives the directory free, whoever still holds an acker.
+        drop(self.core.shared.journal.as_ref().and_then(Journal::take));
         self.tasks.lock().abort_all();
     }
 }

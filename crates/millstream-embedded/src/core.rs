@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millstream_message::{Batch, BrokerError, BrokerErrorKind, Confirm, Outcomes, Publish, PublishOutcome, Refusal};
+use millstream_message::{
+    Batch, BrokerError, BrokerErrorKind, Confirm, Outcomes, Publish, PublishOutcome, Refusal,
+};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
+use crate::checkpoint;
 use crate::exchange::Topology;
-use crate::journal::{Journal, Submission};
+use crate::journal::{self, Journal, Submission};
 use crate::plan::{Plan, plan};
 use crate::queue::Queue;
+use crate::record::Declaration;
 use crate::run::Stored;
 use crate::shared::Shared;
 use crate::stream::Streams;
@@ -116,12 +120,67 @@ impl Core {
         }
         self.flush_settled();
         journal.kick();
+        if journal.wants_checkpoint() {
+            self.shared.bell.ring.notify_one();
+        }
         Ok(Confirm::pending(async move {
             confirm.await.unwrap_or_else(|_| {
                 // The broker was dropped before its log answered.
                 Outcomes::all(total, &PublishOutcome::Unconfirmed(crate::shared::closed()))
             })
         }))
+    }
+
+    /// Changes the topology, durably when there is a declaration for the log. What was changed is undone when it does
+    /// not become durable. The caller holds `declaring`.
+    pub(crate) async fn declare(
+        &self,
+        declaration: Option<Declaration>,
+        change: impl FnOnce(&mut Topology),
+        undo: impl FnOnce(&mut Topology),
+    ) -> Result<(), BrokerError> {
+        let (Some(journal), Some(declaration)) = (&self.shared.journal, declaration) else {
+            change(&mut self.topology.write());
+            return Ok(());
+        };
+        let commit = journal.declare(&declaration, self.shared.clock.now()).await?;
+        // Before waiting: a caller who goes away leaves it done, in memory as in the log.
+        change(&mut self.topology.write());
+        commit.await.map_err(|error| {
+            undo(&mut self.topology.write());
+            journal::storage(&error)
+        })
+    }
+
+    /// The orderly end: everything accepted becomes durable, and the directory is free.
+    pub(crate) async fn close(&self) -> Result<(), BrokerError> {
+        let Some(journal) = &self.shared.journal else { return Ok(()) };
+        let Ok(log) = journal.log() else { return Ok(()) };
+        journal.kick();
+        journal.all_landed().await;
+        loop {
+            self.flush_settled();
+            if self.shared.bell.settled.lock().is_empty() {
+                break;
+            }
+            // The log's buffer is full: there is room once it is written.
+            log.flush().await.map_err(|error| journal::storage(&error))?;
+        }
+        // Makes the next opening quick and gives free what it can. When it fails, the records themselves are there.
+        let _ = checkpoint::write(self, journal).await;
+        drop(log);
+        let Some(log) = journal.take() else { return Ok(()) };
+        let task = tokio::task::spawn_blocking(move || match Arc::into_inner(log) {
+            Some(log) => log.close(),
+            // Somebody is reading with it this moment, and closes it when done.
+            None => Ok(()),
+        });
+        let closed = task.await.map_err(|error| {
+            BrokerError::with_source(BrokerErrorKind::Storage, "closing the log panicked", error)
+        })?;
+        closed.map_err(|error| {
+            BrokerError::with_source(BrokerErrorKind::Storage, "the log did not close cleanly", error)
+        })
     }
 
     /// Waits while messages that cannot be put out fill the memory, and while dead letters dam up.

@@ -27,13 +27,18 @@
 #![forbid(unsafe_code)]
 
 mod broker;
+mod checkpoint;
 mod clock;
 mod core;
 mod exchange;
 mod journal;
+mod live;
 pub mod log;
+mod opened;
 mod plan;
 mod queue;
+mod rebuild;
+mod record;
 mod run;
 mod session;
 mod settings;
@@ -42,6 +47,7 @@ mod state;
 mod stream;
 mod topic;
 mod upkeep;
+mod wire;
 
 pub use broker::{EmbeddedBroker, open};
 pub use settings::Settings;

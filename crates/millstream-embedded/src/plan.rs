@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use millstream_message::{Address, Publish, PublishOutcome, Refusal, Returned};
+use millstream_message::{Address, BrokerError, BrokerErrorKind, Publish, PublishOutcome, Refusal, Returned};
 
 use crate::exchange::{Route, Topology};
 use crate::queue::Queue;
 use crate::run::size_of;
+use crate::wire;
 
 /// One queue's part of a batch.
 pub(crate) struct Target {
@@ -69,6 +70,12 @@ pub(crate) fn plan(
         let size = size_of(publish);
         if size as usize > message_bytes_max {
             let refusal = Refusal::TooLarge { len: u64::from(size), max: message_bytes_max as u64 };
+            plan.others.insert(at, PublishOutcome::Refused(refusal));
+            continue;
+        }
+        if !publish.message.is_plain() && wire::too_deep(&publish.message.properties().headers) {
+            let text = "its headers nest deeper than 63 levels";
+            let refusal = Refusal::Broker(BrokerError::new(BrokerErrorKind::Invalid, text));
             plan.others.insert(at, PublishOutcome::Refused(refusal));
             continue;
         }

@@ -10,7 +10,7 @@ use millstream_message::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use crate::clock::{NEVER, millis};
+use crate::clock::NEVER;
 use crate::plan::Target;
 use crate::run::{Items, Run, Stored, Taken, Traits, size_of};
 use crate::shared::Shared;
@@ -151,7 +151,7 @@ impl Queue {
         let mut runs: Vec<(Run, u64)> = Vec::new();
         for (at, seq) in (from..to).zip(seq..) {
             let publish = &batch.publishes[at as usize];
-            let (traits, delay) = self.traits(publish, now);
+            let (traits, delay) = Traits::of(&self.spec, &publish.message, now);
             let bytes = u64::from(size_of(publish));
             match runs.last_mut() {
                 Some((run, d))
@@ -167,21 +167,6 @@ impl Queue {
             }
         }
         runs
-    }
-
-    fn traits(&self, publish: &Publish, now: u64) -> (Traits, u64) {
-        let queue_ttl = self.spec.ttl.map_or(NEVER, millis);
-        if publish.message.is_plain() {
-            let expires = now.saturating_add(queue_ttl);
-            return (Traits { level: 0, deliveries: 0, expires }, 0);
-        }
-        let properties = publish.message.properties();
-        let delay = properties.delay.map_or(0, millis);
-        let ttl = properties.ttl.map_or(NEVER, millis).min(queue_ttl);
-        let level = properties.priority.min(self.spec.max_priority.unwrap_or(0));
-        // The time to live begins when the message becomes visible.
-        let expires = now.saturating_add(delay).saturating_add(ttl);
-        (Traits { level, deliveries: 0, expires }, delay)
     }
 
     /// Drops from the head what is too much; returns bodies to be freed outside the lock.
@@ -255,15 +240,35 @@ impl Queue {
         if !self.durable {
             return;
         }
-        let first = state.settled.is_empty() && state.returned.is_empty();
+        let first = state.settled.is_empty() && state.marks.is_empty();
         state.settle(seqs);
         self.call_upkeep(state, first);
     }
 
-    pub(crate) fn call_upkeep(self: &Arc<Self>, state: &State, first: bool) {
+    /// Notes for the log that a message is being delivered.
+    pub(crate) fn mark_delivered(self: &Arc<Self>, state: &mut State, taken: &Taken) {
+        if taken.position != 0 {
+            let first = state.settled.is_empty() && state.marks.is_empty();
+            state.mark(taken.seq, taken.traits.deliveries.saturating_add(1), 0);
+            self.call_upkeep(state, first);
+        }
+    }
+
+    /// Notes for the log how often a message was delivered and when it is due again. A count that is not written in
+    /// time is too low after a crash, no worse.
+    pub(crate) fn mark(self: &Arc<Self>, state: &mut State, taken: &Taken, due: u64) {
+        if !self.durable || taken.position == 0 {
+            return;
+        }
+        let first = state.settled.is_empty() && state.marks.is_empty();
+        state.mark(taken.seq, taken.traits.deliveries, due);
+        self.call_upkeep(state, first);
+    }
+
+    fn call_upkeep(self: &Arc<Self>, state: &State, first: bool) {
         if first {
             self.shared.bell.settled(self);
-        } else if state.settled.len() >= SETTLED_MAX || state.returned.len() >= SETTLED_MAX {
+        } else if state.settled.len() >= SETTLED_MAX || state.marks.len() >= SETTLED_MAX {
             self.shared.bell.hurry();
         }
     }
@@ -377,10 +382,8 @@ impl Queue {
                 self.bury(state, one, DeadReason::DeliveryLimit, None, None);
                 continue;
             }
-            if self.durable && one.position != 0 {
-                let first = state.settled.is_empty() && state.returned.is_empty();
-                state.returned.push((one.seq, one.traits.deliveries, due.unwrap_or(0)));
-                self.call_upkeep(state, first);
+            if let Some(due) = due {
+                self.mark(state, &one, due);
             }
             match due {
                 Some(due) => {
@@ -406,14 +409,7 @@ impl Queue {
     pub(crate) fn loadable(&self, state: &mut State) -> Option<Run> {
         let level = state.levels.iter().rposition(|level| level.front().is_some_and(|run| !run.is_here()))?;
         let run = state.levels[level].front_mut()?;
-        let mut count = 0;
-        let mut bytes = 0;
-        while count < run.count.min(LOAD_ITEMS)
-            && (count == 0 || bytes + u64::from(run.slot(count).1) <= LOAD_BYTES)
-        {
-            bytes += u64::from(run.slot(count).1);
-            count += 1;
-        }
+        let count = load_count(run);
         if count < run.count {
             let front = run.split_front(count);
             state.levels[level].push_front(front);
@@ -465,6 +461,37 @@ impl Queue {
             seq += 1;
         }
         Ok(())
+    }
+
+    /// A ready run, at most a load's worth, that begins before this position of the log.
+    pub(crate) fn oldest_run(&self, before: u64) -> Option<Run> {
+        let mut state = self.lock();
+        let old = |run: &Run| run.is_logged() && run.slot(0).0 < before;
+        for level in &mut state.levels {
+            let Some(at) = level.iter().position(old) else { continue };
+            let count = load_count(&level[at]);
+            if count < level[at].count {
+                let front = level[at].split_front(count);
+                level.insert(at, front);
+            }
+            return level.get(at).cloned();
+        }
+        None
+    }
+
+    /// The run's messages are at these positions now. False when it has changed or gone meanwhile.
+    pub(crate) fn moved(&self, run: &Run, positions: Vec<u64>) -> bool {
+        let mut state = self.lock();
+        let level = &mut state.levels[usize::from(run.traits.level)];
+        let Some(at) = level.iter().position(|known| known.seq == run.seq && known.count == run.count) else {
+            return false;
+        };
+        let here = level[at].is_here();
+        level[at].relocate(positions);
+        if here {
+            self.shared.budget.refund(run.bytes);
+        }
+        true
     }
 
     // --- Looking -----------------------------------------------------------------------------------------------------
@@ -569,4 +596,17 @@ impl Queue {
         wakers.into_iter().for_each(Waker::wake);
         self.sent.notify_waiters();
     }
+}
+
+/// How many messages from the front of a run are read from the log at once.
+fn load_count(run: &Run) -> u32 {
+    let mut count = 0;
+    let mut bytes = 0;
+    while count < run.count.min(LOAD_ITEMS)
+        && (count == 0 || bytes + u64::from(run.slot(count).1) <= LOAD_BYTES)
+    {
+        bytes += u64::from(run.slot(count).1);
+        count += 1;
+    }
+    count
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use millstream_message::Publish;
+use millstream_message::{Message, Publish, Queue};
+
+use crate::clock::{NEVER, millis};
 
 /// Messages that were stored together, shared by every queue they were routed to.
 #[derive(Debug)]
@@ -52,6 +54,23 @@ pub(crate) struct Traits {
     pub(crate) deliveries: u32,
     /// When they expire, in milliseconds since 1970, or never.
     pub(crate) expires: u64,
+}
+
+impl Traits {
+    /// What a queue makes of a message published at `now`, and how long the message is delayed.
+    pub(crate) fn of(spec: &Queue, message: &Message, now: u64) -> (Traits, u64) {
+        let queue_ttl = spec.ttl.map_or(NEVER, millis);
+        if message.is_plain() {
+            return (Traits { level: 0, deliveries: 0, expires: now.saturating_add(queue_ttl) }, 0);
+        }
+        let properties = message.properties();
+        let delay = properties.delay.map_or(0, millis);
+        let ttl = properties.ttl.map_or(NEVER, millis).min(queue_ttl);
+        let level = properties.priority.min(spec.max_priority.unwrap_or(0));
+        // The time to live begins when the message becomes visible.
+        let expires = now.saturating_add(delay).saturating_add(ttl);
+        (Traits { level, deliveries: 0, expires }, delay)
+    }
 }
 
 /// Neighbouring messages of one queue: consecutive in identity (`seq`) and in place (`order`).
@@ -170,6 +189,17 @@ impl Run {
         self.items = Items::Out { out: Arc::new(PutOut { base, slots }), start: 0 };
     }
 
+    /// Points the messages at other places of the log and forgets them in memory.
+    pub(crate) fn relocate(&mut self, positions: Vec<u64>) {
+        let sizes: Vec<u32> = (0..self.count).map(|i| self.slot(i).1).collect();
+        let base = positions.first().copied().unwrap_or(0);
+        let slots = positions.iter().zip(sizes).map(|(position, size)| Slot {
+            delta: u32::try_from(position - base).expect("copied within some MiB of the log"),
+            size,
+        });
+        self.items = Items::Out { out: Arc::new(PutOut { base, slots: slots.collect() }), start: 0 };
+    }
+
     /// Takes `next` in at the end when both are only in the log and nothing tells them apart. True when it did.
     pub(crate) fn merge(&mut self, next: &Run) -> bool {
         let adjoining = self.order_end() == next.order
@@ -209,6 +239,19 @@ pub(crate) fn size_of(publish: &Publish) -> u32 {
 }
 
 impl Taken {
+    /// The message as a run of its own that is only in the log.
+    pub(crate) fn into_out(self) -> Run {
+        let slots = vec![Slot { delta: 0, size: self.size }];
+        Run {
+            order: self.order,
+            seq: self.seq,
+            count: 1,
+            bytes: u64::from(self.size),
+            traits: self.traits,
+            items: Items::Out { out: Arc::new(PutOut { base: self.position, slots }), start: 0 },
+        }
+    }
+
     /// The message as a run of its own, to put it back.
     pub(crate) fn into_run(self) -> Run {
         let positions = if self.position == 0 { Vec::new() } else { vec![self.position] };
@@ -227,7 +270,7 @@ impl Taken {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use millstream_message::{Address, Message};
+    use millstream_message::Address;
 
     fn run(order: u64, count: u32) -> Run {
         let to = Address::queue("q");

@@ -179,8 +179,10 @@ impl Source {
         if count == 0 {
             return load.map_or(Found::Nothing, Found::Load);
         }
-        if let Some(last) = held.iter().map(|held| held.taken.seq).max() {
-            state.delivered = state.delivered.max(last + 1);
+        if self.queue.durable {
+            for Held { taken, .. } in &held {
+                self.queue.mark_delivered(state, taken);
+            }
         }
         state.unacked.add(count as u64, size);
         let session = state.session(self.id).expect("it was there under this lock");

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use millstream_message::{BrokerError, BrokerErrorKind};
 
+use crate::log::LogSettings;
+
 /// The numbers of an embedded broker. The defaults are right for one pipeline on one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -40,7 +42,35 @@ impl Settings {
                 "memory_bytes is {memory_bytes}, less than one message of message_bytes_max {message_bytes_max}"
             ));
         }
+        if self.record_bytes_max() < self.message_bytes_max + ENVELOPE {
+            let Settings { segment_bytes, message_bytes_max, .. } = self;
+            return fail(format!(
+                "message_bytes_max is {message_bytes_max}: too large for segments of {segment_bytes} bytes; choose \
+                 larger segments or smaller messages"
+            ));
+        }
         Ok(())
+    }
+}
+
+/// What a message's record takes beside its body, at most: names, targets and the record's own header.
+const ENVELOPE: usize = 64 << 10;
+
+impl Settings {
+    /// The numbers of the log below.
+    pub(crate) fn log(&self) -> LogSettings {
+        LogSettings {
+            segment_bytes: self.segment_bytes,
+            record_bytes_max: self.record_bytes_max(),
+            pending_bytes_max: self.pending_bytes_max,
+            ..LogSettings::default()
+        }
+    }
+
+    /// Records may be twice a message, so that a batch stored with a position has room too.
+    fn record_bytes_max(&self) -> usize {
+        let segment = usize::try_from(self.segment_bytes).unwrap_or(usize::MAX).saturating_sub(16 << 10);
+        (2 * self.message_bytes_max + ENVELOPE).min(segment)
     }
 }
 

@@ -7,6 +7,7 @@ use std::task::Waker;
 use millstream_message::dead::DeadReason;
 use millstream_message::{ConsumeOptions, Overflow, Queue as Spec};
 
+use crate::record::Mark;
 use crate::run::{Items, Run, Taken};
 
 /// A message on its way to the dead-letter exchange. It still belongs to the queue until it has arrived.
@@ -105,8 +106,6 @@ pub(crate) struct State {
     pub(crate) next_session: u64,
     /// The next identity and place. Starts at 1.
     pub(crate) next_seq: u64,
-    /// Everything with a smaller identity may have been delivered once.
-    pub(crate) delivered: u64,
     pub(crate) ready: Count,
     pub(crate) unacked: Count,
     pub(crate) waiting: Count,
@@ -116,8 +115,8 @@ pub(crate) struct State {
     pub(crate) expiring: bool,
     /// Settled in memory, not yet written: identities, in the order of settling.
     pub(crate) settled: Vec<Range<u64>>,
-    /// Given back, not yet written: identity, deliveries, and when it is due (0: at once).
-    pub(crate) returned: Vec<(u64, u32, u64)>,
+    /// Delivered or given back, not yet written.
+    pub(crate) marks: Vec<Mark>,
     pub(crate) deleted: bool,
 }
 
@@ -131,14 +130,13 @@ impl State {
             sessions: Vec::new(),
             next_session: 1,
             next_seq: 1,
-            delivered: 0,
             ready: Count::default(),
             unacked: Count::default(),
             waiting: Count::default(),
             reserved: Count::default(),
             expiring: false,
             settled: Vec::new(),
-            returned: Vec::new(),
+            marks: Vec::new(),
             deleted: false,
         }
     }
@@ -213,6 +211,22 @@ impl State {
         self.levels.iter().position(|level| level.front().is_some_and(|run| run.traits.expires <= now))
     }
 
+    /// Everything that is in the log, for a checkpoint: runs with their due time (0: none). What is held is counted as
+    /// delivered once more, what is on its way to the dead letters is back in the queue.
+    pub(crate) fn image(&self) -> (Vec<(Run, u64)>, Vec<Taken>) {
+        let ready = self.levels.iter().flatten().map(|run| (run, 0));
+        let delayed = self.delayed.iter().map(|((due, _), run)| (run, *due));
+        let runs = ready.chain(delayed).filter(|(run, _)| run.is_logged());
+        let runs = runs.map(|(run, due)| (run.clone(), due)).collect();
+        let held = self.sessions.iter().flat_map(|session| session.held.iter().flatten()).map(|held| {
+            let mut taken = held.taken.clone();
+            taken.traits.deliveries = taken.traits.deliveries.saturating_add(1);
+            taken
+        });
+        let dead = self.outbox.iter().map(|dead| dead.taken.clone());
+        (runs, held.chain(dead).filter(|taken| taken.position != 0).collect())
+    }
+
     /// When something happens by itself next: a head expires, a delay or a lease ends.
     pub(crate) fn next_due(&self) -> u64 {
         let heads = self.levels.iter().filter_map(|level| level.front().map(|run| run.traits.expires));
@@ -250,6 +264,16 @@ impl State {
         match self.settled.last_mut() {
             Some(last) if last.end == seqs.start => last.end = seqs.end,
             _ => self.settled.push(seqs),
+        }
+    }
+
+    /// Notes how often messages were delivered, to be written to the log.
+    pub(crate) fn mark(&mut self, seq: u64, deliveries: u32, due: u64) {
+        match self.marks.last_mut() {
+            Some(last) if last.seqs.end == seq && last.deliveries == deliveries && last.due == due => {
+                last.seqs.end += 1
+            }
+            _ => self.marks.push(Mark { seqs: seq..seq + 1, deliveries, due }),
         }
     }
 

@@ -6,8 +6,10 @@ use std::sync::atomic::Ordering;
 use millstream_message::dead::{Death, letter};
 use millstream_message::{Address, Batch, Publish, PublishOutcome};
 
+use crate::checkpoint::{self, Written};
 use crate::clock::{NEVER, millis};
 use crate::core::{Core, From};
+use crate::journal::Journal;
 use crate::queue::Queue;
 
 /// Dead letters sent at once.
@@ -23,6 +25,7 @@ pub(crate) async fn run(core: Arc<Core>) {
     // When the settlements that wait are written.
     let mut write_at = NEVER;
     let mut retry: Vec<(u64, Arc<Queue>)> = Vec::new();
+    let mut checkpoints = Checkpoints::default();
     while !shared.is_closed() {
         let now = shared.clock.now();
         if bell.due.load(Ordering::Acquire) <= now {
@@ -58,8 +61,9 @@ pub(crate) async fn run(core: Arc<Core>) {
         if write_at == NEVER && !bell.settled.lock().is_empty() {
             write_at = now + millis(shared.settings.ack_delay);
         }
+        checkpoints.step(&core, now).await;
         let retry_at = retry.iter().map(|(at, _)| *at).min().unwrap_or(NEVER);
-        let next = bell.due.load(Ordering::Acquire).min(write_at).min(retry_at);
+        let next = bell.due.load(Ordering::Acquire).min(write_at).min(retry_at).min(checkpoints.next());
         tokio::select! {
             () = bell.ring.notified() => {}
             () = tokio::time::sleep_until(shared.clock.instant(next)), if next != NEVER => {}
@@ -120,5 +124,67 @@ async fn send_letters(core: &Core, queue: &Arc<Queue>) -> bool {
         if empty {
             return true;
         }
+    }
+}
+
+/// When to write checkpoints: after every segment's worth of log, less often while checkpoints are large against
+/// it, and once things have gone quiet, so that the disk of what was acked comes back.
+#[derive(Default)]
+struct Checkpoints {
+    last: Written,
+    seen_end: u64,
+    /// When it will have been quiet long enough; `None`: it has been seen to.
+    quiet_at: Option<u64>,
+}
+
+/// How long nothing is appended before it counts as quiet: half a second.
+const QUIET: u64 = 500;
+
+/// How much log a quiet broker leaves without a checkpoint: 1 MiB.
+const QUIET_BYTES: u64 = 1 << 20;
+
+/// How much is copied forward after one checkpoint: 8 MiB.
+const RELOCATE_BYTES: u64 = 8 << 20;
+
+impl Checkpoints {
+    async fn step(&mut self, core: &Core, now: u64) {
+        let Some(journal) = &core.shared.journal else { return };
+        let Ok(log) = journal.log() else { return };
+        let end = log.end().get();
+        drop(log);
+        if end != self.seen_end {
+            self.seen_end = end;
+            self.quiet_at = Some(now + QUIET);
+        }
+        let quiet = self.quiet_at.is_some_and(|at| at <= now);
+        if quiet {
+            self.quiet_at = None;
+        }
+        if !journal.wants_checkpoint() && !(quiet && end - self.last.covers.min(end) > QUIET_BYTES) {
+            return;
+        }
+        let segment = core.shared.settings.segment_bytes;
+        match checkpoint::write(core, journal).await {
+            Ok(written) => {
+                self.last = written;
+                journal.checkpoint_at(written.covers + segment.max(4 * written.bytes));
+                self.relocate(core, journal, segment).await;
+            }
+            // The disk refuses: what is confirmed is safe in the log, which only grows. Try again after more of it.
+            Err(_) => journal.checkpoint_at(end + segment),
+        }
+    }
+
+    async fn relocate(&self, core: &Core, journal: &Journal, segment: u64) {
+        let Written { covers, oldest, live, .. } = self.last;
+        let keep = 4 * segment.max(live);
+        if covers.saturating_sub(oldest) > keep {
+            // A failure leaves everything where it is; the next checkpoint tries again.
+            let _ = checkpoint::relocate(core, journal, covers - keep / 2, RELOCATE_BYTES).await;
+        }
+    }
+
+    fn next(&self) -> u64 {
+        self.quiet_at.unwrap_or(NEVER)
     }
 }

@@ -144,7 +144,14 @@ impl Shared {
 
     /// Has everything appended so far written as soon as nothing else is.
     pub(crate) fn ask_all(&self) {
-        let group = self.state.lock().group.clone();
+        let group = {
+            let state = self.state.lock();
+            if state.pending.is_empty() {
+                // A group that was asked for while empty would never be asked for again: who appends next asks.
+                return;
+            }
+            state.group.clone()
+        };
         self.ask(&group);
     }
 
