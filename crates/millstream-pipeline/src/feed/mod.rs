@@ -9,6 +9,7 @@ pub(crate) use self::file::FileFeed;
 pub(crate) use self::generate::GenerateFeed;
 pub(crate) use self::stdin::StdinFeed;
 
+use crate::file::model::{Reading, Source};
 use crate::item::Raw;
 use bytes::Bytes;
 use millstream_flow::BoxError;
@@ -53,4 +54,22 @@ pub(crate) trait Feed: Send {
     fn position_name(&self) -> Option<&str> {
         None
     }
+}
+
+/// The items that a source would make of `text`; sources that read no text take JSON lines.
+///
+/// # Errors
+///
+/// If the text begins with a header that makes no sense.
+pub(crate) fn text_items(source: &Source, text: &str) -> Result<Vec<Raw>, BoxError> {
+    let ndjson = Reading::ndjson();
+    let read = match source {
+        Source::File { read, .. } | Source::Stdin { read } => read,
+        _ => &ndjson,
+    };
+    let mut lines = lines::Lines::new(read, "text".into());
+    lines.framer.buffer().extend_from_slice(text.as_bytes());
+    let mut items = Vec::new();
+    lines.take(usize::MAX, true, &mut items)?;
+    Ok(items)
 }

@@ -92,6 +92,7 @@ fn value_of(node: &Node, kind: &Kind, key: &str, findings: &mut Findings) {
     match kind {
         Kind::Object(shape) => return object(node, shape, &format!("`{key}`"), findings),
         Kind::OneOf(one) => return union(node, one, key, findings),
+        Kind::Any => return,
         Kind::List(item) => return list(node, item, key, findings),
         Kind::Names(item) => return names(node, item, key, findings),
         Kind::JqOr(shape) if matches!(node.data, Data::Map(_)) => {
@@ -188,7 +189,7 @@ fn scalar(text: &str, style: Style, kind: &Kind) -> Result<(), String> {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("one of {}", one_of(words.iter().copied())),
         }),
-        Kind::Object(_) | Kind::OneOf(_) | Kind::List(_) | Kind::Names(_) => Ok(()),
+        Kind::Object(_) | Kind::OneOf(_) | Kind::List(_) | Kind::Names(_) | Kind::Any => Ok(()),
     }
 }
 
@@ -224,7 +225,7 @@ fn expected(kind: &Kind) -> &'static str {
         Kind::Choice(_) => "one of the known words",
         Kind::Cel => "a CEL expression as text",
         Kind::Jq | Kind::JqOr(_) => "a jq program as text",
-        Kind::Object(_) | Kind::OneOf(_) | Kind::List(_) | Kind::Names(_) => "a map or list",
+        Kind::Object(_) | Kind::OneOf(_) | Kind::List(_) | Kind::Names(_) | Kind::Any => "a map or list",
     }
 }
 

@@ -77,6 +77,18 @@ pub(crate) struct Reading {
     pub(crate) line_max: usize,
 }
 
+impl Reading {
+    /// One JSON value a line, with all defaults.
+    pub(crate) fn ndjson() -> Self {
+        Reading {
+            format: Setting { value: Format::Ndjson, at: None },
+            delimiter: Setting { value: b',', at: None },
+            columns: None,
+            line_max: 1 << 20,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Csv,

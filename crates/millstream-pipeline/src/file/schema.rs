@@ -92,6 +92,7 @@ fn kind(kind: &Kind) -> Value {
         Kind::OneOf(one) => union(one),
         Kind::List(item) => json!({ "type": "array", "items": self::kind(item), "minItems": 1 }),
         Kind::Names(item) => json!({ "type": "object", "additionalProperties": self::kind(item), "minProperties": 1 }),
+        Kind::Any => json!({}),
         Kind::JqOr(shape) => json!({ "oneOf": [{ "type": "string", "minLength": 1 }, object(shape)] }),
     }
 }

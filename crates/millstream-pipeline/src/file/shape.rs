@@ -76,6 +76,8 @@ pub(crate) enum Kind {
     Names(&'static Kind),
     /// A jq program, or a map with these keys.
     JqOr(&'static Shape),
+    /// Anything: the value of a test's item.
+    Any,
 }
 
 const KIB: u64 = 1 << 10;
@@ -347,5 +349,21 @@ static GOALS: Shape = Shape {
         key("memory", Kind::Size(KIB), "The most the items of the run may hold; lint refuses a larger bound."),
         key("order", Kind::Bool, "Whether items must leave in the order of the source; lint refuses steps that lose it.").or("false"),
         key("max_error_rate", Kind::Ratio, "The run fails when a larger share of at least 100 items has failed."),
+    ],
+};
+
+/// A file of offline tests.
+pub(crate) static CASES: Shape = Shape {
+    keys: &[key("cases", Kind::List(&Kind::Object(&TEST_CASE)), "The cases.").required()],
+};
+
+static TEST_CASE: Shape = Shape {
+    keys: &[
+        key("name", Kind::Text, "What the case shows.").required(),
+        key("items", Kind::Any, "The items, as values."),
+        key("text", Kind::Text, "The items, as the source would read them."),
+        key("output", Kind::Any, "The items that reach the output, in order."),
+        key("dropped", Kind::Any, "How many items each step drops, by its name."),
+        key("dead", Kind::Any, "The items that fail, in order: the reason or a part of it, or `stage` and `reason`."),
     ],
 };
