@@ -82,11 +82,22 @@ fn everything(steps: &mut Steps) {
         cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
     });
     steps.run("tests", || cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]));
+    steps.run("loom", loom);
     steps.run("examples", examples::run);
     // One release build serves the README's commands and the quickstart.
     steps.run("release", || cargo(&["build", "--release", "--locked", "--package", "millstream-cli"]));
     steps.run("readme", readme::run);
     steps.run("quickstart", quickstart::run);
+}
+
+/// The interleavings of the ring between stages. `--cfg loom` changes every dependency, hence a target directory of
+/// its own, which keeps the other steps' builds.
+fn loom() -> Outcome {
+    steps::command("cargo")
+        .args(["test", "--package", "millstream-flow", "--lib", "--release", "--locked", "loom"])
+        .args(["--target-dir", "target/loom"])
+        .env("RUSTFLAGS", "--cfg loom")
+        .run()
 }
 
 fn bench(arguments: &[String]) -> Outcome {

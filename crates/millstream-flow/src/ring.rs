@@ -14,10 +14,16 @@
 //! * Only the writer stores `tail`, only the reader stores `head`, each with `Release` after its last access to
 //!   the slots it gives away; the other side loads them with `Acquire` before its first.
 //! * Waiting is a store-load handshake (Dekker): raise the flag, fence, look again; publish, fence, look at the
-//!   flag. One of the two sides always sees the other. `tests/loom_ring.rs` checks every interleaving.
+//!   flag. One of the two sides always sees the other. `ring/loom.rs` checks every interleaving
+//!   (`cargo xtask test loom`).
 
 use std::mem::MaybeUninit;
 use std::task::{Context, Poll};
+
+#[cfg(all(test, loom))]
+mod loom;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use crate::sync::{Arc, AtomicBool, AtomicUsize, AtomicWaker, Ordering, UnsafeCell, fence};
 
@@ -106,7 +112,6 @@ pub(crate) struct Writer<T> {
 
 impl<T> Writer<T> {
     /// Items in the ring or filled and not yet published, as of the last look.
-    #[cfg(not(loom))]
     pub(crate) fn len(&self) -> usize {
         self.written - self.head
     }
@@ -194,7 +199,6 @@ impl<T> Writer<T> {
     }
 
     /// Bytes in the ring.
-    #[cfg(not(loom))]
     pub(crate) fn bytes(&self) -> usize {
         self.shared.bytes.load(Ordering::Relaxed)
     }
@@ -247,13 +251,11 @@ impl<T> Reader<T> {
     }
 
     /// Items published and not taken, as of now.
-    #[cfg(not(loom))]
     pub(crate) fn len(&self) -> usize {
         self.shared.tail.0.load(Ordering::Relaxed) - self.head
     }
 
     /// Bytes in the ring.
-    #[cfg(not(loom))]
     pub(crate) fn bytes(&self) -> usize {
         self.shared.bytes.load(Ordering::Relaxed)
     }

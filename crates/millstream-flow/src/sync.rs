@@ -3,7 +3,6 @@
 #[cfg(loom)]
 pub(crate) use loom::{
     cell::UnsafeCell,
-    future::AtomicWaker,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering, fence},
@@ -35,5 +34,27 @@ impl<T> UnsafeCell<T> {
     #[inline(always)]
     pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
         f(self.0.get())
+    }
+}
+
+/// What the ring asks of a waker's place, in its simplest form. Loom's own stand-in wakes whoever registers
+/// while somebody else looks, and so would hide a lost wake-up.
+#[cfg(loom)]
+#[derive(Debug)]
+pub(crate) struct AtomicWaker(loom::sync::Mutex<Option<std::task::Waker>>);
+
+#[cfg(loom)]
+impl AtomicWaker {
+    pub(crate) fn new() -> Self {
+        AtomicWaker(loom::sync::Mutex::new(None))
+    }
+    pub(crate) fn register(&self, waker: &std::task::Waker) {
+        *self.0.lock().expect("nothing panics while a waker is held") = Some(waker.clone());
+    }
+    pub(crate) fn wake(&self) {
+        let waker = self.0.lock().expect("nothing panics while a waker is held").take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
