@@ -29,19 +29,14 @@ fn flights(elapsed: Duration) -> RunSnapshot {
     let dropped = received / 3;
     let in_flight = 480.min(received);
     let completed = received.saturating_sub(dead + dropped + in_flight);
-    let stage = |name: &str, items_out, [busy, blocked, starved]: [u32; 3], waiting| StageSnapshot {
+    let stage = |name: &str, items_out, [busy, blocked, starved]: [u32; 3]| StageSnapshot {
         name: name.into(),
         items_out,
         busy: elapsed * busy / 100,
         blocked: elapsed * blocked / 100,
         starved: elapsed * starved / 100,
-        hop: Some(HopSnapshot {
-            items: waiting,
-            items_max: 512,
-            bytes: waiting * 180,
-            bytes_max: Some(1 << 20),
-        }),
     };
+    let hop = |items| HopSnapshot { items, items_max: 512, bytes: items * 180, bytes_max: Some(1 << 20) };
     RunSnapshot {
         name: "flights".into(),
         state: RunState::Running,
@@ -54,14 +49,15 @@ fn flights(elapsed: Duration) -> RunSnapshot {
             in_flight,
         },
         stages: vec![
-            stage("read data/flights-2013-01.csv", received, [12, 83, 5], 470),
-            stage("queue flights", received - in_flight, [20, 75, 5], 300),
-            stage("map, filter", completed, [45, 40, 15], 12),
-            StageSnapshot { hop: None, ..stage("write out/{carrier}.ndjson", completed, [91, 0, 9], 0) },
+            stage("read data/flights-2013-01.csv", received, [12, 83, 5]),
+            stage("queue flights", received - in_flight, [20, 75, 5]),
+            stage("map, filter", completed, [45, 40, 15]),
+            stage("write out/{carrier}.ndjson", completed, [91, 0, 9]),
         ],
+        hops: [470, 300, 12].map(hop).into(),
         memory_bound_bytes: Some(9_437_184),
         errors: vec![ErrorSnapshot {
-            at: elapsed / 2,
+            at_millis: 1_357_034_400_000,
             stage: "map".into(),
             origin: "data/flights-2013-01.csv:840:17".into(),
             message: "`NA` is no number: the flight was cancelled".into(),

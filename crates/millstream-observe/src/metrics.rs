@@ -66,8 +66,25 @@ impl Labels for ByStage<'_> {
     }
 }
 
+/// Labels of what a hop has one of.
+#[derive(Clone, Debug)]
+pub struct ByHop<'a> {
+    /// The name of the pipeline.
+    pub pipeline: &'a str,
+    /// Which hop of the pipeline, counted from 1 at the source.
+    pub hop: String,
+}
+
+impl Labels for ByHop<'_> {
+    const NAMES: &'static [&'static str] = &["pipeline", "hop"];
+    fn values(&self) -> Vec<&str> {
+        vec![self.pipeline, &self.hop]
+    }
+}
+
 type Run = ByPipeline<'static>;
 type Stage = ByStage<'static>;
+type Hop = ByHop<'static>;
 
 /// 1 for the state a run is in, 0 for the others.
 pub const RUN_STATE: Metric<ByState<'static>> =
@@ -113,18 +130,16 @@ pub const STAGE_STARVED: Metric<Stage> = Metric::counter(
     "millstream_stage_starved_seconds_total",
     "Time the stage waited for items from the one before it.",
 );
-/// Items waiting after a stage.
-pub const HOP_ITEMS: Metric<Stage> =
-    Metric::gauge("millstream_hop_items", "Items that wait between the stage and the next.");
-/// Items that fit after a stage.
-pub const HOP_ITEMS_MAX: Metric<Stage> =
-    Metric::gauge("millstream_hop_items_max", "Items that fit between the stage and the next.");
-/// Bytes waiting after a stage.
-pub const HOP_BYTES: Metric<Stage> =
-    Metric::gauge("millstream_hop_bytes", "Bytes that wait between the stage and the next.");
-/// Bytes that fit after a stage.
-pub const HOP_BYTES_MAX: Metric<Stage> =
-    Metric::gauge("millstream_hop_bytes_max", "Bytes that fit between the stage and the next, if bounded.");
+/// Items waiting in a hop.
+pub const HOP_ITEMS: Metric<Hop> =
+    Metric::gauge("millstream_hop_items", "Items that wait between two stages.");
+/// Items that fit into a hop.
+pub const HOP_ITEMS_MAX: Metric<Hop> = Metric::gauge("millstream_hop_items_max", "Items that fit there.");
+/// Bytes waiting in a hop.
+pub const HOP_BYTES: Metric<Hop> = Metric::gauge("millstream_hop_bytes", "Bytes that wait there.");
+/// Bytes that fit into a hop.
+pub const HOP_BYTES_MAX: Metric<Hop> =
+    Metric::gauge("millstream_hop_bytes_max", "Bytes that fit there, if the hop is bounded in bytes.");
 /// Resident memory of the process.
 pub const PROCESS_MEMORY: Metric<()> =
     Metric::gauge("process_resident_memory_bytes", "Resident memory of the process.");
@@ -150,10 +165,10 @@ pub fn exposition(runs: &[RunSnapshot]) -> String {
     let bounds = runs.iter().filter_map(|run| Some((pipeline(run), Value::Count(run.memory_bound_bytes?))));
     out.show(&MEMORY_BOUND, bounds);
 
-    show_stages(&mut out, runs, &STAGE_OUT, |stage| Some(Value::Count(stage.items_out)));
-    show_stages(&mut out, runs, &STAGE_BUSY, |stage| Some(Value::Number(stage.busy.as_secs_f64())));
-    show_stages(&mut out, runs, &STAGE_BLOCKED, |stage| Some(Value::Number(stage.blocked.as_secs_f64())));
-    show_stages(&mut out, runs, &STAGE_STARVED, |stage| Some(Value::Number(stage.starved.as_secs_f64())));
+    show_stages(&mut out, runs, &STAGE_OUT, |stage| Value::Count(stage.items_out));
+    show_stages(&mut out, runs, &STAGE_BUSY, |stage| Value::Number(stage.busy.as_secs_f64()));
+    show_stages(&mut out, runs, &STAGE_BLOCKED, |stage| Value::Number(stage.blocked.as_secs_f64()));
+    show_stages(&mut out, runs, &STAGE_STARVED, |stage| Value::Number(stage.starved.as_secs_f64()));
     show_hops(&mut out, runs, &HOP_ITEMS, |hop| Some(hop.items));
     show_hops(&mut out, runs, &HOP_ITEMS_MAX, |hop| Some(hop.items_max));
     show_hops(&mut out, runs, &HOP_BYTES, |hop| Some(hop.bytes));
@@ -196,22 +211,27 @@ fn show_stages(
     out: &mut Exposition,
     runs: &[RunSnapshot],
     metric: &Metric<Stage>,
-    value: impl Fn(&StageSnapshot) -> Option<Value>,
+    value: fn(&StageSnapshot) -> Value,
 ) {
     let stages = runs.iter().flat_map(|run| run.stages.iter().map(move |stage| (run, stage)));
     out.show(
         metric,
-        stages.filter_map(|(run, stage)| {
-            Some((ByStage { pipeline: &run.name, stage: &stage.name }, value(stage)?))
-        }),
+        stages.map(|(run, stage)| (ByStage { pipeline: &run.name, stage: &stage.name }, value(stage))),
     );
 }
 
 fn show_hops(
     out: &mut Exposition,
     runs: &[RunSnapshot],
-    metric: &Metric<Stage>,
+    metric: &Metric<Hop>,
     value: fn(&HopSnapshot) -> Option<u64>,
 ) {
-    show_stages(out, runs, metric, |stage| stage.hop.as_ref().and_then(value).map(Value::Count));
+    let hops = runs.iter().flat_map(|run| run.hops.iter().enumerate().map(move |(at, hop)| (run, at, hop)));
+    out.show(
+        metric,
+        hops.filter_map(|(run, at, hop)| {
+            let labels = ByHop { pipeline: &run.name, hop: (at + 1).to_string() };
+            Some((labels, Value::Count(value(hop)?)))
+        }),
+    );
 }

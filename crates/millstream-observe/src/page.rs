@@ -114,7 +114,9 @@ fn stages(out: &mut String, run: &RunSnapshot, rates: &Rates) {
     out.push_str("<h2>Stages</h2>\n<ol class=\"flow\">\n");
     for (at, stage) in run.stages.iter().enumerate() {
         let rates = rates.stages.get(at).copied().unwrap_or_default();
-        self::stage(out, stage, rates, slowest == Some(at));
+        // Between each two stages stands their hop, unless stages run side by side: then they do not pair up.
+        let hop = if run.hops.len() + 1 == run.stages.len() { run.hops.get(at) } else { None };
+        self::stage(out, stage, rates, slowest == Some(at), hop);
     }
     out.push_str(
         "</ol>\n<p class=\"legend\"><i class=\"busy\"></i>busy <i class=\"blocked\"></i>blocked by the next \
@@ -128,7 +130,13 @@ fn stages(out: &mut String, run: &RunSnapshot, rates: &Rates) {
     }
 }
 
-fn stage(out: &mut String, stage: &StageSnapshot, rates: StageRates, slowest: bool) {
+fn stage(
+    out: &mut String,
+    stage: &StageSnapshot,
+    rates: StageRates,
+    slowest: bool,
+    hop: Option<&HopSnapshot>,
+) {
     let class = if slowest { "stage slowest" } else { "stage" };
     let (busy, blocked, starved) = (rates.busy * 100.0, rates.blocked * 100.0, rates.starved * 100.0);
     let _ = write!(
@@ -142,7 +150,7 @@ fn stage(out: &mut String, stage: &StageSnapshot, rates: StageRates, slowest: bo
         count(rates.out.round() as u64),
         count(stage.items_out),
     );
-    if let Some(hop) = &stage.hop {
+    if let Some(hop) = hop {
         self::hop(out, hop);
     }
     out.push_str("</li>\n");
@@ -191,14 +199,20 @@ fn errors(out: &mut String, run: &RunSnapshot) {
     for error in run.errors.iter().take(ERRORS_MAX) {
         let _ = writeln!(
             out,
-            "<tr><td class=\"dim n\">{:.1} s</td><td>{}</td><td class=\"dim\">{}</td><td>{}</td></tr>",
-            error.at.as_secs_f64(),
+            "<tr><td class=\"dim n\">{}</td><td>{}</td><td class=\"dim\">{}</td><td>{}</td></tr>",
+            time_of_day(error.at_millis),
             escaped(&error.stage),
             escaped(&error.origin),
             escaped(&error.message),
         );
     }
     out.push_str("</table>\n");
+}
+
+/// The time of day of a moment in milliseconds since 1970, in UTC: a page has no other time zone at hand.
+fn time_of_day(millis: u64) -> String {
+    let second = millis / 1000 % 86_400;
+    format!("{:02}:{:02}:{:02}\u{202f}UTC", second / 3600, second / 60 % 60, second % 60)
 }
 
 /// A number with thin spaces between the thousands.
@@ -295,23 +309,24 @@ mod tests {
     #[test]
     fn the_busiest_stage_is_named_only_when_it_is_busy() {
         let mut run = run();
-        run.stages = ["read", "write"]
-            .map(|name| StageSnapshot {
-                name: name.into(),
-                hop: Some(HopSnapshot::default()),
-                ..Default::default()
-            })
-            .into();
+        run.stages =
+            ["read", "write"].map(|name| StageSnapshot { name: name.into(), ..Default::default() }).into();
+        run.hops = vec![HopSnapshot { items: 1, items_max: 4, ..Default::default() }];
         let rates = |busy| Rates {
             stages: vec![StageRates::default(), StageRates { busy, ..Default::default() }],
             ..Default::default()
         };
-        assert!(page(&[run.clone()], &[rates(0.9)]).contains("The busiest stage is <b>write</b>"));
+        let shown = page(&[run.clone()], &[rates(0.9)]);
+        assert!(
+            shown.contains("The busiest stage is <b>write</b>") && shown.contains("25 % full"),
+            "{shown}"
+        );
         assert!(!page(&[run], &[rates(0.2)]).contains("The busiest stage is"));
     }
 
     #[test]
     fn numbers_are_readable() {
+        assert_eq!(time_of_day(86_400_000 * 3 + 3_723_999), "01:02:03\u{202f}UTC");
         assert_eq!(count(0), "0");
         assert_eq!(count(1_234_567), "1\u{202f}234\u{202f}567");
         assert_eq!(bytes(512), "512 B");

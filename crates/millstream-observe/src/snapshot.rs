@@ -18,6 +18,8 @@ pub struct RunSnapshot {
     pub ledger: LedgerSnapshot,
     /// Its stages, from source to sink.
     pub stages: Vec<StageSnapshot>,
+    /// The bounded hand-overs between its stages, from source to sink.
+    pub hops: Vec<HopSnapshot>,
     /// The most memory its items can take, in bytes, if that is known.
     pub memory_bound_bytes: Option<u64>,
     /// Its last errors, newest first. Whoever makes the snapshot bounds their number.
@@ -95,11 +97,9 @@ pub struct StageSnapshot {
     /// Time it waited for items from the stage before it.
     #[serde(rename = "starved_seconds", serialize_with = "seconds")]
     pub starved: Duration,
-    /// The bounded hand-over to the next stage, if there is one.
-    pub hop: Option<HopSnapshot>,
 }
 
-/// The bounded hand-over between a stage and the next.
+/// The bounded hand-over between two stages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct HopSnapshot {
     /// Items that wait in it.
@@ -125,9 +125,8 @@ impl HopSnapshot {
 /// An item's error, as it is shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ErrorSnapshot {
-    /// How long after the start of the run it happened.
-    #[serde(rename = "at_seconds", serialize_with = "seconds")]
-    pub at: Duration,
+    /// When it happened, in milliseconds since 1970.
+    pub at_millis: u64,
     /// The stage or step that it happened in.
     pub stage: String,
     /// Where the item came from: a file, line and column, or a queue and message.

@@ -27,9 +27,9 @@ fn run(state: RunState) -> RunSnapshot {
             name: "read".into(),
             items_out: 27_004,
             busy: Duration::from_millis(1500),
-            hop: Some(HopSnapshot { items: 4, items_max: 512, bytes: 4096, bytes_max: Some(1 << 20) }),
             ..Default::default()
         }],
+        hops: vec![HopSnapshot { items: 4, items_max: 512, bytes: 4096, bytes_max: Some(1 << 20) }],
         memory_bound_bytes: Some(1 << 20),
         errors: Vec::new(),
     }
@@ -107,10 +107,10 @@ async fn metrics_show_what_the_snapshot_says() {
         "millstream_stage_busy_seconds_total{pipeline=\"flights\",stage=\"read\"} 1.5",
         "millstream_stage_blocked_seconds_total{pipeline=\"flights\",stage=\"read\"} 0",
         "millstream_stage_starved_seconds_total{pipeline=\"flights\",stage=\"read\"} 0",
-        "millstream_hop_items{pipeline=\"flights\",stage=\"read\"} 4",
-        "millstream_hop_items_max{pipeline=\"flights\",stage=\"read\"} 512",
-        "millstream_hop_bytes{pipeline=\"flights\",stage=\"read\"} 4096",
-        "millstream_hop_bytes_max{pipeline=\"flights\",stage=\"read\"} 1048576",
+        "millstream_hop_items{pipeline=\"flights\",hop=\"1\"} 4",
+        "millstream_hop_items_max{pipeline=\"flights\",hop=\"1\"} 512",
+        "millstream_hop_bytes{pipeline=\"flights\",hop=\"1\"} 4096",
+        "millstream_hop_bytes_max{pipeline=\"flights\",hop=\"1\"} 1048576",
         "millstream_metrics_series_omitted 0",
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\nin\n{text}");
