@@ -156,36 +156,43 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
             return Poll::Ready(Step::End);
         }
         let mut emitted = 0;
+        let mut broke = false;
         let (open, rule) = (&mut self.open, &self.rule);
         if open.items.capacity() == 0 {
             open.items.reserve_exact(count);
         }
+        // The tuner has lowered the count meanwhile.
+        if open.items.len() >= count {
+            emitted += 1;
+            if emit(open, count).is_break() || emitted == max {
+                return Poll::Ready(Step::More);
+            }
+        }
         // Enough items for `max` batches and never more, when batches close by count.
-        let room = max.saturating_mul(count).saturating_sub(open.items.len()).max(1);
+        let room = (max - emitted).saturating_mul(count).saturating_sub(open.items.len()).max(1);
         let step = self.upstream.poll_drive(cx, room, &mut |item, token| {
-            let mut flow = ControlFlow::Continue(());
             if W::MEASURES {
                 let bytes = rule.measure.measure(&item);
                 if open.bytes.saturating_add(bytes) > rule.bytes_max && !open.items.is_empty() {
                     emitted += 1;
-                    flow = emit(open, count);
+                    broke = emit(open, count).is_break();
                 }
                 open.bytes = open.bytes.saturating_add(bytes);
             }
             open.items.push(item);
             token.join(&mut open.tokens);
-            if emitted < max && open.items.len() >= count {
+            if emitted < max && !broke && open.items.len() >= count {
                 emitted += 1;
-                flow = emit(open, count);
+                broke = emit(open, count).is_break();
             }
-            if emitted >= max { ControlFlow::Break(()) } else { flow }
+            if emitted >= max || broke { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         if step == Poll::Ready(Step::End) {
             self.ended = true;
             if self.open.items.is_empty() {
                 return Poll::Ready(Step::End);
             }
-            if emitted >= max {
+            if emitted >= max || broke {
                 return Poll::Ready(Step::More); // the rest goes with the next call
             }
             let _ = emit(&mut self.open, 0);
