@@ -344,24 +344,19 @@ impl<Fut: Future, K: Settle> Slab<'_, Fut, K> {
         if !self.unordered {
             self.release_in_order(room, sink)?;
         }
-        for word in 0..self.ready.words.len() {
-            if self.ready.words[word].load(Ordering::Relaxed) == 0 {
+        let ready = self.ready;
+        for (at, word) in ready.words.iter().enumerate() {
+            if word.load(Ordering::Relaxed) == 0 {
                 continue;
             }
-            let mut bits = self.ready.words[word].swap(0, Ordering::AcqRel);
-            while bits != 0 {
-                let bit = bits.trailing_zeros() as usize;
-                bits &= bits - 1;
+            let mut woken = Woken { word, bits: word.swap(0, Ordering::AcqRel) };
+            while woken.bits != 0 {
                 if self.unordered && *room == 0 {
-                    // Not polled yet: put the bits back for the next call.
-                    self.ready.words[word].fetch_or(bits | 1 << bit, Ordering::AcqRel);
                     return ControlFlow::Break(());
                 }
-                let flow = self.poll_woken(word * 64 + bit, room, sink);
-                if flow.is_break() {
-                    self.ready.words[word].fetch_or(bits, Ordering::AcqRel);
-                    return flow;
-                }
+                let bit = woken.bits.trailing_zeros() as usize;
+                woken.bits &= woken.bits - 1;
+                self.poll_woken(at * 64 + bit, room, sink)?;
             }
         }
         if self.unordered {
@@ -419,6 +414,22 @@ impl<Fut: Future, K: Settle> Slab<'_, Fut, K> {
             sink(output, token)?;
         }
         if *room == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// Slots that were woken and not polled yet. What a break or a panic leaves of them is put back, else nobody
+/// would wake those calls again.
+struct Woken<'a> {
+    word: &'a AtomicU64,
+    bits: u64,
+}
+
+impl Drop for Woken<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.bits != 0 {
+            self.word.fetch_or(self.bits, Ordering::AcqRel);
+        }
     }
 }
 
