@@ -155,6 +155,9 @@ impl Account {
     }
 
     fn count(&self, items: u64, outcome: &Outcome) {
+        if items == 0 {
+            return;
+        }
         match outcome {
             Outcome::Completed => {
                 self.completed.fetch_add(items, Ordering::AcqRel);
@@ -192,9 +195,17 @@ struct Inner {
 
 impl Inner {
     fn settle(&self, items: Range<u64>, outcome: &Outcome) {
+        let count = self.settle_uncounted(items, outcome);
+        self.account.count(count, outcome);
+    }
+
+    /// Settles without counting. Returns how many items the caller must count: those with a single handle.
+    fn settle_uncounted(&self, items: Range<u64>, outcome: &Outcome) -> u64 {
         if self.shared_len.load(Ordering::Acquire) == 0 {
-            self.tell(items, outcome);
-            return;
+            let count = items.end - items.start;
+            // The source hears first: whoever sees the ledger balanced may rely on the source having been told.
+            self.settler.settle(items, outcome);
+            return count;
         }
         for item in items {
             let mut shared = self.shared.lock().expect("no panic while shares are held");
@@ -215,16 +226,11 @@ impl Inner {
             };
             drop(shared);
             if let Some(outcome) = ended {
-                self.tell(item..item + 1, &outcome);
+                self.settler.settle(item..item + 1, &outcome);
+                self.account.count(1, &outcome);
             }
         }
-    }
-
-    fn tell(&self, items: Range<u64>, outcome: &Outcome) {
-        let count = items.end - items.start;
-        // The source hears first: whoever sees the ledger balanced may rely on the source having been told.
-        self.settler.settle(items, outcome);
-        self.account.count(count, outcome);
+        0
     }
 
     fn share(&self, item: u64) {

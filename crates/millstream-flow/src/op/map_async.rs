@@ -109,6 +109,8 @@ pub struct MapAsync<F: Flow, M, Fut: Future> {
     unordered: bool,
     slots: Vec<Slot<Fut, F::Token>>,
     free: Vec<usize>,
+    /// The slot that the next call enters. It stays the same while calls are ready at once.
+    spare: Option<usize>,
     /// Ordered: the slots in use, oldest first.
     order: VecDeque<usize>,
     in_flight: usize,
@@ -128,6 +130,7 @@ impl<F: Flow, M, Fut: Future> MapAsync<F, M, Fut> {
             unordered,
             slots: Vec::new(),
             free: Vec::new(),
+            spare: None,
             order: VecDeque::new(),
             in_flight: 0,
             ready,
@@ -140,6 +143,7 @@ impl<F: Flow, M, Fut: Future> MapAsync<F, M, Fut> {
 struct Slab<'a, Fut: Future, K> {
     slots: &'a mut Vec<Slot<Fut, K>>,
     free: &'a mut Vec<usize>,
+    spare: &'a mut Option<usize>,
     order: &'a mut VecDeque<usize>,
     in_flight: &'a mut usize,
     ready: &'a Arc<Ready>,
@@ -148,14 +152,15 @@ struct Slab<'a, Fut: Future, K> {
 
 impl<Fut: Future, K: Settle> Slab<'_, Fut, K> {
     /// A free slot; slots are made as they are first needed, so that a wide limit costs nothing unless used.
-    #[inline]
-    fn slot(&mut self) -> usize {
-        if let Some(slot) = self.free.pop() {
-            return slot;
-        }
-        let slot = self.slots.len();
-        let waker = Waker::from(Arc::new(SlotWaker { ready: self.ready.clone(), slot }));
-        self.slots.push(Slot { future: Box::pin(None), waker, token: None, done: None });
+    #[cold]
+    fn make_spare(&mut self) -> usize {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            let slot = self.slots.len();
+            let waker = Waker::from(Arc::new(SlotWaker { ready: self.ready.clone(), slot }));
+            self.slots.push(Slot { future: Box::pin(None), waker, token: None, done: None });
+            slot
+        });
+        *self.spare = Some(slot);
         slot
     }
 
@@ -209,6 +214,7 @@ where
         let mut slab = Slab {
             slots: &mut self.slots,
             free: &mut self.free,
+            spare: &mut self.spare,
             order: &mut self.order,
             in_flight: &mut self.in_flight,
             ready: &self.ready,
@@ -233,13 +239,12 @@ where
             let waker = cx.waker().clone();
             let step = self.upstream.poll_drive(cx, room, &mut |item, token| {
                 let future = map(item);
-                let flow = slab.enter(future, token, &mut room, &waker, sink);
-                broke |= flow.is_break();
-                if broke || room == 0 || *slab.in_flight >= limit {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
+                slab.enter(future, token, limit, &waker, |output, token| {
+                    room -= 1;
+                    let flow = sink(output, token);
+                    broke |= flow.is_break();
+                    flow
+                })
             });
             if step == Poll::Ready(Step::End) {
                 self.ended = true;
@@ -270,65 +275,54 @@ impl MapPending for ControlFlow<()> {
 }
 
 impl<Fut: Future, K: Settle> Slab<'_, Fut, K> {
-    /// Starts a call. If it is ready at once and no earlier one waits, its result goes straight on.
+    /// Starts a call. If it is ready at once and no earlier one waits, its result goes straight on: such an item
+    /// takes one from the room that upstream was given, so upstream stops by itself and nothing more is checked.
     #[inline]
     fn enter(
         &mut self,
         future: Fut,
         token: K,
-        room: &mut usize,
+        limit: usize,
         stage: &Waker,
-        sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
+        sink: impl FnOnce(Fut::Output, K) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let slot = self.slot();
-        self.slots[slot].future.as_mut().set(Some(future));
-        match self.poll_slot_or_free(slot) {
-            Poll::Ready(output) if self.unordered || self.order.is_empty() => {
-                self.free.push(slot);
-                *room -= 1;
-                sink(output, token)
-            }
-            result => {
-                if *self.in_flight == 0 {
-                    self.ready.stage.register(stage);
-                    // A wake between its poll and the registration found nobody.
-                    if self.ready.words[slot / 64].load(Ordering::Acquire) & (1 << (slot % 64)) != 0 {
-                        stage.wake_by_ref();
-                    }
-                }
-                *self.in_flight += 1;
-                self.slots[slot].token = Some(token);
-                if !self.unordered {
-                    self.order.push_back(slot);
-                }
-                if let Poll::Ready(output) = result {
-                    self.slots[slot].done = Some(output);
-                }
-                ControlFlow::Continue(())
-            }
-        }
-    }
-
-    /// Polls a slot that is not yet in use by the book; a panic puts it back among the free ones.
-    #[inline]
-    fn poll_slot_or_free(&mut self, slot: usize) -> Poll<Fut::Output> {
-        struct Free<'a>(&'a mut Vec<usize>, usize);
-        impl Drop for Free<'_> {
-            fn drop(&mut self) {
-                self.0.push(self.1);
-            }
-        }
-        let Slot { future, waker, .. } = &mut self.slots[slot];
-        let free = Free(self.free, slot);
-        let result = match future.as_mut().as_pin_mut() {
+        let slot = self.spare.unwrap_or_else(|| self.make_spare());
+        let Slot { future: place, waker, .. } = &mut self.slots[slot];
+        place.as_mut().set(Some(future));
+        // A panic here leaves the slot spare; the next call takes the dead one's place.
+        let result = match place.as_mut().as_pin_mut() {
             Some(future) => future.poll(&mut Context::from_waker(waker)),
             None => Poll::Pending,
         };
-        std::mem::forget(free);
-        if result.is_ready() {
-            future.as_mut().set(None);
+        match result {
+            Poll::Ready(output) => {
+                place.as_mut().set(None);
+                if self.unordered || *self.in_flight == 0 {
+                    return sink(output, token);
+                }
+                self.slots[slot].done = Some(output);
+                self.keep(slot, token, limit, stage)
+            }
+            Poll::Pending => self.keep(slot, token, limit, stage),
         }
-        result
+    }
+
+    /// Enters a call into the book that is not done, or is done before its turn.
+    fn keep(&mut self, slot: usize, token: K, limit: usize, stage: &Waker) -> ControlFlow<()> {
+        *self.spare = None;
+        if *self.in_flight == 0 {
+            self.ready.stage.register(stage);
+            // A wake between its poll and the registration found nobody.
+            if self.ready.words[slot / 64].load(Ordering::Acquire) & (1 << (slot % 64)) != 0 {
+                stage.wake_by_ref();
+            }
+        }
+        *self.in_flight += 1;
+        self.slots[slot].token = Some(token);
+        if !self.unordered {
+            self.order.push_back(slot);
+        }
+        if *self.in_flight >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     /// Polls the calls that were woken and pushes the results that may go.

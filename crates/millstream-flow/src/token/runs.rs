@@ -13,15 +13,6 @@ struct Run {
     len: u64,
 }
 
-impl Run {
-    fn settle(self, outcome: &Outcome) {
-        let Run { inner, first, len } = self;
-        inner.get().settle(first..first + len, outcome);
-        // SAFETY: the run owned one reference for each of its items.
-        unsafe { inner.release(len as usize) }
-    }
-}
-
 /// The tokens of a group of items (a batch, a chunk), settled together.
 ///
 /// Items that entered in sequence are one run, whatever their number, so that confirming a batch of a thousand
@@ -70,6 +61,23 @@ impl TokenRuns {
 
     fn drain(&mut self) -> impl Iterator<Item = Run> {
         self.more.drain(..).chain(self.last.take())
+    }
+
+    /// Settles every run, and counts once for all runs in a row of one tracker: a filter that drops every other
+    /// item makes many short runs.
+    fn settle_all(&mut self, outcome: &Outcome) {
+        let mut runs = self.drain().peekable();
+        while let Some(Run { inner, first, len }) = runs.next() {
+            let mut refs = len as usize;
+            let mut count = inner.get().settle_uncounted(first..first + len, outcome);
+            while let Some(Run { first, len, .. }) = runs.next_if(|run| run.inner == inner) {
+                refs += len as usize;
+                count += inner.get().settle_uncounted(first..first + len, outcome);
+            }
+            inner.get().account.count(count, outcome);
+            // SAFETY: the runs owned one reference for each of their items.
+            unsafe { inner.release(refs) }
+        }
     }
 }
 
@@ -149,9 +157,7 @@ impl Settle for TokenRuns {
     }
 
     fn settle(mut self, outcome: &Outcome) {
-        for run in self.drain() {
-            run.settle(outcome);
-        }
+        self.settle_all(outcome);
     }
 }
 
@@ -166,9 +172,7 @@ impl Drop for TokenRuns {
             }
             return;
         }
-        for run in self.drain() {
-            run.settle(&Outcome::Abandoned);
-        }
+        self.settle_all(&Outcome::Abandoned);
     }
 }
 
