@@ -22,17 +22,23 @@ trait Parts<K> {
     fn is_empty(&self) -> bool;
 }
 
-/// Pushes parts until they, the room or the sink's patience end.
+/// Pushes parts until they, the room or the sink's patience end. Counts each before it is made: a panic while the
+/// iterator goes on costs the part in hand, which the driver counts as dead.
 #[inline]
 fn push_parts<P: Parts<K>, K>(
     parts: &mut Option<P>,
     room: &mut usize,
+    pushed: &mut u64,
     sink: &mut impl FnMut(P::Item, K) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     let mut flow = ControlFlow::Continue(());
     if let Some(rest) = parts {
         while *room > 0 && flow.is_continue() {
-            let Some((item, token)) = rest.next_part() else { break };
+            *pushed += 1;
+            let Some((item, token)) = rest.next_part() else {
+                *pushed -= 1;
+                break;
+            };
             *room -= 1;
             flow = sink(item, token);
         }
@@ -68,12 +74,15 @@ impl<I: IntoIterator, K: Settle> Parts<K> for Rest<I, K> {
     #[inline]
     fn next_part(&mut self) -> Option<(I::Item, K)> {
         let part = self.next.take()?;
+        // On the stack while the iterator works: if it panics, unwinding hands the token to the driver.
+        let token = self.token.take()?;
         self.next = self.after.next();
-        let token = match self.next {
-            Some(_) => self.token.as_ref().map(Settle::share),
-            None => self.token.take(),
-        };
-        Some((part, token?))
+        if self.next.is_none() {
+            return Some((part, token));
+        }
+        let share = token.share();
+        self.token = Some(token);
+        Some((part, share))
     }
 
     fn is_empty(&self) -> bool {
@@ -114,11 +123,7 @@ where
         let mut room = max;
         // Parts pushed less items that entered is what splitting added; entries are counted as they are split.
         let mut split = Tally::new::<F::Token>(&self.scope.counts.split);
-        let mut counted = |item, token| {
-            split.count += 1;
-            sink(item, token)
-        };
-        if push_parts(&mut self.rest, &mut room, &mut counted).is_break() {
+        if push_parts(&mut self.rest, &mut room, &mut split.count, sink).is_break() {
             return Poll::Ready(Step::More);
         }
         if self.ended {
@@ -136,7 +141,7 @@ where
             }
             entered.count += 1;
             *rest = Some(Rest { next, after, token: Some(token) });
-            push_parts(rest, &mut room, &mut counted)
+            push_parts(rest, &mut room, &mut split.count, sink)
         });
         after(step, &self.rest, &mut self.ended)
     }
@@ -186,7 +191,9 @@ impl<F: Flow<Item = Vec<T>>, T> Flow for Unbatch<F, T> {
         S: FnMut(T, F::Token) -> ControlFlow<()>,
     {
         let mut room = max;
-        if push_parts(&mut self.rest, &mut room, sink).is_break() {
+        // Counted when the batch was opened, all at once.
+        let mut pushed = 0;
+        if push_parts(&mut self.rest, &mut room, &mut pushed, sink).is_break() {
             return Poll::Ready(Step::More);
         }
         if self.ended {
@@ -203,7 +210,7 @@ impl<F: Flow<Item = Vec<T>>, T> Flow for Unbatch<F, T> {
             split.count += items.len() as u64 - 1;
             let tokens = token.shares(items.len());
             *rest = Some(BatchRest { items: items.into_iter(), tokens });
-            push_parts(rest, &mut room, sink)
+            push_parts(rest, &mut room, &mut pushed, sink)
         });
         after(step, &self.rest, &mut self.ended)
     }
