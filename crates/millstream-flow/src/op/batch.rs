@@ -144,14 +144,13 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
         let count = self.count.value();
         let scope = self.scope.clone();
         let mut merged = Tally::new::<F::Token>(&scope.counts.merged);
-        let mut emit = |open: &mut Open<F::Item, F::Token>, next: usize| {
-            merged.count += open.items.len() as u64 - 1;
-            let (items, tokens) = open.close(next);
+        let mut emit = |(items, tokens): (Vec<F::Item>, Self::Token)| {
+            merged.count += items.len() as u64 - 1;
             sink(items, tokens)
         };
         if self.ended {
             if !self.open.items.is_empty() {
-                let _ = emit(&mut self.open, 0);
+                let _ = emit(self.open.close(0));
             }
             return Poll::Ready(Step::End);
         }
@@ -164,26 +163,31 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
         // The tuner has lowered the count meanwhile.
         if open.items.len() >= count {
             emitted += 1;
-            if emit(open, count).is_break() || emitted == max {
+            if emit(open.close(count)).is_break() || emitted == max {
                 return Poll::Ready(Step::More);
             }
         }
         // Enough items for `max` batches and never more, when batches close by count.
         let room = (max - emitted).saturating_mul(count).saturating_sub(open.items.len()).max(1);
         let step = self.upstream.poll_drive(cx, room, &mut |item, token| {
+            let mut full = None;
             if W::MEASURES {
                 let bytes = rule.measure.measure(&item);
                 if open.bytes.saturating_add(bytes) > rule.bytes_max && !open.items.is_empty() {
-                    emitted += 1;
-                    broke = emit(open, count).is_break();
+                    full = Some(open.close(count));
                 }
                 open.bytes = open.bytes.saturating_add(bytes);
             }
+            // Kept before the full batch goes on: a panic further down costs that batch and not this item too.
             open.items.push(item);
             token.join(&mut open.tokens);
+            if let Some(full) = full {
+                emitted += 1;
+                broke = emit(full).is_break();
+            }
             if emitted < max && !broke && open.items.len() >= count {
                 emitted += 1;
-                broke = emit(open, count).is_break();
+                broke = emit(open.close(count)).is_break();
             }
             if emitted >= max || broke { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
@@ -195,7 +199,7 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
             if emitted >= max || broke {
                 return Poll::Ready(Step::More); // the rest goes with the next call
             }
-            let _ = emit(&mut self.open, 0);
+            let _ = emit(self.open.close(0));
             return Poll::Ready(Step::End);
         }
         if emitted > 0 {
@@ -209,7 +213,7 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
             && emitted < max
         {
             self.armed = false;
-            let flow = emit(&mut self.open, count);
+            let flow = emit(self.open.close(count));
             if flow.is_break() {
                 return Poll::Ready(Step::More);
             }
