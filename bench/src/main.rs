@@ -1,2 +1,121 @@
-//! Benchmarks.
-fn main() {}
+//! Workloads, peers and limits of Millstream, as ratios in one run.
+//!
+//! `cargo xtask bench engine` and `cargo xtask bench log`; `README.md` says how to read what they print.
+
+mod alloc;
+mod case;
+mod clock;
+mod engine;
+mod log;
+mod machine;
+mod runner;
+mod table;
+mod work;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::case::{Case, Scale};
+use crate::runner::Plan;
+
+#[global_allocator]
+static ALLOCATOR: alloc::Counting = alloc::Counting;
+
+/// Measures Millstream against the floor of the machine and against other libraries, in one run.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", version)]
+struct Arguments {
+    #[command(subcommand)]
+    section: Section,
+}
+
+#[derive(Subcommand)]
+enum Section {
+    /// The engine: fused operators, hops, concurrency, latency, fairness, allocations.
+    Engine(Options),
+    /// The log and the broker on it: durable appends, acknowledgements, reopening, disk use.
+    Log(Options),
+    /// One contestant, once: what the runner starts as a process for every measurement.
+    #[command(hide = true)]
+    Contestant { section: String, case: String, contestant: String, scale: String },
+}
+
+#[derive(Args)]
+struct Options {
+    /// Only the cases whose name contains one of these words.
+    filter: Vec<String>,
+    /// How often every contestant of a case is measured, in turns.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// A tenth of the work: for a first look, not for a claim.
+    #[arg(long)]
+    quick: bool,
+    /// The sizes of the goals where the default is scaled down (reopening after 10 GB).
+    #[arg(long, conflicts_with = "quick")]
+    full: bool,
+    /// Also write everything that was measured, every contestant and every round, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Print the cases and their contestants, and measure nothing.
+    #[arg(long)]
+    list: bool,
+}
+
+fn section(name: &str) -> Option<Vec<Case>> {
+    match name {
+        "engine" => Some(engine::cases()),
+        "log" => Some(log::cases()),
+        _ => None,
+    }
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().section {
+        Section::Engine(options) => measure("engine", options),
+        Section::Log(options) => measure("log", options),
+        Section::Contestant { section, case, contestant, scale } => {
+            runner::contest(&section, &case, &contestant, &scale)
+        }
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(problem) => {
+            eprintln!("bench: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(section: &'static str, options: Options) -> Result<ExitCode, String> {
+    let Options { filter, rounds, quick, full, json, list } = options;
+    let mut cases = self::section(section).expect("the sections of the command line exist");
+    cases.retain(|case| filter.is_empty() || filter.iter().any(|word| case.name.contains(word)));
+    if cases.is_empty() {
+        return Err(format!("no case of `{section}` contains {}; `--list` prints them", filter.join(" or ")));
+    }
+    if list {
+        table::list(&cases);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let scale = match (quick, full) {
+        (true, _) => Scale::Quick,
+        (_, true) => Scale::Full,
+        _ => Scale::Default,
+    };
+    let machine = machine::Machine::read();
+    table::heading(section, &machine, rounds, scale);
+    let mut measured = Vec::new();
+    for case in &cases {
+        let result = runner::run(&Plan { section, rounds, scale }, case)?;
+        table::rows(case, &result);
+        measured.push((case, result));
+    }
+    table::summary(&measured);
+    if let Some(path) = json {
+        let text = table::json(section, &machine, rounds, scale, &measured);
+        std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
