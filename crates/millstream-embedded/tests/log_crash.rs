@@ -18,6 +18,12 @@ fn lives(seed: u64, stops: &[u64], steps: u64) -> Model {
             disk.stop();
             drop(log);
         }
+        if random.below(3) == 0 {
+            disk.kill();
+            // What is handed over after a kill counts as stored, so it must outlast a crash that follows.
+            disk.stop_after(random.below(30));
+            drop(model.open());
+        }
         disk.crash(random.next());
     }
     let log = model.open().expect("a log always opens after a crash");
@@ -72,7 +78,7 @@ fn failing_writes_and_syncs_are_reported_or_survived() {
                 for _ in 0..4 {
                     model.work(&log, &mut random, 10);
                     let fault = if random.below(2) == 0 { Fault::Sync } else { Fault::Write };
-                    disk.inject(fault, random.below(4) as u32);
+                    disk.inject(fault, random.below(7) as u32);
                 }
                 model.work(&log, &mut random, 10);
                 disk.inject(Fault::Sync, 0);
@@ -80,6 +86,10 @@ fn failing_writes_and_syncs_are_reported_or_survived() {
                 model.check_reader(&log, model.covers());
                 disk.stop();
                 drop(log);
+                if random.below(2) == 0 {
+                    disk.kill();
+                    drop(model.open());
+                }
                 disk.crash(random.next());
             }
             model.open().expect("opens");

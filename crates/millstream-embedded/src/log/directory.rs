@@ -1,13 +1,10 @@
 //! What is in a log's directory. Looks, and changes nothing.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
 
 use super::{
     checkpoint::{self, Found, State},
-    disk::{Disk, DiskFile, LockError, LockGuard, LockMode},
+    disk::{Disk, LockError, LockGuard, LockMode},
     error::{LogError, LogErrorKind},
     pool,
     record::ALIGN,
@@ -46,7 +43,6 @@ pub(crate) struct FoundSegment {
     pub(crate) path: PathBuf,
     /// `None`: damaged. The name and the neighbours say enough to read its records all the same.
     pub(crate) head: Option<SegmentHead>,
-    pub(crate) file: Arc<dyn DiskFile>,
 }
 
 /// Takes the lock of the log in `dir`.
@@ -137,7 +133,7 @@ impl Directory {
             return Ok(());
         }
         self.salt = self.salt.or(head.as_ref().map(|h| h.salt));
-        self.segments.push(FoundSegment { base, capacity: len - PAGE, path, head, file });
+        self.segments.push(FoundSegment { base, capacity: len - PAGE, path, head });
         Ok(())
     }
 

@@ -14,7 +14,7 @@ pub use sim::{Fault, SimDisk};
 ///
 /// Names become durable by [`sync_dir`](Self::sync_dir), contents by [`DiskFile::sync`], neither before.
 pub trait Disk: Send + Sync + fmt::Debug + 'static {
-    /// Creates `dir` and its missing parents.
+    /// Creates `dir` and its missing parents, durably.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
 
     /// The names of the files in `dir`, in any order. Names that are not Unicode are left out.

@@ -59,6 +59,9 @@ struct PoolState {
     names: u64,
     wanted: bool,
     preparing: bool,
+    /// The last preparation failed, most likely for want of room: nothing is prepared ahead before a segment
+    /// that is needed now could be had.
+    failing: bool,
     stopping: bool,
 }
 
@@ -100,7 +103,9 @@ impl Pool {
         let name = state.names;
         state.last_bytes = bytes;
         drop(state);
-        self.prepare(name, bytes)
+        let prepared = self.prepare(name, bytes);
+        self.state.lock().failing = prepared.is_err();
+        prepared
     }
 
     /// Has one file prepared if none is ready.
@@ -109,7 +114,7 @@ impl Pool {
             return;
         }
         let mut state = self.state.lock();
-        if state.spares.is_empty() && !state.wanted && !state.preparing {
+        if state.spares.is_empty() && !state.wanted && !state.preparing && !state.failing {
             state.wanted = true;
             self.work.notify_one();
         }
@@ -158,6 +163,7 @@ impl Pool {
                 state = self.state.lock();
                 state.preparing = false;
                 // A failure needs no report from here: whoever needs the file tries again and meets it.
+                state.failing = prepared.is_err();
                 state.spares.extend(prepared.ok());
                 self.ready.notify_all();
             } else {

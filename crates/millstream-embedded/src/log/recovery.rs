@@ -10,7 +10,7 @@ use super::{
     pool::{Pool, Spare},
     record::{Position, RecordRef},
     segment::{Segment, Segments},
-    settings::LogSettings,
+    settings::{LogSettings, PAGE},
     shared::Shared,
     survey::{self, Visitor},
     writer::{Active, Writer},
@@ -18,6 +18,9 @@ use super::{
 
 /// Spare files taken over from the last opening.
 const SPARE_MAX: usize = 2;
+
+/// The tail is written again in pieces of this size.
+const SETTLE_BYTES: usize = 256 << 10;
 
 /// Added to the epoch when the state file is lost: more openings than can have left records behind.
 const EPOCH_GAP: u32 = 1 << 16;
@@ -74,7 +77,7 @@ pub(crate) fn recover(
         replay(Replay::Checkpoint { payload, covers: Position::new(from) });
     }
     let mut replayer = Replayer { replay, disk: &**disk, dir, records: 0, damaged: Vec::new() };
-    let surveyed = survey::survey(&found, from, &mut replayer)?;
+    let surveyed = survey::survey(&**disk, &found, from, &mut replayer)?;
     let recovery = Recovery {
         records: replayer.records,
         checkpoint: found.checkpoint.as_ref().map(|(covers, _)| Position::new(*covers)),
@@ -90,6 +93,9 @@ pub(crate) fn recover(
     // Before anything of this epoch is written: two openings never share one.
     checkpoint::write_state(&**disk, dir, &State { salt, epoch, clean_end: 0 })?;
 
+    if !recovery.clean {
+        settle_tail(&**disk, &found, surveyed.durable, surveyed.end)?;
+    }
     let (segments, active) = segments(disk, &found, surveyed.end)?;
     let pool = Arc::new(pool(disk, dir, &settings, &found)?);
     let writer = Writer {
@@ -108,6 +114,10 @@ pub(crate) fn recover(
 
 /// Removes what was left unfinished and renames what cannot be used; gives the number of the latter.
 fn tidy(disk: &dyn Disk, dir: &Path, found: &Directory) -> Result<u64, LogError> {
+    if !found.unfinished.is_empty() {
+        // The name of the newest checkpoint first: else a crash could keep only the removal of the one before.
+        disk.sync_dir(dir).map_err(|e| LogError::io("sync the directory", dir, e))?;
+    }
     for path in &found.unfinished {
         disk.remove(path).map_err(|e| LogError::io("remove", path, e))?;
     }
@@ -120,6 +130,31 @@ fn tidy(disk: &dyn Disk, dir: &Path, found: &Directory) -> Result<u64, LogError>
         disk.sync_dir(dir).map_err(|e| LogError::io("sync the directory", dir, e))?;
     }
     Ok(found.unusable.len() as u64)
+}
+
+/// Makes the tail durable that was handed over. After a process died and the system did not, it may be in the
+/// system's cache only; after a failed sync even that cache calls it clean, so it is written again.
+fn settle_tail(disk: &dyn Disk, found: &Directory, durable: u64, end: u64) -> Result<(), LogError> {
+    let Some(last) = found.segments.last() else { return Ok(()) };
+    let file_end = last.base + last.capacity;
+    let (from, to) = (durable.clamp(last.base, file_end), end.clamp(last.base, file_end));
+    // From the page's begin, and never nothing: the sync is due in any case.
+    let mut at = PAGE + (from - last.base) / PAGE * PAGE;
+    let mut settle = || {
+        let file = disk.open(&last.path, true)?;
+        let mut piece = vec![0; SETTLE_BYTES];
+        while at < PAGE + (to - last.base) {
+            let len = ((PAGE + (to - last.base) - at) as usize).min(piece.len());
+            let read = file.read_at(&mut piece[..len], at)?;
+            if read == 0 {
+                break;
+            }
+            file.write_at(&piece[..read], at)?;
+            at += read as u64;
+        }
+        file.sync()
+    };
+    settle().map_err(|e| LogError::io("make the tail durable in", &last.path, e))
 }
 
 fn next_epoch(found: &Directory, of_records: u32) -> u32 {
@@ -173,7 +208,7 @@ fn pool(
             disk.remove(path).map_err(|e| LogError::io("remove", path, e))?;
         }
     }
-    let last_bytes = found.segments.last().map_or(0, |s| s.capacity + super::settings::PAGE);
+    let last_bytes = found.segments.last().map_or(0, |s| s.capacity + PAGE);
     Ok(Pool::new(disk.clone(), dir.to_path_buf(), settings.clone(), spares, last_bytes, names))
 }
 

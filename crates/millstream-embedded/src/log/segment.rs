@@ -178,10 +178,11 @@ impl Segments {
         list.get(index).cloned()
     }
 
-    /// Removes the segments of which everything is before `position`, the active one excepted.
+    /// Removes the segments of which everything is before `position`. The newest one stays: its name keeps
+    /// positions from being given twice.
     pub(crate) fn take_before(&self, position: u64) -> Vec<Arc<Segment>> {
         let mut list = self.list.write();
-        let count = list.partition_point(|s| s.end() <= position);
+        let count = list.partition_point(|s| s.end() <= position).min(list.len().saturating_sub(1));
         let taken: Vec<_> = list.drain(..count).collect();
         drop(list);
         self.open.lock().retain(|s| !taken.iter().any(|t| Arc::ptr_eq(t, s)));

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{
     checkpoint::Found,
     directory::{Directory, FoundSegment},
+    disk::Disk,
     error::LogError,
     record::{ALIGN, HEADER, Header, RecordRef},
     scan::Cursor,
@@ -33,10 +34,13 @@ pub(crate) struct Surveyed {
     /// Bytes behind `end` that were written and never confirmed, as far as recognisable.
     pub(crate) torn_bytes: u64,
     pub(crate) epoch_max: u32,
+    /// Everything before is known to have been durable; what is behind may be in the system's cache only.
+    pub(crate) durable: u64,
 }
 
 /// Visits the records from `from` on.
 pub(crate) fn survey(
+    disk: &dyn Disk,
     directory: &Directory,
     from: u64,
     visitor: &mut dyn Visitor,
@@ -54,7 +58,8 @@ pub(crate) fn survey(
     let first = directory.segments.partition_point(|s| s.base <= from).saturating_sub(1);
     for (index, segment) in directory.segments.iter().enumerate().skip(first) {
         let salt = directory.salt.expect("a directory with segments has a salt");
-        let mut cursor = Cursor::new(segment.file.clone(), segment.base, salt);
+        let file = disk.open(&segment.path, false).map_err(|e| LogError::io("open", &segment.path, e))?;
+        let mut cursor = Cursor::new(file, segment.base, salt);
         survey
             .segment(segment, &mut cursor, directory.end_of(index))
             .map_err(|e| e.into_log_error(segment))?;
@@ -70,6 +75,7 @@ pub(crate) fn survey(
         end: survey.position.max(survey.durable),
         torn_bytes: survey.torn_bytes,
         epoch_max: survey.epoch,
+        durable: survey.durable,
     })
 }
 

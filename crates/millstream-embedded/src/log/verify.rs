@@ -99,7 +99,7 @@ pub(crate) fn visit(
     report.damaged_files.extend(headless.map(|s| s.path.clone()));
     let mut checker = Checker { report: &mut report, visit };
     let start = found.segments.first().map_or(0, |s| s.base);
-    let surveyed = survey::survey(&found, start, &mut checker)?;
+    let surveyed = survey::survey(disk, &found, start, &mut checker)?;
     report.start = Position::new(start.max(survey::FIRST_POSITION));
     report.end = Position::new(surveyed.end);
     report.torn_bytes = surveyed.torn_bytes;

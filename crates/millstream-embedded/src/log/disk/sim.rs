@@ -59,7 +59,7 @@ struct Inner {
     name_changes: Vec<NameChange>,
     locks: BTreeSet<PathBuf>,
     next_inode: u64,
-    /// Counts crashes; handles from before one are dead.
+    /// Counts crashes and kills; handles from before one are dead.
     power: u64,
     operations: u64,
     /// From this operation on, everything fails.
@@ -105,6 +105,16 @@ impl SimDisk {
     /// Lets everything fail from now on, until [`crash`](Self::crash).
     pub fn stop(&self) {
         self.stop_after(0);
+    }
+
+    /// Kills the process and leaves the system running: open files and locks are gone, everything written is
+    /// there, and what was not synced still is not.
+    pub fn kill(&self) {
+        let mut inner = self.0.lock();
+        inner.power += 1;
+        inner.stop_at = None;
+        inner.locks.clear();
+        inner.faults.clear();
     }
 
     /// Takes the power away and gives it back: open files and locks are gone, and of what was not synced
@@ -371,7 +381,7 @@ impl SimFile {
     fn with<T>(&self, work: impl FnOnce(&mut Inner) -> io::Result<T>) -> io::Result<T> {
         let mut inner = self.disk.0.lock();
         if inner.power != self.power {
-            return Err(io::Error::other("the simulated disk lost power since the file was opened"));
+            return Err(io::Error::other("the process that opened this file is gone"));
         }
         work(&mut inner)
     }
