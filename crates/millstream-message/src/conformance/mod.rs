@@ -1,1 +1,192 @@
-//! The suite that every backend runs.
+//! The suite that every backend runs in its tests.
+//!
+//! ```ignore
+//! let report = conformance::run(&MyBackend::new()).await;
+//! assert_eq!(report.skipped, []); // or exactly what the backend declares absent
+//! ```
+//!
+//! Each claim is named for what it promises and panics, with its name, when the backend breaks it. What a backend
+//! declares absent in its [`Features`] is skipped and listed in the [`Report`]; nothing else is. The suite asks only for
+//! what AMQP 0-9-1 can do, or for a feature.
+//!
+//! Claims use names of their own on one broker, wait for events and not for time, and give up after ten seconds.
+
+mod durable;
+mod limits;
+mod routing;
+mod settling;
+mod streams;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::broker::{BoxFuture, Broker, Features};
+use crate::consume::{ConsumeOptions, Consumer, Delivery};
+use crate::message::Message;
+use crate::publish::{Address, Batch};
+use crate::topology::Queue;
+
+/// How the suite gets at a backend.
+pub trait Backend: Send + Sync {
+    /// The broker, running.
+    fn open(&self) -> BoxFuture<'_, Arc<dyn Broker>>;
+
+    /// Closes the broker and starts it again. Called only when the broker declares `durable`.
+    fn restart(&self, broker: Arc<dyn Broker>) -> BoxFuture<'_, Arc<dyn Broker>>;
+}
+
+/// What was run.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Claims that held.
+    pub passed: Vec<&'static str>,
+    /// Claims that were skipped, with the feature that the backend declares absent.
+    pub skipped: Vec<(&'static str, &'static str)>,
+}
+
+/// One claim.
+struct Claim {
+    name: &'static str,
+    /// The features it needs.
+    needs: &'static [(&'static str, fn(&Features) -> bool)],
+    run: for<'a> fn(&'a mut Bench<'_>) -> BoxFuture<'a, ()>,
+}
+
+/// Builds the list of a file's claims: `claims![name, name needs durable, …]`.
+macro_rules! claims {
+    ($($name:ident $(needs $($feature:ident)+)?),+ $(,)?) => {
+        pub(super) const CLAIMS: &[super::Claim] = &[$(super::Claim {
+            name: stringify!($name),
+            needs: &[$($((stringify!($feature), |features| features.$feature)),+)?],
+            run: |bench| Box::pin($name(bench)),
+        }),+];
+    };
+}
+use claims;
+
+/// Runs every claim on the backend.
+///
+/// # Panics
+/// When a claim does not hold.
+pub async fn run(backend: &dyn Backend) -> Report {
+    let mut bench = Bench { broker: backend.open().await, backend, claim: "", names: AtomicU64::new(0) };
+    let features = bench.broker.features();
+    let mut report = Report::default();
+    let all = [routing::CLAIMS, settling::CLAIMS, limits::CLAIMS, durable::CLAIMS, streams::CLAIMS];
+    for claim in all.into_iter().flatten() {
+        if let Some((feature, _)) = claim.needs.iter().find(|(_, has)| !has(&features)) {
+            report.skipped.push((claim.name, feature));
+            continue;
+        }
+        bench.claim = claim.name;
+        within(claim.name, (claim.run)(&mut bench)).await;
+        report.passed.push(claim.name);
+    }
+    bench.broker.close().await.expect("the broker closes");
+    report
+}
+
+/// What a claim works with.
+struct Bench<'a> {
+    broker: Arc<dyn Broker>,
+    backend: &'a dyn Backend,
+    claim: &'static str,
+    names: AtomicU64,
+}
+
+impl Bench<'_> {
+    /// A name that nobody else uses.
+    fn name(&self, role: &str) -> String {
+        format!("{}-{role}-{}", self.claim, self.names.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Declares a queue under a name of its own.
+    async fn queue(&self, make: impl FnOnce(String) -> Queue) -> String {
+        let queue = make(self.name("queue"));
+        let name = queue.name.clone();
+        self.broker.declare_queue(queue).await.expect("the queue is declared");
+        name
+    }
+
+    /// Publishes bodies to a queue and waits until they are stored.
+    async fn publish(&self, queue: &str, bodies: &[&'static str]) {
+        self.send(queue, bodies.iter().map(|body| Message::new(*body))).await;
+    }
+
+    async fn send(&self, queue: &str, messages: impl IntoIterator<Item = Message>) {
+        let batch = Batch::to(&Address::queue(queue), messages);
+        let outcomes = self.broker.publish_batch(batch).await.expect("the broker takes it");
+        assert!(outcomes.all_confirmed(), "{}: {:?}", self.claim, outcomes.others());
+    }
+
+    async fn consumer(&self, queue: &str) -> Consumer {
+        self.consume(queue, ConsumeOptions::default()).await
+    }
+
+    async fn consume(&self, queue: &str, options: ConsumeOptions) -> Consumer {
+        self.broker.consume(queue, options).await.expect("the queue can be consumed")
+    }
+
+    /// Takes exactly `count` deliveries.
+    async fn take(&self, consumer: &mut Consumer, count: usize) -> Vec<Delivery> {
+        let mut out = Vec::new();
+        while out.len() < count {
+            let next = within(self.claim, consumer.next()).await;
+            out.push(next.expect("the consumer goes on").expect("the queue can be read"));
+        }
+        out
+    }
+
+    /// Takes and acks everything that is in a queue now, as text.
+    async fn drain(&self, queue: &str) -> Vec<String> {
+        let mut consumer = self.consume(queue, ConsumeOptions::default().stop_when_empty()).await;
+        let mut out = Vec::new();
+        while let Some(delivery) = within(self.claim, consumer.next()).await {
+            let delivery = delivery.expect("the queue can be read");
+            assert!(delivery.ack());
+            out.push(text(&delivery));
+        }
+        out
+    }
+
+    /// Waits until the queue's numbers are so: ready, unacked, delayed.
+    async fn until(&self, queue: &str, ready: u64, unacked: u64, delayed: u64) {
+        let mut seen = None;
+        for _ in 0..5000 {
+            let stats = self.broker.stats(queue).await.expect("the queue is there");
+            if (stats.ready, stats.unacked, stats.delayed) == (ready, unacked, delayed) {
+                return;
+            }
+            seen = Some(stats);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("{}: expected {ready} ready, {unacked} unacked, {delayed} delayed, not {seen:?}", self.claim);
+    }
+
+    /// Whether the consumer has nothing to give right now.
+    async fn is_idle(&self, consumer: &mut Consumer) -> bool {
+        tokio::time::timeout(Duration::from_millis(20), consumer.next()).await.is_err()
+    }
+
+    async fn restart(&mut self) {
+        self.broker = self.backend.restart(self.broker.clone()).await;
+    }
+}
+
+/// Fails a claim that waits for more than ten seconds.
+async fn within<T>(claim: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(Duration::from_secs(10), future).await {
+        Ok(done) => done,
+        Err(_) => panic!("{claim}: nothing happened for ten seconds"),
+    }
+}
+
+fn text(delivery: &Delivery) -> String {
+    String::from_utf8_lossy(delivery.message.body()).into_owned()
+}
+
+fn texts(deliveries: &[Delivery]) -> Vec<String> {
+    deliveries.iter().map(text).collect()
+}
