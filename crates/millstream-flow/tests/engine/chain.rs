@@ -1,0 +1,327 @@
+//! Random chains of operators, as data and as the flow they stand for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use millstream_flow::{Batch, Capacity, Concurrency, Failed, Flow, Pipe, Retry, Workers};
+use proptest::prelude::*;
+
+use crate::support::{Checked, Issue, checked, yields};
+
+/// What becomes of items whose function failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Policy {
+    Skip,
+    Fallback,
+    Reject,
+    /// To a destination that is not ready at once.
+    DeadLetter,
+}
+
+/// One operator on numbers. Where an operator fails, panics or drops, it does so by the number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    Map,
+    Filter(u64),
+    FilterMap(u64),
+    /// Into `number % .0` parts.
+    FlatMap(u64),
+    Skip(usize),
+    Take(usize),
+    /// Batches of a count, each summed.
+    Sums(usize),
+    /// Batches of a count and of bytes (a number's size is its last digit), each summed.
+    SumsBytes(usize, usize),
+    /// Batches, taken apart again.
+    Rebatch(usize),
+    /// Batches that lose their last item, if they have two, and are taken apart again.
+    Shorten(usize),
+    /// Calls that wait `number % .2` times.
+    MapAsync {
+        limit: usize,
+        unordered: bool,
+        waits: u64,
+    },
+    TryMap(u64, Policy),
+    TryMapAsync(u64, usize, Policy),
+    /// Numbers divisible by this need a second attempt.
+    Retry(u64),
+    Boxed,
+    /// Panics at numbers divisible by this.
+    Panic(u64),
+    /// In the second poll of a call.
+    PanicAsync {
+        every: u64,
+        limit: usize,
+        unordered: bool,
+    },
+    /// At the second part of two.
+    PanicParts(u64),
+    Buffer(usize),
+    BufferBytes(usize, usize),
+    Parallel {
+        workers: usize,
+        unordered: bool,
+    },
+    PerKey(usize),
+    /// To two lanes, one of which takes the odd numbers and the other the even ones.
+    Halves,
+}
+
+impl Op {
+    /// Whether it works only inside of a run: it has a task of its own, or panics.
+    fn needs_run(self) -> bool {
+        matches!(
+            self,
+            Op::Panic(_)
+                | Op::PanicAsync { .. }
+                | Op::PanicParts(_)
+                | Op::Buffer(_)
+                | Op::BufferBytes(..)
+                | Op::Parallel { .. }
+                | Op::PerKey(_)
+                | Op::Halves
+        )
+    }
+
+    /// Whether what comes out depends on the order of what goes in.
+    pub(crate) fn needs_order(self) -> bool {
+        matches!(
+            self,
+            Op::Skip(_) | Op::Take(_) | Op::Sums(_) | Op::SumsBytes(..) | Op::Rebatch(_) | Op::Shorten(_)
+        )
+    }
+
+    pub(crate) fn loses_order(self) -> bool {
+        matches!(
+            self,
+            Op::MapAsync { unordered: true, .. }
+                | Op::PanicAsync { unordered: true, .. }
+                | Op::Parallel { unordered: true, .. }
+                | Op::PerKey(_)
+                | Op::Halves
+        )
+    }
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    prop_oneof![Just(Policy::Skip), Just(Policy::Fallback), Just(Policy::Reject), Just(Policy::DeadLetter)]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        Just(Op::Map),
+        (2..5u64).prop_map(Op::Filter),
+        (2..5u64).prop_map(Op::FilterMap),
+        (1..5u64).prop_map(Op::FlatMap),
+        (0..20usize).prop_map(Op::Skip),
+        (0..60usize).prop_map(Op::Take),
+        (1..6usize).prop_map(Op::Sums),
+        ((1..6usize), (1..20usize)).prop_map(|(count, bytes)| Op::SumsBytes(count, bytes)),
+        (1..6usize).prop_map(Op::Rebatch),
+        (1..6usize).prop_map(Op::Shorten),
+        ((1..9usize), any::<bool>(), (1..4u64)).prop_map(|(limit, unordered, waits)| Op::MapAsync {
+            limit,
+            unordered,
+            waits
+        }),
+        ((2..9u64), policy()).prop_map(|(every, policy)| Op::TryMap(every, policy)),
+        ((2..9u64), (1..9usize), policy())
+            .prop_map(|(every, limit, policy)| Op::TryMapAsync(every, limit, policy)),
+        (2..9u64).prop_map(Op::Retry),
+        Just(Op::Boxed),
+        (2..20u64).prop_map(Op::Panic),
+        ((2..20u64), (1..9usize), any::<bool>()).prop_map(|(every, limit, unordered)| Op::PanicAsync {
+            every,
+            limit,
+            unordered
+        }),
+        (2..20u64).prop_map(Op::PanicParts),
+        (1..20usize).prop_map(Op::Buffer),
+        ((1..20usize), (1..30usize)).prop_map(|(items, bytes)| Op::BufferBytes(items, bytes)),
+        ((1..4usize), any::<bool>()).prop_map(|(workers, unordered)| Op::Parallel { workers, unordered }),
+        (1..4usize).prop_map(Op::PerKey),
+        Just(Op::Halves),
+    ]
+}
+
+/// Chains in which nothing depends on an order that was given up before.
+pub(crate) fn chains(in_run: bool) -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(op(), 0..7).prop_map(move |ops| {
+        let mut ordered = true;
+        let mut chain = Vec::new();
+        for op in ops {
+            if (op.needs_order() && !ordered) || (op.needs_run() && !in_run) {
+                continue;
+            }
+            ordered &= !op.loses_order();
+            chain.push(op);
+        }
+        chain
+    })
+}
+
+/// A number's size in bytes, for the operators that measure.
+pub(crate) fn size(number: &u64) -> usize {
+    (number % 10) as usize
+}
+
+/// What `FlatMap(modulus)` makes of a number.
+pub(crate) fn parts(number: u64, modulus: u64) -> impl Iterator<Item = u64> {
+    (0..number % modulus).map(move |part| number + 100 * part)
+}
+
+type Link<K> = Pipe<Checked<u64, K>>;
+
+fn handled<K: Issue, F>(pipe: Pipe<F>, policy: Policy, name: &str) -> Link<K>
+where
+    F: Flow<Item = Result<u64, Failed<u64>>, Token = K> + Send + 'static,
+{
+    match policy {
+        Policy::Skip => checked(pipe.skip_errors().named(name), name),
+        Policy::Fallback => checked(pipe.fallback(|failed| failed.input + 5), name),
+        Policy::Reject => checked(pipe.reject(), name),
+        Policy::DeadLetter => {
+            let letters = AtomicU64::new(0);
+            let send = move |_| {
+                let letter = letters.fetch_add(1, Ordering::Relaxed);
+                async move {
+                    yields(letter % 3).await;
+                    Ok(())
+                }
+            };
+            checked(pipe.dead_letter(send), name)
+        }
+    }
+}
+
+/// One more operator.
+pub(crate) fn link<K: Issue>(pipe: Link<K>, op: Op, name: &str) -> Link<K> {
+    match op {
+        Op::Map => checked(pipe.map(|n| n + 1), name),
+        Op::Filter(m) => checked(pipe.filter(move |n| n % m != 0).named(name), name),
+        Op::FilterMap(m) => {
+            checked(pipe.filter_map(move |n| (n % m != 0).then_some(n + 1)).named(name), name)
+        }
+        Op::FlatMap(m) => checked(pipe.flat_map(move |n| parts(n, m)).named(name), name),
+        Op::Skip(n) => checked(pipe.skip(n).named(name), name),
+        Op::Take(n) => checked(pipe.take(n), name),
+        Op::Sums(n) => checked(pipe.batch(Batch::count(n)).map(|batch| batch.iter().sum()), name),
+        Op::SumsBytes(n, bytes) => {
+            checked(pipe.batch(Batch::count(n).bytes(bytes, size)).map(|batch| batch.iter().sum()), name)
+        }
+        Op::Rebatch(n) => {
+            let batches = checked(pipe.batch(Batch::count(n)), name);
+            checked(batches.unbatch().named(name), name)
+        }
+        Op::Shorten(n) => {
+            let shorter = pipe.batch(Batch::count(n)).map(|mut batch| {
+                if batch.len() > 1 {
+                    batch.pop();
+                }
+                batch
+            });
+            checked(shorter.unbatch().named(name), name)
+        }
+        Op::MapAsync { limit, unordered, waits } => {
+            let calls = if unordered { Concurrency::unordered(limit) } else { Concurrency::ordered(limit) };
+            let call = move |n: u64| async move {
+                yields(n % waits).await;
+                n + 1
+            };
+            checked(pipe.map_async(calls, call), name)
+        }
+        Op::TryMap(m, policy) => {
+            let tried = pipe.try_map(move |n| match n % m {
+                0 if n % 2 == 0 => panic!("even"),
+                0 => Err("odd"),
+                _ => Ok(n + 1),
+            });
+            handled(checked(tried, name), policy, name)
+        }
+        Op::TryMapAsync(m, limit, policy) => {
+            let call = async move |n: &u64| {
+                yields(n % 3).await;
+                match n % m {
+                    0 if n % 2 == 0 => panic!("even"),
+                    0 => Err("odd"),
+                    _ => Ok(n + 1),
+                }
+            };
+            let tried = pipe.try_map_async(limit, Retry::never(), call);
+            handled(via_box(tried), policy, name)
+        }
+        Op::Retry(m) => {
+            let retry = Retry::attempts(2).unwrap().first_delay(Duration::from_millis(7));
+            let mut tried = false;
+            let tried = pipe.try_map_retry(retry, move |n| {
+                if n % m == 0 && !tried {
+                    tried = true;
+                    return Err("once more");
+                }
+                tried = false;
+                Ok(n + 1)
+            });
+            handled(checked(tried, name), Policy::Reject, name)
+        }
+        Op::Boxed => checked(pipe.boxed(), name),
+        Op::Panic(m) => {
+            let panics = move |n: u64| if n % m == 0 { panic!("a test panics at {n}") } else { n + 1 };
+            checked(pipe.map(panics), name)
+        }
+        Op::PanicAsync { every, limit, unordered } => {
+            let calls = if unordered { Concurrency::unordered(limit) } else { Concurrency::ordered(limit) };
+            let call = move |n: u64| async move {
+                yields(n % 2).await;
+                assert!(n % every != 0, "a test panics at {n}");
+                n + 1
+            };
+            checked(pipe.map_async(calls, call), name)
+        }
+        Op::PanicParts(m) => {
+            let panics = move |n: u64| {
+                [n, n].into_iter().enumerate().map(move |(part, n)| {
+                    assert!(part == 0 || n % m != 0, "a test panics at {n}");
+                    n + 1
+                })
+            };
+            checked(pipe.flat_map(panics), name)
+        }
+        Op::Buffer(n) => checked(pipe.buffer(n), name),
+        Op::BufferBytes(n, bytes) => {
+            checked(pipe.buffer_measured(Capacity::items(n).bytes(bytes, size)), name)
+        }
+        Op::Parallel { workers, unordered } => {
+            let workers = if unordered { Workers::unordered(workers) } else { Workers::ordered(workers) };
+            checked(pipe.parallel(workers, |n| n + 1), name)
+        }
+        Op::PerKey(lanes) => checked(pipe.per_key(lanes, 3, |n| n % 7, |lane| lane.map(|n| n + 1)), name),
+        Op::Halves => {
+            let mut lanes = pipe.broadcast(2, 3).into_iter();
+            let odd = lanes.next().unwrap().filter(|n| n % 2 == 1).named(name);
+            let even = lanes.next().unwrap().filter(|n| n % 2 == 0).named(name);
+            checked(odd.merge(even), name)
+        }
+    }
+}
+
+/// Through the engine's own boxes: the type of an async operator cannot be named.
+fn via_box<F: Flow<Item: Send> + Send + 'static>(pipe: Pipe<F>) -> Pipe<Checked<F::Item, F::Token>> {
+    checked(pipe.boxed(), "boxed")
+}
+
+/// The whole chain behind a source.
+pub(crate) fn build<K: Issue, F>(source: Pipe<F>, ops: &[Op]) -> Link<K>
+where
+    F: Flow<Item = u64, Token = K> + Send + 'static,
+{
+    let mut pipe = checked(source, "source");
+    for (at, op) in ops.iter().enumerate() {
+        pipe = link(pipe, *op, &format!("{at}:{op:?}"));
+    }
+    pipe
+}
+
+/// Shared by whoever collects what comes out.
+pub(crate) type Collected = Arc<std::sync::Mutex<Vec<u64>>>;

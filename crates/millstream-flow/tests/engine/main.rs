@@ -1,0 +1,7 @@
+//! The engine's claims, tested where users stand: flows built with `Pipe`, driven by a run or by hand, with time
+//! paused.
+
+mod chain;
+mod model;
+mod properties;
+mod support;

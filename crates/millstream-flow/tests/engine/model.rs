@@ -1,0 +1,242 @@
+//! What a chain of operators means, said with vectors.
+
+use std::collections::{BTreeMap, HashMap};
+use std::mem;
+
+use crate::chain::{Op, Policy, parts, size};
+use crate::support::End;
+
+/// One number under way, and the source's items that end with it: one entry for each handle of a token.
+#[derive(Debug, Clone)]
+struct Element {
+    number: u64,
+    sources: Vec<u64>,
+}
+
+/// What must come out, and how each of the source's items must end.
+#[derive(Debug, Default)]
+pub(crate) struct Expected {
+    pub(crate) out: Vec<u64>,
+    pub(crate) ordered: bool,
+    /// Whether a `Take` may leave items unasked for, or give them back.
+    pub(crate) takes: bool,
+    ends: HashMap<u64, Vec<End>>,
+}
+
+/// What the chain makes of the numbers, when nothing stops it.
+pub(crate) fn expect(ops: &[Op], numbers: &[u64]) -> Expected {
+    let mut expected = Expected { ordered: true, ..Expected::default() };
+    let mut flow: Vec<_> =
+        (0..).zip(numbers).map(|(source, &number)| Element { number, sources: vec![source] }).collect();
+    for (at, op) in ops.iter().enumerate() {
+        flow = expected.apply(*op, &format!("{at}:{op:?}"), flow);
+        expected.ordered &= !op.loses_order();
+        expected.takes |= matches!(op, Op::Take(_));
+    }
+    for element in flow {
+        expected.out.push(element.number);
+        expected.end(&element, &End::Completed);
+    }
+    expected
+}
+
+impl Expected {
+    fn end(&mut self, element: &Element, end: &End) {
+        for source in &element.sources {
+            self.ends.entry(*source).or_default().push(end.clone());
+        }
+    }
+
+    fn apply(&mut self, op: Op, name: &str, flow: Vec<Element>) -> Vec<Element> {
+        let dropped = End::Dropped(name.to_owned());
+        let dead = End::Dead(String::new());
+        let mut out = Vec::new();
+        let mut pass = |element: Element, number: u64| out.push(Element { number, ..element });
+        match op {
+            Op::Map | Op::MapAsync { .. } | Op::Parallel { .. } | Op::PerKey(_) | Op::Retry(_) => {
+                flow.into_iter().for_each(|e| {
+                    let number = e.number + 1;
+                    pass(e, number);
+                });
+            }
+            Op::Boxed | Op::Buffer(_) | Op::BufferBytes(..) => return flow,
+            Op::Filter(m) | Op::FilterMap(m) => {
+                let plus = u64::from(matches!(op, Op::FilterMap(_)));
+                for e in flow {
+                    match e.number % m {
+                        0 => self.end(&e, &dropped),
+                        _ => pass(e.clone(), e.number + plus),
+                    }
+                }
+            }
+            Op::FlatMap(m) => {
+                for e in flow {
+                    let mut parts = parts(e.number, m).peekable();
+                    if parts.peek().is_none() {
+                        self.end(&e, &dropped);
+                    }
+                    parts.for_each(|number| pass(e.clone(), number));
+                }
+            }
+            Op::Skip(n) => {
+                for (at, e) in flow.into_iter().enumerate() {
+                    if at < n { self.end(&e, &dropped) } else { pass(e.clone(), e.number) }
+                }
+            }
+            Op::Take(n) => {
+                for (at, e) in flow.into_iter().enumerate() {
+                    if at < n { pass(e.clone(), e.number) } else { self.end(&e, &End::Abandoned) }
+                }
+            }
+            Op::Sums(count) => return batches(flow, count, usize::MAX).map(|batch| sum(&batch)).collect(),
+            Op::SumsBytes(count, bytes) => {
+                return batches(flow, count, bytes).map(|batch| sum(&batch)).collect();
+            }
+            Op::Rebatch(count) => {
+                return batches(flow, count, usize::MAX)
+                    .flat_map(|batch| unbatch(batch.iter().map(|e| e.number).collect(), &batch))
+                    .collect();
+            }
+            Op::Shorten(count) => {
+                let short = |batch: Vec<Element>| {
+                    let numbers: Vec<_> = batch.iter().map(|e| e.number).collect();
+                    let left = numbers.len().saturating_sub(1).max(1);
+                    unbatch(numbers[..left].to_vec(), &batch)
+                };
+                return batches(flow, count, usize::MAX).flat_map(short).collect();
+            }
+            Op::TryMap(m, policy) | Op::TryMapAsync(m, _, policy) => {
+                for e in flow {
+                    match policy {
+                        _ if e.number % m != 0 => pass(e.clone(), e.number + 1),
+                        Policy::Skip => self.end(&e, &dropped),
+                        Policy::Fallback => pass(e.clone(), e.number + 5),
+                        Policy::Reject | Policy::DeadLetter => self.end(&e, &dead),
+                    }
+                }
+            }
+            Op::Panic(m) | Op::PanicAsync { every: m, .. } => {
+                for e in flow {
+                    match e.number % m {
+                        0 => self.end(&e, &dead),
+                        _ => pass(e.clone(), e.number + 1),
+                    }
+                }
+            }
+            Op::PanicParts(m) => {
+                for e in flow {
+                    match e.number % m {
+                        0 => self.end(&e, &dead),
+                        _ => (0..2).for_each(|_| pass(e.clone(), e.number + 1)),
+                    }
+                }
+            }
+            Op::Halves => {
+                for e in flow {
+                    self.end(&e, &dropped); // by the other lane
+                    pass(e.clone(), e.number);
+                }
+            }
+        }
+        out
+    }
+
+    /// Fails unless what came out is what the model says. A flow that was cut short gives a beginning of it.
+    pub(crate) fn check_out(&self, mut out: Vec<u64>, complete: bool) {
+        let mut expected = self.out.clone();
+        if !self.ordered {
+            if complete {
+                out.sort_unstable();
+                expected.sort_unstable();
+                assert_eq!(out, expected, "the same items, in any order");
+            } else {
+                let mut left = BTreeMap::<u64, i64>::new();
+                expected.iter().for_each(|number| *left.entry(*number).or_default() += 1);
+                out.iter().for_each(|number| *left.entry(*number).or_default() -= 1);
+                assert!(
+                    left.values().all(|count| *count >= 0),
+                    "{out:?} has items that {expected:?} has not"
+                );
+            }
+        } else if complete {
+            assert_eq!(out, expected);
+        } else {
+            assert!(expected.starts_with(&out), "{out:?} is no beginning of {expected:?}");
+        }
+    }
+
+    /// Fails unless the source's items ended as the model says.
+    pub(crate) fn check_ends(&self, heard: &BTreeMap<u64, End>, complete: bool) {
+        let lenient = self.takes || !complete;
+        for (source, ends) in &self.ends {
+            let due = ends.iter().max_by_key(|end| rank(end)).expect("every source ends somehow");
+            let completes = ends.contains(&End::Completed);
+            match heard.get(source) {
+                Some(end) if rank(end) == rank(due) => {
+                    let names: Vec<_> = ends.iter().filter(|end| rank(end) == 0).collect();
+                    let known = match end {
+                        End::Dropped(_) => names.contains(&end),
+                        End::Dead(reason) => !reason.is_empty(),
+                        _ => true,
+                    };
+                    assert!(known, "item {source} ended as {end:?}, by nobody of {names:?}");
+                }
+                // Parts behind the cut are given back, whatever would have become of them.
+                Some(End::Abandoned) if lenient => {}
+                None if lenient && (!complete || !completes) => {}
+                other => panic!("item {source} ended as {other:?} instead of {due:?}"),
+            }
+        }
+        assert!(heard.keys().all(|source| self.ends.contains_key(source)), "only issued items end");
+    }
+}
+
+/// Which of several ends of one item's parts speaks for the item.
+fn rank(end: &End) -> u8 {
+    match end {
+        End::Dropped(_) => 0,
+        End::Completed => 1,
+        End::Dead(_) => 2,
+        End::Abandoned => 3,
+    }
+}
+
+fn batches(flow: Vec<Element>, count: usize, bytes_max: usize) -> impl Iterator<Item = Vec<Element>> {
+    let (mut batches, mut open, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for element in flow {
+        let size = size(&element.number);
+        if bytes + size > bytes_max && !open.is_empty() {
+            batches.push(mem::take(&mut open));
+            bytes = 0;
+        }
+        bytes += size;
+        open.push(element);
+        if open.len() >= count {
+            batches.push(mem::take(&mut open));
+            bytes = 0;
+        }
+    }
+    if !open.is_empty() {
+        batches.push(open);
+    }
+    batches.into_iter()
+}
+
+fn sum(batch: &[Element]) -> Element {
+    Element { number: batch.iter().map(|e| e.number).sum(), sources: all_sources(batch) }
+}
+
+fn all_sources(batch: &[Element]) -> Vec<u64> {
+    batch.iter().flat_map(|e| e.sources.iter().copied()).collect()
+}
+
+/// As many items as tokens: each gets its own; else they share all of them.
+fn unbatch(numbers: Vec<u64>, batch: &[Element]) -> Vec<Element> {
+    let sources = all_sources(batch);
+    let own = sources.len() == numbers.len();
+    let element = |(at, number): (usize, u64)| Element {
+        number,
+        sources: if own { vec![sources[at]] } else { sources.clone() },
+    };
+    numbers.into_iter().enumerate().map(element).collect()
+}
