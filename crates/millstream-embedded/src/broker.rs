@@ -26,7 +26,8 @@ use crate::record::Declaration;
 use crate::session;
 use crate::settings::Settings;
 use crate::shared::{Bell, Budget, Shared};
-use crate::stream::{MemoryStream, Streams};
+use crate::stream_memory::MemoryStream;
+use crate::streams::{Stream, Streams};
 use crate::upkeep;
 
 /// Opens `memory:` or `embedded:PATH` with the default [`Settings`].
@@ -78,7 +79,7 @@ impl EmbeddedBroker {
         let core = Arc::new(Core {
             shared,
             topology: Default::default(),
-            declaring: tokio::sync::Mutex::new(Ids { next_queue: 1 }),
+            declaring: tokio::sync::Mutex::new(Ids { next_id: 1, place: None }),
             positions: Mutex::default(),
             streams: Streams::default(),
         });
@@ -142,10 +143,9 @@ impl EmbeddedBroker {
         self.core.queue(name).ok_or_else(|| not_found("queue", name))
     }
 
-    fn stream_of(&self, name: &str) -> Result<Arc<MemoryStream>, BrokerError> {
+    fn stream_of(&self, name: &str) -> Result<Arc<Stream>, BrokerError> {
         self.core.shared.check_open()?;
-        let stream = self.core.streams.by_name.lock().get(name).cloned();
-        stream.ok_or_else(|| not_found("stream", name))
+        self.core.streams.get(name).ok_or_else(|| not_found("stream", name))
     }
 
     /// Ends everything that waits.
@@ -154,9 +154,19 @@ impl EmbeddedBroker {
             return false;
         }
         self.core.all_queues().iter().for_each(|queue| queue.wake_all());
-        self.core.streams.by_name.lock().values().for_each(|stream| stream.wake());
+        self.core.streams.all().iter().for_each(|stream| stream.wake());
         self.core.shared.bell.ring.notify_one();
         true
+    }
+}
+
+/// Runs work that blocks on the disk on a thread for such work.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BrokerError> + Send + 'static,
+) -> Result<T, BrokerError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(BrokerError::with_source(BrokerErrorKind::Storage, "work on the disk panicked", error)),
     }
 }
 
@@ -241,8 +251,8 @@ impl Broker for EmbeddedBroker {
                     Some(text) => Err(mismatch("queue", &queue.name, &text)),
                 };
             }
-            let id = ids.next_queue;
-            ids.next_queue += 1;
+            let id = ids.next_id;
+            ids.next_id += 1;
             let queue = Arc::new(Queue::new(id, queue, self.core.shared.clone()));
             let declared = queue.durable.then(|| Declaration::Queue { id, queue: queue.spec.clone() });
             let name = queue.name().to_owned();
@@ -370,25 +380,45 @@ impl Broker for EmbeddedBroker {
         Box::pin(async move {
             self.core.shared.check_open()?;
             check_name("stream", &stream.name)?;
-            let mut streams = self.core.streams.by_name.lock();
-            if let Some(known) = streams.get(&stream.name) {
-                return match differences(&known.spec, &stream) {
+            let mut ids = self.core.declaring.lock().await;
+            if let Some(known) = self.core.streams.get(&stream.name) {
+                return match differences(known.spec(), &stream) {
                     None => Ok(()),
                     Some(text) => Err(mismatch("stream", &stream.name, &text)),
                 };
             }
-            streams.insert(stream.name.clone(), Arc::new(MemoryStream::new(stream)));
-            Ok(())
+            let Some(place) = ids.place.clone() else {
+                self.core.streams.insert(Stream::Memory(Arc::new(MemoryStream::new(stream))));
+                return Ok(());
+            };
+            let id = ids.next_id;
+            ids.next_id += 1;
+            let declaration = Declaration::Stream { id, stream: stream.clone() };
+            let settings = self.core.shared.settings.clone();
+            let opened = blocking(move || place.stream(id, stream, &settings)).await?;
+            let name = opened.spec().name.clone();
+            let insert = |_: &mut Topology| self.core.streams.insert(opened);
+            let undo = |_: &mut Topology| self.core.streams.remove(&name).into_iter().for_each(|stream| stream.delete());
+            self.core.declare(Some(declaration), insert, undo).await
         })
     }
 
     fn delete_stream<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), BrokerError>> {
         Box::pin(async move {
             self.core.shared.check_open()?;
-            if let Some(stream) = self.core.streams.by_name.lock().remove(name) {
+            let _one = self.core.declaring.lock().await;
+            let Some(stream) = self.core.streams.get(name) else { return Ok(()) };
+            let declaration = match &*stream {
+                Stream::Logged(logged) => Some(Declaration::DeleteStream(logged.id)),
+                Stream::Memory(_) => None,
+            };
+            let remove = |_: &mut Topology| _ = self.core.streams.remove(name);
+            self.core.declare(declaration, remove, |_| {}).await?;
+            blocking(move || {
                 stream.delete();
-            }
-            Ok(())
+                Ok(())
+            })
+            .await
         })
     }
 
@@ -397,7 +427,7 @@ impl Broker for EmbeddedBroker {
         stream: &'a str,
         messages: Vec<Message>,
     ) -> BoxFuture<'a, Result<u64, BrokerError>> {
-        Box::pin(async move { Ok(self.stream_of(stream)?.append(messages, self.core.shared.clock.now())) })
+        Box::pin(async move { self.stream_of(stream)?.append(messages, &self.core.shared).await })
     }
 
     fn read<'a>(
@@ -405,11 +435,11 @@ impl Broker for EmbeddedBroker {
         stream: &'a str,
         from: StreamFrom,
     ) -> BoxFuture<'a, Result<StreamReader, BrokerError>> {
-        Box::pin(async move { Ok(self.stream_of(stream)?.read(from, &self.core.shared)) })
+        Box::pin(async move { self.stream_of(stream)?.read(from, &self.core.shared) })
     }
 
     fn stream_stats<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Result<StreamStats, BrokerError>> {
-        Box::pin(async move { Ok(self.stream_of(stream)?.stats(self.core.shared.clock.now())) })
+        Box::pin(async move { self.stream_of(stream)?.stats(self.core.shared.clock.now()) })
     }
 
     fn store_offset<'a>(
@@ -451,6 +481,7 @@ impl Drop for EmbeddedBroker {
         self.core.flush_settled();
         // Writes what was appended and gives the directory free, whoever still holds an acker.
         drop(self.core.shared.journal.as_ref().and_then(Journal::take));
+        self.core.streams.all().iter().for_each(|stream| stream.abandon());
         self.tasks.lock().abort_all();
     }
 }

@@ -31,7 +31,7 @@ pub(crate) async fn write(core: &Core, journal: &Journal) -> Result<Written, Bro
     // Nothing is declared meanwhile; what is published meanwhile is behind `covers` or in the queues.
     let ids = core.declaring.lock().await;
     let covers = journal.covers().await?;
-    let (image, mut written) = image(core, ids.next_queue);
+    let (image, mut written) = image(core, ids.next_id);
     drop(ids);
     written.covers = covers.get();
     written.oldest = written.oldest.min(written.covers);
@@ -51,7 +51,7 @@ pub(crate) async fn write(core: &Core, journal: &Journal) -> Result<Written, Bro
     })
 }
 
-fn image(core: &Core, next_queue: u32) -> (Image, Written) {
+fn image(core: &Core, next_id: u32) -> (Image, Written) {
     let mut image = Image { positions: core.positions.lock().clone(), ..Image::default() };
     let mut written = Written { oldest: u64::MAX, ..Written::default() };
     let mut queues: Vec<Arc<Queue>> = Vec::new();
@@ -61,13 +61,14 @@ fn image(core: &Core, next_queue: u32) -> (Image, Written) {
         let durable = topology.exchanges.values().filter(|bound| bound.exchange.durable);
         let bindings = durable.clone().flat_map(|bound| &bound.bindings);
         image.topology = TopologyImage {
-            next_queue,
+            next_id,
             exchanges: durable.clone().map(|bound| bound.exchange.clone()).collect(),
             bindings: bindings
                 .filter(|(_, queue)| queue.durable)
                 .map(|(binding, _)| binding.clone())
                 .collect(),
             queues: queues.iter().map(|queue| (queue.id, queue.spec.clone())).collect(),
+            streams: core.streams.logged(),
         };
     }
     for queue in queues {

@@ -1,11 +1,12 @@
 //! The broker's core: topology, positions, and the way of a batch from its publisher to the queues.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use millstream_message::{
-    Batch, BrokerError, BrokerErrorKind, Confirm, Outcomes, Publish, PublishOutcome, Refusal,
+    Batch, BrokerError, BrokerErrorKind, Confirm, Outcomes, Publish, PublishOutcome, Refusal, StreamSpec,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
@@ -13,12 +14,15 @@ use tokio::sync::oneshot;
 use crate::checkpoint;
 use crate::exchange::Topology;
 use crate::journal::{self, Journal, Submission};
+use crate::log::{Disk, LogSettings};
 use crate::plan::{Plan, plan};
 use crate::queue::Queue;
 use crate::record::Declaration;
 use crate::run::Stored;
+use crate::settings::Settings;
 use crate::shared::Shared;
-use crate::stream::Streams;
+use crate::stream_log::LoggedStream;
+use crate::streams::{Stream, Streams};
 
 /// Everything of one broker but its tasks.
 pub(crate) struct Core {
@@ -33,9 +37,29 @@ pub(crate) struct Core {
 /// A position to be stored, or forgotten.
 pub(crate) type NewPosition = (String, Option<Bytes>);
 
-/// Numbers that declarations give out.
+/// What declarations need.
 pub(crate) struct Ids {
-    pub(crate) next_queue: u32,
+    pub(crate) next_id: u32,
+    /// Where logs of streams go; `None` for `memory:`.
+    pub(crate) place: Option<Place>,
+}
+
+/// Where a broker keeps its files.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) path: PathBuf,
+    pub(crate) disk: Arc<dyn Disk>,
+    /// Whether logs have threads of their own.
+    pub(crate) background: bool,
+}
+
+impl Place {
+    /// Opens the log of a stream. Blocks.
+    pub(crate) fn stream(&self, id: u32, spec: StreamSpec, settings: &Settings) -> Result<Stream, BrokerError> {
+        let settings = LogSettings { background: self.background, ..settings.log() };
+        let stream = LoggedStream::open(&self.path, id, spec, settings, self.disk.clone())?;
+        Ok(Stream::Logged(Arc::new(stream)))
+    }
 }
 
 /// Who publishes.
@@ -156,6 +180,9 @@ impl Core {
     pub(crate) async fn close(&self) -> Result<(), BrokerError> {
         let Some(journal) = &self.shared.journal else { return Ok(()) };
         let Ok(log) = journal.log() else { return Ok(()) };
+        for stream in self.streams.all() {
+            stream.close().await?;
+        }
         journal.kick();
         journal.all_landed().await;
         loop {

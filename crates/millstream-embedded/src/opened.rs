@@ -8,19 +8,21 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::broker::EmbeddedBroker;
 use crate::clock::Clock;
-use crate::core::{Core, Ids};
+use crate::core::{Core, Ids, Place};
 use crate::journal::{Journal, storage};
 use crate::log::{Disk, Log, LogError, LogErrorKind, LogSettings, Recovery};
 use crate::rebuild::{self, Rebuild};
 use crate::record::{FORMAT, META};
 use crate::settings::Settings;
 use crate::shared::{Bell, Budget, Shared};
-use crate::stream::Streams;
+use crate::stream_log;
+use crate::streams::Streams;
 
 /// An opened directory that is not running yet.
 pub(crate) struct Opened {
-    path: PathBuf,
+    place: Place,
     settings: Settings,
+    streams: Streams,
     log: Log,
     rebuild: Rebuild,
     recovery: Recovery,
@@ -37,17 +39,26 @@ impl Opened {
         settings.validate()?;
         let log_settings = LogSettings { background, ..settings.log() };
         let mut rebuild = Rebuild { image: Default::default(), ..Rebuild::default() };
-        let opened = Log::open(&path, log_settings, disk, &mut |replay| rebuild.see(&replay));
+        let opened = Log::open(&path, log_settings, disk.clone(), &mut |replay| rebuild.see(&replay));
         let (log, recovery) = opened.map_err(broker_error)?;
         if let Some(error) = rebuild.error.take() {
             return Err(error);
         }
-        Ok(Opened { path, settings, log, rebuild, recovery })
+        let place = Place { path, disk, background };
+        for id in &rebuild.image.gone_streams {
+            stream_log::remove(&*place.disk, &stream_log::directory(&place.path, *id));
+        }
+        let streams = Streams::default();
+        for (id, spec) in &rebuild.image.topology.streams {
+            streams.insert(place.stream(*id, spec.clone(), &settings)?);
+        }
+        Ok(Opened { place, settings, streams, log, rebuild, recovery })
     }
 
     /// Starts the broker.
     pub(crate) async fn start(self) -> Result<EmbeddedBroker, BrokerError> {
-        let Opened { path, settings, log, rebuild, recovery } = self;
+        let Opened { place, settings, streams, log, rebuild, recovery } = self;
+        let url = BrokerUrl::Embedded(place.path.clone());
         let image = rebuild.image;
         let covered = recovery.checkpoint.map_or(0, |position| position.get());
         let journal = Journal::new(log);
@@ -65,18 +76,18 @@ impl Opened {
             let (_, commit) = journal.append(META, FORMAT, shared.clock.now()).await?;
             commit.await.map_err(|error| storage(&error))?;
         }
-        let next_queue = image.topology.next_queue.max(1);
+        let next_id = image.topology.next_id.max(1);
         let topology = rebuild::topology(image.topology, image.queues, &shared);
         // Delays and expiry go on from here.
         shared.bell.wake_by(0);
         let core = Arc::new(Core {
             shared,
             topology: RwLock::new(topology),
-            declaring: tokio::sync::Mutex::new(Ids { next_queue }),
+            declaring: tokio::sync::Mutex::new(Ids { next_id, place: Some(place) }),
             positions: Mutex::new(image.positions),
-            streams: Streams::default(),
+            streams,
         });
-        Ok(EmbeddedBroker::start(core, BrokerUrl::Embedded(path), Some(recovery)))
+        Ok(EmbeddedBroker::start(core, url, Some(recovery)))
     }
 }
 

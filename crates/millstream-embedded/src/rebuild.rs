@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millstream_message::{Binding, BrokerError, BrokerErrorKind, Exchange, Queue as Spec};
+use millstream_message::{Binding, BrokerError, BrokerErrorKind, Exchange, Queue as Spec, StreamSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::exchange::Topology;
@@ -25,15 +25,18 @@ pub(crate) struct Image {
     pub(crate) topology: TopologyImage,
     pub(crate) queues: BTreeMap<u32, QueueImage>,
     pub(crate) positions: BTreeMap<String, Bytes>,
+    /// Streams whose deletion was replayed: a crash may have left files of them.
+    pub(crate) gone_streams: Vec<u32>,
 }
 
 /// The declared part, as JSON in the checkpoint.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct TopologyImage {
-    pub(crate) next_queue: u32,
+    pub(crate) next_id: u32,
     pub(crate) exchanges: Vec<Exchange>,
     pub(crate) bindings: Vec<Binding>,
     pub(crate) queues: BTreeMap<u32, Spec>,
+    pub(crate) streams: BTreeMap<u32, StreamSpec>,
 }
 
 /// The messages of a queue.
@@ -96,7 +99,7 @@ impl Image {
                 topology.bindings.retain(|known| known.exchange != name);
             }
             Declaration::Queue { id, queue } => {
-                topology.next_queue = topology.next_queue.max(id.saturating_add(1));
+                topology.next_id = topology.next_id.max(id.saturating_add(1));
                 topology.queues.insert(id, queue);
                 self.queues.entry(id).or_insert_with(|| QueueImage { next_seq: 1, live: Live::default() });
             }
@@ -105,6 +108,14 @@ impl Image {
                     topology.bindings.retain(|known| known.queue != queue.name);
                 }
                 self.queues.remove(&id);
+            }
+            Declaration::Stream { id, stream } => {
+                topology.next_id = topology.next_id.max(id.saturating_add(1));
+                topology.streams.insert(id, stream);
+            }
+            Declaration::DeleteStream(id) => {
+                topology.streams.remove(&id);
+                self.gone_streams.push(id);
             }
             Declaration::Bind(binding) => {
                 if !topology.bindings.contains(&binding) {

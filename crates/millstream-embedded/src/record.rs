@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use millstream_message::{Address, Binding, Exchange, Message, Publish, Queue as Spec};
+use millstream_message::{Address, Binding, Exchange, Message, Publish, Queue as Spec, StreamSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::core::NewPosition;
@@ -40,6 +40,8 @@ pub(crate) enum Declaration {
     DeleteExchange(String),
     Queue { id: u32, queue: Spec },
     DeleteQueue(u32),
+    Stream { id: u32, stream: StreamSpec },
+    DeleteStream(u32),
     Bind(Binding),
     Unbind(Binding),
 }

@@ -1,23 +1,18 @@
-//! Streams: append-only, read by offset.
+//! Streams in memory.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use millstream_message::{
-    BrokerError, BrokerErrorKind, Message, StreamFrom, StreamItem, StreamReader, StreamSource, StreamSpec,
+    BrokerError, Message, StreamFrom, StreamItem, StreamReader, StreamSource, StreamSpec,
     StreamStats,
 };
 use parking_lot::Mutex;
 
 use crate::clock::{millis, system_time, unix_millis};
 use crate::shared::Shared;
-
-/// The streams of one broker by name.
-#[derive(Default)]
-pub(crate) struct Streams {
-    pub(crate) by_name: Mutex<BTreeMap<String, Arc<MemoryStream>>>,
-}
+use crate::streams::deleted;
 
 /// A stream in memory.
 pub(crate) struct MemoryStream {
@@ -141,8 +136,4 @@ impl StreamSource for MemoryReader {
         }
         Poll::Ready(Ok(into.len() - before))
     }
-}
-
-pub(crate) fn deleted(name: &str) -> BrokerError {
-    BrokerError::new(BrokerErrorKind::NotFound, format!("stream `{name}` was deleted"))
 }
