@@ -361,7 +361,7 @@ impl<F: Flow> Pipe<F> {
     }
 
     /// Hands failed items to `send`, one after the other, and settles each as dead when `send` has it safe. The
-    /// flow waits meanwhile. If `send` fails the run fails, and the item is given back to its source.
+    /// flow waits meanwhile. If `send` fails or panics the run fails, and the item is given back to its source.
     pub fn dead_letter<T, I, D, Fut>(self, send: D) -> Pipe<DeadLetter<F, D>>
     where
         F: Flow<Item = Result<T, Failed<I>>>,

@@ -1,12 +1,13 @@
 //! What happens to failed items: the declared policies fail, skip, fallback and dead letter.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use crate::failure::{BoxError, Failed, Failure};
+use crate::failure::{BoxError, Failed, Failure, Panicked};
 use crate::flow::{Flow, Step};
 use crate::op::Discard;
 use crate::scope::{RunErrorKind, Scope};
@@ -173,7 +174,12 @@ where
         let mut room = max;
         loop {
             if let Some((future, ..)) = &mut self.sending {
-                let Poll::Ready(result) = future.as_mut().poll(cx) else { return Poll::Pending };
+                let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+                let result = match polled {
+                    Ok(Poll::Pending) => return Poll::Pending,
+                    Ok(Poll::Ready(result)) => result,
+                    Err(payload) => Err(Panicked::new(payload).into()),
+                };
                 let Some((_, failure, token)) = self.sending.take() else {
                     unreachable!("it was there just now")
                 };
@@ -206,7 +212,11 @@ where
                     }
                     Err(error) => {
                         let failure = error.failure();
-                        *sending = Some((Box::pin(send(error)), failure, token));
+                        let handing: HandOver = match catch_unwind(AssertUnwindSafe(|| send(error))) {
+                            Ok(future) => Box::pin(future),
+                            Err(payload) => Box::pin(ready(Err(Panicked::new(payload).into()))),
+                        };
+                        *sending = Some((handing, failure, token));
                         ControlFlow::Break(())
                     }
                 }
