@@ -25,8 +25,9 @@ pub(crate) struct Lane<T, K> {
 
 /// Decides where an item goes. Called only while every lane that is still read has room.
 pub(crate) trait Route<T, K>: Send + 'static {
-    /// Pushes `item`; returns how many lanes got it.
-    fn route(&mut self, item: T, token: K, lanes: &mut [Lane<T, K>]) -> u64;
+    /// Pushes `item`; adds to `sent` how many lanes got it. Adds before it calls what may panic: the driver counts
+    /// a death for that.
+    fn route(&mut self, item: T, token: K, lanes: &mut [Lane<T, K>], sent: &mut u64);
 }
 
 /// Every item to every lane.
@@ -34,18 +35,16 @@ pub(crate) struct ToAll;
 
 impl<T: Clone, K: Settle> Route<T, K> for ToAll {
     #[inline]
-    fn route(&mut self, item: T, token: K, lanes: &mut [Lane<T, K>]) -> u64 {
+    fn route(&mut self, item: T, token: K, lanes: &mut [Lane<T, K>], sent: &mut u64) {
         let mut writers = lanes.iter_mut().filter_map(|lane| lane.writer.as_mut()).peekable();
-        let mut sent = 0;
         while let Some(writer) = writers.next() {
-            sent += 1;
+            *sent += 1;
             if writers.peek().is_none() {
                 writer.push((item, token));
                 break;
             }
             writer.push((item.clone(), token.share()));
         }
-        sent
     }
 }
 
@@ -54,15 +53,13 @@ pub(crate) struct ToLane<N>(pub(crate) N);
 
 impl<T, K: Settle, N: FnMut(&T) -> usize + Send + 'static> Route<T, K> for ToLane<N> {
     #[inline]
-    fn route(&mut self, item: T, token: K, lanes: &mut [Lane<T, K>]) -> u64 {
+    fn route(&mut self, item: T, token: K, lanes: &mut [Lane<T, K>], sent: &mut u64) {
+        *sent += 1;
         let lane = (self.0)(&item) % lanes.len();
-        match &mut lanes[lane].writer {
-            Some(writer) => {
-                writer.push((item, token));
-                1
-            }
-            // Nobody reads that lane any more: dropping the token gives the item back.
-            None => 0,
+        // If nobody reads that lane any more, dropping the token gives the item back; the ledger keeps it as one
+        // that nobody ended.
+        if let Some(writer) = &mut lanes[lane].writer {
+            writer.push((item, token));
         }
     }
 }
@@ -118,7 +115,7 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
             let turn =
                 driver.turn(flow, cx, room.min(chunk_items::<(F::Item, F::Token)>()), |item, token| {
                     merged.count += 1;
-                    split.count += route.route(item, token, lanes);
+                    route.route(item, token, lanes, &mut split.count);
                     ControlFlow::Continue(())
                 });
             drop((split, merged));
