@@ -38,6 +38,7 @@ impl<F: Flow> Flow for Merge<F> {
             let at = self.next;
             self.next = (self.next + 1) % self.inputs.len();
             let Some(input) = &mut self.inputs[at] else { continue };
+            let before = room;
             let step = input.poll_drive(cx, room.min(TURN), &mut |item, token| {
                 room -= 1;
                 let flow = sink(item, token);
@@ -46,6 +47,8 @@ impl<F: Flow> Flow for Merge<F> {
             });
             match step {
                 Poll::Pending => waiting += 1,
+                // An input that drops all it has takes time without using up room: the stage must be able to yield.
+                Poll::Ready(Step::More) if room == before => return Poll::Ready(Step::More),
                 Poll::Ready(Step::More) => waiting = 0,
                 Poll::Ready(Step::End) => {
                     self.inputs[at] = None;
