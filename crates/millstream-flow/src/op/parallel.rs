@@ -113,7 +113,8 @@ struct Output<U, K> {
     /// Workers above the knob's number.
     parked: Vec<Waker>,
     workers_left: usize,
-    reader_gone: bool,
+    /// Nobody reads any more, or the run has failed.
+    closed: bool,
 }
 
 impl<F: Flow, U> Crew<F, U> {
@@ -124,7 +125,7 @@ impl<F: Flow, U> Crew<F, U> {
     /// Waits until the worker may take part.
     fn poll_turn(&self, cx: &mut Context<'_>, worker: usize, started: usize) -> Poll<()> {
         let mut output = self.output();
-        let over = output.reader_gone || output.workers_left < started;
+        let over = output.closed || output.workers_left < started;
         if worker < self.workers.value() || over {
             return Poll::Ready(());
         }
@@ -132,10 +133,10 @@ impl<F: Flow, U> Crew<F, U> {
         Poll::Pending
     }
 
-    /// Waits until the reader is no more than the window behind. False if it is gone.
+    /// Waits until the reader is no more than the window behind. False if the crew is closed.
     fn poll_window(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut output = self.output();
-        if output.reader_gone {
+        if output.closed {
             return Poll::Ready(false);
         }
         if output.outstanding < self.workers.bounds().1 * CHUNKS_AHEAD {
@@ -163,6 +164,16 @@ impl<F: Flow, U> Crew<F, U> {
         let parked = std::mem::take(&mut output.parked);
         drop(output);
         parked.into_iter().chain(reader).for_each(Waker::wake);
+    }
+
+    /// Ends all workers: nobody reads any more, or the run has failed.
+    fn close(&self) {
+        let mut output = self.output();
+        output.closed = true;
+        let waiting = output.waiting.take();
+        let parked = std::mem::take(&mut output.parked);
+        drop(output);
+        parked.into_iter().chain(waiting).for_each(Waker::wake);
     }
 
     /// One worker ends; with the last one the flow ends.
@@ -228,7 +239,10 @@ where
 
         let began = Tick::now();
         let items = input.len();
-        let Some(output) = work_chunk(&crew, &mut input, &*map) else { return };
+        let Some(output) = work_chunk(&crew, &mut input, &*map) else {
+            crew.close();
+            return;
+        };
         let took = Tick::now().since(began);
         crew.stats.add_quantum(items as u64, took);
         if let Some(each) = took.checked_div(items as u32) {
@@ -305,7 +319,7 @@ where
             waiting: None,
             parked: Vec::new(),
             workers_left: started,
-            reader_gone: false,
+            closed: false,
         };
         let upstream = Upstream { flow, driver, next_ticket: 0, ended: false };
         let crew = Arc::new(Crew {
@@ -383,11 +397,6 @@ impl<F: Flow, U> Flow for Parallel<F, U> {
 
 impl<F: Flow, U> Drop for Parallel<F, U> {
     fn drop(&mut self) {
-        let mut output = self.crew.output();
-        output.reader_gone = true;
-        let waiting = output.waiting.take();
-        let parked = std::mem::take(&mut output.parked);
-        drop(output);
-        parked.into_iter().chain(waiting).for_each(Waker::wake);
+        self.crew.close();
     }
 }
