@@ -24,6 +24,14 @@ impl Entry {
         Entry { scope: scope.clone(), stop: scope.stop_signal() }
     }
 
+    /// Ends a flow whose stream has panicked, for whatever policy keeps the run going.
+    #[cold]
+    fn fail_panicked(&self) -> Poll<Step> {
+        let error = "it panicked, and what has panicked must not be polled again";
+        self.scope.fail(RunErrorKind::Source(error.into()));
+        Poll::Ready(Step::End)
+    }
+
     /// Registers a source that waits. Returns true if it must not wait but end.
     fn wait(&self, cx: &Context<'_>) -> bool {
         self.stop.register(cx.waker());
@@ -34,11 +42,26 @@ impl Entry {
 /// Adds what a quantum let in to the ledger, also when a panic cuts the quantum short.
 struct Received<'a> {
     count: u64,
+    /// The source is being asked. A panic now is the end of an item that nobody has counted yet.
+    asking: bool,
     to: &'a AtomicU64,
+}
+
+/// Notices that a stream panicked. Most cannot be polled again after that, and would panic for ever.
+struct Asking<'a> {
+    now: bool,
+    panicked: &'a mut bool,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        *self.panicked |= self.now;
+    }
 }
 
 impl Drop for Received<'_> {
     fn drop(&mut self) {
+        self.count += u64::from(self.asking);
         if self.count > 0 {
             // The source is its counter's only writer, so this needs no read-modify-write, which would be most of
             // the cost of an item that is asked for one by one.
@@ -71,9 +94,12 @@ impl<I: Iterator> Flow for FromIter<I> {
         if self.entry.stop.is_raised() {
             return Poll::Ready(Step::End);
         }
-        let mut received = Received { count: 0, to: &self.entry.scope.counts.received };
+        let mut received = Received { count: 0, asking: false, to: &self.entry.scope.counts.received };
         for _ in 0..max {
-            let Some(item) = self.iter.next() else { return Poll::Ready(Step::End) };
+            received.asking = true;
+            let next = self.iter.next();
+            received.asking = false;
+            let Some(item) = next else { return Poll::Ready(Step::End) };
             received.count += 1;
             if sink(item, ()).is_break() {
                 break;
@@ -87,11 +113,12 @@ impl<I: Iterator> Flow for FromIter<I> {
 pub struct FromStream<S> {
     stream: Pin<Box<S>>,
     entry: Entry,
+    panicked: bool,
 }
 
 impl<S> FromStream<S> {
     pub(crate) fn new(stream: S, scope: &Arc<Scope>) -> Self {
-        FromStream { stream: Box::pin(stream), entry: Entry::new(scope) }
+        FromStream { stream: Box::pin(stream), entry: Entry::new(scope), panicked: false }
     }
 }
 
@@ -107,9 +134,16 @@ impl<St: Stream> Flow for FromStream<St> {
         if self.entry.stop.is_raised() {
             return Poll::Ready(Step::End);
         }
-        let mut received = Received { count: 0, to: &self.entry.scope.counts.received };
+        if self.panicked {
+            return self.entry.fail_panicked();
+        }
+        let mut asking = Asking { now: false, panicked: &mut self.panicked };
+        let mut received = Received { count: 0, asking: false, to: &self.entry.scope.counts.received };
         for _ in 0..max {
-            match self.stream.as_mut().poll_next(cx) {
+            (asking.now, received.asking) = (true, true);
+            let next = self.stream.as_mut().poll_next(cx);
+            (asking.now, received.asking) = (false, false);
+            match next {
                 Poll::Ready(Some(item)) => {
                     received.count += 1;
                     if sink(item, ()).is_break() {
@@ -129,11 +163,12 @@ impl<St: Stream> Flow for FromStream<St> {
 pub struct FromTracked<S> {
     stream: Pin<Box<S>>,
     entry: Entry,
+    panicked: bool,
 }
 
 impl<S> FromTracked<S> {
     pub(crate) fn new(stream: S, scope: &Arc<Scope>) -> Self {
-        FromTracked { stream: Box::pin(stream), entry: Entry::new(scope) }
+        FromTracked { stream: Box::pin(stream), entry: Entry::new(scope), panicked: false }
     }
 }
 
@@ -153,8 +188,15 @@ where
         if self.entry.stop.is_raised() {
             return Poll::Ready(Step::End);
         }
+        if self.panicked {
+            return self.entry.fail_panicked();
+        }
+        let mut asking = Asking { now: false, panicked: &mut self.panicked };
         for _ in 0..max {
-            match self.stream.as_mut().poll_next(cx) {
+            asking.now = true;
+            let next = self.stream.as_mut().poll_next(cx);
+            asking.now = false;
+            match next {
                 Poll::Ready(Some(Ok(Tracked { value, token }))) => {
                     if sink(value, token).is_break() {
                         break;
