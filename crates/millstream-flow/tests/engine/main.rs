@@ -3,5 +3,6 @@
 
 mod chain;
 mod model;
+mod panics;
 mod properties;
 mod support;
