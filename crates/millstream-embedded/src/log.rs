@@ -34,6 +34,7 @@ mod directory;
 mod disk;
 mod error;
 mod export;
+mod handle;
 mod pool;
 mod reader;
 mod record;
@@ -46,13 +47,14 @@ mod survey;
 mod verify;
 mod writer;
 
-pub use append::{Appended, AppendedBatch, Log, LogStats};
+pub use append::{Appended, AppendedBatch};
 pub use commit::Commit;
 pub use disk::{Disk, DiskFile, LockError, LockGuard, LockMode, RealDisk};
 #[cfg(feature = "test-support")]
 pub use disk::{Fault, SimDisk};
 pub use error::{AppendError, CommitError, CommitErrorKind, LogError, LogErrorKind, ReadError};
 pub use export::{BodyDecoder, export};
+pub use handle::{Log, LogStats};
 pub use reader::Reader;
 pub use record::{Entry, Position, Record, RecordRef, stored_len};
 pub use recovery::{Recovery, Replay};

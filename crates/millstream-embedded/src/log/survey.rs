@@ -53,8 +53,15 @@ pub(crate) fn survey(
         durable = durable.max(state.clean_end);
         clean_end = Some(state.clean_end);
     }
-    let mut survey =
-        Survey { visitor, position: from.max(FIRST_POSITION), durable, clean_end, epoch: 0, torn_bytes: 0 };
+    let mut survey = Survey {
+        visitor,
+        position: from.max(FIRST_POSITION),
+        durable,
+        clean_end,
+        epoch: 0,
+        written: None,
+        torn_bytes: 0,
+    };
     let first = directory.segments.partition_point(|s| s.base <= from).saturating_sub(1);
     for (index, segment) in directory.segments.iter().enumerate().skip(first) {
         let salt = directory.salt.expect("a directory with segments has a salt");
@@ -87,6 +94,9 @@ struct Survey<'a> {
     clean_end: Option<u64>,
     /// Of the last record. Records of an earlier epoch are remains of a tail that was cut off before.
     epoch: u32,
+    /// Behind the last record that is anywhere in the last segment. Known once its rest was searched, which is
+    /// done once: damage upon damage does not make opening quadratic.
+    written: Option<u64>,
     torn_bytes: u64,
 }
 
@@ -142,7 +152,7 @@ impl Survey<'_> {
                     }
                     Err(_) => {
                         // Of an atomic batch at the tail, a part is as good as nothing.
-                        self.cut(segment, cursor, limit)?;
+                        self.cut(cursor, limit)?;
                         return Ok(());
                     }
                 };
@@ -193,7 +203,7 @@ impl Survey<'_> {
             None => self.known_durable(segment, cursor, self.position, limit)?,
         };
         if self.position >= bound {
-            self.cut(segment, cursor, limit)?;
+            self.cut(cursor, limit)?;
             return Ok(false);
         }
         let next = cursor.find(place_behind(segment, self.position), limit, self.epoch)?;
@@ -210,29 +220,27 @@ impl Survey<'_> {
         from: u64,
         limit: u64,
     ) -> Result<u64, Failure> {
-        let mut at = place_behind(segment, from);
-        while let Some(header) = cursor.find(at, limit, self.epoch)? {
-            self.durable = self.durable.max(header.durable_before());
-            at = header.position + header.stored_len();
+        if self.written.is_none() {
+            let mut written = from;
+            let mut at = place_behind(segment, from);
+            while let Some(header) = cursor.find(at, limit, self.epoch)? {
+                self.durable = self.durable.max(header.durable_before());
+                at = header.position + header.stored_len();
+                written = at;
+            }
+            self.written = Some(written);
         }
         Ok(self.durable)
     }
 
     /// The log ends at the position: measures what is behind it.
-    fn cut(&mut self, segment: &FoundSegment, cursor: &mut Cursor, limit: u64) -> Result<(), Failure> {
-        let mut written = self.position;
-        let mut at = self.position;
-        while let Some(header) = cursor.find(at, limit, self.epoch)? {
-            written = header.position + header.stored_len();
-            at = written;
+    fn cut(&mut self, cursor: &mut Cursor, limit: u64) -> Result<(), Failure> {
+        let mut written = self.written.unwrap_or(0).max(self.position);
+        // A record that is torn itself still tells its length, if its header arrived.
+        let header = cursor.raw(self.position, limit.min(self.position + HEADER as u64))?;
+        if let Some(header) = Header::decode(&header).filter(|h| h.position == self.position) {
+            written = written.max(limit.min(self.position + header.stored_len()));
         }
-        if written == self.position
-            && let Ok(bytes) = cursor.raw(self.position, limit.min(self.position + HEADER as u64))
-            && let Some(header) = Header::decode(&bytes).filter(|h| h.position == self.position)
-        {
-            written = limit.min(self.position + header.stored_len());
-        }
-        debug_assert!(written <= segment.base + segment.capacity, "nothing is read behind the file");
         self.torn_bytes = written - self.position;
         Ok(())
     }
