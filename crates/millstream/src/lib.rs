@@ -1,1 +1,76 @@
-//! Streams of items through Rust services: any source, typed operators, any sink, bounded memory, nothing lost.
+//! Streams of items through Rust services: from any source, through typed operators, to any sink, with bounded
+//! memory, backpressure from the last sink to the first source, and nothing lost.
+//!
+//! This crate is the front door: [`flow`] is the engine, [`message`] the words for brokers, [`embedded`] the
+//! durable broker inside the process, and [`queue`] joins them. Change the URL given to [`open`] and the same
+//! code runs on another broker.
+//!
+//! ```
+//! use millstream::prelude::*;
+//! use millstream::queue;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! let broker = millstream::open("memory:").await?; // or "embedded:some/directory": durable
+//! broker.declare_queue(Queue::durable("orders").dead_letter("", "orders.dead")).await?;
+//! broker.declare_queue(Queue::durable("orders.dead")).await?;
+//!
+//! // Anything can be published: a confirmed message is stored.
+//! let published = Pipe::from_iter(["17", "4", "seventeen"])
+//!     .map(Message::new)
+//!     .into_sink(queue::Publisher::new(broker.clone(), Address::queue("orders")));
+//! published.await?;
+//!
+//! // A message is acknowledged when the last sink has what became of it.
+//! let orders = broker.consume("orders", ConsumeOptions::default().stop_when_empty()).await?;
+//! let (total, report) = queue::messages(orders)
+//!     .try_map(|order| std::str::from_utf8(order.body())?.parse::<u64>().map_err(BoxError::from)).named("parse")
+//!     .reject() // what cannot be parsed goes to orders.dead, with its reason
+//!     .fold(0, |total, amount| *total += amount)
+//!     .await?;
+//! assert_eq!((total, report.ledger.completed, report.ledger.dead), (21, 2, 1));
+//! assert_eq!(broker.stats("orders.dead").await?.ready, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it is not
+//!
+//! It does not replicate: RabbitMQ does that. It is no SQL engine and no column store. A flow is one process;
+//! several processes share a queue.
+//!
+//! # Features
+//!
+//! `embedded` (default): the broker behind `memory:` and `embedded:PATH`. `pipeline`: pipeline files, for
+//! programs that load them; the `millstream` binary is its own crate. Neither the default features nor
+//! `embedded` bring an HTTP, YAML or command-line dependency.
+
+#![forbid(unsafe_code)]
+
+pub mod queue;
+
+#[cfg(feature = "embedded")]
+pub use millstream_embedded as embedded;
+pub use millstream_flow as flow;
+pub use millstream_message as message;
+#[cfg(feature = "pipeline")]
+pub use millstream_pipeline as pipeline;
+
+/// What most programs use.
+pub mod prelude {
+    pub use millstream_flow::{
+        Batch, BoxError, Capacity, Concurrency, Failed, Overflow, PanicPolicy, Pipe, Report, Retry, Run,
+        Sink, SinkError, Workers,
+    };
+    pub use millstream_message::{Address, Broker, Codec, ConsumeOptions, Json, Message, Queue};
+}
+
+/// Opens the broker that a URL names: `memory:`, or `embedded:PATH` for a durable one in a directory.
+///
+/// # Errors
+/// If the URL is of no known kind, or the broker cannot be opened: the directory cannot be written, or another
+/// process owns it.
+#[cfg(feature = "embedded")]
+pub async fn open(url: &str) -> Result<std::sync::Arc<dyn message::Broker>, flow::BoxError> {
+    Ok(embedded::open(&url.parse()?).await?)
+}

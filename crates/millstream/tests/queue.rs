@@ -1,0 +1,114 @@
+//! A queue as source and sink of a flow.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream::message::Overflow;
+use millstream::prelude::*;
+use millstream::queue;
+
+async fn broker(spec: Queue) -> Arc<dyn Broker> {
+    let broker = millstream::open("memory:").await.unwrap();
+    broker.declare_queue(spec).await.unwrap();
+    broker
+}
+
+fn numbers(range: std::ops::Range<u32>) -> impl Iterator<Item = Message> {
+    range.map(|n| Message::new(n.to_string()))
+}
+
+async fn publish(broker: &Arc<dyn Broker>, range: std::ops::Range<u32>) {
+    let sink = queue::Publisher::new(broker.clone(), Address::queue("q"));
+    Pipe::from_iter(numbers(range)).into_sink(sink).await.unwrap();
+}
+
+#[tokio::test]
+async fn messages_are_acknowledged_when_their_items_complete_or_are_dropped() {
+    let broker = broker(Queue::transient("q")).await;
+    publish(&broker, 0..1000).await;
+    let consumer = broker.consume("q", ConsumeOptions::default().prefetch(10).stop_when_empty()).await.unwrap();
+    let (_, report) = queue::messages(consumer)
+        .filter(|message| message.body().len() > 2)
+        .batch(Batch::count(5).age(Duration::from_millis(1)))
+        .unbatch()
+        .map_async(Concurrency::unordered(3), async |message| {
+            tokio::task::yield_now().await;
+            message
+        })
+        .for_each(drop)
+        .await
+        .unwrap();
+    assert_eq!((report.ledger.received, report.ledger.completed), (1000, 900));
+    assert_eq!(broker.stats("q").await.unwrap().total(), 0);
+}
+
+#[tokio::test]
+async fn what_is_under_way_when_a_run_is_dropped_returns_to_the_queue_in_order() {
+    let broker = broker(Queue::transient("q")).await;
+    publish(&broker, 0..20).await;
+    let consumer = broker.consume("q", ConsumeOptions::default().prefetch(7)).await.unwrap();
+    let (seen, mut arrived) = tokio::sync::mpsc::channel(1);
+    let run = queue::messages(consumer)
+        .map_async(4, move |message| {
+            let seen = seen.clone();
+            async move {
+                seen.send(()).await.unwrap();
+                std::future::pending::<()>().await;
+                drop(message);
+            }
+        })
+        .for_each(drop)
+        .start();
+    arrived.recv().await.unwrap();
+    assert!(broker.stats("q").await.unwrap().unacked > 0);
+    assert!(run.shutdown(Duration::from_millis(1)).await.is_err(), "calls that never end pass any deadline");
+    let stats = broker.stats("q").await.unwrap();
+    assert_eq!((stats.ready, stats.unacked), (20, 0));
+
+    let consumer = broker.consume("q", ConsumeOptions::default().stop_when_empty()).await.unwrap();
+    let (order, _) = queue::messages(consumer).collect().await.unwrap();
+    let order: Vec<_> = order.iter().map(|message| String::from_utf8_lossy(message.body()).into_owned()).collect();
+    assert_eq!(order, (0..20).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_failed_item_reaches_the_dead_letter_queue_with_reason_and_stage() {
+    let broker = broker(Queue::transient("q").dead_letter("", "dead")).await;
+    broker.declare_queue(Queue::transient("dead")).await.unwrap();
+    publish(&broker, 0..3).await;
+    let consumer = broker.consume("q", ConsumeOptions::default().stop_when_empty()).await.unwrap();
+    let (_, report) = queue::messages(consumer)
+        .try_map(|message| if message.body() == "1" { Err("odd") } else { Ok(()) })
+        .named("parity")
+        .reject()
+        .for_each(drop)
+        .await
+        .unwrap();
+    assert_eq!((report.ledger.completed, report.ledger.dead), (2, 1));
+
+    let mut dead = broker.consume("dead", ConsumeOptions::default()).await.unwrap();
+    let letter = dead.next_chunk(1).await.unwrap().remove(0).message;
+    assert_eq!(letter.body(), "1");
+    let headers = format!("{:?}", letter.properties().headers);
+    assert!(headers.contains("odd") && headers.contains("parity"), "{headers}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_makes_the_publisher_wait_and_loses_nothing() {
+    let broker = broker(Queue::transient("q").max_items(10).overflow(Overflow::Reject)).await;
+    let sink = queue::Publisher::new(broker.clone(), Address::queue("q")).chunk(8);
+    let publishing = Pipe::from_iter(numbers(0..100)).into_sink(sink).start();
+    let consumer = broker.consume("q", ConsumeOptions::default()).await.unwrap();
+    let (got, _) = queue::messages(consumer).take(100).collect().await.unwrap();
+    assert_eq!(got.len(), 100);
+    let (_, report) = publishing.join().await.unwrap();
+    assert_eq!(report.ledger.completed, 100);
+}
+
+#[tokio::test]
+async fn a_message_without_a_route_is_dead_and_the_others_are_stored() {
+    let broker = broker(Queue::transient("q")).await;
+    let sink = queue::Publisher::new(broker.clone(), Address::queue("nowhere"));
+    let (_, report) = Pipe::from_iter(numbers(0..3)).into_sink(sink).await.unwrap();
+    assert_eq!((report.ledger.completed, report.ledger.dead), (0, 3));
+}
