@@ -19,7 +19,7 @@ use crate::exchange::Topology;
 use crate::journal::{self, Journal};
 #[cfg(feature = "test-support")]
 use crate::log::Disk;
-use crate::log::{RealDisk, Recovery};
+use crate::log::{LogStats, RealDisk, Recovery};
 use crate::opened::Opened;
 use crate::queue::Queue;
 use crate::record::Declaration;
@@ -124,6 +124,12 @@ impl EmbeddedBroker {
         self.recovery.as_ref()
     }
 
+    /// Counts and sizes of the log of queues: records, groups, disk. `None` for `memory:` and once closed.
+    pub fn log_stats(&self) -> Option<LogStats> {
+        let log = self.core.shared.journal.as_ref()?.log().ok()?;
+        Some(log.stats())
+    }
+
     /// How many messages were taken off their queue because their bytes on the disk are damaged, since opening.
     pub fn damaged_messages(&self) -> u64 {
         self.core.shared.journal.as_ref().map_or(0, Journal::damaged)
@@ -166,7 +172,9 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, BrokerError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        Err(error) => Err(BrokerError::with_source(BrokerErrorKind::Storage, "work on the disk panicked", error)),
+        Err(error) => {
+            Err(BrokerError::with_source(BrokerErrorKind::Storage, "work on the disk panicked", error))
+        }
     }
 }
 
@@ -398,7 +406,9 @@ impl Broker for EmbeddedBroker {
             let opened = blocking(move || place.stream(id, stream, &settings)).await?;
             let name = opened.spec().name.clone();
             let insert = |_: &mut Topology| self.core.streams.insert(opened);
-            let undo = |_: &mut Topology| self.core.streams.remove(&name).into_iter().for_each(|stream| stream.delete());
+            let undo = |_: &mut Topology| {
+                self.core.streams.remove(&name).into_iter().for_each(|stream| stream.delete())
+            };
             self.core.declare(Some(declaration), insert, undo).await
         })
     }

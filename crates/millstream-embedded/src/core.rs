@@ -55,7 +55,12 @@ pub(crate) struct Place {
 
 impl Place {
     /// Opens the log of a stream. Blocks.
-    pub(crate) fn stream(&self, id: u32, spec: StreamSpec, settings: &Settings) -> Result<Stream, BrokerError> {
+    pub(crate) fn stream(
+        &self,
+        id: u32,
+        spec: StreamSpec,
+        settings: &Settings,
+    ) -> Result<Stream, BrokerError> {
         let settings = LogSettings { background: self.background, ..settings.log() };
         let stream = LoggedStream::open(&self.path, id, spec, settings, self.disk.clone())?;
         Ok(Stream::Logged(Arc::new(stream)))

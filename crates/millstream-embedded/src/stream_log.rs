@@ -9,7 +9,8 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use millstream_message::{
-    BrokerError, BrokerErrorKind, Message, StreamFrom, StreamItem, StreamReader, StreamSource, StreamSpec, StreamStats,
+    BrokerError, BrokerErrorKind, Message, StreamFrom, StreamItem, StreamReader, StreamSource, StreamSpec,
+    StreamStats,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -173,7 +174,11 @@ impl LoggedStream {
                 // Each record is accepted and counted in one step, so that a caller who goes away leaves no offset
                 // given twice.
                 let appended = log.append(entry).await.map_err(|error| {
-                    BrokerError::with_source(BrokerErrorKind::Storage, "the stream's log does not take it", error)
+                    BrokerError::with_source(
+                        BrokerErrorKind::Storage,
+                        "the stream's log does not take it",
+                        error,
+                    )
                 })?;
                 let mut index = self.index.lock();
                 let offset = index.next;
@@ -222,7 +227,8 @@ impl LoggedStream {
         for &start in starts.iter().skip(1) {
             let enough = self.spec.max_bytes.is_some_and(|max| end - start.get() >= max.get());
             // Every record before a segment is at least as old as its first.
-            let too_old = oldest.is_some_and(|oldest| log.read_at(start).is_ok_and(|record| record.time < oldest));
+            let too_old =
+                oldest.is_some_and(|oldest| log.read_at(start).is_ok_and(|record| record.time < oldest));
             if !enough && !too_old {
                 break;
             }
@@ -351,10 +357,13 @@ fn decode(record: &Bytes, mut each: impl FnMut(u64, Message)) -> Result<(), Malf
     for offset in first..first.checked_add(count).ok_or(Malformed)? {
         let properties = input.properties()?;
         let body = record.slice_ref(input.bytes()?);
-        each(offset, match properties {
-            None => Message::new(body),
-            Some(properties) => Message::from_parts(body, properties),
-        });
+        each(
+            offset,
+            match properties {
+                None => Message::new(body),
+                Some(properties) => Message::from_parts(body, properties),
+            },
+        );
     }
     Ok(())
 }

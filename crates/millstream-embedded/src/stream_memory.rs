@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use millstream_message::{
-    BrokerError, Message, StreamFrom, StreamItem, StreamReader, StreamSource, StreamSpec,
-    StreamStats,
+    BrokerError, Message, StreamFrom, StreamItem, StreamReader, StreamSource, StreamSpec, StreamStats,
 };
 use parking_lot::Mutex;
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use millstream_message::{BrokerError, BrokerErrorKind, Message, StreamFrom, StreamReader, StreamSpec, StreamStats};
+use millstream_message::{
+    BrokerError, BrokerErrorKind, Message, StreamFrom, StreamReader, StreamSpec, StreamStats,
+};
 use parking_lot::Mutex;
 
 use crate::shared::Shared;
@@ -61,7 +63,9 @@ impl Stream {
     pub(crate) async fn append(&self, messages: Vec<Message>, shared: &Shared) -> Result<u64, BrokerError> {
         let max = shared.settings.message_bytes_max;
         if let Some(large) = messages.iter().map(Message::size).find(|size| *size > max) {
-            let text = format!("a message of {large} bytes is too large: at most {max} are taken; nothing was appended");
+            let text = format!(
+                "a message of {large} bytes is too large: at most {max} are taken; nothing was appended"
+            );
             return Err(BrokerError::new(BrokerErrorKind::Invalid, text));
         }
         let now = shared.clock.now();

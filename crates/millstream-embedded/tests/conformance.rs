@@ -61,8 +61,9 @@ impl Backend for Crashing {
         Box::pin(async move {
             // What was settled is written within some milliseconds; a crash before that would deliver it again.
             tokio::time::sleep(settings().ack_delay * 3).await;
-            self.disk.crash(7);
+            self.disk.stop();
             drop(broker);
+            self.disk.crash(7);
             self.open().await
         })
     }

@@ -39,8 +39,8 @@ async fn transient_things_do_not_survive_a_restart(bench: &mut Bench<'_>) {
     bench.publish(&transient, &["x"]).await;
     bench.restart().await;
     assert_eq!(bench.drain(&durable).await, ["kept"]);
-    assert_eq!(bench.broker.queue(&transient).await.expect("looked up"), None);
-    assert_eq!(bench.broker.queue(&exclusive).await.expect("looked up"), None);
+    assert_eq!(bench.broker().queue(&transient).await.expect("looked up"), None);
+    assert_eq!(bench.broker().queue(&exclusive).await.expect("looked up"), None);
 }
 
 async fn settlements_survive_a_restart(bench: &mut Bench<'_>) {
@@ -60,22 +60,22 @@ async fn settlements_survive_a_restart(bench: &mut Bench<'_>) {
 async fn topology_survives_a_restart(bench: &mut Bench<'_>) {
     let exchange = bench.name("exchange");
     let declared = Exchange::durable(&exchange, ExchangeKind::Topic);
-    bench.broker.declare_exchange(declared.clone()).await.expect("declared");
+    bench.broker().declare_exchange(declared.clone()).await.expect("declared");
     let queue = bench.queue(|name| Queue::durable(name).max_items(7)).await;
     for key in ["a.*", "b.*"] {
-        bench.broker.bind(Binding::new(&exchange, key, &queue)).await.expect("bound");
+        bench.broker().bind(Binding::new(&exchange, key, &queue)).await.expect("bound");
     }
-    bench.broker.unbind(Binding::new(&exchange, "b.*", &queue)).await.expect("unbound");
+    bench.broker().unbind(Binding::new(&exchange, "b.*", &queue)).await.expect("unbound");
     let gone = bench.queue(Queue::durable).await;
-    bench.broker.delete_queue(&gone).await.expect("deleted");
+    bench.broker().delete_queue(&gone).await.expect("deleted");
     bench.restart().await;
-    bench.broker.declare_exchange(declared).await.expect("it is as it was");
-    bench.broker.declare_queue(Queue::durable(&queue).max_items(7)).await.expect("it is as it was");
-    let outcome = bench.broker.publish(&Address::new(&exchange, "a.x"), Message::new("x")).await;
+    bench.broker().declare_exchange(declared).await.expect("it is as it was");
+    bench.broker().declare_queue(Queue::durable(&queue).max_items(7)).await.expect("it is as it was");
+    let outcome = bench.broker().publish(&Address::new(&exchange, "a.x"), Message::new("x")).await;
     assert!(outcome.expect("the broker takes it").is_confirmed());
-    let outcome = bench.broker.publish(&Address::new(&exchange, "b.x"), Message::new("x")).await;
+    let outcome = bench.broker().publish(&Address::new(&exchange, "b.x"), Message::new("x")).await;
     assert!(matches!(outcome.expect("the broker takes it"), PublishOutcome::Unroutable(_)));
-    assert_eq!(bench.broker.queue(&gone).await.expect("looked up"), None);
+    assert_eq!(bench.broker().queue(&gone).await.expect("looked up"), None);
 }
 
 async fn priority_and_order_survive_a_restart(bench: &mut Bench<'_>) {
@@ -99,7 +99,7 @@ async fn a_delay_survives_a_restart(bench: &mut Bench<'_>) {
 async fn a_position_is_stored_with_its_batch_or_not_at_all(bench: &mut Bench<'_>) {
     let queue = bench.queue(|name| Queue::durable(name).max_items(2)).await;
     let (name, to) = (bench.name("position"), Address::queue(&queue));
-    let broker = &bench.broker;
+    let broker = bench.broker();
     assert_eq!(broker.position(&name).await.expect("looked up"), None);
     let good = Batch::to(&to, [Message::new("a")]).with_position(&name, "1");
     assert!(broker.publish_batch(good).await.expect("taken").all_confirmed());
@@ -117,22 +117,22 @@ async fn a_position_is_stored_with_its_batch_or_not_at_all(bench: &mut Bench<'_>
     assert_eq!(broker.position(&name).await.expect("looked up"), Some(Bytes::from("1")));
     assert_eq!(bench.drain(&queue).await, ["a"]);
 
-    bench.broker.store_position(&name, None).await.expect("forgotten");
-    assert_eq!(bench.broker.position(&name).await.expect("looked up"), None);
+    bench.broker().store_position(&name, None).await.expect("forgotten");
+    assert_eq!(bench.broker().position(&name).await.expect("looked up"), None);
 }
 
 async fn positions_survive_a_restart(bench: &mut Bench<'_>) {
     let queue = bench.queue(Queue::durable).await;
     let (with, alone, gone) = (bench.name("with"), bench.name("alone"), bench.name("gone"));
     let batch = Batch::to(&Address::queue(&queue), [Message::new("a")]).with_position(&with, "1");
-    assert!(bench.broker.publish_batch(batch).await.expect("taken").all_confirmed());
-    bench.broker.store_position(&alone, Some(Bytes::from("2"))).await.expect("stored");
-    bench.broker.store_position(&gone, Some(Bytes::from("3"))).await.expect("stored");
-    bench.broker.store_position(&gone, None).await.expect("forgotten");
+    assert!(bench.broker().publish_batch(batch).await.expect("taken").all_confirmed());
+    bench.broker().store_position(&alone, Some(Bytes::from("2"))).await.expect("stored");
+    bench.broker().store_position(&gone, Some(Bytes::from("3"))).await.expect("stored");
+    bench.broker().store_position(&gone, None).await.expect("forgotten");
     bench.restart().await;
     for (name, value) in [(with, Some("1")), (alone, Some("2")), (gone, None)] {
         let expected = value.map(|value| Bytes::from_static(value.as_bytes()));
-        assert_eq!(bench.broker.position(&name).await.expect("looked up"), expected);
+        assert_eq!(bench.broker().position(&name).await.expect("looked up"), expected);
     }
     assert_eq!(bench.drain(&queue).await, ["a"]);
 }

@@ -53,7 +53,7 @@ async fn messages_expire_by_their_own_ttl(bench: &mut Bench<'_>) {
 async fn a_full_queue_refuses(bench: &mut Bench<'_>) {
     let queue = bench.queue(|name| Queue::durable(name).max_items(2)).await;
     let batch = Batch::to(&Address::queue(&queue), ["a", "b", "c"].map(Message::new));
-    let outcomes = bench.broker.publish_batch(batch).await.expect("the broker takes it");
+    let outcomes = bench.broker().publish_batch(batch).await.expect("the broker takes it");
     assert_eq!(outcomes.confirmed_count(), 2);
     let PublishOutcome::Refused(Refusal::Full { queue: full, .. }) = outcomes.get(2) else {
         panic!("{outcomes:?}")
@@ -67,7 +67,7 @@ async fn a_full_queue_refuses(bench: &mut Bench<'_>) {
 async fn a_full_queue_of_bytes_refuses(bench: &mut Bench<'_>) {
     let queue = bench.queue(|name| Queue::durable(name).max_bytes(1000)).await;
     let batch = Batch::to(&Address::queue(&queue), [600, 600].map(|len| Message::new(vec![0; len])));
-    let outcomes = bench.broker.publish_batch(batch).await.expect("the broker takes it");
+    let outcomes = bench.broker().publish_batch(batch).await.expect("the broker takes it");
     assert_eq!(outcomes.confirmed_count(), 1);
     assert!(matches!(outcomes.get(1), PublishOutcome::Refused(Refusal::Full { .. })));
 }
@@ -98,7 +98,7 @@ async fn a_delayed_message_is_invisible_until_due(bench: &mut Bench<'_>) {
     let queue = bench.queue(Queue::durable).await;
     let late = Message::new("late").with_delay(Duration::from_millis(100));
     bench.send(&queue, [late, Message::new("now")]).await;
-    let stats = bench.broker.stats(&queue).await.expect("the queue is there");
+    let stats = bench.broker().stats(&queue).await.expect("the queue is there");
     assert_eq!((stats.ready, stats.delayed), (1, 1));
     let mut consumer = bench.consumer(&queue).await;
     assert_eq!(texts(&bench.take(&mut consumer, 2).await), ["now", "late"]);
@@ -109,17 +109,17 @@ async fn purging_removes_what_is_ready(bench: &mut Bench<'_>) {
     bench.publish(&queue, &["a", "b", "c"]).await;
     let mut consumer = bench.consume(&queue, crate::ConsumeOptions::default().prefetch(1)).await;
     let first = bench.take(&mut consumer, 1).await.remove(0);
-    assert_eq!(bench.broker.purge(&queue).await.expect("purged"), 2);
+    assert_eq!(bench.broker().purge(&queue).await.expect("purged"), 2);
     bench.until(&queue, 0, 1, 0).await;
     assert!(first.ack());
     bench.until(&queue, 0, 0, 0).await;
 }
 
 async fn a_message_that_is_too_large_is_refused(bench: &mut Bench<'_>) {
-    let max = bench.broker.features().max_message_bytes;
+    let max = bench.broker().features().max_message_bytes;
     let queue = bench.queue(Queue::durable).await;
     let len = usize::try_from(max).expect("a limit that fits into memory") + 1;
-    let outcome = bench.broker.publish(&Address::queue(&queue), Message::new(vec![0; len])).await;
+    let outcome = bench.broker().publish(&Address::queue(&queue), Message::new(vec![0; len])).await;
     let outcome = outcome.expect("the broker answers");
     let PublishOutcome::Refused(Refusal::TooLarge { len: told, max: limit }) = outcome else {
         panic!("{outcome:?}")
@@ -132,7 +132,7 @@ async fn a_message_that_is_too_large_is_refused(bench: &mut Bench<'_>) {
 async fn a_dead_letter_does_not_circle_by_itself(bench: &mut Bench<'_>) {
     let name = bench.name("queue");
     let queue = Queue::durable(&name).ttl(Duration::from_millis(20)).dead_letter("", &name);
-    bench.broker.declare_queue(queue).await.expect("declared");
+    bench.broker().declare_queue(queue).await.expect("declared");
     bench.publish(&name, &["x"]).await;
     // It expires into its own queue once, and would for ever.
     bench.until(&name, 0, 0, 0).await;

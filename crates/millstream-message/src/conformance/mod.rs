@@ -33,7 +33,7 @@ pub trait Backend: Send + Sync {
     /// The broker, running.
     fn open(&self) -> BoxFuture<'_, Arc<dyn Broker>>;
 
-    /// Closes the broker and starts it again. Called only when the broker declares `durable`.
+    /// Closes the broker, to which this is the only handle, and starts it again. Called only when the broker declares `durable`.
     fn restart(&self, broker: Arc<dyn Broker>) -> BoxFuture<'_, Arc<dyn Broker>>;
 }
 
@@ -71,8 +71,9 @@ use claims;
 /// # Panics
 /// When a claim does not hold.
 pub async fn run(backend: &dyn Backend) -> Report {
-    let mut bench = Bench { broker: backend.open().await, backend, claim: "", names: AtomicU64::new(0) };
-    let features = bench.broker.features();
+    let mut bench =
+        Bench { broker: Some(backend.open().await), backend, claim: "", names: AtomicU64::new(0) };
+    let features = bench.broker().features();
     let mut report = Report::default();
     let all = [routing::CLAIMS, settling::CLAIMS, limits::CLAIMS, durable::CLAIMS, streams::CLAIMS];
     for claim in all.into_iter().flatten() {
@@ -84,19 +85,24 @@ pub async fn run(backend: &dyn Backend) -> Report {
         within(claim.name, (claim.run)(&mut bench)).await;
         report.passed.push(claim.name);
     }
-    bench.broker.close().await.expect("the broker closes");
+    bench.broker().close().await.expect("the broker closes");
     report
 }
 
 /// What a claim works with.
 struct Bench<'a> {
-    broker: Arc<dyn Broker>,
+    /// `None` only while it restarts.
+    broker: Option<Arc<dyn Broker>>,
     backend: &'a dyn Backend,
     claim: &'static str,
     names: AtomicU64,
 }
 
 impl Bench<'_> {
+    fn broker(&self) -> &Arc<dyn Broker> {
+        self.broker.as_ref().expect("it is only away while it restarts")
+    }
+
     /// A name that nobody else uses.
     fn name(&self, role: &str) -> String {
         format!("{}-{role}-{}", self.claim, self.names.fetch_add(1, Ordering::Relaxed))
@@ -106,7 +112,7 @@ impl Bench<'_> {
     async fn queue(&self, make: impl FnOnce(String) -> Queue) -> String {
         let queue = make(self.name("queue"));
         let name = queue.name.clone();
-        self.broker.declare_queue(queue).await.expect("the queue is declared");
+        self.broker().declare_queue(queue).await.expect("the queue is declared");
         name
     }
 
@@ -117,7 +123,7 @@ impl Bench<'_> {
 
     async fn send(&self, queue: &str, messages: impl IntoIterator<Item = Message>) {
         let batch = Batch::to(&Address::queue(queue), messages);
-        let outcomes = self.broker.publish_batch(batch).await.expect("the broker takes it");
+        let outcomes = self.broker().publish_batch(batch).await.expect("the broker takes it");
         assert!(outcomes.all_confirmed(), "{}: {:?}", self.claim, outcomes.others());
     }
 
@@ -126,7 +132,7 @@ impl Bench<'_> {
     }
 
     async fn consume(&self, queue: &str, options: ConsumeOptions) -> Consumer {
-        self.broker.consume(queue, options).await.expect("the queue can be consumed")
+        self.broker().consume(queue, options).await.expect("the queue can be consumed")
     }
 
     /// Takes exactly `count` deliveries.
@@ -155,7 +161,7 @@ impl Bench<'_> {
     async fn until(&self, queue: &str, ready: u64, unacked: u64, delayed: u64) {
         let mut seen = None;
         for _ in 0..5000 {
-            let stats = self.broker.stats(queue).await.expect("the queue is there");
+            let stats = self.broker().stats(queue).await.expect("the queue is there");
             if (stats.ready, stats.unacked, stats.delayed) == (ready, unacked, delayed) {
                 return;
             }
@@ -171,7 +177,8 @@ impl Bench<'_> {
     }
 
     async fn restart(&mut self) {
-        self.broker = self.backend.restart(self.broker.clone()).await;
+        let old = self.broker.take().expect("it is there");
+        self.broker = Some(self.backend.restart(old).await);
     }
 }
 

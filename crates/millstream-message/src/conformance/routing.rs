@@ -29,20 +29,24 @@ claims![
 
 async fn exchange(bench: &Bench<'_>, kind: ExchangeKind) -> String {
     let name = bench.name("exchange");
-    bench.broker.declare_exchange(Exchange::transient(&name, kind)).await.expect("the exchange is declared");
+    bench
+        .broker()
+        .declare_exchange(Exchange::transient(&name, kind))
+        .await
+        .expect("the exchange is declared");
     name
 }
 
 async fn bind(bench: &Bench<'_>, exchange: &str, key: &str, queue: &str) {
-    bench.broker.bind(Binding::new(exchange, key, queue)).await.expect("the binding is made");
+    bench.broker().bind(Binding::new(exchange, key, queue)).await.expect("the binding is made");
 }
 
 async fn publish(bench: &Bench<'_>, exchange: &str, key: &str, message: Message) -> PublishOutcome {
-    bench.broker.publish(&Address::new(exchange, key), message).await.expect("the broker takes it")
+    bench.broker().publish(&Address::new(exchange, key), message).await.expect("the broker takes it")
 }
 
 async fn declaring_twice_is_fine_and_differently_is_not(bench: &mut Bench<'_>) {
-    let broker = &bench.broker;
+    let broker = bench.broker();
     let queue = Queue::transient(bench.name("queue")).max_items(5);
     broker.declare_queue(queue.clone()).await.expect("first");
     broker.declare_queue(queue.clone()).await.expect("again");
@@ -100,7 +104,7 @@ async fn a_headers_exchange_routes_by_headers(bench: &mut Bench<'_>) {
     let wanted = Headers::from([("a".to_owned(), Value::Int(1)), ("b".to_owned(), "x".into())]);
     for (matching, queue) in [(HeaderMatch::All, &all), (HeaderMatch::Any, &any)] {
         let binding = Binding::headers(&name, matching, wanted.clone(), queue);
-        bench.broker.bind(binding).await.expect("the binding is made");
+        bench.broker().bind(binding).await.expect("the binding is made");
     }
     let one = Message::new("one").with_header("a", 1_i64);
     let both = Message::new("both").with_header("a", 1_i64).with_header("b", "x");
@@ -116,8 +120,8 @@ async fn an_unbound_queue_gets_nothing_more(bench: &mut Bench<'_>) {
     let name = exchange(bench, ExchangeKind::Direct).await;
     let queue = bench.queue(Queue::transient).await;
     bind(bench, &name, "k", &queue).await;
-    bench.broker.unbind(Binding::new(&name, "k", &queue)).await.expect("unbound");
-    bench.broker.unbind(Binding::new(&name, "k", &queue)).await.expect("again is fine");
+    bench.broker().unbind(Binding::new(&name, "k", &queue)).await.expect("unbound");
+    bench.broker().unbind(Binding::new(&name, "k", &queue)).await.expect("again is fine");
     assert!(matches!(publish(bench, &name, "k", Message::new("x")).await, PublishOutcome::Unroutable(_)));
 }
 
@@ -177,7 +181,7 @@ async fn every_message_of_a_batch_has_its_outcome(bench: &mut Bench<'_>) {
     let to = |key: &str, body: &'static str| Publish { to: Address::queue(key), message: Message::new(body) };
     let missing = bench.name("missing");
     let batch = Batch::from(vec![to(&queue, "a"), to(&missing, "b"), to(&queue, "c")]);
-    let outcomes = bench.broker.publish_batch(batch).await.expect("the broker takes it");
+    let outcomes = bench.broker().publish_batch(batch).await.expect("the broker takes it");
     assert_eq!((outcomes.len(), outcomes.confirmed_count()), (3, 2));
     assert!(
         matches!(outcomes.get(1), PublishOutcome::Unroutable(returned) if returned.publish.message.body() == "b")
@@ -191,7 +195,7 @@ async fn confirms_resolve_in_order_and_messages_stay_in_order(bench: &mut Bench<
     let mut confirms = Vec::new();
     for batch in 0..20 {
         let messages = (0..10).map(|i| Message::new(format!("{}", batch * 10 + i)));
-        confirms.push(bench.broker.submit(Batch::to(&to, messages)).await.expect("the broker takes it"));
+        confirms.push(bench.broker().submit(Batch::to(&to, messages)).await.expect("the broker takes it"));
     }
     for confirm in confirms {
         assert!(confirm.await.all_confirmed());
@@ -203,10 +207,10 @@ async fn confirms_resolve_in_order_and_messages_stay_in_order(bench: &mut Bench<
 
 async fn queues_are_listed(bench: &mut Bench<'_>) {
     let queue = bench.queue(|name| Queue::transient(name).max_items(3)).await;
-    assert!(bench.broker.queues().await.expect("listed").contains(&queue));
-    let spec = bench.broker.queue(&queue).await.expect("looked up").expect("it is there");
+    assert!(bench.broker().queues().await.expect("listed").contains(&queue));
+    let spec = bench.broker().queue(&queue).await.expect("looked up").expect("it is there");
     assert_eq!(spec, Queue::transient(&queue).max_items(3));
-    assert_eq!(bench.broker.queue(&bench.name("missing")).await.expect("looked up"), None);
+    assert_eq!(bench.broker().queue(&bench.name("missing")).await.expect("looked up"), None);
 }
 
 async fn what_is_deleted_is_gone(bench: &mut Bench<'_>) {
@@ -215,16 +219,16 @@ async fn what_is_deleted_is_gone(bench: &mut Bench<'_>) {
     let mut consumer = bench.consume(&queue, crate::ConsumeOptions::default().prefetch(1)).await;
     let first = bench.take(&mut consumer, 1).await.remove(0);
     assert_eq!(text(&first), "a");
-    assert_eq!(bench.broker.delete_queue(&queue).await.expect("deleted"), 1, "one was ready");
-    assert_eq!(bench.broker.delete_queue(&queue).await.expect("again is fine"), 0);
+    assert_eq!(bench.broker().delete_queue(&queue).await.expect("deleted"), 1, "one was ready");
+    assert_eq!(bench.broker().delete_queue(&queue).await.expect("again is fine"), 0);
     let end = super::within(bench.claim, consumer.next()).await;
     assert_eq!(end.expect("it says why").expect_err("the queue is gone").kind(), BrokerErrorKind::NotFound);
     assert!(matches!(publish(bench, "", &queue, Message::new("x")).await, PublishOutcome::Unroutable(_)));
-    let error = bench.broker.stats(&queue).await.expect_err("it is gone");
+    let error = bench.broker().stats(&queue).await.expect_err("it is gone");
     assert_eq!(error.kind(), BrokerErrorKind::NotFound);
 
     let exchange = exchange(bench, ExchangeKind::Fanout).await;
-    bench.broker.delete_exchange(&exchange).await.expect("deleted");
+    bench.broker().delete_exchange(&exchange).await.expect("deleted");
     let outcome = publish(bench, &exchange, "", Message::new("x")).await;
     assert!(matches!(outcome, PublishOutcome::Refused(Refusal::NoExchange { .. })));
 }

@@ -216,7 +216,7 @@ async fn prefetch_in_bytes_bounds_what_is_unsettled(bench: &mut Bench<'_>) {
 
 async fn an_exclusive_consumer_stays_alone(bench: &mut Bench<'_>) {
     let queue = bench.queue(Queue::durable).await;
-    let broker = &bench.broker;
+    let broker = bench.broker();
     let alone =
         broker.consume(&queue, ConsumeOptions::default().exclusive().name("alone")).await.expect("alone");
     let second = broker.consume(&queue, ConsumeOptions::default()).await.expect_err("taken");
@@ -268,7 +268,7 @@ async fn a_message_requeued_with_a_delay_comes_back_later(bench: &mut Bench<'_>)
     let mut consumer = bench.consumer(&queue).await;
     let first = bench.take(&mut consumer, 1).await.remove(0);
     assert!(first.nack(&Nack::RequeueAfter(Duration::from_millis(100))));
-    let stats = bench.broker.stats(&queue).await.expect("the queue is there");
+    let stats = bench.broker().stats(&queue).await.expect("the queue is there");
     assert_eq!((stats.ready, stats.delayed), (0, 1));
     let again = bench.take(&mut consumer, 1).await.remove(0);
     assert_eq!((text(&again).as_str(), again.redeliveries), ("a", 1));
@@ -305,10 +305,10 @@ async fn a_message_given_back_too_often_dies(bench: &mut Bench<'_>) {
 async fn browsing_takes_nothing(bench: &mut Bench<'_>) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b", "c"]).await;
-    let seen = bench.broker.browse(&queue, 1, 5).await.expect("browsed");
+    let seen = bench.broker().browse(&queue, 1, 5).await.expect("browsed");
     let bodies: Vec<_> = seen.iter().map(|seen| seen.message.body().clone()).collect();
     assert_eq!(bodies, ["b", "c"]);
-    assert_eq!(bench.broker.browse(&queue, 0, 1).await.expect("browsed").len(), 1);
+    assert_eq!(bench.broker().browse(&queue, 0, 1).await.expect("browsed").len(), 1);
     bench.until(&queue, 3, 0, 0).await;
     assert_eq!(bench.drain(&queue).await, ["a", "b", "c"]);
 }

@@ -18,17 +18,17 @@ claims![
 
 async fn stream(bench: &Bench<'_>) -> String {
     let name = bench.name("stream");
-    bench.broker.declare_stream(StreamSpec::new(&name)).await.expect("declared");
+    bench.broker().declare_stream(StreamSpec::new(&name)).await.expect("declared");
     name
 }
 
 async fn append(bench: &Bench<'_>, stream: &str, bodies: std::ops::Range<u64>) -> u64 {
     let messages = bodies.map(|i| Message::new(i.to_string())).collect();
-    bench.broker.append(stream, messages).await.expect("appended")
+    bench.broker().append(stream, messages).await.expect("appended")
 }
 
 async fn open(bench: &Bench<'_>, stream: &str, from: StreamFrom) -> StreamReader {
-    bench.broker.read(stream, from).await.expect("the stream can be read")
+    bench.broker().read(stream, from).await.expect("the stream can be read")
 }
 
 async fn take(bench: &Bench<'_>, reader: &mut StreamReader, count: usize) -> Vec<StreamItem> {
@@ -64,14 +64,14 @@ async fn a_stream_is_read_from_anywhere_and_again(bench: &mut Bench<'_>) {
         let items = take(bench, &mut reader, (expected.end - expected.start) as usize).await;
         assert_eq!(offsets(&items), expected.collect::<Vec<_>>(), "{from:?}");
     }
-    let stats = bench.broker.stream_stats(&name).await.expect("stats");
+    let stats = bench.broker().stream_stats(&name).await.expect("stats");
     assert_eq!((stats.first, stats.next), (0, 10));
 
     let mut reader = open(bench, &name, StreamFrom::First).await;
     let sixth = take(bench, &mut reader, 6).await[5].time;
     let mut later = open(bench, &name, StreamFrom::Timestamp(sixth)).await;
     assert!(take(bench, &mut later, 1).await[0].time >= sixth);
-    let differing = bench.broker.declare_stream(StreamSpec::new(&name).max_bytes(1)).await;
+    let differing = bench.broker().declare_stream(StreamSpec::new(&name).max_bytes(1)).await;
     assert_eq!(differing.expect_err("differs").kind(), BrokerErrorKind::Mismatch);
 }
 
@@ -90,13 +90,13 @@ async fn a_reader_waits_at_the_end_for_more(bench: &mut Bench<'_>) {
 
 async fn a_stream_forgets_its_oldest_beyond_its_size(bench: &mut Bench<'_>) {
     let name = bench.name("stream");
-    bench.broker.declare_stream(StreamSpec::new(&name).max_bytes(1 << 20)).await.expect("declared");
+    bench.broker().declare_stream(StreamSpec::new(&name).max_bytes(1 << 20)).await.expect("declared");
     let total = 16 * 1024;
     for _ in 0..total / 256 {
         let messages = (0..256).map(|_| Message::new(vec![7; 1024])).collect();
-        bench.broker.append(&name, messages).await.expect("appended");
+        bench.broker().append(&name, messages).await.expect("appended");
     }
-    let stats = bench.broker.stream_stats(&name).await.expect("stats");
+    let stats = bench.broker().stream_stats(&name).await.expect("stats");
     assert_eq!(stats.next, total);
     assert!(stats.first > 0 && stats.bytes < total * 1024, "{stats:?}");
     assert!(stats.bytes >= 1 << 20, "never less than asked for: {stats:?}");
@@ -106,7 +106,7 @@ async fn a_stream_forgets_its_oldest_beyond_its_size(bench: &mut Bench<'_>) {
 
 async fn readers_remember_their_offset(bench: &mut Bench<'_>) {
     let (one, two) = (stream(bench).await, stream(bench).await);
-    let broker = &bench.broker;
+    let broker = bench.broker();
     assert_eq!(broker.stored_offset(&one, "reader").await.expect("looked up"), None);
     broker.store_offset(&one, "reader", 5).await.expect("stored");
     broker.store_offset(&one, "other", 7).await.expect("stored");
@@ -118,22 +118,22 @@ async fn readers_remember_their_offset(bench: &mut Bench<'_>) {
 async fn a_deleted_stream_ends_its_readers(bench: &mut Bench<'_>) {
     let name = stream(bench).await;
     let mut reader = open(bench, &name, StreamFrom::First).await;
-    bench.broker.delete_stream(&name).await.expect("deleted");
-    bench.broker.delete_stream(&name).await.expect("again is fine");
+    bench.broker().delete_stream(&name).await.expect("deleted");
+    bench.broker().delete_stream(&name).await.expect("again is fine");
     let end = within(bench.claim, reader.next_chunk(1)).await;
     assert_eq!(end.expect_err("it is gone").kind(), BrokerErrorKind::NotFound);
-    let missing = bench.broker.append(&name, vec![Message::new("x")]).await;
+    let missing = bench.broker().append(&name, vec![Message::new("x")]).await;
     assert_eq!(missing.expect_err("it is gone").kind(), BrokerErrorKind::NotFound);
-    bench.broker.declare_stream(StreamSpec::new(&name)).await.expect("declared anew");
-    assert_eq!(bench.broker.stream_stats(&name).await.expect("stats").next, 0, "it begins anew");
+    bench.broker().declare_stream(StreamSpec::new(&name)).await.expect("declared anew");
+    assert_eq!(bench.broker().stream_stats(&name).await.expect("stats").next, 0, "it begins anew");
 }
 
 async fn streams_survive_a_restart(bench: &mut Bench<'_>) {
     let name = stream(bench).await;
     append(bench, &name, 0..5).await;
-    bench.broker.store_offset(&name, "reader", 3).await.expect("stored");
+    bench.broker().store_offset(&name, "reader", 3).await.expect("stored");
     bench.restart().await;
-    assert_eq!(bench.broker.stored_offset(&name, "reader").await.expect("looked up"), Some(3));
+    assert_eq!(bench.broker().stored_offset(&name, "reader").await.expect("looked up"), Some(3));
     assert_eq!(append(bench, &name, 5..6).await, 5);
     let mut reader = open(bench, &name, StreamFrom::Offset(3)).await;
     assert_eq!(offsets(&take(bench, &mut reader, 3).await), [3, 4, 5]);
