@@ -1,0 +1,328 @@
+//! The command line: what there is to say, and its help.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use millstream_message::{BrokerUrl, Overflow};
+
+use crate::units;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done: every item is completed, dropped by a step, or a dead letter, as the pipeline says
+  1    failed: the run, the broker, the disk, an offline case, a damaged log
+  2    refused before anything started: a wrong argument, or a pipeline file with problems
+  130  stopped by SIGINT   } what was accepted was finished within --drain, or is kept in a durable buffer;
+  143  stopped by SIGTERM  } the report says which. A second signal stops at once";
+
+/// Streams of items from a source through typed steps to an output, with bounded memory and nothing lost.
+#[derive(Debug, Parser)]
+#[command(name = "millstream", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Millstream {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run pipelines until their sources end or a signal comes
+    #[command(after_help = EXIT_CODES)]
+    Run(Run),
+    /// Check a pipeline file: every problem with its line, its column and its remedy
+    Lint(Lint),
+    /// Draw a pipeline as a Mermaid diagram
+    Graph(File),
+    /// Run the offline cases beside a pipeline (FILE.test.yaml), without its source and outputs
+    Test(Test),
+    /// Look at queues and use them, on any broker
+    #[command(subcommand)]
+    Queue(Queue),
+    /// Look at dead letters, put them back where they came from, or discard them
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
+    /// Check and export the log of an embedded broker
+    #[command(subcommand)]
+    Log(Log),
+    /// Print the JSON Schema of pipeline files, for editors
+    Schema,
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Pipeline files; several run side by side in this process
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Override a setting by its dotted path, as in `batch.count=100`; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<String>,
+    /// Write the final report as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Serve the status page, /metrics and /health on this address, as in 127.0.0.1:9090
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// How long a run may finish what it accepted after a signal, as in `30s`
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
+    pub(crate) drain: Duration,
+    /// Print nothing but errors
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct File {
+    /// The pipeline file
+    pub(crate) file: PathBuf,
+    /// Override a setting by its dotted path; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Lint {
+    /// Pipeline files
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Override a setting by its dotted path; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Test {
+    /// The pipeline file; its cases stand in the file beside it that ends with `.test.yaml`
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OnBroker {
+    /// The broker: `embedded:DIRECTORY`, `memory:`
+    #[arg(value_name = "URL")]
+    pub(crate) url: BrokerUrl,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OnQueue {
+    /// The broker: `embedded:DIRECTORY`, `memory:`
+    #[arg(value_name = "URL")]
+    pub(crate) url: BrokerUrl,
+    /// The name of the queue
+    #[arg(value_name = "QUEUE")]
+    pub(crate) queue: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Queue {
+    /// List all queues with what they hold
+    List {
+        #[command(flatten)]
+        on: OnBroker,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a queue; making it again as it is changes nothing
+    Declare(Declare),
+    /// Publish a message and wait until it is stored
+    Publish(Publish),
+    /// Take messages and print their bodies, one a line
+    Consume(Consume),
+    /// Look at messages without taking them
+    Peek {
+        #[command(flatten)]
+        on: OnQueue,
+        /// At most this many
+        #[arg(long, default_value_t = 10)]
+        max: usize,
+        /// After skipping this many
+        #[arg(long, default_value_t = 0)]
+        skip: u64,
+        /// Print a JSON object a line, with headers and properties
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a queue holds and how it is declared
+    Stats {
+        #[command(flatten)]
+        on: OnQueue,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove every message that is ready
+    Purge {
+        #[command(flatten)]
+        on: OnQueue,
+        /// Really remove them
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Declare {
+    #[command(flatten)]
+    pub(crate) on: OnQueue,
+    /// Forget the queue at a restart
+    #[arg(long)]
+    pub(crate) transient: bool,
+    /// How long a message may wait, as in `1h`
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    pub(crate) ttl: Option<Duration>,
+    /// How many messages may be ready
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) max_items: Option<u64>,
+    /// How many bytes may be ready, as in `1GiB`
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) max_bytes: Option<u64>,
+    /// What happens to a publish when the queue is full: `reject-publish` or `drop-head`
+    #[arg(long, value_parser = overflow, default_value = "reject-publish")]
+    pub(crate) overflow: Overflow,
+    /// The queue for messages that expired, overflowed or were rejected
+    #[arg(long, value_name = "QUEUE")]
+    pub(crate) dead_letters: Option<String>,
+    /// How many times a message may be given back before it is a dead letter
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) delivery_limit: Option<u32>,
+    /// The highest priority that is looked at
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) max_priority: Option<u8>,
+}
+
+fn overflow(word: &str) -> Result<Overflow, String> {
+    match word {
+        "reject-publish" => Ok(Overflow::Reject),
+        "drop-head" => Ok(Overflow::DropHead),
+        _ => Err("write `reject-publish` or `drop-head`".into()),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    #[command(flatten)]
+    pub(crate) on: OnQueue,
+    /// The body; without it, standard input is the body
+    #[arg(value_name = "BODY")]
+    pub(crate) body: Option<String>,
+    /// Publish each line of standard input as a message of its own
+    #[arg(long, conflicts_with = "body")]
+    pub(crate) lines: bool,
+    /// A header, as in `tenant=north`; may be given more than once
+    #[arg(long = "header", value_name = "NAME=VALUE")]
+    pub(crate) headers: Vec<String>,
+    /// The media type of the body, as in `application/json`
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) content_type: Option<String>,
+    /// How long the message may wait in the queue
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    pub(crate) ttl: Option<Duration>,
+    /// How long the message stays invisible
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    pub(crate) delay: Option<Duration>,
+    /// Higher goes first, in a queue that looks at priorities
+    #[arg(long, value_name = "LEVEL", default_value_t = 0)]
+    pub(crate) priority: u8,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Consume {
+    #[command(flatten)]
+    pub(crate) on: OnQueue,
+    /// At most this many; without it, until the queue is empty
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) max: Option<u64>,
+    /// Wait for more when the queue is empty, until a signal
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Print a JSON object a line, with headers and properties
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetters {
+    /// List dead letters by queue, reason and stage, with an example of each
+    List {
+        #[command(flatten)]
+        on: OnBroker,
+        /// Only this queue; without it, every queue that holds dead letters
+        #[arg(value_name = "QUEUE")]
+        queue: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show dead letters with their history and bodies
+    Show {
+        #[command(flatten)]
+        on: OnQueue,
+        #[command(flatten)]
+        which: Which,
+        /// Print a JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put dead letters back where they came from, or where you say
+    Replay {
+        #[command(flatten)]
+        on: OnQueue,
+        #[command(flatten)]
+        which: Which,
+        /// Put them into this queue instead
+        #[arg(long, value_name = "QUEUE")]
+        to: Option<String>,
+    },
+    /// Remove dead letters for good
+    Discard {
+        #[command(flatten)]
+        on: OnQueue,
+        #[command(flatten)]
+        which: Which,
+        /// Really remove them
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Which dead letters are meant.
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    /// Only those whose reason, stage or detail contains this text
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) matching: Option<String>,
+    /// At most this many, the oldest first
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) max: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Log {
+    /// Read every record of a log and say what is damaged
+    Verify {
+        /// The directory of the embedded broker
+        directory: PathBuf,
+    },
+    /// Print every record that can be read, a JSON object a line
+    Export {
+        /// The directory of the embedded broker
+        directory: PathBuf,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Millstream::command().debug_assert();
+    }
+}

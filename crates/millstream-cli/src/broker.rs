@@ -1,0 +1,94 @@
+//! Opening brokers, and messages as JSON.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use millstream_message::{Address, Broker, BrokerUrl, Message};
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+
+/// Opens a broker, lets `work` use it, and closes it whatever came of that, so that every ack and publish of a
+/// command is durable when the command ends.
+pub(crate) async fn with<T, F>(url: &BrokerUrl, work: impl FnOnce(Arc<dyn Broker>) -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    let broker = millstream_embedded::open(url)
+        .await
+        .map_err(|error| Failure::of(format_args!("cannot open the broker `{url}`"), &error))?;
+    let done = work(broker.clone()).await;
+    let closed = broker.close().await;
+    let done = done?;
+    closed.map_err(|error| Failure::of(format_args!("cannot close the broker `{url}`"), &error))?;
+    Ok(done)
+}
+
+/// A message as JSON: text bodies as text, others in hexadecimal.
+pub(crate) fn message_json(message: &Message, address: &Address) -> Value {
+    let properties = message.properties();
+    let mut out = serde_json::Map::new();
+    match std::str::from_utf8(message.body()) {
+        Ok(text) => out.insert("body".into(), text.into()),
+        Err(_) => out.insert("body_hex".into(), hex(message.body()).into()),
+    };
+    out.insert("exchange".into(), address.exchange().into());
+    out.insert("key".into(), address.key().into());
+    if !properties.headers.is_empty() {
+        out.insert("headers".into(), json!(properties.headers));
+    }
+    for (name, value) in [
+        ("content_type", &properties.content_type),
+        ("content_encoding", &properties.content_encoding),
+        ("message_id", &properties.message_id),
+        ("correlation_id", &properties.correlation_id),
+        ("reply_to", &properties.reply_to),
+    ] {
+        if let Some(value) = value {
+            out.insert(name.into(), value.as_str().into());
+        }
+    }
+    if let Some(ttl) = properties.ttl {
+        out.insert("ttl_seconds".into(), ttl.as_secs_f64().into());
+    }
+    if let Some(delay) = properties.delay {
+        out.insert("delay_seconds".into(), delay.as_secs_f64().into());
+    }
+    if properties.priority > 0 {
+        out.insert("priority".into(), properties.priority.into());
+    }
+    if !properties.persistent {
+        out.insert("persistent".into(), false.into());
+    }
+    Value::Object(out)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|nibble| char::from(b"0123456789abcdef"[nibble as usize]))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_that_is_no_text_is_shown_in_hexadecimal() {
+        let shown = message_json(&Message::new(&b"\xff\x0a"[..]), &Address::queue("q"));
+        assert_eq!(shown, json!({ "body_hex": "ff0a", "exchange": "", "key": "q" }));
+    }
+
+    #[test]
+    fn everything_that_is_said_about_a_body_is_shown() {
+        let message =
+            Message::new("x").with_header("n", 1_i64).with_priority(3).with_content_type("text/plain");
+        let shown = message_json(&message, &Address::new("e", "k"));
+        assert_eq!(
+            shown,
+            json!({ "body": "x", "exchange": "e", "key": "k", "headers": { "n": 1 }, "priority": 3, "content_type": "text/plain" })
+        );
+    }
+}

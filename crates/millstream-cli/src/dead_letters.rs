@@ -1,0 +1,410 @@
+//! `millstream dead-letters`: what failed, why, and another chance for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use millstream_message::{
+    Acker, Address, Batch, Broker, ConsumeOptions, Delivery, Message, Outcomes, Publish, Value, dead,
+};
+use serde_json::json;
+
+use crate::args::{self, OnBroker, OnQueue, Which};
+use crate::broker::{self, message_json};
+use crate::failure::Failure;
+use crate::out::{Out, complain, preview};
+use crate::queue::{browse, on_queue, stored};
+use crate::table::{count, counted, table};
+
+/// Letters handled in one step.
+const PAGE: usize = 100;
+/// How many letters of a queue are grouped; beyond, the list says that it saw only the first.
+const LETTERS_MAX: u64 = 100_000;
+/// How many groups are told apart in a queue; letters of further ones are counted together.
+const GROUPS_MAX: usize = 100;
+/// Counts how often a letter was replayed. Replaying takes the headers of the death off, so that another death
+/// is told as it is; this one stays and says that it was tried before.
+const REPLAYS: &str = "millstream-replays";
+
+pub(crate) async fn dead_letters(command: args::DeadLetters) -> Result<(), Failure> {
+    match command {
+        args::DeadLetters::List { on, queue, json } => list(on, queue, json).await,
+        args::DeadLetters::Show { on, which, json } => {
+            broker::with(&on.url, |broker| show(broker, on.queue, which, json)).await
+        }
+        args::DeadLetters::Replay { on, which, to } => {
+            broker::with(&on.url, |broker| replay(broker, on.queue, which, to)).await
+        }
+        args::DeadLetters::Discard { on, which, yes } => discard(on, which, yes).await,
+    }
+}
+
+/// Why a letter died, as it is grouped and matched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Cause {
+    from: String,
+    reason: String,
+    stage: String,
+    detail: String,
+}
+
+impl Cause {
+    fn of(message: &Message) -> Cause {
+        let text = |name| message.header(name).and_then(Value::as_text).unwrap_or_default().to_owned();
+        Cause {
+            from: text(dead::QUEUE),
+            reason: text(dead::REASON),
+            stage: text(dead::STAGE),
+            detail: text(dead::DETAIL),
+        }
+    }
+
+    fn matches(&self, which: &Which) -> bool {
+        let Some(text) = &which.matching else { return true };
+        [&self.reason, &self.stage, &self.detail].iter().any(|part| part.contains(text.as_str()))
+    }
+
+    /// The same for all letters whose details differ only in numbers, such as lines and offsets.
+    fn group(mut self) -> Cause {
+        let mut detail = String::new();
+        for character in self.detail.chars() {
+            match character {
+                digit if digit.is_ascii_digit() => {
+                    if !detail.ends_with('#') {
+                        detail.push('#');
+                    }
+                }
+                other => detail.push(other),
+            }
+        }
+        self.detail = detail;
+        self
+    }
+}
+
+/// Letters of one cause in one queue.
+struct Group {
+    letters: u64,
+    example: String,
+}
+
+async fn list(on: OnBroker, queue: Option<String>, json: bool) -> Result<(), Failure> {
+    broker::with(&on.url, |broker| async move {
+        let queues = match queue {
+            Some(queue) => vec![queue],
+            None => queues_with_letters(&broker).await?,
+        };
+        let mut out = Out::new();
+        if queues.is_empty() && !json {
+            out.line(format!("{} holds no dead letters", broker.url()))?;
+        }
+        for queue in queues {
+            let (groups, seen, total) = group(&broker, &queue).await?;
+            if json {
+                for (cause, group) in &groups {
+                    out.json(&json!({
+                        "queue": queue, "letters": group.letters, "from": cause.from, "reason": cause.reason,
+                        "stage": cause.stage, "detail": cause.detail, "example": group.example,
+                    }))?;
+                }
+                continue;
+            }
+            out.line(format!("{queue}: {}", counted(total, "dead letter")))?;
+            if seen < total {
+                out.line(format!("  the first {} of them:", count(seen)))?;
+            }
+            if !groups.is_empty() {
+                let rows: Vec<Vec<String>> = groups.iter().map(row).collect();
+                let text = table(&[">letters", "from", "stage", "reason", "example"], &rows);
+                out.line(text.lines().map(|line| format!("  {line}\n")).collect::<String>())?;
+            }
+        }
+        out.flush()
+    })
+    .await
+}
+
+fn row((cause, group): &(Cause, Group)) -> Vec<String> {
+    let reason = match (cause.reason.as_str(), cause.detail.as_str()) {
+        ("", "") => "(none given)".to_owned(),
+        (reason, "") => reason.to_owned(),
+        ("", detail) => preview(detail.as_bytes(), 60),
+        (reason, detail) => format!("{reason}: {}", preview(detail.as_bytes(), 60)),
+    };
+    let cell = |text: &str| if text.is_empty() { "-".to_owned() } else { preview(text.as_bytes(), 40) };
+    vec![
+        count(group.letters),
+        cell(&cause.from),
+        cell(&cause.stage),
+        reason,
+        preview(group.example.as_bytes(), 60),
+    ]
+}
+
+/// The queues that others name as theirs for dead letters, and those whose first message is one.
+async fn queues_with_letters(broker: &Arc<dyn Broker>) -> Result<Vec<String>, Failure> {
+    let names = broker.queues().await.map_err(|error| Failure::of("cannot list the queues", &error))?;
+    let mut named = BTreeSet::new();
+    for name in &names {
+        let declared =
+            broker.queue(name).await.map_err(|error| on_queue("look at", name, broker.url(), &error))?;
+        named.extend(declared.and_then(|queue| queue.dead_letter_key));
+    }
+    let mut found = Vec::new();
+    for name in names {
+        let first = browse(broker, &name, 0, 1).await?;
+        let first_is_letter = first.iter().any(|first| first.message.header(dead::REASON).is_some());
+        if first_is_letter || (named.contains(&name) && !first.is_empty()) {
+            found.push(name);
+        }
+    }
+    Ok(found)
+}
+
+/// The letters of a queue by cause, most first; how many were seen, and how many there are.
+async fn group(broker: &Arc<dyn Broker>, queue: &str) -> Result<(Vec<(Cause, Group)>, u64, u64), Failure> {
+    let stats =
+        broker.stats(queue).await.map_err(|error| on_queue("look at", queue, broker.url(), &error))?;
+    let mut groups: BTreeMap<Cause, Group> = BTreeMap::new();
+    let mut seen = 0;
+    while seen < LETTERS_MAX {
+        let page = browse(broker, queue, seen, PAGE).await?;
+        if page.is_empty() {
+            break;
+        }
+        seen += page.len() as u64;
+        for letter in page {
+            let mut cause = Cause::of(&letter.message).group();
+            if groups.len() >= GROUPS_MAX && !groups.contains_key(&cause) {
+                cause = Cause { reason: "(others)".into(), ..Cause::default() };
+            }
+            let group = groups
+                .entry(cause)
+                .or_insert_with(|| Group { letters: 0, example: preview(letter.message.body(), 160) });
+            group.letters += 1;
+        }
+    }
+    let mut groups: Vec<(Cause, Group)> = groups.into_iter().collect();
+    groups.sort_by_key(|(_, group)| std::cmp::Reverse(group.letters));
+    Ok((groups, seen, stats.ready.max(seen)))
+}
+
+async fn show(broker: Arc<dyn Broker>, queue: String, which: Which, json: bool) -> Result<(), Failure> {
+    let mut out = Out::new();
+    let (mut seen, mut shown) = (0, 0);
+    let max = which.max.unwrap_or(u64::MAX);
+    while shown < max {
+        let page = browse(&broker, &queue, seen, PAGE).await?;
+        if page.is_empty() {
+            break;
+        }
+        seen += page.len() as u64;
+        for letter in page {
+            let cause = Cause::of(&letter.message);
+            if shown == max || !cause.matches(&which) {
+                continue;
+            }
+            shown += 1;
+            if json {
+                out.json(&message_json(&letter.message, &letter.address))?;
+            } else {
+                out.line(described(shown, &letter.message, &cause))?;
+            }
+        }
+    }
+    out.flush()
+}
+
+/// A letter as a person reads it: the death first, then the headers, then the body.
+fn described(number: u64, message: &Message, cause: &Cause) -> String {
+    let mut text = format!("letter {number}\n");
+    let mut line = |name: &str, value: &str| {
+        if !value.is_empty() {
+            text.push_str(&format!("  {name:<10} {}\n", preview(value.as_bytes(), 500)));
+        }
+    };
+    line("reason", &cause.reason);
+    line("detail", &cause.detail);
+    line("stage", &cause.stage);
+    line("died in", &cause.from);
+    if let Some(address) = origin(message) {
+        line("came from", &address.to_string());
+    }
+    line("id", message.properties().message_id.as_deref().unwrap_or_default());
+    if let Some(deaths) = message.header(dead::COUNT).and_then(Value::as_int).filter(|deaths| *deaths > 1) {
+        line("deaths", &deaths.to_string());
+    }
+    for (name, value) in &message.properties().headers {
+        if !name.starts_with("millstream-dead-") {
+            let value = value.as_text().map_or_else(|| json!(value).to_string(), str::to_owned);
+            line(name, &value);
+        }
+    }
+    line("body", &String::from_utf8_lossy(message.body()));
+    text
+}
+
+/// Where a letter was published to before it died.
+fn origin(message: &Message) -> Option<Address> {
+    let exchange = message.header(dead::EXCHANGE)?.as_text()?;
+    let key = message.header(dead::KEY)?.as_text()?;
+    // A letter of an item that came from no queue names neither.
+    (!exchange.is_empty() || !key.is_empty()).then(|| Address::new(exchange, key))
+}
+
+async fn replay(
+    broker: Arc<dyn Broker>,
+    queue: String,
+    which: Which,
+    to: Option<String>,
+) -> Result<(), Failure> {
+    let to = to.map(Address::queue);
+    let mut replayed = 0;
+    let mut homeless = 0;
+    let mut letters = Letters::open(&broker, &queue, which).await?;
+    loop {
+        let chunk = letters.next().await?;
+        if chunk.is_empty() {
+            break;
+        }
+        let (mut tags, mut publishes) = (Vec::new(), Vec::new());
+        for letter in chunk {
+            match to.clone().or_else(|| origin(&letter.message)) {
+                Some(to) => {
+                    tags.push(letter.tag);
+                    publishes.push(Publish { to, message: revived(letter.message) });
+                }
+                None => homeless += 1,
+            }
+        }
+        let outcomes: Outcomes = broker
+            .publish_batch(Batch::from(publishes))
+            .await
+            .map_err(|error| on_queue("replay", &queue, broker.url(), &error))?;
+        // A letter leaves only when its message is stored elsewhere. Killed in between, it is in both places:
+        // twice is better than never.
+        let others: BTreeSet<usize> = outcomes.others().iter().map(|(at, _)| *at).collect();
+        let stored_tags = tags.iter().enumerate().filter(|(at, _)| !others.contains(at)).map(|(_, tag)| *tag);
+        replayed += letters.acker.ack_many(stored_tags).applied;
+        if let Some((_, outcome)) = outcomes.others().first() {
+            letters.acker.release();
+            complain(&format!("replayed {}; the next stays where it is", counted(replayed, "dead letter")));
+            return stored(outcome, &queue, broker.url());
+        }
+    }
+    letters.acker.release();
+    complain(&format!("replayed {}", counted(replayed, "dead letter")));
+    if homeless > 0 {
+        return Err(Failure::Failed(format!(
+            "{} did not say where it came from and stays; --to QUEUE puts it there",
+            counted(homeless, "dead letter")
+        )));
+    }
+    Ok(())
+}
+
+/// The message as it was before it died.
+fn revived(mut message: Message) -> Message {
+    let headers = &mut message.properties_mut().headers;
+    headers.retain(|name, _| !name.starts_with("millstream-dead-"));
+    let replays = headers.get(REPLAYS).and_then(Value::as_int).unwrap_or(0);
+    headers.insert(REPLAYS.into(), Value::Int(replays.saturating_add(1)));
+    message
+}
+
+async fn discard(on: OnQueue, which: Which, yes: bool) -> Result<(), Failure> {
+    if !yes {
+        return Err(Failure::Refused(format!(
+            "this removes dead letters of `{}` for good; `dead-letters show` shows which, --yes removes them",
+            on.queue
+        )));
+    }
+    broker::with(&on.url, |broker| async move {
+        let mut letters = Letters::open(&broker, &on.queue, which).await?;
+        let mut discarded = 0;
+        loop {
+            let chunk = letters.next().await?;
+            if chunk.is_empty() {
+                break;
+            }
+            discarded += letters.acker.ack_many(chunk.iter().map(|letter| letter.tag)).applied;
+        }
+        letters.acker.release();
+        complain(&format!("discarded {}", counted(discarded, "dead letter")));
+        Ok(())
+    })
+    .await
+}
+
+/// The letters that are meant, taken one page after the other. Those that are not meant stay unsettled and so
+/// return to their places at the end.
+struct Letters {
+    consumer: millstream_message::Consumer,
+    acker: Acker,
+    which: Which,
+    /// How many deliveries are still to come: as many as there were at the start, so that letters which come
+    /// back while they are replayed are not replayed for ever.
+    left: u64,
+    /// How many letters may still be taken.
+    wanted: u64,
+    failed: Box<dyn Fn(millstream_message::BrokerError) -> Failure>,
+}
+
+impl Letters {
+    async fn open(broker: &Arc<dyn Broker>, queue: &str, which: Which) -> Result<Letters, Failure> {
+        let failed = {
+            let (queue, url) = (queue.to_owned(), broker.url().clone());
+            move |error| on_queue("read", &queue, &url, &error)
+        };
+        let stats = broker.stats(queue).await.map_err(&failed)?;
+        // What is passed over stays unsettled, so the prefetch must have room for the whole queue. That costs no
+        // memory: the messages themselves are dropped at once.
+        let options = ConsumeOptions::default()
+            .name("millstream dead-letters")
+            .exclusive()
+            .prefetch(usize::MAX)
+            .prefetch_bytes(usize::MAX)
+            .stop_when_empty();
+        let consumer = broker.consume(queue, options).await.map_err(&failed)?;
+        let acker = consumer.acker();
+        let wanted = which.max.unwrap_or(u64::MAX);
+        Ok(Letters { consumer, acker, which, left: stats.ready, wanted, failed: Box::new(failed) })
+    }
+
+    /// The next letters that are meant; empty at the end.
+    async fn next(&mut self) -> Result<Vec<Delivery>, Failure> {
+        let mut meant = Vec::new();
+        while meant.is_empty() && self.left > 0 && self.wanted > 0 {
+            let max = self.left.min(self.wanted).min(PAGE as u64) as usize;
+            let mut chunk = self.consumer.next_chunk(max).await.map_err(&self.failed)?;
+            if chunk.is_empty() {
+                break;
+            }
+            self.left -= chunk.len() as u64;
+            chunk.retain(|letter| Cause::of(&letter.message).matches(&self.which));
+            self.wanted -= chunk.len() as u64;
+            meant = chunk;
+        }
+        Ok(meant)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_that_differ_only_in_numbers_are_of_one_group() {
+        let cause = |detail: &str| Cause { detail: detail.into(), ..Cause::default() }.group();
+        assert_eq!(cause("line 840, column 7: `NA`"), cause("line 12, column 1: `NA`"));
+        assert_ne!(cause("line 1: `NA`"), cause("line 1: ``"));
+    }
+
+    #[test]
+    fn a_revived_message_says_only_that_it_was_tried_before() {
+        let message = Message::new("x").with_header(dead::REASON, "rejected").with_header("tenant", "north");
+        let once = revived(message);
+        assert_eq!(once.header(dead::REASON), None);
+        assert_eq!(once.header("tenant"), Some(&"north".into()));
+        assert_eq!(revived(once).header(REPLAYS), Some(&Value::Int(2)));
+    }
+}

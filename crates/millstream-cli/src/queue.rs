@@ -1,0 +1,376 @@
+//! `millstream queue`: looking at queues and using them.
+
+use std::io::{BufRead, Read};
+use std::sync::Arc;
+
+use millstream_message::{
+    Address, Batch, Broker, BrokerUrl, Browsed, ConsumeOptions, Delivery, Message, Outcomes, PublishOutcome,
+    Queue, QueueStats,
+};
+use serde_json::json;
+
+use crate::args::{self, OnQueue};
+use crate::broker::{self, message_json};
+use crate::failure::Failure;
+use crate::out::{Out, complain, preview};
+use crate::signals::Signals;
+use crate::table::{count, counted, table};
+
+/// Messages a batch of `publish --lines`, and bytes: enough for one sync to serve many, and bounded.
+const BATCH_ITEMS: usize = 1000;
+const BATCH_BYTES: usize = 4 << 20;
+/// Messages looked at in one step.
+const PAGE: usize = 100;
+
+pub(crate) async fn queue(command: args::Queue) -> Result<(), Failure> {
+    match command {
+        args::Queue::List { on, json } => broker::with(&on.url, |broker| list(broker, json)).await,
+        args::Queue::Declare(declare) => {
+            let url = declare.on.url.clone();
+            broker::with(&url, |broker| self::declare(broker, declare)).await
+        }
+        args::Queue::Publish(publish) => {
+            let url = publish.on.url.clone();
+            broker::with(&url, |broker| self::publish(broker, publish)).await
+        }
+        args::Queue::Consume(consume) => {
+            let url = consume.on.url.clone();
+            broker::with(&url, |broker| self::consume(broker, consume)).await
+        }
+        args::Queue::Peek { on, max, skip, json } => {
+            broker::with(&on.url, |broker| peek(broker, &on.queue, max, skip, json)).await
+        }
+        args::Queue::Stats { on, json } => {
+            broker::with(&on.url, |broker| stats(broker, &on.queue, json)).await
+        }
+        args::Queue::Purge { on, yes } => purge(on, yes).await,
+    }
+}
+
+async fn list(broker: Arc<dyn Broker>, json: bool) -> Result<(), Failure> {
+    let names = broker.queues().await.map_err(|error| Failure::of("cannot list the queues", &error))?;
+    let mut all = Vec::with_capacity(names.len());
+    for name in &names {
+        all.push(stats_of(&broker, name).await?);
+    }
+    let mut out = Out::new();
+    if json {
+        out.json(&json!(all))?;
+    } else if all.is_empty() {
+        out.line(format!("{} has no queue", broker.url()))?;
+    } else {
+        let rows: Vec<Vec<String>> = all.iter().map(row).collect();
+        out.line(table(&["queue", ">ready", ">unacked", ">delayed", ">bytes"], &rows))?;
+    }
+    out.flush()
+}
+
+fn row(stats: &QueueStats) -> Vec<String> {
+    let bytes = stats.ready_bytes + stats.unacked_bytes + stats.delayed_bytes;
+    vec![stats.name.clone(), count(stats.ready), count(stats.unacked), count(stats.delayed), count(bytes)]
+}
+
+async fn stats_of(broker: &Arc<dyn Broker>, queue: &str) -> Result<QueueStats, Failure> {
+    broker.stats(queue).await.map_err(|error| on_queue("look at", queue, broker.url(), &error))
+}
+
+/// What went wrong with a queue, in the words of every command here.
+pub(crate) fn on_queue(
+    tried: &str,
+    queue: &str,
+    url: &BrokerUrl,
+    error: &millstream_message::BrokerError,
+) -> Failure {
+    Failure::of(format_args!("cannot {tried} the queue `{queue}` of `{url}`"), error)
+}
+
+async fn declare(broker: Arc<dyn Broker>, asked: args::Declare) -> Result<(), Failure> {
+    let name = asked.on.queue.as_str();
+    let mut queue = if asked.transient { Queue::transient(name) } else { Queue::durable(name) };
+    queue = queue.overflow(asked.overflow);
+    if let Some(ttl) = asked.ttl {
+        queue = queue.ttl(ttl);
+    }
+    if let Some(items) = asked.max_items {
+        queue = queue.max_items(items);
+    }
+    if let Some(bytes) = asked.max_bytes {
+        queue = queue.max_bytes(bytes);
+    }
+    if let Some(dead) = &asked.dead_letters {
+        queue = queue.dead_letter("", dead);
+    }
+    if let Some(times) = asked.delivery_limit {
+        queue = queue.delivery_limit(times);
+    }
+    if let Some(priority) = asked.max_priority {
+        queue = queue.max_priority(priority);
+    }
+    broker.declare_queue(queue).await.map_err(|error| on_queue("declare", name, broker.url(), &error))
+}
+
+async fn publish(broker: Arc<dyn Broker>, asked: args::Publish) -> Result<(), Failure> {
+    let to = Address::queue(&asked.on.queue);
+    if asked.lines {
+        publish_lines(&broker, &asked, &to).await
+    } else {
+        publish_one(&broker, &asked, &to).await
+    }
+}
+
+async fn publish_one(broker: &Arc<dyn Broker>, asked: &args::Publish, to: &Address) -> Result<(), Failure> {
+    let body = match &asked.body {
+        Some(body) => body.clone().into_bytes(),
+        None => {
+            let (mut body, max) = (Vec::new(), broker.features().max_message_bytes);
+            // One byte more than allowed tells a body that is too long from one that just fits.
+            let read = std::io::stdin().lock().take(max + 1).read_to_end(&mut body);
+            read.map_err(unreadable)?;
+            if body.len() as u64 > max {
+                return Err(Failure::Failed(format!(
+                    "standard input is longer than the {} bytes that a message may have; \
+                     --lines publishes each line as a message of its own",
+                    count(max)
+                )));
+            }
+            body
+        }
+    };
+    let outcome = broker.publish(to, message(asked, body)?).await;
+    let outcome = outcome.map_err(|error| on_queue("publish to", to.key(), broker.url(), &error))?;
+    stored(&outcome, to.key(), broker.url())
+}
+
+async fn publish_lines(broker: &Arc<dyn Broker>, asked: &args::Publish, to: &Address) -> Result<(), Failure> {
+    let mut input = std::io::stdin().lock();
+    let max = broker.features().max_message_bytes;
+    let mut published = 0_u64;
+    loop {
+        let (mut messages, mut bytes) = (Vec::new(), 0);
+        while messages.len() < BATCH_ITEMS && bytes < BATCH_BYTES {
+            let mut line = Vec::new();
+            if (&mut input).take(max + 1).read_until(b'\n', &mut line).map_err(unreadable)? == 0 {
+                break;
+            }
+            if line.last() == Some(&b'\n') {
+                line.pop();
+            } else if line.len() as u64 > max {
+                return Err(Failure::Failed(format!(
+                    "line {} of standard input is longer than the {} bytes that a message may have; \
+                     the lines before it are published up to {published}",
+                    published + messages.len() as u64 + 1,
+                    count(max)
+                )));
+            }
+            bytes += line.len();
+            messages.push(message(asked, line)?);
+        }
+        if messages.is_empty() {
+            complain(&format!("published {}", counted(published, "message")));
+            return Ok(());
+        }
+        let outcomes: Outcomes = broker
+            .publish_batch(Batch::to(to, messages))
+            .await
+            .map_err(|error| on_queue("publish to", to.key(), broker.url(), &error))?;
+        published += outcomes.confirmed_count() as u64;
+        if let Some((_, outcome)) = outcomes.others().first() {
+            complain(&format!("published {}; the next was not stored", counted(published, "message")));
+            return stored(outcome, to.key(), broker.url());
+        }
+    }
+}
+
+fn unreadable(error: std::io::Error) -> Failure {
+    Failure::of("cannot read standard input", &error)
+}
+
+fn message(asked: &args::Publish, body: Vec<u8>) -> Result<Message, Failure> {
+    let mut message = Message::new(body);
+    for header in &asked.headers {
+        let Some((name, value)) = header.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            return Err(Failure::Refused(format!("--header {header}: write NAME=VALUE, as in tenant=north")));
+        };
+        message = message.with_header(name, value);
+    }
+    if let Some(content_type) = &asked.content_type {
+        message = message.with_content_type(content_type);
+    }
+    if let Some(ttl) = asked.ttl {
+        message = message.with_ttl(ttl);
+    }
+    if let Some(delay) = asked.delay {
+        message = message.with_delay(delay);
+    }
+    if asked.priority > 0 {
+        message = message.with_priority(asked.priority);
+    }
+    Ok(message)
+}
+
+/// Whether a publish is stored; otherwise the failure that says where the message is now.
+pub(crate) fn stored(outcome: &PublishOutcome, queue: &str, url: &BrokerUrl) -> Result<(), Failure> {
+    match outcome {
+        PublishOutcome::Confirmed => Ok(()),
+        PublishOutcome::Unroutable(returned) => Err(Failure::Failed(format!(
+            "not stored: {}; `millstream queue declare {url} {queue}` makes the queue",
+            returned.reason
+        ))),
+        PublishOutcome::Refused(refusal) => Err(Failure::of("not stored", refusal)),
+        PublishOutcome::Unconfirmed(error) => Err(Failure::of("it is not known whether it is stored", error)),
+    }
+}
+
+async fn consume(broker: Arc<dyn Broker>, asked: args::Consume) -> Result<(), Failure> {
+    let name = asked.on.queue.as_str();
+    let max = asked.max.unwrap_or(u64::MAX);
+    let mut options = ConsumeOptions::default().name("millstream queue consume");
+    if !asked.follow {
+        options = options.stop_when_empty();
+    }
+    let mut consumer = broker
+        .consume(name, options)
+        .await
+        .map_err(|error| on_queue("consume", name, broker.url(), &error))?;
+    let mut signals = Signals::new()?;
+    let mut out = Out::new();
+    let mut taken = 0;
+    let ended = loop {
+        let wanted = usize::try_from(max - taken).unwrap_or(usize::MAX).min(PAGE);
+        if wanted == 0 {
+            break Ok(());
+        }
+        let chunk = tokio::select! {
+            biased;
+            signal = signals.next() => break Err(Failure::Signal(signal)),
+            chunk = consumer.next_chunk(wanted) => chunk,
+        };
+        let chunk = chunk.map_err(|error| on_queue("consume", name, broker.url(), &error))?;
+        if chunk.is_empty() {
+            break Ok(());
+        }
+        taken += chunk.len() as u64;
+        print(&mut out, &chunk, asked.json)?;
+        // Only what has been handed on is taken off the queue.
+        out.flush()?;
+        consumer.acker().ack_many(chunk.iter().map(|delivery| delivery.tag));
+    };
+    consumer.acker().release();
+    ended
+}
+
+fn print(out: &mut Out, deliveries: &[Delivery], json: bool) -> Result<(), Failure> {
+    for delivery in deliveries {
+        if json {
+            out.json(&message_json(&delivery.message, &delivery.address))?;
+        } else {
+            out.line(delivery.message.body())?;
+        }
+    }
+    Ok(())
+}
+
+async fn peek(
+    broker: Arc<dyn Broker>,
+    queue: &str,
+    max: usize,
+    skip: u64,
+    json: bool,
+) -> Result<(), Failure> {
+    let mut out = Out::new();
+    let mut seen = 0;
+    while seen < max {
+        let page = browse(&broker, queue, skip + seen as u64, (max - seen).min(PAGE)).await?;
+        if page.is_empty() {
+            break;
+        }
+        seen += page.len();
+        for browsed in &page {
+            if json {
+                out.json(&message_json(&browsed.message, &browsed.address))?;
+            } else {
+                out.line(preview(browsed.message.body(), 160))?;
+            }
+        }
+    }
+    out.flush()
+}
+
+/// A page of a queue's messages, which stay where they are.
+pub(crate) async fn browse(
+    broker: &Arc<dyn Broker>,
+    queue: &str,
+    skip: u64,
+    max: usize,
+) -> Result<Vec<Browsed>, Failure> {
+    broker.browse(queue, skip, max).await.map_err(|error| on_queue("look into", queue, broker.url(), &error))
+}
+
+async fn stats(broker: Arc<dyn Broker>, queue: &str, json: bool) -> Result<(), Failure> {
+    let stats = stats_of(&broker, queue).await?;
+    let declared =
+        broker.queue(queue).await.map_err(|error| on_queue("look at", queue, broker.url(), &error))?;
+    let mut out = Out::new();
+    if json {
+        out.json(&json!({ "stats": stats, "declared": declared }))?;
+        return out.flush();
+    }
+    let rows = [
+        ("ready", stats.ready, stats.ready_bytes),
+        ("unacked", stats.unacked, stats.unacked_bytes),
+        ("delayed", stats.delayed, stats.delayed_bytes),
+    ];
+    let rows = rows.map(|(name, items, bytes)| vec![name.to_owned(), count(items), count(bytes)]);
+    out.line(table(&[queue, ">messages", ">bytes"], &rows))?;
+    if let Some(declared) = declared {
+        out.line(format!("\ndeclared {}", described(&declared)))?;
+    }
+    out.flush()
+}
+
+/// A queue's declaration in words.
+fn described(queue: &Queue) -> String {
+    let mut words = vec![if queue.durable { "durable" } else { "transient" }.to_owned()];
+    if let Some(ttl) = queue.ttl {
+        words.push(format!("messages expire after {}", millstream_pipeline::show_duration(ttl)));
+    }
+    if let Some(items) = queue.max_items {
+        words.push(format!("at most {}", counted(items.get(), "message")));
+    }
+    if let Some(bytes) = queue.max_bytes {
+        words.push(format!("at most {}", millstream_pipeline::show_size(bytes.get())));
+    }
+    if queue.max_items.is_some() || queue.max_bytes.is_some() {
+        let overflow = json!(queue.overflow);
+        words.push(format!("when full {}", overflow.as_str().unwrap_or_default()));
+    }
+    if let Some(exchange) = &queue.dead_letter_exchange {
+        let to = Address::new(exchange, queue.dead_letter_key.as_deref().unwrap_or("(the message's own)"));
+        words.push(format!("dead letters go to {to}"));
+    }
+    if let Some(times) = queue.delivery_limit {
+        words.push(format!("given back at most {}", counted(times.get().into(), "time")));
+    }
+    if let Some(priority) = queue.max_priority {
+        words.push(format!("priorities up to {priority}"));
+    }
+    words.join(", ")
+}
+
+async fn purge(on: OnQueue, yes: bool) -> Result<(), Failure> {
+    broker::with(&on.url, |broker| async move {
+        let ready = stats_of(&broker, &on.queue).await?.ready;
+        if !yes {
+            return Err(Failure::Refused(format!(
+                "this removes {} for good from the queue `{}`; repeat it with --yes",
+                counted(ready, "message"),
+                on.queue
+            )));
+        }
+        let purged = broker.purge(&on.queue).await;
+        let purged = purged.map_err(|error| on_queue("purge", &on.queue, broker.url(), &error))?;
+        complain(&format!("removed {}", counted(purged, "message")));
+        Ok(())
+    })
+    .await
+}

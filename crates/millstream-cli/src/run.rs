@@ -1,0 +1,162 @@
+//! `millstream run`: check, build, announce, wait, drain, report.
+
+mod file;
+mod progress;
+mod report;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_observe::Server;
+use millstream_pipeline::{Brokers, Pipeline, Report, RunError, show_duration};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::args;
+use crate::failure::Failure;
+use crate::lint;
+use crate::out::complain;
+use crate::signals::Signals;
+use file::ReportFile;
+use progress::Progress;
+use watch::Watch;
+
+/// How long an answer that is being given to a browser may take once the runs have ended.
+const SERVER_DRAIN: Duration = Duration::from_secs(1);
+
+/// The runs of this process: each task tells its number and how it ended.
+type Runs = JoinSet<(usize, Result<Report, RunError>)>;
+
+pub(crate) async fn run(asked: args::Run) -> Result<(), Failure> {
+    // Everything that can be refused is refused before anything starts.
+    let pipelines = lint::open_all(&asked.files, &asked.settings)?;
+    let report = asked.report.as_deref().map(ReportFile::create).transpose()?;
+    let mut signals = Signals::new()?;
+    let watch = Arc::new(Watch::default());
+    let server = serve(&asked, &watch).await?;
+
+    let brokers = Brokers::new();
+    let mut runs = Runs::new();
+    for pipeline in &pipelines {
+        start(pipeline, &brokers, &watch, &mut runs).await?;
+    }
+    let (signal, failures) = wait(&mut runs, &watch, &mut signals, &asked).await;
+
+    if !asked.quiet {
+        for run in watch.snapshots() {
+            complain(&format!("\n{}", report::text(&run).trim_end()));
+        }
+    }
+    let written = report.map_or(Ok(()), |file| write(file, &watch));
+    let closed = brokers.close().await.map_err(|error| Failure::of("cannot close the broker", &error));
+    if let Some(server) = server {
+        server.shutdown(SERVER_DRAIN).await;
+    }
+    let others = [written, closed].into_iter().filter_map(Result::err);
+    let failures: Vec<Failure> = failures.into_iter().chain(others).collect();
+    for failure in &failures {
+        failure.report();
+    }
+    match signal {
+        Some(signal) => Err(Failure::Signal(signal)),
+        None if failures.is_empty() => Ok(()),
+        None => Err(Failure::Said),
+    }
+}
+
+fn write(file: ReportFile, watch: &Watch) -> Result<(), Failure> {
+    let report = watch.report().map_err(|error| Failure::of("the report is no JSON", &error))?;
+    file.write(&report)
+}
+
+/// Starts the server, if one is asked for, and announces it.
+async fn serve(asked: &args::Run, watch: &Arc<Watch>) -> Result<Option<Server>, Failure> {
+    let Some(address) = asked.listen else { return Ok(None) };
+    let watch = watch.clone();
+    let server = Server::bind(address, move || watch.snapshots()).await;
+    let server = server.map_err(|error| Failure::of("cannot serve the status page", &error))?;
+    if !asked.quiet {
+        complain(&format!("status page: http://{}/", server.local_addr()));
+    }
+    Ok(Some(server))
+}
+
+async fn start(
+    pipeline: &Pipeline,
+    brokers: &Brokers,
+    watch: &Watch,
+    runs: &mut Runs,
+) -> Result<(), Failure> {
+    let run = pipeline.start(brokers).await.map_err(|error| Failure::of("nothing was read", &error))?;
+    let number = watch.add(run.monitor());
+    runs.spawn(async move { (number, run.join().await) });
+    Ok(())
+}
+
+/// Waits until all runs have ended, or until a signal and then a deadline or another signal end them. Returns
+/// the signal, if there was one, and what failed.
+async fn wait(
+    runs: &mut Runs,
+    watch: &Watch,
+    signals: &mut Signals,
+    asked: &args::Run,
+) -> (Option<u8>, Vec<Failure>) {
+    let mut progress = Progress::new(asked.quiet);
+    let mut failures = Vec::new();
+    let mut signal = None;
+    let mut deadline = None;
+    loop {
+        tokio::select! {
+            // A signal before everything else: with a run that ends at the same moment it is still what ended it.
+            biased;
+            number = signals.next() => {
+                if signal.is_some() {
+                    break;
+                }
+                signal = Some(number);
+                deadline = Instant::now().checked_add(asked.drain);
+                watch.drain();
+                if !asked.quiet {
+                    progress.clear();
+                    let time = show_duration(asked.drain);
+                    complain(&format!("finishing what was accepted, for at most {time}; a second one stops at once"));
+                }
+            }
+            () = until(deadline) => break,
+            ended = runs.join_next() => match ended {
+                Some(Ok((number, result))) => failures.extend(ended_one(watch, number, result)),
+                Some(Err(error)) => failures.push(Failure::of("a run was lost", &error)),
+                None => break,
+            },
+            () = sleep(progress.period()) => progress.show(&watch.snapshots()),
+        }
+    }
+    progress.clear();
+    watch.freeze();
+    // What still runs is dropped: it gives what is not settled back to its source.
+    runs.shutdown().await;
+    (signal, failures)
+}
+
+/// Until then; for ever without a deadline.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Remembers how a run ended; the failure, if it is one.
+fn ended_one(watch: &Watch, number: usize, result: Result<Report, RunError>) -> Option<Failure> {
+    match result {
+        Ok(report) => {
+            watch.ended(number, report, None);
+            None
+        }
+        Err(error) => {
+            watch.ended(number, error.report().clone(), Some(error.to_string()));
+            Some(Failure::Failed(error.to_string()))
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! `millstream run`: reports, signals, faults, and what is served meanwhile.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Stdio};
+
+use serde_json::Value;
+use support::{Ended, Place, ended, signal};
+
+/// Lines of JSON from standard input to standard output, through nothing.
+const ECHO: &str = "name: echo\nsource: { stdin: { format: ndjson } }\noutput: { stdout: }\n";
+
+fn report(place: &Place, name: &str) -> Value {
+    serde_json::from_str(&place.read(name)).expect("a report is JSON")
+}
+
+/// The sum that every report must satisfy; what was received.
+fn received(report: &Value) -> u64 {
+    let ledger = &report["ledger"];
+    let number = |name: &str| ledger[name].as_u64().unwrap_or_else(|| panic!("{name}: {report:#}"));
+    let dropped =
+        ledger["dropped"].as_object().expect("an object").values().filter_map(Value::as_u64).sum::<u64>();
+    let settled = number("completed") + dropped + number("dead") + number("in_flight");
+    assert_eq!(number("received"), settled, "{report:#}");
+    settled
+}
+
+#[test]
+fn the_quickstart_accounts_for_every_row_and_a_second_run_adds_nothing() {
+    let place = Place::with_examples();
+    let end = place.run(&["run", "examples/quickstart.yaml", "--report", "report.json"]);
+    assert_eq!(end.code, Some(0), "{}", end.err);
+    let first = report(&place, "report.json");
+    assert_eq!(received(&first), 27_004);
+    assert_eq!(first["name"], "flights");
+    assert_eq!(first["ledger"]["in_flight"], 0);
+    assert!(first["memory_bound_bytes"].as_u64() > Some(0) && first["elapsed_seconds"].as_f64() > Some(0.0));
+    assert!(first["stages"].as_array().is_some_and(|stages| !stages.is_empty()));
+    assert!(end.err.contains("27,004  received") && end.err.contains("dropped by `on time`"), "{}", end.err);
+    let outputs = || {
+        let files = std::fs::read_dir(place.path("examples/out")).expect("outputs");
+        let mut files: Vec<_> = files.map(|file| file.expect("listed").path()).collect();
+        files.sort();
+        files
+            .into_iter()
+            .map(|path| (path.clone(), std::fs::read(path).expect("readable")))
+            .collect::<Vec<_>>()
+    };
+    let written = outputs();
+
+    let end = place.run(&["run", "examples/quickstart.yaml", "--quiet", "--report", "report.json"]);
+    assert_eq!((end.code, end.out.as_str(), end.err.as_str()), (Some(0), "", ""));
+    assert_eq!(received(&report(&place, "report.json")), 0);
+    assert!(outputs() == written, "the second run changed an output");
+}
+
+#[test]
+fn what_goes_in_comes_out_and_progress_stays_off_standard_output() {
+    let place = Place::new();
+    place.write("echo.yaml", ECHO);
+    let end = place.run_with_input(&["run", "echo.yaml"], b"{\"a\":1}\n{\"a\":2}\n");
+    assert_eq!(end.code, Some(0), "{}", end.err);
+    assert_eq!(end.out, "{\"a\":1}\n{\"a\":2}\n");
+    assert!(end.err.contains("echo: completed"), "{}", end.err);
+}
+
+#[test]
+fn several_pipelines_run_side_by_side_into_one_report() {
+    let place = Place::new();
+    place.write(
+        "one.yaml",
+        "name: one\nsource: { file: { path: in.ndjson } }\noutput: { file: { path: one.ndjson } }\n",
+    );
+    place.write(
+        "two.yaml",
+        "name: two\nsource: { file: { path: in.ndjson } }\noutput: { file: { path: two.ndjson } }\n",
+    );
+    place.write("in.ndjson", "{\"a\":1}\n{\"a\":2}\n");
+    place.done(&["run", "one.yaml", "two.yaml", "--quiet", "--report", "report.json"]);
+    let report = report(&place, "report.json");
+    let runs = report["runs"].as_array().expect("a list");
+    assert_eq!(runs.iter().map(|run| &run["name"]).collect::<Vec<_>>(), ["one", "two"]);
+    assert!(runs.iter().all(|run| received(run) == 2), "{report:#}");
+    assert_eq!(place.read("one.ndjson"), place.read("two.ndjson"));
+}
+
+#[test]
+fn set_overrides_the_file() {
+    let place = Place::new();
+    place.write("echo.yaml", ECHO);
+    let end = place.run_with_input(&["run", "echo.yaml", "--set", "name=other"], b"");
+    assert!(end.err.contains("other: completed"), "{}", end.err);
+}
+
+/// A run of `file` that has passed an item on: its output is read from the returned end.
+fn started(place: &Place, arguments: &[&str]) -> (Child, BufReader<std::process::ChildStdout>) {
+    let mut child = place.command(arguments).stdin(Stdio::piped()).spawn().expect("the binary starts");
+    let mut out = BufReader::new(child.stdout.take().expect("it is piped"));
+    let input = child.stdin.as_mut().expect("it is piped");
+    input.write_all(b"{\"a\":1}\n").and_then(|()| input.flush()).expect("it reads");
+    let mut line = String::new();
+    out.read_line(&mut line).expect("it writes");
+    assert_eq!(line, "{\"a\":1}\n");
+    (child, out)
+}
+
+#[test]
+fn a_signal_drains_and_its_number_is_the_exit_code() {
+    for (name, code) in [("INT", 130), ("TERM", 143)] {
+        let place = Place::new();
+        place.write("echo.yaml", ECHO);
+        let (child, _out) = started(&place, &["run", "echo.yaml", "--report", "report.json"]);
+        signal(&child, name);
+        let end = wait_with_open_input(child);
+        assert_eq!(end.code, Some(code), "{}", end.err);
+        assert!(end.err.contains("echo: stopped") || end.err.contains("echo: completed"), "{}", end.err);
+        let report = report(&place, "report.json");
+        assert_eq!((received(&report), &report["ledger"]["in_flight"]), (1, &0.into()));
+    }
+}
+
+/// Waits for the end without closing standard input, which would end the run by itself.
+fn wait_with_open_input(mut child: Child) -> Ended {
+    let input = child.stdin.take();
+    let end = ended(child.wait_with_output().expect("it ends"));
+    drop(input);
+    end
+}
+
+/// A run whose output nobody reads, so that it can never drain: it has read more than all pipes hold.
+fn stuck(
+    place: &Place,
+    arguments: &[&str],
+) -> (Child, std::thread::JoinHandle<()>, std::process::ChildStdout) {
+    let mut child = place.command(arguments).stdin(Stdio::piped()).spawn().expect("the binary starts");
+    let mut input = child.stdin.take().expect("it is piped");
+    let out = child.stdout.take().expect("it is piped");
+    let (full, is_full) = std::sync::mpsc::channel();
+    let writer = std::thread::spawn(move || {
+        let line = format!("{{\"a\":\"{}\"}}\n", "x".repeat(1000));
+        for lines in 0.. {
+            // The pipes hold 64 KiB each, so after this much the program has taken some itself.
+            if lines == 200 {
+                let _ = full.send(());
+            }
+            if input.write_all(line.as_bytes()).is_err() {
+                return; // it has ended
+            }
+        }
+    });
+    is_full.recv().expect("the writer gets that far");
+    (child, writer, out)
+}
+
+#[test]
+fn a_second_signal_stops_at_once_and_the_report_tells_what_was_left() {
+    let place = Place::new();
+    place.write("echo.yaml", ECHO);
+    let (mut child, writer, out) =
+        stuck(&place, &["run", "echo.yaml", "--drain", "1h", "--report", "report.json"]);
+    signal(&child, "INT");
+    // The drain has begun when it says so.
+    let mut err = BufReader::new(child.stderr.take().expect("it is piped"));
+    let mut line = String::new();
+    while !line.contains("a second one stops at once") {
+        line.clear();
+        assert!(err.read_line(&mut line).expect("it is text") > 0, "it ended without announcing the drain");
+    }
+    signal(&child, "INT");
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    let mut rest = String::new();
+    err.read_to_string(&mut rest).expect("it is text");
+    assert!(rest.contains("echo: stopped"), "{rest}");
+    let report = report(&place, "report.json");
+    assert!(received(&report) > 0 && report["ledger"]["in_flight"].as_u64() > Some(0), "{report:#}");
+    drop(out);
+    writer.join().expect("the writer ends");
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline() {
+    let place = Place::new();
+    place.write("echo.yaml", ECHO);
+    let (child, writer, out) =
+        stuck(&place, &["run", "echo.yaml", "--drain", "50ms", "--report", "report.json"]);
+    signal(&child, "TERM");
+    let end = ended(child.wait_with_output().expect("it ends"));
+    assert_eq!(end.code, Some(143), "{}", end.err);
+    assert!(report(&place, "report.json")["ledger"]["in_flight"].as_u64() > Some(0));
+    drop(out);
+    writer.join().expect("the writer ends");
+}
+
+#[test]
+fn what_is_stopped_with_a_durable_buffer_goes_on_where_it_was() {
+    let place = Place::new();
+    let file = "name: slow\nsource: { file: { path: in.ndjson } }\n\
+                buffer: { queue: { broker: 'embedded:state', name: slow } }\noutput: { stdout: }\n";
+    place.write("slow.yaml", file);
+    let input: String =
+        (0..20_000).map(|n| format!("{{\"n\":{n},\"pad\":\"{}\"}}\n", "x".repeat(100))).collect();
+    place.write("in.ndjson", &input);
+    let mut child =
+        place.command(&["run", "slow.yaml", "--drain", "0", "--quiet"]).spawn().expect("it starts");
+    let mut out = BufReader::new(child.stdout.take().expect("it is piped"));
+    let mut first = String::new();
+    out.read_line(&mut first).expect("it writes");
+    signal(&child, "INT");
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    out.read_to_string(&mut first).expect("it is text");
+    let rest = place.done(&["run", "slow.yaml", "--quiet"]);
+    let lines: std::collections::BTreeSet<&str> =
+        first.split_inclusive('\n').chain(rest.lines()).map(str::trim_end).collect();
+    let lost = input.lines().find(|line| !lines.contains(line));
+    assert_eq!(lost, None);
+}
+
+#[test]
+fn the_status_page_metrics_and_health_are_served_while_it_runs() {
+    let place = Place::new();
+    place.write("echo.yaml", ECHO);
+    let (mut child, _out) = started(&place, &["run", "echo.yaml", "--listen", "127.0.0.1:0"]);
+    let mut err = BufReader::new(child.stderr.take().expect("it is piped"));
+    let mut line = String::new();
+    let address = loop {
+        line.clear();
+        assert!(err.read_line(&mut line).expect("it is text") > 0, "the address is announced");
+        if let Some((_, address)) = line.trim().split_once("http://") {
+            break address.trim_end_matches('/').to_owned();
+        }
+    };
+    let get = |path: &str| {
+        let mut stream = std::net::TcpStream::connect(&address).expect("it listens");
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        answer
+    };
+    let metrics = get("/metrics");
+    assert!(metrics.contains("millstream_items_received_total{pipeline=\"echo\"} 1"), "{metrics}");
+    assert!(metrics.contains("millstream_items_completed_total{pipeline=\"echo\"} 1"), "{metrics}");
+    assert!(metrics.contains("millstream_stage_items_out_total{pipeline=\"echo\",stage="), "{metrics}");
+    assert!(get("/health/ready").starts_with("HTTP/1.1 200"));
+    assert!(get("/").contains("<h1>echo</h1>"));
+    drop(child.stdin.take());
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
+fn a_taken_port_is_told_before_anything_is_read() {
+    let place = Place::with_examples();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    let end = place.run(&["run", "examples/quickstart.yaml", "--listen", &address]);
+    assert_eq!(end.code, Some(1));
+    assert!(end.err.contains(&address) && end.err.contains("port 0"), "{}", end.err);
+    assert!(!place.path("examples/state").exists() && !place.path("examples/out").exists());
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_told_before_anything_is_read() {
+    let place = Place::with_examples();
+    let end = place.run(&["run", "examples/quickstart.yaml", "--report", "no/such/directory/report.json"]);
+    assert_eq!(end.code, Some(2));
+    assert!(end.err.contains("no/such/directory/report.json"), "{}", end.err);
+    assert!(!place.path("examples/out").exists());
+    let end = place.run(&["run", "examples/quickstart.yaml", "--quiet", "--report", "/dev/full"]);
+    assert_eq!(end.code, Some(1));
+    assert!(end.err.contains("cannot write /dev/full"), "{}", end.err);
+}
+
+#[test]
+fn a_directory_in_use_is_told_with_its_owner() {
+    let place = Place::with_examples();
+    place.done(&["queue", "declare", "embedded:examples/state", "other"]);
+    let mut holder =
+        place.command(&["queue", "consume", "embedded:examples/state", "other", "--follow", "--json"]);
+    let mut holder = holder.spawn().expect("the binary starts");
+    let end = loop {
+        let end = place.run(&["run", "examples/quickstart.yaml"]);
+        if end.code != Some(0) {
+            break end;
+        }
+    };
+    assert_eq!(end.code, Some(1));
+    assert!(end.err.contains(&holder.id().to_string()), "{}", end.err);
+    signal(&holder, "TERM");
+    assert_eq!(holder.wait().expect("it ends").code(), Some(143));
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_told_and_nothing_is_lost() {
+    let place = Place::with_examples();
+    // A file where the directory should be: refused to root too.
+    place.write("examples/out", "in the way");
+    let end = place.run(&["run", "examples/quickstart.yaml"]);
+    assert_eq!(end.code, Some(1), "{}", end.err);
+    assert!(end.err.contains("error: ") && end.err.contains("examples/out"), "{}", end.err);
+    std::fs::remove_file(place.path("examples/out")).expect("it is there");
+    place.done(&["run", "examples/quickstart.yaml", "--quiet", "--report", "report.json"]);
+    let written: usize = std::fs::read_dir(place.path("examples/out"))
+        .expect("outputs")
+        .map(|file| std::fs::read_to_string(file.expect("listed").path()).expect("text").lines().count())
+        .sum();
+    let report = report(&place, "report.json");
+    assert_eq!(written as u64, report["ledger"]["completed"].as_u64().expect("a number"));
+}
+
+#[test]
+fn an_input_that_cannot_be_read_is_told() {
+    let place = Place::with_examples();
+    std::fs::remove_file(place.path("examples/data/flights-2013-01.csv")).expect("it is there");
+    let end = place.run(&["run", "examples/quickstart.yaml"]);
+    assert_eq!(end.code, Some(1), "{}", end.err);
+    assert!(end.err.contains("flights-2013-01.csv"), "{}", end.err);
+}
+
+#[test]
+fn a_failed_item_fails_the_run_unless_the_pipeline_says_otherwise() {
+    let place = Place::new();
+    let file = |policy: &str| {
+        format!("name: strict\nsource: {{ stdin: {{ format: ndjson }} }}\noutput: {{ stdout: }}\n{policy}")
+    };
+    place.write("strict.yaml", &file("on_error: fail\n"));
+    let end =
+        place.run_with_input(&["run", "strict.yaml", "--report", "report.json"], b"{\"a\":1}\nnot json\n");
+    assert_eq!(end.code, Some(1), "{}", end.err);
+    assert!(end.err.contains("error: ") && end.err.contains(":2"), "it names the line: {}", end.err);
+    assert!(end.err.contains("strict: failed"), "{}", end.err);
+    received(&report(&place, "report.json"));
+    place.write("lax.yaml", &file("on_error: skip\n"));
+    let end = place.run_with_input(&["run", "lax.yaml", "--report", "report.json"], b"{\"a\":1}\nnot json\n");
+    assert_eq!(end.code, Some(0), "{}", end.err);
+    assert_eq!(received(&report(&place, "report.json")), 2);
+}
+
+#[test]
+fn a_file_that_may_not_be_read_is_told() {
+    let place = Place::new();
+    let path = place.write("echo.yaml", ECHO);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).expect("it is ours");
+    // Root may read everything, and then there is nothing to tell.
+    if std::fs::read(&path).is_err() {
+        let end = place.run(&["run", "echo.yaml"]);
+        assert_eq!(end.code, Some(2));
+        assert!(end.err.contains("echo.yaml"), "{}", end.err);
+    }
+}

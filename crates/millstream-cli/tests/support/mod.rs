@@ -1,0 +1,123 @@
+//! Running the binary as a user does, in a directory of its own.
+#![allow(dead_code, reason = "each test binary uses its part of this")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+/// A directory that is gone after the test, and the binary in it.
+pub struct Place(tempfile::TempDir);
+
+/// How a command ended.
+pub struct Ended {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Place {
+    pub fn new() -> Place {
+        Place(tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    /// A place with the examples of this workspace, without what runs of them left there.
+    pub fn with_examples() -> Place {
+        let place = Place::new();
+        copy(&workspace().join("examples"), &place.path("examples"));
+        place
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().expect("it lies in the place")).expect("a directory is made");
+        std::fs::write(&path, text).expect("a file is written");
+        path
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// The binary with these arguments, to be started in this place.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs the binary to its end.
+    pub fn run(&self, arguments: &[&str]) -> Ended {
+        ended(self.command(arguments).output().expect("the binary starts"))
+    }
+
+    /// Runs the binary with this on its standard input.
+    pub fn run_with_input(&self, arguments: &[&str], input: &[u8]) -> Ended {
+        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().expect("the binary starts");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        let input = input.to_vec();
+        let writer = std::thread::spawn(move || stdin.write_all(&input));
+        let end = ended(child.wait_with_output().expect("it ends"));
+        // A process that refuses its input may end before it has read all of it.
+        let _ = writer.join();
+        end
+    }
+
+    /// A process that has the directory of this broker open: it waits for messages of `queue`, which must hold
+    /// one, and has printed that.
+    pub fn holding(&self, url: &str, queue: &str) -> Child {
+        let mut child =
+            self.command(&["queue", "consume", url, queue, "--follow"]).spawn().expect("it starts");
+        let out = child.stdout.as_mut().expect("it is piped");
+        let mut line = String::new();
+        BufReader::new(out).read_line(&mut line).expect("it is text");
+        assert!(!line.is_empty(), "it prints the message");
+        child
+    }
+
+    /// Runs the binary, which must succeed; its standard output.
+    pub fn done(&self, arguments: &[&str]) -> String {
+        let end = self.run(arguments);
+        assert_eq!(end.code, Some(0), "{arguments:?}: {}", end.err);
+        end.out
+    }
+}
+
+pub fn ended(output: Output) -> Ended {
+    Ended {
+        code: output.status.code(),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Sends a signal, by the name that `kill` knows.
+pub fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+    assert!(status.expect("kill is there").success(), "the process is there");
+}
+
+/// The root of the workspace.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace is there")
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory is made");
+    for entry in std::fs::read_dir(from).expect("it is a directory") {
+        let entry = entry.expect("it can be listed");
+        let name = entry.file_name();
+        if name == "state" || name == "out" {
+            continue;
+        }
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to.join(name));
+        } else {
+            std::fs::copy(entry.path(), to.join(name)).expect("a file is copied");
+        }
+    }
+}
