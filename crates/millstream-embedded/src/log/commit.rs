@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
 };
@@ -25,6 +25,9 @@ pub(crate) struct Group {
     outcome: OnceLock<Outcome>,
     /// Somebody wants it written now. Set once, so that only the first waiter takes the log's lock.
     asked: AtomicBool,
+    /// Commits of this group that were not left for later. They do not start a write, but keep one going: the
+    /// next group follows without its waiters having to be woken first.
+    awaited: AtomicUsize,
     waiters: Mutex<Vec<Option<Waker>>>,
 }
 
@@ -58,6 +61,11 @@ impl Group {
         self.asked.load(Ordering::Acquire)
     }
 
+    /// Whether somebody holds a commit of it.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed) > 0
+    }
+
     pub(crate) fn is_finished(&self) -> bool {
         self.outcome.get().is_some()
     }
@@ -72,6 +80,10 @@ pub(crate) struct Part {
 }
 
 impl Part {
+    fn await_it(&self) {
+        self.group.awaited.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn result(&self) -> Option<Result<(), CommitError>> {
         let outcome = self.group.outcome.get()?;
         if self.end <= outcome.durable {
@@ -112,6 +124,7 @@ pub struct Commit {
 
 impl Commit {
     pub(crate) fn new(shared: Arc<Shared>, part: Option<Part>) -> Self {
+        part.iter().for_each(Part::await_it);
         Self { shared, part, rest: Vec::new(), slot: None, failed: None }
     }
 
@@ -119,8 +132,12 @@ impl Commit {
     pub(crate) fn extend(&mut self, part: Part) {
         match &mut self.part {
             Some(last) if self.rest.is_empty() && Arc::ptr_eq(&last.group, &part.group) => {
-                last.end = part.end
+                last.end = part.end;
+                return;
             }
+            _ => part.await_it(),
+        }
+        match &mut self.part {
             None => self.part = Some(part),
             Some(_) => self.rest.push(part),
         }
@@ -144,7 +161,9 @@ impl Commit {
     /// somebody asks for, when half of the pending bytes are used, or when the log is closed.
     pub fn later(mut self) {
         self.leave();
-        self.part = None;
+        for part in self.part.take().into_iter().chain(self.rest.drain(..)) {
+            part.group.awaited.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Whether the records are durable; `None` as long as that is not known. Does not ask for writing.

@@ -198,3 +198,62 @@ pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(*bytes[at..].first_chunk().expect("callers index inside fixed-size headers"))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn whole(header: &Header, salt: u32, body: &[u8]) -> Vec<u8> {
+        let entry = Entry { body, ..Entry::default() };
+        let mut bytes = header.encode(body_crc(salt, &entry)).to_vec();
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_is_encoded_is_decoded(
+            position: u64, kind: u8, flags: u8, time in 0..1_u64 << 48, epoch: u32, lag: u32, salt: u32,
+            body in proptest::collection::vec(any::<u8>(), 0..300)
+        ) {
+            let header =
+                Header { crc: 0, len: body.len() as u32, position, kind, flags, time, epoch, lag };
+            let bytes = whole(&header, salt, &body);
+            let decoded = Header::decode(&bytes).expect("is long enough");
+            prop_assert_eq!(Header { crc: 0, ..decoded }, header);
+            prop_assert!(crc_matches(salt, &decoded, &bytes));
+            prop_assert!(!crc_matches(salt ^ 1, &decoded, &bytes), "another log's record does not pass");
+        }
+
+        #[test]
+        fn a_changed_byte_is_noticed(at in 0_usize..132, change in 1_u8.., body: [u8; 100]) {
+            let header =
+                Header { crc: 0, len: 100, position: 4096, kind: 1, flags: 0, time: 7, epoch: 1, lag: 0 };
+            let mut bytes = whole(&header, 5, &body);
+            bytes[at] ^= change;
+            let decoded = Header::decode(&bytes).expect("is long enough");
+            prop_assert!(!crc_matches(5, &decoded, &bytes));
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_decoded_without_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200), salt: u32
+        ) {
+            match Header::decode(&bytes) {
+                Some(header) => prop_assert!(!crc_matches(salt, &header, &bytes)),
+                None => prop_assert!(bytes.len() < HEADER),
+            }
+        }
+    }
+
+    #[test]
+    fn splitting_the_body_changes_nothing() {
+        let crc = |head: &'static [u8], body| body_crc(9, &Entry { head, body, ..Entry::default() });
+        assert_eq!(crc(b"", b"abcdef"), crc(b"abc", b"def"));
+        assert_eq!(crc(b"abcdef", b""), crc(b"abc", b"def"));
+    }
+}

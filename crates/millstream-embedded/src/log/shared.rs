@@ -321,7 +321,8 @@ impl Shared {
             std::mem::swap(&mut state.pending, &mut state.spare);
         }
         state.writing = false;
-        if state.group.is_asked() && !state.pending.is_empty() {
+        if !state.pending.is_empty() && (state.group.is_awaited() || state.group.is_asked()) {
+            state.group.ask();
             self.work.notify_one();
         }
         drop(state);
