@@ -1,44 +1,33 @@
-//! [`Pipe`]: what users build flows with.
+//! [`Pipe`]: what users build flows with. Its ends and its task boundaries are in the modules below it.
 
-use std::collections::hash_map::DefaultHasher;
 use std::fmt;
 use std::future::Future;
-use std::hash::{BuildHasher, BuildHasherDefault, Hash};
-use std::ops::ControlFlow;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use crate::drive::Driver;
 use crate::failure::{BoxError, Failed};
-use crate::finish::{Drain, run_sink};
-use crate::flow::{Flow, Step};
-use crate::knob::{Knob, Setting};
-use crate::measure::{Capacity, Measure, Unmeasured};
+use crate::flow::Flow;
+use crate::measure::Measure;
 use crate::op::basic::{Filter, FilterMap, Inspect, Map, Skip, Take};
 use crate::op::batch::{Batch, Batched};
 use crate::op::boxed::{self, BoxFlow};
-use crate::op::broadcast::{FanOut, Lane, Route, ToAll, ToLane};
-use crate::op::buffer::{Hop, Pump, chunk_items};
 use crate::op::errors::{DeadLetter, FailFast, Fallback, Reject, SkipErrors};
 use crate::op::flat_map::{FlatMap, Unbatch};
 use crate::op::map_async::{Concurrency, MapAsync};
 use crate::op::merge::{Either, Merge};
-use crate::op::overflow::{Overflow, Shedder, Shedding, Shelf};
-use crate::op::parallel::{self, Parallel, Workers};
 use crate::op::try_map::TryMap;
 use crate::retry::Retry;
-use crate::ring::ring;
-use crate::run::{Monitor, Plan};
-use crate::scope::{HopEntry, PanicPolicy, Scope};
-use crate::sink::Sink;
+use crate::run::Monitor;
+use crate::scope::{PanicPolicy, Scope};
 use crate::source::{FromIter, FromStream, FromTracked};
-use crate::spawn::Tasks;
-use crate::stats::{HopStats, OpStats, StageStats};
+use crate::stats::OpStats;
 use crate::token::{Account, Settle, Tracked};
+
+mod boundaries;
+mod ends;
+
+pub use boundaries::{Buffered, LaneFlow};
 
 /// A flow of items from a source through operators, not yet started.
 ///
@@ -71,6 +60,8 @@ pub struct Pipe<F> {
     scope: Arc<Scope>,
     /// The operators of the stage being built.
     ops: Vec<Arc<OpStats>>,
+    /// The task boundary before it, until an operator follows.
+    boundary: Option<Arc<OpStats>>,
 }
 
 /// An automatic hop begins with this capacity; the ring behind it has room for the tuner to move.
@@ -138,31 +129,31 @@ where
 impl<F: Flow> Pipe<F> {
     fn source(kind: &'static str, flow: impl FnOnce(&Arc<Scope>) -> F) -> Self {
         let scope = Scope::new();
-        Pipe { flow: flow(&scope), ops: vec![OpStats::new(kind)], scope }
+        Pipe { flow: flow(&scope), ops: vec![OpStats::new(kind)], boundary: None, scope }
     }
 
     /// A flow made by an operator of your own, in the place of this one.
     pub fn via<G: Flow>(self, name: &str, operator: impl FnOnce(F) -> G) -> Pipe<G> {
-        let Pipe { flow, scope, mut ops } = self;
+        let Pipe { flow, scope, mut ops, .. } = self;
         let op = OpStats::new("via");
         op.rename(name.into());
         ops.push(op);
-        Pipe { flow: operator(flow), scope, ops }
+        Pipe { flow: operator(flow), scope, ops, boundary: None }
     }
 
     fn then<G>(self, kind: &'static str, make: impl FnOnce(F, Arc<OpStats>, &Arc<Scope>) -> G) -> Pipe<G> {
-        let Pipe { flow, scope, mut ops } = self;
+        let Pipe { flow, scope, mut ops, .. } = self;
         let op = OpStats::new(kind);
         ops.push(op.clone());
         if !F::Token::TRACKED {
             scope.add_untracked_op(op.clone());
         }
-        Pipe { flow: make(flow, op, &scope), scope, ops }
+        Pipe { flow: make(flow, op, &scope), scope, ops, boundary: None }
     }
 
     /// Names the last operator: in reports, in failures, and as what dropped an item.
     pub fn named(self, name: &str) -> Self {
-        if let Some(op) = self.ops.last() {
+        if let Some(op) = self.ops.last().or(self.boundary.as_ref()) {
             op.rename(name.into());
         }
         self
@@ -383,9 +374,9 @@ impl<F: Flow> Pipe<F> {
     where
         F: Send + 'static,
     {
-        let Pipe { flow, scope, ops } = self;
+        let Pipe { flow, scope, ops, boundary } = self;
         scope.add_memory("boxed".into(), boxed::CHUNK * size_of::<(F::Item, F::Token)>());
-        Pipe { flow: BoxFlow::new(flow), scope, ops }
+        Pipe { flow: BoxFlow::new(flow), scope, ops, boundary }
     }
 
     /// This flow and another of the same items, by turns of up to 256 items. Ends when both have ended.
@@ -396,12 +387,12 @@ impl<F: Flow> Pipe<F> {
     where
         G: Flow<Item = F::Item, Token = F::Token>,
     {
-        let Pipe { flow, scope, mut ops } = self;
-        scope.adopt(&other.scope);
+        let Pipe { flow, scope, mut ops, .. } = self;
+        let scope = scope.adopt(&other.scope);
         ops.extend(other.ops);
         let flow = Merge::new([Either::Left(flow), Either::Right(other.flow)]);
         ops.push(OpStats::new("merge"));
-        Pipe { flow, scope, ops }
+        Pipe { flow, scope, ops, boundary: None }
     }
 
     /// Any number of flows of one type as one, by turns.
@@ -411,330 +402,17 @@ impl<F: Flow> Pipe<F> {
     pub fn merge_all(pipes: impl IntoIterator<Item = Pipe<F>>) -> Pipe<Merge<F>> {
         let mut pipes = pipes.into_iter();
         let first = pipes.next().expect("merging takes at least one flow");
-        let Pipe { flow, scope, mut ops } = first;
+        let Pipe { flow, mut scope, mut ops, .. } = first;
         let mut flows = vec![flow];
         for pipe in pipes {
-            scope.adopt(&pipe.scope);
+            scope = scope.adopt(&pipe.scope);
             ops.extend(pipe.ops);
             flows.push(pipe.flow);
         }
         ops.push(OpStats::new("merge"));
-        Pipe { flow: Merge::new(flows), scope, ops }
-    }
-
-    // Ends.
-
-    fn driver(self, kind: &'static str) -> (F, Driver) {
-        let Pipe { flow, scope, mut ops } = self;
-        ops.push(OpStats::new(kind));
-        let stats = Arc::new(StageStats::new(ops));
-        scope.add_stage(stats.clone());
-        (flow, Driver::new(scope, stats, QUANTUM_MAX))
-    }
-
-    /// Ends the flow in a function. An item is confirmed when the function returns.
-    pub fn for_each(self, mut each: impl FnMut(F::Item) + Send + 'static) -> Plan<()>
-    where
-        F: Send + 'static,
-    {
-        self.end("for_each", (), move |(), item| each(item))
-    }
-
-    /// Ends the flow in one value.
-    pub fn fold<A: Send + 'static>(
-        self,
-        initial: A,
-        each: impl FnMut(&mut A, F::Item) + Send + 'static,
-    ) -> Plan<A>
-    where
-        F: Send + 'static,
-    {
-        self.end("fold", initial, each)
-    }
-
-    /// Ends the flow in a vector of its items, which is bounded by nothing but their number.
-    pub fn collect(self) -> Plan<Vec<F::Item>>
-    where
-        F: Send + 'static,
-        F::Item: Send,
-    {
-        self.end("collect", Vec::new(), |items: &mut Vec<_>, item| items.push(item))
-    }
-
-    fn end<A: Send + 'static>(
-        self,
-        kind: &'static str,
-        state: A,
-        each: impl FnMut(&mut A, F::Item) + Send + 'static,
-    ) -> Plan<A>
-    where
-        F: Send + 'static,
-    {
-        let (flow, driver) = self.driver(kind);
-        let scope = driver.scope.clone();
-        Plan::new(scope, Drain { flow, state: Some(state), each, driver })
-    }
-
-    /// Ends the flow in a sink, which confirms items to their source as it writes them. The run gives the sink
-    /// back.
-    pub fn into_sink<S: Sink<Item = F::Item>>(self, sink: S) -> Plan<S>
-    where
-        F: Send + 'static,
-        F::Item: Send,
-    {
-        let chunk = sink.chunk().max(1);
-        let (flow, driver) = self.driver("sink");
-        let scope = driver.scope.clone();
-        scope.add_memory("sink".into(), chunk.saturating_mul(size_of::<(F::Item, F::Token)>()));
-        Plan::new(scope, run_sink(flow, sink, driver))
+        Pipe { flow: Merge::new(flows), scope, ops, boundary: None }
     }
 }
-
-// Task boundaries.
-
-impl<F> Pipe<F>
-where
-    F: Flow + Send + 'static,
-    F::Item: Send,
-{
-    /// Closes the stage built so far.
-    fn boundary(self, kind: &'static str, quantum_max: usize) -> (F, Driver, Arc<OpStats>) {
-        let Pipe { flow, scope, mut ops } = self;
-        let op = OpStats::new(kind);
-        if !F::Token::TRACKED {
-            scope.add_untracked_op(op.clone());
-        }
-        // The stage ends with the hand-over, so that its report says where it leads.
-        ops.push(op.clone());
-        let stats = Arc::new(StageStats::new(ops));
-        scope.add_stage(stats.clone());
-        (flow, Driver::new(scope, stats, quantum_max), op)
-    }
-
-    fn hop_knob(scope: &Scope, op: &OpStats, items: Setting) -> Knob {
-        let max = match items {
-            Setting::Fixed(items) => items,
-            Setting::Auto => {
-                (HOP_AUTO_BYTES / size_of::<(F::Item, F::Token)>().max(1)).clamp(HOP_AUTO, HOP_AUTO_MAX)
-            }
-        };
-        let knob =
-            Knob::new(format!("{} {} capacity", op.name(), scope.hop_count() + 1), items, HOP_AUTO, 1, max);
-        scope.add_knob(knob.clone());
-        knob
-    }
-
-    /// Runs what was built so far in a task of its own, with a bounded buffer of items between it and what
-    /// follows. A full buffer makes the producer wait.
-    ///
-    /// Items cross in chunks, handed over the moment the producer would wait: a busy flow moves hundreds a
-    /// wake-up, an idle one moves each item at once.
-    ///
-    /// # Ordering
-    /// Kept.
-    ///
-    /// # Cancel safety
-    /// When the run is dropped, the items in the buffer are given back to their source by their tokens, or are
-    /// dropped if they have none.
-    pub fn buffer(self, capacity: impl Into<Capacity>) -> Pipe<Hop<F::Item, F::Token, Unmeasured>> {
-        self.buffer_measured(capacity.into())
-    }
-
-    /// As [`buffer`](Pipe::buffer), bounded in bytes too.
-    pub fn buffer_measured<W>(self, capacity: Capacity<W>) -> Pipe<Hop<F::Item, F::Token, W>>
-    where
-        W: Measure<F::Item> + Clone,
-    {
-        let Capacity { items, bytes_max, measure } = capacity;
-        let (flow, driver, op) = self.boundary("buffer", chunk_items::<(F::Item, F::Token)>());
-        let scope = driver.scope.clone();
-        let (capacity, stats) = Self::add_hop(&scope, &op, items, bytes_max);
-        let (writer, reader) = ring(capacity.bounds().1);
-        let bytes_max = bytes_max.unwrap_or(usize::MAX);
-        let pump = Pump {
-            flow,
-            measure: measure.clone(),
-            writer,
-            capacity,
-            bytes_max,
-            stats: stats.clone(),
-            driver,
-        };
-        let tasks = Tasks::new(scope.clone(), vec![Box::pin(pump)]);
-        Pipe { flow: Hop { reader, measure, stats, tasks }, scope, ops: Vec::new() }
-    }
-
-    fn add_hop(
-        scope: &Scope,
-        op: &OpStats,
-        items: Setting,
-        bytes_max: Option<usize>,
-    ) -> (Knob, Arc<HopStats>) {
-        let capacity = Self::hop_knob(scope, op, items);
-        let stats = Arc::new(HopStats::default());
-        scope.add_hop(HopEntry { stats: stats.clone(), capacity: capacity.clone(), bytes_max });
-        let slots = capacity.bounds().1.next_power_of_two().saturating_mul(size_of::<(F::Item, F::Token)>());
-        scope.add_memory(op.name().to_string(), slots.saturating_add(bytes_max.unwrap_or(0)));
-        (capacity, stats)
-    }
-
-    /// As [`buffer_measured`](Pipe::buffer_measured), and says what happens when it is full.
-    ///
-    /// Dropped items are settled and counted by this operator's name.
-    pub fn buffer_with<W>(self, capacity: Capacity<W>, overflow: Overflow) -> Pipe<Buffered<F, W>>
-    where
-        W: Measure<F::Item> + Clone,
-    {
-        if overflow == Overflow::Wait {
-            let Pipe { flow, scope, ops } = self.buffer_measured(capacity);
-            return Pipe { flow: Either::Left(flow), scope, ops };
-        }
-        let Capacity { items, bytes_max, measure } = capacity;
-        let (flow, driver, op) = self.boundary("buffer", chunk_items::<(F::Item, F::Token)>());
-        let scope = driver.scope.clone();
-        let (capacity, stats) = Self::add_hop(&scope, &op, items, bytes_max);
-        let shelf = Shelf::new();
-        let shedder = Shedder {
-            flow,
-            measure: measure.clone(),
-            shelf: shelf.clone(),
-            capacity,
-            bytes_max: bytes_max.unwrap_or(usize::MAX),
-            oldest: overflow == Overflow::DropOldest,
-            op,
-            stats: stats.clone(),
-            driver,
-            chunk: Vec::new(),
-        };
-        let tasks = Tasks::new(scope.clone(), vec![Box::pin(shedder)]);
-        let flow = Either::Right(Shedding { shelf, measure, stats, tasks, taken: Default::default() });
-        Pipe { flow, scope, ops: Vec::new() }
-    }
-
-    /// Calls a function that needs the processor, on several cores.
-    ///
-    /// Workers pull chunks of about 100 µs of work from what was built so far, so uneven work spreads by
-    /// itself. From about 0.2 µs an item on, two cores do nearly twice the work of one.
-    ///
-    /// # Ordering
-    /// As [`Workers`] says: in order, with a bounded window of chunks ahead of the slowest, or as they come.
-    ///
-    /// # Panics
-    /// A panic costs its own item; the run's [`PanicPolicy`] decides.
-    pub fn parallel<U, M>(self, workers: impl Into<Workers>, map: M) -> Pipe<Parallel<F, U>>
-    where
-        U: Send + 'static,
-        M: Fn(F::Item) -> U + Send + Sync + 'static,
-    {
-        let workers = workers.into();
-        let (flow, driver, op) = self.boundary("pull", parallel::CHUNK_MAX);
-        let scope = driver.scope.clone();
-        let work = OpStats::new("parallel");
-        let knob = workers.knob(format!("{} workers", work.name()));
-        let each = size_of::<(F::Item, F::Token)>().max(size_of::<(U, F::Token)>());
-        let chunks = knob.bounds().1 * parallel::CHUNKS_AHEAD;
-        scope.add_memory(op.name().to_string(), chunks * parallel::CHUNK_MAX * each);
-        scope.add_knob(knob.clone());
-        let stats = Arc::new(StageStats::new(vec![work]));
-        scope.add_stage(stats.clone());
-        let flow = Parallel::new(flow, map, knob, workers.unordered, driver, stats);
-        Pipe { flow, scope, ops: Vec::new() }
-    }
-
-    fn fan_out<R>(
-        self,
-        kind: &'static str,
-        lanes: usize,
-        capacity: Capacity,
-        route: R,
-    ) -> Vec<Pipe<LaneFlow<F>>>
-    where
-        R: Route<F::Item, F::Token>,
-    {
-        assert!(lanes > 0, "a flow goes to at least one lane");
-        let (flow, driver, op) = self.boundary(kind, chunk_items::<(F::Item, F::Token)>());
-        let scope = driver.scope.clone();
-        let mut ends = Vec::with_capacity(lanes);
-        let lanes = (0..lanes)
-            .map(|_| {
-                let (capacity, stats) = Self::add_hop(&scope, &op, capacity.items, None);
-                let (writer, reader) = ring(capacity.bounds().1);
-                ends.push((reader, stats.clone()));
-                Lane { writer: Some(writer), capacity, stats }
-            })
-            .collect();
-        let tasks = Tasks::new(scope.clone(), vec![Box::pin(FanOut { flow, route, lanes, driver })]);
-        ends.into_iter()
-            .map(|(reader, stats)| Pipe {
-                flow: Hop { reader, measure: Unmeasured, stats, tasks: tasks.clone() },
-                scope: scope.clone(),
-                ops: Vec::new(),
-            })
-            .collect()
-    }
-
-    /// Gives every item to each of `subscribers` flows, through a buffer each. The slowest sets the pace; one
-    /// that is dropped is left out. An item is settled when all have settled it.
-    ///
-    /// # Panics
-    /// If `subscribers` is 0.
-    pub fn broadcast(self, subscribers: usize, capacity: impl Into<Capacity>) -> Vec<Pipe<LaneFlow<F>>>
-    where
-        F::Item: Clone,
-    {
-        self.fan_out("broadcast", subscribers, capacity.into(), ToAll)
-    }
-
-    /// Splits the flow into `lanes` by key: items of one key go to one lane, in order. The same key always goes
-    /// to the same lane, in every run and process.
-    ///
-    /// # Backpressure
-    /// A full lane holds the others back, once their buffers are used up: order by key and bounded memory leave
-    /// no other way.
-    ///
-    /// # Panics
-    /// If `lanes` is 0.
-    pub fn partition<Q: Hash>(
-        self,
-        lanes: usize,
-        capacity: impl Into<Capacity>,
-        mut key: impl FnMut(&F::Item) -> Q + Send + 'static,
-    ) -> Vec<Pipe<LaneFlow<F>>> {
-        let hasher = BuildHasherDefault::<DefaultHasher>::default();
-        let lane = move |item: &F::Item| hasher.hash_one(key(item)) as usize;
-        self.fan_out("partition", lanes, capacity.into(), ToLane(lane))
-    }
-
-    /// Splits by key, lets `lane` build what each lane does, in a task of its own, and merges the lanes again.
-    ///
-    /// # Ordering
-    /// By key.
-    ///
-    /// # Panics
-    /// If `lanes` is 0.
-    pub fn per_key<Q: Hash, G>(
-        self,
-        lanes: usize,
-        capacity: impl Into<Capacity>,
-        key: impl FnMut(&F::Item) -> Q + Send + 'static,
-        lane: impl FnMut(Pipe<LaneFlow<F>>) -> Pipe<G>,
-    ) -> Pipe<Merge<LaneFlow<G>>>
-    where
-        G: Flow + Send + 'static,
-        G::Item: Send,
-    {
-        let capacity = capacity.into();
-        let lanes = self.partition(lanes, capacity, key).into_iter().map(lane);
-        Pipe::merge_all(lanes.map(|pipe| pipe.buffer(capacity)))
-    }
-}
-
-/// What flows behind a buffer that may shed.
-pub type Buffered<F, W> =
-    Either<Hop<<F as Flow>::Item, <F as Flow>::Token, W>, Shedding<<F as Flow>::Item, <F as Flow>::Token, W>>;
-
-/// What flows in one lane of a fan-out.
-pub type LaneFlow<F> = Hop<<F as Flow>::Item, <F as Flow>::Token, Unmeasured>;
 
 impl<F> Pipe<F>
 where
@@ -794,36 +472,6 @@ where
 
 // Nothing is pinned in place: operators that need pinning box what they pin.
 impl<F> Unpin for Pipe<F> {}
-
-/// A flow *is* a stream: exact, without read-ahead. Polling it for one item takes one item from the source.
-///
-/// If the run can fail (a tracked source's error, [`fail_fast`](Pipe::fail_fast), a panic in another stage), a
-/// stream's end does not say so; end the flow with [`collect`](Pipe::collect) or a sink to be told.
-impl<F: Flow<Token = ()>> Stream for Pipe<F> {
-    type Item = F::Item;
-
-    #[inline]
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<F::Item>> {
-        let this = self.get_mut();
-        loop {
-            let mut next = None;
-            let step = this.flow.poll_drive(cx, 1, &mut |item, ()| {
-                next = Some(item);
-                ControlFlow::Break(())
-            });
-            if next.is_some() {
-                let completed = &this.scope.counts.completed;
-                completed.store(completed.load(Ordering::Relaxed) + 1, Ordering::Release);
-                return Poll::Ready(next);
-            }
-            match step {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Step::End) => return Poll::Ready(None),
-                Poll::Ready(Step::More) => {} // the item was dropped by a filter
-            }
-        }
-    }
-}
 
 impl<F> fmt::Debug for Pipe<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
