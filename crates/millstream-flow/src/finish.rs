@@ -2,29 +2,31 @@
 
 use std::future::{Future, poll_fn};
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
+use futures_util::task::AtomicWaker;
+
 use crate::drive::{Driver, Turn};
-use crate::failure::Failure;
+use crate::failure::{Failure, Panicked};
 use crate::flow::Flow;
 use crate::scope::{RunErrorKind, Scope};
 use crate::sink::{Sink, SinkError};
 use crate::token::{Outcome, Settle};
 
 /// True if a stage of the run has failed; registers to be told.
-fn poll_failed(scope: &Scope, cx: &Context<'_>) -> bool {
-    scope.root_waker().register(cx.waker());
+fn poll_failed(scope: &Scope, alarm: &AtomicWaker, cx: &Context<'_>) -> bool {
+    alarm.register(cx.waker());
     scope.has_failed()
 }
 
 fn add_completed<K: Settle>(scope: &Scope, items: u64) {
     if !K::TRACKED && items > 0 {
-        // The end of a flow is this counter's only writer.
-        let completed = &scope.counts.completed;
-        completed.store(completed.load(Ordering::Relaxed) + items, Ordering::Release);
+        // Not alone: a broadcast's lanes may end in several tasks.
+        scope.counts.completed.fetch_add(items, Ordering::Release);
     }
 }
 
@@ -33,6 +35,7 @@ pub(crate) struct Drain<F, A, E> {
     pub(crate) flow: F,
     pub(crate) state: Option<A>,
     pub(crate) each: E,
+    pub(crate) alarm: Arc<AtomicWaker>,
     pub(crate) driver: Driver,
 }
 
@@ -46,8 +49,8 @@ where
     type Output = Option<A>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<A>> {
-        let Drain { flow, state, each, driver } = &mut *self;
-        if poll_failed(&driver.scope, cx) {
+        let Drain { flow, state, each, alarm, driver } = &mut *self;
+        if poll_failed(&driver.scope, alarm, cx) {
             return Poll::Ready(None);
         }
         driver.begin();
@@ -82,12 +85,13 @@ where
     S: Sink<Item = F::Item>,
 {
     let scope = driver.scope.clone();
+    let alarm = scope.alarm();
     let chunk = sink.chunk().max(1);
     let mut items: Vec<F::Item> = Vec::with_capacity(chunk);
     let mut tokens: Vec<F::Token> = Vec::with_capacity(chunk);
     loop {
         let turn = poll_fn(|cx| {
-            if poll_failed(&scope, cx) {
+            if poll_failed(&scope, &alarm, cx) {
                 return Poll::Ready(Turn::Failed);
             }
             driver.begin();
@@ -110,7 +114,7 @@ where
         }
         if !items.is_empty() {
             driver.blocked();
-            let written = unless_failed(&scope, sink.write(&mut items)).await?;
+            let written = unless_failed(&scope, &alarm, sink.write(&mut items)).await?;
             driver.begin();
             settle_written(&scope, &driver, written, &mut tokens)?;
             items.clear();
@@ -119,7 +123,7 @@ where
             break;
         }
     }
-    match unless_failed(&scope, sink.close()).await? {
+    match unless_failed(&scope, &alarm, sink.close()).await? {
         Ok(()) => Some(sink),
         Err(error) => {
             scope.fail(RunErrorKind::Sink(error));
@@ -145,6 +149,13 @@ fn settle_written<K: Settle>(
         }
     };
     rejected.sort_by_key(|(index, _)| *index);
+    if let Some((index, _)) = rejected.last().filter(|(index, _)| *index >= tokens.len()) {
+        // Which item it meant is unknown, so none of them is known to be safe.
+        let error = format!("it rejected item {index} of a write of {} items", tokens.len());
+        tokens.clear();
+        scope.fail(RunErrorKind::Sink(error.into()));
+        return None;
+    }
     let mut rejected = rejected.into_iter().peekable();
     let mut done = K::Group::default();
     let mut completed = 0;
@@ -172,14 +183,24 @@ fn settle_written<K: Settle>(
     Some(())
 }
 
-/// Awaits `future`, giving up when the run fails elsewhere.
-async fn unless_failed<T>(scope: &Scope, future: impl Future<Output = T>) -> Option<T> {
+/// Awaits the sink's `future`, giving up when the run fails elsewhere. Its panic is the sink's error.
+async fn unless_failed<T>(
+    scope: &Arc<Scope>,
+    alarm: &AtomicWaker,
+    future: impl Future<Output = T>,
+) -> Option<T> {
     let mut future = pin!(future);
     poll_fn(|cx| {
-        if poll_failed(scope, cx) {
+        if poll_failed(scope, alarm, cx) {
             return Poll::Ready(None);
         }
-        future.as_mut().poll(cx).map(Some)
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(polled) => polled.map(Some),
+            Err(payload) => {
+                scope.fail(RunErrorKind::Sink(Panicked::new(payload).into()));
+                Poll::Ready(None)
+            }
+        }
     })
     .await
 }

@@ -14,6 +14,8 @@ use crate::failure::chain;
 use crate::knob::Knob;
 use crate::report::Report;
 use crate::scope::{RunErrorKind, Scope};
+use crate::spawn::Guarded;
+use crate::stats::StageStats;
 
 type Task<T> = Pin<Box<dyn Future<Output = Option<T>> + Send>>;
 
@@ -27,8 +29,14 @@ pub struct Plan<T> {
 }
 
 impl<T: Send + 'static> Plan<T> {
-    pub(crate) fn new(scope: Arc<Scope>, task: impl Future<Output = Option<T>> + Send + 'static) -> Self {
-        Plan { task: Box::pin(task), scope }
+    /// A flow whose last stage is `task`; it gives `None` if the run has failed.
+    pub(crate) fn new(
+        scope: Arc<Scope>,
+        stage: Arc<StageStats>,
+        task: impl Future<Output = Option<T>> + Send + 'static,
+    ) -> Self {
+        let task = Guarded::new(scope.clone(), stage, task);
+        Plan { task: Box::pin(async { task.await.flatten() }), scope }
     }
 
     /// Starts the flow on the current runtime.
@@ -37,13 +45,13 @@ impl<T: Send + 'static> Plan<T> {
     /// Outside of a tokio runtime.
     pub fn start(self) -> Run<T> {
         let Plan { task, scope } = self;
-        let handle = Some(scope.tasks.spawn(task));
+        let handle = Some(tokio::spawn(task));
         Run { handle, monitor: Monitor { scope } }
     }
 
     /// The report before anything ran: the stages, and the memory bound.
     pub fn report(&self) -> Report {
-        Report::of(&self.scope)
+        Report::of(&self.scope.root())
     }
 }
 
@@ -74,7 +82,7 @@ impl<T: Send + 'static> Run<T> {
         self.monitor.report()
     }
 
-    /// Waits for the flow to end, and for every task that it owned.
+    /// Waits for the flow to end, and for every task that only it owned.
     ///
     /// # Errors
     /// If an item failed and the declared policy is to fail, or if a source or a sink failed. The error carries
@@ -136,11 +144,15 @@ impl<T: Send + 'static> Run<T> {
         self.settle_tasks().await;
     }
 
-    /// Waits until no task of the run is left. They end by themselves once nobody reads from them.
+    /// Waits for the tasks that nobody reads from any more. A fan-out's goes on while another lane has a run.
     async fn settle_tasks(&self) {
-        for scope in self.monitor.scope.all() {
-            scope.tasks.close();
-            scope.tasks.wait().await;
+        let all = self.monitor.scope.root().all();
+        // A task that ends may leave others behind that only it needed.
+        while all.iter().any(|scope| !scope.leaving.is_empty()) {
+            for scope in &all {
+                scope.leaving.close();
+                scope.leaving.wait().await;
+            }
         }
     }
 }
@@ -166,17 +178,17 @@ impl Monitor {
 
     /// The account so far.
     pub fn report(&self) -> Report {
-        Report::of(&self.scope)
+        Report::of(&self.scope.root())
     }
 
     /// The numbers that may be moved, in the order in which the flow was built.
     pub fn knobs(&self) -> Vec<Knob> {
-        self.scope.all().iter().flat_map(|scope| scope.knobs()).collect()
+        self.scope.root().all().iter().flat_map(|scope| scope.knobs()).collect()
     }
 
     /// Tells the sources to accept nothing more. What was accepted flows on, and the run ends when it is done.
     pub fn stop(&self) {
-        self.scope.stop();
+        self.scope.root().stop();
     }
 }
 

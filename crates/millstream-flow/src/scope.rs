@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use futures_util::task::AtomicWaker;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::failure::{BoxError, Failure};
+use crate::failure::{BoxError, Failure, chain};
 use crate::knob::Knob;
 use crate::stats::{HopStats, OpStats, StageStats};
 use crate::token::Account;
@@ -53,6 +53,8 @@ pub(crate) struct HopEntry {
 pub(crate) struct Counts {
     pub(crate) received: AtomicU64,
     pub(crate) completed: AtomicU64,
+    /// Whether several ends may count what they completed at once: the flow goes to lanes.
+    pub(crate) several_ends: AtomicBool,
     pub(crate) dead: AtomicU64,
     /// Items that operators made more of (one in, k out: k - 1).
     pub(crate) split: AtomicU64,
@@ -70,6 +72,7 @@ struct Parts {
     memory: Vec<MemoryUse>,
     stops: Vec<Arc<StopSignal>>,
     children: Vec<Arc<Scope>>,
+    alarms: Vec<Arc<AtomicWaker>>,
 }
 
 /// One line of a run's memory bound.
@@ -85,15 +88,15 @@ pub struct MemoryUse {
 pub(crate) struct Scope {
     pub(crate) clock: Clock,
     pub(crate) counts: Counts,
-    pub(crate) tasks: TaskTracker,
+    /// Tasks that nobody needs any more and that have not ended yet. The end of a run waits for them.
+    pub(crate) leaving: TaskTracker,
     parts: Mutex<Parts>,
-    parent: OnceLock<Weak<Scope>>,
+    /// Set when the scope was adopted; else it leads nowhere.
+    parent: Mutex<Weak<Scope>>,
     stopping: AtomicBool,
     failed: AtomicBool,
     failure: Mutex<Option<RunErrorKind>>,
-    /// Wakes the run's own driver when a stage elsewhere has failed.
-    root_waker: AtomicWaker,
-    panic_policy: Mutex<PanicPolicy>,
+    panic_policy: Mutex<Option<PanicPolicy>>,
 }
 
 impl Scope {
@@ -101,13 +104,12 @@ impl Scope {
         Arc::new(Scope {
             clock: Clock::system(),
             counts: Counts::default(),
-            tasks: TaskTracker::new(),
+            leaving: TaskTracker::new(),
             parts: Mutex::default(),
-            parent: OnceLock::new(),
+            parent: Mutex::default(),
             stopping: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             failure: Mutex::default(),
-            root_waker: AtomicWaker::new(),
             panic_policy: Mutex::default(),
         })
     }
@@ -116,22 +118,31 @@ impl Scope {
         self.parts.lock().expect("nothing panics while a scope is held")
     }
 
-    /// Makes `other` part of this run.
-    pub(crate) fn adopt(self: &Arc<Self>, other: &Arc<Scope>) {
-        if Arc::ptr_eq(self, other) || other.parent.get().is_some() {
-            return; // lanes of one flow that come together again
+    /// Makes one run of this scope's and `other`'s. Returns the scope that stands for it.
+    pub(crate) fn adopt(self: &Arc<Self>, other: &Arc<Scope>) -> Arc<Scope> {
+        let (root, joins) = (self.root(), other.root());
+        if Arc::ptr_eq(&root, &joins) {
+            return root; // lanes of one flow that come together again
         }
-        if other.parent.set(Arc::downgrade(self)).is_ok() {
-            self.parts().children.push(other.clone());
-        }
+        *joins.parent.lock().expect("nothing panics while a parent is held") = Arc::downgrade(&root);
+        let policy = *joins.policy();
+        let mut own = root.policy();
+        *own = own.or(policy);
+        drop(own);
+        root.parts().children.push(joins);
+        root
     }
 
-    fn root(self: &Arc<Self>) -> Arc<Scope> {
+    /// The scope that stands for the whole run.
+    pub(crate) fn root(self: &Arc<Self>) -> Arc<Scope> {
         let mut scope = self.clone();
-        while let Some(parent) = scope.parent.get().and_then(Weak::upgrade) {
-            scope = parent;
+        loop {
+            let parent = scope.parent.lock().expect("nothing panics while a parent is held").upgrade();
+            match parent {
+                Some(parent) => scope = parent,
+                None => return scope,
+            }
         }
-        scope
     }
 
     /// This scope and those it adopted.
@@ -213,28 +224,49 @@ impl Scope {
     pub(crate) fn fail(self: &Arc<Self>, kind: RunErrorKind) {
         let root = self.root();
         root.failure.lock().expect("nothing panics while a failure is held").get_or_insert(kind);
-        root.failed.store(true, Ordering::Release);
-        root.root_waker.wake();
+        for scope in root.all() {
+            scope.failed.store(true, Ordering::Release);
+            let alarms = scope.parts().alarms.clone();
+            alarms.iter().for_each(|alarm| alarm.wake());
+        }
+    }
+
+    /// What wakes an end of the run when a stage elsewhere has failed. A run has several ends if its lanes go to
+    /// several.
+    pub(crate) fn alarm(&self) -> Arc<AtomicWaker> {
+        let alarm = Arc::new(AtomicWaker::new());
+        self.parts().alarms.push(alarm.clone());
+        alarm
     }
 
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
 
-    pub(crate) fn take_failure(&self) -> Option<RunErrorKind> {
-        self.failure.lock().expect("nothing panics while a failure is held").take()
+    pub(crate) fn take_failure(self: &Arc<Self>) -> Option<RunErrorKind> {
+        let root = self.root();
+        let mut failure = root.failure.lock().expect("nothing panics while a failure is held");
+        let kind = failure.take()?;
+        // What the other ends of the run are told.
+        *failure = Some(match &kind {
+            RunErrorKind::Item(failure) => RunErrorKind::Item(failure.clone()),
+            RunErrorKind::Source(error) => RunErrorKind::Source(chain(&**error).into()),
+            RunErrorKind::Sink(error) => RunErrorKind::Sink(chain(&**error).into()),
+            RunErrorKind::Cancelled => RunErrorKind::Cancelled,
+        });
+        Some(kind)
     }
 
-    pub(crate) fn root_waker(&self) -> &AtomicWaker {
-        &self.root_waker
+    fn policy(&self) -> MutexGuard<'_, Option<PanicPolicy>> {
+        self.panic_policy.lock().expect("nothing panics while a policy is held")
     }
 
-    pub(crate) fn set_panic_policy(&self, policy: PanicPolicy) {
-        *self.panic_policy.lock().expect("nothing panics while a policy is held") = policy;
+    pub(crate) fn set_panic_policy(self: &Arc<Self>, policy: PanicPolicy) {
+        *self.root().policy() = Some(policy);
     }
 
     pub(crate) fn panic_policy(self: &Arc<Self>) -> PanicPolicy {
-        *self.root().panic_policy.lock().expect("nothing panics while a policy is held")
+        self.root().policy().unwrap_or_default()
     }
 }
 

@@ -329,13 +329,13 @@ where
             unordered,
             chunk: AtomicUsize::new(CHUNK_FIRST),
             scope: scope.clone(),
-            stats,
+            stats: stats.clone(),
         });
         let map = Arc::new(map);
         let tasks = (0..started)
             .map(|worker| Box::pin(work(crew.clone(), map.clone(), worker, started)) as _)
             .collect();
-        Parallel { crew, tasks: Tasks::new(scope, tasks), current: Vec::new().into_iter() }
+        Parallel { crew, tasks: Tasks::new(scope, stats, tasks), current: Vec::new().into_iter() }
     }
 }
 
