@@ -5,4 +5,5 @@ mod chain;
 mod model;
 mod panics;
 mod properties;
+mod runs;
 mod support;
