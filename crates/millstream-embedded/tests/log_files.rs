@@ -95,6 +95,40 @@ fn verify_counts_and_finds_damage_without_changing_anything() {
 }
 
 #[test]
+fn readers_of_a_closed_log_do_not_exclude_each_other_but_a_log_excludes_them() {
+    use millstream_embedded::log::{Disk, LockMode};
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    open(dir.path()).close().expect("closes");
+    let reading = RealDisk.lock(&dir.path().join("lock"), LockMode::Shared).expect("nobody writes");
+    verify(dir.path(), &RealDisk).expect("a second reader");
+    let error = Log::open(dir.path(), small(), Arc::new(RealDisk), &mut |_| {}).expect_err("somebody reads");
+    assert_eq!(error.kind(), LogErrorKind::Locked);
+    drop(reading);
+    open(dir.path());
+}
+
+#[test]
+fn a_directory_without_a_log_is_said_to_be_none() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let error = verify(dir.path(), &RealDisk).expect_err("is empty");
+    assert_eq!(error.kind(), LogErrorKind::Format);
+    assert!(error.to_string().contains("holds no log"), "{error}");
+}
+
+#[test]
+fn files_of_others_are_left_alone() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let others = ["notes.tmp", "spare.tmp", "x.log", "12.checkpoint", "00000000000000004096.log.tmp"];
+    let ours = ["state.tmp", "spare-3.tmp", "00000000000000004096.checkpoint.tmp"];
+    for name in others.iter().chain(&ours) {
+        fs::write(dir.path().join(name), "x").expect("writes");
+    }
+    open(dir.path());
+    assert!(others.iter().all(|name| dir.path().join(name).exists()));
+    assert!(ours.iter().all(|name| !dir.path().join(name).exists()));
+}
+
+#[test]
 fn export_writes_a_line_per_record_and_says_what_is_missing() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let log = open(dir.path());

@@ -144,7 +144,7 @@ impl Commit {
     }
 
     /// Waits on this thread. When no group is being written, this thread writes the group itself, which
-    /// saves two switches between threads.
+    /// saves two switches between threads. Not for the threads of an async runtime.
     ///
     /// # Errors
     /// As the future.

@@ -45,6 +45,15 @@ pub(crate) struct FoundSegment {
     pub(crate) head: Option<SegmentHead>,
 }
 
+/// Whether `name` is that of a file this log had not finished. Others' `.tmp` files are none of its business.
+fn is_unfinished(name: &str) -> bool {
+    name.strip_suffix(".tmp").is_some_and(|stem| {
+        stem == checkpoint::STATE_NAME
+            || checkpoint::parse_checkpoint_name(stem).is_some()
+            || pool::parse_spare_name(&format!("{stem}.seg")).is_some()
+    })
+}
+
 /// Takes the lock of the log in `dir`.
 pub(crate) fn lock(disk: &dyn Disk, dir: &Path, mode: LockMode) -> Result<LockGuard, LogError> {
     let path = dir.join(LOCK_NAME);
@@ -89,7 +98,7 @@ impl Directory {
         }
         for name in &names {
             let path = dir.join(name);
-            if name.ends_with(".tmp") {
+            if is_unfinished(name) {
                 found.unfinished.push(path);
             } else if let Some(number) = pool::parse_spare_name(name) {
                 let len = disk.open(&path, false).and_then(|f| f.len());
@@ -109,6 +118,11 @@ impl Directory {
             ));
         }
         Ok(found)
+    }
+
+    /// Whether there is nothing of a log.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state == Found::Absent && self.segments.is_empty() && self.checkpoint.is_none()
     }
 
     fn load_segment(&mut self, disk: &dyn Disk, path: PathBuf, base: u64) -> Result<(), LogError> {

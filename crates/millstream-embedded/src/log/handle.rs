@@ -20,6 +20,9 @@ use super::{
     shared::Shared,
 };
 
+/// The log's threads call nothing deep; a process may have a log per stream.
+const STACK_BYTES: usize = 256 << 10;
+
 /// A durable log in a directory. See the [module](super).
 ///
 /// # Ordering
@@ -102,7 +105,7 @@ impl Log {
     }
 
     fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
-        let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+        let thread = std::thread::Builder::new().name(name.into()).stack_size(STACK_BYTES).spawn(run);
         let thread = thread.map_err(|e| LogError::io("start the threads of the log in", &self.dir, e))?;
         self.threads.push(thread);
         Ok(())

@@ -6,7 +6,7 @@ use super::{
     checkpoint::Found,
     directory::{self, Directory},
     disk::{Disk, LockMode},
-    error::LogError,
+    error::{LogError, LogErrorKind},
     record::{Position, RecordRef},
     survey::{self, Visitor},
 };
@@ -51,8 +51,8 @@ impl VerifyReport {
 /// Takes the lock as a reader: others may verify and export at the same time.
 ///
 /// # Errors
-/// [`Locked`](super::LogErrorKind::Locked) when a log has the directory open; damage is no error but part of
-/// the report.
+/// [`Locked`](LogErrorKind::Locked) when a log has the directory open, [`Format`](LogErrorKind::Format) when
+/// there is none; damage is no error but part of the report.
 ///
 /// # Examples
 ///
@@ -84,6 +84,9 @@ pub(crate) fn visit(
 ) -> Result<VerifyReport, LogError> {
     let _lock = directory::lock(disk, dir, LockMode::Shared)?;
     let found = Directory::load(disk, dir)?;
+    if found.is_empty() {
+        return Err(LogError::new(LogErrorKind::Format, format!("{} holds no log", dir.display())));
+    }
     let mut report = VerifyReport {
         segments: found.segments.len() as u64,
         spare_segments: found.spares.len() as u64,
