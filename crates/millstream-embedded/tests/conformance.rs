@@ -1,11 +1,15 @@
 //! The suite of `millstream-message` on both addresses.
 
+mod support;
+
 use std::sync::Arc;
 
 use millstream_embedded::log::SimDisk;
 use millstream_embedded::{EmbeddedBroker, Settings};
 use millstream_message::conformance::{Backend, run};
 use millstream_message::{BoxFuture, Broker};
+use parking_lot::Mutex;
+use support::ProcessDisk;
 
 /// Small, so that the claim about messages that are too large costs little.
 fn settings() -> Settings {
@@ -45,14 +49,24 @@ impl Backend for Directory {
 /// A simulated disk that loses power instead of closing: the same promises must hold.
 struct Crashing {
     disk: SimDisk,
+    process: Mutex<ProcessDisk>,
     memory_bytes: u64,
+}
+
+impl Crashing {
+    fn new(memory_bytes: u64) -> Crashing {
+        let disk = SimDisk::new();
+        Crashing { process: Mutex::new(ProcessDisk::new(&disk)), disk, memory_bytes }
+    }
 }
 
 impl Backend for Crashing {
     fn open(&self) -> BoxFuture<'_, Arc<dyn Broker>> {
         Box::pin(async {
             let settings = Settings { memory_bytes: self.memory_bytes, ..settings() };
-            let disk = Arc::new(self.disk.clone());
+            let disk = ProcessDisk::new(&self.disk);
+            *self.process.lock() = disk.clone();
+            let disk = Arc::new(disk);
             Arc::new(EmbeddedBroker::open_on("/sim", settings, disk).await.expect("opens")) as Arc<dyn Broker>
         })
     }
@@ -61,7 +75,7 @@ impl Backend for Crashing {
         Box::pin(async move {
             // What was settled is written within some milliseconds; a crash before that would deliver it again.
             tokio::time::sleep(settings().ack_delay * 3).await;
-            self.disk.stop();
+            self.process.lock().die();
             drop(broker);
             self.disk.crash(7);
             self.open().await
@@ -84,13 +98,13 @@ async fn a_directory_passes_everything() {
 
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_loses_power_at_every_restart_passes_everything() {
-    let report = run(&Crashing { disk: SimDisk::new(), memory_bytes: 64 << 20 }).await;
+    let report = run(&Crashing::new(64 << 20)).await;
     assert!(report.skipped.is_empty(), "{:?}", report.skipped);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_broker_with_hardly_any_memory_passes_everything() {
     // As little as one largest message: almost every body is read back from the log.
-    let report = run(&Crashing { disk: SimDisk::new(), memory_bytes: 1 << 20 }).await;
+    let report = run(&Crashing::new(1 << 20)).await;
     assert!(report.skipped.is_empty(), "{:?}", report.skipped);
 }

@@ -3,12 +3,15 @@
 //!
 //! Everything comes from a seed, which a failure prints. `MILLSTREAM_SOAK=1` runs many more seeds.
 
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_embedded::log::SimDisk;
 use millstream_embedded::{EmbeddedBroker, Settings};
+use support::ProcessDisk;
 use millstream_message::{Address, Batch, Broker, ConsumeOptions, Consumer, Delivery, Message, Nack, Queue};
 
 /// xorshift64*: enough to choose operations.
@@ -70,6 +73,7 @@ struct World {
     seed: u64,
     random: Random,
     disk: SimDisk,
+    process: ProcessDisk,
     /// `None` only while it is closed.
     broker: Option<Arc<EmbeddedBroker>>,
     consumer: Option<Consumer>,
@@ -85,13 +89,15 @@ const PREFETCH: usize = 20;
 impl World {
     async fn start(seed: u64) -> World {
         let disk = SimDisk::new();
-        let broker = open(&disk).await;
+        let process = ProcessDisk::new(&disk);
+        let broker = open(&process).await;
         broker.declare_queue(Queue::durable("dead")).await.expect("declared");
         broker.declare_queue(Queue::durable("q").dead_letter("", "dead")).await.expect("declared");
         World {
             seed,
             random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             disk,
+            process,
             broker: Some(broker),
             consumer: None,
             held: Vec::new(),
@@ -227,6 +233,7 @@ impl World {
     /// The power goes this moment.
     async fn crash(&mut self) {
         // Nothing the old broker still does reaches the disk.
+        self.process.die();
         self.disk.stop();
         self.drop_consumer().await;
         self.broker = None;
@@ -249,7 +256,8 @@ impl World {
 
     /// Opens again, and compares what is there with what must and may be.
     async fn reopen(&mut self) {
-        self.broker = Some(open(&self.disk).await);
+        self.process = ProcessDisk::new(&self.disk);
+        self.broker = Some(open(&self.process).await);
         let seed = self.seed;
         let found = all(&self.broker(), "q").await;
         assert!(found.is_sorted_by(|a, b| a < b), "seed {seed}: in order, each once: {found:?}");
@@ -287,7 +295,7 @@ impl World {
     }
 }
 
-async fn open(disk: &SimDisk) -> Arc<EmbeddedBroker> {
+async fn open(disk: &ProcessDisk) -> Arc<EmbeddedBroker> {
     Arc::new(EmbeddedBroker::open_on("/sim", settings(), Arc::new(disk.clone())).await.expect("opens"))
 }
 
