@@ -116,6 +116,19 @@ impl Raw {
         }
     }
 
+    /// The item at once, for a source that refuses what cannot be read instead of handing it on.
+    #[cfg(feature = "http")]
+    pub(crate) fn parsed(self) -> Result<Value, String> {
+        match self {
+            Raw::Value(value) => Ok(value),
+            Raw::Frame { frame, decoder, .. } => {
+                let line = frame.line();
+                decoder.value(frame).map_err(|(fault, _)| format!("line {line}, column {}: {fault}", fault.column()))
+            }
+            Raw::Message(_) | Raw::Fault { .. } => Err("not an item of a request".to_owned()),
+        }
+    }
+
     /// The item as a message of the buffer's queue. What cannot be read is stored with the reason, so that
     /// the error policy meets it behind the queue like every other failure.
     pub(crate) fn into_message(self) -> Message {

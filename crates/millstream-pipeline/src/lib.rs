@@ -27,7 +27,7 @@ pub use file::Pipeline;
 pub use file::place::At;
 pub use file::problem::{Problem, Problems};
 pub use file::schema::schema;
-pub use file::units::{show_duration, show_size};
+pub use file::units::{duration, show_duration, show_size, size};
 pub use offline::{FailedCase, Tested};
 pub use run::{Monitor, Report, Run, RunError};
 pub use start::StartError;

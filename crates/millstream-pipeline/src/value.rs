@@ -8,7 +8,8 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 use std::io::Write as _;
 
-pub use jaq_json::{Map, Num, Val as Value};
+pub use jaq_json::Val as Value;
+pub(crate) use jaq_json::{Map, Num};
 
 /// Why bytes are not one JSON value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -127,12 +128,12 @@ impl<'de> DeserializeSeed<'de> for AsText<'_> {
 }
 
 /// A text value.
-pub fn text(text: &str) -> Value {
+pub(crate) fn text(text: &str) -> Value {
     Value::utf8_str(Bytes::copy_from_slice(text.as_bytes()))
 }
 
 /// The field `name` of an object; `None` for anything else.
-pub fn field<'v>(value: &'v Value, name: &Value) -> Option<&'v Value> {
+pub(crate) fn field<'v>(value: &'v Value, name: &Value) -> Option<&'v Value> {
     match value {
         Value::Obj(map) => map.get(name),
         _ => None,

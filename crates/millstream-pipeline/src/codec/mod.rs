@@ -8,7 +8,6 @@ mod decode;
 mod encode;
 mod frame;
 
-pub(crate) use self::csv::{Header, split};
 pub(crate) use self::decode::{Decoder, Fault};
 pub(crate) use self::encode::Encoder;
 pub(crate) use self::frame::{Frame, Framer};

@@ -36,19 +36,30 @@ impl Condition {
             return Err(whole("cannot give true or false".to_owned()));
         }
         let condition = Condition { program, context: Context::with_env(env) };
+        for function in condition.program.references().functions() {
+            if !condition.knows(function) {
+                return Err(unknown(source, function));
+            }
+        }
         // A name that no item could supply shows at once, on an item without fields.
         match condition.evaluate(&Value::obj(Default::default())) {
-            Err(ExecutionError::UndeclaredReference(name)) => {
-                let offset = source.find(name.as_str()).unwrap_or(0);
-                let (line, column) = super::position(source, offset);
-                Err(CompileError {
-                    line,
-                    column,
-                    message: format!("unknown name `{name}`; the item's fields are `item.FIELD`"),
-                })
-            }
+            Err(ExecutionError::UndeclaredReference(name)) => Err(unknown(source, &name)),
             _ => Ok(condition),
         }
+    }
+
+    /// Whether there is a function of this name. CEL finds that out when it is called, and only there; so it is
+    /// called, once as a function and once as a method.
+    fn knows(&self, function: &str) -> bool {
+        let word = function.chars().all(|c| c.is_ascii_alphanumeric() || "_.".contains(c));
+        // Operators are functions with names such as `_>_`, and `@in`.
+        if !word || function.starts_with('_') || function.starts_with(|c: char| c.is_ascii_digit()) {
+            return true;
+        }
+        [format!("{function}()"), format!("''.{function}()")].iter().any(|call| match Program::compile(call) {
+            Ok(program) => !matches!(program.execute(&self.context), Err(ExecutionError::UndeclaredReference(_))),
+            Err(_) => true,
+        })
     }
 
     /// Whether the expression is true for `value`.
@@ -90,6 +101,11 @@ impl std::fmt::Debug for Condition {
 
 fn whole(message: String) -> CompileError {
     CompileError { line: 1, column: 1, message }
+}
+
+fn unknown(source: &str, name: &str) -> CompileError {
+    let (line, column) = super::position(source, source.find(name).unwrap_or(0));
+    CompileError { line, column, message: format!("unknown name `{name}`; the item's fields are `item.FIELD`") }
 }
 
 fn first_line(message: &str) -> String {

@@ -2,11 +2,15 @@
 
 mod file;
 mod generate;
+#[cfg(feature = "http")]
+mod http;
 mod lines;
 mod stdin;
 
 pub(crate) use self::file::FileFeed;
 pub(crate) use self::generate::GenerateFeed;
+#[cfg(feature = "http")]
+pub(crate) use self::http::HttpFeed;
 pub(crate) use self::stdin::StdinFeed;
 
 use crate::file::model::{Reading, Source};

@@ -43,11 +43,11 @@ impl Drafter<'_> {
             outputs,
             route,
             named,
-            on_error: OnError { at: At::START, retry: None, then: Then::Fail },
+            on_error: OnError { retry: None, then: Then::Fail },
             goals: root.get("goals").map(goals).unwrap_or_default(),
         };
-        if let Some((key, node)) = root.entry("on_error") {
-            draft.on_error = self.on_error(node, key.at, nearby_broker(&draft));
+        if let Some(node) = root.get("on_error") {
+            draft.on_error = self.on_error(node, nearby_broker(&draft));
         }
         draft
     }
@@ -144,7 +144,6 @@ impl Drafter<'_> {
                 jq: self.jq(node.get("jq")?)?,
             },
             "parallel" => Step::Parallel {
-                at: tag.at,
                 workers: Setting {
                     value: node.get("workers").and_then(number),
                     at: node.get("workers").map(|node| node.at),
@@ -249,10 +248,9 @@ impl Drafter<'_> {
         })
     }
 
-    fn on_error(&mut self, node: &Node, at: At, broker: Option<PathBuf>) -> OnError {
+    fn on_error(&mut self, node: &Node, broker: Option<PathBuf>) -> OnError {
         match node.entries().first() {
             Some((key, retry)) if key.name == "retry" => OnError {
-                at,
                 retry: Some(Retry {
                     at: key.at,
                     attempts: count(retry, "attempts", 5).value as u32,
@@ -260,7 +258,7 @@ impl Drafter<'_> {
                 }),
                 then: retry.get("then").map_or(Then::Fail, |then| self.then(then, broker)),
             },
-            _ => OnError { at, retry: None, then: self.then(node, broker) },
+            _ => OnError { retry: None, then: self.then(node, broker) },
         }
     }
 

@@ -64,7 +64,8 @@ pub(crate) struct HttpSource {
 impl HttpSource {
     /// Bytes of requests that may wait to become durable, whatever their number.
     pub(crate) fn bytes_max(&self) -> u64 {
-        16 * self.body_max as u64
+        // As many again are being read.
+        32 * self.body_max as u64
     }
 }
 
@@ -121,7 +122,7 @@ pub(crate) enum Buffer {
 pub(crate) enum Step {
     Filter { name: Spanned<String>, keep: Arc<Condition> },
     Map { name: Spanned<String>, jq: Arc<Mapping> },
-    Parallel { at: At, workers: Setting<Option<u64>>, ordered: Setting<bool>, steps: Vec<Step> },
+    Parallel { workers: Setting<Option<u64>>, ordered: Setting<bool>, steps: Vec<Step> },
     /// A route that is not last; the last one stands in [`Draft::route`].
     Misplaced { at: At },
 }
@@ -181,7 +182,6 @@ pub(crate) struct HttpOutput {
 /// What happens to an item that fails.
 #[derive(Debug, Clone)]
 pub(crate) struct OnError {
-    pub(crate) at: At,
     /// Tries of the output beyond the first, if asked for.
     pub(crate) retry: Option<Retry>,
     pub(crate) then: Then,

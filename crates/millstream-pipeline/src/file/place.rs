@@ -21,11 +21,11 @@ impl At {
 
 /// A value and where it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spanned<T> {
+pub(crate) struct Spanned<T> {
     /// The value.
-    pub value: T,
+    pub(crate) value: T,
     /// Where it was written.
-    pub at: At,
+    pub(crate) at: At,
 }
 
 impl<T> Spanned<T> {

@@ -112,7 +112,11 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     let lower = word.to_lowercase();
     known
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(&lower, candidate), candidate))
+        .map(|candidate| {
+            // Jaro-Winkler finds what begins alike; a swap in a short word (`cvs`) is one edit, yet scores low.
+            let one_edit = lower.len() > 2 && strsim::osa_distance(&lower, candidate) <= 1;
+            (strsim::jaro_winkler(&lower, candidate).max(if one_edit { 0.9 } else { 0.0 }), candidate)
+        })
         .filter(|(score, _)| *score >= 0.75)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)

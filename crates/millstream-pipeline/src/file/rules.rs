@@ -21,6 +21,7 @@ pub(crate) fn all(draft: &Draft, findings: &mut Findings) {
     constant_filters(&draft.steps, findings);
     routes(draft, findings);
     errors(draft, findings);
+    letters_at_home(draft, findings);
     goals(draft, findings);
 }
 
@@ -269,6 +270,23 @@ fn errors(draft: &Draft, findings: &mut Findings) {
     let retried = draft.outputs.iter().any(|output| !matches!(output.kind, OutputKind::Stdout { .. }));
     if !retried && !draft.outputs.is_empty() {
         findings.add(retry.at, "`retry` has no effect: writing to standard output is not tried again", "use `fail`, `skip` or `dead_letter` directly");
+    }
+}
+
+/// Dead letters of a queue are moved by its own broker, in one step.
+fn letters_at_home(draft: &Draft, findings: &mut Findings) {
+    let home = match (&draft.buffer.value, draft.source.as_deref()) {
+        (Buffer::Queue { queue, .. }, _) | (_, Some(Source::Queue { queue, .. })) => &queue.broker,
+        _ => return,
+    };
+    if let Then::DeadLetter { queue, broker: Some(broker) } = &draft.on_error.then
+        && broker != home
+    {
+        findings.add(
+            queue.at,
+            format!("the dead letters would be on another broker than the queue they come from, {}", home.display()),
+            "leave `broker` out of `dead_letter`: the queue's own broker moves them, and none is lost on the way",
+        );
     }
 }
 

@@ -113,7 +113,7 @@ impl Settler for Told {
         let mut item = items.start;
         while item < items.end {
             // Every item of a chunk with a reply lies between its first number and the next chunk's.
-            let Some((&first, waiting)) = replies.range_mut(..=item).next_back() else { return };
+            let Some((&first, _)) = replies.range(..=item).next_back() else { return };
             let next = replies.range(first + 1..).next().map_or(u64::MAX, |(next, _)| *next);
             let waiting = replies.get_mut(&first).expect("found just above");
             let count = items.end.min(next) - item;

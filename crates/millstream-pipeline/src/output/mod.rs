@@ -1,12 +1,16 @@
 //! Where items go: each output, and the sink that holds all outputs of a run.
 
 pub(crate) mod file;
+#[cfg(feature = "http")]
+mod http;
 mod partial;
 mod queue;
 mod retry;
 mod sink;
 mod stdout;
 
+#[cfg(feature = "http")]
+pub(crate) use self::http::HttpClient;
 pub(crate) use self::queue::QueueOutput;
 pub(crate) use self::retry::Tries;
 pub(crate) use self::sink::{End, Out, Outputs};

@@ -34,7 +34,7 @@ pub(crate) enum Out {
     Stdout(StdoutOutput),
     Queue(QueueOutput),
     #[cfg(feature = "http")]
-    Http(super::http::HttpClient),
+    Http(super::HttpClient),
 }
 
 /// All outputs of a run.

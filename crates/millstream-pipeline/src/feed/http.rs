@@ -1,0 +1,176 @@
+//! Items by HTTP: POST of one, an array, or lines of JSON. The reply says that they are safe.
+
+use super::lines::Lines;
+use super::{Chunk, Feed, Reply};
+use crate::file::model::{HttpSource, Reading};
+use crate::item::Raw;
+use crate::value::{self, Value};
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::State;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderMap, Response, StatusCode};
+use axum::routing::post;
+use bytes::Bytes;
+use millstream_flow::BoxError;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+
+/// Bodies that are being read at once.
+const READING: usize = 16;
+
+/// Why the source cannot listen.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}; is the port taken? choose another in `source.http.listen`")]
+struct ListenError {
+    address: String,
+    source: std::io::Error,
+}
+
+/// Accepts items until it is dropped.
+pub(crate) struct HttpFeed {
+    requests: mpsc::Receiver<Chunk>,
+    /// The server; dropping it closes the port.
+    _server: JoinSet<()>,
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests listen on port 0 and ask where"))]
+    pub(crate) address: SocketAddr,
+}
+
+struct Shared {
+    requests: mpsc::Sender<Chunk>,
+    /// Items accepted and not yet durable may be this many.
+    pending: Arc<Semaphore>,
+    pending_max: usize,
+    /// Bytes of them, in KiB.
+    pending_kib: Arc<Semaphore>,
+    reading: Semaphore,
+    body_max: usize,
+}
+
+/// A refusal, with what the client should know.
+struct Refusal(StatusCode, String);
+
+impl HttpFeed {
+    /// Opens the port.
+    pub(crate) async fn listen(http: &HttpSource) -> Result<Self, BoxError> {
+        let failed = |source| ListenError { address: http.listen.value.clone(), source };
+        let listener = TcpListener::bind(&http.listen.value).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        // One chunk a request; those accepted beyond this many wait for the channel with their permits.
+        let (sender, requests) = mpsc::channel(64);
+        let shared = Arc::new(Shared {
+            requests: sender,
+            pending: Arc::new(Semaphore::new(http.pending_max)),
+            pending_max: http.pending_max,
+            pending_kib: Arc::new(Semaphore::new((READING * http.body_max).div_ceil(1024))),
+            reading: Semaphore::new(READING),
+            body_max: http.body_max,
+        });
+        let router = Router::new().route(&http.path.value, post(take)).with_state(shared);
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            // It ends only with the feed: an error of one connection is that connection's.
+            let _ = axum::serve(listener, router).await;
+        });
+        Ok(HttpFeed { requests, _server: server, address })
+    }
+}
+
+impl Feed for HttpFeed {
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = Result<Option<Chunk>, BoxError>> + Send + '_>> {
+        Box::pin(async { Ok(self.requests.recv().await) })
+    }
+}
+
+async fn take(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response<Body> {
+    match accept(&shared, &headers, body).await {
+        Ok(count) => reply(StatusCode::OK, format!("{{\"accepted\":{count}}}\n")),
+        Err(Refusal(status, why)) => {
+            let mut text = Vec::from("{\"error\":");
+            value::write_text(&mut text, why.as_bytes());
+            text.extend_from_slice(b"}\n");
+            let mut response = reply(status, text);
+            if status == StatusCode::SERVICE_UNAVAILABLE {
+                response.headers_mut().insert(RETRY_AFTER, 1.into());
+            }
+            response
+        }
+    }
+}
+
+fn reply(status: StatusCode, body: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, axum::http::HeaderValue::from_static("application/json"));
+    response
+}
+
+async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usize, Refusal> {
+    let full = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many items are waiting to be stored; try again".into());
+    let lines = is_lines(headers)?;
+    let bytes = {
+        let _reading = shared.reading.acquire().await.map_err(|_| full())?;
+        to_bytes(body, shared.body_max).await.map_err(|_| {
+            let why = format!("the body is larger than {} bytes, or was cut short", shared.body_max);
+            Refusal(StatusCode::PAYLOAD_TOO_LARGE, why)
+        })?
+    };
+    let kib = u32::try_from(bytes.len().div_ceil(1024)).unwrap_or(u32::MAX);
+    let items = if lines { read_lines(&bytes, shared.body_max)? } else { read_json(&bytes)? };
+    let count = items.len();
+    if count == 0 {
+        return Ok(0);
+    }
+    if count > shared.pending_max {
+        let why = format!("{count} items in one request; `max_pending` allows {}", shared.pending_max);
+        return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, why));
+    }
+    let take = |semaphore: &Arc<Semaphore>, many| semaphore.clone().try_acquire_many_owned(many).map_err(|_| full());
+    let _pending: [OwnedSemaphorePermit; 2] =
+        [take(&shared.pending, count as u32)?, take(&shared.pending_kib, kib)?];
+    let (reply, answer): (Reply, _) = oneshot::channel();
+    let ending = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "the pipeline is ending; try again".into());
+    let chunk = Chunk { items, position: None, reply: Some(reply) };
+    shared.requests.send(chunk).await.map_err(|_| ending())?;
+    match answer.await {
+        Ok(Ok(())) => Ok(count),
+        Ok(Err(why)) => Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why)),
+        Err(_) => Err(ending()),
+    }
+}
+
+/// Whether the body is lines of JSON; the declared type decides, nothing is guessed.
+fn is_lines(headers: &HeaderMap) -> Result<bool, Refusal> {
+    let Some(declared) = headers.get(CONTENT_TYPE) else { return Ok(false) };
+    let declared = declared.to_str().unwrap_or("");
+    match declared.split(';').next().unwrap_or("").trim() {
+        "application/json" => Ok(false),
+        "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(true),
+        _ => {
+            let why = format!("content type {declared:?}; send `application/json` or `application/x-ndjson`");
+            Err(Refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, why))
+        }
+    }
+}
+
+fn read_json(bytes: &Bytes) -> Result<Vec<Raw>, Refusal> {
+    match value::parse_shared(bytes) {
+        Ok(Value::Arr(items)) => Ok(items.iter().cloned().map(Raw::Value).collect()),
+        Ok(item) => Ok(vec![Raw::Value(item)]),
+        Err(error) => Err(Refusal(StatusCode::BAD_REQUEST, format!("not JSON: {error}; nothing was accepted"))),
+    }
+}
+
+fn read_lines(bytes: &Bytes, line_max: usize) -> Result<Vec<Raw>, Refusal> {
+    let mut lines = Lines::new(&Reading { line_max, ..Reading::ndjson() }, "body".into());
+    lines.framer.buffer().extend_from_slice(bytes);
+    let mut frames = Vec::new();
+    let bad = |why: String| Refusal(StatusCode::BAD_REQUEST, format!("{why}; nothing was accepted"));
+    lines.take(usize::MAX, true, &mut frames).map_err(|error| bad(error.to_string()))?;
+    frames.into_iter().map(|frame| frame.parsed().map(Raw::Value).map_err(bad)).collect()
+}

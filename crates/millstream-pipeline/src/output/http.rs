@@ -1,0 +1,115 @@
+//! A POST for each batch.
+
+use super::Tries;
+use super::sink::Refused;
+use crate::batcher::Batch;
+use crate::file::model::HttpOutput;
+use millstream_flow::BoxError;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response, StatusCode};
+use std::time::Duration;
+
+/// Bytes of a refusal's body that are shown.
+const SHOWN: usize = 200;
+
+/// POSTs batches to one URL.
+pub(crate) struct HttpClient {
+    client: Client,
+    url: String,
+    ndjson: bool,
+}
+
+/// What became of one try.
+enum Tried {
+    Done,
+    /// Trying again may help, after the wait that the other side asked for.
+    Again(String, Option<Duration>),
+    /// The other side does not want these items.
+    Unwanted(String),
+}
+
+impl HttpClient {
+    /// Sets the client up; connects when the first batch comes.
+    pub(crate) fn new(output: &HttpOutput) -> Result<Self, BoxError> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &output.headers {
+            let value = HeaderValue::from_str(value)
+                .map_err(|error| format!("header `{}` has no valid value: {error}", name.value))?;
+            headers.insert(HeaderName::from_bytes(name.value.as_bytes())?, value);
+        }
+        let content_type = if output.ndjson { "application/x-ndjson" } else { "application/json" };
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        // A redirect would turn the POST into a GET, and the batch into nothing.
+        let client =
+            Client::builder().default_headers(headers).timeout(output.timeout).redirect(Policy::none()).build()?;
+        Ok(HttpClient { client, url: output.url.clone(), ndjson: output.ndjson })
+    }
+
+    /// Returns when the other side has taken the batch.
+    pub(crate) async fn write(&self, batch: &Batch, mut tries: Tries) -> Result<(), Refused> {
+        let body = bytes::Bytes::from(self.body(batch));
+        loop {
+            match self.post(body.clone()).await {
+                Tried::Done => return Ok(()),
+                Tried::Unwanted(why) => return Err(Refused::Items(why)),
+                Tried::Again(why, wait) => {
+                    if !tries.again(wait).await {
+                        let times = if tries.made() > 1 { format!(" after {} tries", tries.made()) } else { String::new() };
+                        return Err(Refused::Items(format!("{why}{times}")));
+                    }
+                }
+            }
+        }
+    }
+
+    fn body(&self, batch: &Batch) -> Vec<u8> {
+        let bytes: usize = batch.items.iter().map(|item| item.bytes.len() + 1).sum();
+        let mut body = Vec::with_capacity(bytes + 2);
+        for (index, item) in batch.items.iter().enumerate() {
+            if !self.ndjson {
+                body.push(if index == 0 { b'[' } else { b',' });
+            }
+            body.extend_from_slice(&item.bytes);
+            if self.ndjson {
+                body.push(b'\n');
+            }
+        }
+        if !self.ndjson {
+            body.push(b']');
+        }
+        body
+    }
+
+    async fn post(&self, body: bytes::Bytes) -> Tried {
+        let response = match self.client.post(&self.url).body(body).send().await {
+            Ok(response) => response,
+            Err(error) if error.is_timeout() => return Tried::Again(format!("no answer from {} in time", self.url), None),
+            Err(error) => return Tried::Again(format!("cannot POST to {}: {}", self.url, millstream_flow::chain(&error.without_url())), None),
+        };
+        let status = response.status();
+        if status.is_success() {
+            return Tried::Done;
+        }
+        let wait = response.headers().get(RETRY_AFTER).and_then(|wait| wait.to_str().ok()?.parse().ok());
+        let why = format!("{} answered {status}{}", self.url, shown(response).await);
+        if status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
+            Tried::Again(why, wait.map(Duration::from_secs))
+        } else {
+            Tried::Unwanted(why)
+        }
+    }
+}
+
+/// The first bytes of a refusal, on one line.
+async fn shown(mut response: Response) -> String {
+    let mut text = Vec::new();
+    while let Ok(Some(piece)) = response.chunk().await {
+        text.extend_from_slice(&piece[..piece.len().min(SHOWN - text.len())]);
+        if text.len() >= SHOWN {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&text).split_whitespace().collect::<Vec<_>>().join(" ");
+    if text.is_empty() { text } else { format!(": {text}") }
+}
