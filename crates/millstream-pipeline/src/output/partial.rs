@@ -218,7 +218,9 @@ fn recover(file: &mut File, csv: bool) -> std::io::Result<u64> {
         while framer.next().is_some() {}
     }
     let (length, _) = framer.position();
-    file.set_len(length)?;
+    if file.metadata()?.len() != length {
+        file.set_len(length)?;
+    }
     file.seek(SeekFrom::Start(length))?;
     Ok(length)
 }

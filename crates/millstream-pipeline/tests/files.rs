@@ -1,0 +1,203 @@
+//! Files in and files out: formats, names, rotation, and what a killed run leaves behind.
+
+mod common;
+
+use common::{BUFFERED, Bench};
+use std::time::Duration;
+
+const OUT: &str = "output: { file: { path: out/all.ndjson } }";
+
+#[tokio::test]
+async fn csv_becomes_ndjson_and_back() {
+    let bench = Bench::new().await;
+    bench.write("in.csv", "a,b\n1,\"x, \"\"y\"\"\n\"\n2,\n");
+    bench.run(&format!("source: {{ file: {{ path: in.csv }} }}\n{OUT}")).await;
+    assert_eq!(bench.read("out/all.ndjson"), "{\"a\":\"1\",\"b\":\"x, \\\"y\\\"\\n\"}\n{\"a\":\"2\",\"b\":\"\"}\n");
+    bench.run("source: { file: { path: out/all.ndjson } }\noutput: { file: { path: out/back.csv } }").await;
+    assert_eq!(bench.read("out/back.csv"), "a,b\n1,\"x, \"\"y\"\"\n\"\n2,\n");
+}
+
+#[tokio::test]
+async fn lines_and_other_delimiters_are_read() {
+    let bench = Bench::new().await;
+    bench.write("in.log", "one\n\ntwo");
+    let report = bench.run(&format!("source: {{ file: {{ path: in.log }} }}\n{OUT}")).await;
+    assert_eq!(bench.read("out/all.ndjson"), "{\"line\":\"one\"}\n{\"line\":\"\"}\n{\"line\":\"two\"}\n");
+    assert_eq!(report.ledger.received, 3);
+    bench.write("semi.txt", "a;b\n1;2\n");
+    bench.run("source: { file: { path: semi.txt, format: csv, delimiter: ';' } }\noutput: { file: { path: out/semi.ndjson } }").await;
+    assert_eq!(bench.read("out/semi.ndjson"), "{\"a\":\"1\",\"b\":\"2\"}\n");
+}
+
+#[tokio::test]
+async fn a_pattern_reads_all_its_files_in_order() {
+    let bench = Bench::new().await;
+    for (name, text) in [("in/b.csv", "n\n3\n"), ("in/a.csv", "n\n1\n2"), ("in/c.txt", "n\n9\n"), ("in/.d.csv", "n\n9\n")] {
+        bench.write(name, text);
+    }
+    for buffer in ["", BUFFERED] {
+        bench.run(&format!("source: {{ file: {{ path: 'in/*.csv' }} }}\n{buffer}\n{OUT}")).await;
+    }
+    assert_eq!(bench.read("out/all.ndjson"), "{\"n\":\"1\"}\n{\"n\":\"2\"}\n{\"n\":\"3\"}\n");
+    assert_eq!(bench.read("out/all-2.ndjson"), bench.read("out/all.ndjson"), "a finished file is never touched");
+}
+
+#[tokio::test]
+async fn a_path_takes_fields_and_refuses_to_leave_its_directory() {
+    let bench = Bench::new().await;
+    bench.write("in.ndjson", "{\"c\":\"x\"}\n{\"c\":\"../y\"}\n{\"c\":\"x\",\"n\":1}\n{\"d\":1}\n");
+    let report = bench
+        .run("source: { file: { path: in.ndjson } }\noutput: { file: { path: 'out/d-{c}/f.ndjson' } }\non_error: skip")
+        .await;
+    assert_eq!(bench.read("out/d-x/f.ndjson"), "{\"c\":\"x\"}\n{\"c\":\"x\",\"n\":1}\n");
+    assert_eq!(report.dropped()["errors"], 2);
+    assert!(report.errors[0].reason.contains("another directory"), "{:?}", report.errors);
+    assert!(report.errors[1].reason.contains("no field `c`"), "{:?}", report.errors);
+    assert_eq!(bench.list("").iter().filter(|name| name.starts_with('y')).count(), 0);
+}
+
+#[tokio::test]
+async fn more_paths_than_open_files_lose_nothing() {
+    let bench = Bench::new().await;
+    let rows: String = (0..300).map(|n| format!("{{\"n\":{n},\"f\":{}}}\n", n % 30)).collect();
+    bench.write("in.ndjson", rows);
+    bench.run("source: { file: { path: in.ndjson } }\nbatch: { count: 7 }\noutput: { file: { path: 'out/{f}.ndjson', max_open: 3 } }").await;
+    assert_eq!(bench.list("out").len(), 30);
+    for file in 0..30 {
+        let expected: String = (0..10).map(|n| format!("{{\"n\":{},\"f\":{file}}}\n", n * 30 + file)).collect();
+        assert_eq!(bench.read(&format!("out/{file}.ndjson")), expected);
+    }
+}
+
+#[tokio::test]
+async fn files_are_finished_by_their_size() {
+    let bench = Bench::new().await;
+    let yaml = "source: { generate: { count: 100 } }\nbatch: { count: 10 }\noutput: { file: { path: out/n.csv, rotate: { bytes: 60B } } }";
+    bench.run(yaml).await;
+    let names = bench.list("out");
+    assert!(names.len() >= 4 && names.iter().all(|name| name.starts_with("n") && name.ends_with(".csv")), "{names:?}");
+    let mut numbers: Vec<u32> = Vec::new();
+    for name in &names {
+        let text = bench.read(&format!("out/{name}"));
+        assert!(text.starts_with("n\n"), "every csv file has its header: {text:?}");
+        assert!(text.len() <= 60 + 30, "a file is finished when it is full: {} bytes", text.len());
+        numbers.extend(text.lines().skip(1).map(|line| line.parse::<u32>().expect("a number")));
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..100).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_are_finished_by_their_age() {
+    let bench = Bench::new().await;
+    let yaml = "source: { generate: { count: 30, rate: 10 } }\nbatch: { count: 1 }\noutput: { file: { path: out/n.ndjson, rotate: { every: 1s } } }";
+    bench.run(yaml).await;
+    let names = bench.list("out");
+    assert!((3..=5).contains(&names.len()), "three seconds make about three files: {names:?}");
+}
+
+#[tokio::test]
+async fn a_file_appears_only_when_it_is_whole() {
+    let bench = Bench::new().await;
+    let yaml = "source: { generate: { rate: 1000 } }\nbatch: { count: 1 }\noutput: { file: { path: out/n.ndjson } }";
+    let run = bench.pipeline(yaml).start(&bench.brokers()).await.expect("a run");
+    while run.report().ledger.completed < 3 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bench.list("out"), [".n.ndjson.partial"]);
+    let report = run.shutdown(Duration::from_secs(10)).await.expect("a clean end");
+    assert_eq!(bench.list("out"), ["n.ndjson"]);
+    assert_eq!(bench.read("out/n.ndjson").lines().count() as u64, report.ledger.completed);
+}
+
+#[tokio::test]
+async fn what_a_killed_run_left_is_continued_without_its_torn_end() {
+    let bench = Bench::new().await;
+    bench.write("out/.x.ndjson.partial", "{\"k\":\"x\",\"n\":0}\n{\"k\":\"x\",\"n");
+    bench.write("out/.old.ndjson.partial", "{\"k\":\"old\"}\n\0\0\0\0\n");
+    bench.write("out/.empty.ndjson.partial", "{\"torn");
+    bench.write("in.ndjson", "{\"k\":\"x\",\"n\":1}\n");
+    bench.run("source: { file: { path: in.ndjson } }\noutput: { file: { path: 'out/{k}.ndjson' } }").await;
+    assert_eq!(bench.list("out"), ["old.ndjson", "x.ndjson"]);
+    assert_eq!(bench.read("out/x.ndjson"), "{\"k\":\"x\",\"n\":0}\n{\"k\":\"x\",\"n\":1}\n");
+    assert_eq!(bench.read("out/old.ndjson"), "{\"k\":\"old\"}\n");
+}
+
+#[tokio::test]
+async fn a_csv_left_over_with_other_columns_is_finished_as_it_is() {
+    let bench = Bench::new().await;
+    bench.write("out/.n.csv.partial", "a,b\n1,\"two\nlines\"\n2,\"torn\nin a quoted");
+    bench.run("source: { generate: { count: 1 } }\noutput: { file: { path: out/n.csv } }").await;
+    assert_eq!(bench.read("out/n.csv"), "a,b\n1,\"two\nlines\"\n");
+    assert_eq!(bench.read("out/n-2.csv"), "n\n0\n");
+}
+
+#[tokio::test]
+async fn csv_columns_are_kept_in_their_order_and_unknown_fields_refused() {
+    let bench = Bench::new().await;
+    bench.write("in.ndjson", "{\"b\":1,\"a\":2}\n{\"c\":3}\n7\n{\"a\":4}\n");
+    let report = bench
+        .run("source: { file: { path: in.ndjson } }\noutput: { file: { path: o.csv, columns: [a, b] } }\non_error: skip")
+        .await;
+    assert_eq!(bench.read("o.csv"), "a,b\n2,1\n4,\n");
+    assert_eq!(report.dropped()["errors"], 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_followed_file_gives_what_is_added_and_what_replaces_it() {
+    let bench = Bench::new().await;
+    bench.write("in.ndjson", "1\n2\n3");
+    let yaml = format!("source: {{ file: {{ path: in.ndjson, follow: true }} }}\n{BUFFERED}\n{OUT}\nbatch: {{ count: 1 }}");
+    let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
+    let until = async |completed: u64| {
+        while run.report().ledger.completed < completed {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    until(2).await;
+    assert_eq!(run.report().ledger.completed, 2, "a line without its end is not read yet");
+    bench.write("in.ndjson", "1\n2\n33\n4\n");
+    until(4).await;
+    bench.write("in.ndjson", "5\n");
+    until(5).await;
+    run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    assert_eq!(bench.read("out/all.ndjson"), "1\n2\n33\n4\n5\n");
+}
+
+#[tokio::test]
+async fn an_output_that_cannot_be_written_says_what_to_do() {
+    let bench = Bench::new().await;
+    bench.write("out", "a file where the directory should be");
+    bench.write("in.ndjson", "1\n");
+    let error = bench.try_run(&format!("source: {{ file: {{ path: in.ndjson }} }}\n{OUT}")).await.expect_err("no directory");
+    let text = error.to_string();
+    assert!(text.contains("cannot start pipeline `p`") && text.contains("/out") && text.contains("move it"), "{text}");
+    let error = bench.try_run(&format!("source: {{ file: {{ path: none.csv }} }}\n{}", OUT.replace("out/", "o/"))).await;
+    let text = error.expect_err("no source").to_string();
+    assert!(text.contains("none.csv") && text.contains("source.file.path"), "{text}");
+}
+
+#[tokio::test]
+async fn two_runs_never_write_one_file_together() {
+    let bench = Bench::new().await;
+    let yaml = "source: { generate: { rate: 100 } }\nbatch: { count: 1 }\noutput: { file: { path: out/n.ndjson } }";
+    let run = bench.pipeline(yaml).start(&bench.brokers()).await.expect("a run");
+    while run.report().ledger.completed < 1 {
+        tokio::task::yield_now().await;
+    }
+    let error = bench.try_run(yaml).await.expect_err("the file is locked").to_string();
+    assert!(error.contains("another process is writing it"), "{error}");
+    run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_full_disk_ends_the_run_and_names_the_remedy() {
+    let bench = Bench::new().await;
+    std::fs::create_dir_all(bench.path("out")).expect("a directory");
+    // Every write to /dev/full fails as on a full disk.
+    std::os::unix::fs::symlink("/dev/full", bench.path("out/.n.ndjson.partial")).expect("a link");
+    let yaml = "source: { generate: { count: 10 } }\noutput: { file: { path: out/n.ndjson } }";
+    let error = bench.try_run(yaml).await.expect_err("the disk is full").to_string();
+    assert!(error.contains("the disk is full; free some space"), "{error}");
+}

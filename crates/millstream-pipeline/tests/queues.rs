@@ -1,0 +1,176 @@
+//! The durable buffer, queues as source and output, and what a run leaves for the next.
+
+mod common;
+
+use common::{BUFFERED, Bench};
+use millstream_message::{Address, Message, Queue};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+fn numbers(count: u64) -> String {
+    (0..count).map(|n| format!("{{\"n\":{n}}}\n")).collect()
+}
+
+#[tokio::test]
+async fn a_second_run_adds_nothing_and_more_rows_are_added_once() {
+    let bench = Bench::new().await;
+    bench.write("in.ndjson", numbers(3000));
+    let yaml = format!("source: {{ file: {{ path: in.ndjson }} }}\n{BUFFERED}\noutput: {{ file: {{ path: out/n.ndjson }} }}");
+    assert_eq!(bench.run(&yaml).await.ledger.completed, 3000);
+    let second = bench.run(&yaml).await;
+    assert_eq!((second.ledger.received, second.found), (0, 0));
+    assert_eq!(bench.list("out"), ["n.ndjson"]);
+    bench.write("in.ndjson", numbers(3007));
+    assert_eq!(bench.run(&yaml).await.ledger.completed, 7);
+    assert_eq!(bench.read("out/n.ndjson") + &bench.read("out/n-2.ndjson"), numbers(3007));
+}
+
+#[tokio::test]
+async fn a_run_that_is_dropped_in_the_middle_loses_nothing() {
+    let bench = Bench::new().await;
+    let count = 20_000;
+    bench.write("in.ndjson", numbers(count));
+    let yaml = format!(
+        "source: {{ file: {{ path: in.ndjson }} }}\n{BUFFERED}\nbatch: {{ count: 100 }}\noutput: {{ file: {{ path: out/n.ndjson }} }}"
+    );
+    for stop_after in [1, 500, 3000, 9000] {
+        let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
+        while run.report().ledger.completed < stop_after {
+            tokio::task::yield_now().await;
+        }
+        let report = run.report();
+        assert!(report.ledger.balances(), "{:?}", report.ledger);
+        drop(run);
+        // What the dropped run still held on other threads goes before the next one begins.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let last = bench.run(&yaml).await;
+    assert!(last.found > 0 || last.ledger.received > 0);
+    let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+    for name in bench.list("out") {
+        for line in bench.read(&format!("out/{name}")).lines() {
+            *seen.entry(line.to_owned()).or_default() += 1;
+        }
+    }
+    assert_eq!(seen.len() as u64, count, "every row arrived");
+    let twice: u32 = seen.values().map(|times| times - 1).sum();
+    assert!(twice <= 4 * 8192, "only what was under way came twice: {twice}");
+}
+
+#[tokio::test]
+async fn shutdown_leaves_the_rest_in_the_queue_and_the_ledger_says_so() {
+    let bench = Bench::new().await;
+    bench.write("in.ndjson", numbers(50_000));
+    let yaml = format!(
+        "source: {{ file: {{ path: in.ndjson }} }}\n{BUFFERED}\nbatch: {{ count: 10 }}\noutput: {{ file: {{ path: out/n.ndjson }} }}"
+    );
+    let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
+    while run.report().ledger.completed < 100 {
+        tokio::task::yield_now().await;
+    }
+    let first = run.shutdown(Duration::from_secs(20)).await.expect("a clean end");
+    assert!(first.ledger.balances(), "{:?}", first.ledger);
+    assert_eq!(first.ledger.in_flight, bench.broker.stats("q").await.expect("the queue").total());
+    let second = bench.run(&yaml).await;
+    assert_eq!(second.found, first.ledger.in_flight);
+    assert_eq!(first.ledger.completed + second.ledger.completed, 50_000, "nothing came twice");
+}
+
+#[tokio::test]
+async fn a_bounded_buffer_makes_the_source_wait() {
+    let bench = Bench::new().await;
+    bench.write("in.ndjson", numbers(5000));
+    let report = bench
+        .run(
+            "source: { file: { path: in.ndjson } }\nbuffer: { queue: { broker: \"embedded:s\", name: q, max_items: 50, prefetch: 20 } }\n\
+             batch: { count: 10 }\noutput: { file: { path: out.ndjson } }",
+        )
+        .await;
+    assert_eq!(report.ledger.completed, 5000);
+    assert_eq!(bench.read("out.ndjson"), numbers(5000));
+}
+
+#[tokio::test]
+async fn a_queue_is_drained_into_another() {
+    let bench = Bench::new().await;
+    bench.broker.declare_queue(Queue::durable("in")).await.expect("a queue");
+    let bodies = [
+        Message::new("{\"n\":1}"),
+        Message::new("{\"n\":2}").with_content_type("application/json").with_message_id("two"),
+        Message::new("hello").with_content_type("text/plain"),
+        Message::new("{oops"),
+    ];
+    for body in bodies {
+        assert!(bench.broker.publish(&Address::queue("in"), body).await.expect("published").is_confirmed());
+    }
+    let report = bench
+        .run(
+            "source: { queue: { broker: \"embedded:s\", name: in, until: drained } }\n\
+             output: { queue: { broker: \"embedded:s\", name: out } }\non_error: skip",
+        )
+        .await;
+    assert_eq!((report.ledger.completed, report.dropped()["errors"]), (2, 2));
+    assert!(report.errors[0].reason.contains("`text/plain`"), "{:?}", report.errors);
+    assert_eq!(bench.bodies("out").await, ["{\"n\":1}", "{\"n\":2}"]);
+    let out = bench.browse("out").await;
+    assert_eq!(out[1].message.properties().message_id.as_deref(), Some("two"), "an item keeps its name");
+    assert_eq!(bench.broker.stats("in").await.expect("the queue").total(), 0, "everything was acknowledged");
+}
+
+#[tokio::test]
+async fn a_queue_with_other_dead_letters_is_refused_before_anything_starts() {
+    let bench = Bench::new().await;
+    bench.broker.declare_queue(Queue::durable("in").dead_letter("", "elsewhere")).await.expect("a queue");
+    let error = bench
+        .try_run(
+            "source: { queue: { broker: \"embedded:s\", name: in } }\noutput: { stdout: }\non_error: { dead_letter: { queue: dead } }",
+        )
+        .await
+        .expect_err("the queue's own dead letters go elsewhere")
+        .to_string();
+    assert!(error.contains("dead letters of queue `in` go to elsewhere"), "{error}");
+}
+
+#[tokio::test]
+async fn routes_send_each_item_to_its_output() {
+    let bench = Bench::new().await;
+    let report = bench
+        .run(
+            "source: { generate: { count: 100 } }\n\
+             process:\n  - route:\n      cases:\n        - { when: 'item.n % 10 == 0', to: tens }\n        - { when: 'item.n < 50', to: low }\n      else: drop\n\
+             output:\n  named:\n    tens: { file: { path: tens.ndjson } }\n    low: { queue: { broker: \"embedded:s\", name: low } }",
+        )
+        .await;
+    assert_eq!((report.ledger.completed, report.dropped()["route"]), (10 + 45, 45));
+    assert_eq!(bench.read("tens.ndjson").lines().count(), 10);
+    assert_eq!(bench.bodies("low").await.len(), 45);
+}
+
+#[tokio::test]
+async fn parallel_steps_keep_the_order_and_count_by_name() {
+    let bench = Bench::new().await;
+    let report = bench
+        .run(
+            "source: { generate: { count: 5000 } }\n\
+             process:\n  - parallel:\n      workers: 3\n      steps:\n        - filter: { name: odd, keep: 'item.n % 2 == 0' }\n        - map: '{n, square: (.n * .n)}'\n        - map: { name: three, jq: 'if .n % 3 == 0 then empty else . end' }\n\
+             output: { file: { path: out.ndjson } }",
+        )
+        .await;
+    let expected: String =
+        (0..5000u64).filter(|n| n % 2 == 0 && n % 3 != 0).map(|n| format!("{{\"n\":{n},\"square\":{}}}\n", n * n)).collect();
+    assert_eq!(bench.read("out.ndjson"), expected);
+    assert_eq!((report.dropped()["odd"], report.dropped()["three"]), (2500, 834));
+}
+
+#[tokio::test(start_paused = true)]
+async fn generated_items_keep_their_rate() {
+    let bench = Bench::new().await;
+    let start = tokio::time::Instant::now();
+    let report = bench
+        .run("source: { generate: { count: 50, rate: 10, template: '{square: (. * .)}' } }\noutput: { file: { path: out.ndjson } }")
+        .await;
+    assert_eq!(report.ledger.completed, 50);
+    assert!(bench.read("out.ndjson").ends_with("{\"square\":2401}\n"));
+    let took = start.elapsed();
+    assert!((Duration::from_millis(4900)..Duration::from_millis(7000)).contains(&took), "{took:?}");
+}
