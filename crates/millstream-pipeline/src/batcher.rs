@@ -61,7 +61,8 @@ struct Gathered {
 
 impl<F> Batcher<F> {
     pub(crate) fn new(upstream: F, rule: Rule) -> Self {
-        let gathered = Gathered { open: HashMap::new(), items: 0, bytes: 0, size: 0, complete: VecDeque::new() };
+        let gathered =
+            Gathered { open: HashMap::new(), items: 0, bytes: 0, size: 0, complete: VecDeque::new() };
         Batcher { upstream, rule, gathered, timer: None, ended: false }
     }
 
@@ -103,11 +104,13 @@ impl Gathered {
         self.items += 1;
         self.bytes += bytes;
         self.size += size;
-        let held = self.items >= rule.held_items || self.bytes >= rule.held_bytes || self.size >= rule.held_size;
+        let held =
+            self.items >= rule.held_items || self.bytes >= rule.held_bytes || self.size >= rule.held_size;
         if full {
             self.complete(&key);
         } else if held {
-            let largest = self.open.iter().max_by_key(|(_, open)| open.items.len()).map(|(key, _)| key.clone());
+            let largest =
+                self.open.iter().max_by_key(|(_, open)| open.items.len()).map(|(key, _)| key.clone());
             if let Some(largest) = largest {
                 self.complete(&largest);
             }
@@ -124,8 +127,12 @@ impl Gathered {
     }
 
     fn complete_where(&mut self, due: impl Fn(&Open) -> bool) {
-        let mut keys: Vec<_> =
-            self.open.iter().filter(|(_, open)| due(open)).map(|(key, open)| (open.since, key.clone())).collect();
+        let mut keys: Vec<_> = self
+            .open
+            .iter()
+            .filter(|(_, open)| due(open))
+            .map(|(key, open)| (open.since, key.clone()))
+            .collect();
         keys.sort_by_key(|(since, _)| *since);
         keys.iter().for_each(|(_, key)| self.complete(key));
     }
@@ -153,7 +160,11 @@ impl<F: Flow<Item = Ready, Token = Token>> Flow for Batcher<F> {
             let Batcher { upstream, rule, gathered, .. } = self;
             let step = upstream.poll_drive(cx, rule.count, &mut |item, token| {
                 gathered.add(item, token, rule);
-                if gathered.complete.len() >= room { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                if gathered.complete.len() >= room {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
             });
             match step {
                 Poll::Ready(Step::End) => {
@@ -174,6 +185,101 @@ impl<F: Flow<Item = Ready, Token = Token>> Flow for Batcher<F> {
                     // Hand on what there is, then come back to wait: the wakers are registered anew.
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use millstream_flow::{Pipe, Tracked, Tracker};
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::ReceiverStream;
+
+    const LARGE: usize = usize::MAX;
+
+    fn rule() -> Rule {
+        Rule {
+            count: 3,
+            bytes: LARGE,
+            age: Duration::from_secs(10),
+            held_items: LARGE,
+            held_bytes: LARGE,
+            held_size: LARGE,
+        }
+    }
+
+    fn item(key: &str, bytes: usize) -> Ready {
+        let key = Bytes::copy_from_slice(key.as_bytes());
+        Ready { output: 0, key, path: None, bytes: vec![0; bytes], place: String::new(), size: 10 }
+    }
+
+    /// Sends each item after its pause; gives the keys of each batch with the second it came at.
+    async fn batches(rule: Rule, items: Vec<(u64, Ready)>) -> Vec<(String, u64)> {
+        let (sender, receiver) = mpsc::channel(1);
+        let mut tracker = Tracker::new(|_: std::ops::Range<u64>, _: &millstream_flow::Outcome| {});
+        let account = tracker.account();
+        let feeder = async move {
+            for (pause, value) in items {
+                tokio::time::sleep(Duration::from_secs(pause)).await;
+                let token = tracker.issue();
+                sender.send(Ok(Tracked { value, token })).await.expect("the flow takes it");
+            }
+        };
+        let start = Instant::now();
+        let plan = Pipe::from_tracked(account, ReceiverStream::new(receiver))
+            .via("batch", |flow| Batcher::new(flow, rule));
+        let collected = plan.fold(Vec::new(), move |all, batch: Batch| {
+            let keys: String = batch.items.iter().map(|item| String::from_utf8_lossy(&item.key)).collect();
+            all.push((keys, start.elapsed().as_secs()));
+        });
+        let ((), ended) = tokio::join!(feeder, collected);
+        let (batches, report) = ended.expect("a clean end");
+        assert!(report.ledger.balances() && report.ledger.in_flight == 0, "{:?}", report.ledger);
+        batches
+    }
+
+    fn at_once(keys: &str) -> Vec<(u64, Ready)> {
+        keys.chars().map(|key| (0, item(&key.to_string(), 10))).collect()
+    }
+
+    fn of(expected: &[(&str, u64)]) -> Vec<(String, u64)> {
+        expected.iter().map(|(keys, second)| ((*keys).to_owned(), *second)).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_key_fills_its_own_batch_by_count() {
+        assert_eq!(batches(rule(), at_once("abababb")).await, of(&[("aaa", 0), ("bbb", 0), ("b", 0)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_is_complete_before_it_exceeds_its_bytes() {
+        assert_eq!(batches(Rule { bytes: 25, ..rule() }, at_once("aaaa")).await, of(&[("aa", 0), ("aa", 0)]));
+        assert_eq!(batches(Rule { bytes: 5, ..rule() }, at_once("ab")).await, of(&[("a", 0), ("b", 0)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_goes_when_its_first_item_is_old() {
+        let items = vec![
+            (0, item("a", 1)),
+            (4, item("b", 1)),
+            (4, item("a", 1)),
+            (8, item("c", 1)),
+            (20, item("d", 1)),
+        ];
+        assert_eq!(batches(rule(), items).await, of(&[("aa", 10), ("b", 14), ("c", 26), ("d", 36)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_largest_batch_goes_when_too_much_is_held() {
+        let keys = "abbcd";
+        for rule in [
+            Rule { held_items: 4, ..rule() },
+            Rule { held_bytes: 40, ..rule() },
+            Rule { held_size: 40, ..rule() },
+        ] {
+            let made = batches(rule, at_once(keys)).await;
+            assert_eq!(made[0], ("bb".to_owned(), 0), "{made:?}");
         }
     }
 }

@@ -18,7 +18,10 @@ pub(crate) fn memory(draft: &Draft) -> u64 {
     let rule = batching(draft);
     let batch = draft.batch.bytes.value;
     let complete = batch.saturating_mul((writing(draft) + WAITING_BATCHES) as u64);
-    reading(draft).saturating_add(buffered(draft)).saturating_add(rule.held_bytes as u64).saturating_add(complete)
+    reading(draft)
+        .saturating_add(buffered(draft))
+        .saturating_add(rule.held_bytes as u64)
+        .saturating_add(complete)
 }
 
 /// How many batches the output takes at once.
@@ -41,8 +44,12 @@ pub(crate) fn batching(draft: &Draft) -> Rule {
         bytes: usize::try_from(batch.bytes.value).unwrap_or(usize::MAX),
         age: batch.age.value,
         held_items: (items as usize).max(batch.count.value as usize).max(1),
-        held_bytes: usize::try_from(batch.bytes.value.saturating_mul(if batch.by.is_some() { OPEN_BATCHES } else { 1 }))
-            .unwrap_or(usize::MAX),
+        held_bytes: usize::try_from(batch.bytes.value.saturating_mul(if batch.by.is_some() {
+            OPEN_BATCHES
+        } else {
+            1
+        }))
+        .unwrap_or(usize::MAX),
         held_size: usize::try_from(size).unwrap_or(usize::MAX),
     }
 }
@@ -58,7 +65,9 @@ fn reading(draft: &Draft) -> u64 {
 
 fn buffered(draft: &Draft) -> u64 {
     match (&draft.buffer.value, draft.source.as_deref()) {
-        (Buffer::Queue { prefetch, .. }, _) | (_, Some(Source::Queue { prefetch, .. })) => prefetch.bytes.value,
+        (Buffer::Queue { prefetch, .. }, _) | (_, Some(Source::Queue { prefetch, .. })) => {
+            prefetch.bytes.value
+        }
         (Buffer::Memory { bytes, .. }, _) => *bytes,
     }
 }

@@ -25,7 +25,9 @@ impl Pipeline {
                 chart.edge(&last, "", &queue);
                 last = queue;
             }
-            Buffer::Memory { items, bytes } if !matches!(draft.source.as_deref(), Some(Source::Queue { .. })) => {
+            Buffer::Memory { items, bytes }
+                if !matches!(draft.source.as_deref(), Some(Source::Queue { .. })) =>
+            {
                 let label = format!("buffer<br/>{items} items, {}", show_size(*bytes));
                 let buffer = chart.node("[/", &label, "/]");
                 chart.edge(&last, "", &buffer);
@@ -135,7 +137,9 @@ impl Chart {
     fn step(&mut self, step: &Step, failing: &mut Vec<String>) -> String {
         let node = match step {
             Step::Filter { name, .. } => self.node("{{", &format!("filter {}", name.value), "}}"),
-            Step::Map { name, .. } => self.node("[", &format!("map {}", name.value).replace("map map", "map"), "]"),
+            Step::Map { name, .. } => {
+                self.node("[", &format!("map {}", name.value).replace("map map", "map"), "]")
+            }
             Step::Parallel { workers, steps, .. } => {
                 let workers = workers.value.map_or("auto".to_owned(), |count| count.to_string());
                 let names: Vec<String> = steps.iter().map(name_of).collect();
@@ -162,6 +166,7 @@ fn name_of(step: &Step) -> String {
 
 /// Mermaid's own escapes; `<br/>` is ours and stays.
 fn escape(label: &str) -> String {
-    let escaped = label.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;").replace('>', "&gt;");
+    let escaped =
+        label.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;").replace('>', "&gt;");
     escaped.replace("&lt;br/&gt;", "<br/>")
 }

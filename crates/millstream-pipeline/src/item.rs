@@ -44,7 +44,10 @@ pub(crate) struct Record {
 pub(crate) enum Place {
     /// Nowhere that has a name.
     Nowhere,
-    Line { file: Arc<str>, line: u64 },
+    Line {
+        file: Arc<str>,
+        line: u64,
+    },
     /// The message's id says it.
     Message(Message),
 }
@@ -88,8 +91,11 @@ pub(crate) struct Reporter {
 impl Reporter {
     pub(crate) fn failure(&self, letter: Letter, reason: String, stage: &Arc<str>) -> Failure {
         self.trouble.note(stage, &reason, &letter.place);
-        let reason =
-            if self.show_place && !letter.place.is_empty() { format!("{reason} ({})", letter.place) } else { reason };
+        let reason = if self.show_place && !letter.place.is_empty() {
+            format!("{reason} ({})", letter.place)
+        } else {
+            reason
+        };
         Failed::new(letter, ItemError(reason), stage.clone(), self.clock.now())
     }
 }
@@ -105,7 +111,7 @@ impl Raw {
                     Ok(value) => Ok(Record { value, place: Place::Line { file, line }, output: 0, size: 0 }),
                     Err((fault, bytes)) => {
                         Err(reporter.failure(letter(bytes, &file, line, &fault), fault.to_string(), stage))
-                    },
+                    }
                 }
             }
             Raw::Message(message) => read_message(message, stage, reporter),
@@ -123,7 +129,9 @@ impl Raw {
             Raw::Value(value) => Ok(value),
             Raw::Frame { frame, decoder, .. } => {
                 let line = frame.line();
-                decoder.value(frame).map_err(|(fault, _)| format!("line {line}, column {}: {fault}", fault.column()))
+                decoder
+                    .value(frame)
+                    .map_err(|(fault, _)| format!("line {line}, column {}: {fault}", fault.column()))
             }
             Raw::Message(_) | Raw::Fault { .. } => Err("not an item of a request".to_owned()),
         }
@@ -155,7 +163,9 @@ impl Raw {
                 value::write_json(&mut body, &value);
                 Message::new(body).with_content_type("application/json")
             }
-            Raw::Fault { reason } => Message::new("").with_content_type("text/plain").with_header(FAULT, reason),
+            Raw::Fault { reason } => {
+                Message::new("").with_content_type("text/plain").with_header(FAULT, reason)
+            }
         }
     }
 
@@ -184,13 +194,19 @@ fn read_message(message: Message, stage: &Arc<str>, reporter: &Reporter) -> Resu
         return refuse(&message, reason.to_owned());
     }
     if let Some(encoding) = &message.properties().content_encoding {
-        return refuse(&message, format!("the message's content encoding is `{encoding}`, which is not supported"));
+        return refuse(
+            &message,
+            format!("the message's content encoding is `{encoding}`, which is not supported"),
+        );
     }
     match message.content_type() {
         None | Some("application/json") => {}
         Some(other) if other.starts_with("application/json;") || other.ends_with("+json") => {}
         Some(other) => {
-            return refuse(&message, format!("the message's content type is `{other}`, not `application/json`"));
+            return refuse(
+                &message,
+                format!("the message's content type is `{other}`, not `application/json`"),
+            );
         }
     }
     match value::parse_shared(message.body()) {

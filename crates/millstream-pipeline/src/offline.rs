@@ -1,13 +1,13 @@
 //! Offline tests: items in, what should become of them, and no source or output touched.
 
 use crate::feed::text_items;
+use crate::file::Pipeline;
 use crate::file::check;
 use crate::file::model::{Draft, Step};
 use crate::file::place::{At, Texts};
 use crate::file::problem::{Findings, Problems};
 use crate::file::shape::CASES;
 use crate::file::tree::{self, Data, Node, Style};
-use crate::file::Pipeline;
 use crate::item::{Raw, Reporter};
 use crate::ready::Writer;
 use crate::steps::{Passing, Router, Simple};
@@ -116,25 +116,29 @@ impl Pipeline {
         let name = node.get("name")?.text()?.to_owned();
         let items = match (node.get("items"), node.get("text")) {
             (Some(items), None) => items.items().iter().map(|item| Raw::Value(value_of(item))).collect(),
-            (None, Some(text)) => {
-                text_items(self.source(), text.text()?).unwrap_or_else(|error| {
-                    findings.add(text.at, error.to_string(), "give `text` as the source would read it");
-                    Vec::new()
-                })
-            }
+            (None, Some(text)) => text_items(self.source(), text.text()?).unwrap_or_else(|error| {
+                findings.add(text.at, error.to_string(), "give `text` as the source would read it");
+                Vec::new()
+            }),
             _ => {
-                let remedy = "give the items as values under `items`, or as the source reads them under `text`";
+                let remedy =
+                    "give the items as values under `items`, or as the source reads them under `text`";
                 findings.add(node.at, format!("case `{name}` must have `items` or `text`"), remedy);
                 return None;
             }
         };
-        let dropped = node.get("dropped").map(Node::entries).unwrap_or_default().iter().filter_map(|(key, count)| {
-            let number = count.text().and_then(|text| text.parse().ok());
-            if number.is_none() {
-                findings.add(count.at, format!("`{}` is {}", key.name, count.describe()), "write how many items it drops");
-            }
-            Some((key.name.clone(), number?))
-        });
+        let dropped =
+            node.get("dropped").map(Node::entries).unwrap_or_default().iter().filter_map(|(key, count)| {
+                let number = count.text().and_then(|text| text.parse().ok());
+                if number.is_none() {
+                    findings.add(
+                        count.at,
+                        format!("`{}` is {}", key.name, count.describe()),
+                        "write how many items it drops",
+                    );
+                }
+                Some((key.name.clone(), number?))
+            });
         Some(Case {
             dropped: dropped.collect(),
             at: node.at,
@@ -161,7 +165,8 @@ impl Pipeline {
         for item in items {
             let mut passing: Option<Passing> = Some(item.clone().read(&read, &reporter));
             for step in &steps {
-                passing = passing.and_then(|passing| step.apply(passing).or_else(|| made.drop_by(&step.name)));
+                passing =
+                    passing.and_then(|passing| step.apply(passing).or_else(|| made.drop_by(&step.name)));
             }
             if let Some(router) = &router {
                 passing = passing.and_then(|passing| router.apply(passing).or_else(|| made.drop_by("route")));
@@ -226,14 +231,23 @@ impl Case {
             match (self.output.get(index), made.output.get(index)) {
                 (Some(expected), Some(made)) if expected == made => {}
                 (Some(expected), Some(made)) => {
-                    differences.push(format!("item {number} of the output is {}, expected {}", json(made), json(expected)));
+                    differences.push(format!(
+                        "item {number} of the output is {}, expected {}",
+                        json(made),
+                        json(expected)
+                    ));
                 }
-                (Some(expected), None) => differences.push(format!("item {number} of the output is missing: {}", json(expected))),
-                (None, Some(made)) => differences.push(format!("item {number} of the output is not expected: {}", json(made))),
+                (Some(expected), None) => {
+                    differences.push(format!("item {number} of the output is missing: {}", json(expected)))
+                }
+                (None, Some(made)) => {
+                    differences.push(format!("item {number} of the output is not expected: {}", json(made)))
+                }
                 (None, None) => {}
             }
         }
-        let names: std::collections::BTreeSet<&String> = self.dropped.keys().chain(made.dropped.keys()).collect();
+        let names: std::collections::BTreeSet<&String> =
+            self.dropped.keys().chain(made.dropped.keys()).collect();
         for name in names {
             let (expected, dropped) =
                 (self.dropped.get(name).copied().unwrap_or(0), made.dropped.get(name).copied().unwrap_or(0));
@@ -244,10 +258,17 @@ impl Case {
         for index in 0..self.dead.len().max(made.dead.len()) {
             match (self.dead.get(index), made.dead.get(index)) {
                 (Some(expected), Some(dead)) if expected.matches(dead) => {}
-                (None, Some((stage, reason))) => differences.push(format!("an item failed at `{stage}`: {reason}")),
+                (None, Some((stage, reason))) => {
+                    differences.push(format!("an item failed at `{stage}`: {reason}"))
+                }
                 (Some(expected), made) => {
-                    let (stage, reason) = (expected.stage.as_deref().unwrap_or("any step"), expected.reason.as_deref().unwrap_or("any reason"));
-                    let made = made.map_or("none did".to_owned(), |(stage, reason)| format!("it failed at `{stage}` with \"{reason}\""));
+                    let (stage, reason) = (
+                        expected.stage.as_deref().unwrap_or("any step"),
+                        expected.reason.as_deref().unwrap_or("any reason"),
+                    );
+                    let made = made.map_or("none did".to_owned(), |(stage, reason)| {
+                        format!("it failed at `{stage}` with \"{reason}\"")
+                    });
                     differences.push(format!("an item should fail at `{stage}` with \"{reason}\"; {made}"));
                 }
                 (None, None) => {}

@@ -92,7 +92,11 @@ impl Writer {
             bytes.pop();
         }
         if bytes.len() > self.bytes_max {
-            return Err(format!("the item has {} bytes; the output takes {} at most", bytes.len(), self.bytes_max));
+            return Err(format!(
+                "the item has {} bytes; the output takes {} at most",
+                bytes.len(),
+                self.bytes_max
+            ));
         }
         self.expected = bytes.len() + 16;
         let place = if keep_place { record.place.to_string() } else { String::new() };

@@ -47,7 +47,10 @@ impl Pipeline {
     /// Outside of a tokio runtime.
     pub async fn start(&self, brokers: &Brokers) -> Result<Run, StartError> {
         let clock = Clock::system();
-        let trouble = Arc::new(Trouble::new(self.draft.goals.error_rate_max.as_ref().map(|rate| rate.value), clock.clone()));
+        let trouble = Arc::new(Trouble::new(
+            self.draft.goals.error_rate_max.as_ref().map(|rate| rate.value),
+            clock.clone(),
+        ));
         let (stop, stopped) = watch::channel(false);
         let starting = Starting { pipeline: self, brokers, clock, trouble, stopped };
         starting.start(stop).await
@@ -88,7 +91,8 @@ impl Starting<'_> {
         };
         let pipe = match (&draft.buffer.value, counted.is_some()) {
             (Buffer::Memory { items, bytes }, false) => {
-                let capacity = Capacity::items(*items as usize).bytes(*bytes as usize, |raw: &Raw| raw.footprint());
+                let capacity =
+                    Capacity::items(*items as usize).bytes(*bytes as usize, |raw: &Raw| raw.footprint());
                 pipe.buffer_measured(capacity).boxed()
             }
             _ => pipe.boxed(),
@@ -116,7 +120,8 @@ impl Starting<'_> {
     /// Whether items come by a queue, whose dead letters the queue itself makes.
     fn queue_fed(&self) -> bool {
         let draft = &self.pipeline.draft;
-        matches!(draft.buffer.value, Buffer::Queue { .. }) || matches!(draft.source.as_deref(), Some(Source::Queue { .. }))
+        matches!(draft.buffer.value, Buffer::Queue { .. })
+            || matches!(draft.source.as_deref(), Some(Source::Queue { .. }))
     }
 
     /// The dead-letter queue, declared; given back only where letters are published to it by hand.
@@ -152,7 +157,8 @@ impl Starting<'_> {
                 }
                 OutputKind::Queue(queue) => {
                     let broker = self.broker(&queue.broker).await?;
-                    self.declare_unless_there(&broker, &queue.name, Queue::durable(&queue.name.value)).await?;
+                    self.declare_unless_there(&broker, &queue.name, Queue::durable(&queue.name.value))
+                        .await?;
                     let max = broker.features().max_message_bytes;
                     bytes_max = bytes_max.min(usize::try_from(max).unwrap_or(usize::MAX));
                     Out::Queue(QueueOutput::new(broker, &queue.name))
@@ -206,7 +212,10 @@ impl Starting<'_> {
             declared = declared.max_bytes(max.value);
         }
         self.declare(&broker, declared).await?;
-        let stats = broker.stats(&queue.name).await.map_err(|error| self.pipeline.start_error("its queue cannot be read", error))?;
+        let stats = broker
+            .stats(&queue.name)
+            .await
+            .map_err(|error| self.pipeline.start_error("its queue cannot be read", error))?;
         let feed = self.resumed(feed, &broker).await?;
         let consumer = self.consume(&broker, queue, prefetch, false).await?;
         let stored = Arc::new(AtomicU64::new(0));
@@ -254,14 +263,19 @@ impl Starting<'_> {
     }
 
     /// The feed, going on where an earlier run stopped.
-    async fn resumed(&self, mut feed: Box<dyn Feed>, broker: &Arc<dyn Broker>) -> Result<Box<dyn Feed>, StartError> {
+    async fn resumed(
+        &self,
+        mut feed: Box<dyn Feed>,
+        broker: &Arc<dyn Broker>,
+    ) -> Result<Box<dyn Feed>, StartError> {
         let Some(name) = feed.position_name().map(str::to_owned) else { return Ok(feed) };
         let position = broker
             .position(&name)
             .await
             .map_err(|error| self.pipeline.start_error("its position cannot be read", error))?;
         if let Some(position) = position {
-            feed.resume(&position).map_err(|error| self.pipeline.start_error("its source cannot go on", error))?;
+            feed.resume(&position)
+                .map_err(|error| self.pipeline.start_error("its source cannot go on", error))?;
         }
         Ok(feed)
     }
@@ -274,7 +288,8 @@ impl Starting<'_> {
         letters: Option<&Letters>,
     ) -> Pipe<BoxFlow<Ready, Token>> {
         let draft = &self.pipeline.draft;
-        let stages: Vec<Arc<str>> = draft.outputs.iter().map(|output| Arc::from(output.name.value.as_str())).collect();
+        let stages: Vec<Arc<str>> =
+            draft.outputs.iter().map(|output| Arc::from(output.name.value.as_str())).collect();
         let reporter = reporter.clone();
         // The place travels on only where it may be needed: in a dead letter, or as the id of a message.
         let kept: Vec<bool> = draft
@@ -297,31 +312,38 @@ impl Starting<'_> {
             (Then::DeadLetter { .. }, None) => written.reject().named("on_error").boxed(),
             (Then::DeadLetter { .. }, Some(letters)) => {
                 let letters = letters.clone();
-                written.dead_letter(move |failure| letters.clone().send_failure(failure)).named("on_error").boxed()
+                written
+                    .dead_letter(move |failure| letters.clone().send_failure(failure))
+                    .named("on_error")
+                    .boxed()
             }
         }
     }
 
     async fn broker(&self, directory: &Path) -> Result<Arc<dyn Broker>, StartError> {
         self.brokers.open(directory).await.map_err(|error| {
-            self.pipeline.start_error(format!("its broker in {} cannot be opened", directory.display()), error)
+            self.pipeline
+                .start_error(format!("its broker in {} cannot be opened", directory.display()), error)
         })
     }
 
     async fn declare(&self, broker: &Arc<dyn Broker>, queue: Queue) -> Result<(), StartError> {
         let name = queue.name.clone();
-        broker
-            .declare_queue(queue)
-            .await
-            .map_err(|error| self.pipeline.start_error(format!("its queue `{name}` cannot be declared"), error))
+        broker.declare_queue(queue).await.map_err(|error| {
+            self.pipeline.start_error(format!("its queue `{name}` cannot be declared"), error)
+        })
     }
 
     /// Takes a queue as it is, where it is there already and its dead letters go where the pipeline says.
-    async fn declare_unless_there(&self, broker: &Arc<dyn Broker>, name: &str, queue: Queue) -> Result<(), StartError> {
-        let there = broker
-            .queue(name)
-            .await
-            .map_err(|error| self.pipeline.start_error(format!("its queue `{name}` cannot be looked up"), error))?;
+    async fn declare_unless_there(
+        &self,
+        broker: &Arc<dyn Broker>,
+        name: &str,
+        queue: Queue,
+    ) -> Result<(), StartError> {
+        let there = broker.queue(name).await.map_err(|error| {
+            self.pipeline.start_error(format!("its queue `{name}` cannot be looked up"), error)
+        })?;
         let Some(there) = there else { return self.declare(broker, queue).await };
         if queue.dead_letter_key.is_some() && there.dead_letter_key != queue.dead_letter_key {
             let goes = there.dead_letter_key.unwrap_or_else(|| "nowhere".to_owned());
@@ -358,7 +380,11 @@ impl Starting<'_> {
             options = options.stop_when_empty();
         }
         broker.consume(&queue.name, options).await.map_err(|error| {
-            let what = format!("its queue `{}` cannot be consumed ({} prefetched)", queue.name.value, show_size(bytes as u64));
+            let what = format!(
+                "its queue `{}` cannot be consumed ({} prefetched)",
+                queue.name.value,
+                show_size(bytes as u64)
+            );
             self.pipeline.start_error(what, error)
         })
     }

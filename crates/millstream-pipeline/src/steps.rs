@@ -24,7 +24,9 @@ pub(crate) fn read(pipe: Pipe<BoxFlow<Raw, Token>>, reporter: &Arc<Reporter>) ->
 pub(crate) fn add(mut pipe: Passage, steps: &[Step], reporter: &Arc<Reporter>) -> Passage {
     for step in steps {
         pipe = match step {
-            Step::Parallel { workers, ordered, steps, .. } => parallel(pipe, workers, ordered.value, steps, reporter),
+            Step::Parallel { workers, ordered, steps, .. } => {
+                parallel(pipe, workers, ordered.value, steps, reporter)
+            }
             // Refused by the check.
             Step::Misplaced { .. } => pipe,
             simple => match Simple::of(simple, reporter) {
@@ -71,7 +73,10 @@ fn parallel(
         .boxed();
     // What a step dropped on a worker is counted under the step's name here.
     for (number, name) in names.iter().enumerate() {
-        pipe = pipe.filter(move |worked| !matches!(worked, Worked::Dropped(by) if *by == number)).named(name).boxed();
+        pipe = pipe
+            .filter(move |worked| !matches!(worked, Worked::Dropped(by) if *by == number))
+            .named(name)
+            .boxed();
     }
     pipe.filter_map(|worked| match worked {
         Worked::Passing(passing) => Some(passing),

@@ -51,7 +51,8 @@ fn parse(text: &[u8], shared: Option<&Bytes>) -> Result<Value, JsonError> {
         // serde_json appends the place to its message; the column is ours to tell, counted from the start.
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
-        let before: usize = text.split(|b| *b == b'\n').take(line.saturating_sub(1)).map(|l| l.len() + 1).sum();
+        let before: usize =
+            text.split(|b| *b == b'\n').take(line.saturating_sub(1)).map(|l| l.len() + 1).sum();
         JsonError { message, column: (before + error.column()).max(1) }
     };
     let mut reader = serde_json::Deserializer::from_slice(text);

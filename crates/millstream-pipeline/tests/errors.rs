@@ -13,7 +13,8 @@ fn rows() -> Vec<u8> {
     rows
 }
 
-const SOURCE: &str = "source: { file: { path: in.csv, max_line: 100B } }\noutput: { file: { path: out.ndjson } }";
+const SOURCE: &str =
+    "source: { file: { path: in.csv, max_line: 100B } }\noutput: { file: { path: out.ndjson } }";
 
 #[tokio::test]
 async fn each_bad_row_is_an_error_with_its_file_line_and_column() {
@@ -24,8 +25,14 @@ async fn each_bad_row_is_an_error_with_its_file_line_and_column() {
         let errors: Vec<(String, String)> =
             report.errors.iter().map(|error| (error.place.clone(), error.reason.clone())).collect();
         let places: Vec<&str> = errors.iter().map(|(place, _)| place.as_str()).collect();
-        assert_eq!(places, ["in.csv:3:5", "in.csv:4:2", "in.csv:5:2", "in.csv:6:1", "in.csv:7:4"], "{errors:?}");
-        for (error, part) in errors.iter().zip(["unknown column", "`b` is missing", "0xff", "3002 bytes", "closing quote"]) {
+        assert_eq!(
+            places,
+            ["in.csv:3:5", "in.csv:4:2", "in.csv:5:2", "in.csv:6:1", "in.csv:7:4"],
+            "{errors:?}"
+        );
+        for (error, part) in
+            errors.iter().zip(["unknown column", "`b` is missing", "0xff", "3002 bytes", "closing quote"])
+        {
             assert!(error.1.contains(part), "{error:?}");
         }
         assert_eq!((report.ledger.received, report.ledger.completed, report.dropped()["errors"]), (7, 2, 5));
@@ -54,7 +61,8 @@ async fn dead_letters_keep_the_item_its_reason_and_its_place() {
     for buffer in ["", BUFFERED] {
         let bench = Bench::new().await;
         bench.write("in.csv", "a\n1\nNA\n1,2\n3\n");
-        let dead_letter = if buffer.is_empty() { "queue: dead, broker: \"embedded:s\"" } else { "queue: dead" };
+        let dead_letter =
+            if buffer.is_empty() { "queue: dead, broker: \"embedded:s\"" } else { "queue: dead" };
         let report = bench
             .run(&format!(
                 "source: {{ file: {{ path: in.csv }} }}\n{buffer}\noutput: {{ file: {{ path: out.ndjson }} }}\n\

@@ -11,7 +11,8 @@ fn holds(expression: &str, item: &str) -> Result<bool, String> {
 }
 
 fn mapped(program: &str, item: &str) -> Result<Option<String>, String> {
-    let value = Mapping::compile(program).expect(program).apply(json(item)).map_err(|error| error.to_string())?;
+    let value =
+        Mapping::compile(program).expect(program).apply(json(item)).map_err(|error| error.to_string())?;
     Ok(value.map(|value| {
         let mut out = Vec::new();
         write_json(&mut out, &value);
@@ -50,7 +51,10 @@ fn cel_errors_name_the_field_or_the_types() {
 
 #[test]
 fn jq_reshapes_drops_and_fails() {
-    assert_eq!(mapped("{b: (.a | tonumber), c}", r#"{"a":"17","c":[1]}"#), Ok(Some(r#"{"b":17,"c":[1]}"#.to_owned())));
+    assert_eq!(
+        mapped("{b: (.a | tonumber), c}", r#"{"a":"17","c":[1]}"#),
+        Ok(Some(r#"{"b":17,"c":[1]}"#.to_owned()))
+    );
     assert_eq!(mapped("if .a then . else empty end", "{}"), Ok(None));
     assert_eq!(mapped("error(\"cancelled\")", "{}"), Err("cancelled".to_owned()));
     assert!(mapped(".[]", "[1,2]").expect_err("two values").contains("more than one value"));

@@ -12,7 +12,10 @@ async fn csv_becomes_ndjson_and_back() {
     let bench = Bench::new().await;
     bench.write("in.csv", "a,b\n1,\"x, \"\"y\"\"\n\"\n2,\n");
     bench.run(&format!("source: {{ file: {{ path: in.csv }} }}\n{OUT}")).await;
-    assert_eq!(bench.read("out/all.ndjson"), "{\"a\":\"1\",\"b\":\"x, \\\"y\\\"\\n\"}\n{\"a\":\"2\",\"b\":\"\"}\n");
+    assert_eq!(
+        bench.read("out/all.ndjson"),
+        "{\"a\":\"1\",\"b\":\"x, \\\"y\\\"\\n\"}\n{\"a\":\"2\",\"b\":\"\"}\n"
+    );
     bench.run("source: { file: { path: out/all.ndjson } }\noutput: { file: { path: out/back.csv } }").await;
     assert_eq!(bench.read("out/back.csv"), "a,b\n1,\"x, \"\"y\"\"\n\"\n2,\n");
 }
@@ -32,14 +35,20 @@ async fn lines_and_other_delimiters_are_read() {
 #[tokio::test]
 async fn a_pattern_reads_all_its_files_in_order() {
     let bench = Bench::new().await;
-    for (name, text) in [("in/b.csv", "n\n3\n"), ("in/a.csv", "n\n1\n2"), ("in/c.txt", "n\n9\n"), ("in/.d.csv", "n\n9\n")] {
+    for (name, text) in
+        [("in/b.csv", "n\n3\n"), ("in/a.csv", "n\n1\n2"), ("in/c.txt", "n\n9\n"), ("in/.d.csv", "n\n9\n")]
+    {
         bench.write(name, text);
     }
     for buffer in ["", BUFFERED] {
         bench.run(&format!("source: {{ file: {{ path: 'in/*.csv' }} }}\n{buffer}\n{OUT}")).await;
     }
     assert_eq!(bench.read("out/all.ndjson"), "{\"n\":\"1\"}\n{\"n\":\"2\"}\n{\"n\":\"3\"}\n");
-    assert_eq!(bench.read("out/all-2.ndjson"), bench.read("out/all.ndjson"), "a finished file is never touched");
+    assert_eq!(
+        bench.read("out/all-2.ndjson"),
+        bench.read("out/all.ndjson"),
+        "a finished file is never touched"
+    );
 }
 
 #[tokio::test]
@@ -64,7 +73,8 @@ async fn more_paths_than_open_files_lose_nothing() {
     bench.run("source: { file: { path: in.ndjson } }\nbatch: { count: 7 }\noutput: { file: { path: 'out/{f}.ndjson', max_open: 3 } }").await;
     assert_eq!(bench.list("out").len(), 30);
     for file in 0..30 {
-        let expected: String = (0..10).map(|n| format!("{{\"n\":{},\"f\":{file}}}\n", n * 30 + file)).collect();
+        let expected: String =
+            (0..10).map(|n| format!("{{\"n\":{},\"f\":{file}}}\n", n * 30 + file)).collect();
         assert_eq!(bench.read(&format!("out/{file}.ndjson")), expected);
     }
 }
@@ -75,7 +85,10 @@ async fn files_are_finished_by_their_size() {
     let yaml = "source: { generate: { count: 100 } }\nbatch: { count: 10 }\noutput: { file: { path: out/n.csv, rotate: { bytes: 60B } } }";
     bench.run(yaml).await;
     let names = bench.list("out");
-    assert!(names.len() >= 4 && names.iter().all(|name| name.starts_with("n") && name.ends_with(".csv")), "{names:?}");
+    assert!(
+        names.len() >= 4 && names.iter().all(|name| name.starts_with("n") && name.ends_with(".csv")),
+        "{names:?}"
+    );
     let mut numbers: Vec<u32> = Vec::new();
     for name in &names {
         let text = bench.read(&format!("out/{name}"));
@@ -99,7 +112,8 @@ async fn files_are_finished_by_their_age() {
 #[tokio::test]
 async fn a_file_appears_only_when_it_is_whole() {
     let bench = Bench::new().await;
-    let yaml = "source: { generate: { rate: 1000 } }\nbatch: { count: 1 }\noutput: { file: { path: out/n.ndjson } }";
+    let yaml =
+        "source: { generate: { rate: 1000 } }\nbatch: { count: 1 }\noutput: { file: { path: out/n.ndjson } }";
     let run = bench.pipeline(yaml).start(&bench.brokers()).await.expect("a run");
     while run.report().ledger.completed < 3 {
         tokio::task::yield_now().await;
@@ -147,7 +161,9 @@ async fn csv_columns_are_kept_in_their_order_and_unknown_fields_refused() {
 async fn a_followed_file_gives_what_is_added_and_what_replaces_it() {
     let bench = Bench::new().await;
     bench.write("in.ndjson", "1\n2\n3");
-    let yaml = format!("source: {{ file: {{ path: in.ndjson, follow: true }} }}\n{BUFFERED}\n{OUT}\nbatch: {{ count: 1 }}");
+    let yaml = format!(
+        "source: {{ file: {{ path: in.ndjson, follow: true }} }}\n{BUFFERED}\n{OUT}\nbatch: {{ count: 1 }}"
+    );
     let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
     let until = async |completed: u64| {
         while run.report().ledger.completed < completed {
@@ -169,10 +185,18 @@ async fn an_output_that_cannot_be_written_says_what_to_do() {
     let bench = Bench::new().await;
     bench.write("out", "a file where the directory should be");
     bench.write("in.ndjson", "1\n");
-    let error = bench.try_run(&format!("source: {{ file: {{ path: in.ndjson }} }}\n{OUT}")).await.expect_err("no directory");
+    let error = bench
+        .try_run(&format!("source: {{ file: {{ path: in.ndjson }} }}\n{OUT}"))
+        .await
+        .expect_err("no directory");
     let text = error.to_string();
-    assert!(text.contains("cannot start pipeline `p`") && text.contains("/out") && text.contains("move it"), "{text}");
-    let error = bench.try_run(&format!("source: {{ file: {{ path: none.csv }} }}\n{}", OUT.replace("out/", "o/"))).await;
+    assert!(
+        text.contains("cannot start pipeline `p`") && text.contains("/out") && text.contains("move it"),
+        "{text}"
+    );
+    let error = bench
+        .try_run(&format!("source: {{ file: {{ path: none.csv }} }}\n{}", OUT.replace("out/", "o/")))
+        .await;
     let text = error.expect_err("no source").to_string();
     assert!(text.contains("none.csv") && text.contains("source.file.path"), "{text}");
 }
@@ -180,7 +204,8 @@ async fn an_output_that_cannot_be_written_says_what_to_do() {
 #[tokio::test]
 async fn two_runs_never_write_one_file_together() {
     let bench = Bench::new().await;
-    let yaml = "source: { generate: { rate: 100 } }\nbatch: { count: 1 }\noutput: { file: { path: out/n.ndjson } }";
+    let yaml =
+        "source: { generate: { rate: 100 } }\nbatch: { count: 1 }\noutput: { file: { path: out/n.ndjson } }";
     let run = bench.pipeline(yaml).start(&bench.brokers()).await.expect("a run");
     while run.report().ledger.completed < 1 {
         tokio::task::yield_now().await;

@@ -41,13 +41,18 @@ fn accepted(yaml: &str) {
 #[test]
 fn a_good_file_has_no_problem() {
     accepted(&with(""));
-    accepted(&with("process:\n  - map: '{a: .b}'\n  - filter: { name: x, keep: 'item.a > 1' }\nbatch: { count: 5 }"));
+    accepted(&with(
+        "process:\n  - map: '{a: .b}'\n  - filter: { name: x, keep: 'item.a > 1' }\nbatch: { count: 5 }",
+    ));
 }
 
 #[test]
 fn an_unknown_key_names_the_nearest_known_one() {
     check(&with("proces: []"), &[(4, 1, "unknown key `proces`", "did you mean `process`?")]);
-    check(&with("batch: { cuont: 5 }"), &[(4, 10, "unknown key `cuont` in `batch`", "did you mean `count`?")]);
+    check(
+        &with("batch: { cuont: 5 }"),
+        &[(4, 10, "unknown key `cuont` in `batch`", "did you mean `count`?")],
+    );
     check(&with("zzz: 1"), &[(4, 1, "unknown key `zzz`", "known here: `name`")]);
     check(
         "name: p\nsource: { fiel: { path: x.csv } }\noutput: { stdout: }",
@@ -98,16 +103,18 @@ fn wrong_types_and_ranges_say_what_is_expected() {
         "name: p\nsource: { http: { listen: nowhere } }\noutput: { stdout: }",
         &[(2, 27, "not an address", "127.0.0.1:8080")],
     );
+    check(&with("goals: { max_error_rate: 200% }\non_error: skip"), &[(4, 26, "not a share", "1%")]);
     check(
-        &with("goals: { max_error_rate: 200% }\non_error: skip"),
-        &[(4, 26, "not a share", "1%")],
+        "name: a b\nsource: { generate: }\noutput: { stdout: }",
+        &[(1, 7, "not a name", "letters, digits")],
     );
-    check("name: a b\nsource: { generate: }\noutput: { stdout: }", &[(1, 7, "not a name", "letters, digits")]);
 }
 
 #[test]
 fn brokers_must_be_durable() {
-    let queue = |url: &str| format!("name: p\nsource: {{ queue: {{ broker: \"{url}\", name: q }} }}\noutput: {{ stdout: }}");
+    let queue = |url: &str| {
+        format!("name: p\nsource: {{ queue: {{ broker: \"{url}\", name: q }} }}\noutput: {{ stdout: }}")
+    };
     check(&queue("memory:"), &[(2, 28, "`broker` is `memory:`", "gone with the process")]);
     check(&queue("amqp://host"), &[(2, 28, "`broker`", "no RabbitMQ")]);
     check(&queue("embedded:"), &[(2, 28, "`broker`", "name a directory")]);
@@ -142,7 +149,10 @@ fn expressions_are_compiled_and_point_into_themselves() {
         &with("process:\n  - filter: { name: x, keep: 'itm.a > 3' }"),
         &[(5, 31, "unknown name `itm`", "item.FIELD")],
     );
-    check(&with("process:\n  - filter: { name: x, keep: 'item.a >' }"), &[(5, 39, "not valid CEL", "compare")]);
+    check(
+        &with("process:\n  - filter: { name: x, keep: 'item.a >' }"),
+        &[(5, 39, "not valid CEL", "compare")],
+    );
     check(
         &with("process:\n  - filter: { name: x, keep: 'item.a + 1' }"),
         &[(5, 31, "cannot give true or false", "compare")],
@@ -191,17 +201,24 @@ fn retry_belongs_before_dead_letter() {
             (6, 3, "`dead_letter` beside `retry`", "retry: { attempts: 5, then: { dead_letter"),
         ],
     );
-    check(&with("on_error: { retry: { then: { retry: { attempts: 3 } } } }"), &[
-        (4, 13, "`retry` has no effect", "directly"),
-        (4, 30, "unknown key `retry` in `then`", "`dead_letter`"),
-    ]);
+    check(
+        &with("on_error: { retry: { then: { retry: { attempts: 3 } } } }"),
+        &[
+            (4, 13, "`retry` has no effect", "directly"),
+            (4, 30, "unknown key `retry` in `then`", "`dead_letter`"),
+        ],
+    );
 }
 
 #[test]
 fn a_dead_letter_queue_needs_a_broker_and_its_own_name() {
     check(&with("on_error: { dead_letter: { queue: dead } }"), &[(4, 35, "no broker", "add `broker:")]);
-    let lines = "buffer: { queue: { broker: \"embedded:s\", name: q } }\non_error: { dead_letter: { queue: q } }";
-    check(&with(lines), &[(5, 35, "queue `q` is used for the dead letters and for the buffer", "its own queue")]);
+    let lines =
+        "buffer: { queue: { broker: \"embedded:s\", name: q } }\non_error: { dead_letter: { queue: q } }";
+    check(
+        &with(lines),
+        &[(5, 35, "queue `q` is used for the dead letters and for the buffer", "its own queue")],
+    );
     let lines = "buffer: { queue: { broker: \"embedded:s\", name: q } }\non_error: { dead_letter: { queue: d, broker: \"embedded:t\" } }";
     check(&with(lines), &[(5, 35, "on another broker", "leave `broker` out")]);
 }
@@ -221,8 +238,13 @@ fn a_queue_never_feeds_itself() {
 #[test]
 fn order_cannot_be_promised_behind_what_loses_it() {
     check(
-        &with("goals: { order: true }\nprocess:\n  - parallel: { ordered: false, steps: [ map: . ] }\nbatch: { by: a }"),
-        &[(6, 26, "breaks `goals.order`, promised on line 4", "take `goals.order` back"), (7, 14, "`batch.by`", "either way")],
+        &with(
+            "goals: { order: true }\nprocess:\n  - parallel: { ordered: false, steps: [ map: . ] }\nbatch: { by: a }",
+        ),
+        &[
+            (6, 26, "breaks `goals.order`, promised on line 4", "take `goals.order` back"),
+            (7, 14, "`batch.by`", "either way"),
+        ],
     );
 }
 
@@ -234,17 +256,25 @@ fn settings_without_effect_are_refused() {
     );
     check(
         "name: p\nsource: { generate: }\noutput: { file: { path: out.ndjson, rotate: {}, max_open: 5, columns: [a] } }",
-        &[(3, 37, "`rotate` has no effect", "add one"), (3, 59, "`max_open` has no effect", ""), (3, 71, "`columns` has no effect", "")],
+        &[
+            (3, 37, "`rotate` has no effect", "add one"),
+            (3, 59, "`max_open` has no effect", ""),
+            (3, 71, "`columns` has no effect", ""),
+        ],
     );
-    check(&with("output2: 1\nprocess:\n  - parallel: { workers: 1, steps: [ map: . ] }"), &[
-        (4, 1, "unknown key", "did you mean `output`?"),
-        (6, 26, "one worker", "`auto`"),
-    ]);
-    check(&with("process:\n  - filter: { name: x, keep: '1 < 2' }"), &[(5, 21, "keeps every item", "compare a field")]);
+    check(
+        &with("output2: 1\nprocess:\n  - parallel: { workers: 1, steps: [ map: . ] }"),
+        &[(4, 1, "unknown key", "did you mean `output`?"), (6, 26, "one worker", "`auto`")],
+    );
+    check(
+        &with("process:\n  - filter: { name: x, keep: '1 < 2' }"),
+        &[(5, 21, "keeps every item", "compare a field")],
+    );
     check(&with("goals: { max_error_rate: 1% }"), &[(4, 26, "no effect", "set `on_error`")]);
-    check(&with("output: { stdout: { rotate: { bytes: 1MiB } } }").replace("output: { stdout: }\n", ""), &[(
-        3, 21, "unknown key `rotate` in `stdout`", "`format`",
-    )]);
+    check(
+        &with("output: { stdout: { rotate: { bytes: 1MiB } } }").replace("output: { stdout: }\n", ""),
+        &[(3, 21, "unknown key `rotate` in `stdout`", "`format`")],
+    );
     check(
         "name: p\nsource: { generate: }\noutput: { http: { url: \"http://h/\", headers: { Content-Type: x } } }",
         &[(3, 48, "set by the output itself", "`format`")],
@@ -253,7 +283,10 @@ fn settings_without_effect_are_refused() {
 
 #[test]
 fn goals_are_held_against_the_settings() {
-    check(&with("goals: { latency: 100ms }"), &[(4, 19, "`batch.age` 1s is longer than `goals.latency` 100ms", "age: 100ms")]);
+    check(
+        &with("goals: { latency: 100ms }"),
+        &[(4, 19, "`batch.age` 1s is longer than `goals.latency` 100ms", "age: 100ms")],
+    );
     check(&with("goals: { memory: 1MiB }"), &[(4, 18, "more than `goals.memory` 1MiB", "raise the goal")]);
 }
 
@@ -271,11 +304,15 @@ fn names_of_steps_and_outputs_are_told_apart() {
     accepted(&named("{ cases: [ { when: 'item.a', to: late } ], else: rest }"));
     check(
         &named("{ cases: [ { when: 'item.a', to: lat } ], else: rest }"),
-        &[(4, 45, "no output is named `lat`", "did you mean `late`?"), (7, 5, "`late` is never routed to", "add a case")],
+        &[
+            (4, 45, "no output is named `lat`", "did you mean `late`?"),
+            (7, 5, "`late` is never routed to", "add a case"),
+        ],
     );
-    check(&with("process:\n  - route: { cases: [ { when: 'item.a', to: x } ], else: drop }"), &[
-        (5, 12, "`route` has no outputs to choose from", "output.named"),
-    ]);
+    check(
+        &with("process:\n  - route: { cases: [ { when: 'item.a', to: x } ], else: drop }"),
+        &[(5, 12, "`route` has no outputs to choose from", "output.named")],
+    );
     check(
         &with("process:\n  - route: { cases: [ { when: 'item.a', to: x } ], else: drop }\n  - map: ."),
         &[(5, 5, "`route` is not the last step", "move it to the end")],
@@ -290,7 +327,9 @@ fn names_of_steps_and_outputs_are_told_apart() {
 fn outputs_do_not_share_a_file() {
     let route = "process: [ { route: { cases: [ { when: 'item.a', to: a } ], else: b } } ]";
     check(
-        &format!("name: p\n{SOURCE}\n{route}\noutput: {{ named: {{ a: {{ file: {{ path: x.ndjson }} }}, b: {{ file: {{ path: x.ndjson }} }} }} }}"),
+        &format!(
+            "name: p\n{SOURCE}\n{route}\noutput: {{ named: {{ a: {{ file: {{ path: x.ndjson }} }}, b: {{ file: {{ path: x.ndjson }} }} }} }}"
+        ),
         &[(4, 72, "another output already writes x.ndjson", "its own path")],
     );
     check(
@@ -303,7 +342,10 @@ fn outputs_do_not_share_a_file() {
     );
     check(
         "name: p\nsource: { file: { path: x.dat } }\noutput: { file: { path: 'o/{a.dat' } }",
-        &[(2, 25, "cannot be told from its extension", "format: csv"), (3, 28, "a brace without its partner", "braces")],
+        &[
+            (2, 25, "cannot be told from its extension", "format: csv"),
+            (3, 28, "a brace without its partner", "braces"),
+        ],
     );
 }
 
@@ -332,8 +374,13 @@ fn overrides_are_checked_like_the_file() {
 
 #[test]
 fn variables_of_the_environment_are_filled_in() {
-    let problems = problems(&with("batch: { count: \"${MILLSTREAM_NOT_SET}\", age: \"${A B}\", bytes: \"${X\" }")).to_string();
-    assert!(problems.contains("p.yaml:4:17: the environment variable `MILLSTREAM_NOT_SET` is not set"), "{problems}");
+    let problems =
+        problems(&with("batch: { count: \"${MILLSTREAM_NOT_SET}\", age: \"${A B}\", bytes: \"${X\" }"))
+            .to_string();
+    assert!(
+        problems.contains("p.yaml:4:17: the environment variable `MILLSTREAM_NOT_SET` is not set"),
+        "{problems}"
+    );
     assert!(problems.contains("${MILLSTREAM_NOT_SET:-…}"), "{problems}");
     assert!(problems.contains("does not name a variable"), "{problems}");
     assert!(problems.contains("without its `}`"), "{problems}");

@@ -15,7 +15,9 @@ fn numbers(count: u64) -> String {
 async fn a_second_run_adds_nothing_and_more_rows_are_added_once() {
     let bench = Bench::new().await;
     bench.write("in.ndjson", numbers(3000));
-    let yaml = format!("source: {{ file: {{ path: in.ndjson }} }}\n{BUFFERED}\noutput: {{ file: {{ path: out/n.ndjson }} }}");
+    let yaml = format!(
+        "source: {{ file: {{ path: in.ndjson }} }}\n{BUFFERED}\noutput: {{ file: {{ path: out/n.ndjson }} }}"
+    );
     assert_eq!(bench.run(&yaml).await.ledger.completed, 3000);
     let second = bench.run(&yaml).await;
     assert_eq!((second.ledger.received, second.found), (0, 0));
@@ -156,8 +158,10 @@ async fn parallel_steps_keep_the_order_and_count_by_name() {
              output: { file: { path: out.ndjson } }",
         )
         .await;
-    let expected: String =
-        (0..5000u64).filter(|n| n % 2 == 0 && n % 3 != 0).map(|n| format!("{{\"n\":{n},\"square\":{}}}\n", n * n)).collect();
+    let expected: String = (0..5000u64)
+        .filter(|n| n % 2 == 0 && n % 3 != 0)
+        .map(|n| format!("{{\"n\":{n},\"square\":{}}}\n", n * n))
+        .collect();
     assert_eq!(bench.read("out.ndjson"), expected);
     assert_eq!((report.dropped()["odd"], report.dropped()["three"]), (2500, 834));
 }

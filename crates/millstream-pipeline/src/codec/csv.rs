@@ -32,10 +32,16 @@ impl Header {
         })?;
         for (index, name) in names.iter().enumerate() {
             if name.is_empty() {
-                return Err(Fault::new(columns[index], format!("column {} of the header has no name", index + 1)));
+                return Err(Fault::new(
+                    columns[index],
+                    format!("column {} of the header has no name", index + 1),
+                ));
             }
             if names[..index].contains(name) {
-                return Err(Fault::new(columns[index], format!("column `{name}` appears twice in the header")));
+                return Err(Fault::new(
+                    columns[index],
+                    format!("column `{name}` appears twice in the header"),
+                ));
             }
         }
         Ok(Self::of(names, delimiter))
@@ -48,16 +54,26 @@ impl Header {
             key.push(b':');
             key
         });
-        Header { json: json.collect(), keys: names.iter().map(|name| value::text(name)).collect(), names, delimiter }
+        Header {
+            json: json.collect(),
+            keys: names.iter().map(|name| value::text(name)).collect(),
+            names,
+            delimiter,
+        }
     }
 
     /// Holds the header against the columns that the pipeline expects.
     pub(crate) fn expect(&self, columns: &[String]) -> Result<(), Fault> {
         if let Some(index) = self.names.iter().position(|name| !columns.contains(name)) {
-            return Err(Fault::new(1, format!("unknown column `{}`; `columns` lists {}", self.names[index], columns.join(", "))));
+            return Err(Fault::new(
+                1,
+                format!("unknown column `{}`; `columns` lists {}", self.names[index], columns.join(", ")),
+            ));
         }
         match columns.iter().find(|column| !self.names.contains(column)) {
-            Some(missing) => Err(Fault::new(1, format!("column `{missing}`, listed in `columns`, is missing"))),
+            Some(missing) => {
+                Err(Fault::new(1, format!("column `{missing}`, listed in `columns`, is missing")))
+            }
             None => Ok(()),
         }
     }
@@ -107,13 +123,17 @@ impl Header {
     fn check_count(&self, row: &[u8], fields: usize, surplus: Option<usize>) -> Result<(), Fault> {
         let expected = self.names.len();
         match surplus {
-            Some(column) => {
-                Err(Fault::new(column, format!("unknown column: the row has {fields} fields, the header {expected}")))
-            }
+            Some(column) => Err(Fault::new(
+                column,
+                format!("unknown column: the row has {fields} fields, the header {expected}"),
+            )),
             None if fields < expected => {
                 let end = String::from_utf8_lossy(row).chars().count() + 1;
                 let missing = &self.names[fields];
-                Err(Fault::new(end, format!("the row has {fields} fields, the header {expected}: `{missing}` is missing")))
+                Err(Fault::new(
+                    end,
+                    format!("the row has {fields} fields, the header {expected}: `{missing}` is missing"),
+                ))
             }
             None => Ok(()),
         }
@@ -125,7 +145,11 @@ impl Header {
 /// # Errors
 ///
 /// What is not UTF-8, a quote that is not closed, text behind a closing quote.
-pub(crate) fn split<'r>(row: &'r [u8], delimiter: u8, mut each: impl FnMut(usize, Cow<'r, str>)) -> Result<(), Fault> {
+pub(crate) fn split<'r>(
+    row: &'r [u8],
+    delimiter: u8,
+    mut each: impl FnMut(usize, Cow<'r, str>),
+) -> Result<(), Fault> {
     let text = std::str::from_utf8(row).map_err(|error| {
         let before = String::from_utf8_lossy(&row[..error.valid_up_to()]).chars().count();
         Fault::new(before + 1, format!("byte 0x{:02x} is not UTF-8", row[error.valid_up_to()]))
@@ -137,8 +161,9 @@ pub(crate) fn split<'r>(row: &'r [u8], delimiter: u8, mut each: impl FnMut(usize
     let mut start = 0;
     loop {
         let end = if bytes.get(start) == Some(&b'"') {
-            let (field, end) = quoted(text, start)
-                .ok_or_else(|| Fault::new(column(start), "the quote that opens here is not closed".to_owned()))?;
+            let (field, end) = quoted(text, start).ok_or_else(|| {
+                Fault::new(column(start), "the quote that opens here is not closed".to_owned())
+            })?;
             if end < bytes.len() && bytes[end] != delimiter {
                 return Err(Fault::new(column(end), "text stands behind a closing quote".to_owned()));
             }
@@ -190,7 +215,8 @@ mod tests {
 
     fn json(row: &[u8]) -> Result<String, (usize, String)> {
         let mut out = Vec::new();
-        let written = header().write_json(row, &mut out).map(|()| String::from_utf8(out).expect("JSON is UTF-8"));
+        let written =
+            header().write_json(row, &mut out).map(|()| String::from_utf8(out).expect("JSON is UTF-8"));
         let built = header().value(&Bytes::copy_from_slice(row)).map(|value| {
             let mut out = Vec::new();
             value::write_json(&mut out, &value);
@@ -221,8 +247,16 @@ mod tests {
         assert!(Header::parse(b"a,,b", b',').is_err());
         let columns = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         assert!(header().expect(&columns(&["b", "a"])).is_ok());
-        assert!(header().expect(&columns(&["a"])).expect_err("one more").to_string().contains("unknown column `b`"));
-        assert!(header().expect(&columns(&["a", "b", "c"])).expect_err("one less").to_string().contains("`c`"));
+        assert!(
+            header()
+                .expect(&columns(&["a"]))
+                .expect_err("one more")
+                .to_string()
+                .contains("unknown column `b`")
+        );
+        assert!(
+            header().expect(&columns(&["a", "b", "c"])).expect_err("one less").to_string().contains("`c`")
+        );
     }
 
     proptest! {

@@ -88,7 +88,8 @@ impl Decoder {
             }
             _ => {
                 // Parsed to know that it is JSON, kept as it was written.
-                value::parse_json(bytes).map_err(|error| Fault::new(error.column(), error.message().to_owned()))?;
+                value::parse_json(bytes)
+                    .map_err(|error| Fault::new(error.column(), error.message().to_owned()))?;
                 out.extend_from_slice(bytes);
                 Ok(())
             }
@@ -116,7 +117,8 @@ impl Decoder {
                 map.insert(self.line_key.clone(), Value::utf8_str(bytes.clone()));
                 Ok(Value::obj(map))
             }
-            _ => value::parse_shared(bytes).map_err(|error| Fault::new(error.column(), error.message().to_owned())),
+            _ => value::parse_shared(bytes)
+                .map_err(|error| Fault::new(error.column(), error.message().to_owned())),
         }
     }
 }

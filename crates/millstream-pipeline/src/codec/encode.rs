@@ -112,6 +112,9 @@ mod tests {
 
     #[test]
     fn ndjson_is_one_value_a_line() {
-        assert_eq!(written(&mut Encoder::new(false, None), &["{\"a\": 1}", "[2]"]).as_deref(), Ok("{\"a\":1}\n[2]\n"));
+        assert_eq!(
+            written(&mut Encoder::new(false, None), &["{\"a\": 1}", "[2]"]).as_deref(),
+            Ok("{\"a\":1}\n[2]\n")
+        );
     }
 }

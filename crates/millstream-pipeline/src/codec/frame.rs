@@ -225,7 +225,12 @@ mod tests {
     use proptest::prelude::*;
 
     /// Feeds `input` in pieces of `step` bytes and gives what comes out.
-    fn frames(input: &[u8], step: usize, line_max: usize, delimiter: Option<u8>) -> Vec<(u64, Result<String, u64>)> {
+    fn frames(
+        input: &[u8],
+        step: usize,
+        line_max: usize,
+        delimiter: Option<u8>,
+    ) -> Vec<(u64, Result<String, u64>)> {
         let mut framer = Framer::new(line_max, delimiter);
         let mut out = Vec::new();
         let mut take = |frame| {
@@ -255,7 +260,10 @@ mod tests {
     #[test]
     fn lines_end_at_either_line_break_and_at_the_end() {
         for step in 1..8 {
-            assert_eq!(frames(b"a\nb\r\n\nc", step, 9, None), [ok(1, "a"), ok(2, "b"), ok(3, ""), ok(4, "c")]);
+            assert_eq!(
+                frames(b"a\nb\r\n\nc", step, 9, None),
+                [ok(1, "a"), ok(2, "b"), ok(3, ""), ok(4, "c")]
+            );
         }
         assert_eq!(frames(b"", 1, 9, None), []);
     }

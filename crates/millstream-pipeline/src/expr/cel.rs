@@ -56,9 +56,13 @@ impl Condition {
         if !word || function.starts_with('_') || function.starts_with(|c: char| c.is_ascii_digit()) {
             return true;
         }
-        [format!("{function}()"), format!("''.{function}()")].iter().any(|call| match Program::compile(call) {
-            Ok(program) => !matches!(program.execute(&self.context), Err(ExecutionError::UndeclaredReference(_))),
-            Err(_) => true,
+        [format!("{function}()"), format!("''.{function}()")].iter().any(|call| {
+            match Program::compile(call) {
+                Ok(program) => {
+                    !matches!(program.execute(&self.context), Err(ExecutionError::UndeclaredReference(_)))
+                }
+                Err(_) => true,
+            }
         })
     }
 
@@ -105,7 +109,11 @@ fn whole(message: String) -> CompileError {
 
 fn unknown(source: &str, name: &str) -> CompileError {
     let (line, column) = super::position(source, source.find(name).unwrap_or(0));
-    CompileError { line, column, message: format!("unknown name `{name}`; the item's fields are `item.FIELD`") }
+    CompileError {
+        line,
+        column,
+        message: format!("unknown name `{name}`; the item's fields are `item.FIELD`"),
+    }
 }
 
 fn first_line(message: &str) -> String {
@@ -140,7 +148,9 @@ fn may_be_bool(expression: &Expr) -> bool {
 
 fn explain(error: &ExecutionError) -> String {
     match error {
-        ExecutionError::NoSuchKey(key) => format!("the item has no field `{key}`; `has(item.{key})` asks for it"),
+        ExecutionError::NoSuchKey(key) => {
+            format!("the item has no field `{key}`; `has(item.{key})` asks for it")
+        }
         ExecutionError::UnexpectedType { got, want } if want == "bool" => {
             format!("gave a value of type {got} instead of true or false")
         }

@@ -29,9 +29,7 @@ impl Mapping {
         let filter = Compiler::default().with_funs(funs).compile(modules).map_err(|errors| {
             let undefined = errors.into_iter().flat_map(|(_, errors)| errors).next();
             match undefined {
-                Some((name, kind)) => {
-                    at(source, name, format!("unknown {} `{name}`", kind.as_str()))
-                }
+                Some((name, kind)) => at(source, name, format!("unknown {} `{name}`", kind.as_str())),
                 None => at(source, source, "does not compile".to_owned()),
             }
         })?;
@@ -54,7 +52,8 @@ impl Mapping {
             None => Ok(Some(first)),
             Some(Err(error)) => Err(explain(error)),
             Some(Ok(_)) => Err(ExpressionError(
-                "gave more than one value for one item; wrap the program in [ ] to make them a list".to_owned(),
+                "gave more than one value for one item; wrap the program in [ ] to make them a list"
+                    .to_owned(),
             )),
         }
     }

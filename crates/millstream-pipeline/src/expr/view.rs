@@ -1,11 +1,13 @@
 //! An item as CEL sees it: nothing is converted before the expression asks for it.
 
 use crate::value::{self, Num, Value};
+use cel::ExecutionError;
 use cel::common::traits::{Container, Indexer, Iterable, Iterator as CelIterator, Sizer};
-use cel::common::types::{CelBool, CelBytes, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt, Type};
+use cel::common::types::{
+    CelBool, CelBytes, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt, Type,
+};
 use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
-use cel::ExecutionError;
 use std::sync::OnceLock;
 
 /// Resolves the one variable, `item`.

@@ -101,7 +101,8 @@ impl FileFeed {
             done: Vec::new(),
         };
         if feed.files()?.is_empty() && !follow {
-            let message = "no such file; check `source.file.path`, which starts from the pipeline file's directory";
+            let message =
+                "no such file; check `source.file.path`, which starts from the pipeline file's directory";
             let source = std::io::Error::new(std::io::ErrorKind::NotFound, message);
             return Err(ReadError { path: path.to_owned(), source }.into());
         }
@@ -114,7 +115,8 @@ impl FileFeed {
         if !name.contains('*') {
             return Ok(if self.path.exists() { vec![self.path.clone()] } else { Vec::new() });
         }
-        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory =
+            self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let entries = std::fs::read_dir(directory)
             .map_err(|source| ReadError { path: directory.to_owned(), source })?;
         let mut files: Vec<PathBuf> = entries
@@ -129,11 +131,14 @@ impl FileFeed {
 
     /// Opens the next file that has not been read in this run.
     async fn open_next(&mut self) -> Result<bool, BoxError> {
-        let Some(path) = self.files()?.into_iter().find(|path| !self.done.contains(path)) else { return Ok(false) };
-        let current = self.open_file(&path).await.map_err(|error| match error.downcast::<std::io::Error>() {
-            Ok(source) => ReadError { path: path.clone(), source: *source }.into(),
-            Err(error) => error,
-        })?;
+        let Some(path) = self.files()?.into_iter().find(|path| !self.done.contains(path)) else {
+            return Ok(false);
+        };
+        let current =
+            self.open_file(&path).await.map_err(|error| match error.downcast::<std::io::Error>() {
+                Ok(source) => ReadError { path: path.clone(), source: *source }.into(),
+                Err(error) => error,
+            })?;
         self.current = Some(current);
         Ok(true)
     }
@@ -258,8 +263,9 @@ impl Feed for FileFeed {
     }
 
     fn resume(&mut self, position: &[u8]) -> Result<(), BoxError> {
-        self.position = serde_json::from_slice(position)
-            .map_err(|error| format!("the stored position `{}` cannot be read: {error}", self.position_name))?;
+        self.position = serde_json::from_slice(position).map_err(|error| {
+            format!("the stored position `{}` cannot be read: {error}", self.position_name)
+        })?;
         Ok(())
     }
 

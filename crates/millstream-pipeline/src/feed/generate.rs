@@ -23,7 +23,12 @@ pub(crate) struct GenerateFeed {
 }
 
 impl GenerateFeed {
-    pub(crate) fn new(count: Option<u64>, rate: Option<u64>, template: Option<Arc<Mapping>>, chunk: usize) -> Self {
+    pub(crate) fn new(
+        count: Option<u64>,
+        rate: Option<u64>,
+        template: Option<Arc<Mapping>>,
+        chunk: usize,
+    ) -> Self {
         GenerateFeed { next: 0, count: count.unwrap_or(u64::MAX), rate, template, started: None, chunk }
     }
 

@@ -111,7 +111,9 @@ fn reply(status: StatusCode, body: impl Into<Body>) -> Response<Body> {
 }
 
 async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usize, Refusal> {
-    let full = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many items are waiting to be stored; try again".into());
+    let full = || {
+        Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many items are waiting to be stored; try again".into())
+    };
     let lines = is_lines(headers)?;
     let bytes = {
         let _reading = shared.reading.acquire().await.map_err(|_| full())?;
@@ -130,7 +132,8 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
         let why = format!("{count} items in one request; `max_pending` allows {}", shared.pending_max);
         return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, why));
     }
-    let take = |semaphore: &Arc<Semaphore>, many| semaphore.clone().try_acquire_many_owned(many).map_err(|_| full());
+    let take =
+        |semaphore: &Arc<Semaphore>, many| semaphore.clone().try_acquire_many_owned(many).map_err(|_| full());
     let _pending: [OwnedSemaphorePermit; 2] =
         [take(&shared.pending, count as u32)?, take(&shared.pending_kib, kib)?];
     let (reply, answer): (Reply, _) = oneshot::channel();
@@ -162,7 +165,9 @@ fn read_json(bytes: &Bytes) -> Result<Vec<Raw>, Refusal> {
     match value::parse_shared(bytes) {
         Ok(Value::Arr(items)) => Ok(items.iter().cloned().map(Raw::Value).collect()),
         Ok(item) => Ok(vec![Raw::Value(item)]),
-        Err(error) => Err(Refusal(StatusCode::BAD_REQUEST, format!("not JSON: {error}; nothing was accepted"))),
+        Err(error) => {
+            Err(Refusal(StatusCode::BAD_REQUEST, format!("not JSON: {error}; nothing was accepted")))
+        }
     }
 }
 

@@ -63,8 +63,10 @@ impl Lines {
 
     /// Takes the csv header, which stands before where reading goes on.
     pub(crate) fn header(&mut self, frame: &Frame) -> Result<(), HeaderError> {
-        Arc::make_mut(&mut self.decoder)
-            .header(frame)
-            .map_err(|fault| HeaderError { file: self.file.clone(), line: frame.line(), fault })
+        Arc::make_mut(&mut self.decoder).header(frame).map_err(|fault| HeaderError {
+            file: self.file.clone(),
+            line: frame.line(),
+            fault,
+        })
     }
 }

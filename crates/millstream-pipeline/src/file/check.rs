@@ -51,11 +51,16 @@ fn union(node: &Node, union: &Union, key: &str, findings: &mut Findings) {
             let tags: Vec<_> =
                 entries.iter().filter(|(tag, _)| union.tags.iter().any(|k| k.name == tag.name)).collect();
             if let [(first, _), (second, _), ..] = tags.as_slice() {
-                let message = format!("`{}` beside `{}`: {} is one of them", second.name, first.name, union.what);
+                let message =
+                    format!("`{}` beside `{}`: {} is one of them", second.name, first.name, union.what);
                 findings.add(second.at, message, side_by_side(&first.name, &second.name));
             }
             if entries.is_empty() {
-                findings.add(node.at, format!("`{key}` is an empty map"), format!("write one of {}", known()));
+                findings.add(
+                    node.at,
+                    format!("`{key}` is an empty map"),
+                    format!("write one of {}", known()),
+                );
             }
         }
         Data::Scalar { text, .. } if union.words.contains(&text.as_str()) => {}
@@ -66,7 +71,11 @@ fn union(node: &Node, union: &Union, key: &str, findings: &mut Findings) {
                 Some(near) => format!("`{near}` takes a map: `{key}: {{ {near}: {{ … }} }}`"),
                 None => format!("{} is one of {}", union.what, known()),
             };
-            findings.add(node.at, format!("`{key}` is {}, which is not {}", node.describe(), union.what), remedy);
+            findings.add(
+                node.at,
+                format!("`{key}` is {}, which is not {}", node.describe(), union.what),
+                remedy,
+            );
         }
         _ => {
             let message = format!("`{key}` is {}, not {}", node.describe(), union.what);
@@ -106,7 +115,11 @@ fn value_of(node: &Node, kind: &Kind, key: &str, findings: &mut Findings) {
         return;
     };
     if let Err(remedy) = scalar(text, *style, kind) {
-        findings.add(node.at, format!("`{key}` is {}, which is not {}", node.describe(), expected(kind)), remedy);
+        findings.add(
+            node.at,
+            format!("`{key}` is {}, which is not {}", node.describe(), expected(kind)),
+            remedy,
+        );
     }
 }
 
@@ -117,7 +130,9 @@ fn list(node: &Node, item: &'static Kind, key: &str, findings: &mut Findings) {
                 value_of(entry, item, key, findings);
             }
         }
-        Data::List(_) => findings.add(node.at, format!("`{key}` is an empty list"), "add an entry, or leave the key out"),
+        Data::List(_) => {
+            findings.add(node.at, format!("`{key}` is an empty list"), "add an entry, or leave the key out")
+        }
         _ => findings.add(
             node.at,
             format!("`{key}` must be a list, not {}", node.describe()),
@@ -157,7 +172,10 @@ fn scalar(text: &str, style: Style, kind: &Kind) -> Result<(), String> {
         ),
         Kind::HttpUrl => {
             let scheme = text.split_once("://").map(|(scheme, rest)| (scheme, !rest.is_empty()));
-            ok(matches!(scheme, Some(("http", true))), "write `http://HOST:PORT/PATH`; TLS is the task of a proxy")
+            ok(
+                matches!(scheme, Some(("http", true))),
+                "write `http://HOST:PORT/PATH`; TLS is the task of a proxy",
+            )
         }
         Kind::Character => ok(
             text.len() == 1 && !"\"\n\r".contains(text),
@@ -180,10 +198,16 @@ fn scalar(text: &str, style: Style, kind: &Kind) -> Result<(), String> {
         },
         Kind::Auto(max) => {
             let number = text.parse::<u64>().is_ok_and(|count| (1..=*max).contains(&count));
-            if text == "auto" || number { Ok(()) } else { Err(format!("`auto` or a whole number from 1 to {max}")) }
+            if text == "auto" || number {
+                Ok(())
+            } else {
+                Err(format!("`auto` or a whole number from 1 to {max}"))
+            }
         }
         Kind::Ratio => ok(units::ratio(text).is_some(), "write a share such as `1%`"),
-        Kind::Bool => ok(style == Style::Plain && matches!(text, "true" | "false"), "write `true` or `false`"),
+        Kind::Bool => {
+            ok(style == Style::Plain && matches!(text, "true" | "false"), "write `true` or `false`")
+        }
         Kind::Choice(words) if words.contains(&text) => Ok(()),
         Kind::Choice(words) => Err(match nearest(text, words.iter().copied()) {
             Some(near) => format!("did you mean `{near}`?"),
@@ -197,10 +221,10 @@ fn broker(text: &str) -> Result<(), String> {
     match text.split_once(':') {
         Some(("embedded", path)) if !path.is_empty() => Ok(()),
         Some(("embedded", _)) => Err("name a directory: `embedded:state`".to_owned()),
-        Some(("memory", _)) => {
-            Err("a `memory:` broker would be gone with the process and what it holds lost; use `embedded:PATH`"
-                .to_owned())
-        }
+        Some(("memory", _)) => Err(
+            "a `memory:` broker would be gone with the process and what it holds lost; use `embedded:PATH`"
+                .to_owned(),
+        ),
         Some(("amqp" | "amqps" | "rabbitmq-stream", _)) => {
             Err("this version has no RabbitMQ; use `embedded:PATH`".to_owned())
         }

@@ -21,14 +21,14 @@ pub(crate) struct Drafter<'a> {
 
 impl Drafter<'_> {
     pub(crate) fn draft(&mut self, root: &Node) -> Draft {
-        let source = tagged(root, "source").and_then(|(tag, node)| {
-            Some(Spanned::new(self.source_of(&tag.name, node)?, tag.at))
-        });
+        let source = tagged(root, "source")
+            .and_then(|(tag, node)| Some(Spanned::new(self.source_of(&tag.name, node)?, tag.at)));
         let buffer = tagged(root, "buffer")
             .and_then(|(tag, node)| Some(Spanned::new(self.buffer(&tag.name, node)?, tag.at)))
             .unwrap_or(Spanned::new(Buffer::Memory { items: 1024, bytes: 8 << 20 }, At::START));
         let mut steps = root.get("process").map(|node| self.steps(node)).unwrap_or_default();
-        let last = root.get("process").and_then(|node| node.items().last()).and_then(|node| node.get("route"));
+        let last =
+            root.get("process").and_then(|node| node.items().last()).and_then(|node| node.get("route"));
         let route = last.and_then(|node| self.route(node));
         if route.is_some() {
             steps.pop();
@@ -204,9 +204,15 @@ impl Drafter<'_> {
             "http" => OutputKind::Http(HttpOutput {
                 url: text(node, "url")?,
                 ndjson: text(node, "format").as_deref() == Some("ndjson"),
-                headers: node.get("headers").map(Node::entries).unwrap_or_default().iter().filter_map(
-                    |(key, value)| Some((Spanned::new(key.name.clone(), key.at), value.text()?.to_owned())),
-                ).collect(),
+                headers: node
+                    .get("headers")
+                    .map(Node::entries)
+                    .unwrap_or_default()
+                    .iter()
+                    .filter_map(|(key, value)| {
+                        Some((Spanned::new(key.name.clone(), key.at), value.text()?.to_owned()))
+                    })
+                    .collect(),
                 timeout: time(node, "timeout", Duration::from_secs(30)).value,
             }),
             "queue" => OutputKind::Queue(self.queue(node)?),
@@ -285,7 +291,12 @@ impl Drafter<'_> {
     fn cel(&mut self, node: &Node) -> Option<Arc<Condition>> {
         let source = node.text()?;
         let compiled = Condition::compile(source).map_err(|error| {
-            self.expression(node, "CEL", &error, "the item's fields are `item.FIELD`; compare, as in `item.delay >= 15`");
+            self.expression(
+                node,
+                "CEL",
+                &error,
+                "the item's fields are `item.FIELD`; compare, as in `item.delay >= 15`",
+            );
         });
         compiled.ok().map(Arc::new)
     }
@@ -382,7 +393,10 @@ fn prefetch(node: &Node) -> Prefetch {
 
 fn columns(node: &Node) -> Option<Spanned<Vec<String>>> {
     let node = node.get("columns")?;
-    Some(Spanned::new(node.items().iter().filter_map(|item| Some(item.text()?.to_owned())).collect(), node.at))
+    Some(Spanned::new(
+        node.items().iter().filter_map(|item| Some(item.text()?.to_owned())).collect(),
+        node.at,
+    ))
 }
 
 fn format_named(name: &str) -> Format {

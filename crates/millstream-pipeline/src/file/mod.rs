@@ -51,7 +51,8 @@ impl Pipeline {
     /// Everything that is wrong with the file, each with its place and its remedy.
     pub fn open(file: &Path, overrides: &[String]) -> Result<Self, Problems> {
         let place = file.display().to_string();
-        let unreadable = |message: String, remedy: &str| Problems::of(place.clone(), message, remedy.to_owned());
+        let unreadable =
+            |message: String, remedy: &str| Problems::of(place.clone(), message, remedy.to_owned());
         let length = std::fs::metadata(file).map_err(|error| {
             unreadable(format!("cannot be read: {error}"), "check the path, and that you may read the file")
         })?;
@@ -65,7 +66,8 @@ impl Pipeline {
             unreadable(format!("cannot be read: {error}"), "check the path, and that you may read the file")
         })?;
         let source = String::from_utf8(source).map_err(|error| {
-            let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+            let line =
+                error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
             unreadable(format!("is not UTF-8 on line {}", line + 1), "save the file as UTF-8")
         })?;
         let base = file.parent().unwrap_or(Path::new("")).to_owned();
@@ -115,7 +117,11 @@ impl Pipeline {
                 "lower `prefetch_bytes`, `buffer.memory.bytes`, `batch.bytes` or `max_line`, or raise the goal",
             );
         }
-        if findings.is_empty() { Ok(Pipeline { draft, base, file }) } else { Err(findings.into_problems(&texts)) }
+        if findings.is_empty() {
+            Ok(Pipeline { draft, base, file })
+        } else {
+            Err(findings.into_problems(&texts))
+        }
     }
 
     /// The pipeline's name.

@@ -114,17 +114,37 @@ pub(crate) struct Prefetch {
 
 #[derive(Debug)]
 pub(crate) enum Buffer {
-    Memory { items: u64, bytes: u64 },
-    Queue { queue: QueueRef, items_max: Option<Spanned<u64>>, bytes_max: Option<Spanned<u64>>, prefetch: Prefetch },
+    Memory {
+        items: u64,
+        bytes: u64,
+    },
+    Queue {
+        queue: QueueRef,
+        items_max: Option<Spanned<u64>>,
+        bytes_max: Option<Spanned<u64>>,
+        prefetch: Prefetch,
+    },
 }
 
 #[derive(Debug)]
 pub(crate) enum Step {
-    Filter { name: Spanned<String>, keep: Arc<Condition> },
-    Map { name: Spanned<String>, jq: Arc<Mapping> },
-    Parallel { workers: Setting<Option<u64>>, ordered: Setting<bool>, steps: Vec<Step> },
+    Filter {
+        name: Spanned<String>,
+        keep: Arc<Condition>,
+    },
+    Map {
+        name: Spanned<String>,
+        jq: Arc<Mapping>,
+    },
+    Parallel {
+        workers: Setting<Option<u64>>,
+        ordered: Setting<bool>,
+        steps: Vec<Step>,
+    },
     /// A route that is not last; the last one stands in [`Draft::route`].
-    Misplaced { at: At },
+    Misplaced {
+        at: At,
+    },
 }
 
 #[derive(Debug)]
@@ -199,7 +219,10 @@ pub(crate) enum Then {
     Fail,
     Skip,
     /// `None` when there is no broker to take; a problem of its own.
-    DeadLetter { queue: Spanned<String>, broker: Option<PathBuf> },
+    DeadLetter {
+        queue: Spanned<String>,
+        broker: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Clone, Default)]

@@ -41,7 +41,10 @@ fn prefetch(draft: &Draft, findings: &mut Findings) {
         let at = count.at.or(prefetch.items.at).unwrap_or(At::START);
         findings.add(
             at,
-            format!("`batch.count` {} is larger than `prefetch` {}: no batch can ever fill", count.value, prefetch.items.value),
+            format!(
+                "`batch.count` {} is larger than `prefetch` {}: no batch can ever fill",
+                count.value, prefetch.items.value
+            ),
             format!("raise `prefetch` to at least {}, or lower `batch.count`", count.value),
         );
     }
@@ -63,14 +66,20 @@ fn queue_limits(draft: &Draft, findings: &mut Findings) {
         if draft.batch.count.value > max.value {
             findings.add(
                 draft.batch.count.at.unwrap_or(max.at),
-                format!("`batch.count` {} is larger than the queue's `max_items` {}", draft.batch.count.value, max.value),
+                format!(
+                    "`batch.count` {} is larger than the queue's `max_items` {}",
+                    draft.batch.count.value, max.value
+                ),
                 "raise `max_items`, or lower `batch.count`",
             );
         }
         if let Some(at) = prefetch.items.at.filter(|_| prefetch.items.value > max.value) {
             findings.add(
                 at,
-                format!("`prefetch` {} is larger than the queue's `max_items` {}", prefetch.items.value, max.value),
+                format!(
+                    "`prefetch` {} is larger than the queue's `max_items` {}",
+                    prefetch.items.value, max.value
+                ),
                 "lower `prefetch`: the queue never holds that much",
             );
         }
@@ -80,7 +89,11 @@ fn queue_limits(draft: &Draft, findings: &mut Findings) {
     {
         findings.add(
             at,
-            format!("`prefetch_bytes` {} is larger than the queue's `max_bytes` {}", show_size(prefetch.bytes.value), show_size(max.value)),
+            format!(
+                "`prefetch_bytes` {} is larger than the queue's `max_bytes` {}",
+                show_size(prefetch.bytes.value),
+                show_size(max.value)
+            ),
             "lower `prefetch_bytes`: the queue never holds that much",
         );
     }
@@ -111,7 +124,8 @@ fn queues_apart(draft: &Draft, findings: &mut Findings) {
         used.push((broker, queue, "the dead letters"));
     }
     for (index, (broker, name, role)) in used.iter().enumerate() {
-        let twin = used[..index].iter().find(|(other, queue, _)| other == broker && queue.value == name.value);
+        let twin =
+            used[..index].iter().find(|(other, queue, _)| other == broker && queue.value == name.value);
         if let Some((_, _, other)) = twin {
             findings.add(
                 name.at,
@@ -129,7 +143,11 @@ fn reading(draft: &Draft, findings: &mut Findings) {
             csv_only(read.format.value, read.columns.as_ref().map(|columns| columns.at), "columns", findings);
             let directory = path.value.parent().is_some_and(|parent| parent.to_string_lossy().contains('*'));
             if directory {
-                findings.add(path.at, "`*` stands in a directory's name", "use `*` in the file's name only, as in `data/*.csv`");
+                findings.add(
+                    path.at,
+                    "`*` stands in a directory's name",
+                    "use `*` in the file's name only, as in `data/*.csv`",
+                );
             }
         }
         Some(Source::Stdin { read }) => {
@@ -137,7 +155,11 @@ fn reading(draft: &Draft, findings: &mut Findings) {
             csv_only(read.format.value, read.columns.as_ref().map(|columns| columns.at), "columns", findings);
         }
         Some(Source::Http(http)) if !http.path.starts_with('/') => {
-            findings.add(http.path.at, format!("`path` is `{}`", http.path.value), format!("begin it with a slash: `/{}`", http.path.value));
+            findings.add(
+                http.path.at,
+                format!("`path` is `{}`", http.path.value),
+                format!("begin it with a slash: `/{}`", http.path.value),
+            );
         }
         _ => {}
     }
@@ -145,7 +167,11 @@ fn reading(draft: &Draft, findings: &mut Findings) {
 
 fn csv_only(format: Format, at: Option<At>, key: &str, findings: &mut Findings) {
     if let (Some(at), Format::Ndjson | Format::Lines) = (at, format) {
-        findings.add(at, format!("`{key}` has no effect: the format is not csv"), format!("leave `{key}` out, or set `format: csv`"));
+        findings.add(
+            at,
+            format!("`{key}` has no effect: the format is not csv"),
+            format!("leave `{key}` out, or set `format: csv`"),
+        );
     }
 }
 
@@ -153,18 +179,35 @@ fn writing(draft: &Draft, findings: &mut Findings) {
     for output in &draft.outputs {
         match &output.kind {
             OutputKind::File(file) => {
-                csv_only(file.format.value, file.columns.as_ref().map(|columns| columns.at), "columns", findings);
+                csv_only(
+                    file.format.value,
+                    file.columns.as_ref().map(|columns| columns.at),
+                    "columns",
+                    findings,
+                );
                 if let (Some(at), None, None) = (file.rotate, file.rotate_bytes, file.rotate_every) {
-                    findings.add(at, "`rotate` has no effect: it says neither `bytes` nor `every`", "add one of them, or leave `rotate` out");
+                    findings.add(
+                        at,
+                        "`rotate` has no effect: it says neither `bytes` nor `every`",
+                        "add one of them, or leave `rotate` out",
+                    );
                 }
                 if let Some(at) = file.open_max.at.filter(|_| file.path.is_fixed()) {
-                    findings.add(at, "`max_open` has no effect: the path has no `{field}`, so one file is open", "leave `max_open` out");
+                    findings.add(
+                        at,
+                        "`max_open` has no effect: the path has no `{field}`, so one file is open",
+                        "leave `max_open` out",
+                    );
                 }
             }
             OutputKind::Http(http) => {
                 for (header, _) in &http.headers {
                     if ["content-type", "content-length", "host"].contains(&header.to_lowercase().as_str()) {
-                        findings.add(header.at, format!("header `{}` is set by the output itself", header.value), "leave it out; `format` decides the content type");
+                        findings.add(
+                            header.at,
+                            format!("header `{}` is set by the output itself", header.value),
+                            "leave it out; `format` decides the content type",
+                        );
                     }
                 }
             }
@@ -179,14 +222,23 @@ fn files_apart(draft: &Draft, findings: &mut Findings) {
     for output in &draft.outputs {
         let OutputKind::File(file) = &output.kind else { continue };
         if seen.contains(&(file.path.root.as_path(), file.path.source())) {
-            findings.add(file.path.at, format!("another output already writes {}", file.path.source()), "give each output its own path");
+            findings.add(
+                file.path.at,
+                format!("another output already writes {}", file.path.source()),
+                "give each output its own path",
+            );
         }
         seen.push((&file.path.root, file.path.source()));
         if let Some(Source::File { path, .. }) = draft.source.as_deref()
             && file.path.is_fixed()
-            && path.value == file.path.root.join(Path::new(file.path.source()).file_name().unwrap_or_default())
+            && path.value
+                == file.path.root.join(Path::new(file.path.source()).file_name().unwrap_or_default())
         {
-            findings.add(file.path.at, "the output is the file that the source reads", "write to another file");
+            findings.add(
+                file.path.at,
+                "the output is the file that the source reads",
+                "write to another file",
+            );
         }
     }
 }
@@ -199,7 +251,10 @@ fn step_names<'d>(steps: &'d [Step], seen: &mut HashMap<&'d str, At>, findings: 
                 if let Some(first) = seen.insert(&name.value, name.at) {
                     findings.add(
                         name.at,
-                        format!("two filters are named `{}`; the first is on line {}", name.value, first.line),
+                        format!(
+                            "two filters are named `{}`; the first is on line {}",
+                            name.value, first.line
+                        ),
                         "give each its own name: the report counts what they drop by name",
                     );
                 }
@@ -213,7 +268,11 @@ fn step_names<'d>(steps: &'d [Step], seen: &mut HashMap<&'d str, At>, findings: 
 fn parallel(steps: &[Step], findings: &mut Findings) {
     for step in steps {
         if let Step::Parallel { workers: Setting { value: Some(1), at: Some(at) }, .. } = step {
-            findings.add(*at, "`parallel` with one worker has no effect", "use `auto` or a larger number, or take the steps out of `parallel`");
+            findings.add(
+                *at,
+                "`parallel` with one worker has no effect",
+                "use `auto` or a larger number, or take the steps out of `parallel`",
+            );
         }
     }
 }
@@ -224,7 +283,11 @@ fn constant_filters(steps: &[Step], findings: &mut Findings) {
             Step::Filter { name, keep } => {
                 if let Some(always) = keep.constant() {
                     let what = if always { "keeps every item" } else { "drops every item" };
-                    findings.add(name.at, format!("filter `{}` {what}, whatever the item", name.value), "compare a field, or take the filter out");
+                    findings.add(
+                        name.at,
+                        format!("filter `{}` {what}, whatever the item", name.value),
+                        "compare a field, or take the filter out",
+                    );
                 }
             }
             Step::Parallel { steps, .. } => constant_filters(steps, findings),
@@ -236,12 +299,24 @@ fn constant_filters(steps: &[Step], findings: &mut Findings) {
 fn routes(draft: &Draft, findings: &mut Findings) {
     for step in &draft.steps {
         if let Step::Misplaced { at } = step {
-            findings.add(*at, "`route` is not the last step", "move it to the end of `process`: behind it items are already on their way out");
+            findings.add(
+                *at,
+                "`route` is not the last step",
+                "move it to the end of `process`: behind it items are already on their way out",
+            );
         }
     }
     match (&draft.route, draft.named) {
-        (None, Some(at)) => findings.add(at, "`output.named` without a `route` that chooses among them", "end `process` with a `route` step, or keep one output without `named`"),
-        (Some(route), None) if !draft.outputs.is_empty() => findings.add(route.at, "`route` has no outputs to choose from", "put the outputs under `output.named`, each with its name"),
+        (None, Some(at)) => findings.add(
+            at,
+            "`output.named` without a `route` that chooses among them",
+            "end `process` with a `route` step, or keep one output without `named`",
+        ),
+        (Some(route), None) if !draft.outputs.is_empty() => findings.add(
+            route.at,
+            "`route` has no outputs to choose from",
+            "put the outputs under `output.named`, each with its name",
+        ),
         (Some(route), Some(_)) => {
             let names: Vec<&str> = draft.outputs.iter().map(|output| output.name.value.as_str()).collect();
             let targets = route.cases.iter().map(|(_, to)| to).chain([&route.otherwise]);
@@ -257,7 +332,11 @@ fn routes(draft: &Draft, findings: &mut Findings) {
             }
             for output in &draft.outputs {
                 if !targets.clone().any(|target| target.value == output.name.value) {
-                    findings.add(output.name.at, format!("output `{}` is never routed to", output.name.value), "add a case for it to `route`, or take it out");
+                    findings.add(
+                        output.name.at,
+                        format!("output `{}` is never routed to", output.name.value),
+                        "add a case for it to `route`, or take it out",
+                    );
                 }
             }
         }
@@ -269,7 +348,11 @@ fn errors(draft: &Draft, findings: &mut Findings) {
     let Some(retry) = draft.on_error.retry else { return };
     let retried = draft.outputs.iter().any(|output| !matches!(output.kind, OutputKind::Stdout { .. }));
     if !retried && !draft.outputs.is_empty() {
-        findings.add(retry.at, "`retry` has no effect: writing to standard output is not tried again", "use `fail`, `skip` or `dead_letter` directly");
+        findings.add(
+            retry.at,
+            "`retry` has no effect: writing to standard output is not tried again",
+            "use `fail`, `skip` or `dead_letter` directly",
+        );
     }
 }
 

@@ -78,11 +78,13 @@ fn kind(kind: &Kind) -> Value {
             { "type": "string", "pattern": "^[0-9.]+ *(B|[kKMGT]B|[KMGT]iB)$" }, { "const": 0 }
         ] })),
         Kind::Time => text("^([0-9.]+(ns|us|ms|s|m|h|d) *)+$"),
-        Kind::Count(min, max) if *max == u64::MAX => or_variable(json!({ "type": "integer", "minimum": min })),
-        Kind::Count(min, max) => or_variable(json!({ "type": "integer", "minimum": min, "maximum": max })),
-        Kind::Auto(max) => {
-            or_variable(json!({ "anyOf": [{ "const": "auto" }, { "type": "integer", "minimum": 1, "maximum": max }] }))
+        Kind::Count(min, max) if *max == u64::MAX => {
+            or_variable(json!({ "type": "integer", "minimum": min }))
         }
+        Kind::Count(min, max) => or_variable(json!({ "type": "integer", "minimum": min, "maximum": max })),
+        Kind::Auto(max) => or_variable(
+            json!({ "anyOf": [{ "const": "auto" }, { "type": "integer", "minimum": 1, "maximum": max }] }),
+        ),
         Kind::Ratio => or_variable(json!({ "anyOf": [
             { "type": "string", "pattern": "^[0-9.]+ *%$" }, { "type": "number", "minimum": 0, "maximum": 1 }
         ] })),
@@ -91,7 +93,9 @@ fn kind(kind: &Kind) -> Value {
         Kind::Object(shape) => object(shape),
         Kind::OneOf(one) => union(one),
         Kind::List(item) => json!({ "type": "array", "items": self::kind(item), "minItems": 1 }),
-        Kind::Names(item) => json!({ "type": "object", "additionalProperties": self::kind(item), "minProperties": 1 }),
+        Kind::Names(item) => {
+            json!({ "type": "object", "additionalProperties": self::kind(item), "minProperties": 1 })
+        }
         Kind::Any => json!({}),
         Kind::JqOr(shape) => json!({ "oneOf": [{ "type": "string", "minLength": 1 }, object(shape)] }),
     }

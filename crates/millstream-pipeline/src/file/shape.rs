@@ -101,32 +101,61 @@ pub(crate) static PIPELINE: Shape = Shape {
 static FORMATS: &[&str] = &["csv", "ndjson", "lines"];
 static WRITTEN: &[&str] = &["ndjson", "csv"];
 
-const FORMAT: Key = key("format", Kind::Choice(FORMATS), "How items are written: csv with a header line, one JSON value a line, or text lines as {\"line\": …}.");
+const FORMAT: Key = key(
+    "format",
+    Kind::Choice(FORMATS),
+    "How items are written: csv with a header line, one JSON value a line, or text lines as {\"line\": …}.",
+);
 const DELIMITER: Key = key("delimiter", Kind::Character, "What separates the fields of a csv row.").or(",");
-const COLUMNS: Key = key("columns", Kind::List(&Kind::Text), "The columns a csv header must have, in any order, no more and no fewer.");
-const MAX_LINE: Key =
-    key("max_line", Kind::Size(64), "A longer line or row is that item's error; it is never held in memory whole.")
-        .or("1MiB");
+const COLUMNS: Key = key(
+    "columns",
+    Kind::List(&Kind::Text),
+    "The columns a csv header must have, in any order, no more and no fewer.",
+);
+const MAX_LINE: Key = key(
+    "max_line",
+    Kind::Size(64),
+    "A longer line or row is that item's error; it is never held in memory whole.",
+)
+.or("1MiB");
 
 static SOURCE: Union = Union {
     what: "a source",
     words: &[],
     tags: &[
-        key("file", Kind::Object(&SOURCE_FILE), "One file, or all files a pattern names, in the order of their names."),
+        key(
+            "file",
+            Kind::Object(&SOURCE_FILE),
+            "One file, or all files a pattern names, in the order of their names.",
+        ),
         key("stdin", Kind::Object(&SOURCE_STDIN), "Standard input, to its end."),
-        key("http", Kind::Object(&SOURCE_HTTP), "POST of one item, a JSON array, or lines of JSON; the reply waits until the items are durable."),
-        key("queue", Kind::Object(&SOURCE_QUEUE), "A queue of a broker; an item is acknowledged when the output has it."),
+        key(
+            "http",
+            Kind::Object(&SOURCE_HTTP),
+            "POST of one item, a JSON array, or lines of JSON; the reply waits until the items are durable.",
+        ),
+        key(
+            "queue",
+            Kind::Object(&SOURCE_QUEUE),
+            "A queue of a broker; an item is acknowledged when the output has it.",
+        ),
         key("generate", Kind::Object(&SOURCE_GENERATE), "Made-up items, for trying things out."),
     ],
 };
 
 static SOURCE_FILE: Shape = Shape {
     keys: &[
-        key("path", Kind::Text, "Path from the pipeline file's directory; `*` in the file name stands for anything.").required(),
+        key(
+            "path",
+            Kind::Text,
+            "Path from the pipeline file's directory; `*` in the file name stands for anything.",
+        )
+        .required(),
         Key { default: Some("by the file's extension"), ..FORMAT },
         DELIMITER,
         COLUMNS,
-        key("follow", Kind::Bool, "Wait for more at the end of the file instead of ending the run.").or("false"),
+        key("follow", Kind::Bool, "Wait for more at the end of the file instead of ending the run.")
+            .or("false"),
         MAX_LINE,
     ],
 };
@@ -138,7 +167,12 @@ static SOURCE_HTTP: Shape = Shape {
         key("listen", Kind::Address, "Address and port to listen on.").required(),
         key("path", Kind::Text, "The path that takes POST.").or("/"),
         key("max_body", Kind::Size(64), "A larger request is refused with 413.").or("1MiB"),
-        key("max_pending", Kind::Count(1, 1_000_000), "Items accepted and not yet durable; beyond it a request gets 503 with Retry-After.").or("1024"),
+        key(
+            "max_pending",
+            Kind::Count(1, 1_000_000),
+            "Items accepted and not yet durable; beyond it a request gets 503 with Retry-After.",
+        )
+        .or("1024"),
     ],
 };
 
@@ -152,7 +186,12 @@ static SOURCE_QUEUE: Shape = Shape {
         key("name", Kind::Name, "The queue.").required(),
         PREFETCH,
         PREFETCH_BYTES,
-        key("until", Kind::Choice(&["stopped", "drained"]), "When the run ends: when it is stopped, or when the queue is empty.").or("stopped"),
+        key(
+            "until",
+            Kind::Choice(&["stopped", "drained"]),
+            "When the run ends: when it is stopped, or when the queue is empty.",
+        )
+        .or("stopped"),
     ],
 };
 
@@ -169,13 +208,18 @@ static BUFFER: Union = Union {
     words: &[],
     tags: &[
         key("memory", Kind::Object(&BUFFER_MEMORY), "A bounded hand-over in memory."),
-        key("queue", Kind::Object(&BUFFER_QUEUE), "A queue of a broker: what the source read is stored before it is processed, and a file's position with it."),
+        key(
+            "queue",
+            Kind::Object(&BUFFER_QUEUE),
+            "A queue of a broker: what the source read is stored before it is processed, and a file's position with it.",
+        ),
     ],
 };
 
 static BUFFER_MEMORY: Shape = Shape {
     keys: &[
-        key("items", Kind::Count(1, 10_000_000), "Items it holds; the source waits when it is full.").or("1024"),
+        key("items", Kind::Count(1, 10_000_000), "Items it holds; the source waits when it is full.")
+            .or("1024"),
         key("bytes", Kind::Size(KIB), "Bytes it holds.").or("8MiB"),
     ],
 };
@@ -184,7 +228,11 @@ static BUFFER_QUEUE: Shape = Shape {
     keys: &[
         key("broker", Kind::Broker, "The broker's URL.").required(),
         key("name", Kind::Name, "The queue, declared durable.").required(),
-        key("max_items", Kind::Count(1, u64::MAX), "The source waits while the queue holds this many messages."),
+        key(
+            "max_items",
+            Kind::Count(1, u64::MAX),
+            "The source waits while the queue holds this many messages.",
+        ),
         key("max_bytes", Kind::Size(8 << 20), "The source waits while the queue holds this many bytes."),
         PREFETCH,
         PREFETCH_BYTES,
@@ -195,10 +243,22 @@ static STEP: Union = Union {
     what: "a step",
     words: &[],
     tags: &[
-        key("filter", Kind::Object(&FILTER), "Keeps the items for which a CEL expression is true; the others are counted under its name."),
-        key("map", Kind::JqOr(&MAP), "Reshapes an item by jq, one value out for one in; `empty` drops it, counted under its name."),
+        key(
+            "filter",
+            Kind::Object(&FILTER),
+            "Keeps the items for which a CEL expression is true; the others are counted under its name.",
+        ),
+        key(
+            "map",
+            Kind::JqOr(&MAP),
+            "Reshapes an item by jq, one value out for one in; `empty` drops it, counted under its name.",
+        ),
         key("parallel", Kind::Object(&PARALLEL), "Runs steps on several cores."),
-        key("route", Kind::Object(&ROUTE), "Sends each item to one of several outputs by CEL; must be the last step."),
+        key(
+            "route",
+            Kind::Object(&ROUTE),
+            "Sends each item to one of several outputs by CEL; must be the last step.",
+        ),
     ],
 };
 
@@ -224,14 +284,25 @@ static PARALLEL: Shape = Shape {
     ],
 };
 
-static PARALLEL_STEP: Union = Union { what: "a step inside parallel", words: &[], tags: &[FILTER_TAG, MAP_TAG] };
+static PARALLEL_STEP: Union =
+    Union { what: "a step inside parallel", words: &[], tags: &[FILTER_TAG, MAP_TAG] };
 const FILTER_TAG: Key = key("filter", Kind::Object(&FILTER), "As outside.");
 const MAP_TAG: Key = key("map", Kind::JqOr(&MAP), "As outside.");
 
 static ROUTE: Shape = Shape {
     keys: &[
-        key("cases", Kind::List(&Kind::Object(&CASE)), "Tried in order; the first that is true takes the item.").required(),
-        key("else", Kind::Name, "The output for items no case takes, or `drop`, counted as dropped by `route`.").required(),
+        key(
+            "cases",
+            Kind::List(&Kind::Object(&CASE)),
+            "Tried in order; the first that is true takes the item.",
+        )
+        .required(),
+        key(
+            "else",
+            Kind::Name,
+            "The output for items no case takes, or `drop`, counted as dropped by `route`.",
+        )
+        .required(),
     ],
 };
 
@@ -259,7 +330,11 @@ static OUTPUT: Union = Union {
         OUTPUT_STDOUT_TAG,
         OUTPUT_HTTP_TAG,
         OUTPUT_QUEUE_TAG,
-        key("named", Kind::Names(&Kind::OneOf(&OUTPUT_ONE)), "Several outputs, each with the name that `route` uses."),
+        key(
+            "named",
+            Kind::Names(&Kind::OneOf(&OUTPUT_ONE)),
+            "Several outputs, each with the name that `route` uses.",
+        ),
     ],
 };
 
@@ -277,11 +352,18 @@ const OUTPUT_QUEUE_TAG: Key = key("queue", Kind::Object(&OUTPUT_QUEUE), "A queue
 
 static OUTPUT_FILE: Shape = Shape {
     keys: &[
-        key("path", Kind::Template, "Path from the pipeline file's directory; `{field}` stands for the item's field.").required(),
+        key(
+            "path",
+            Kind::Template,
+            "Path from the pipeline file's directory; `{field}` stands for the item's field.",
+        )
+        .required(),
         key("format", Kind::Choice(WRITTEN), "How items are written.").or("by the path's extension"),
-        key("columns", Kind::List(&Kind::Text), "The columns of a csv file, in order.").or("the first item's fields"),
+        key("columns", Kind::List(&Kind::Text), "The columns of a csv file, in order.")
+            .or("the first item's fields"),
         key("rotate", Kind::Object(&ROTATE), "When a file is finished and the next one begun."),
-        key("max_open", Kind::Count(1, 4096), "Files open at once; the one not used longest is set aside.").or("64"),
+        key("max_open", Kind::Count(1, 4096), "Files open at once; the one not used longest is set aside.")
+            .or("64"),
     ],
 };
 
@@ -298,7 +380,8 @@ static OUTPUT_STDOUT: Shape =
 static OUTPUT_HTTP: Shape = Shape {
     keys: &[
         key("url", Kind::HttpUrl, "Where each batch is POSTed.").required(),
-        key("format", Kind::Choice(&["array", "ndjson"]), "The body: a JSON array, or one value a line.").or("array"),
+        key("format", Kind::Choice(&["array", "ndjson"]), "The body: a JSON array, or one value a line.")
+            .or("array"),
         key("headers", Kind::Names(&Kind::Text), "Headers sent with each request."),
         key("timeout", Kind::Time, "How long one request may take.").or("30s"),
     ],
@@ -336,8 +419,14 @@ static DEAD_LETTER_SHAPE: Shape = Shape {
 static RETRY: Shape = Shape {
     keys: &[
         key("attempts", Kind::Count(2, 1000), "How often the output is tried in all.").or("5"),
-        key("backoff", Kind::Time, "The wait before the second try; it doubles each time, up to a minute.").or("100ms"),
-        key("then", Kind::OneOf(&THEN), "What happens when no try succeeds, and to items that fail before the output.").or("fail"),
+        key("backoff", Kind::Time, "The wait before the second try; it doubles each time, up to a minute.")
+            .or("100ms"),
+        key(
+            "then",
+            Kind::OneOf(&THEN),
+            "What happens when no try succeeds, and to items that fail before the output.",
+        )
+        .or("fail"),
     ],
 };
 
@@ -345,17 +434,33 @@ static THEN: Union = Union { what: "an error policy", words: &["fail", "skip"], 
 
 static GOALS: Shape = Shape {
     keys: &[
-        key("latency", Kind::Time, "How long an item may wait in a batch; lint refuses a longer `batch.age`."),
-        key("memory", Kind::Size(KIB), "The most the items of the run may hold; lint refuses a larger bound."),
-        key("order", Kind::Bool, "Whether items must leave in the order of the source; lint refuses steps that lose it.").or("false"),
-        key("max_error_rate", Kind::Ratio, "The run fails when a larger share of at least 100 items has failed."),
+        key(
+            "latency",
+            Kind::Time,
+            "How long an item may wait in a batch; lint refuses a longer `batch.age`.",
+        ),
+        key(
+            "memory",
+            Kind::Size(KIB),
+            "The most the items of the run may hold; lint refuses a larger bound.",
+        ),
+        key(
+            "order",
+            Kind::Bool,
+            "Whether items must leave in the order of the source; lint refuses steps that lose it.",
+        )
+        .or("false"),
+        key(
+            "max_error_rate",
+            Kind::Ratio,
+            "The run fails when a larger share of at least 100 items has failed.",
+        ),
     ],
 };
 
 /// A file of offline tests.
-pub(crate) static CASES: Shape = Shape {
-    keys: &[key("cases", Kind::List(&Kind::Object(&TEST_CASE)), "The cases.").required()],
-};
+pub(crate) static CASES: Shape =
+    Shape { keys: &[key("cases", Kind::List(&Kind::Object(&TEST_CASE)), "The cases.").required()] };
 
 static TEST_CASE: Shape = Shape {
     keys: &[
@@ -364,6 +469,10 @@ static TEST_CASE: Shape = Shape {
         key("text", Kind::Text, "The items, as the source would read them."),
         key("output", Kind::Any, "The items that reach the output, in order."),
         key("dropped", Kind::Any, "How many items each step drops, by its name."),
-        key("dead", Kind::Any, "The items that fail, in order: the reason or a part of it, or `stage` and `reason`."),
+        key(
+            "dead",
+            Kind::Any,
+            "The items that fail, in order: the reason or a part of it, or `stage` and `reason`.",
+        ),
     ],
 };

@@ -68,7 +68,9 @@ impl Template {
         fn rest(parts: &[Part], path: &str) -> bool {
             match parts.split_first() {
                 None => path.is_empty(),
-                Some((Part::Text(text), parts)) => path.strip_prefix(text.as_str()).is_some_and(|path| rest(parts, path)),
+                Some((Part::Text(text), parts)) => {
+                    path.strip_prefix(text.as_str()).is_some_and(|path| rest(parts, path))
+                }
                 // A field fills at least one character and no slash.
                 Some((Part::Field(..), parts)) => path
                     .char_indices()
@@ -99,7 +101,8 @@ impl Template {
                 Part::Text(text) => out.push_str(text),
                 Part::Field(path, name) => {
                     let value = path.iter().try_fold(item, |value, key| value::field(value, key));
-                    let value = value.ok_or_else(|| format!("the item has no field `{name}` for its file's path"))?;
+                    let value =
+                        value.ok_or_else(|| format!("the item has no field `{name}` for its file's path"))?;
                     text.clear();
                     value::write_plain(&mut text, value);
                     out.push_str(name_part(&text).map_err(|why| {
@@ -149,7 +152,10 @@ mod tests {
 
     #[test]
     fn fields_fill_their_places() {
-        assert_eq!(filled("out/{carrier}.ndjson", r#"{"carrier":"UA"}"#).as_deref(), Ok("/base/out/UA.ndjson"));
+        assert_eq!(
+            filled("out/{carrier}.ndjson", r#"{"carrier":"UA"}"#).as_deref(),
+            Ok("/base/out/UA.ndjson")
+        );
         assert_eq!(filled("{a.b}-{n}.csv", r#"{"a":{"b":"x"},"n":7}"#).as_deref(), Ok("/base/x-7.csv"));
         assert_eq!(filled("out/all.ndjson", "{}").as_deref(), Ok("/base/out/all.ndjson"));
         assert_eq!(filled("out/x-{n}/f.csv", r#"{"n":1}"#).as_deref(), Ok("/base/out/x-1/f.csv"));
@@ -169,7 +175,13 @@ mod tests {
     #[test]
     fn a_template_knows_its_own_paths() {
         let template = Template::parse("out/{a}-{b}.csv", Path::new("/base")).expect("a good template");
-        for (path, own) in [("x-y.csv", true), ("x-y-z.csv", true), ("x.csv", false), ("-y.csv", false), ("a/x-y.csv", false)] {
+        for (path, own) in [
+            ("x-y.csv", true),
+            ("x-y-z.csv", true),
+            ("x.csv", false),
+            ("-y.csv", false),
+            ("a/x-y.csv", false),
+        ] {
             assert_eq!(template.matches(path), own, "{path}");
         }
     }

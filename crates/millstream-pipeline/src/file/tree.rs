@@ -93,9 +93,7 @@ impl Node {
         let Data::Scalar { style, .. } = &self.data else { return self.at };
         match style {
             _ if self.at.origin != 0 => self.at,
-            Style::Plain if line == 1 => {
-                At { column: self.at.column + column - 1, length: 1, ..self.at }
-            }
+            Style::Plain if line == 1 => At { column: self.at.column + column - 1, length: 1, ..self.at },
             Style::Quoted if line == 1 => At { column: self.at.column + column, length: 1, ..self.at },
             Style::Block => {
                 // The place of a block scalar is its first line of text, not the `|` before it.
@@ -224,7 +222,11 @@ impl Reader<'_> {
         match node.data {
             Data::Scalar { text, .. } => Key { name: text, at },
             _ => {
-                self.findings.add(at, "a list or map stands where a key is expected", "write a word as the key");
+                self.findings.add(
+                    at,
+                    "a list or map stands where a key is expected",
+                    "write a word as the key",
+                );
                 Key { name: String::new(), at }
             }
         }

@@ -77,7 +77,9 @@ pub(crate) fn set(root: &mut Node, argument: &str, number: u16, findings: &mut F
         return;
     };
     let Some(mut value) = tree::read(value, number, findings).or_else(|| {
-        value.is_empty().then(|| Node { at, data: Data::Scalar { text: String::new(), style: Style::Quoted } })
+        value
+            .is_empty()
+            .then(|| Node { at, data: Data::Scalar { text: String::new(), style: Style::Quoted } })
     }) else {
         return;
     };

@@ -122,7 +122,11 @@ impl Settler for Told {
             if waiting.left == 0
                 && let Some(waiting) = replies.remove(&first)
             {
-                let told = if waiting.failed { Err("the run ended before the items were safe".to_owned()) } else { Ok(()) };
+                let told = if waiting.failed {
+                    Err("the run ended before the items were safe".to_owned())
+                } else {
+                    Ok(())
+                };
                 // Nobody listens any more when the client has gone.
                 let _ = waiting.reply.send(told);
             }

@@ -109,7 +109,10 @@ impl Settler for Acknowledge {
         let tags = tag(items.start)..tag(items.end);
         let settled = match outcome {
             Outcome::Dead(failure) if self.dead_letters => {
-                let how = Nack::DeadLetter { reason: failure.reason.clone(), stage: Some(failure.stage.to_string()) };
+                let how = Nack::DeadLetter {
+                    reason: failure.reason.clone(),
+                    stage: Some(failure.stage.to_string()),
+                };
                 self.acker.nack_ranges(&[tags], &how)
             }
             // An abandoned item stays unsettled: it returns to its place when the consumer goes.

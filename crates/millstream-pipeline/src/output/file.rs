@@ -28,9 +28,15 @@ impl FileError {
 fn remedy(error: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::*;
     match error.kind() {
-        StorageFull | QuotaExceeded => "the disk is full; free some space and start again, nothing accepted is lost",
-        PermissionDenied | ReadOnlyFilesystem => "it is not writable for this user; change its permissions or `output.file.path`",
-        NotADirectory | AlreadyExists | IsADirectory => "something else has that name; move it or change `output.file.path`",
+        StorageFull | QuotaExceeded => {
+            "the disk is full; free some space and start again, nothing accepted is lost"
+        }
+        PermissionDenied | ReadOnlyFilesystem => {
+            "it is not writable for this user; change its permissions or `output.file.path`"
+        }
+        NotADirectory | AlreadyExists | IsADirectory => {
+            "something else has that name; move it or change `output.file.path`"
+        }
         WouldBlock => "another process is writing it; give each run its own `output.file.path`",
         _ => "check the disk and the path; start again, nothing accepted is lost",
     }
@@ -108,7 +114,9 @@ impl Files {
         let uses = self.uses;
         let writing = match self.files.get_mut(path) {
             // The borrow checker cannot see that this arm returns, hence the second look-up.
-            Some(writing) if writing.partial.is_open() => self.files.get_mut(path).expect("it was there just now"),
+            Some(writing) if writing.partial.is_open() => {
+                self.files.get_mut(path).expect("it was there just now")
+            }
             _ => self.writing(path.clone())?,
         };
         writing.used = uses;
@@ -132,8 +140,12 @@ impl Files {
             return Err(error);
         }
         let max = self.rotate_bytes.unwrap_or(u64::MAX);
-        let due: Vec<_> =
-            self.files.iter().filter(|(_, writing)| writing.partial.length() >= max).map(|(path, _)| path.clone()).collect();
+        let due: Vec<_> = self
+            .files
+            .iter()
+            .filter(|(_, writing)| writing.partial.length() >= max)
+            .map(|(path, _)| path.clone())
+            .collect();
         due.iter().try_for_each(|path| self.finish(path))
     }
 
@@ -239,7 +251,10 @@ impl Writing {
         }
         if let Some(header) = header.as_ref().and_then(|header| header.get()) {
             // What a killed run left may have other columns; then it is whole as it is.
-            if self.partial.length() > 0 && self.settled == self.partial.length() && !self.partial.begins_with(header)? {
+            if self.partial.length() > 0
+                && self.settled == self.partial.length()
+                && !self.partial.begins_with(header)?
+            {
                 self.partial.restart()?;
                 self.settled = 0;
             }

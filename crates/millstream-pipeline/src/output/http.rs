@@ -41,8 +41,11 @@ impl HttpClient {
         let content_type = if output.ndjson { "application/x-ndjson" } else { "application/json" };
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         // A redirect would turn the POST into a GET, and the batch into nothing.
-        let client =
-            Client::builder().default_headers(headers).timeout(output.timeout).redirect(Policy::none()).build()?;
+        let client = Client::builder()
+            .default_headers(headers)
+            .timeout(output.timeout)
+            .redirect(Policy::none())
+            .build()?;
         Ok(HttpClient { client, url: output.url.clone(), ndjson: output.ndjson })
     }
 
@@ -55,7 +58,11 @@ impl HttpClient {
                 Tried::Unwanted(why) => return Err(Refused::Items(why)),
                 Tried::Again(why, wait) => {
                     if !tries.again(wait).await {
-                        let times = if tries.made() > 1 { format!(" after {} tries", tries.made()) } else { String::new() };
+                        let times = if tries.made() > 1 {
+                            format!(" after {} tries", tries.made())
+                        } else {
+                            String::new()
+                        };
                         return Err(Refused::Items(format!("{why}{times}")));
                     }
                 }
@@ -84,8 +91,15 @@ impl HttpClient {
     async fn post(&self, body: bytes::Bytes) -> Tried {
         let response = match self.client.post(&self.url).body(body).send().await {
             Ok(response) => response,
-            Err(error) if error.is_timeout() => return Tried::Again(format!("no answer from {} in time", self.url), None),
-            Err(error) => return Tried::Again(format!("cannot POST to {}: {}", self.url, millstream_flow::chain(&error.without_url())), None),
+            Err(error) if error.is_timeout() => {
+                return Tried::Again(format!("no answer from {} in time", self.url), None);
+            }
+            Err(error) => {
+                return Tried::Again(
+                    format!("cannot POST to {}: {}", self.url, millstream_flow::chain(&error.without_url())),
+                    None,
+                );
+            }
         };
         let status = response.status();
         if status.is_success() {
@@ -93,7 +107,9 @@ impl HttpClient {
         }
         let wait = response.headers().get(RETRY_AFTER).and_then(|wait| wait.to_str().ok()?.parse().ok());
         let why = format!("{} answered {status}{}", self.url, shown(response).await);
-        if status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
+        if status.is_server_error()
+            || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+        {
             Tried::Again(why, wait.map(Duration::from_secs))
         } else {
             Tried::Unwanted(why)

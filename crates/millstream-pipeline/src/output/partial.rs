@@ -25,10 +25,15 @@ impl Partial {
     pub(crate) fn open(target: PathBuf, csv: bool) -> Result<Self, FileError> {
         let path = hidden(&target);
         let directory = parent(&target);
-        std::fs::create_dir_all(directory).map_err(|error| FileError::new("create directory", directory, error))?;
+        std::fs::create_dir_all(directory)
+            .map_err(|error| FileError::new("create directory", directory, error))?;
         let existed = path.exists();
         let mut file = open(&path)?;
-        let length = if existed { recover(&mut file, csv).map_err(|error| FileError::new("recover", &path, error))? } else { 0 };
+        let length = if existed {
+            recover(&mut file, csv).map_err(|error| FileError::new("recover", &path, error))?
+        } else {
+            0
+        };
         if !existed {
             sync_directory(directory)?;
         }
@@ -107,7 +112,8 @@ impl Partial {
     fn give_name(&mut self) -> Result<(), FileError> {
         self.reopen()?;
         if self.length == 0 {
-            return std::fs::remove_file(&self.path).map_err(|error| FileError::new("remove", &self.path, error));
+            return std::fs::remove_file(&self.path)
+                .map_err(|error| FileError::new("remove", &self.path, error));
         }
         self.sync()?;
         let mut number = 1;
@@ -126,7 +132,8 @@ impl Partial {
     pub(crate) fn reopen(&mut self) -> Result<&mut File, FileError> {
         if self.file.is_none() {
             let mut file = open(&self.path)?;
-            file.seek(SeekFrom::Start(self.length)).map_err(|error| FileError::new("seek in", &self.path, error))?;
+            file.seek(SeekFrom::Start(self.length))
+                .map_err(|error| FileError::new("seek in", &self.path, error))?;
             self.file = Some(file);
         }
         Ok(self.file.as_mut().expect("opened just above"))

@@ -25,20 +25,32 @@ impl QueueOutput {
 
     /// Returns when the batch is stored. A full queue is waited for: its consumers' pace is felt upstream.
     pub(crate) async fn write(&self, batch: &mut Batch) -> Result<(), Refused> {
-        let mut messages: Vec<Message> = batch.items.iter_mut().map(|item| {
-            let message = Message::new(Bytes::from(std::mem::take(&mut item.bytes))).with_content_type("application/json");
-            if item.place.is_empty() { message } else { message.with_message_id(std::mem::take(&mut item.place)) }
-        }).collect();
+        let mut messages: Vec<Message> = batch
+            .items
+            .iter_mut()
+            .map(|item| {
+                let message = Message::new(Bytes::from(std::mem::take(&mut item.bytes)))
+                    .with_content_type("application/json");
+                if item.place.is_empty() {
+                    message
+                } else {
+                    message.with_message_id(std::mem::take(&mut item.place))
+                }
+            })
+            .collect();
         let mut wait = FULL_WAIT;
         loop {
             let publishes = Publishes::to(&self.to, messages.iter().cloned());
-            let outcomes = self.broker.publish_batch(publishes).await.map_err(|error| Refused::Broken(error.into()))?;
+            let outcomes =
+                self.broker.publish_batch(publishes).await.map_err(|error| Refused::Broken(error.into()))?;
             let mut again = Vec::new();
             for (index, outcome) in outcomes.into_others() {
                 match outcome {
                     PublishOutcome::Refused(Refusal::Full { .. }) => again.push(messages[index].clone()),
                     PublishOutcome::Refused(refusal) => return Err(Refused::Broken(refusal.into())),
-                    PublishOutcome::Unroutable(returned) => return Err(Refused::Broken(returned.reason.into())),
+                    PublishOutcome::Unroutable(returned) => {
+                        return Err(Refused::Broken(returned.reason.into()));
+                    }
                     PublishOutcome::Unconfirmed(error) => return Err(Refused::Broken(error.into())),
                     PublishOutcome::Confirmed => {}
                 }

@@ -51,7 +51,13 @@ pub(crate) struct Outputs {
 }
 
 impl Outputs {
-    pub(crate) fn new(outs: Vec<(Arc<str>, Out)>, tries: Tries, end: End, trouble: Arc<Trouble>, batches_max: usize) -> Self {
+    pub(crate) fn new(
+        outs: Vec<(Arc<str>, Out)>,
+        tries: Tries,
+        end: End,
+        trouble: Arc<Trouble>,
+        batches_max: usize,
+    ) -> Self {
         let mut rotation = JoinSet::new();
         let rotation_error = Arc::new(Mutex::new(None));
         for (_, out) in &outs {

@@ -30,3 +30,51 @@ impl StdoutOutput {
         Ok(self.out.flush()?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ready::Ready;
+    use std::sync::{Arc, Mutex, OnceLock};
+
+    /// Keeps what is written, or refuses it.
+    #[derive(Clone, Default)]
+    struct Screen(Arc<Mutex<Vec<u8>>>, bool);
+
+    impl Write for Screen {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if self.1 {
+                return Err(std::io::ErrorKind::BrokenPipe.into());
+            }
+            self.0.lock().expect("the screen").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn batch(lines: &[&str]) -> Batch {
+        let ready = |line: &&str| Ready {
+            output: 0,
+            key: Default::default(),
+            path: None,
+            bytes: line.as_bytes().to_vec(),
+            place: String::new(),
+            size: 0,
+        };
+        Batch { output: 0, items: lines.iter().map(ready).collect() }
+    }
+
+    #[test]
+    fn the_header_comes_once_and_a_closed_pipe_is_an_error() {
+        let screen = Screen::default();
+        let header = OnceLock::from(b"n\n".to_vec());
+        let mut out = StdoutOutput::new(Box::new(screen.clone()), Some(Arc::new(header)));
+        out.write(&batch(&["1\n", "2\n"])).expect("written");
+        out.write(&batch(&["3\n"])).expect("written");
+        assert_eq!(*screen.0.lock().expect("the screen"), b"n\n1\n2\n3\n");
+        let mut closed = StdoutOutput::new(Box::new(Screen(Default::default(), true)), None);
+        assert!(closed.write(&batch(&["1\n"])).is_err());
+    }
+}

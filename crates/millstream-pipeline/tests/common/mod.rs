@@ -1,7 +1,7 @@
 //! A directory with a pipeline in it, and a broker that outlives its runs.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
-use millstream_message::{Browsed, Broker};
+use millstream_message::{Broker, Browsed};
 use millstream_pipeline::{Brokers, Pipeline, Report, RunError, StartError};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,8 +51,9 @@ impl Bench {
     /// The names in a directory, hidden ones too, sorted.
     pub fn list(&self, name: &str) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.path(name)) else { return Vec::new() };
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }

@@ -1,0 +1,225 @@
+//! Items by HTTP, in and out: replies wait for safety, refusals say why, tries are made again.
+
+#![cfg(feature = "http")]
+
+mod common;
+
+use common::{BUFFERED, Bench};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// A port that was free a moment ago.
+async fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address").port()
+}
+
+/// POSTs and gives the status line, the headers and the body.
+async fn post(port: u16, path: &str, content_type: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: h\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    // The server may refuse before it has read everything.
+    let _ = stream.write_all(body.as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn source(port: u16, more: &str) -> String {
+    format!(
+        "source: {{ http: {{ listen: \"127.0.0.1:{port}\", path: /items{more} }} }}\nbatch: {{ count: 1 }}\noutput: {{ file: {{ path: out.ndjson }} }}"
+    )
+}
+
+#[tokio::test]
+async fn one_item_an_array_or_lines_are_accepted_and_safe_when_answered() {
+    for buffer in ["", BUFFERED] {
+        let bench = Bench::new().await;
+        let port = free_port().await;
+        let run = bench
+            .pipeline(&format!("{}\n{buffer}", source(port, "")))
+            .start(&bench.brokers())
+            .await
+            .expect("a run");
+        let json = "application/json";
+        for (content_type, body, count) in [
+            (json, "{\"n\":1}", 1),
+            ("application/json; charset=utf-8", "[{\"n\":2},{\"n\":3}]", 2),
+            ("application/x-ndjson", "{\"n\":4}\n\n{\"n\":5}\n", 2),
+            (json, "[]", 0),
+        ] {
+            let answer = post(port, "/items", content_type, body).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            assert!(answer.contains(&format!("{{\"accepted\":{count}}}")), "{answer}");
+        }
+        if !buffer.is_empty() {
+            while run.report().ledger.completed < 5 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert_eq!(run.report().ledger.completed, 5, "an answer without a buffer waits for the output");
+        run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+        assert_eq!(bench.read("out.ndjson").lines().count(), 5);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_accepted_is_refused_whole_with_its_reason() {
+    let bench = Bench::new().await;
+    let port = free_port().await;
+    let yaml = source(port, ", max_body: 100B, max_pending: 2");
+    let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
+    let (json, lines) = ("application/json", "application/x-ndjson");
+    let long = format!("\"{}\"", "x".repeat(200));
+    for (path, content_type, body, status, part) in [
+        ("/items", json, "{\"a\":", "400", "not JSON"),
+        ("/items", lines, "{\"a\":1}\n{oops}\n", "400", "line 2, column 2"),
+        ("/items", json, "\"\u{1}\"", "400", "not JSON"),
+        ("/items", "text/plain", "x", "415", "application/x-ndjson"),
+        ("/items", json, long.as_str(), "413", "larger than 100 bytes"),
+        ("/items", json, "[1,2,3]", "413", "`max_pending` allows 2"),
+        ("/other", json, "1", "404", ""),
+    ] {
+        let answer = post(port, path, content_type, body).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(part),
+            "{body}: {answer}"
+        );
+    }
+    let report = run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    assert_eq!(report.ledger.received, 0, "nothing of a refused request was accepted");
+}
+
+#[tokio::test]
+async fn a_full_source_says_when_to_come_back() {
+    let bench = Bench::new().await;
+    let port = free_port().await;
+    // Nothing is settled before the batch has filled or is old, so accepted items stay pending.
+    let yaml = source(port, ", max_pending: 2").replace("count: 1", "count: 100, age: 1h");
+    let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
+    let first = tokio::spawn(async move { post(port, "/items", "application/json", "1").await });
+    while run.report().ledger.received < 1 {
+        tokio::task::yield_now().await;
+    }
+    let answer = post(port, "/items", "application/json", "[2,3]").await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
+    let report = run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    assert_eq!(report.ledger.completed, 1, "what was accepted is finished");
+    assert!(first.await.expect("an answer").starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named() {
+    let bench = Bench::new().await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = taken.local_addr().expect("an address").port();
+    let error = bench.try_run(&source(port, "")).await.expect_err("the port is taken").to_string();
+    assert!(error.contains(&format!("127.0.0.1:{port}; is the port taken?")), "{error}");
+}
+
+/// A server that gives these answers, one a request, and keeps what it was sent.
+async fn server(answers: &[&str]) -> (u16, Arc<Mutex<Vec<String>>>, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let answers: Vec<String> = answers.iter().map(|answer| (*answer).to_owned()).collect();
+    let kept = seen.clone();
+    let task = tokio::spawn(async move {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut request = Vec::new();
+            loop {
+                let mut piece = [0; 4096];
+                let count = stream.read(&mut piece).await.expect("a request");
+                request.extend_from_slice(&piece[..count]);
+                let text = String::from_utf8_lossy(&request).into_owned();
+                let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                let length = head.to_lowercase().split("content-length: ").nth(1).map(|rest| {
+                    rest.split("\r\n")
+                        .next()
+                        .and_then(|length| length.parse::<usize>().ok())
+                        .expect("a length")
+                });
+                if body.len() >= length.unwrap_or(0) {
+                    kept.lock().expect("the list").push(text);
+                    break;
+                }
+            }
+            if answer == "hang" {
+                std::future::pending::<()>().await;
+            }
+            let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 5\r\nConnection: close\r\n\r\nwords");
+            stream.write_all(answer.as_bytes()).await.expect("answered");
+        }
+    });
+    (port, seen, task)
+}
+
+fn sink(port: u16, more: &str, rest: &str) -> String {
+    format!(
+        "source: {{ generate: {{ count: 4 }} }}\nbatch: {{ count: 2 }}\noutput: {{ http: {{ url: \"http://127.0.0.1:{port}/in\"{more} }} }}\n{rest}"
+    )
+}
+
+fn bodies(seen: &Mutex<Vec<String>>) -> Vec<String> {
+    let seen = seen.lock().expect("the list");
+    seen.iter().map(|request| request.split_once("\r\n\r\n").expect("a body").1.to_owned()).collect()
+}
+
+#[tokio::test]
+async fn each_batch_is_one_post_in_either_format() {
+    let bench = Bench::new().await;
+    let (port, seen, _server) = server(&["200 OK", "204 No Content"]).await;
+    bench.run(&sink(port, ", headers: { X-Key: secret }", "")).await;
+    assert_eq!(bodies(&seen), ["[{\"n\":0},{\"n\":1}]", "[{\"n\":2},{\"n\":3}]"]);
+    let head = seen.lock().expect("the list")[0].to_lowercase();
+    assert!(head.contains("x-key: secret") && head.contains("content-type: application/json"), "{head}");
+    let (port, seen, _server) = server(&["200 OK", "200 OK"]).await;
+    bench.run(&sink(port, ", format: ndjson", "")).await;
+    assert_eq!(bodies(&seen), ["{\"n\":0}\n{\"n\":1}\n", "{\"n\":2}\n{\"n\":3}\n"]);
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again_and_what_may_not_is_not() {
+    let bench = Bench::new().await;
+    let retry = "on_error: { retry: { attempts: 3, backoff: 1ms, then: skip } }";
+    let (port, seen, _server) =
+        server(&["503 Busy", "429 Slow\r\nRetry-After: 0", "200 OK", "400 Bad"]).await;
+    let report = bench.run(&sink(port, "", retry)).await;
+    assert_eq!((report.ledger.completed, report.ledger.dead), (2, 2), "{report:?}");
+    assert_eq!(bodies(&seen).len(), 4, "a 400 is not tried again");
+    assert!(report.errors[0].reason.contains("answered 400 Bad Request: words"), "{:?}", report.errors);
+}
+
+#[tokio::test]
+async fn a_refused_batch_fails_the_run_or_becomes_dead_letters() {
+    let bench = Bench::new().await;
+    let (port, _, _server) = server(&["500 Oh"]).await;
+    let error = bench.try_run(&sink(port, "", "")).await.expect_err("a refusal").to_string();
+    assert!(error.contains("output `http`") && error.contains("answered 500"), "{error}");
+    for buffer in ["", BUFFERED] {
+        let (port, _, _server) = server(&["200 OK", "500 Oh", "500 Oh"]).await;
+        let letters = "on_error: { retry: { attempts: 2, backoff: 1ms, then: { dead_letter: { queue: dead, broker: \"embedded:s\" } } } }";
+        let report = bench.run(&format!("{}\n{buffer}", sink(port, "", letters))).await;
+        assert_eq!((report.ledger.completed, report.ledger.dead), (2, 2));
+        assert_eq!(bench.bodies("dead").await, ["{\"n\":2}", "{\"n\":3}"]);
+        bench.broker.purge("dead").await.expect("the queue");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_in_time_is_given_up() {
+    let bench = Bench::new().await;
+    let (port, _, _server) = server(&["hang"]).await;
+    let error = bench.try_run(&sink(port, ", timeout: 50ms", "")).await.expect_err("no answer").to_string();
+    assert!(error.contains("no answer from"), "{error}");
+    let error =
+        bench.try_run(&sink(free_port().await, "", "")).await.expect_err("nobody listens").to_string();
+    assert!(error.contains("cannot POST to"), "{error}");
+}
