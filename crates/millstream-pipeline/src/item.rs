@@ -76,7 +76,7 @@ pub(crate) struct Letter {
 pub(crate) struct ItemError(pub(crate) String);
 
 /// A failed item, ready for the policy that says what becomes of it.
-pub(crate) type Failure = Failed<Letter>;
+pub(crate) type Failure = Failed<Box<Letter>>;
 
 /// What the steps of a run share to make failures.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl Reporter {
         } else {
             reason
         };
-        Failed::new(letter, ItemError(reason), stage.clone(), self.clock.now())
+        Failed::new(Box::new(letter), ItemError(reason), stage.clone(), self.clock.now())
     }
 }
 

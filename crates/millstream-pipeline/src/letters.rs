@@ -31,7 +31,7 @@ impl Letters {
 
     /// Stores a failed item.
     pub(crate) async fn send_failure(self, failure: Failure) -> Result<(), BoxError> {
-        let Letter { body, content_type, place } = failure.input;
+        let Letter { body, content_type, place } = *failure.input;
         let reason = failure.error.downcast_ref::<ItemError>().map(ToString::to_string);
         let reason = reason.unwrap_or_else(|| failure.error.to_string());
         self.send(body, content_type, &place, &reason, &failure.stage).await

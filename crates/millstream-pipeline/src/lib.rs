@@ -1,5 +1,45 @@
-//! Pipeline files of Millstream: schema, lint, expressions, connectors.
+//! Pipeline files of Millstream: a flow written in YAML, checked before anything starts, and run by the engine.
+//!
+//! ```
+//! use millstream_pipeline::{Brokers, Pipeline};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("squares.yaml");
+//! # std::fs::write(&path, "name: squares
+//! # source: { generate: { count: 10 } }
+//! # process:
+//! #   - map: '{n, square: (.n * .n)}'
+//! #   - filter: { name: small, keep: 'item.square >= 25' }
+//! # output: { file: { path: squares.ndjson } }")?;
+//! let pipeline = Pipeline::open(&path, &[])?; // every problem at once, with line, column and remedy
+//! let brokers = Brokers::new();
+//! let report = pipeline.start(&brokers).await?.join().await?;
+//! brokers.close().await?;
+//! assert_eq!(report.ledger.completed, 5);
+//! assert_eq!(report.dropped()["small"], 5);
+//! # assert!(dir.path().join("squares.ndjson").exists());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `docs/pipeline.md` describes the file. [`Pipeline`] checks, draws and tests it without running it;
+//! [`Run`] is one that runs; [`schema`] is its JSON Schema.
+//!
+//! # What it is not
+//!
+//! It is not where new operators are written: those are Rust, in `millstream-flow`. It opens no broker but the
+//! embedded one, and speaks HTTP without TLS.
+//!
+//! # Features
+//!
+//! `http` (default): the http source and output, with axum and reqwest.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(feature = "http"),
+    allow(dead_code, reason = "what only http uses is still read and checked")
+)]
 
 mod batcher;
 mod bound;

@@ -153,7 +153,7 @@ impl Pipeline {
     fn apply(&self, items: &[Raw]) -> Made {
         let draft = &self.draft;
         let clock = Clock::system();
-        let trouble = Arc::new(Trouble::new(None, clock.clone()));
+        let trouble = Arc::new(Trouble::new(None, clock));
         let reporter = Arc::new(Reporter { clock, trouble, show_place: false });
         let mut steps = Vec::new();
         flatten(&draft.steps, &reporter, &mut steps);

@@ -47,10 +47,8 @@ impl Pipeline {
     /// Outside of a tokio runtime.
     pub async fn start(&self, brokers: &Brokers) -> Result<Run, StartError> {
         let clock = Clock::system();
-        let trouble = Arc::new(Trouble::new(
-            self.draft.goals.error_rate_max.as_ref().map(|rate| rate.value),
-            clock.clone(),
-        ));
+        let trouble =
+            Arc::new(Trouble::new(self.draft.goals.error_rate_max.as_ref().map(|rate| rate.value), clock));
         let (stop, stopped) = watch::channel(false);
         let starting = Starting { pipeline: self, brokers, clock, trouble, stopped };
         starting.start(stop).await
@@ -73,7 +71,7 @@ impl Starting<'_> {
     async fn start(self, stop: watch::Sender<bool>) -> Result<Run, StartError> {
         let draft = &self.pipeline.draft;
         let reporter = Arc::new(Reporter {
-            clock: self.clock.clone(),
+            clock: self.clock,
             trouble: self.trouble.clone(),
             show_place: matches!(draft.on_error.then, Then::Fail),
         });
@@ -131,7 +129,7 @@ impl Starting<'_> {
         };
         let broker = self.broker(directory).await?;
         self.declare(&broker, Queue::durable(&queue.value)).await?;
-        Ok((!self.queue_fed()).then(|| Letters::new(broker, &queue.value, self.clock.clone())))
+        Ok((!self.queue_fed()).then(|| Letters::new(broker, &queue.value, self.clock)))
     }
 
     async fn outputs(&self) -> Result<(Vec<Writer>, Vec<(Arc<str>, Out)>), StartError> {

@@ -3,7 +3,7 @@
 use millstream_pipeline::{Pipeline, schema};
 use serde_json::{Value, json};
 
-/// Whether `value` fits `schema`: the part of JSON Schema that ours uses, but for patterns.
+/// Whether `value` fits `schema`: the part of JSON Schema that ours uses, but for most patterns.
 fn fits(schema: &Value, value: &Value) -> bool {
     let is = |name: &str| match name {
         "object" => value.is_object(),
@@ -51,7 +51,12 @@ fn fits(schema: &Value, value: &Value) -> bool {
         number >= schema["minimum"].as_u64().unwrap_or(0)
             && number <= schema["maximum"].as_u64().unwrap_or(u64::MAX)
     });
+    // Of the patterns, the one that lets a variable stand for anything else matters here.
+    let variable = schema["pattern"].as_str().is_none_or(|pattern| {
+        !pattern.starts_with("\\$") || value.as_str().is_some_and(|text| text.contains("${"))
+    });
     typed
+        && variable
         && object
         && array
         && number

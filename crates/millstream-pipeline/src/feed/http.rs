@@ -14,7 +14,6 @@ use axum::routing::post;
 use bytes::Bytes;
 use millstream_flow::BoxError;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -37,8 +36,6 @@ pub(crate) struct HttpFeed {
     requests: mpsc::Receiver<Chunk>,
     /// The server; dropping it closes the port.
     _server: JoinSet<()>,
-    #[cfg_attr(not(test), expect(dead_code, reason = "tests listen on port 0 and ask where"))]
-    pub(crate) address: SocketAddr,
 }
 
 struct Shared {
@@ -60,7 +57,6 @@ impl HttpFeed {
     pub(crate) async fn listen(http: &HttpSource) -> Result<Self, BoxError> {
         let failed = |source| ListenError { address: http.listen.value.clone(), source };
         let listener = TcpListener::bind(&http.listen.value).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
         // One chunk a request; those accepted beyond this many wait for the channel with their permits.
         let (sender, requests) = mpsc::channel(64);
         let shared = Arc::new(Shared {
@@ -77,7 +73,7 @@ impl HttpFeed {
             // It ends only with the feed: an error of one connection is that connection's.
             let _ = axum::serve(listener, router).await;
         });
-        Ok(HttpFeed { requests, _server: server, address })
+        Ok(HttpFeed { requests, _server: server })
     }
 }
 
