@@ -1,5 +1,6 @@
 //! jq programs that turn one item into one item.
 
+use super::plain::Plain;
 use super::{CompileError, ExpressionError, position};
 use crate::value::Value;
 use jaq_core::data::JustLut;
@@ -11,6 +12,7 @@ type Data = JustLut<Value>;
 /// A compiled jq program. Cloning is not needed: it can be shared between threads.
 pub struct Mapping {
     filter: Filter<Data>,
+    plain: Option<Plain>,
 }
 
 impl Mapping {
@@ -20,6 +22,12 @@ impl Mapping {
     ///
     /// The first thing that is wrong, with its place.
     pub fn compile(source: &str) -> Result<Self, CompileError> {
+        let compiled = Self::compile_only(source)?;
+        Ok(Mapping { plain: Plain::of(source), ..compiled })
+    }
+
+    /// Compiles for jq alone.
+    pub(super) fn compile_only(source: &str) -> Result<Self, CompileError> {
         let defs = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs());
         let funs = jaq_core::funs::<Data>().chain(jaq_std::funs::<Data>()).chain(jaq_json::funs::<Data>());
         let arena = Arena::default();
@@ -33,7 +41,7 @@ impl Mapping {
                 None => at(source, source, "does not compile".to_owned()),
             }
         })?;
-        Ok(Mapping { filter })
+        Ok(Mapping { filter, plain: None })
     }
 
     /// Runs the program on one value. `None` when it gives `empty`.
@@ -42,6 +50,14 @@ impl Mapping {
     ///
     /// The program's error, or more than one value: an item in is at most an item out.
     pub fn apply(&self, value: Value) -> Result<Option<Value>, ExpressionError> {
+        match self.plain.as_ref().and_then(|plain| plain.value(&value)) {
+            Some(value) => Ok(Some(value)),
+            None => self.run(value),
+        }
+    }
+
+    /// Runs jq on one value.
+    pub(super) fn run(&self, value: Value) -> Result<Option<Value>, ExpressionError> {
         let context = Ctx::<Data>::new(&self.filter.lut, Vars::new([]));
         let mut values = self.filter.id.run((context, value));
         let first = match values.next() {

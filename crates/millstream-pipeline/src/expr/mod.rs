@@ -2,6 +2,7 @@
 
 mod cel;
 mod jq;
+mod plain;
 mod view;
 
 pub use self::cel::Condition;
