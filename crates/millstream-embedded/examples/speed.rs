@@ -50,7 +50,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut received = 0;
     while received < count / BATCH * BATCH {
         let chunk = consumer.next_chunk(500).await?;
-        let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else { return Err("the consumer ended".into()) };
+        let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else {
+            return Err("the consumer ended".into());
+        };
         received += acker.ack_range(first.tag..last.tag + 1).applied;
     }
     publishing.await??;
@@ -60,8 +62,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut out = std::io::stdout();
     std::io::Write::write_all(
         &mut out,
-        format!("{url}: {received} messages of 1 KiB in {elapsed:.2?}, {:.0} a second\n", received as f64 / elapsed.as_secs_f64())
-            .as_bytes(),
+        format!(
+            "{url}: {received} messages of 1 KiB in {elapsed:.2?}, {:.0} a second\n",
+            received as f64 / elapsed.as_secs_f64()
+        )
+        .as_bytes(),
     )?;
     Ok(())
 }

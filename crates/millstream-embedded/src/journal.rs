@@ -34,10 +34,17 @@ pub(crate) struct Submission {
     pub(crate) time: u64,
 }
 
-/// Submissions in the order of the log.
+/// What is in the log and not known to be durable.
+enum Cargo {
+    Batch(Submission),
+    /// Settlements of a queue's consumers: how many of each.
+    Settled(Arc<Queue>, Vec<(u64, u64)>),
+}
+
+/// In the order of the log, with the position of the first record.
 #[derive(Default)]
 struct Flying {
-    batches: VecDeque<(u64, Commit, Submission)>,
+    batches: VecDeque<(u64, Commit, Cargo)>,
     waker: Option<Waker>,
 }
 
@@ -151,12 +158,16 @@ impl Journal {
         }
         let stored = Arc::new(Stored { publishes, positions });
         let submission = Submission { targets, stored, position, others, reply, time };
+        self.fly(first, appended.commit, Cargo::Batch(submission));
+        Ok(())
+    }
+
+    fn fly(&self, first: u64, commit: Commit, cargo: Cargo) {
         let mut flying = self.flying.lock();
-        flying.batches.push_back((first, appended.commit, submission));
+        flying.batches.push_back((first, commit, cargo));
         let waker = flying.waker.take();
         drop(flying);
         waker.into_iter().for_each(Waker::wake);
-        Ok(())
     }
 
     /// Where recovery must begin for a checkpoint of what the queues hold after this call.
@@ -191,9 +202,13 @@ impl Journal {
                 return Poll::Pending;
             };
             let Poll::Ready(result) = Pin::new(commit).poll(cx) else { return Poll::Pending };
-            let (_, _, submission) = flying.batches.pop_front().expect("it was there");
-            // Under the lock, so that a checkpoint sees the batch either flying or in the queues.
-            core.stored(submission, result.map_err(|error| lost(&error)));
+            let (_, _, cargo) = flying.batches.pop_front().expect("it was there");
+            match cargo {
+                // Under the lock, so that a checkpoint sees the batch either flying or in the queues.
+                Cargo::Batch(submission) => core.stored(submission, result.map_err(|error| lost(&error))),
+                // Also after a failure: then a crash delivers these again, or the next checkpoint has them.
+                Cargo::Settled(queue, sessions) => queue.settlements_landed(&sessions),
+            }
         }
         Poll::Ready(())
     }
@@ -201,12 +216,15 @@ impl Journal {
     // --- Settlements and declarations -----------------------------------------------------------------------------
 
     /// Writes what a queue has to tell, without asking for a sync. False when there is no room now.
-    pub(crate) fn append_settled(&self, queue: &Queue, time: u64) -> bool {
+    pub(crate) fn append_settled(&self, queue: &Arc<Queue>, time: u64) -> bool {
         // A closed log hears no more: what is not written is delivered again.
         let Ok(log) = self.log() else { return true };
-        let (settled, mut marks) = {
+        let (settled, mut marks, owed) = {
             let mut state = queue.lock();
-            (std::mem::take(&mut state.settled), std::mem::take(&mut state.marks))
+            let state = &mut *state;
+            let owing = state.sessions.iter_mut().filter(|session| session.unwritten > 0);
+            let owed: Vec<_> = owing.map(|session| (session.id, std::mem::take(&mut session.unwritten))).collect();
+            (std::mem::take(&mut state.settled), std::mem::take(&mut state.marks), owed)
         };
         // A delivery that is settled already needs no count.
         let ended = |seqs: &Range<u64>| settled.iter().any(|s| s.start <= seqs.start && seqs.end <= s.end);
@@ -225,7 +243,12 @@ impl Journal {
         }
         match log.try_append_batch(&entries) {
             Ok(appended) => {
-                appended.commit.later();
+                match appended.positions.first() {
+                    Some(first) if !owed.is_empty() => {
+                        self.fly(first.get(), appended.commit, Cargo::Settled(queue.clone(), owed));
+                    }
+                    _ => appended.commit.later(),
+                }
                 true
             }
             Err(AppendError::Busy) => {
@@ -237,6 +260,11 @@ impl Journal {
                 );
                 state.settled.extend(newer);
                 state.marks.extend(newer_marks);
+                for (id, count) in owed {
+                    if let Some(session) = state.session(id) {
+                        session.unwritten += count;
+                    }
+                }
                 false
             }
             Err(_) => true,

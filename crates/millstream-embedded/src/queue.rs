@@ -245,6 +245,20 @@ impl Queue {
         self.call_upkeep(state, first);
     }
 
+    /// Settlements of these consumers are durable now (or never will be): their prefetch is free again.
+    pub(crate) fn settlements_landed(&self, sessions: &[(u64, u64)]) {
+        let mut wakers = Vec::new();
+        let mut state = self.lock();
+        for &(id, count) in sessions {
+            if let Some(session) = state.session(id) {
+                session.undurable -= count;
+                wakers.extend(session.waker.take());
+            }
+        }
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
     /// Notes for the log that a message is being delivered.
     pub(crate) fn mark_delivered(self: &Arc<Self>, state: &mut State, taken: &Taken) {
         if taken.position != 0 {

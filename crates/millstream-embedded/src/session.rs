@@ -45,6 +45,8 @@ pub(crate) fn consume(queue: &Arc<Queue>, options: ConsumeOptions) -> Result<Con
         held: std::collections::VecDeque::new(),
         first_tag: 1,
         unsettled: Count::default(),
+        undurable: 0,
+        unwritten: 0,
         waker: None,
         stopped: false,
     });
@@ -245,6 +247,16 @@ impl Handle {
         settled
     }
 
+    /// The session's settlements are not durable yet.
+    fn owe(&self, state: &mut State, count: u64) {
+        if !self.queue.durable || count == 0 {
+            return;
+        }
+        if state.session(self.id).is_some_and(|session| session.owe(count)) {
+            self.queue.shared.bell.hurry();
+        }
+    }
+
     /// Wakes everybody, because something became ready.
     fn wake_all(&self) {
         let mut wakers = Vec::new();
@@ -283,9 +295,12 @@ impl Settle for Handle {
             let bytes = taken.iter().map(|one| u64::from(one.size)).sum();
             state.unacked.sub(taken.len() as u64, bytes);
             self.queue.shared.budget.refund(bytes);
+            let mut owed = 0;
             for one in taken.iter().filter(|one| one.position != 0) {
                 self.queue.note_settled(state, one.seq..one.seq + 1);
+                owed += 1;
             }
+            self.owe(state, owed);
         })
     }
 
@@ -306,6 +321,8 @@ impl Settle for Handle {
                     }
                 }
                 Nack::Discard => {
+                    let owed = taken.iter().filter(|one| one.position != 0).count();
+                    self.owe(state, owed as u64);
                     for one in taken {
                         state.unacked.sub(1, u64::from(one.size));
                         self.queue.forget_one(state, &one);

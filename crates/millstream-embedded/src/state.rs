@@ -55,6 +55,11 @@ pub(crate) struct Session {
     pub(crate) held: VecDeque<Option<Held>>,
     pub(crate) first_tag: u64,
     pub(crate) unsettled: Count,
+    /// Settled, and the settlement is not durable: a crash would deliver these again. They use up prefetch, so that a
+    /// crash never delivers more than the prefetch twice.
+    pub(crate) undurable: u64,
+    /// Those of them that are not even handed to the log.
+    pub(crate) unwritten: u64,
     pub(crate) waker: Option<Waker>,
     /// Takes no more.
     pub(crate) stopped: bool,
@@ -64,12 +69,20 @@ pub(crate) struct Session {
 impl Session {
     /// How many more it may receive now.
     pub(crate) fn credit(&self) -> (usize, u64) {
-        let held = usize::try_from(self.unsettled.items).unwrap_or(usize::MAX);
+        let held = usize::try_from(self.unsettled.items + self.undurable).unwrap_or(usize::MAX);
         let items = self.options.prefetch_items.get().saturating_sub(held);
         let limit = self.options.prefetch_bytes.get() as u64;
         // One message larger than the limit goes alone, or the consumer would wait for ever.
-        let bytes = if held == 0 { u64::MAX } else { limit.saturating_sub(self.unsettled.bytes) };
+        let bytes = if self.unsettled.items == 0 { u64::MAX } else { limit.saturating_sub(self.unsettled.bytes) };
         (items, bytes)
+    }
+
+    /// Notes that settled deliveries are not durable yet. True when they press so on the prefetch that they should be
+    /// written at once.
+    pub(crate) fn owe(&mut self, count: u64) -> bool {
+        self.undurable += count;
+        self.unwritten += count;
+        2 * self.unwritten >= self.options.prefetch_items.get() as u64
     }
 
     pub(crate) fn next_tag(&self) -> u64 {
