@@ -130,6 +130,11 @@ impl EmbeddedBroker {
         Some(log.stats())
     }
 
+    /// Bytes of message bodies in memory now, of the `memory_bytes` of the settings.
+    pub fn memory_used(&self) -> u64 {
+        self.core.shared.budget.used()
+    }
+
     /// How many messages were taken off their queue because their bytes on the disk are damaged, since opening.
     pub fn damaged_messages(&self) -> u64 {
         self.core.shared.journal.as_ref().map_or(0, Journal::damaged)

@@ -65,6 +65,10 @@ impl Budget {
         }
     }
 
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// Bytes above the limit.
     pub(crate) fn excess(&self) -> u64 {
         self.used.load(Ordering::Relaxed).saturating_sub(self.limit)
