@@ -385,6 +385,11 @@ impl Queue {
         any
     }
 
+    /// Whether a message was given back more often than the queue allows.
+    pub(crate) fn is_exhausted(&self, taken: &Taken) -> bool {
+        self.spec.delivery_limit.is_some_and(|limit| taken.traits.deliveries > limit.get())
+    }
+
     /// Puts deliveries back, now or at `due`; those delivered too often die. The caller has taken them out of their
     /// session; this takes them out of the unacked count.
     pub(crate) fn give_back(self: &Arc<Self>, state: &mut State, taken: Vec<Taken>, due: Option<u64>) {
@@ -392,7 +397,7 @@ impl Queue {
         for mut one in taken {
             state.unacked.sub(1, u64::from(one.size));
             one.traits.deliveries = one.traits.deliveries.saturating_add(1);
-            if self.spec.delivery_limit.is_some_and(|limit| one.traits.deliveries > limit.get()) {
+            if self.is_exhausted(&one) {
                 self.bury(state, one, DeadReason::DeliveryLimit, None, None);
                 continue;
             }

@@ -162,6 +162,10 @@ impl Source {
                 Some(_) => {}
             }
             match state.pop() {
+                // A message that crashed its consumers comes back from recovery with its count, not through `give_back`.
+                Some(Ok(taken)) if self.queue.is_exhausted(&taken) => {
+                    self.queue.bury(state, taken, DeadReason::DeliveryLimit, None, None);
+                }
                 Some(Ok(taken)) => {
                     let len = u64::from(taken.size);
                     size += len;

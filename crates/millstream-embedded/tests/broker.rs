@@ -1,0 +1,260 @@
+//! What the embedded broker promises beyond the conformance suite: settings, memory, disk, faults.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_embedded::log::{Fault, SimDisk};
+use millstream_embedded::{EmbeddedBroker, Settings, open};
+use millstream_message::{
+    Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Message, Nack, Overflow, PublishOutcome, Queue, Refusal,
+};
+use support::ProcessDisk;
+
+fn small() -> Settings {
+    Settings {
+        memory_bytes: 64 << 10,
+        message_bytes_max: 16 << 10,
+        segment_bytes: 256 << 10,
+        pending_bytes_max: 128 << 10,
+        ..Settings::default()
+    }
+}
+
+async fn on(disk: &ProcessDisk, settings: Settings) -> EmbeddedBroker {
+    EmbeddedBroker::open_on("/sim", settings, Arc::new(disk.clone())).await.expect("opens")
+}
+
+async fn send(broker: &EmbeddedBroker, queue: &str, count: u32, len: usize) {
+    let messages = (0..count).map(|i| Message::new([&i.to_le_bytes()[..], &vec![7; len]].concat()));
+    let outcomes = broker.publish_batch(Batch::to(&Address::queue(queue), messages)).await.expect("taken");
+    assert!(outcomes.all_confirmed(), "{:?}", outcomes.others());
+}
+
+#[tokio::test]
+async fn a_directory_is_opened_by_one_at_a_time_and_the_error_names_the_holder() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let first = EmbeddedBroker::open(directory.path(), Settings::default()).await.expect("opens");
+    let error = EmbeddedBroker::open(directory.path(), Settings::default()).await.err().expect("it is taken");
+    assert_eq!(error.kind(), BrokerErrorKind::InUse);
+    assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+    drop(first);
+    let again = EmbeddedBroker::open(directory.path(), Settings::default()).await.expect("it is free again");
+    again.close().await.expect("closes");
+    again.close().await.expect("twice is fine");
+    assert_eq!(again.queues().await.expect_err("closed").kind(), BrokerErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_directory_is_free_after_dropping_the_broker_though_an_acker_lives_on() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let broker = EmbeddedBroker::open(directory.path(), Settings::default()).await.expect("opens");
+    broker.declare_queue(Queue::durable("q")).await.expect("declared");
+    send(&broker, "q", 3, 10).await;
+    let mut consumer = broker.consume("q", ConsumeOptions::default()).await.expect("consumes");
+    let chunk = consumer.next_chunk(1).await.expect("reads");
+    drop(broker);
+    let again = EmbeddedBroker::open(directory.path(), Settings::default()).await.expect("it is free");
+    assert_eq!(again.stats("q").await.expect("stats").ready, 3);
+    assert!(consumer.next_chunk(1).await.expect("ends").is_empty());
+    drop((chunk, consumer));
+}
+
+#[tokio::test]
+async fn settings_that_contradict_each_other_are_refused_with_their_numbers() {
+    let settings = Settings { memory_bytes: 10, message_bytes_max: 20, ..Settings::default() };
+    let text = EmbeddedBroker::memory(settings).err().expect("refused").to_string();
+    assert!(text.contains("10") && text.contains("20"), "{text}");
+    let directory = tempfile::tempdir().expect("a directory");
+    let settings = Settings { segment_bytes: 1 << 20, ..Settings::default() };
+    let error = EmbeddedBroker::open(directory.path(), settings).await.err().expect("refused");
+    assert!(error.to_string().contains("message_bytes_max"), "{error}");
+    let amqp = "amqp://host".parse().expect("parses");
+    assert_eq!(open(&amqp).await.err().expect("not here").kind(), BrokerErrorKind::Unsupported);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_memory_broker_that_is_full_waits_for_its_consumers() {
+    let settings = Settings { memory_bytes: 10_000, message_bytes_max: 10_000, ..Settings::memory() };
+    let broker = EmbeddedBroker::memory(settings).expect("opens");
+    broker.declare_queue(Queue::transient("q")).await.expect("declared");
+    send(&broker, "q", 2, 6000).await;
+    let third = send(&broker, "q", 1, 100);
+    tokio::pin!(third);
+    assert!(tokio::time::timeout(Duration::from_secs(60), &mut third).await.is_err(), "it waits");
+    let mut consumer = broker.consume("q", ConsumeOptions::default()).await.expect("consumes");
+    let chunk = consumer.next_chunk(1).await.expect("reads");
+    assert!(chunk[0].ack());
+    third.await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_much_larger_than_memory_keeps_to_its_budget_and_its_order() {
+    let disk = ProcessDisk::new(&SimDisk::new());
+    let broker = on(&disk, small()).await;
+    broker.declare_queue(Queue::durable("q")).await.expect("declared");
+    for _ in 0..50 {
+        send(&broker, "q", 20, 2000).await;
+    }
+    assert!(broker.memory_used() <= small().memory_bytes, "{} bytes of 2 MB", broker.memory_used());
+    let mut consumer = broker.consume("q", ConsumeOptions::default().stop_when_empty()).await.expect("consumes");
+    let mut next = 0;
+    while let Some(delivery) = consumer.next().await {
+        let delivery = delivery.expect("reads");
+        assert_eq!(delivery.message.body()[..4], (next % 20_u32).to_le_bytes());
+        assert!(delivery.ack());
+        next += 1;
+    }
+    assert_eq!(next, 1000);
+    assert_eq!(broker.memory_used(), 0, "every byte came home");
+}
+
+#[tokio::test(start_paused = true)]
+async fn disk_comes_back_when_everything_is_acked() {
+    let disk = ProcessDisk::new(&SimDisk::new());
+    let broker = on(&disk, small()).await;
+    broker.declare_queue(Queue::durable("q")).await.expect("declared");
+    let mut consumer = broker.consume("q", ConsumeOptions::default()).await.expect("consumes");
+    for _ in 0..100 {
+        send(&broker, "q", 20, 2000).await;
+        let mut left = 20;
+        while left > 0 {
+            let chunk = consumer.next_chunk(left).await.expect("reads");
+            left -= chunk.len();
+            assert!(chunk.iter().all(|delivery| delivery.ack()));
+        }
+    }
+    // Quiet for long enough to be tidied up.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let bytes = broker.log_stats().expect("a log").disk_bytes;
+    assert!(bytes <= 3 * small().segment_bytes, "{bytes} bytes of disk after all was acked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_few_old_messages_do_not_hold_the_disk() {
+    let disk = ProcessDisk::new(&SimDisk::new());
+    let broker = on(&disk, small()).await;
+    broker.declare_queue(Queue::durable("slow")).await.expect("declared");
+    broker.declare_queue(Queue::durable("busy")).await.expect("declared");
+    send(&broker, "slow", 5, 1000).await;
+    for _ in 0..400 {
+        send(&broker, "busy", 20, 1000).await;
+        broker.purge("busy").await.expect("purges");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let bytes = broker.log_stats().expect("a log").disk_bytes;
+    assert!(bytes <= 9 * small().segment_bytes, "{bytes} bytes of disk for five messages, after 8 MB");
+    drop(broker);
+    let broker = on(&disk, small()).await;
+    let mut consumer = broker.consume("slow", ConsumeOptions::default()).await.expect("consumes");
+    let chunk = consumer.next_chunk(5).await.expect("reads");
+    let numbers: Vec<_> = chunk.iter().map(|delivery| delivery.message.body()[0]).collect();
+    assert_eq!(numbers, [0, 1, 2, 3, 4], "they were copied forward whole and in order");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_refuses_and_the_broker_goes_on_when_there_is_room() {
+    let sim = SimDisk::new();
+    let disk = ProcessDisk::new(&sim);
+    let broker = on(&disk, small()).await;
+    broker.declare_queue(Queue::durable("q")).await.expect("declared");
+    send(&broker, "q", 1, 10).await;
+    sim.set_capacity(1);
+    let mut confirmed = 1;
+    let refused = loop {
+        let message = Message::new(vec![1; 10_000]);
+        match broker.publish(&Address::queue("q"), message).await.expect("the broker answers") {
+            PublishOutcome::Confirmed => confirmed += 1,
+            other => break other,
+        }
+    };
+    let text = match &refused {
+        PublishOutcome::Refused(Refusal::Broker(error)) | PublishOutcome::Unconfirmed(error) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert!(text.contains("disk is full") && text.contains("make room"), "{text}");
+    assert_eq!(broker.stats("q").await.expect("stats").ready, confirmed, "what was confirmed is served");
+    sim.set_capacity(0);
+    send(&broker, "q", 1, 10).await;
+    assert_eq!(broker.stats("q").await.expect("stats").ready, confirmed + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_loses_nothing_that_was_confirmed() {
+    let sim = SimDisk::new();
+    let disk = ProcessDisk::new(&sim);
+    let broker = on(&disk, small()).await;
+    broker.declare_queue(Queue::durable("q")).await.expect("declared");
+    sim.inject(Fault::Sync, 1);
+    send(&broker, "q", 5, 100).await;
+    disk.die();
+    drop(broker);
+    sim.crash(3);
+    let broker = on(&ProcessDisk::new(&sim), small()).await;
+    assert_eq!(broker.stats("q").await.expect("stats").ready, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_may_go_to_a_full_queue_and_its_dead_letter_waits_for_room() {
+    let broker = EmbeddedBroker::memory(Settings::memory()).expect("opens");
+    broker.declare_queue(Queue::transient("dead").max_items(1)).await.expect("declared");
+    broker.declare_queue(Queue::transient("q").dead_letter("", "dead")).await.expect("declared");
+    send(&broker, "q", 2, 10).await;
+    let mut consumer = broker.consume("q", ConsumeOptions::default()).await.expect("consumes");
+    for delivery in consumer.next_chunk(2).await.expect("reads") {
+        assert!(delivery.nack(&Nack::dead_letter("no")));
+    }
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let (dead, q) = (broker.stats("dead").await.expect("stats"), broker.stats("q").await.expect("stats"));
+    assert_eq!((dead.ready, q.unacked), (1, 1), "the second keeps waiting where it died");
+    let mut letters = broker.consume("dead", ConsumeOptions::default()).await.expect("consumes");
+    for _ in 0..2 {
+        assert!(letters.next().await.expect("goes on").expect("reads").ack());
+    }
+    assert_eq!(broker.stats("q").await.expect("stats").total(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_heads_never_outruns_the_dead_letters() {
+    let broker = EmbeddedBroker::memory(Settings::memory()).expect("opens");
+    broker.declare_queue(Queue::transient("dead")).await.expect("declared");
+    let limited = Queue::transient("q").max_items(10).overflow(Overflow::DropHead).dead_letter("", "dead");
+    broker.declare_queue(limited).await.expect("declared");
+    for _ in 0..100 {
+        send(&broker, "q", 300, 4).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(broker.stats("q").await.expect("stats").ready, 10);
+    assert_eq!(broker.stats("dead").await.expect("stats").ready, 30_000 - 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn redeliveries_are_counted_over_a_crash() {
+    let sim = SimDisk::new();
+    let mut disk = ProcessDisk::new(&sim);
+    let mut broker = on(&disk, small()).await;
+    let poison = Queue::durable("q").delivery_limit(2).dead_letter("", "dead");
+    broker.declare_queue(Queue::durable("dead")).await.expect("declared");
+    broker.declare_queue(poison).await.expect("declared");
+    send(&broker, "q", 1, 10).await;
+    // A message that kills its consumer, again and again.
+    for crash in 0..3 {
+        let mut consumer = broker.consume("q", ConsumeOptions::default()).await.expect("consumes");
+        let delivery = consumer.next().await.expect("goes on").expect("reads");
+        assert_eq!(delivery.redeliveries, crash);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        disk.die();
+        drop((delivery, consumer, broker));
+        sim.crash(u64::from(crash));
+        disk = ProcessDisk::new(&sim);
+        broker = on(&disk, small()).await;
+    }
+    let mut consumer = broker.consume("q", ConsumeOptions::default()).await.expect("consumes");
+    let fourth = tokio::time::timeout(Duration::from_secs(1), consumer.next()).await;
+    assert!(fourth.is_err(), "it is not delivered a fourth time");
+    let mut consumer = broker.consume("dead", ConsumeOptions::default()).await.expect("consumes");
+    let letter = consumer.next().await.expect("goes on").expect("reads");
+    assert_eq!(letter.message.header("millstream-dead-reason"), Some(&"delivery_limit".into()));
+}
