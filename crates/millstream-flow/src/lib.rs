@@ -39,6 +39,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod channel;
 mod clock;
 mod drive;
 mod failure;
@@ -60,6 +61,7 @@ mod stats;
 mod sync;
 mod token;
 
+pub use channel::{SendError, Sender};
 pub use clock::Clock;
 pub use failure::{BoxError, Failed, Failure, Panicked, chain};
 pub use flow::{Flow, Step};
@@ -79,6 +81,7 @@ pub use token::{Account, Outcome, Settle, Settler, Shares, Token, TokenRuns, Tra
 
 /// The flows that [`Pipe`]'s methods make, for whoever must name their types.
 pub mod flows {
+    pub use crate::channel::FromChannel;
     pub use crate::op::basic::{Filter, FilterMap, Inspect, Map, Skip, Take};
     pub use crate::op::batch::Batched;
     pub use crate::op::boxed::BoxFlow;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures_core::Stream;
 
+use crate::channel::{FromChannel, Sender, channel};
 use crate::failure::{BoxError, Failed};
 use crate::flow::Flow;
 use crate::measure::Measure;
@@ -91,6 +92,42 @@ impl<S: Stream> Pipe<FromStream<S>> {
     /// A flow of any stream's items.
     pub fn from_stream(stream: S) -> Self {
         Pipe::source("stream", |scope| FromStream::new(stream, scope))
+    }
+}
+
+impl<T> Pipe<FromChannel<T>> {
+    /// A flow of what is sent to it, and the end to send with: for items that come from a callback, a
+    /// connection, a thread of your own. At most `capacity` items wait; a full flow makes the sender wait.
+    ///
+    /// Several producers have a channel each, and [`merge_all`](Pipe::merge_all) joins them.
+    ///
+    /// # Panics
+    /// If `capacity` is 0.
+    ///
+    /// ```
+    /// use millstream_flow::Pipe;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (mut sender, pipe) = Pipe::channel(16);
+    /// let run = pipe.collect().start();
+    /// for n in 0..100 {
+    ///     sender.send(n).await.unwrap();
+    /// }
+    /// drop(sender); // the flow ends after what was sent
+    /// let (items, _) = run.join().await.unwrap();
+    /// assert_eq!(items, (0..100).collect::<Vec<_>>());
+    /// # }
+    /// ```
+    pub fn channel(capacity: usize) -> (Sender<T>, Self) {
+        assert!(capacity > 0, "a channel of no items moves nothing");
+        let mut sender = None;
+        let pipe = Pipe::source("channel", |scope| {
+            let (sending, receiving) = channel(capacity, scope);
+            scope.add_memory("channel".into(), capacity.next_power_of_two().saturating_mul(size_of::<T>()));
+            sender = Some(sending);
+            receiving
+        });
+        (sender.expect("the source was made just now"), pipe)
     }
 }
 

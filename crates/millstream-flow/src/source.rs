@@ -14,13 +14,13 @@ use crate::scope::{RunErrorKind, Scope, StopSignal};
 use crate::token::{Settle, Tracked};
 
 /// What every source has: the word to stop, and the count of what it let in.
-struct Entry {
+pub(crate) struct Entry {
     scope: Arc<Scope>,
     stop: Arc<StopSignal>,
 }
 
 impl Entry {
-    fn new(scope: &Arc<Scope>) -> Self {
+    pub(crate) fn new(scope: &Arc<Scope>) -> Self {
         Entry { scope: scope.clone(), stop: scope.stop_signal() }
     }
 
@@ -33,15 +33,15 @@ impl Entry {
     }
 
     /// Registers a source that waits. Returns true if it must not wait but end.
-    fn wait(&self, cx: &Context<'_>) -> bool {
+    pub(crate) fn wait(&self, cx: &Context<'_>) -> bool {
         self.stop.register(cx.waker());
         self.stop.is_raised()
     }
 }
 
 /// Adds what a quantum let in to the ledger, also when a panic cuts the quantum short.
-struct Received<'a> {
-    count: u64,
+pub(crate) struct Received<'a> {
+    pub(crate) count: u64,
     /// The source is being asked. A panic now is the end of an item that nobody has counted yet.
     asking: bool,
     to: &'a AtomicU64,
@@ -56,6 +56,12 @@ struct Asking<'a> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         *self.panicked |= self.now;
+    }
+}
+
+impl<'a> Received<'a> {
+    pub(crate) fn new(entry: &'a Entry) -> Self {
+        Received { count: 0, asking: false, to: &entry.scope.counts.received }
     }
 }
 

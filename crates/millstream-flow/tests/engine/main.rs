@@ -1,7 +1,10 @@
 //! The engine's claims, tested where users stand: flows built with `Pipe`, driven by a run or by hand, with time
 //! paused.
 
+mod batches;
 mod chain;
+mod channels;
+mod idle;
 mod model;
 mod panics;
 mod properties;
