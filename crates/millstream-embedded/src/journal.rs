@@ -223,7 +223,8 @@ impl Journal {
             let mut state = queue.lock();
             let state = &mut *state;
             let owing = state.sessions.iter_mut().filter(|session| session.unwritten > 0);
-            let owed: Vec<_> = owing.map(|session| (session.id, std::mem::take(&mut session.unwritten))).collect();
+            let owed: Vec<_> =
+                owing.map(|session| (session.id, std::mem::take(&mut session.unwritten))).collect();
             (std::mem::take(&mut state.settled), std::mem::take(&mut state.marks), owed)
         };
         // A delivery that is settled already needs no count.

@@ -461,9 +461,8 @@ impl Queue {
             state.insert(Run { bytes, items, ..old });
             return Ok(());
         }
-        let mut order = old.order;
-        let mut seq = old.seq;
-        for (publish, position) in read.into_iter().zip(positions) {
+        for (at, (publish, position)) in (0..).zip(read.into_iter().zip(positions)) {
+            let (order, seq) = (old.order + at, old.seq + at);
             match publish {
                 Some(publish) => {
                     let size = size_of(&publish);
@@ -476,8 +475,6 @@ impl Queue {
                     self.note_settled(&mut state, seq..seq + 1);
                 }
             }
-            order += 1;
-            seq += 1;
         }
         Ok(())
     }

@@ -73,7 +73,8 @@ impl Session {
         let items = self.options.prefetch_items.get().saturating_sub(held);
         let limit = self.options.prefetch_bytes.get() as u64;
         // One message larger than the limit goes alone, or the consumer would wait for ever.
-        let bytes = if self.unsettled.items == 0 { u64::MAX } else { limit.saturating_sub(self.unsettled.bytes) };
+        let bytes =
+            if self.unsettled.items == 0 { u64::MAX } else { limit.saturating_sub(self.unsettled.bytes) };
         (items, bytes)
     }
 

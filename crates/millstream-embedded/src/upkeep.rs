@@ -160,7 +160,8 @@ impl Checkpoints {
         if quiet {
             self.quiet_at = None;
         }
-        if !journal.wants_checkpoint() && !(quiet && end - self.last.covers.min(end) > QUIET_BYTES) {
+        let worthwhile = quiet && end - self.last.covers.min(end) > QUIET_BYTES;
+        if !worthwhile && !journal.wants_checkpoint() {
             return;
         }
         let segment = core.shared.settings.segment_bytes;

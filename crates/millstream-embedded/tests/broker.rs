@@ -8,7 +8,8 @@ use std::time::Duration;
 use millstream_embedded::log::{Fault, SimDisk};
 use millstream_embedded::{EmbeddedBroker, Settings, open};
 use millstream_message::{
-    Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Message, Nack, Overflow, PublishOutcome, Queue, Refusal,
+    Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Message, Nack, Overflow, PublishOutcome, Queue,
+    Refusal,
 };
 use support::ProcessDisk;
 
@@ -98,7 +99,8 @@ async fn a_queue_much_larger_than_memory_keeps_to_its_budget_and_its_order() {
         send(&broker, "q", 20, 2000).await;
     }
     assert!(broker.memory_used() <= small().memory_bytes, "{} bytes of 2 MB", broker.memory_used());
-    let mut consumer = broker.consume("q", ConsumeOptions::default().stop_when_empty()).await.expect("consumes");
+    let mut consumer =
+        broker.consume("q", ConsumeOptions::default().stop_when_empty()).await.expect("consumes");
     let mut next = 0;
     while let Some(delivery) = consumer.next().await {
         let delivery = delivery.expect("reads");
@@ -171,7 +173,9 @@ async fn a_full_disk_refuses_and_the_broker_goes_on_when_there_is_room() {
         }
     };
     let text = match &refused {
-        PublishOutcome::Refused(Refusal::Broker(error)) | PublishOutcome::Unconfirmed(error) => error.to_string(),
+        PublishOutcome::Refused(Refusal::Broker(error)) | PublishOutcome::Unconfirmed(error) => {
+            error.to_string()
+        }
         other => panic!("{other:?}"),
     };
     assert!(text.contains("disk is full") && text.contains("make room"), "{text}");
@@ -257,4 +261,31 @@ async fn redeliveries_are_counted_over_a_crash() {
     let mut consumer = broker.consume("dead", ConsumeOptions::default()).await.expect("consumes");
     let letter = consumer.next().await.expect("goes on").expect("reads");
     assert_eq!(letter.message.header("millstream-dead-reason"), Some(&"delivery_limit".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_message_is_counted_and_the_others_go_on() {
+    let sim = SimDisk::new();
+    let disk = ProcessDisk::new(&sim);
+    let broker = on(&disk, small()).await;
+    broker.declare_queue(Queue::durable("q")).await.expect("declared");
+    send(&broker, "q", 5, 4000).await;
+    broker.close().await.expect("closes");
+    drop(broker);
+    let (segment, _) =
+        sim.files().into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "log")).expect("one");
+    let third = |bytes: &mut Vec<u8>| {
+        let at = bytes.windows(5).position(|window| window == [2, 0, 0, 0, 7]).expect("the third body");
+        bytes[at + 1000] ^= 1;
+    };
+    sim.tamper(&segment, third).expect("the segment is there");
+    let broker = on(&ProcessDisk::new(&sim), small()).await;
+    let mut consumer =
+        broker.consume("q", ConsumeOptions::default().stop_when_empty()).await.expect("consumes");
+    let mut got = Vec::new();
+    while let Some(delivery) = consumer.next().await {
+        got.push(delivery.expect("reads").message.body()[0]);
+    }
+    assert_eq!(got, [0, 1, 3, 4]);
+    assert_eq!(broker.damaged_messages(), 1);
 }

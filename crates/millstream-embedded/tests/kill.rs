@@ -20,7 +20,12 @@ const PREFETCH: usize = 64;
 const BATCH: u64 = 7;
 
 fn settings() -> Settings {
-    Settings { message_bytes_max: 64 << 10, segment_bytes: 1 << 20, memory_bytes: 128 << 10, ..Settings::default() }
+    Settings {
+        message_bytes_max: 64 << 10,
+        segment_bytes: 1 << 20,
+        memory_bytes: 128 << 10,
+        ..Settings::default()
+    }
 }
 
 async fn open(path: &Path) -> EmbeddedBroker {
@@ -45,13 +50,15 @@ fn child() {
                     body.resize(8 + (number as usize * 61) % 1500, 7);
                     Message::new(body)
                 });
-                let outcomes = broker.publish_batch(Batch::to(&Address::queue("q"), numbers)).await.expect("taken");
+                let outcomes =
+                    broker.publish_batch(Batch::to(&Address::queue("q"), numbers)).await.expect("taken");
                 assert!(outcomes.all_confirmed(), "{:?}", outcomes.others());
                 tell('A', from..from + BATCH);
             }
         };
         let consume = async {
-            let mut consumer = broker.consume("q", ConsumeOptions::default().prefetch(PREFETCH)).await.expect("consumes");
+            let mut consumer =
+                broker.consume("q", ConsumeOptions::default().prefetch(PREFETCH)).await.expect("consumes");
             loop {
                 let chunk = consumer.next_chunk(10).await.expect("reads");
                 tell('C', chunk.iter().map(|delivery| number(&delivery.message)));
@@ -113,7 +120,10 @@ fn killed_at_any_moment_nothing_accepted_is_lost_and_little_comes_twice() {
         let mut line = String::new();
         for _ in 0..moment {
             line.clear();
-            assert!(lines.read_line(&mut line).expect("reads") > 0, "the child ended by itself in round {kill}");
+            assert!(
+                lines.read_line(&mut line).expect("reads") > 0,
+                "the child ended by itself in round {kill}"
+            );
             ledger.read(line.trim_end());
         }
         child.kill().expect("kill -9");
@@ -131,7 +141,8 @@ fn killed_at_any_moment_nothing_accepted_is_lost_and_little_comes_twice() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
         let broker = open(directory.path()).await;
-        let mut consumer = broker.consume("q", ConsumeOptions::default().stop_when_empty()).await.expect("consumes");
+        let mut consumer =
+            broker.consume("q", ConsumeOptions::default().stop_when_empty()).await.expect("consumes");
         while let Some(delivery) = consumer.next().await {
             let delivery = delivery.expect("reads");
             *ledger.arrived.entry(number(&delivery.message)).or_default() += 1;
@@ -142,7 +153,20 @@ fn killed_at_any_moment_nothing_accepted_is_lost_and_little_comes_twice() {
     });
     let lost: Vec<_> = ledger.accepted.iter().filter(|number| !ledger.arrived.contains_key(number)).collect();
     let twice: u64 = ledger.arrived.values().map(|times| u64::from(times - 1)).sum();
-    assert!(lost.is_empty(), "{} of {} accepted are lost: {:?}", lost.len(), ledger.accepted.len(), &lost[..10.min(lost.len())]);
-    assert!(twice <= kills * PREFETCH as u64, "{twice} duplicates after {kills} kills with a prefetch of {PREFETCH}");
-    assert!(ledger.accepted.len() as u64 > 20 * kills, "the children did some work: {}", ledger.accepted.len());
+    assert!(
+        lost.is_empty(),
+        "{} of {} accepted are lost: {:?}",
+        lost.len(),
+        ledger.accepted.len(),
+        &lost[..10.min(lost.len())]
+    );
+    assert!(
+        twice <= kills * PREFETCH as u64,
+        "{twice} duplicates after {kills} kills with a prefetch of {PREFETCH}"
+    );
+    assert!(
+        ledger.accepted.len() as u64 > 20 * kills,
+        "the children did some work: {}",
+        ledger.accepted.len()
+    );
 }

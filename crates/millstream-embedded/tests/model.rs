@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use millstream_embedded::log::SimDisk;
 use millstream_embedded::{EmbeddedBroker, Settings};
-use support::ProcessDisk;
 use millstream_message::{Address, Batch, Broker, ConsumeOptions, Consumer, Delivery, Message, Nack, Queue};
+use support::ProcessDisk;
 
 /// xorshift64*: enough to choose operations.
 struct Random(u64);

@@ -10,18 +10,18 @@ use parking_lot::RwLock;
 /// One process's view of a simulated disk. Handles to files die with the disk's power by themselves; this also ends
 /// creating, renaming and removing, which a thread that outlives its simulated process would go on doing.
 #[derive(Debug, Clone)]
-pub struct ProcessDisk {
+pub(crate) struct ProcessDisk {
     disk: SimDisk,
     alive: Arc<RwLock<bool>>,
 }
 
 impl ProcessDisk {
-    pub fn new(disk: &SimDisk) -> ProcessDisk {
+    pub(crate) fn new(disk: &SimDisk) -> ProcessDisk {
         ProcessDisk { disk: disk.clone(), alive: Arc::new(RwLock::new(true)) }
     }
 
     /// Waits for operations under way and lets none begin after.
-    pub fn die(&self) {
+    pub(crate) fn die(&self) {
         *self.alive.write() = false;
     }
 
@@ -62,6 +62,10 @@ impl Disk for ProcessDisk {
 
     fn lock(&self, path: &Path, mode: LockMode) -> Result<LockGuard, LockError> {
         let alive = self.alive.read();
-        if *alive { self.disk.lock(path, mode) } else { Err(LockError::Io(io::Error::other("this process is dead"))) }
+        if *alive {
+            self.disk.lock(path, mode)
+        } else {
+            Err(LockError::Io(io::Error::other("this process is dead")))
+        }
     }
 }

@@ -46,11 +46,14 @@ pub struct Report {
     pub skipped: Vec<(&'static str, &'static str)>,
 }
 
+/// A feature by name, and whether a backend has it.
+type Need = (&'static str, fn(&Features) -> bool);
+
 /// One claim.
 struct Claim {
     name: &'static str,
     /// The features it needs.
-    needs: &'static [(&'static str, fn(&Features) -> bool)],
+    needs: &'static [Need],
     run: for<'a> fn(&'a mut Bench<'_>) -> BoxFuture<'a, ()>,
 }
 
