@@ -124,14 +124,12 @@ impl Bound {
     }
 }
 
-/// One line of the table.
+/// One line of the table: a bound on the first of our contestants.
 pub(crate) struct Goal {
     pub(crate) metric: &'static str,
     pub(crate) bound: Bound,
     /// The same goal as `goals.md` states it, if it does so in other terms.
     pub(crate) note: &'static str,
-    /// Which of our contestants it is about; the first if empty.
-    pub(crate) ours: &'static str,
 }
 
 pub(crate) struct Case {
@@ -176,15 +174,7 @@ impl Case {
     }
 
     pub(crate) fn goal_on(mut self, metric: &'static str, bound: Bound, note: &'static str) -> Self {
-        self.goals.push(Goal { metric, bound, note, ours: "" });
-        self
-    }
-
-    /// Makes the last goal one of our contestant `ours`.
-    pub(crate) fn of(mut self, ours: &'static str) -> Self {
-        if let Some(goal) = self.goals.last_mut() {
-            goal.ours = ours;
-        }
+        self.goals.push(Goal { metric, bound, note });
         self
     }
 

@@ -40,6 +40,15 @@ enum Section {
     /// One contestant, once: what the runner starts as a process for every measurement.
     #[command(hide = true)]
     Contestant { section: String, case: String, contestant: String, scale: String },
+    /// Fills a broker for the cases that reopen one.
+    #[command(hide = true)]
+    Populate {
+        directory: PathBuf,
+        count: u64,
+        keep: u64,
+        #[arg(long)]
+        close: bool,
+    },
 }
 
 #[derive(Args)]
@@ -77,6 +86,9 @@ fn main() -> ExitCode {
         Section::Log(options) => measure("log", options),
         Section::Contestant { section, case, contestant, scale } => {
             runner::contest(&section, &case, &contestant, &scale)
+        }
+        Section::Populate { directory, count, keep, close } => {
+            log::populate(&directory, count, keep, close).map(|()| ExitCode::SUCCESS)
         }
     };
     match outcome {

@@ -76,7 +76,7 @@ pub(crate) struct Verdict {
 
 /// The median, over the rounds, of the figure that each round gives by itself.
 fn judge(goal: &Goal, results: &Measurements) -> Option<Verdict> {
-    let ours = ours(goal, results)?;
+    let ours = ours(results)?;
     let value = |measured: &Measured, round: usize| {
         measured.rounds.get(round).and_then(|round| round.get(goal.metric).copied())
     };
@@ -94,11 +94,8 @@ fn judge(goal: &Goal, results: &Measurements) -> Option<Verdict> {
     Some(Verdict { figure, spread, met: goal.bound.is_met(figure) })
 }
 
-fn ours<'a>(goal: &Goal, results: &'a Measurements) -> Option<&'a Measured> {
-    match goal.ours {
-        "" => results.contestants.iter().find(|measured| measured.role == Role::Ours),
-        name => results.of(name),
-    }
+fn ours(results: &Measurements) -> Option<&Measured> {
+    results.contestants.iter().find(|measured| measured.role == Role::Ours)
 }
 
 fn is_rate(goal: &Goal) -> bool {
@@ -140,9 +137,8 @@ pub(crate) fn rows(case: &Case, results: &Measurements) {
     for (at, goal) in case.goals.iter().enumerate() {
         let name = if at == 0 { case.name } else { "" };
         let metric = if goal.metric == NS { String::new() } else { format!(" {}", goal.metric) };
-        let ours = ours(goal, results);
+        let ours = ours(results);
         let value = ours.and_then(|ours| median(ours, goal.metric)).map_or("–".to_owned(), number);
-        let whose = if goal.ours.is_empty() { "" } else { goal.ours };
         let (figure, met, spread) = match judge(goal, results) {
             Some(verdict) => (
                 figure_text(goal, &verdict),
@@ -152,7 +148,7 @@ pub(crate) fn rows(case: &Case, results: &Measurements) {
             None => ("–".to_owned(), "not measured", "–".to_owned()),
         };
         line(&format!(
-            "| {name}{metric} | {} | {} | {whose} {value} | {figure} | {} | {met} | {spread} | {:.1} |",
+            "| {name}{metric} | {} | {} | {value} | {figure} | {} | {met} | {spread} | {:.1} |",
             best(goal, results, Role::Floor),
             best(goal, results, Role::Peer),
             goal_text(goal),
@@ -255,7 +251,7 @@ mod tests {
     fn verdict(bound: Bound, ours: &[f64], other: &[f64]) -> Verdict {
         let contestants = vec![measured("ours", Role::Ours, ours), measured("peer", Role::Peer, other)];
         let results = Measurements { contestants, foreign_cores: 0.0 };
-        judge(&Goal { metric: NS, bound, note: "", ours: "" }, &results).expect("both were measured")
+        judge(&Goal { metric: NS, bound, note: "" }, &results).expect("both were measured")
     }
 
     #[test]
@@ -284,7 +280,7 @@ mod tests {
             contestants: vec![measured("ours", Role::Ours, &[1.0]), peer],
             foreign_cores: 0.0,
         };
-        let goal = Goal { metric: NS, bound: Bound::TimesFaster(2.0, "peer"), note: "", ours: "" };
+        let goal = Goal { metric: NS, bound: Bound::TimesFaster(2.0, "peer"), note: "" };
         assert!(judge(&goal, &results).is_none());
     }
 

@@ -110,7 +110,7 @@ pub(crate) fn one_order(items: u64) -> u64 {
 }
 
 /// Rounds of [`toil`] that take about a microsecond on the machine of `README.md`.
-pub(crate) const TOIL_MICROSECOND: u64 = 500;
+pub(crate) const TOIL_MICROSECOND: u64 = 900;
 
 /// Work for the processor that takes time in proportion to `rounds`.
 #[inline]

@@ -101,7 +101,12 @@ fn loom() -> Outcome {
 }
 
 fn bench(arguments: &[String]) -> Outcome {
-    let mut command = vec!["run", "--profile", "bench", "--package", "millstream-bench", "--"];
+    let mut command = vec!["run", "--profile", "bench", "--package", "millstream-bench"];
+    // The log's peers take minutes to build, so only its section has them.
+    if arguments.first().is_some_and(|section| section == "log") {
+        command.extend(["--features", "peers-log"]);
+    }
+    command.push("--");
     command.extend(arguments.iter().map(String::as_str));
     cargo(&command)
 }

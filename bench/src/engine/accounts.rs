@@ -9,8 +9,8 @@ use futures_util::stream;
 use millstream_flow::{BoxError, Flow, Outcome, Pipe, Step, Tracked, Tracker};
 
 use super::run::{Threads, nanoseconds, plan};
-use crate::case::{Bound, Case, NS, Sample, Scale};
-use crate::clock::{self, By, Watch};
+use crate::case::{Bound, Case, Sample, Scale};
+use crate::clock;
 use crate::work::{kept, mix, multiply, three};
 
 const ITEMS: u64 = 20_000_000;

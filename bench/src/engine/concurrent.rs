@@ -69,9 +69,10 @@ fn add(sum: &mut u64, x: u64) {
     *sum = sum.wrapping_add(x);
 }
 
-/// `slow`: by how much fewer items are enough.
-fn base<Fut>(name: &'static str, call: fn(u64) -> Fut, concurrency: Concurrency, slow: u64) -> Case
+/// `call` is a type of its own, not a pointer, so that every contestant may inline it. `slow`: by how much fewer items are enough.
+fn base<C, Fut>(name: &'static str, call: C, concurrency: Concurrency, slow: u64) -> Case
 where
+    C: Fn(u64) -> Fut + Copy + Send + 'static,
     Fut: Future<Output = u64> + Send + 'static,
 {
     Case::new(name)
@@ -87,8 +88,9 @@ where
         })
 }
 
-fn case<Fut>(name: &'static str, call: fn(u64) -> Fut, concurrency: Concurrency, slow: u64) -> Case
+fn case<C, Fut>(name: &'static str, call: C, concurrency: Concurrency, slow: u64) -> Case
 where
+    C: Fn(u64) -> Fut + Copy + Send + 'static,
     Fut: Future<Output = u64> + Send + 'static,
 {
     base(name, call, concurrency, slow)
@@ -116,8 +118,9 @@ where
         })
 }
 
-fn ordered<Fut>(name: &'static str, call: fn(u64) -> Fut, slow: u64) -> Case
+fn ordered<C, Fut>(name: &'static str, call: C, slow: u64) -> Case
 where
+    C: Fn(u64) -> Fut + Copy + Send + 'static,
     Fut: Future<Output = u64> + Send + 'static,
 {
     base(name, call, Concurrency::ordered(IN_FLIGHT), slow)

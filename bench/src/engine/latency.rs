@@ -1,12 +1,14 @@
 //! How long an item is under way, and how long a neighbour waits.
 
 use std::future::ready;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt, stream};
 use hdrhistogram::Histogram;
 use millstream_flow::{Capacity, Pipe};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::accounts::unaccounted;
@@ -29,7 +31,7 @@ const P99: &str = "p99 µs";
 const WORST: &str = "worst ms";
 
 fn histogram() -> Histogram<u64> {
-    Histogram::new(3).expect("three digits are a valid precision")
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("a nanosecond to a minute, to three digits")
 }
 
 fn record(latencies: &mut Histogram<u64>, sent: Instant) {
@@ -130,29 +132,30 @@ fn flat_out() -> Case {
 /// The longest that a sleep of 1 ms took, beside `work`, on one thread.
 fn sleeper(work: impl Future<Output = u64> + Send + 'static, items: u64) -> Sample {
     Threads::One.runtime().block_on(async move {
-        let watch = clock::Watch::start(clock::By::Cpu);
-        let work = tokio::spawn(work);
-        let beside = tokio::spawn(async {
-            let mut worst = Duration::ZERO;
-            loop {
-                let began = clock::now();
-                sleep(Duration::from_millis(1)).await;
-                worst = worst.max(clock::now() - began);
-                if WORK_DONE.load(std::sync::atomic::Ordering::Acquire) {
-                    return worst;
+        let done = Arc::new(AtomicBool::new(false));
+        let (asleep, is_asleep) = oneshot::channel();
+        let beside = tokio::spawn({
+            let done = done.clone();
+            async move {
+                let _ = asleep.send(());
+                let mut worst = Duration::ZERO;
+                while !done.load(Ordering::Acquire) {
+                    let began = clock::now();
+                    sleep(Duration::from_millis(1)).await;
+                    worst = worst.max(clock::now() - began);
                 }
+                worst
             }
         });
-        let sum = work.await.expect("the work does not panic");
+        let _ = is_asleep.await;
+        let watch = clock::Watch::start(clock::By::Cpu);
+        let sum = tokio::spawn(work).await.expect("the work does not panic");
         let elapsed = watch.elapsed();
-        WORK_DONE.store(true, std::sync::atomic::Ordering::Release);
+        done.store(true, Ordering::Release);
         let worst = beside.await.expect("the sleeper does not panic");
         Sample::per_item(elapsed, items, sum, three(items)).with(WORST, worst.as_secs_f64() * 1e3)
     })
 }
-
-/// A contestant is a process, so this is set once.
-static WORK_DONE: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
 fn fairness() -> Case {
     const ITEMS: u64 = 100_000_000;
