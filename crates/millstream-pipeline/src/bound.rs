@@ -13,6 +13,13 @@ pub(crate) const WAITING_BATCHES: usize = 2;
 /// Open batches of one pipeline hold at most this many full ones.
 const OPEN_BATCHES: u64 = 16;
 
+/// Bytes of messages that a broker opened by a pipeline keeps in memory; the rest of a queue is read back from
+/// its log. A pipeline consumes what it stores at once, so a larger cache would only be filled by a backlog.
+pub(crate) const BROKER_BYTES: u64 = 32 << 20;
+/// Bytes the queue may be ahead of its consumer. With the prefetch, which the broker's memory holds as well, less
+/// than [`BROKER_BYTES`].
+pub(crate) const AHEAD_BYTES: u64 = 8 << 20;
+
 /// The sum of everything that holds items.
 pub(crate) fn memory(draft: &Draft) -> u64 {
     let rule = batching(draft);
@@ -66,7 +73,7 @@ fn reading(draft: &Draft) -> u64 {
 fn buffered(draft: &Draft) -> u64 {
     match (&draft.buffer.value, draft.source.as_deref()) {
         (Buffer::Queue { prefetch, .. }, _) | (_, Some(Source::Queue { prefetch, .. })) => {
-            prefetch.bytes.value
+            prefetch.bytes.value.saturating_add(BROKER_BYTES)
         }
         (Buffer::Memory { bytes, .. }, _) => *bytes,
     }

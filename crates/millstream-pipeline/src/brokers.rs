@@ -1,6 +1,7 @@
 //! The brokers of a process: each directory is opened once and shared by all pipelines that name it.
 
-use millstream_message::{Broker, BrokerError, BrokerUrl};
+use millstream_embedded::{EmbeddedBroker, Settings};
+use millstream_message::{Broker, BrokerError};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,7 +40,8 @@ impl Brokers {
         if let Some(broker) = open.get(directory) {
             return Ok(broker.clone());
         }
-        let broker = millstream_embedded::open(&BrokerUrl::Embedded(directory.to_owned())).await?;
+        let settings = Settings { memory_bytes: crate::bound::BROKER_BYTES, ..Settings::default() };
+        let broker: Arc<dyn Broker> = Arc::new(EmbeddedBroker::open(directory, settings).await?);
         open.insert(directory.to_owned(), broker.clone());
         Ok(broker)
     }

@@ -224,6 +224,7 @@ impl Starting<'_> {
             stored,
             stop: self.stopped.clone(),
             limited: items_max.is_some() || bytes_max.is_some(),
+            ahead_max: bound::AHEAD_BYTES,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(feed));

@@ -108,7 +108,7 @@ async fn too_large_a_share_of_errors_ends_the_run() {
     let yaml = |rate: &str| {
         format!(
             "source: {{ generate: {{ count: 5000, template: 'if . % 10 == 0 then error(\"tenth\") else . end' }} }}\n\
-             output: {{ file: {{ path: out.ndjson }} }}\non_error: skip\ngoals: {{ max_error_rate: {rate} }}"
+             output: {{ file: {{ path: 'out-{rate}.ndjson' }} }}\non_error: skip\ngoals: {{ max_error_rate: {rate} }}"
         )
     };
     let error = bench.try_run(&yaml("5%")).await.expect_err("every tenth fails").to_string();

@@ -262,6 +262,11 @@ impl Feed for FileFeed {
         Box::pin(self.read_chunk())
     }
 
+    /// A file that others still write may be gone before it is read.
+    fn can_wait(&self) -> bool {
+        !self.follow
+    }
+
     fn resume(&mut self, position: &[u8]) -> Result<(), BoxError> {
         self.position = serde_json::from_slice(position).map_err(|error| {
             format!("the stored position `{}` cannot be read: {error}", self.position_name)

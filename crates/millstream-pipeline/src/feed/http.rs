@@ -81,6 +81,11 @@ impl Feed for HttpFeed {
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Result<Option<Chunk>, BoxError>> + Send + '_>> {
         Box::pin(async { Ok(self.requests.recv().await) })
     }
+
+    /// A client waits for its answer.
+    fn can_wait(&self) -> bool {
+        false
+    }
 }
 
 async fn take(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response<Body> {

@@ -54,6 +54,11 @@ pub(crate) trait Feed: Send {
         Ok(())
     }
 
+    /// Whether the source loses nothing and keeps nobody waiting when it is read later.
+    fn can_wait(&self) -> bool {
+        true
+    }
+
     /// The name its position is stored under, if it has one.
     fn position_name(&self) -> Option<&str> {
         None

@@ -12,6 +12,9 @@ use tokio::sync::watch;
 const FULL_WAIT: Duration = Duration::from_millis(2);
 const FULL_WAIT_MAX: Duration = Duration::from_millis(200);
 
+/// How often the consumer's pace is looked at: it takes far longer to consume what it is behind.
+const STEP_WAIT: Duration = Duration::from_millis(2);
+
 /// Moves a feed's items into a queue.
 pub(crate) struct Ingest {
     pub(crate) broker: Arc<dyn Broker>,
@@ -22,6 +25,9 @@ pub(crate) struct Ingest {
     pub(crate) stop: watch::Receiver<bool>,
     /// Whether the queue has a limit, so that a refused batch must be kept to be tried again.
     pub(crate) limited: bool,
+    /// Bytes the queue may be ahead of its consumer before a source that can wait does: reading back what
+    /// the broker has put out of memory costs more than reading the source later.
+    pub(crate) ahead_max: u64,
 }
 
 impl Ingest {
@@ -33,10 +39,22 @@ impl Ingest {
         let name = feed.position_name().map(str::to_owned);
         let mut next = read(&mut *feed, self.stop.clone()).await?;
         while let Some(chunk) = next {
+            if feed.can_wait() {
+                self.keep_step().await?;
+            }
             let (stored, following) =
                 tokio::join!(self.store(chunk, name.as_deref()), read(&mut *feed, self.stop.clone()));
             stored?;
             next = following?;
+        }
+        Ok(())
+    }
+
+    /// Waits while the consumer is too far behind.
+    async fn keep_step(&self) -> Result<(), BoxError> {
+        while !*self.stop.borrow() && self.broker.stats(self.queue.key()).await?.ready_bytes > self.ahead_max
+        {
+            tokio::time::sleep(STEP_WAIT).await;
         }
         Ok(())
     }
