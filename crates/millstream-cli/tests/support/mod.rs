@@ -6,44 +6,44 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 /// A directory that is gone after the test, and the binary in it.
-pub struct Place(tempfile::TempDir);
+pub(crate) struct Place(tempfile::TempDir);
 
 /// How a command ended.
-pub struct Ended {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Place {
-    pub fn new() -> Place {
+    pub(crate) fn new() -> Place {
         Place(tempfile::tempdir().expect("a temporary directory"))
     }
 
     /// A place with the examples of this workspace, without what runs of them left there.
-    pub fn with_examples() -> Place {
+    pub(crate) fn with_examples() -> Place {
         let place = Place::new();
         copy(&workspace().join("examples"), &place.path("examples"));
         place
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().expect("it lies in the place")).expect("a directory is made");
         std::fs::write(&path, text).expect("a file is written");
         path
     }
 
-    pub fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     /// The binary with these arguments, to be started in this place.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -51,12 +51,12 @@ impl Place {
     }
 
     /// Runs the binary to its end.
-    pub fn run(&self, arguments: &[&str]) -> Ended {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
         ended(self.command(arguments).output().expect("the binary starts"))
     }
 
     /// Runs the binary with this on its standard input.
-    pub fn run_with_input(&self, arguments: &[&str], input: &[u8]) -> Ended {
+    pub(crate) fn run_with_input(&self, arguments: &[&str], input: &[u8]) -> Ended {
         let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().expect("the binary starts");
         let mut stdin = child.stdin.take().expect("it is piped");
         let input = input.to_vec();
@@ -69,7 +69,7 @@ impl Place {
 
     /// A process that has the directory of this broker open: it waits for messages of `queue`, which must hold
     /// one, and has printed that.
-    pub fn holding(&self, url: &str, queue: &str) -> Child {
+    pub(crate) fn holding(&self, url: &str, queue: &str) -> Child {
         let mut child =
             self.command(&["queue", "consume", url, queue, "--follow"]).spawn().expect("it starts");
         let out = child.stdout.as_mut().expect("it is piped");
@@ -80,14 +80,14 @@ impl Place {
     }
 
     /// Runs the binary, which must succeed; its standard output.
-    pub fn done(&self, arguments: &[&str]) -> String {
+    pub(crate) fn done(&self, arguments: &[&str]) -> String {
         let end = self.run(arguments);
         assert_eq!(end.code, Some(0), "{arguments:?}: {}", end.err);
         end.out
     }
 }
 
-pub fn ended(output: Output) -> Ended {
+pub(crate) fn ended(output: Output) -> Ended {
     Ended {
         code: output.status.code(),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -96,13 +96,13 @@ pub fn ended(output: Output) -> Ended {
 }
 
 /// Sends a signal, by the name that `kill` knows.
-pub fn signal(child: &Child, name: &str) {
+pub(crate) fn signal(child: &Child, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
     assert!(status.expect("kill is there").success(), "the process is there");
 }
 
 /// The root of the workspace.
-pub fn workspace() -> PathBuf {
+pub(crate) fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace is there")
 }
 
