@@ -26,7 +26,8 @@ async fn publish(broker: &Arc<dyn Broker>, range: std::ops::Range<u32>) {
 async fn messages_are_acknowledged_when_their_items_complete_or_are_dropped() {
     let broker = broker(Queue::transient("q")).await;
     publish(&broker, 0..1000).await;
-    let consumer = broker.consume("q", ConsumeOptions::default().prefetch(10).stop_when_empty()).await.unwrap();
+    let consumer =
+        broker.consume("q", ConsumeOptions::default().prefetch(10).stop_when_empty()).await.unwrap();
     let (_, report) = queue::messages(consumer)
         .filter(|message| message.body().len() > 2)
         .batch(Batch::count(5).age(Duration::from_millis(1)))
@@ -67,7 +68,8 @@ async fn what_is_under_way_when_a_run_is_dropped_returns_to_the_queue_in_order()
 
     let consumer = broker.consume("q", ConsumeOptions::default().stop_when_empty()).await.unwrap();
     let (order, _) = queue::messages(consumer).collect().await.unwrap();
-    let order: Vec<_> = order.iter().map(|message| String::from_utf8_lossy(message.body()).into_owned()).collect();
+    let order: Vec<_> =
+        order.iter().map(|message| String::from_utf8_lossy(message.body()).into_owned()).collect();
     assert_eq!(order, (0..20).map(|n| n.to_string()).collect::<Vec<_>>());
 }
 
