@@ -234,7 +234,7 @@ pub(crate) fn link<K: Issue>(pipe: Link<K>, op: Op, name: &str) -> Link<K> {
         }
         Op::TryMap(m, policy) => {
             let tried = pipe.try_map(move |n| match n % m {
-                0 if n % 2 == 0 => panic!("even"),
+                0 if n.is_multiple_of(2) => panic!("even"),
                 0 => Err("odd"),
                 _ => Ok(n + 1),
             });
@@ -244,7 +244,7 @@ pub(crate) fn link<K: Issue>(pipe: Link<K>, op: Op, name: &str) -> Link<K> {
             let call = async move |n: &u64| {
                 yields(n % 3).await;
                 match n % m {
-                    0 if n % 2 == 0 => panic!("even"),
+                    0 if n.is_multiple_of(2) => panic!("even"),
                     0 => Err("odd"),
                     _ => Ok(n + 1),
                 }
@@ -267,14 +267,15 @@ pub(crate) fn link<K: Issue>(pipe: Link<K>, op: Op, name: &str) -> Link<K> {
         }
         Op::Boxed => checked(pipe.boxed(), name),
         Op::Panic(m) => {
-            let panics = move |n: u64| if n % m == 0 { panic!("a test panics at {n}") } else { n + 1 };
+            let panics =
+                move |n: u64| if n.is_multiple_of(m) { panic!("a test panics at {n}") } else { n + 1 };
             checked(pipe.map(panics), name)
         }
         Op::PanicAsync { every, limit, unordered } => {
             let calls = if unordered { Concurrency::unordered(limit) } else { Concurrency::ordered(limit) };
             let call = move |n: u64| async move {
                 yields(n % 2).await;
-                assert!(n % every != 0, "a test panics at {n}");
+                assert!(!n.is_multiple_of(every), "a test panics at {n}");
                 n + 1
             };
             checked(pipe.map_async(calls, call), name)

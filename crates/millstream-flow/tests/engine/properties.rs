@@ -36,8 +36,7 @@ fn chain<K: Issue>(
 ) -> (Pipe<Checked<u64, K>>, Arc<millstream_flow::Account>) {
     let mut tracker = ear.tracker();
     let account = tracker.account();
-    let items = numbers
-        .to_vec()
+    let items = Vec::from(numbers)
         .into_iter()
         .map(move |value| Ok::<_, BoxError>(Tracked { value, token: K::issue(&mut tracker) }));
     let source = Pipe::from_tracked(account.clone(), Fitful { items, dice: Dice::new(seed) });
@@ -51,15 +50,11 @@ async fn by_hand(mut flow: Checked<u64, TokenRuns>, mut dice: Dice, rounds: usiz
     for _ in 0..rounds {
         let step = poll_fn(|cx| {
             let max = 1 + dice.roll(if dice.clone().roll(3) == 0 { 300 } else { 8 }) as usize;
-            let (mut pushed, mut broke) = (0, false);
-            let step = flow.poll_drive(cx, max, &mut |number, token: TokenRuns| {
-                pushed += 1;
+            flow.poll_drive(cx, max, &mut |number, token: TokenRuns| {
                 out.push(number);
                 token.settle(&Outcome::Completed);
-                broke = dice.roll(5) == 0;
-                if broke { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            });
-            step
+                if dice.roll(5) == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
         });
         if step.await == Step::End {
             return (out, true);
