@@ -212,28 +212,19 @@ fn a_full_disk_behind_standard_output_is_an_error_not_a_panic() {
     assert_eq!(place.done(&["queue", "consume", URL, "orders"]), "x\n");
 }
 
-/// A place with letters: `waits` messages that expired in `orders` and died into `orders.dead`.
+/// A place with letters in `orders.dead` that say that they died in `orders`.
 fn place_with_letters(letters: &[&str]) -> Place {
-    let place = Place::new();
-    place.done(&["queue", "declare", URL, "orders.dead"]);
-    place.done(&[
-        "queue",
-        "declare",
-        URL,
-        "orders",
-        "--max-items",
-        "1",
-        "--overflow",
-        "drop-head",
-        "--dead-letters",
-        "orders.dead",
-    ]);
+    let place = place(&["orders", "orders.dead"]);
+    let headers = ["tenant=north", "reason=maxlen", "queue=orders", "exchange=", "key=orders"];
     for letter in letters {
-        place.done(&["queue", "publish", URL, "orders", letter, "--header", "tenant=north"]);
+        let mut command = vec!["queue".to_owned(), "publish".into(), URL.into(), "orders.dead".into()];
+        command.push((*letter).into());
+        for header in headers {
+            let death = if header.starts_with("tenant") { "" } else { "millstream-dead-" };
+            command.extend(["--header".into(), format!("{death}{header}")]);
+        }
+        place.done(&command.iter().map(String::as_str).collect::<Vec<_>>());
     }
-    // Each message but the last was pushed out by the one after it.
-    place.done(&["queue", "publish", URL, "orders", "the last"]);
-    place.done(&["queue", "purge", URL, "orders", "--yes"]);
     place
 }
 
