@@ -3,15 +3,16 @@
 
 use std::sync::Arc;
 
-use millstream_message::{BrokerError, BrokerErrorKind};
+use millstream_message::{BrokerError, BrokerErrorKind, Publish};
 
 use crate::core::Core;
 use crate::journal::Journal;
 use crate::live::LiveRun;
-use crate::log::Position;
+use crate::log::{Commit, Position};
 use crate::queue::Queue;
 use crate::rebuild::{Image, QueueImage, TopologyImage};
 use crate::record::{MOVED, put_publish};
+use crate::run::{Bare, Run};
 
 /// What a checkpoint found out.
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,12 +32,17 @@ pub(crate) async fn write(core: &Core, journal: &Journal) -> Result<Written, Bro
     // Nothing is declared meanwhile; what is published meanwhile is behind `covers` or in the queues.
     let ids = core.declaring.lock().await;
     let covers = journal.covers().await?;
-    let (image, mut written) = image(core, ids.next_id);
+    let (mut image, captured) = capture(core, ids.next_id);
     drop(ids);
-    written.covers = covers.get();
-    written.oldest = written.oldest.min(written.covers);
     let log = journal.log()?;
     let task = tokio::task::spawn_blocking(move || {
+        let mut written = Written { covers: covers.get(), oldest: covers.get(), ..Written::default() };
+        for one in captured {
+            let (id, queue) = one.build();
+            written.live += queue.live.iter().map(|live| live.run.bytes).sum::<u64>();
+            written.oldest = written.oldest.min(queue.live.oldest().unwrap_or(u64::MAX));
+            image.queues.insert(id, queue);
+        }
         let payload = image.encode();
         written.bytes = payload.len() as u64;
         log.checkpoint(&payload, covers)?;
@@ -51,9 +57,17 @@ pub(crate) async fn write(core: &Core, journal: &Journal) -> Result<Written, Bro
     })
 }
 
-fn image(core: &Core, next_id: u32) -> (Image, Written) {
+/// What a queue holds, as it was under its lock.
+struct Captured {
+    id: u32,
+    next_seq: u64,
+    runs: Vec<(Run, u64)>,
+    singles: Vec<Bare>,
+}
+
+/// Copies what must be copied under locks; what takes longer is done with the copy.
+fn capture(core: &Core, next_id: u32) -> (Image, Vec<Captured>) {
     let mut image = Image { positions: core.positions.lock().clone(), ..Image::default() };
-    let mut written = Written { oldest: u64::MAX, ..Written::default() };
     let mut queues: Vec<Arc<Queue>> = Vec::new();
     {
         let topology = core.topology.read();
@@ -71,35 +85,33 @@ fn image(core: &Core, next_id: u32) -> (Image, Written) {
             streams: core.streams.logged(),
         };
     }
-    for queue in queues {
-        let queue_image = queue_image(&queue);
-        for LiveRun { run, .. } in queue_image.live.iter() {
-            written.live += run.bytes;
-        }
-        written.oldest = written.oldest.min(queue_image.live.oldest().unwrap_or(u64::MAX));
-        image.queues.insert(queue.id, queue_image);
-    }
-    (image, written)
-}
-
-fn queue_image(queue: &Queue) -> QueueImage {
-    let (runs, taken, next_seq) = {
+    let captured = queues.iter().map(|queue| {
         let state = queue.lock();
-        let (runs, taken) = state.image();
-        (runs, taken, state.next_seq)
-    };
-    let mut all: Vec<LiveRun> = runs.into_iter().map(|(run, due)| LiveRun { run, due }).collect();
-    all.extend(taken.into_iter().map(|taken| LiveRun { run: taken.into_out(), due: 0 }));
-    all.sort_unstable_by_key(|live| live.run.seq);
-    let mut image = QueueImage { next_seq, ..QueueImage::default() };
-    for mut live in all {
-        live.run.put_out();
-        image.live.put(live);
-    }
-    image
+        let (runs, singles) = state.image();
+        Captured { id: queue.id, next_seq: state.next_seq, runs, singles }
+    });
+    (image, captured.collect())
 }
 
-/// Copies the oldest ready messages forward, about `bytes` of them, when what lives is so little against what the log
+impl Captured {
+    fn build(mut self) -> (u32, QueueImage) {
+        let mut image = QueueImage { next_seq: self.next_seq, ..QueueImage::default() };
+        self.runs.sort_unstable_by_key(|(run, _)| run.seq);
+        self.singles.sort_unstable_by_key(|bare| bare.seq);
+        let mut singles = self.singles.iter().peekable();
+        for (mut run, due) in self.runs {
+            while let Some(bare) = singles.next_if(|bare| bare.seq < run.seq) {
+                image.live.put_one(bare, 0);
+            }
+            run.put_out();
+            image.live.put(LiveRun { run, due });
+        }
+        singles.for_each(|bare| image.live.put_one(bare, 0));
+        (self.id, image)
+    }
+}
+
+/// Copies the oldest ready and held messages forward, about `bytes` of them, when what lives is so little against what the log
 /// spans that it is cheaper to copy it than to keep the disk.
 pub(crate) async fn relocate(
     core: &Core,
@@ -108,6 +120,19 @@ pub(crate) async fn relocate(
     bytes: u64,
 ) -> Result<(), BrokerError> {
     let mut left = bytes;
+    for queue in core.all_queues().into_iter().filter(|queue| queue.durable) {
+        let held = queue.lock().old_held(before, left);
+        let mut moved = Vec::with_capacity(held.len());
+        for (session, tag, taken) in held {
+            left = left.saturating_sub(u64::from(taken.size));
+            let appended = append(core, journal, &queue, taken.seq, &taken.publish).await?;
+            moved.push((session, tag, appended));
+        }
+        for (session, tag, (position, commit)) in moved {
+            commit.await.map_err(|error| crate::journal::storage(&error))?;
+            queue.lock().held_moved(session, tag, position);
+        }
+    }
     for queue in core.all_queues().into_iter().filter(|queue| queue.durable) {
         while left > 0 {
             let Some(run) = queue.oldest_run(before) else { break };
@@ -119,10 +144,7 @@ pub(crate) async fn relocate(
             }
             let mut moved = Vec::with_capacity(positions.len());
             for (seq, publish) in (run.seq..).zip(read.into_iter().flatten()) {
-                let mut body = Vec::with_capacity(publish.message.size() + 64);
-                put_publish(&mut body, [(queue.id, seq)].into_iter(), &publish);
-                body.extend_from_slice(publish.message.body());
-                moved.push(journal.append(MOVED, &body, core.shared.clock.now()).await?);
+                moved.push(append(core, journal, &queue, seq, &publish).await?);
             }
             let mut new = Vec::with_capacity(moved.len());
             for (position, commit) in moved {
@@ -136,4 +158,18 @@ pub(crate) async fn relocate(
         }
     }
     Ok(())
+}
+
+/// Appends a copy of a message of this queue.
+async fn append(
+    core: &Core,
+    journal: &Journal,
+    queue: &Queue,
+    seq: u64,
+    publish: &Publish,
+) -> Result<(u64, Commit), BrokerError> {
+    let mut body = Vec::with_capacity(publish.message.size() + 64);
+    put_publish(&mut body, [(queue.id, seq)].into_iter(), publish);
+    body.extend_from_slice(publish.message.body());
+    journal.append(MOVED, &body, core.shared.clock.now()).await
 }

@@ -24,12 +24,33 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # How it works
+//! Everything durable goes into one segmented [`log`] per directory: messages, settlements as ranges, declarations,
+//! positions. One sync covers whatever is pending of all queues. A queue is a list of runs of neighbouring messages;
+//! bodies beyond [`Settings::memory_bytes`] are put out to the log and read back when a consumer comes to them. A
+//! checkpoint after every segment's worth of log keeps reopening quick and gives old segments free; the few messages
+//! that hold an old segment are copied forward. Each stream has a log of its own, with two threads of its own.
+//!
+//! # What a crash does
+//! A confirmed message is there again, once per queue, in order. An ack is written within
+//! [`Settings::ack_delay`]; until it is durable it uses up the consumer's prefetch, so a crash delivers at most the
+//! prefetch of each consumer twice, and loses nothing. A dead letter may arrive twice, when the crash comes between its
+//! arrival and its leaving.
+//!
+//! # What it is not
+//! No cluster, no network, no access from a second process. A reader that comes to bodies which are only on disk reads
+//! them on its own thread.
+//!
+//! # Features
+//! `test-support`: a simulated disk, and opening a broker on it, for tests that crash.
 #![forbid(unsafe_code)]
 
 mod broker;
 mod checkpoint;
 mod clock;
 mod core;
+mod describe;
 mod exchange;
 mod journal;
 mod live;
@@ -52,4 +73,5 @@ mod upkeep;
 mod wire;
 
 pub use broker::{EmbeddedBroker, open};
+pub use describe::describe;
 pub use settings::Settings;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::run::{Items, PutOut, Run, Slot, Traits};
+use crate::run::{Bare, Items, PutOut, Run, Slot, Traits};
 use crate::wire::{Input, Malformed, put_i64, put_u64};
 
 /// A run that is in the log, and when it is due (0: it is not delayed).
@@ -29,10 +29,18 @@ impl Live {
         if self.contains(seq) {
             return;
         }
-        let slots = vec![Slot { delta: 0, size }];
-        let items = Items::Out { out: Arc::new(PutOut { base: position, slots }), start: 0 };
-        let run = Run { order: seq, seq, count: 1, bytes: u64::from(size), traits, items };
-        self.put(LiveRun { run, due });
+        self.put_one(&Bare { order: seq, seq, position, size, traits }, due);
+    }
+
+    /// Adds a message that overlaps no other.
+    pub(crate) fn put_one(&mut self, bare: &Bare, due: u64) {
+        if let Some((_, before)) = self.0.range_mut(..bare.seq).next_back()
+            && before.due == due
+            && before.run.push(bare)
+        {
+            return;
+        }
+        self.0.insert(bare.seq, LiveRun { run: bare.into_run(), due });
     }
 
     /// Adds a run that overlaps no other; it becomes part of the one before when nothing tells them apart.

@@ -100,6 +100,31 @@ pub(crate) struct Taken {
     pub(crate) publish: Publish,
 }
 
+/// A message of which only the place is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bare {
+    pub(crate) order: u64,
+    pub(crate) seq: u64,
+    pub(crate) position: u64,
+    pub(crate) size: u32,
+    pub(crate) traits: Traits,
+}
+
+impl Bare {
+    /// The message as a run of its own that is only in the log.
+    pub(crate) fn into_run(self) -> Run {
+        let slots = vec![Slot { delta: 0, size: self.size }];
+        Run {
+            order: self.order,
+            seq: self.seq,
+            count: 1,
+            bytes: u64::from(self.size),
+            traits: self.traits,
+            items: Items::Out { out: Arc::new(PutOut { base: self.position, slots }), start: 0 },
+        }
+    }
+}
+
 /// Most slots that merging puts into one run, so that splitting and loading stay cheap.
 const MERGE_MAX: usize = 4096;
 
@@ -200,6 +225,22 @@ impl Run {
         self.items = Items::Out { out: Arc::new(PutOut { base, slots: slots.collect() }), start: 0 };
     }
 
+    /// Takes a single message in at the end, under the conditions of [`merge`](Run::merge).
+    pub(crate) fn push(&mut self, next: &Bare) -> bool {
+        let Items::Out { out, start } = &mut self.items else { return false };
+        let adjoining = self.order + u64::from(self.count) == next.order
+            && self.seq + u64::from(self.count) == next.seq
+            && self.traits == next.traits
+            && (*start + self.count) as usize == out.slots.len()
+            && out.slots.len() < MERGE_MAX;
+        let delta = next.position.checked_sub(out.base).and_then(|delta| u32::try_from(delta).ok());
+        let (true, Some(delta), Some(out)) = (adjoining, delta, Arc::get_mut(out)) else { return false };
+        out.slots.push(Slot { delta, size: next.size });
+        self.count += 1;
+        self.bytes += u64::from(next.size);
+        true
+    }
+
     /// Takes `next` in at the end when both are only in the log and nothing tells them apart. True when it did.
     pub(crate) fn merge(&mut self, next: &Run) -> bool {
         let adjoining = self.order_end() == next.order
@@ -239,17 +280,10 @@ pub(crate) fn size_of(publish: &Publish) -> u32 {
 }
 
 impl Taken {
-    /// The message as a run of its own that is only in the log.
-    pub(crate) fn into_out(self) -> Run {
-        let slots = vec![Slot { delta: 0, size: self.size }];
-        Run {
-            order: self.order,
-            seq: self.seq,
-            count: 1,
-            bytes: u64::from(self.size),
-            traits: self.traits,
-            items: Items::Out { out: Arc::new(PutOut { base: self.position, slots }), start: 0 },
-        }
+    /// All of it but the message.
+    pub(crate) fn bare(&self) -> Bare {
+        let Taken { order, seq, position, size, traits, .. } = *self;
+        Bare { order, seq, position, size, traits }
     }
 
     /// The message as a run of its own, to put it back.

@@ -8,7 +8,7 @@ use millstream_message::dead::DeadReason;
 use millstream_message::{ConsumeOptions, Overflow, Queue as Spec};
 
 use crate::record::Mark;
-use crate::run::{Items, Run, Taken};
+use crate::run::{Bare, Items, Run, Taken};
 
 /// A message on its way to the dead-letter exchange. It still belongs to the queue until it has arrived.
 #[derive(Debug, Clone)]
@@ -225,20 +225,53 @@ impl State {
         self.levels.iter().position(|level| level.front().is_some_and(|run| run.traits.expires <= now))
     }
 
-    /// Everything that is in the log, for a checkpoint: runs with their due time (0: none). What is held is counted as
-    /// delivered once more, what is on its way to the dead letters is back in the queue.
-    pub(crate) fn image(&self) -> (Vec<(Run, u64)>, Vec<Taken>) {
+    /// Everything that is in the log, for a checkpoint: runs with their due time (0: none), and single messages. What is
+    /// held is counted as delivered once more, what is on its way to the dead letters is back in the queue.
+    pub(crate) fn image(&self) -> (Vec<(Run, u64)>, Vec<Bare>) {
         let ready = self.levels.iter().flatten().map(|run| (run, 0));
         let delayed = self.delayed.iter().map(|((due, _), run)| (run, *due));
         let runs = ready.chain(delayed).filter(|(run, _)| run.is_logged());
         let runs = runs.map(|(run, due)| (run.clone(), due)).collect();
-        let held = self.sessions.iter().flat_map(|session| session.held.iter().flatten()).map(|held| {
-            let mut taken = held.taken.clone();
-            taken.traits.deliveries = taken.traits.deliveries.saturating_add(1);
-            taken
-        });
-        let dead = self.outbox.iter().map(|dead| dead.taken.clone());
-        (runs, held.chain(dead).filter(|taken| taken.position != 0).collect())
+        let mut singles = Vec::new();
+        for held in self.sessions.iter().flat_map(|session| session.held.iter().flatten()) {
+            let mut bare = held.taken.bare();
+            bare.traits.deliveries = bare.traits.deliveries.saturating_add(1);
+            singles.push(bare);
+        }
+        singles.extend(self.outbox.iter().map(|dead| dead.taken.bare()));
+        singles.retain(|bare| bare.position != 0);
+        (runs, singles)
+    }
+
+    /// Held deliveries whose records begin before this position of the log: their session, tag and message, about
+    /// `bytes` of them.
+    pub(crate) fn old_held(&self, before: u64, bytes: u64) -> Vec<(u64, u64, Taken)> {
+        let mut left = bytes;
+        let mut out = Vec::new();
+        for session in &self.sessions {
+            for (tag, held) in (session.first_tag..).zip(&session.held) {
+                let Some(Held { taken, .. }) = held else { continue };
+                if taken.position == 0 || taken.position >= before {
+                    continue;
+                }
+                if left == 0 {
+                    return out;
+                }
+                // A record costs more than its message.
+                left = left.saturating_sub(u64::from(taken.size) + 100);
+                out.push((session.id, tag, taken.clone()));
+            }
+        }
+        out
+    }
+
+    /// A held delivery's record is at this position now.
+    pub(crate) fn held_moved(&mut self, session: u64, tag: u64, position: u64) {
+        let Some(session) = self.session(session) else { return };
+        let index = tag.checked_sub(session.first_tag).and_then(|index| usize::try_from(index).ok());
+        if let Some(Some(held)) = index.and_then(|index| session.held.get_mut(index)) {
+            held.taken.position = position;
+        }
     }
 
     /// When something happens by itself next: a head expires, a delay or a lease ends.

@@ -180,8 +180,10 @@ impl Checkpoints {
         let Written { covers, oldest, live, .. } = self.last;
         let keep = 4 * segment.max(live);
         if covers.saturating_sub(oldest) > keep {
+            // The oldest part only: what was copied before must not be copied again while something older is left.
+            let before = (oldest + 2 * segment).min(covers - keep / 2);
             // A failure leaves everything where it is; the next checkpoint tries again.
-            let _ = checkpoint::relocate(core, journal, covers - keep / 2, RELOCATE_BYTES).await;
+            let _ = checkpoint::relocate(core, journal, before, RELOCATE_BYTES).await;
         }
     }
 
