@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::failure::Failure;
 
 mod runs;
+#[cfg(test)]
+mod tests;
 mod unwound;
 
 pub use runs::TokenRuns;

@@ -6,6 +6,7 @@ mod chain;
 mod channels;
 mod idle;
 mod model;
+mod operators;
 mod panics;
 mod properties;
 mod runs;

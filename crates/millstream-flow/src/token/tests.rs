@@ -1,0 +1,89 @@
+//! The counted pointer under every way in which a token ends. Run under Miri too:
+//! `cargo +nightly miri test -p millstream-flow --lib token`.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use super::{Outcome, Settle, Tracker};
+
+type Heard = Arc<Mutex<Vec<(Range<u64>, &'static str)>>>;
+
+fn tracker() -> (Tracker, Heard) {
+    let heard = Heard::default();
+    let ear = heard.clone();
+    let tracker = Tracker::new(move |items: Range<u64>, outcome: &Outcome| {
+        let outcome = match outcome {
+            Outcome::Completed => "completed",
+            Outcome::Dropped(_) => "dropped",
+            Outcome::Dead(_) => "dead",
+            Outcome::Abandoned => "abandoned",
+        };
+        ear.lock().unwrap().push((items, outcome));
+    });
+    (tracker, heard)
+}
+
+#[test]
+fn tokens_outlive_their_tracker_and_free_what_they_share() {
+    let (mut tracker, heard) = tracker();
+    let (a, b) = (tracker.issue(), tracker.issue());
+    drop(tracker);
+    a.settle(&Outcome::Completed);
+    assert_eq!(Arc::strong_count(&heard), 2);
+    drop(b);
+    assert_eq!(Arc::strong_count(&heard), 1, "the settler went with the last token");
+    assert_eq!(*heard.lock().unwrap(), [(0..1, "completed"), (1..2, "abandoned")]);
+}
+
+#[test]
+fn consecutive_items_are_settled_as_one_run() {
+    let (mut tracker, heard) = tracker();
+    let mut group = Default::default();
+    for _ in 0..5000 {
+        tracker.issue().join(&mut group);
+    }
+    group.settle(&Outcome::Completed);
+    assert_eq!(*heard.lock().unwrap(), [(0..5000, "completed")]);
+}
+
+#[test]
+fn an_item_of_several_handles_ends_once_with_the_weightiest_outcome() {
+    let (mut tracker, heard) = tracker();
+    let token = tracker.issue();
+    let (second, third) = (token.share(), token.share());
+    second.settle(&Outcome::Completed);
+    token.settle(&Outcome::Dropped("filter".into()));
+    assert!(heard.lock().unwrap().is_empty());
+    drop(third);
+    assert_eq!(*heard.lock().unwrap(), [(0..1, "abandoned")]);
+}
+
+#[test]
+fn a_group_comes_apart_into_its_own_tokens_or_shares_of_all() {
+    let (mut tracker, heard) = tracker();
+    let mut group = super::TokenRuns::default();
+    for _ in 0..3 {
+        tracker.issue().join(&mut group);
+    }
+    let mut shares = group.shares(3);
+    let parts: Vec<_> = std::iter::from_fn(|| shares.next_share()).collect();
+    for (at, part) in parts.into_iter().enumerate().rev() {
+        part.settle(&Outcome::Completed);
+        assert_eq!(heard.lock().unwrap().last(), Some(&(at as u64..at as u64 + 1, "completed")));
+    }
+
+    heard.lock().unwrap().clear();
+    let mut group = super::TokenRuns::default();
+    for _ in 0..3 {
+        tracker.issue().join(&mut group);
+    }
+    let mut shares = group.shares(2);
+    let (first, second) = (shares.next_share().unwrap(), shares.next_share().unwrap());
+    assert!(shares.next_share().is_none());
+    first.settle(&Outcome::Completed);
+    assert!(heard.lock().unwrap().is_empty());
+    drop(second);
+    let ended: u64 = heard.lock().unwrap().iter().map(|(items, _)| items.end - items.start).sum();
+    assert_eq!(ended, 3);
+    assert_eq!(tracker.account().abandoned(), 3);
+}

@@ -1,0 +1,217 @@
+//! What single operators say of themselves: knobs, retries, overflow, exactness, order by key.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use millstream_flow::{Batch, Capacity, Concurrency, Overflow, Pipe, Retry, Workers};
+use tokio::task::yield_now;
+use tokio::time::Instant;
+
+#[tokio::test]
+async fn take_asks_its_source_for_no_item_too_many() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let source = (0..100).inspect({
+        let asked = asked.clone();
+        move |_| {
+            asked.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let (items, _) =
+        Pipe::from_iter(source).map(|n| n).take(3).batch(Batch::count(10)).collect().await.unwrap();
+    assert_eq!(items, [[0, 1, 2]]);
+    assert_eq!(asked.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_wait_twice_as_long_each_time_and_keep_the_order() {
+    let start = Instant::now();
+    let mut calls = Vec::new();
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let retry =
+        Retry::attempts(4).unwrap().first_delay(Duration::from_secs(1)).max_delay(Duration::from_secs(3));
+    let (items, _) = Pipe::from_iter(0..3)
+        .try_map_retry(retry, {
+            let times = times.clone();
+            move |&n| {
+                calls.push(n);
+                if n == 1 {
+                    times.lock().unwrap().push(start.elapsed().as_secs());
+                    return Err("not yet");
+                }
+                Ok(n)
+            }
+        })
+        .fallback(|failed| 10 * failed.attempts as i32)
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(items, [0, 40, 2]);
+    assert_eq!(*times.lock().unwrap(), [0, 1, 3, 6], "delays of 1, 2 and (at most) 3 seconds");
+}
+
+/// Sends `sent` items at once into a shedding buffer of two, then reads what is left.
+async fn shed(overflow: Overflow, sent: i32) -> (Vec<i32>, u64) {
+    let (mut sender, pipe) = Pipe::channel(16);
+    let mut pipe = pipe.buffer_with(Capacity::items(2), overflow).named("shed");
+    let monitor = pipe.monitor();
+    let mut read = Vec::new();
+    sender.send(0).await.unwrap();
+    read.extend(pipe.next().await); // the buffer's task runs from here on
+    for n in 1..=sent {
+        sender.send(n).await.unwrap();
+    }
+    drop(sender);
+    while monitor.report().ledger.received < sent as u64 + 1 {
+        yield_now().await;
+    }
+    while let Some(n) = pipe.next().await {
+        read.push(n);
+    }
+    let ledger = monitor.report().ledger;
+    assert!(ledger.balances(), "{ledger:?}");
+    (read, ledger.dropped_total())
+}
+
+#[tokio::test]
+async fn a_full_buffer_drops_the_oldest_or_the_newest_as_declared() {
+    assert_eq!(shed(Overflow::DropOldest, 5).await, (vec![0, 4, 5], 3));
+    assert_eq!(shed(Overflow::DropNewest, 5).await, (vec![0, 1, 2], 3));
+}
+
+#[tokio::test]
+async fn a_full_waiting_buffer_holds_its_producer_at_its_capacity() {
+    let made = Arc::new(AtomicUsize::new(0));
+    let counter = made.clone();
+    let mut pipe = Pipe::from_iter(0..1000)
+        .inspect(move |_| {
+            counter.fetch_add(1, Ordering::Relaxed);
+        })
+        .buffer_with(Capacity::items(8), Overflow::Wait);
+    assert_eq!(pipe.next().await, Some(0));
+    for _ in 0..100 {
+        yield_now().await;
+    }
+    assert!(
+        made.load(Ordering::Relaxed) <= 9,
+        "{} items for 8 places and one taken",
+        made.load(Ordering::Relaxed)
+    );
+}
+
+#[tokio::test]
+async fn a_fixed_knob_refuses_and_an_automatic_one_moves_the_capacity() {
+    let fixed = Pipe::from_iter(0..10).buffer(4);
+    assert!(fixed.monitor().knobs()[0].set(5).is_err());
+
+    let made = Arc::new(AtomicUsize::new(0));
+    let counter = made.clone();
+    let mut pipe = Pipe::from_iter(0..10_000)
+        .inspect(move |_| {
+            counter.fetch_add(1, Ordering::Relaxed);
+        })
+        .buffer(Capacity::auto());
+    let knob = pipe.monitor().knobs().remove(0);
+    assert_eq!(knob.set(3), Ok(3));
+    assert_eq!(pipe.next().await, Some(0));
+    for _ in 0..100 {
+        yield_now().await;
+    }
+    assert!(made.load(Ordering::Relaxed) <= 4);
+}
+
+#[tokio::test]
+async fn the_knob_of_a_batch_sets_its_count() {
+    let pipe = Pipe::from_iter(0..10).batch(Batch::auto());
+    pipe.monitor().knobs()[0].set(4).unwrap();
+    let (batches, _) = pipe.map(|batch| batch.len()).collect().await.unwrap();
+    assert_eq!(batches, [4, 4, 2]);
+}
+
+#[tokio::test]
+async fn the_knob_of_map_async_limits_the_calls_in_flight() {
+    for (setting, limit) in
+        [(None, 3), (Some(Concurrency::ordered(5)), 5), (Some(Concurrency::unordered(2)), 2)]
+    {
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let seen = most.clone();
+        let pipe = Pipe::from_iter(0..100).map_async(setting.unwrap_or_default(), move |n: i32| {
+            let (running, most) = (running.clone(), most.clone());
+            async move {
+                most.fetch_max(running.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                for _ in 0..n % 7 {
+                    yield_now().await;
+                }
+                running.fetch_sub(1, Ordering::Relaxed);
+                n
+            }
+        });
+        if setting.is_none() {
+            pipe.monitor().knobs()[0].set(limit).unwrap();
+        }
+        let (mut items, _) = pipe.collect().await.unwrap();
+        assert_eq!(seen.load(Ordering::Relaxed), limit);
+        if setting != Some(Concurrency::unordered(2)) {
+            assert!(items.is_sorted(), "ordered results keep their items' order");
+        }
+        items.sort_unstable();
+        assert_eq!(items, (0..100).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parallel_keeps_the_order_unless_told_otherwise_and_loses_nothing() {
+    for workers in [Workers::ordered(2), Workers::unordered(2), Workers::auto()] {
+        let (mut items, report) =
+            Pipe::from_iter(0..20_000u64).parallel(workers, |n| n * 2).collect().await.unwrap();
+        if workers != Workers::unordered(2) {
+            assert!(items.is_sorted());
+        }
+        items.sort_unstable();
+        assert!(items.iter().copied().eq((0..20_000).map(|n| n * 2)));
+        assert_eq!((report.ledger.completed, report.ledger.in_flight), (20_000, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lanes_keep_the_order_of_each_key() {
+    let (items, _) = Pipe::from_iter(0..10_000u32)
+        .per_key(4, 16, |n| n % 13, |lane| lane.map(|n| n))
+        .collect()
+        .await
+        .unwrap();
+    let mut last: HashMap<u32, u32> = HashMap::new();
+    for n in &items {
+        if let Some(before) = last.insert(n % 13, *n) {
+            assert!(before < *n, "{n} came after {before}");
+        }
+    }
+    assert_eq!(items.len(), 10_000);
+}
+
+#[tokio::test]
+async fn a_subscriber_that_is_dropped_is_left_out_and_the_other_gets_everything() {
+    let mut lanes = Pipe::from_iter(0..1000).broadcast(2, 4);
+    let (mut gone, stays) = (lanes.remove(0), lanes.remove(0));
+    let (items, _) = tokio::join!(stays.collect(), async move {
+        assert_eq!(gone.next().await, Some(0));
+        drop(gone);
+    })
+    .0
+    .unwrap();
+    assert_eq!(items, (0..1000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn merging_gives_each_input_its_turn() {
+    let (items, _) = Pipe::from_iter(std::iter::repeat_n('a', 5000))
+        .merge(Pipe::from_iter(std::iter::repeat_n('b', 5000)))
+        .take(2000)
+        .collect()
+        .await
+        .unwrap();
+    let a = items.iter().filter(|&&letter| letter == 'a').count();
+    assert!((700..=1300).contains(&a), "{a} of 2000 from the first input");
+}
