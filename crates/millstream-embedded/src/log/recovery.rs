@@ -8,7 +8,7 @@ use super::{
     disk::{Disk, LockGuard, LockMode},
     error::LogError,
     pool::{Pool, Spare},
-    record::{Position, RecordRef},
+    record::{HEADER, Position, RecordRef},
     segment::{Segment, Segments},
     settings::{LogSettings, PAGE},
     shared::Shared,
@@ -152,6 +152,10 @@ fn settle_tail(disk: &dyn Disk, found: &Directory, durable: u64, end: u64) -> Re
             file.write_at(&piece[..read], at)?;
             at += read as u64;
         }
+        // A torn record that was cut off keeps its valid header. The next torn write begins at the same place and
+        // could fill just the sectors it lacks with bytes that happen to be equal: without a header it stays gone.
+        let room = (file_end - to).min(HEADER as u64) as usize;
+        file.write_at(&[0; HEADER][..room], PAGE + (to - last.base))?;
         file.sync()
     };
     settle().map_err(|e| LogError::io("make the tail durable in", &last.path, e))
