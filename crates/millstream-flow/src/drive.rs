@@ -46,6 +46,20 @@ pub(crate) struct Driver {
     slice_began: Tick,
     idle: Idle,
     idle_since: Option<Tick>,
+    taken: u64,
+}
+
+/// Items that the sink has taken in a quantum; told when the quantum ends, however it does.
+struct Taken<'a> {
+    items: u64,
+    to: &'a mut u64,
+}
+
+impl Drop for Taken<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        *self.to = self.items;
+    }
 }
 
 /// What the driver's caller does after a quantum.
@@ -71,6 +85,7 @@ impl Driver {
             slice_began: Tick::now(),
             idle: Idle::Yielded,
             idle_since: None,
+            taken: 0,
         }
     }
 
@@ -92,31 +107,56 @@ impl Driver {
         self.idle_since = Some(Tick::now());
     }
 
+    /// How many items the sink took in the last quantum; one that it panicked over is not among them.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// To be called before returning `Pending` because there is no room downstream.
     pub(crate) fn blocked(&mut self) {
         self.end(Idle::Blocked);
     }
 
-    /// Drives the flow for one quantum of up to `room` items into `sink`. `after` is called before the outcome is
-    /// judged, whatever it is: publish there what the sink has gathered.
+    /// Drives the flow for one quantum of up to `room` items into `sink`.
     #[inline]
     pub(crate) fn turn<F: Flow>(
         &mut self,
         flow: &mut F,
         cx: &mut Context<'_>,
         room: usize,
-        mut sink: impl FnMut(F::Item, F::Token) -> ControlFlow<()>,
+        sink: impl FnMut(F::Item, F::Token) -> ControlFlow<()>,
     ) -> Turn {
+        self.turn_with(flow, cx, room, || sink)
+    }
+
+    /// As [`turn`](Self::turn), with a sink that is made inside of what catches panics. What such a sink owns can
+    /// live in registers; what a sink borrows from outside is read and written in memory for every item, which
+    /// costs a cheap flow more than its items.
+    #[inline]
+    pub(crate) fn turn_with<F: Flow, S>(
+        &mut self,
+        flow: &mut F,
+        cx: &mut Context<'_>,
+        room: usize,
+        make_sink: impl FnOnce() -> S,
+    ) -> Turn
+    where
+        S: FnMut(F::Item, F::Token) -> ControlFlow<()>,
+    {
         let began = Tick::now();
         let max = self.quantum.min(room);
         let mut items = 0u64;
         let catching = F::Token::TRACKED.then(CatchScope::enter);
         let step = catch_unwind(AssertUnwindSafe(|| {
+            let mut sink = make_sink();
+            let mut taken = Taken { items: 0, to: &mut items };
             flow.poll_drive(cx, max, &mut |item, token| {
-                items += 1;
-                sink(item, token)
+                let flow = sink(item, token);
+                taken.items += 1;
+                flow
             })
         }));
+        self.taken = items;
         let step = match step {
             Ok(step) => {
                 drop(catching);

@@ -57,14 +57,12 @@ where
         let accumulator = state.as_mut().expect("a finished run is not polled again");
         loop {
             let mut tokens = <F::Token as Settle>::Group::default();
-            let mut items = 0;
             let turn = driver.turn(flow, cx, usize::MAX, |item, token| {
                 each(accumulator, item);
-                items += 1;
                 token.join(&mut tokens);
                 ControlFlow::Continue(())
             });
-            add_completed::<F::Token>(&driver.scope, items);
+            add_completed::<F::Token>(&driver.scope, driver.taken());
             if F::Token::TRACKED {
                 tokens.settle(&Outcome::Completed);
             }

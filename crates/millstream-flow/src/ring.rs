@@ -178,6 +178,14 @@ impl<T> Writer<T> {
         self.written += 1;
     }
 
+    /// Fills slots one after the other, for whoever fills many: what each needs to know is kept at hand instead of
+    /// being looked up behind the shared pointer for every item.
+    pub(crate) fn fill(&mut self) -> Filling<'_, T> {
+        let shared = &*self.shared;
+        let (slots, mask) = (&*shared.slots, shared.mask);
+        Filling { slots, mask, next: self.written, end: self.head + slots.len(), written: &mut self.written }
+    }
+
     /// Hands everything pushed so far to the reader, `bytes` of it. Returns how many items that were.
     pub(crate) fn publish(&mut self, bytes: usize) -> usize {
         let chunk = self.written - self.published;
@@ -201,6 +209,42 @@ impl<T> Writer<T> {
     /// Bytes in the ring.
     pub(crate) fn bytes(&self) -> usize {
         self.shared.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Slots in the course of being filled. They count as filled when the guard goes, also by unwinding.
+pub(crate) struct Filling<'a, T> {
+    slots: &'a [UnsafeCell<MaybeUninit<T>>],
+    mask: usize,
+    next: usize,
+    /// The first position that is not the writer's.
+    end: usize,
+    written: &'a mut usize,
+}
+
+impl<T> Filling<'_, T> {
+    /// As [`Writer::push`].
+    ///
+    /// # Panics
+    /// If the ring is full: the flow pushed more than it was asked for.
+    #[inline]
+    pub(crate) fn push(&mut self, item: T) {
+        assert!(self.next < self.end, "a flow pushed more items than it was asked for");
+        // SAFETY: `mask` is the number of slots less one, so the index is within them.
+        let slot = unsafe { self.slots.get_unchecked(self.next & self.mask) };
+        slot.with_mut(|slot| {
+            // SAFETY: `next < end`, which is one round ahead of a `head` the reader has released, so the slot is the
+            // writer's and uninitialised.
+            unsafe { (*slot).write(item) };
+        });
+        self.next += 1;
+    }
+}
+
+impl<T> Drop for Filling<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        *self.written = self.next;
     }
 }
 
@@ -246,8 +290,8 @@ impl<T> Reader<T> {
 
     /// Takes items one by one; what was taken is released together when the guard goes, also by unwinding.
     pub(crate) fn take(&mut self) -> Taking<'_, T> {
-        let next = self.head;
-        Taking { reader: self, next, bytes: 0 }
+        let shared = &*self.shared;
+        Taking { shared, mask: shared.mask, next: self.head, end: self.tail, head: &mut self.head, bytes: 0 }
     }
 
     /// Items published and not taken, as of now.
@@ -271,8 +315,11 @@ impl<T> Drop for Reader<T> {
 
 /// Items in the course of being taken.
 pub(crate) struct Taking<'a, T> {
-    reader: &'a mut Reader<T>,
+    shared: &'a Shared<T>,
+    mask: usize,
     next: usize,
+    end: usize,
+    head: &'a mut usize,
     bytes: usize,
 }
 
@@ -280,11 +327,12 @@ impl<T> Taking<'_, T> {
     /// The next item; `None` when all that was available is taken.
     #[inline]
     pub(crate) fn next(&mut self) -> Option<T> {
-        if self.next == self.reader.tail {
+        if self.next == self.end {
             return None;
         }
-        let shared = &*self.reader.shared;
-        let item = shared.slots[self.next & shared.mask].with(|slot| {
+        // SAFETY: `mask` is the number of slots less one, so the index is within them.
+        let slot = unsafe { self.shared.slots.get_unchecked(self.next & self.mask) };
+        let item = slot.with(|slot| {
             // SAFETY: `head <= next < tail`, so the slot is initialised and the reader's; `next` moves on, so it is
             // read once.
             unsafe { (*slot).assume_init_read() }
@@ -302,14 +350,14 @@ impl<T> Taking<'_, T> {
 
 impl<T> Drop for Taking<'_, T> {
     fn drop(&mut self) {
-        if self.next == self.reader.head {
+        if self.next == *self.head {
             return;
         }
-        let shared = &*self.reader.shared;
+        let shared = self.shared;
         if self.bytes > 0 {
             shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         }
-        self.reader.head = self.next;
+        *self.head = self.next;
         shared.head.0.store(self.next, Ordering::Release);
         fence(Ordering::SeqCst);
         if shared.writer_waits.0.load(Ordering::Relaxed) {

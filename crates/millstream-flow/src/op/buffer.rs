@@ -56,18 +56,22 @@ impl<F: Flow, W: Measure<F::Item>> Future for Pump<F, W> {
             };
             let mut bytes = 0;
             let bytes_room = bytes_max.saturating_sub(if W::MEASURES { writer.bytes() } else { 0 });
-            let turn =
-                driver.turn(flow, cx, room.min(chunk_items::<(F::Item, F::Token)>()), |item, token| {
+            let room = room.min(chunk_items::<(F::Item, F::Token)>());
+            let (gathered, measure) = (&mut bytes, &*measure);
+            let turn = driver.turn_with(flow, cx, room, || {
+                let mut filling = writer.fill();
+                move |item, token| {
                     if W::MEASURES {
-                        bytes += measure.measure(&item);
+                        *gathered += measure.measure(&item);
                     }
-                    writer.push((item, token));
-                    if W::MEASURES && bytes >= bytes_room {
+                    filling.push((item, token));
+                    if W::MEASURES && *gathered >= bytes_room {
                         ControlFlow::Break(())
                     } else {
                         ControlFlow::Continue(())
                     }
-                });
+                }
+            });
             // Published at the end of each quantum and before any wait: an item never lingers.
             let chunk = writer.publish(bytes);
             if chunk > 0 {
