@@ -29,7 +29,7 @@ fn verify(directory: &Path) -> Result<(), Failure> {
 fn export(directory: &Path) -> Result<(), Failure> {
     exists(directory)?;
     let mut out = BufWriter::with_capacity(64 * 1024, io::stdout());
-    let report = log::export(directory, &RealDisk, &|_| None, &mut out);
+    let report = log::export(directory, &RealDisk, &|record| millstream_embedded::describe(record), &mut out);
     match report {
         Ok(report) => out.flush().map_err(Failure::output).and_then(|()| sound(directory, &report)),
         Err(error) => Err(closed(&error).unwrap_or_else(|| failed("export", directory, &error))),
