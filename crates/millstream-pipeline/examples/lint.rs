@@ -1,7 +1,8 @@
 //! Checks a pipeline file: `cargo run -p millstream-pipeline --example lint -- FILE`.
 
 fn main() -> std::process::ExitCode {
-    let file = std::env::args().nth(1).unwrap_or_else(|| "examples/quickstart.yaml".to_owned());
+    let quickstart = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/quickstart.yaml");
+    let file = std::env::args().nth(1).unwrap_or_else(|| quickstart.to_owned());
     match millstream_pipeline::Pipeline::open(file.as_ref(), &[]) {
         Ok(pipeline) => {
             let bound = millstream_pipeline::show_size(pipeline.memory_bound_bytes());
