@@ -299,7 +299,12 @@ fn per_item(name: &'static str, threads: Threads) -> Case {
         .ours("ours", move |scale| {
             let items = scale.of(ITEMS);
             future(threads, items, one(items), move || async move {
-                let mut hop = Pipe::from_iter(0..items).buffer(CAPACITY);
+                let (mut sender, mut hop) = Pipe::channel(CAPACITY);
+                tokio::spawn(async move {
+                    for i in 0..items {
+                        sender.send(i).await.expect("the hop is read to its end");
+                    }
+                });
                 let mut sum = 0u64;
                 while let Some(i) = StreamExt::next(&mut hop).await {
                     sum = sum.wrapping_add(multiply(i));
@@ -307,8 +312,5 @@ fn per_item(name: &'static str, threads: Threads) -> Case {
                 sum
             })
         })
-        .remark(
-            "The engine has no `send` for single items: its producer is a flow, which publishes chunks; only the \
-             reading side goes item by item, as a `Stream`.",
-        )
+        .remark("Each item is sent, published and read by itself: `Pipe::channel`, `send` and `next`.")
 }
