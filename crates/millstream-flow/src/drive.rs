@@ -15,8 +15,8 @@ use crate::stats::StageStats;
 use crate::token::{CatchScope, Outcome, Settle};
 
 /// How long a stage works before it lets others run. tokio's current-thread runtime looks at timers once in 61
-/// polls, so a slice of 50 µs can delay a timer by 3 ms; 10 µs cost the cheapest possible flow 2 to 4 %
-/// (`cargo xtask bench engine`, case fairness).
+/// polls, so a slice of 50 µs can delay a timer by 3 ms. What yielding costs is the case `fairness` of
+/// `cargo xtask bench engine`.
 const SLICE: Duration = Duration::from_micros(10);
 
 /// A quantum may double while it takes less than this.

@@ -59,7 +59,8 @@ impl Capacity {
         Capacity::default()
     }
 
-    /// Also at most `bytes`, as `measure` counts them. One item larger than that still passes, alone.
+    /// Also at most `bytes`, as `measure` counts them. An item is let in while less than that
+    /// waits, so what waits can exceed it by one item, and an item larger than the whole still passes.
     ///
     /// # Panics
     /// If `bytes` is 0.
