@@ -35,7 +35,9 @@ pub(crate) async fn queue(command: args::Queue) -> Result<(), Failure> {
         }
         args::Queue::Consume(consume) => {
             let url = consume.on.url.clone();
-            broker::with(&url, |broker| self::consume(broker, consume)).await
+            // Before the directory is locked: whoever sees the lock may send a signal.
+            let signals = Signals::new()?;
+            broker::with(&url, |broker| self::consume(broker, consume, signals)).await
         }
         args::Queue::Peek { on, max, skip, json } => {
             broker::with(&on.url, |broker| peek(broker, &on.queue, max, skip, json)).await
@@ -221,7 +223,11 @@ pub(crate) fn stored(outcome: &PublishOutcome, queue: &str, url: &BrokerUrl) -> 
     }
 }
 
-async fn consume(broker: Arc<dyn Broker>, asked: args::Consume) -> Result<(), Failure> {
+async fn consume(
+    broker: Arc<dyn Broker>,
+    asked: args::Consume,
+    mut signals: Signals,
+) -> Result<(), Failure> {
     let name = asked.on.queue.as_str();
     let max = asked.max.unwrap_or(u64::MAX);
     let mut options = ConsumeOptions::default().name("millstream queue consume");
@@ -232,7 +238,6 @@ async fn consume(broker: Arc<dyn Broker>, asked: args::Consume) -> Result<(), Fa
         .consume(name, options)
         .await
         .map_err(|error| on_queue("consume", name, broker.url(), &error))?;
-    let mut signals = Signals::new()?;
     let mut out = Out::new();
     let mut taken = 0;
     let ended = loop {
