@@ -223,11 +223,7 @@ pub(crate) fn stored(outcome: &PublishOutcome, queue: &str, url: &BrokerUrl) -> 
     }
 }
 
-async fn consume(
-    broker: Arc<dyn Broker>,
-    asked: args::Consume,
-    mut signals: Signals,
-) -> Result<(), Failure> {
+async fn consume(broker: Arc<dyn Broker>, asked: args::Consume, mut signals: Signals) -> Result<(), Failure> {
     let name = asked.on.queue.as_str();
     let max = asked.max.unwrap_or(u64::MAX);
     let mut options = ConsumeOptions::default().name("millstream queue consume");

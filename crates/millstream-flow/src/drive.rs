@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::clock::Tick;
 use crate::failure::{Failure, Panicked};
 use crate::flow::{Flow, Step};
+use crate::held::Held;
 use crate::scope::{PanicPolicy, RunErrorKind, Scope};
 use crate::stats::StageStats;
 use crate::token::{CatchScope, Outcome, Settle};
@@ -44,6 +45,9 @@ pub(crate) struct Driver {
     quantum: usize,
     quantum_max: usize,
     slice_began: Tick,
+    /// When the last quantum ended, or the slice began: what comes after it belongs to the next quantum, so that one
+    /// reading of the clock is enough.
+    last: Tick,
     idle: Idle,
     idle_since: Option<Tick>,
     taken: u64,
@@ -77,12 +81,14 @@ pub(crate) enum Turn {
 
 impl Driver {
     pub(crate) fn new(scope: Arc<Scope>, stats: Arc<StageStats>, quantum_max: usize) -> Self {
+        let now = Tick::now();
         Driver {
             scope,
             stats,
             quantum: QUANTUM_FIRST.min(quantum_max),
             quantum_max,
-            slice_began: Tick::now(),
+            slice_began: now,
+            last: now,
             idle: Idle::Yielded,
             idle_since: None,
             taken: 0,
@@ -93,6 +99,7 @@ impl Driver {
     pub(crate) fn begin(&mut self) {
         let now = Tick::now();
         self.slice_began = now;
+        self.last = now;
         if let Some(since) = self.idle_since.take() {
             match self.idle {
                 Idle::Starved => self.stats.add_starved(now.since(since)),
@@ -143,11 +150,11 @@ impl Driver {
     where
         S: FnMut(F::Item, F::Token) -> ControlFlow<()>,
     {
-        let began = Tick::now();
         let max = self.quantum.min(room);
         let mut items = 0u64;
         let catching = F::Token::TRACKED.then(CatchScope::enter);
         let step = catch_unwind(AssertUnwindSafe(|| {
+            let mut flow = Held::new(flow);
             let mut sink = make_sink();
             let mut taken = Taken { items: 0, to: &mut items };
             flow.poll_drive(cx, max, &mut |item, token| {
@@ -171,7 +178,8 @@ impl Driver {
             }
         };
         let now = Tick::now();
-        let took = now.since(began);
+        let took = now.since(self.last);
+        self.last = now;
         self.stats.add_quantum(items, took);
         // Only a full quantum says what an item costs.
         if took > SLICE / 2 {

@@ -10,9 +10,11 @@ use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 
+use crate::chunk::VecFilling;
 use crate::drive::{Driver, Turn};
 use crate::failure::{Failure, Panicked};
 use crate::flow::Flow;
+use crate::held::Held;
 use crate::scope::{RunErrorKind, Scope};
 use crate::sink::{Sink, SinkError};
 use crate::token::{Outcome, Settle};
@@ -57,10 +59,15 @@ where
         let accumulator = state.as_mut().expect("a finished run is not polled again");
         loop {
             let mut tokens = <F::Token as Settle>::Group::default();
-            let turn = driver.turn(flow, cx, usize::MAX, |item, token| {
-                each(accumulator, item);
-                token.join(&mut tokens);
-                ControlFlow::Continue(())
+            let (gathered, place, each) = (&mut tokens, &mut *accumulator, &mut *each);
+            let turn = driver.turn_with(flow, cx, usize::MAX, || {
+                let mut accumulator = Held::new(place);
+                let mut each = Held::new(each);
+                move |item, token: F::Token| {
+                    each(&mut accumulator, item);
+                    token.join(gathered);
+                    ControlFlow::Continue(())
+                }
             });
             add_completed::<F::Token>(&driver.scope, driver.taken());
             if F::Token::TRACKED {
@@ -94,10 +101,15 @@ where
             }
             driver.begin();
             loop {
-                let turn = driver.turn(&mut flow, cx, chunk - items.len(), |item, token| {
-                    items.push(item);
-                    tokens.push(token);
-                    ControlFlow::Continue(())
+                let room = chunk - items.len();
+                let turn = driver.turn_with(&mut flow, cx, room, || {
+                    let mut items = VecFilling::new(&mut items);
+                    let mut tokens = VecFilling::new(&mut tokens);
+                    move |item, token| {
+                        items.push(item);
+                        tokens.push(token);
+                        ControlFlow::Continue(())
+                    }
                 });
                 match turn {
                     Turn::Wait if items.is_empty() => return Poll::Pending,

@@ -40,11 +40,13 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod channel;
+mod chunk;
 mod clock;
 mod drive;
 mod failure;
 mod finish;
 mod flow;
+mod held;
 mod knob;
 mod measure;
 mod op;

@@ -56,6 +56,19 @@ unsafe impl<T: Send> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
+impl<T> Shared<T> {
+    /// Hands what lies before `tail` to the reader.
+    #[inline(never)]
+    fn publish(&self, tail: usize) {
+        self.tail.0.store(tail, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if self.reader_waits.0.load(Ordering::Relaxed) {
+            self.reader_waits.0.store(false, Ordering::Relaxed);
+            self.reader.wake();
+        }
+    }
+}
+
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
         let head = self.head.0.load(Ordering::Relaxed);
@@ -182,8 +195,9 @@ impl<T> Writer<T> {
     /// being looked up behind the shared pointer for every item.
     pub(crate) fn fill(&mut self) -> Filling<'_, T> {
         let shared = &*self.shared;
-        let (slots, mask) = (&*shared.slots, shared.mask);
-        Filling { slots, mask, next: self.written, end: self.head + slots.len(), written: &mut self.written }
+        let (slots, end) = (&*shared.slots, self.head + shared.slots.len());
+        let (next, published) = (self.written, self.published);
+        Filling { shared, slots, next, end, published, writer: (&mut self.written, &mut self.published) }
     }
 
     /// Hands everything pushed so far to the reader, `bytes` of it. Returns how many items that were.
@@ -196,13 +210,8 @@ impl<T> Writer<T> {
         if bytes > 0 {
             shared.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        shared.tail.0.store(self.written, Ordering::Release);
+        shared.publish(self.written);
         self.published = self.written;
-        fence(Ordering::SeqCst);
-        if shared.reader_waits.0.load(Ordering::Relaxed) {
-            shared.reader_waits.0.store(false, Ordering::Relaxed);
-            shared.reader.wake();
-        }
         chunk
     }
 
@@ -214,12 +223,14 @@ impl<T> Writer<T> {
 
 /// Slots in the course of being filled. They count as filled when the guard goes, also by unwinding.
 pub(crate) struct Filling<'a, T> {
+    shared: &'a Shared<T>,
     slots: &'a [UnsafeCell<MaybeUninit<T>>],
-    mask: usize,
     next: usize,
     /// The first position that is not the writer's.
     end: usize,
-    written: &'a mut usize,
+    published: usize,
+    /// The writer's own account, brought up to date at the end: slots written, and published.
+    writer: (&'a mut usize, &'a mut usize),
 }
 
 impl<T> Filling<'_, T> {
@@ -227,11 +238,11 @@ impl<T> Filling<'_, T> {
     ///
     /// # Panics
     /// If the ring is full: the flow pushed more than it was asked for.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, item: T) {
         assert!(self.next < self.end, "a flow pushed more items than it was asked for");
-        // SAFETY: `mask` is the number of slots less one, so the index is within them.
-        let slot = unsafe { self.slots.get_unchecked(self.next & self.mask) };
+        // SAFETY: the number of slots is a power of two, so the index is within them.
+        let slot = unsafe { self.slots.get_unchecked(self.next & (self.slots.len() - 1)) };
         slot.with_mut(|slot| {
             // SAFETY: `next < end`, which is one round ahead of a `head` the reader has released, so the slot is the
             // writer's and uninitialised.
@@ -239,12 +250,25 @@ impl<T> Filling<'_, T> {
         });
         self.next += 1;
     }
+
+    /// Items filled and not yet published.
+    #[inline(always)]
+    pub(crate) fn unpublished(&self) -> usize {
+        self.next - self.published
+    }
+
+    /// Hands everything filled so far to the reader; for rings that do not measure bytes.
+    #[inline(always)]
+    pub(crate) fn publish(&mut self) {
+        self.shared.publish(self.next);
+        self.published = self.next;
+    }
 }
 
 impl<T> Drop for Filling<'_, T> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
-        *self.written = self.next;
+        (*self.writer.0, *self.writer.1) = (self.next, self.published);
     }
 }
 
@@ -291,7 +315,8 @@ impl<T> Reader<T> {
     /// Takes items one by one; what was taken is released together when the guard goes, also by unwinding.
     pub(crate) fn take(&mut self) -> Taking<'_, T> {
         let shared = &*self.shared;
-        Taking { shared, mask: shared.mask, next: self.head, end: self.tail, head: &mut self.head, bytes: 0 }
+        let slots = &*shared.slots;
+        Taking { shared, slots, next: self.head, end: self.tail, head: &mut self.head, bytes: 0 }
     }
 
     /// Items published and not taken, as of now.
@@ -316,7 +341,7 @@ impl<T> Drop for Reader<T> {
 /// Items in the course of being taken.
 pub(crate) struct Taking<'a, T> {
     shared: &'a Shared<T>,
-    mask: usize,
+    slots: &'a [UnsafeCell<MaybeUninit<T>>],
     next: usize,
     end: usize,
     head: &'a mut usize,
@@ -330,8 +355,8 @@ impl<T> Taking<'_, T> {
         if self.next == self.end {
             return None;
         }
-        // SAFETY: `mask` is the number of slots less one, so the index is within them.
-        let slot = unsafe { self.shared.slots.get_unchecked(self.next & self.mask) };
+        // SAFETY: the number of slots is a power of two, so the index is within them.
+        let slot = unsafe { self.slots.get_unchecked(self.next & (self.slots.len() - 1)) };
         let item = slot.with(|slot| {
             // SAFETY: `head <= next < tail`, so the slot is initialised and the reader's; `next` moves on, so it is
             // read once.

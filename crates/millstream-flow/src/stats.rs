@@ -118,7 +118,18 @@ impl StageStats {
         self.panics.load(Ordering::Relaxed)
     }
 
+    /// Adds a quantum of a stage that runs in one task at a time, as all but `parallel`'s workers do: no
+    /// read-modify-write is needed.
+    #[inline]
     pub(crate) fn add_quantum(&self, items: u64, busy: Duration) {
+        let add = |to: &AtomicU64, more| to.store(to.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+        add(&self.items_out, items);
+        add(&self.quanta, 1);
+        add(&self.busy_ns, nanos(busy));
+    }
+
+    /// As [`add_quantum`](Self::add_quantum), for a stage whose tasks add at the same time.
+    pub(crate) fn add_quantum_shared(&self, items: u64, busy: Duration) {
         self.items_out.fetch_add(items, Ordering::Relaxed);
         self.quanta.fetch_add(1, Ordering::Relaxed);
         self.busy_ns.fetch_add(nanos(busy), Ordering::Relaxed);
@@ -138,7 +149,7 @@ impl StageStats {
 }
 
 fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+    time.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(time.subsec_nanos()))
 }
 
 /// One hop: the bounded hand-over between two stages.
@@ -177,12 +188,14 @@ impl HopStats {
         self.items.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn published(&self, chunk: usize, len: usize, bytes: usize) {
+    /// Called by the hop's producer only, so no read-modify-write is needed.
+    pub(crate) fn published(&self, chunks: usize, items: usize, len: usize, bytes: usize) {
+        let add = |to: &AtomicU64, more| to.store(to.load(Ordering::Relaxed) + more, Ordering::Relaxed);
         self.len.store(len, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
-        self.len_max.fetch_max(len, Ordering::Relaxed);
-        self.chunks.fetch_add(1, Ordering::Relaxed);
-        self.items.fetch_add(chunk as u64, Ordering::Relaxed);
+        self.len_max.store(self.len_max.load(Ordering::Relaxed).max(len), Ordering::Relaxed);
+        add(&self.chunks, chunks as u64);
+        add(&self.items, items as u64);
     }
 
     pub(crate) fn observed(&self, len: usize, bytes: usize) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::chunk::VecFilling;
 use crate::flow::{Flow, Step};
 use crate::knob::{Knob, Setting};
 use crate::measure::{Measure, Unmeasured};
@@ -108,10 +109,29 @@ struct Open<T, K: Settle> {
 
 impl<T, K: Settle> Open<T, K> {
     /// Takes the batch out, leaving room for one of the same size.
-    #[inline]
     fn close(&mut self, count: usize) -> (Vec<T>, K::Group) {
-        self.bytes = 0;
-        (mem::replace(&mut self.items, Vec::with_capacity(count)), mem::take(&mut self.tokens))
+        self.fill().close(count)
+    }
+
+    #[inline(always)]
+    fn fill(&mut self) -> OpenFilling<'_, T, K> {
+        let Open { items, tokens, bytes } = self;
+        OpenFilling { items: VecFilling::new(items), tokens, bytes }
+    }
+}
+
+/// The open batch while items come.
+struct OpenFilling<'a, T, K: Settle> {
+    items: VecFilling<'a, T>,
+    tokens: &'a mut K::Group,
+    bytes: &'a mut usize,
+}
+
+impl<T, K: Settle> OpenFilling<'_, T, K> {
+    #[inline(always)]
+    fn close(&mut self, count: usize) -> (Vec<T>, K::Group) {
+        *self.bytes = 0;
+        (self.items.replace(Vec::with_capacity(count)), mem::take(self.tokens))
     }
 }
 
@@ -145,7 +165,7 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
         let scope = self.scope.clone();
         let mut merged = Tally::new::<F::Token>(&scope.counts.merged);
         let mut emit = |(items, tokens): (Vec<F::Item>, Self::Token)| {
-            merged.count += items.len() as u64 - 1;
+            merged.add(items.len() as u64 - 1);
             sink(items, tokens)
         };
         if self.ended {
@@ -156,34 +176,38 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
         }
         let mut emitted = 0;
         let mut broke = false;
-        let (open, rule) = (&mut self.open, &self.rule);
-        if open.items.capacity() == 0 {
-            open.items.reserve_exact(count);
+        let rule = &self.rule;
+        if self.open.items.capacity() == 0 {
+            self.open.items = Vec::with_capacity(count);
         }
         // The tuner has lowered the count meanwhile.
-        if open.items.len() >= count {
+        if self.open.items.len() >= count {
             emitted += 1;
-            if emit(open.close(count)).is_break() || emitted == max {
+            if emit(self.open.close(count)).is_break() || emitted == max {
                 return Poll::Ready(Step::More);
             }
         }
+        let left = self.open.items.len();
+        let mut open = self.open.fill();
         // Enough items for `max` batches and never more, when batches close by count.
-        let room = (max - emitted).saturating_mul(count).saturating_sub(open.items.len()).max(1);
+        let room = (max - emitted).saturating_mul(count).saturating_sub(left).max(1);
         let step = self.upstream.poll_drive(cx, room, &mut |item, token| {
             let mut full = None;
             if W::MEASURES {
                 let bytes = rule.measure.measure(&item);
-                if open.bytes.saturating_add(bytes) > rule.bytes_max && !open.items.is_empty() {
+                if open.bytes.saturating_add(bytes) > rule.bytes_max && open.items.len() > 0 {
                     full = Some(open.close(count));
                 }
-                open.bytes = open.bytes.saturating_add(bytes);
+                *open.bytes = open.bytes.saturating_add(bytes);
             }
             // Kept before the full batch goes on: a panic further down costs that batch and not this item too.
             open.items.push(item);
-            token.join(&mut open.tokens);
+            token.join(open.tokens);
             if let Some(full) = full {
                 emitted += 1;
                 broke = emit(full).is_break();
+            } else if open.items.len() < count {
+                return ControlFlow::Continue(());
             }
             if emitted < max && !broke && open.items.len() >= count {
                 emitted += 1;
@@ -191,6 +215,7 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
             }
             if emitted >= max || broke { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
+        drop(open);
         if step == Poll::Ready(Step::End) {
             self.ended = true;
             if self.open.items.is_empty() {

@@ -1,26 +1,29 @@
 //! Type erasure: any flow of the same items as one type.
 
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::task::{Context, Poll};
 
+use crate::chunk::Chunk;
 use crate::flow::{Flow, Step};
+use crate::held::Held;
 use crate::token::Settle;
 
 /// The object-safe form of [`Flow`], a chunk a call.
 trait DynFlow<T, K>: Send {
-    fn poll_chunk(&mut self, cx: &mut Context<'_>, out: &mut Vec<(T, K)>, max: usize) -> Poll<Step>;
+    fn poll_chunk(&mut self, cx: &mut Context<'_>, out: &mut Chunk<(T, K)>, max: usize) -> Poll<Step>;
 }
 
 impl<F: Flow + Send> DynFlow<F::Item, F::Token> for F {
     fn poll_chunk(
         &mut self,
         cx: &mut Context<'_>,
-        out: &mut Vec<(F::Item, F::Token)>,
+        out: &mut Chunk<(F::Item, F::Token)>,
         max: usize,
     ) -> Poll<Step> {
-        self.poll_drive(cx, max, &mut |item, token| {
-            out.push((item, token));
+        let mut flow = Held::new(self);
+        let mut filling = out.fill(max);
+        flow.poll_drive(cx, max, &mut |item, token| {
+            filling.push((item, token));
             ControlFlow::Continue(())
         })
     }
@@ -28,35 +31,24 @@ impl<F: Flow + Send> DynFlow<F::Item, F::Token> for F {
 
 /// A flow whose operators' types are forgotten. See [`Pipe::boxed`](crate::Pipe::boxed).
 ///
-/// Items cross the boundary in chunks of up to 256, so the virtual call is paid per chunk. What a sink that
-/// breaks off leaves of a chunk stays here, in order.
+/// Items cross the boundary in chunks, so the virtual call is paid per chunk. A chunk is as large as the sink shows
+/// to be wanted: it doubles, up to 256 items, while all of it is taken, and is one item after the sink broke off, so
+/// that one who asks for item after item finds nothing read ahead. What a sink that breaks off leaves of a chunk
+/// stays here, in order.
 pub struct BoxFlow<T, K: Settle = ()> {
     inner: Box<dyn DynFlow<T, K>>,
-    chunk: Vec<(T, K)>,
-    rest: VecDeque<(T, K)>,
+    chunk: Chunk<(T, K)>,
+    /// How many items the next chunk takes.
+    size: usize,
     ended: bool,
 }
 
-/// How many items cross at once.
+/// How many items cross at most at once.
 pub(crate) const CHUNK: usize = 256;
-
-/// A chunk that is being pushed. What a break or a panic leaves of it goes to `rest`.
-struct Pushing<'a, T, K> {
-    chunk: std::vec::Drain<'a, (T, K)>,
-    rest: &'a mut VecDeque<(T, K)>,
-}
-
-impl<T, K> Drop for Pushing<'_, T, K> {
-    fn drop(&mut self) {
-        if self.chunk.len() > 0 {
-            self.rest.extend(self.chunk.by_ref());
-        }
-    }
-}
 
 impl<T, K: Settle> BoxFlow<T, K> {
     pub(crate) fn new(flow: impl Flow<Item = T, Token = K> + Send + 'static) -> Self {
-        BoxFlow { inner: Box::new(flow), chunk: Vec::new(), rest: VecDeque::new(), ended: false }
+        BoxFlow { inner: Box::new(flow), chunk: Chunk::new(), size: 1, ended: false }
     }
 }
 
@@ -70,41 +62,38 @@ impl<T, K: Settle> Flow for BoxFlow<T, K> {
         S: FnMut(T, K) -> ControlFlow<()>,
     {
         let mut room = max;
-        if !self.chunk.is_empty() {
-            self.rest.extend(self.chunk.drain(..)); // a panic upstream cut the chunk short
-        }
-        while let Some((item, token)) = self.rest.pop_front() {
-            room -= 1;
-            if sink(item, token).is_break() || room == 0 {
-                return Poll::Ready(Step::More);
-            }
-        }
-        if self.ended {
-            return Poll::Ready(Step::End);
-        }
+        // What a break or a panic left of the last chunk.
+        let mut step = Poll::Ready(Step::More);
         loop {
-            // With `room` passed down, nothing is taken from upstream that the sink did not ask for.
-            let step = self.inner.poll_chunk(cx, &mut self.chunk, room.min(CHUNK));
-            self.ended = step == Poll::Ready(Step::End);
-            let got = self.chunk.len();
-            room -= got;
-            let mut pushing = Pushing { chunk: self.chunk.drain(..), rest: &mut self.rest };
             let mut broke = false;
-            for (item, token) in pushing.chunk.by_ref() {
+            let mut draining = self.chunk.drain(room);
+            while let Some((item, token)) = draining.next() {
                 broke = sink(item, token).is_break();
                 if broke {
                     break;
                 }
             }
-            drop(pushing);
-            if !self.rest.is_empty() || (broke && !self.ended) {
-                return Poll::Ready(Step::More);
+            room -= draining.taken();
+            drop(draining);
+            if broke || !self.chunk.is_empty() {
+                self.size = 1;
+                let over = self.ended && self.chunk.is_empty();
+                return Poll::Ready(if over { Step::End } else { Step::More });
             }
-            match step {
-                // Nothing came: an operator drops all of it, and the stage must be able to yield.
-                Poll::Ready(Step::More) if room > 0 && got > 0 => {}
-                step => return step,
+            if self.ended {
+                return Poll::Ready(Step::End);
             }
+            if room == 0 || step.is_pending() {
+                return step;
+            }
+            // With `room` passed down, nothing is taken from upstream that the sink did not ask for.
+            step = self.inner.poll_chunk(cx, &mut self.chunk, room.min(self.size));
+            self.ended = step == Poll::Ready(Step::End);
+            if self.chunk.is_empty() {
+                // An operator drops all of it, and the stage must be able to yield.
+                return step;
+            }
+            self.size = (self.size * 2).min(CHUNK);
         }
     }
 }

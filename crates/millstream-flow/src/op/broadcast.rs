@@ -8,10 +8,11 @@ use std::task::{Context, Poll};
 
 use crate::drive::{Driver, Turn};
 use crate::flow::Flow;
+use crate::held::Held;
 use crate::knob::Knob;
 use crate::op::Tally;
 use crate::op::buffer::chunk_items;
-use crate::ring::{ReaderGone, Writer};
+use crate::ring::{Filling, ReaderGone, Writer};
 use crate::stats::HopStats;
 use crate::token::Settle;
 
@@ -27,24 +28,24 @@ pub(crate) struct Lane<T, K> {
 pub(crate) trait Route<T, K>: Send + 'static {
     /// Pushes `item`; adds to `sent` how many lanes got it. Adds before it calls what may panic: the driver counts
     /// a death for that.
-    fn route(&mut self, item: T, token: K, lanes: &mut [Lane<T, K>], sent: &mut u64);
+    fn route<P: Place<T, K>>(&mut self, item: T, token: K, lanes: &mut [P], sent: &mut u64);
 }
 
 /// Every item to every lane.
 pub(crate) struct ToAll;
 
 impl<T: Clone, K: Settle> Route<T, K> for ToAll {
-    #[inline]
-    fn route(&mut self, item: T, token: K, lanes: &mut [Lane<T, K>], sent: &mut u64) {
-        let mut writers = lanes.iter_mut().filter_map(|lane| lane.writer.as_mut()).peekable();
-        while let Some(writer) = writers.next() {
+    #[inline(always)]
+    fn route<P: Place<T, K>>(&mut self, item: T, token: K, lanes: &mut [P], sent: &mut u64) {
+        let mut open = lanes.iter_mut().filter(|lane| lane.is_open());
+        let Some(mut lane) = open.next() else { return };
+        for next in open {
             *sent += 1;
-            if writers.peek().is_none() {
-                writer.push((item, token));
-                break;
-            }
-            writer.push((item.clone(), token.share()));
+            lane.place(item.clone(), token.share());
+            lane = next;
         }
+        *sent += 1;
+        lane.place(item, token);
     }
 }
 
@@ -52,16 +53,55 @@ impl<T: Clone, K: Settle> Route<T, K> for ToAll {
 pub(crate) struct ToLane<N>(pub(crate) N);
 
 impl<T, K: Settle, N: FnMut(&T) -> usize + Send + 'static> Route<T, K> for ToLane<N> {
-    #[inline]
-    fn route(&mut self, item: T, token: K, lanes: &mut [Lane<T, K>], sent: &mut u64) {
+    #[inline(always)]
+    fn route<P: Place<T, K>>(&mut self, item: T, token: K, lanes: &mut [P], sent: &mut u64) {
         *sent += 1;
         let lane = (self.0)(&item) % lanes.len();
         // If nobody reads that lane any more, dropping the token gives the item back; the ledger keeps it as one
         // that nobody ended.
-        if let Some(writer) = &mut lanes[lane].writer {
+        if lanes[lane].is_open() {
+            lanes[lane].place(item, token);
+        }
+    }
+}
+
+/// Where an item of one lane goes.
+pub(crate) trait Place<T, K> {
+    /// Whether anybody reads it.
+    fn is_open(&self) -> bool;
+    fn place(&mut self, item: T, token: K);
+}
+
+impl<T, K> Place<T, K> for Lane<T, K> {
+    fn is_open(&self) -> bool {
+        self.writer.is_some()
+    }
+    fn place(&mut self, item: T, token: K) {
+        if let Some(writer) = &mut self.writer {
             writer.push((item, token));
         }
     }
+}
+
+impl<T, K> Place<T, K> for Filling<'_, (T, K)> {
+    #[inline(always)]
+    fn is_open(&self) -> bool {
+        true
+    }
+    #[inline(always)]
+    fn place(&mut self, item: T, token: K) {
+        self.push((item, token));
+    }
+}
+
+/// The lanes' rings as an array of so many, so that each one's position can be in a register. `None` if there are
+/// more or fewer, or if one is not read any more.
+fn fillings<const N: usize, T, K>(lanes: &mut [Lane<T, K>]) -> Option<[Filling<'_, (T, K)>; N]> {
+    let lanes: &mut [Lane<T, K>; N] = lanes.try_into().ok()?;
+    if lanes.iter().any(|lane| lane.writer.is_none()) {
+        return None;
+    }
+    Some(lanes.each_mut().map(|lane| lane.writer.as_mut().expect("all lanes are read").fill()))
 }
 
 /// The task on the filling side of a fan-out.
@@ -94,6 +134,33 @@ impl<F: Flow, R> FanOut<F, R> {
     }
 }
 
+impl<F: Flow, R: Route<F::Item, F::Token>> FanOut<F, R> {
+    /// One quantum into the lanes, which are `N` in the usual case.
+    #[inline]
+    fn turn<const N: usize>(&mut self, cx: &mut Context<'_>, room: usize) -> Turn {
+        let FanOut { flow, route, lanes, driver } = self;
+        let scope = driver.scope.clone();
+        let mut split = Tally::new::<F::Token>(&scope.counts.split);
+        let mut merged = Tally::new::<F::Token>(&scope.counts.merged);
+        if fillings::<N, _, _>(lanes).is_none() {
+            return driver.turn(flow, cx, room, |item, token| {
+                merged.add(1);
+                route.route(item, token, lanes, split.count());
+                ControlFlow::Continue(())
+            });
+        }
+        driver.turn_with(flow, cx, room, move || {
+            let mut lanes = fillings::<N, _, _>(lanes).expect("just looked");
+            let mut route = Held::new(route);
+            move |item, token| {
+                merged.add(1);
+                route.route(item, token, &mut lanes, split.count());
+                ControlFlow::Continue(())
+            }
+        })
+    }
+}
+
 impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
     type Output = ();
 
@@ -108,22 +175,19 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
                     return Poll::Pending;
                 }
             };
-            let FanOut { flow, route, lanes, driver } = &mut *self;
-            let scope = driver.scope.clone();
-            let mut split = Tally::new::<F::Token>(&scope.counts.split);
-            let mut merged = Tally::new::<F::Token>(&scope.counts.merged);
-            let turn =
-                driver.turn(flow, cx, room.min(chunk_items::<(F::Item, F::Token)>()), |item, token| {
-                    merged.count += 1;
-                    route.route(item, token, lanes, &mut split.count);
-                    ControlFlow::Continue(())
-                });
-            drop((split, merged));
+            let room = room.min(chunk_items::<(F::Item, F::Token)>());
+            let turn = match self.lanes.len() {
+                2 => self.turn::<2>(cx, room),
+                3 => self.turn::<3>(cx, room),
+                4 => self.turn::<4>(cx, room),
+                _ => self.turn::<1>(cx, room),
+            };
+            let FanOut { lanes, .. } = &mut *self;
             for lane in lanes {
                 if let Some(writer) = &mut lane.writer {
                     let chunk = writer.publish(0);
                     if chunk > 0 {
-                        lane.stats.published(chunk, writer.len(), 0);
+                        lane.stats.published(1, chunk, writer.len(), 0);
                     }
                 }
             }

@@ -1,5 +1,6 @@
 //! The hop: a bounded hand-over to another task, in chunks.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -20,8 +21,16 @@ const CHUNK_ITEMS: usize = 256;
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// How many items of a size make a chunk.
+#[inline(always)]
 pub(crate) fn chunk_items<T>() -> usize {
     (CHUNK_BYTES / size_of::<T>().max(1)).clamp(1, CHUNK_ITEMS)
+}
+
+/// The most items of a quantum of a stage before a hop. One that counts bytes makes a chunk a quantum.
+const QUANTUM_MAX: usize = 1024;
+
+pub(crate) fn quantum_max<T, W: Measure<T>>(chunk: usize) -> usize {
+    if W::MEASURES { chunk } else { QUANTUM_MAX }
 }
 
 /// The task on the filling side of a hop.
@@ -56,8 +65,8 @@ impl<F: Flow, W: Measure<F::Item>> Future for Pump<F, W> {
             };
             let mut bytes = 0;
             let bytes_room = bytes_max.saturating_sub(if W::MEASURES { writer.bytes() } else { 0 });
-            let room = room.min(chunk_items::<(F::Item, F::Token)>());
-            let (gathered, measure) = (&mut bytes, &*measure);
+            let chunk = chunk_items::<(F::Item, F::Token)>();
+            let (gathered, measure, early) = (&mut bytes, &*measure, &Cell::new(0));
             let turn = driver.turn_with(flow, cx, room, || {
                 let mut filling = writer.fill();
                 move |item, token| {
@@ -66,16 +75,21 @@ impl<F: Flow, W: Measure<F::Item>> Future for Pump<F, W> {
                     }
                     filling.push((item, token));
                     if W::MEASURES && *gathered >= bytes_room {
-                        ControlFlow::Break(())
-                    } else {
-                        ControlFlow::Continue(())
+                        return ControlFlow::Break(());
                     }
+                    if !W::MEASURES && filling.unpublished() == chunk {
+                        filling.publish();
+                        early.set(early.get() + 1);
+                    }
+                    ControlFlow::Continue(())
                 }
             });
             // Published at the end of each quantum and before any wait: an item never lingers.
-            let chunk = writer.publish(bytes);
-            if chunk > 0 {
-                stats.published(chunk, writer.len(), if W::MEASURES { writer.bytes() } else { 0 });
+            let last = writer.publish(bytes);
+            let items = early.get() * chunk + last;
+            if items > 0 {
+                let bytes = if W::MEASURES { writer.bytes() } else { 0 };
+                stats.published(early.get() + usize::from(last > 0), items, writer.len(), bytes);
             }
             match turn {
                 Turn::Again => {}

@@ -123,7 +123,7 @@ where
         let mut room = max;
         // Parts pushed less items that entered is what splitting added; entries are counted as they are split.
         let mut split = Tally::new::<F::Token>(&self.scope.counts.split);
-        if push_parts(&mut self.rest, &mut room, &mut split.count, sink).is_break() {
+        if push_parts(&mut self.rest, &mut room, split.count(), sink).is_break() {
             return Poll::Ready(Step::More);
         }
         if self.ended {
@@ -139,9 +139,9 @@ where
                 dropped.add(token);
                 return ControlFlow::Continue(());
             }
-            entered.count += 1;
+            entered.add(1);
             *rest = Some(Rest { next, after, token: Some(token) });
-            push_parts(rest, &mut room, &mut split.count, sink)
+            push_parts(rest, &mut room, split.count(), sink)
         });
         after(step, &self.rest, &mut self.ended)
     }
@@ -207,7 +207,7 @@ impl<F: Flow<Item = Vec<T>>, T> Flow for Unbatch<F, T> {
                 dropped.add(token);
                 return ControlFlow::Continue(());
             }
-            split.count += items.len() as u64 - 1;
+            split.add(items.len() as u64 - 1);
             let tokens = token.shares(items.len());
             *rest = Some(BatchRest { items: items.into_iter(), tokens });
             push_parts(rest, &mut room, &mut pushed, sink)

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::task::{Context, Poll};
 
 use crate::flow::{Flow, Step};
+use crate::held::Held;
 
 /// How many items one input may push before the next has its turn.
 const TURN: usize = 256;
@@ -39,7 +40,7 @@ impl<F: Flow> Flow for Merge<F> {
             self.next = (self.next + 1) % self.inputs.len();
             let Some(input) = &mut self.inputs[at] else { continue };
             let before = room;
-            let step = input.poll_drive(cx, room.min(TURN), &mut |item, token| {
+            let step = Held::new(input).poll_drive(cx, room.min(TURN), &mut |item, token| {
                 room -= 1;
                 let flow = sink(item, token);
                 broke |= flow.is_break();

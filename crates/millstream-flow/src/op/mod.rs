@@ -57,7 +57,7 @@ impl<K: Settle> Drop for Discard<'_, K> {
 /// A counter of the ledger that a quantum adds to at its end, also when a panic ends it. Tracked flows count by
 /// their tokens, so it does nothing for them.
 pub(crate) struct Tally<'a> {
-    pub(crate) count: u64,
+    count: u64,
     to: Option<&'a AtomicU64>,
 }
 
@@ -65,6 +65,17 @@ impl<'a> Tally<'a> {
     #[inline]
     pub(crate) fn new<K: Settle>(to: &'a AtomicU64) -> Self {
         Tally { count: 0, to: (!K::TRACKED).then_some(to) }
+    }
+
+    #[inline]
+    pub(crate) fn add(&mut self, items: u64) {
+        self.count += items;
+    }
+
+    /// The count itself, for what counts as it goes. (Not a public field: a closure that moves would copy it.)
+    #[inline]
+    pub(crate) fn count(&mut self) -> &mut u64 {
+        &mut self.count
     }
 }
 

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
+use crate::chunk::VecFilling;
 use crate::drive::{Driver, Turn};
 use crate::flow::{Flow, Step};
 use crate::knob::Knob;
@@ -105,7 +106,7 @@ impl<F: Flow, W: Measure<F::Item>> Shedder<F, W> {
             queue.bytes += bytes;
             queue.items.push_back((item, token));
         }
-        stats.published(published, queue.items.len(), queue.bytes);
+        stats.published(1, published, queue.items.len(), queue.bytes);
         let reader = queue.reader.take();
         drop(queue);
         if let Some(reader) = reader {
@@ -122,9 +123,13 @@ impl<F: Flow, W: Measure<F::Item>> Future for Shedder<F, W> {
         self.driver.begin();
         loop {
             let Shedder { flow, driver, chunk, .. } = &mut *self;
-            let turn = driver.turn(flow, cx, chunk_items::<(F::Item, F::Token)>(), |item, token| {
-                chunk.push((item, token));
-                ControlFlow::Continue(())
+            let room = chunk_items::<(F::Item, F::Token)>();
+            let turn = driver.turn_with(flow, cx, room, || {
+                let mut filling = VecFilling::new(chunk);
+                move |item, token| {
+                    filling.push((item, token));
+                    ControlFlow::Continue(())
+                }
             });
             if !self.chunk.is_empty() && !self.publish() {
                 return Poll::Ready(());

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
 
+use crate::chunk::VecFilling;
 use crate::clock::Tick;
 use crate::drive::{Driver, Turn, settle_panic};
 use crate::failure::Panicked;
@@ -197,9 +198,13 @@ impl<F: Flow> Upstream<F> {
     ) -> Poll<()> {
         self.driver.begin();
         loop {
-            let turn = self.driver.turn(&mut self.flow, cx, max - out.len(), |item, token| {
-                out.push((item, token));
-                ControlFlow::Continue(())
+            let room = max - out.len();
+            let turn = self.driver.turn_with(&mut self.flow, cx, room, || {
+                let mut out = VecFilling::new(out);
+                move |item, token| {
+                    out.push((item, token));
+                    ControlFlow::Continue(())
+                }
             });
             match turn {
                 Turn::End | Turn::Failed => {
@@ -244,7 +249,7 @@ where
             return;
         };
         let took = Tick::now().since(began);
-        crew.stats.add_quantum(items as u64, took);
+        crew.stats.add_quantum_shared(items as u64, took);
         if let Some(each) = took.checked_div(items as u32) {
             let fit = CHUNK_WORK.as_nanos() / each.as_nanos().max(1);
             // Grow by doubling only: the first items of a run are often the slow ones.

@@ -11,7 +11,7 @@ use crate::flow::Flow;
 use crate::knob::{Knob, Setting};
 use crate::measure::{Capacity, Measure, Unmeasured};
 use crate::op::broadcast::{FanOut, Lane, Route, ToAll, ToLane};
-use crate::op::buffer::{Hop, Pump, chunk_items};
+use crate::op::buffer::{Hop, Pump, chunk_items, quantum_max};
 use crate::op::merge::{Either, Merge};
 use crate::op::overflow::{Overflow, Shedder, Shedding, Shelf};
 use crate::op::parallel::{self, Parallel, Workers};
@@ -75,7 +75,8 @@ where
         W: Measure<F::Item> + Clone,
     {
         let Capacity { items, bytes_max, measure } = capacity;
-        let (flow, driver, op) = self.boundary("buffer", chunk_items::<(F::Item, F::Token)>());
+        let chunk = chunk_items::<(F::Item, F::Token)>();
+        let (flow, driver, op) = self.boundary("buffer", quantum_max::<F::Item, W>(chunk));
         let (scope, stage) = (driver.scope.clone(), driver.stats.clone());
         let (capacity, stats) = Self::add_hop(&scope, &op, items, bytes_max);
         let (writer, reader) = ring(capacity.bounds().1);

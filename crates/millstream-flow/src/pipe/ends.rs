@@ -12,6 +12,7 @@ use super::{Pipe, QUANTUM_MAX};
 use crate::drive::Driver;
 use crate::finish::{Drain, run_sink};
 use crate::flow::{Flow, Step};
+use crate::held::Held;
 use crate::run::Plan;
 use crate::sink::Sink;
 use crate::stats::{OpStats, StageStats};
@@ -85,6 +86,9 @@ impl<F: Flow> Pipe<F> {
     }
 }
 
+/// How many items a stream's flow may drop in one poll before it lets others run.
+const STREAM_MAX: usize = 8192;
+
 /// A flow *is* a stream: exact, without read-ahead. Polling it for one item takes one item from the source.
 ///
 /// If the run can fail (a tracked source's error, [`fail_fast`](Pipe::fail_fast), a panic in another stage), a
@@ -95,26 +99,28 @@ impl<F: Flow<Token = ()>> Stream for Pipe<F> {
     #[inline]
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<F::Item>> {
         let this = self.get_mut();
-        loop {
-            let mut next = None;
-            let step = this.flow.poll_drive(cx, 1, &mut |item, ()| {
-                next = Some(item);
-                ControlFlow::Break(())
-            });
-            if next.is_some() {
-                let counts = &this.scope.counts;
-                if counts.several_ends.load(Ordering::Relaxed) {
-                    counts.completed.fetch_add(1, Ordering::Release);
-                } else {
-                    // Alone, this needs no read-modify-write, which would be most of the cost of an item.
-                    counts.completed.store(counts.completed.load(Ordering::Relaxed) + 1, Ordering::Release);
-                }
-                return Poll::Ready(next);
+        let mut next = None;
+        let step = Held::new(&mut this.flow).poll_drive(cx, STREAM_MAX, &mut |item, ()| {
+            next = Some(item);
+            ControlFlow::Break(())
+        });
+        if next.is_some() {
+            let counts = &this.scope.counts;
+            if counts.several_ends.load(Ordering::Relaxed) {
+                counts.completed.fetch_add(1, Ordering::Release);
+            } else {
+                // Alone, this needs no read-modify-write, which would be most of the cost of an item.
+                counts.completed.store(counts.completed.load(Ordering::Relaxed) + 1, Ordering::Release);
             }
-            match step {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Step::End) => return Poll::Ready(None),
-                Poll::Ready(Step::More) => {} // the item was dropped by a filter
+            return Poll::Ready(next);
+        }
+        match step {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Step::End) => Poll::Ready(None),
+            Poll::Ready(Step::More) => {
+                // So many were dropped by a filter that others must have their turn.
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
         }
     }

@@ -1,0 +1,347 @@
+//! The slots that calls in flight live in, and the book of which is where.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::mem::{self, MaybeUninit};
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures_util::task::AtomicWaker;
+
+use crate::token::Settle;
+
+/// Which slots want to be polled: a bit each.
+struct Ready {
+    words: Box<[AtomicU64]>,
+    stage: AtomicWaker,
+}
+
+struct SlotWaker {
+    ready: Arc<Ready>,
+    slot: usize,
+}
+
+impl Wake for SlotWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        // Whoever set the first bit of a word has woken the stage, which has not looked at the word since.
+        if self.ready.words[self.slot / 64].fetch_or(1 << (self.slot % 64), Ordering::AcqRel) == 0 {
+            self.ready.stage.wake();
+        }
+    }
+}
+
+/// Where a future lives: it must not move, so this stays where it was allocated while the slab lives.
+struct Home<Fut> {
+    waker: Waker,
+    future: MaybeUninit<Fut>,
+}
+
+/// A place that is free for the next call.
+pub(super) struct Place<Fut>(NonNull<Home<Fut>>);
+
+impl<Fut> Copy for Place<Fut> {}
+
+impl<Fut> Clone for Place<Fut> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+/// Drops a future where it is: it has ended, or panicked.
+struct Ended<Fut>(*mut Fut);
+
+impl<Fut> Drop for Ended<Fut> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: made only for a pointer to an initialised future, which is not used after this.
+        unsafe { ptr::drop_in_place(self.0) }
+    }
+}
+
+impl<Fut: Future> Place<Fut> {
+    /// Puts a future here and polls it once. If it is pending it stays, and [`Slab::keep`] must be called; else the
+    /// place is free again.
+    ///
+    /// # Safety
+    /// The place is free, and its slab is alive.
+    #[inline(always)]
+    pub(super) unsafe fn start(self, future: Fut) -> Poll<Fut::Output> {
+        // SAFETY: the slab is alive, so the home is; the place is free, so nothing is overwritten.
+        unsafe { (&raw mut (*self.0.as_ptr()).future).cast::<Fut>().write(future) };
+        // SAFETY: a future is there now.
+        unsafe { self.poll() }
+    }
+
+    /// Polls the future that is here; leaves the place free if it ends or panics.
+    ///
+    /// # Safety
+    /// The slab is alive and a future is here.
+    #[inline(always)]
+    unsafe fn poll(self) -> Poll<Fut::Output> {
+        // SAFETY: the home is alive. A shared reference to the waker beside the future, which is reached by a pointer of
+        // its own.
+        let waker = unsafe { &(*self.0.as_ptr()).waker };
+        // SAFETY: as above.
+        let future = unsafe { (&raw mut (*self.0.as_ptr()).future).cast::<Fut>() };
+        let ended = Ended(future);
+        // SAFETY: the future is initialised, and pinned: homes never move, and it is dropped where it is.
+        let result = unsafe { Pin::new_unchecked(&mut *future) }.poll(&mut Context::from_waker(waker));
+        if result.is_pending() {
+            mem::forget(ended);
+        }
+        result
+    }
+}
+
+/// A call in flight, or the place for one.
+struct Slot<Fut: Future, K> {
+    home: NonNull<Home<Fut>>,
+    /// A future is in `home`.
+    live: bool,
+    token: Option<K>,
+    /// The result of a call that waits for those before it. Only when ordered.
+    done: Option<Fut::Output>,
+}
+
+/// All slots, and which call is where.
+pub(super) struct Slab<Fut: Future, K> {
+    slots: Vec<Slot<Fut, K>>,
+    free: Vec<usize>,
+    /// The slot that the next call enters. It stays the same while calls are ready at once.
+    spare: Option<usize>,
+    /// Ordered: the slots in use, oldest first.
+    order: VecDeque<usize>,
+    in_flight: usize,
+    unordered: bool,
+    ready: Arc<Ready>,
+}
+
+// SAFETY: the slab owns what its homes hold, as a box would: futures (sent as `Fut: Send` says), and wakers, which are
+// `Send` and `Sync`.
+unsafe impl<Fut: Future + Send, K: Send> Send for Slab<Fut, K> where Fut::Output: Send {}
+
+impl<Fut: Future, K> Drop for Slab<Fut, K> {
+    fn drop(&mut self) {
+        for slot in &self.slots {
+            if slot.live {
+                // SAFETY: `live` says that a future is there; nothing uses it after this.
+                unsafe { slot.home.as_ref().future.as_ptr().cast_mut().drop_in_place() }
+            }
+            // SAFETY: the home came from `Box::into_raw` in `next_place`, and is given up once, here.
+            drop(unsafe { Box::from_raw(slot.home.as_ptr()) });
+        }
+    }
+}
+
+impl<Fut: Future, K: Settle> Slab<Fut, K> {
+    pub(super) fn new(slots: usize, unordered: bool) -> Self {
+        let words = (0..slots.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Slab {
+            slots: Vec::new(),
+            free: Vec::new(),
+            spare: None,
+            order: VecDeque::new(),
+            in_flight: 0,
+            unordered,
+            ready: Arc::new(Ready { words, stage: AtomicWaker::new() }),
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Has wakes of calls reach the stage.
+    pub(super) fn register(&self, stage: &Waker) {
+        self.ready.stage.register(stage);
+    }
+
+    /// The place for the next call, and whether its result goes straight on if it is ready at once: no earlier call
+    /// waits, or nobody asked for order. Both hold until a call is kept.
+    #[inline]
+    pub(super) fn next_place(&mut self) -> (Place<Fut>, bool) {
+        let slot = self.spare.unwrap_or_else(|| self.make_spare());
+        (Place(self.slots[slot].home), self.unordered || self.in_flight == 0)
+    }
+
+    /// A free slot; slots are made as they are first needed, so that a wide limit costs nothing unless used.
+    fn make_spare(&mut self) -> usize {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            let slot = self.slots.len();
+            let waker = Waker::from(Arc::new(SlotWaker { ready: self.ready.clone(), slot }));
+            let home = Box::into_raw(Box::new(Home { waker, future: MaybeUninit::uninit() }));
+            // SAFETY: a box is not null.
+            let home = unsafe { NonNull::new_unchecked(home) };
+            self.slots.push(Slot { home, live: false, token: None, done: None });
+            slot
+        });
+        self.spare = Some(slot);
+        slot
+    }
+
+    /// Enters a call into the book that [began](Place::start) in the spare place and is pending, or is done before its
+    /// turn.
+    #[inline]
+    pub(super) fn keep(&mut self, begun: Poll<Fut::Output>, token: K, stage: &Waker) {
+        let slot = self.spare.take().expect("a call begins in the spare place");
+        let Slot { live, token: place, done, .. } = &mut self.slots[slot];
+        *place = Some(token);
+        match begun {
+            Poll::Pending => *live = true,
+            Poll::Ready(output) => *done = Some(output),
+        }
+        if self.in_flight == 0 {
+            self.ready.stage.register(stage);
+            // A wake before the registration found nobody, and one after it wakes nobody if another left its bit.
+            if self.ready.words.iter().any(|word| word.load(Ordering::Acquire) != 0) {
+                stage.wake_by_ref();
+            }
+        }
+        self.in_flight += 1;
+        if !self.unordered {
+            self.order.push_back(slot);
+        }
+    }
+
+    /// Gives the slot back.
+    #[inline]
+    fn vacate(&mut self, slot: usize) {
+        self.free.push(slot);
+        self.in_flight -= 1;
+    }
+
+    /// Polls the calls that were woken and pushes the results that may go.
+    #[inline]
+    pub(super) fn poll_ready(
+        &mut self,
+        room: &mut usize,
+        sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        if self.in_flight > 0 {
+            self.poll_all(room, sink)?;
+        }
+        if *room == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn poll_all(
+        &mut self,
+        room: &mut usize,
+        sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        if !self.unordered {
+            self.release_in_order(room, sink)?;
+        }
+        let ready = self.ready.clone();
+        for (at, word) in ready.words.iter().enumerate() {
+            if word.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut woken = Woken { word, bits: word.swap(0, Ordering::AcqRel) };
+            while woken.bits != 0 {
+                if self.unordered && *room == 0 {
+                    return ControlFlow::Break(());
+                }
+                let bit = woken.bits.trailing_zeros() as usize;
+                woken.bits &= woken.bits - 1;
+                self.poll_woken(at * 64 + bit, room, sink)?;
+            }
+        }
+        if self.unordered { ControlFlow::Continue(()) } else { self.release_in_order(room, sink) }
+    }
+
+    #[inline]
+    fn poll_woken(
+        &mut self,
+        slot: usize,
+        room: &mut usize,
+        sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        // A late wake of a call that has ended finds its slot free, or even not there yet.
+        let Some(place) = self.slots.get_mut(slot).filter(|place| place.live) else {
+            return ControlFlow::Continue(());
+        };
+        // The token goes on the stack: if the call panics, unwinding hands it to the driver.
+        let Some(token) = place.token.take() else { return ControlFlow::Continue(()) };
+        let home = Place(place.home);
+        place.live = false;
+        let book = Book { slab: self, slot };
+        // SAFETY: the slot was live, so a future is there.
+        let result = unsafe { home.poll() };
+        mem::forget(book);
+        let place = &mut self.slots[slot];
+        match result {
+            Poll::Pending => {
+                place.live = true;
+                place.token = Some(token);
+                ControlFlow::Continue(())
+            }
+            Poll::Ready(output) if self.unordered => {
+                self.vacate(slot);
+                *room -= 1;
+                sink(output, token)
+            }
+            Poll::Ready(output) => {
+                place.token = Some(token);
+                place.done = Some(output);
+                ControlFlow::Continue(())
+            }
+        }
+    }
+
+    fn release_in_order(
+        &mut self,
+        room: &mut usize,
+        sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        while let Some(&slot) = self.order.front() {
+            if *room == 0 {
+                return ControlFlow::Break(());
+            }
+            let Slot { token, done, .. } = &mut self.slots[slot];
+            let Some(output) = done.take() else { break };
+            let Some(token) = token.take() else { break };
+            self.order.pop_front();
+            self.vacate(slot);
+            *room -= 1;
+            sink(output, token)?;
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Slots that were woken and not polled yet. What a break or a panic leaves of them is put back, else nobody
+/// would wake those calls again.
+struct Woken<'a> {
+    word: &'a AtomicU64,
+    bits: u64,
+}
+
+impl Drop for Woken<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.bits != 0 {
+            self.word.fetch_or(self.bits, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Takes a slot whose call panics out of the book.
+struct Book<'a, Fut: Future, K: Settle> {
+    slab: &'a mut Slab<Fut, K>,
+    slot: usize,
+}
+
+impl<Fut: Future, K: Settle> Drop for Book<'_, Fut, K> {
+    fn drop(&mut self) {
+        let slot = self.slot;
+        self.slab.order.retain(|&other| other != slot);
+        self.slab.vacate(slot);
+    }
+}
