@@ -121,9 +121,9 @@ impl<T> Flow for FromChannel<T> {
             };
             let quota = available.min(room);
             room -= quota;
-            let mut taking = self.reader.take();
-            for _ in 0..quota {
-                let Some(item) = taking.next() else { break };
+            let mut stock = self.reader.stock(quota);
+            let mut taking = stock.take();
+            while let Some(item) = taking.next() {
                 received.count += 1;
                 if sink(item, ()).is_break() {
                     return Poll::Ready(Step::More);

@@ -133,7 +133,8 @@ fn parts<T>(vec: Vec<T>) -> Parts<T> {
 #[cold]
 #[inline(never)]
 fn grow<T>((slots, len, capacity): Parts<T>) -> Parts<T> {
-    // SAFETY: as in `VecFilling::replace`; the caller replaces its parts by the result.
+    // SAFETY: the parts come from a vector that was not dropped, with `len` of its slots initialised; the caller replaces
+    // them by the result.
     let mut vec = unsafe { Vec::from_raw_parts(slots, len, capacity) };
     vec.reserve(1);
     parts(vec)
@@ -155,28 +156,13 @@ impl<'a, T> VecFilling<'a, T> {
         unsafe { self.slots.add(self.len).write(item) }
         self.len += 1;
     }
-
-    /// How many items there are.
-    #[inline(always)]
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Takes the vector out and goes on with a new one.
-    #[inline(always)]
-    pub(crate) fn replace(&mut self, new: Vec<T>) -> Vec<T> {
-        let (slots, len, capacity) = (self.slots, self.len, self.capacity);
-        (self.slots, self.len, self.capacity) = parts(new);
-        // SAFETY: the parts come from a vector that was not dropped, with `len` of its slots initialised, and are not
-        // used again.
-        unsafe { Vec::from_raw_parts(slots, len, capacity) }
-    }
 }
 
 impl<T> Drop for VecFilling<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: as in `replace`; the guard ends here. The vector at home is empty and owns nothing, so it need not be
+        // SAFETY: the parts come from a vector that was not dropped, with `len` of its slots initialised, and the guard
+        // ends here. The vector at home is empty and owns nothing, so it need not be
         // dropped.
         unsafe { ptr::write(self.home, Vec::from_raw_parts(self.slots, self.len, self.capacity)) }
     }

@@ -109,11 +109,6 @@ impl Driver {
         }
     }
 
-    fn end(&mut self, idle: Idle) {
-        self.idle = idle;
-        self.idle_since = Some(Tick::now());
-    }
-
     /// How many items the sink took in the last quantum; one that it panicked over is not among them.
     pub(crate) fn taken(&self) -> u64 {
         self.taken
@@ -121,7 +116,9 @@ impl Driver {
 
     /// To be called before returning `Pending` because there is no room downstream.
     pub(crate) fn blocked(&mut self) {
-        self.end(Idle::Blocked);
+        self.idle = Idle::Blocked;
+        // Not a reading of its own: the last quantum ended just now, or the slice began.
+        self.idle_since = Some(self.last);
     }
 
     /// Drives the flow for one quantum of up to `room` items into `sink`.

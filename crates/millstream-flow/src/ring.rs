@@ -45,6 +45,8 @@ struct Shared<T> {
     writer: AtomicWaker,
     writer_gone: AtomicBool,
     reader_gone: AtomicBool,
+    /// How many items may be in the ring, as the writer was last told.
+    limit: AtomicUsize,
     /// A waiting writer is woken when no more than these many items and bytes are left in the ring.
     items_low: AtomicUsize,
     bytes_low: AtomicUsize,
@@ -101,11 +103,12 @@ pub(crate) fn ring<T>(slots: usize) -> (Writer<T>, Reader<T>) {
         writer: AtomicWaker::new(),
         writer_gone: AtomicBool::new(false),
         reader_gone: AtomicBool::new(false),
+        limit: AtomicUsize::new(slots),
         items_low: AtomicUsize::new(0),
         bytes_low: AtomicUsize::new(0),
     });
-    let writer = Writer { shared: shared.clone(), written: 0, published: 0, head: 0 };
-    let reader = Reader { shared, head: 0, tail: 0 };
+    let writer = Writer { shared: shared.clone(), written: 0, published: 0, chunks: 0, head: 0 };
+    let reader = Reader { shared, head: 0, tail: 0, released: 0 };
     (writer, reader)
 }
 
@@ -119,6 +122,8 @@ pub(crate) struct Writer<T> {
     /// Slots filled; those from `published` on are the writer's own.
     written: usize,
     published: usize,
+    /// How many chunks were published.
+    chunks: usize,
     /// The reader's position when last looked at: never ahead of the truth.
     head: usize,
 }
@@ -156,6 +161,7 @@ impl<T> Writer<T> {
             return Poll::Ready(Ok(free));
         }
         shared.writer.register(cx.waker());
+        shared.limit.store(limit, Ordering::Relaxed);
         shared.items_low.store(limit / 2, Ordering::Relaxed);
         shared.bytes_low.store(bytes_max / 2, Ordering::Relaxed);
         shared.writer_waits.0.store(true, Ordering::SeqCst);
@@ -191,13 +197,12 @@ impl<T> Writer<T> {
         self.written += 1;
     }
 
-    /// Fills slots one after the other, for whoever fills many: what each needs to know is kept at hand instead of
-    /// being looked up behind the shared pointer for every item.
-    pub(crate) fn fill(&mut self) -> Filling<'_, T> {
-        let shared = &*self.shared;
-        let (slots, end) = (&*shared.slots, self.head + shared.slots.len());
-        let (next, published) = (self.written, self.published);
-        Filling { shared, slots, next, end, published, writer: (&mut self.written, &mut self.published) }
+    /// The slots that are free, for whoever [fills](Room::fill) many. Every `chunk` items are published as they come; the
+    /// rest with [`publish`](Self::publish).
+    pub(crate) fn room(&mut self, chunk: usize) -> Room<'_, T> {
+        let Writer { shared, written, published, chunks, head } = self;
+        let end = *head + shared.slots.len();
+        Room { shared, base: *written, end, chunk, written, published, chunks }
     }
 
     /// Hands everything pushed so far to the reader, `bytes` of it. Returns how many items that were.
@@ -212,7 +217,17 @@ impl<T> Writer<T> {
         }
         shared.publish(self.written);
         self.published = self.written;
+        self.chunks += 1;
         chunk
+    }
+
+    /// How many items were pushed, and how many chunks published, since the beginning.
+    pub(crate) fn written(&self) -> usize {
+        self.written
+    }
+
+    pub(crate) fn chunks(&self) -> usize {
+        self.chunks
     }
 
     /// Bytes in the ring.
@@ -221,54 +236,85 @@ impl<T> Writer<T> {
     }
 }
 
-/// Slots in the course of being filled. They count as filled when the guard goes, also by unwinding.
-pub(crate) struct Filling<'a, T> {
+/// The writer's part of the ring, region by region. A region ends where the ring begins again, the chunk is full or the
+/// room ends, so that one comparison an item is enough.
+pub(crate) struct Room<'a, T> {
     shared: &'a Shared<T>,
-    slots: &'a [UnsafeCell<MaybeUninit<T>>],
-    next: usize,
+    /// The position that slot 0 of this round has.
+    base: usize,
     /// The first position that is not the writer's.
     end: usize,
-    published: usize,
-    /// The writer's own account, brought up to date at the end: slots written, and published.
-    writer: (&'a mut usize, &'a mut usize),
+    chunk: usize,
+    /// The writer's own account.
+    written: &'a mut usize,
+    published: &'a mut usize,
+    chunks: &'a mut usize,
 }
 
-impl<T> Filling<'_, T> {
+impl<'a, T> Room<'a, T> {
+    /// Fills slots one after the other. They count as filled when the guard goes, also by unwinding.
+    #[inline(always)]
+    pub(crate) fn fill(&mut self) -> Filling<'_, 'a, T> {
+        Filling { slots: &self.shared.slots, next: 0, stop: 0, room: self }
+    }
+
+    /// The region that begins with slot `next`, or, if that is behind the last, with the first.
+    ///
+    /// # Panics
+    /// If the room has ended.
+    #[cold]
+    #[inline(never)]
+    fn region(&mut self, next: usize) -> (usize, usize) {
+        let at = self.base + next;
+        assert!(at < self.end, "a flow pushed more items than it was asked for");
+        if at - *self.published >= self.chunk {
+            self.shared.publish(at);
+            *self.published = at;
+            *self.chunks += 1;
+        }
+        let slot = at & self.shared.mask;
+        self.base = at - slot;
+        let items =
+            (self.end - at).min(self.shared.slots.len() - slot).min(self.chunk - (at - *self.published));
+        (slot, slot + items)
+    }
+}
+
+/// Slots in the course of being filled. The room is not part of it: what looks at the room out of line must not keep
+/// the position out of a register.
+pub(crate) struct Filling<'a, 'b, T> {
+    slots: &'b [UnsafeCell<MaybeUninit<T>>],
+    /// The next slot, and the first one behind the region.
+    next: usize,
+    stop: usize,
+    room: &'a mut Room<'b, T>,
+}
+
+impl<T> Filling<'_, '_, T> {
     /// As [`Writer::push`].
     ///
     /// # Panics
     /// If the ring is full: the flow pushed more than it was asked for.
     #[inline(always)]
     pub(crate) fn push(&mut self, item: T) {
-        assert!(self.next < self.end, "a flow pushed more items than it was asked for");
-        // SAFETY: the number of slots is a power of two, so the index is within them.
-        let slot = unsafe { self.slots.get_unchecked(self.next & (self.slots.len() - 1)) };
+        if self.next == self.stop {
+            (self.next, self.stop) = self.room.region(self.next);
+        }
+        // SAFETY: `next < stop`, which `region` keeps within the slots.
+        let slot = unsafe { self.slots.get_unchecked(self.next) };
         slot.with_mut(|slot| {
-            // SAFETY: `next < end`, which is one round ahead of a `head` the reader has released, so the slot is the
-            // writer's and uninitialised.
+            // SAFETY: the region lies before `end`, which is one round ahead of a `head` the reader has released, so the
+            // slot is the writer's and uninitialised.
             unsafe { (*slot).write(item) };
         });
         self.next += 1;
     }
-
-    /// Items filled and not yet published.
-    #[inline(always)]
-    pub(crate) fn unpublished(&self) -> usize {
-        self.next - self.published
-    }
-
-    /// Hands everything filled so far to the reader; for rings that do not measure bytes.
-    #[inline(always)]
-    pub(crate) fn publish(&mut self) {
-        self.shared.publish(self.next);
-        self.published = self.next;
-    }
 }
 
-impl<T> Drop for Filling<'_, T> {
+impl<T> Drop for Filling<'_, '_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        (*self.writer.0, *self.writer.1) = (self.next, self.published);
+        *self.room.written = self.room.base + self.next;
     }
 }
 
@@ -284,10 +330,13 @@ impl<T> Drop for Writer<T> {
 /// The draining side.
 pub(crate) struct Reader<T> {
     shared: Arc<Shared<T>>,
-    /// Released up to here.
+    /// Taken up to here.
     head: usize,
     /// Published up to here, when last looked at.
     tail: usize,
+    /// What the writer knows to be taken: no more than an eighth of the ring behind `head`, and not behind it at all
+    /// when the reader waits.
+    released: usize,
 }
 
 impl<T> Reader<T> {
@@ -312,11 +361,12 @@ impl<T> Reader<T> {
         Poll::Ready(Some(self.tail - self.head))
     }
 
-    /// Takes items one by one; what was taken is released together when the guard goes, also by unwinding.
-    pub(crate) fn take(&mut self) -> Taking<'_, T> {
-        let shared = &*self.shared;
-        let slots = &*shared.slots;
-        Taking { shared, slots, next: self.head, end: self.tail, head: &mut self.head, bytes: 0 }
+    /// Up to `max` of the items that were available, to be [taken](Stock::take).
+    #[inline]
+    pub(crate) fn stock(&mut self, max: usize) -> Stock<'_, T> {
+        let Reader { shared, head, tail, released } = self;
+        let end = (*tail).min(head.saturating_add(max));
+        Stock { shared, base: *head, end, tail: *tail, bytes: 0, head, released }
     }
 
     /// Items published and not taken, as of now.
@@ -338,28 +388,85 @@ impl<T> Drop for Reader<T> {
     }
 }
 
-/// Items in the course of being taken.
-pub(crate) struct Taking<'a, T> {
+/// The reader's part of the ring, region by region. A region ends where the ring begins again, or the items do.
+pub(crate) struct Stock<'a, T> {
     shared: &'a Shared<T>,
-    slots: &'a [UnsafeCell<MaybeUninit<T>>],
-    next: usize,
+    /// The position that slot 0 of this round has.
+    base: usize,
+    /// No more than up to here is taken, and so much is there.
     end: usize,
-    head: &'a mut usize,
+    tail: usize,
     bytes: usize,
+    /// The reader's own account.
+    head: &'a mut usize,
+    released: &'a mut usize,
 }
 
-impl<T> Taking<'_, T> {
-    /// The next item; `None` when all that was available is taken.
-    #[inline]
-    pub(crate) fn next(&mut self) -> Option<T> {
-        if self.next == self.end {
-            return None;
+impl<'a, T> Stock<'a, T> {
+    /// Takes items one by one; what was taken is released together when the guard goes, also by unwinding.
+    ///
+    /// Whoever takes item after item with a guard each releases an eighth of the ring at a time, or what there is once
+    /// it has taken all: a fence an item would be most of the item's cost.
+    #[inline(always)]
+    pub(crate) fn take(&mut self) -> Taking<'_, 'a, T> {
+        Taking { slots: &self.shared.slots, next: 0, stop: 0, stock: self }
+    }
+
+    /// The region behind slot `next`. Empty if all is taken.
+    #[cold]
+    #[inline(never)]
+    fn region(&mut self, next: usize) -> (usize, usize) {
+        let at = self.base + next;
+        let slot = at & self.shared.mask;
+        self.base = at - slot;
+        (slot, slot + (self.end - at).min(self.shared.slots.len() - slot))
+    }
+
+    /// Gives the slots before `head` back.
+    #[inline(never)]
+    fn release(&mut self, head: usize) {
+        let shared = self.shared;
+        if self.bytes > 0 {
+            shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         }
-        // SAFETY: the number of slots is a power of two, so the index is within them.
-        let slot = unsafe { self.slots.get_unchecked(self.next & (self.slots.len() - 1)) };
+        *self.released = head;
+        shared.head.0.store(head, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if shared.writer_waits.0.load(Ordering::Relaxed) {
+            let waiting = shared.tail.0.load(Ordering::Relaxed) - head;
+            let low = waiting <= shared.items_low.load(Ordering::Relaxed)
+                && shared.bytes.load(Ordering::Relaxed) <= shared.bytes_low.load(Ordering::Relaxed);
+            if low || waiting == 0 {
+                shared.writer_waits.0.store(false, Ordering::Relaxed);
+                shared.writer.wake();
+            }
+        }
+    }
+}
+
+/// Items in the course of being taken. The stock is not part of it, for the reason that [`Filling`] has.
+pub(crate) struct Taking<'a, 'b, T> {
+    slots: &'b [UnsafeCell<MaybeUninit<T>>],
+    next: usize,
+    stop: usize,
+    stock: &'a mut Stock<'b, T>,
+}
+
+impl<T> Taking<'_, '_, T> {
+    /// The next item; `None` when all is taken.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> Option<T> {
+        if self.next == self.stop {
+            (self.next, self.stop) = self.stock.region(self.next);
+            if self.next == self.stop {
+                return None;
+            }
+        }
+        // SAFETY: `next < stop`, which is within the slots.
+        let slot = unsafe { self.slots.get_unchecked(self.next) };
         let item = slot.with(|slot| {
-            // SAFETY: `head <= next < tail`, so the slot is initialised and the reader's; `next` moves on, so it is
-            // read once.
+            // SAFETY: the region lies in `head..tail`, so the slot is initialised and the reader's; `next` moves on, so it
+            // is read once.
             unsafe { (*slot).assume_init_read() }
         });
         self.next += 1;
@@ -367,32 +474,22 @@ impl<T> Taking<'_, T> {
     }
 
     /// Notes bytes that go with what was taken.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn add_bytes(&mut self, bytes: usize) {
-        self.bytes += bytes;
+        self.stock.bytes += bytes;
     }
 }
 
-impl<T> Drop for Taking<'_, T> {
+impl<T> Drop for Taking<'_, '_, T> {
+    #[inline(always)]
     fn drop(&mut self) {
-        if self.next == *self.head {
-            return;
-        }
-        let shared = self.shared;
-        if self.bytes > 0 {
-            shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        }
-        *self.head = self.next;
-        shared.head.0.store(self.next, Ordering::Release);
-        fence(Ordering::SeqCst);
-        if shared.writer_waits.0.load(Ordering::Relaxed) {
-            let waiting = shared.tail.0.load(Ordering::Relaxed) - self.next;
-            let low = waiting <= shared.items_low.load(Ordering::Relaxed)
-                && shared.bytes.load(Ordering::Relaxed) <= shared.bytes_low.load(Ordering::Relaxed);
-            if low || waiting == 0 {
-                shared.writer_waits.0.store(false, Ordering::Relaxed);
-                shared.writer.wake();
-            }
+        let stock = &mut *self.stock;
+        let head = stock.base + self.next;
+        *stock.head = head;
+        let held = head - *stock.released;
+        let eighth = stock.shared.limit.load(Ordering::Relaxed) / 8;
+        if held > 0 && (head == stock.tail || held >= eighth || stock.bytes > 0) {
+            stock.release(head);
         }
     }
 }

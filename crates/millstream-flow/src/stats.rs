@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::ring::Writer;
+
 /// One operator's name and what it did not pass on.
 #[derive(Debug)]
 pub(crate) struct OpStats {
@@ -188,14 +190,21 @@ impl HopStats {
         self.items.load(Ordering::Relaxed)
     }
 
-    /// Called by the hop's producer only, so no read-modify-write is needed.
-    pub(crate) fn published(&self, chunks: usize, items: usize, len: usize, bytes: usize) {
-        let add = |to: &AtomicU64, more| to.store(to.load(Ordering::Relaxed) + more, Ordering::Relaxed);
-        self.len.store(len, Ordering::Relaxed);
-        self.bytes.store(bytes, Ordering::Relaxed);
+    /// What a ring's writer has handed over. It is the only one that counts, so no read-modify-write is needed.
+    pub(crate) fn published<T>(&self, writer: &Writer<T>, bytes: usize) {
+        let len = writer.len();
+        self.observed(len, bytes);
         self.len_max.store(self.len_max.load(Ordering::Relaxed).max(len), Ordering::Relaxed);
-        add(&self.chunks, chunks as u64);
-        add(&self.items, items as u64);
+        self.chunks.store(writer.chunks() as u64, Ordering::Relaxed);
+        self.items.store(writer.written() as u64, Ordering::Relaxed);
+    }
+
+    /// A chunk that was put on a shelf, which has `len` items and `bytes` now.
+    pub(crate) fn shelved(&self, items: usize, len: usize, bytes: usize) {
+        self.observed(len, bytes);
+        self.len_max.fetch_max(len, Ordering::Relaxed);
+        self.chunks.fetch_add(1, Ordering::Relaxed);
+        self.items.fetch_add(items as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn observed(&self, len: usize, bytes: usize) {

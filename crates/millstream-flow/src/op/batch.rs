@@ -12,6 +12,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::chunk::VecFilling;
 use crate::flow::{Flow, Step};
+use crate::held::Held;
 use crate::knob::{Knob, Setting};
 use crate::measure::{Measure, Unmeasured};
 use crate::op::Tally;
@@ -109,29 +110,62 @@ struct Open<T, K: Settle> {
 
 impl<T, K: Settle> Open<T, K> {
     /// Takes the batch out, leaving room for one of the same size.
+    #[inline]
     fn close(&mut self, count: usize) -> (Vec<T>, K::Group) {
-        self.fill().close(count)
+        self.bytes = 0;
+        (mem::replace(&mut self.items, Vec::with_capacity(count)), mem::take(&mut self.tokens))
     }
 
-    #[inline(always)]
-    fn fill(&mut self) -> OpenFilling<'_, T, K> {
+    fn add(&mut self, item: T, token: K, bytes: usize) {
+        self.items.push(item);
+        token.join(&mut self.tokens);
+        self.bytes = bytes;
+    }
+
+    /// Adds up to `room` items. Nothing but a vector's end is in hand meanwhile: looking for the end of the batch at
+    /// every item costs twice what the item does.
+    #[inline]
+    fn fill<F>(&mut self, upstream: &mut F, cx: &mut Context<'_>, room: usize) -> Poll<Step>
+    where
+        F: Flow<Item = T, Token = K>,
+    {
+        let Open { items, tokens, .. } = self;
+        let mut items = VecFilling::new(items);
+        let mut tokens = Held::new(tokens);
+        upstream.poll_drive(cx, room, &mut |item, token| {
+            items.push(item);
+            token.join(&mut tokens);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// As [`fill`](Self::fill), until an item does not fit into the batch's bytes: that goes to `over`.
+    #[inline]
+    fn fill_measured<F, W>(
+        &mut self,
+        upstream: &mut F,
+        cx: &mut Context<'_>,
+        room: usize,
+        rule: &Batch<W>,
+        over: &mut Option<(T, K, usize)>,
+    ) -> Poll<Step>
+    where
+        F: Flow<Item = T, Token = K>,
+        W: Measure<T>,
+    {
         let Open { items, tokens, bytes } = self;
-        OpenFilling { items: VecFilling::new(items), tokens, bytes }
-    }
-}
-
-/// The open batch while items come.
-struct OpenFilling<'a, T, K: Settle> {
-    items: VecFilling<'a, T>,
-    tokens: &'a mut K::Group,
-    bytes: &'a mut usize,
-}
-
-impl<T, K: Settle> OpenFilling<'_, T, K> {
-    #[inline(always)]
-    fn close(&mut self, count: usize) -> (Vec<T>, K::Group) {
-        *self.bytes = 0;
-        (self.items.replace(Vec::with_capacity(count)), mem::take(self.tokens))
+        upstream.poll_drive(cx, room, &mut |item, token| {
+            let size = rule.measure.measure(&item);
+            let sum = bytes.saturating_add(size);
+            if sum > rule.bytes_max && !items.is_empty() {
+                *over = Some((item, token, size));
+                return ControlFlow::Break(());
+            }
+            *bytes = sum;
+            items.push(item);
+            token.join(tokens);
+            ControlFlow::Continue(())
+        })
     }
 }
 
@@ -168,65 +202,51 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
             merged.add(items.len() as u64 - 1);
             sink(items, tokens)
         };
-        if self.ended {
-            if !self.open.items.is_empty() {
-                let _ = emit(self.open.close(0));
-            }
-            return Poll::Ready(Step::End);
-        }
         let mut emitted = 0;
-        let mut broke = false;
-        let rule = &self.rule;
-        if self.open.items.capacity() == 0 {
-            self.open.items = Vec::with_capacity(count);
-        }
-        // The tuner has lowered the count meanwhile.
-        if self.open.items.len() >= count {
-            emitted += 1;
-            if emit(self.open.close(count)).is_break() || emitted == max {
-                return Poll::Ready(Step::More);
-            }
-        }
-        let left = self.open.items.len();
-        let mut open = self.open.fill();
-        // Enough items for `max` batches and never more, when batches close by count.
-        let room = (max - emitted).saturating_mul(count).saturating_sub(left).max(1);
-        let step = self.upstream.poll_drive(cx, room, &mut |item, token| {
-            let mut full = None;
-            if W::MEASURES {
-                let bytes = rule.measure.measure(&item);
-                if open.bytes.saturating_add(bytes) > rule.bytes_max && open.items.len() > 0 {
-                    full = Some(open.close(count));
+        let step = loop {
+            // Full, also because the tuner has lowered the count meanwhile.
+            if self.open.items.len() >= count {
+                emitted += 1;
+                let broke = emit(self.open.close(count)).is_break();
+                if broke || emitted == max {
+                    self.armed = false;
+                    return Poll::Ready(Step::More);
                 }
-                *open.bytes = open.bytes.saturating_add(bytes);
             }
-            // Kept before the full batch goes on: a panic further down costs that batch and not this item too.
-            open.items.push(item);
-            token.join(open.tokens);
-            if let Some(full) = full {
-                emitted += 1;
-                broke = emit(full).is_break();
-            } else if open.items.len() < count {
-                return ControlFlow::Continue(());
-            }
-            if emitted < max && !broke && open.items.len() >= count {
-                emitted += 1;
-                broke = emit(open.close(count)).is_break();
-            }
-            if emitted >= max || broke { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        drop(open);
-        if step == Poll::Ready(Step::End) {
-            self.ended = true;
-            if self.open.items.is_empty() {
+            if self.ended {
+                if !self.open.items.is_empty() {
+                    let _ = emit(self.open.close(0));
+                }
                 return Poll::Ready(Step::End);
             }
-            if emitted >= max || broke {
-                return Poll::Ready(Step::More); // the rest goes with the next call
+            if self.open.items.capacity() == 0 {
+                self.open.items = Vec::with_capacity(count);
             }
-            let _ = emit(self.open.close(0));
-            return Poll::Ready(Step::End);
-        }
+            let room = count - self.open.items.len();
+            let step = if W::MEASURES {
+                let mut over = None;
+                let step = self.open.fill_measured(&mut self.upstream, cx, room, &self.rule, &mut over);
+                if let Some((item, token, bytes)) = over {
+                    // Too large for the batch, so the batch goes, and this item begins the next one. Kept before the batch
+                    // goes on: a panic further down costs that batch and not this item too.
+                    let full = self.open.close(count);
+                    self.open.add(item, token, bytes);
+                    emitted += 1;
+                    if emit(full).is_break() || emitted == max {
+                        self.armed = false;
+                        self.ended = step == Poll::Ready(Step::End);
+                        return Poll::Ready(Step::More);
+                    }
+                }
+                step
+            } else {
+                self.open.fill(&mut self.upstream, cx, room)
+            };
+            self.ended = step == Poll::Ready(Step::End);
+            if !self.ended && self.open.items.len() < count {
+                break step;
+            }
+        };
         if emitted > 0 {
             self.armed = false;
         }

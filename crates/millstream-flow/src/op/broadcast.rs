@@ -12,7 +12,7 @@ use crate::held::Held;
 use crate::knob::Knob;
 use crate::op::Tally;
 use crate::op::buffer::chunk_items;
-use crate::ring::{Filling, ReaderGone, Writer};
+use crate::ring::{Filling, ReaderGone, Room, Writer};
 use crate::stats::HopStats;
 use crate::token::Settle;
 
@@ -83,7 +83,7 @@ impl<T, K> Place<T, K> for Lane<T, K> {
     }
 }
 
-impl<T, K> Place<T, K> for Filling<'_, (T, K)> {
+impl<T, K> Place<T, K> for Filling<'_, '_, (T, K)> {
     #[inline(always)]
     fn is_open(&self) -> bool {
         true
@@ -96,12 +96,12 @@ impl<T, K> Place<T, K> for Filling<'_, (T, K)> {
 
 /// The lanes' rings as an array of so many, so that each one's position can be in a register. `None` if there are
 /// more or fewer, or if one is not read any more.
-fn fillings<const N: usize, T, K>(lanes: &mut [Lane<T, K>]) -> Option<[Filling<'_, (T, K)>; N]> {
+fn rooms<const N: usize, T, K>(lanes: &mut [Lane<T, K>]) -> Option<[Room<'_, (T, K)>; N]> {
     let lanes: &mut [Lane<T, K>; N] = lanes.try_into().ok()?;
     if lanes.iter().any(|lane| lane.writer.is_none()) {
         return None;
     }
-    Some(lanes.each_mut().map(|lane| lane.writer.as_mut().expect("all lanes are read").fill()))
+    Some(lanes.each_mut().map(|lane| lane.writer.as_mut().expect("all lanes are read").room(usize::MAX)))
 }
 
 /// The task on the filling side of a fan-out.
@@ -142,15 +142,16 @@ impl<F: Flow, R: Route<F::Item, F::Token>> FanOut<F, R> {
         let scope = driver.scope.clone();
         let mut split = Tally::new::<F::Token>(&scope.counts.split);
         let mut merged = Tally::new::<F::Token>(&scope.counts.merged);
-        if fillings::<N, _, _>(lanes).is_none() {
+        let Some(mut rooms) = rooms::<N, _, _>(lanes) else {
             return driver.turn(flow, cx, room, |item, token| {
                 merged.add(1);
                 route.route(item, token, lanes, split.count());
                 ControlFlow::Continue(())
             });
-        }
+        };
+        let rooms = &mut rooms;
         driver.turn_with(flow, cx, room, move || {
-            let mut lanes = fillings::<N, _, _>(lanes).expect("just looked");
+            let mut lanes = rooms.each_mut().map(|room| room.fill());
             let mut route = Held::new(route);
             move |item, token| {
                 merged.add(1);
@@ -185,9 +186,8 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
             let FanOut { lanes, .. } = &mut *self;
             for lane in lanes {
                 if let Some(writer) = &mut lane.writer {
-                    let chunk = writer.publish(0);
-                    if chunk > 0 {
-                        lane.stats.published(1, chunk, writer.len(), 0);
+                    if writer.publish(0) > 0 {
+                        lane.stats.published(writer, 0);
                     }
                 }
             }

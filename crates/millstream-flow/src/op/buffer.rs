@@ -1,6 +1,5 @@
 //! The hop: a bounded hand-over to another task, in chunks.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -66,30 +65,25 @@ impl<F: Flow, W: Measure<F::Item>> Future for Pump<F, W> {
             let mut bytes = 0;
             let bytes_room = bytes_max.saturating_sub(if W::MEASURES { writer.bytes() } else { 0 });
             let chunk = chunk_items::<(F::Item, F::Token)>();
-            let (gathered, measure, early) = (&mut bytes, &*measure, &Cell::new(0));
+            let (gathered, measure) = (&mut bytes, &*measure);
+            let mut slots = writer.room(if W::MEASURES { usize::MAX } else { chunk });
             let turn = driver.turn_with(flow, cx, room, || {
-                let mut filling = writer.fill();
+                let mut filling = slots.fill();
                 move |item, token| {
                     if W::MEASURES {
                         *gathered += measure.measure(&item);
                     }
                     filling.push((item, token));
                     if W::MEASURES && *gathered >= bytes_room {
-                        return ControlFlow::Break(());
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
                     }
-                    if !W::MEASURES && filling.unpublished() == chunk {
-                        filling.publish();
-                        early.set(early.get() + 1);
-                    }
-                    ControlFlow::Continue(())
                 }
             });
             // Published at the end of each quantum and before any wait: an item never lingers.
-            let last = writer.publish(bytes);
-            let items = early.get() * chunk + last;
-            if items > 0 {
-                let bytes = if W::MEASURES { writer.bytes() } else { 0 };
-                stats.published(early.get() + usize::from(last > 0), items, writer.len(), bytes);
+            if writer.publish(bytes) > 0 {
+                stats.published(writer, if W::MEASURES { writer.bytes() } else { 0 });
             }
             match turn {
                 Turn::Again => {}
@@ -126,10 +120,10 @@ impl<T, K: Settle, W: Measure<T>> Flow for Hop<T, K, W> {
             };
             let quota = available.min(room);
             room -= quota;
-            let mut taking = self.reader.take();
+            let mut stock = self.reader.stock(quota);
+            let mut taking = stock.take();
             let mut flow = ControlFlow::Continue(());
-            for _ in 0..quota {
-                let Some((item, token)) = taking.next() else { break };
+            while let Some((item, token)) = taking.next() {
                 if W::MEASURES {
                     taking.add_bytes(self.measure.measure(&item));
                 }

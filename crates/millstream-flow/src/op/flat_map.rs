@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::flow::{Flow, Step};
+use crate::held::Held;
 use crate::op::{Discard, Tally};
 use crate::scope::Scope;
 use crate::stats::OpStats;
@@ -32,6 +33,8 @@ fn push_parts<P: Parts<K>, K>(
     sink: &mut impl FnMut(P::Item, K) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     let mut flow = ControlFlow::Continue(());
+    let mut parts = Held::new(parts);
+    let parts = &mut *parts;
     if let Some(rest) = parts {
         while *room > 0 && flow.is_continue() {
             *pushed += 1;

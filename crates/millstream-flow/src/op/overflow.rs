@@ -106,7 +106,7 @@ impl<F: Flow, W: Measure<F::Item>> Shedder<F, W> {
             queue.bytes += bytes;
             queue.items.push_back((item, token));
         }
-        stats.published(1, published, queue.items.len(), queue.bytes);
+        stats.shelved(published, queue.items.len(), queue.bytes);
         let reader = queue.reader.take();
         drop(queue);
         if let Some(reader) = reader {

@@ -52,7 +52,8 @@ fn read(mut reader: Reader<Arc<usize>>, most: usize, measured: bool) -> usize {
         let mut read = 0;
         while read < most {
             let Some(available) = poll_fn(|cx| reader.poll_available(cx)).await else { break };
-            let mut taking = reader.take();
+            let mut stock = reader.stock(usize::MAX);
+            let mut taking = stock.take();
             for _ in 0..available.min(most - read) {
                 let item = taking.next().expect("as many as were available");
                 assert_eq!(*item, read, "in order, none lost, none twice");
@@ -116,6 +117,40 @@ fn loom_a_writer_that_goes_hands_over_what_it_pushed() {
             writer.push(Arc::new(1));
         });
         assert_eq!(read(reader, usize::MAX, false), 2);
+        writing.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_items_filled_region_by_region_and_taken_one_by_one_cross_in_order() {
+    model(|| {
+        let (mut writer, mut reader) = ring(2);
+        let writing = thread::spawn(move || {
+            block_on(async move {
+                let mut sent = 0;
+                while sent < 3 {
+                    let Ok(room) = poll_fn(|cx| writer.poll_room(cx, 2, usize::MAX)).await else { break };
+                    let mut slots = writer.room(1);
+                    let mut filling = slots.fill();
+                    for _ in 0..room.min(3 - sent) {
+                        filling.push(Arc::new(sent));
+                        sent += 1;
+                    }
+                    drop(filling);
+                    writer.publish(0);
+                }
+            });
+        });
+        let read = block_on(async move {
+            let mut read = 0;
+            while poll_fn(|cx| reader.poll_available(cx)).await.is_some() {
+                let item = reader.stock(1).take().next().expect("one was available");
+                assert_eq!(*item, read, "in order, none lost, none twice");
+                read += 1;
+            }
+            read
+        });
+        assert_eq!(read, 3);
         writing.join().unwrap();
     });
 }

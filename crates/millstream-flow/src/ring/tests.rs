@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use super::{ReaderGone, ring};
@@ -21,7 +22,7 @@ fn what_is_pushed_is_seen_only_when_published() {
     assert_eq!(reader.poll_available(&mut cx()), Poll::Pending);
     assert_eq!(writer.publish(0), 1);
     assert_eq!(reader.poll_available(&mut cx()), Poll::Ready(Some(1)));
-    assert_eq!(reader.take().next(), Some(1));
+    assert_eq!(reader.stock(usize::MAX).take().next(), Some(1));
 }
 
 #[test]
@@ -35,7 +36,7 @@ fn the_limit_holds_below_the_number_of_slots() {
     assert_eq!(writer.poll_room(&mut cx(), 3, ANY), Poll::Pending);
     assert_eq!(writer.poll_room(&mut cx(), 5, ANY), Poll::Ready(Ok(2)), "a raised limit takes effect");
     assert!(reader.poll_available(&mut cx()).is_ready());
-    assert_eq!(reader.take().next(), Some(0));
+    assert_eq!(reader.stock(usize::MAX).take().next(), Some(0));
     assert_eq!(writer.poll_room(&mut cx(), 1, ANY), Poll::Pending, "so does a lowered one");
 }
 
@@ -47,7 +48,8 @@ fn an_empty_ring_takes_one_item_of_any_size() {
     writer.publish(1_000);
     assert_eq!(writer.poll_room(&mut cx(), 8, 10), Poll::Pending);
     assert!(reader.poll_available(&mut cx()).is_ready());
-    let mut taking = reader.take();
+    let mut stock = reader.stock(usize::MAX);
+    let mut taking = stock.take();
     taking.next();
     taking.add_bytes(1_000);
     drop(taking);
@@ -73,7 +75,7 @@ fn items_that_nobody_takes_are_dropped_once() {
     }
     writer.publish(0);
     assert!(reader.poll_available(&mut cx()).is_ready());
-    drop(reader.take().next());
+    drop(reader.stock(usize::MAX).take().next());
     assert_eq!(Arc::strong_count(&item), 4);
     drop(reader);
     assert_eq!(writer.poll_room(&mut cx(), 4, ANY), Poll::Ready(Err(ReaderGone)));
@@ -87,7 +89,7 @@ fn a_writer_that_goes_hands_over_what_it_pushed() {
     writer.push(7);
     drop(writer);
     assert_eq!(reader.poll_available(&mut cx()), Poll::Ready(Some(1)));
-    assert_eq!(reader.take().next(), Some(7));
+    assert_eq!(reader.stock(usize::MAX).take().next(), Some(7));
     assert_eq!(reader.poll_available(&mut cx()), Poll::Ready(None));
 }
 
@@ -113,7 +115,8 @@ fn two_threads_move_items_in_order() {
     let read = runtime.block_on(async move {
         let mut read = 0;
         while poll_fn(|cx| reader.poll_available(cx)).await.is_some() {
-            let mut taking = reader.take();
+            let mut stock = reader.stock(usize::MAX);
+            let mut taking = stock.take();
             while let Some(item) = taking.next() {
                 assert_eq!(*item, read);
                 read += 1;
@@ -123,4 +126,55 @@ fn two_threads_move_items_in_order() {
     });
     assert_eq!(read, ITEMS);
     writing.join().unwrap();
+}
+
+#[test]
+fn regions_end_where_the_ring_begins_again_and_chunks_are_published_as_they_come() {
+    let (mut writer, mut reader) = ring(8);
+    let mut next = 0;
+    let mut read = 0;
+    for round in 1..40 {
+        let Poll::Ready(Ok(room)) = writer.poll_room(&mut cx(), 8, ANY) else { panic!("there is room") };
+        let items = room.min(round % 7 + 1);
+        let mut room = writer.room(3);
+        let mut filling = room.fill();
+        for _ in 0..items {
+            filling.push(Box::new(next));
+            next += 1;
+        }
+        // The fourth item shows that three are enough.
+        let early = (items - 1) / 3 * 3;
+        drop(filling);
+        let seen = match reader.poll_available(&mut cx()) {
+            Poll::Ready(Some(seen)) => seen,
+            _ => 0,
+        };
+        assert_eq!(seen, early, "of {items}");
+        assert_eq!(writer.publish(0), items - early);
+        while let Poll::Ready(Some(_)) = reader.poll_available(&mut cx()) {
+            let mut stock = reader.stock(1 + round % 3);
+            let mut taking = stock.take();
+            while let Some(item) = taking.next() {
+                assert_eq!(*item, read);
+                read += 1;
+            }
+        }
+    }
+    assert_eq!((writer.written(), read), (next, next));
+    assert!(writer.chunks() >= 39);
+}
+
+#[test]
+fn who_takes_one_by_one_gives_room_back_by_eighths_and_all_of_it_at_the_end() {
+    let (mut writer, mut reader) = ring(16);
+    assert_eq!(writer.poll_room(&mut cx(), 16, ANY), Poll::Ready(Ok(16)));
+    (0..16).for_each(|item| writer.push(item));
+    writer.publish(0);
+    assert!(reader.poll_available(&mut cx()).is_ready());
+    let mut known = Vec::new();
+    for _ in 0..16 {
+        reader.stock(1).take().next();
+        known.push(writer.shared.head.0.load(Ordering::Relaxed));
+    }
+    assert_eq!(known, [0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14, 16]);
 }
