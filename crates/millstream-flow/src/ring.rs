@@ -382,6 +382,8 @@ impl<T> Reader<T> {
 
 impl<T> Drop for Reader<T> {
     fn drop(&mut self) {
+        // What was taken and not yet released must not be dropped with the ring.
+        self.shared.head.0.store(self.head, Ordering::Release);
         self.shared.reader_gone.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.shared.writer.wake();

@@ -185,10 +185,10 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
             };
             let FanOut { lanes, .. } = &mut *self;
             for lane in lanes {
-                if let Some(writer) = &mut lane.writer {
-                    if writer.publish(0) > 0 {
-                        lane.stats.published(writer, 0);
-                    }
+                if let Some(writer) = &mut lane.writer
+                    && writer.publish(0) > 0
+                {
+                    lane.stats.published(writer, 0);
                 }
             }
             match turn {

@@ -178,3 +178,18 @@ fn who_takes_one_by_one_gives_room_back_by_eighths_and_all_of_it_at_the_end() {
     }
     assert_eq!(known, [0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14, 16]);
 }
+
+#[test]
+fn what_was_taken_and_not_released_is_not_dropped_with_the_ring() {
+    let (mut writer, mut reader) = ring(64);
+    let item = Arc::new(());
+    assert_eq!(writer.poll_room(&mut cx(), 64, ANY), Poll::Ready(Ok(64)));
+    (0..8).for_each(|_| writer.push(item.clone()));
+    writer.publish(0);
+    assert!(reader.poll_available(&mut cx()).is_ready());
+    let taken = reader.stock(1).take().next();
+    assert_eq!(writer.shared.head.0.load(Ordering::Relaxed), 0, "one is less than an eighth");
+    drop((writer, reader));
+    assert_eq!(Arc::strong_count(&item), 2, "this one and the one taken");
+    drop(taken);
+}
