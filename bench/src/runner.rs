@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
@@ -100,16 +101,39 @@ pub(crate) fn run(plan: &Plan, case: &Case) -> Result<Measurements, String> {
 fn start(plan: &Plan, case: &str, contestant: &str) -> Result<Answer, String> {
     let place = format!("{} / {case} / {contestant}", plan.section);
     let program = std::env::current_exe().map_err(|error| format!("this program's own path: {error}"))?;
-    let output = Command::new(program)
+    let mut child = Command::new(program)
         .args(["contestant", plan.section, case, contestant, plan.scale.name()])
-        .stderr(Stdio::inherit())
-        .output()
+        .stdout(Stdio::piped())
+        .spawn()
         .map_err(|error| format!("{place}: starting its process: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{place}: its process ended with {}; what it said is above", output.status));
+    let mut pipe = child.stdout.take().expect("it is piped");
+    let child = Mutex::new(child);
+    let limit = if plan.scale == Scale::Full { TIME_MAX_FULL } else { TIME_MAX };
+    let mut answer = Vec::new();
+    // Watched from here and not by a thread of the contestant's own: an allocator takes its locks from the second
+    // thread on, and a case for one thread would measure them.
+    let (read, late) = std::thread::scope(|scope| {
+        let (done, watch) = sync_channel::<()>(1);
+        let child = &child;
+        let watching = scope.spawn(move || {
+            let late = watch.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+            late && child.lock().is_ok_and(|mut child| child.kill().is_ok())
+        });
+        let read = pipe.read_to_end(&mut answer);
+        drop(done);
+        (read, watching.join().unwrap_or(false))
+    });
+    if late {
+        return Err(format!("{place}: not done after {} s", limit.as_secs()));
     }
-    serde_json::from_slice(&output.stdout).map_err(|error| {
-        format!("{place}: its answer {:?}: {error}", String::from_utf8_lossy(&output.stdout))
+    read.map_err(|error| format!("{place}: reading its answer: {error}"))?;
+    let mut child = child.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let status = child.wait().map_err(|error| format!("{place}: waiting for its process: {error}"))?;
+    if !status.success() {
+        return Err(format!("{place}: its process ended with {status}; what it said is above"));
+    }
+    serde_json::from_slice(&answer).map_err(|error| {
+        format!("{place}: its answer {:?}: {error}", String::from_utf8_lossy(&answer))
     })
 }
 
@@ -128,19 +152,10 @@ pub(crate) fn contest(section: &str, case: &str, contestant: &str, scale: &str) 
     let Some(Contestant { run, .. }) = found else {
         return Err(format!("{place}: no such contestant"));
     };
-    let limit = if scale == Scale::Full { TIME_MAX_FULL } else { TIME_MAX };
-    let (done, watch) = sync_channel::<()>(1);
-    std::thread::spawn(move || {
-        if watch.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("bench: {place}: not done after {} s", limit.as_secs());
-            std::process::exit(3);
-        }
-    });
     let answer = match run(scale) {
         Ok(sample) => Answer::Sample(sample.0),
         Err(why) => Answer::Absent(why),
     };
-    drop(done);
     let text = serde_json::to_vec(&answer).map_err(|error| error.to_string())?;
     std::io::stdout().write_all(&text).map_err(|error| format!("writing the answer: {error}"))?;
     Ok(ExitCode::SUCCESS)
