@@ -412,7 +412,10 @@ impl<F: Flow> Pipe<F> {
         F: Send + 'static,
     {
         let Pipe { flow, scope, ops, boundary } = self;
-        scope.add_memory("boxed".into(), boxed::CHUNK * size_of::<(F::Item, F::Token)>());
+        scope.add_memory(
+            "boxed".into(),
+            boxed::chunk_items::<(F::Item, F::Token)>() * size_of::<(F::Item, F::Token)>(),
+        );
         Pipe { flow: BoxFlow::new(flow), scope, ops, boundary }
     }
 

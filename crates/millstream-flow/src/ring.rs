@@ -411,17 +411,24 @@ impl<'a, T> Stock<'a, T> {
     /// it has taken all: a fence an item would be most of the item's cost.
     #[inline(always)]
     pub(crate) fn take(&mut self) -> Taking<'_, 'a, T> {
-        Taking { slots: &self.shared.slots, next: 0, stop: 0, stock: self }
+        // The first region is found in line, for whoever takes one item with a guard each.
+        let (next, stop) = self.region(0);
+        Taking { slots: &self.shared.slots, next, stop, stock: self }
     }
 
     /// The region behind slot `next`. Empty if all is taken.
-    #[cold]
-    #[inline(never)]
+    #[inline(always)]
     fn region(&mut self, next: usize) -> (usize, usize) {
         let at = self.base + next;
         let slot = at & self.shared.mask;
         self.base = at - slot;
         (slot, slot + (self.end - at).min(self.shared.slots.len() - slot))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn next_region(&mut self, next: usize) -> (usize, usize) {
+        self.region(next)
     }
 
     /// Gives the slots before `head` back.
@@ -459,7 +466,7 @@ impl<T> Taking<'_, '_, T> {
     #[inline(always)]
     pub(crate) fn next(&mut self) -> Option<T> {
         if self.next == self.stop {
-            (self.next, self.stop) = self.stock.region(self.next);
+            (self.next, self.stop) = self.stock.next_region(self.next);
             if self.next == self.stop {
                 return None;
             }

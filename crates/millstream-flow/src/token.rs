@@ -56,6 +56,28 @@ pub trait Settler: Send + Sync + 'static {
     ///
     /// It must not block: hand the range to whoever does the work.
     fn settle(&self, items: Range<u64>, outcome: &Outcome);
+
+    /// As [`settle`](Self::settle), for some of 64 items: item `first + n` for each bit `n` that is set in `bits`.
+    ///
+    /// Calls `settle` for each range of them; one who can do better may say how.
+    fn settle_some(&self, first: u64, bits: u64, outcome: &Outcome) {
+        for_each_range(first, bits, |items| self.settle(items, outcome));
+    }
+}
+
+/// The ranges of items whose bits are set, from the lowest.
+#[inline]
+fn for_each_range(first: u64, mut bits: u64, mut each: impl FnMut(Range<u64>)) {
+    let mut at = first;
+    while bits != 0 {
+        let gap = bits.trailing_zeros();
+        bits >>= gap;
+        at += u64::from(gap);
+        let len = bits.trailing_ones();
+        each(at..at + u64::from(len));
+        bits = bits.unbounded_shr(len);
+        at += u64::from(len);
+    }
 }
 
 impl<F: Fn(Range<u64>, &Outcome) + Send + Sync + 'static> Settler for F {
@@ -233,6 +255,17 @@ impl Inner {
             }
         }
         0
+    }
+
+    /// As [`settle_uncounted`](Self::settle_uncounted), for the items whose bits are set.
+    fn settle_some_uncounted(&self, first: u64, bits: u64, outcome: &Outcome) -> u64 {
+        if self.shared_len.load(Ordering::Acquire) == 0 {
+            self.settler.settle_some(first, bits, outcome);
+            return u64::from(bits.count_ones());
+        }
+        let mut count = 0;
+        for_each_range(first, bits, |items| count += self.settle_uncounted(items, outcome));
+        count
     }
 
     fn share(&self, item: u64) {

@@ -32,7 +32,7 @@ impl<F: Flow + Send> DynFlow<F::Item, F::Token> for F {
 /// A flow whose operators' types are forgotten. See [`Pipe::boxed`](crate::Pipe::boxed).
 ///
 /// Items cross the boundary in chunks, so the virtual call is paid per chunk. A chunk is as large as the sink shows
-/// to be wanted: it doubles, up to 256 items, while all of it is taken, and is one item after the sink broke off, so
+/// to be wanted: it doubles, up to 1,024 items or 16 KiB, while all of it is taken, and is one item after the sink broke off, so
 /// that one who asks for item after item finds nothing read ahead. What a sink that breaks off leaves of a chunk
 /// stays here, in order.
 pub struct BoxFlow<T, K: Settle = ()> {
@@ -43,8 +43,21 @@ pub struct BoxFlow<T, K: Settle = ()> {
     ended: bool,
 }
 
-/// How many items cross at most at once.
-pub(crate) const CHUNK: usize = 256;
+/// How many items cross at most at once: what the first-level cache holds beside the chunks of other boxes.
+pub(crate) const fn chunk_items<T>() -> usize {
+    let size = if size_of::<T>() == 0 { 1 } else { size_of::<T>() };
+    let items = CHUNK_BYTES / size;
+    if items > CHUNK_ITEMS {
+        CHUNK_ITEMS
+    } else if items == 0 {
+        1
+    } else {
+        items
+    }
+}
+
+const CHUNK_BYTES: usize = 16 << 10;
+const CHUNK_ITEMS: usize = 1024;
 
 impl<T, K: Settle> BoxFlow<T, K> {
     pub(crate) fn new(flow: impl Flow<Item = T, Token = K> + Send + 'static) -> Self {
@@ -93,7 +106,7 @@ impl<T, K: Settle> Flow for BoxFlow<T, K> {
                 // An operator drops all of it, and the stage must be able to yield.
                 return step;
             }
-            self.size = (self.size * 2).min(CHUNK);
+            self.size = (self.size * 2).min(chunk_items::<(T, K)>());
         }
     }
 }

@@ -10,12 +10,12 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
 
-use crate::chunk::VecFilling;
+use crate::chunk::{Chunk, VecFilling};
 use crate::clock::Tick;
 use crate::drive::{Driver, Turn, settle_panic};
 use crate::failure::Panicked;
@@ -81,8 +81,6 @@ pub(crate) const CHUNK_MAX: usize = 1024;
 pub(crate) const CHUNKS_AHEAD: usize = 4;
 const CHUNK_FIRST: usize = 8;
 
-type Chunk<T, K> = Vec<(T, K)>;
-
 /// What the workers and the reader share. `T` goes in, `U` comes out.
 pub(crate) struct Crew<F: Flow, U> {
     upstream: AsyncMutex<Upstream<F>>,
@@ -104,7 +102,9 @@ struct Upstream<F> {
 
 struct Output<U, K> {
     /// Chunks by ticket from `first_ticket`; `None` is being worked on. Unordered: finished chunks only.
-    chunks: VecDeque<Option<Chunk<U, K>>>,
+    chunks: VecDeque<Option<Chunk<(U, K)>>>,
+    /// Chunks that were read, to be filled again.
+    spare: Vec<Chunk<(U, K)>>,
     first_ticket: u64,
     /// Chunks taken from upstream and not yet taken by the reader.
     outstanding: usize,
@@ -134,22 +134,23 @@ impl<F: Flow, U> Crew<F, U> {
         Poll::Pending
     }
 
-    /// Waits until the reader is no more than the window behind. False if the crew is closed.
-    fn poll_window(&self, cx: &mut Context<'_>) -> Poll<bool> {
+    /// Waits until the reader is no more than the window behind, and returns an empty chunk for what is to come. `None`
+    /// if the crew is closed.
+    fn poll_window(&self, cx: &mut Context<'_>) -> Poll<Option<Chunk<(U, F::Token)>>> {
         let mut output = self.output();
         if output.closed {
-            return Poll::Ready(false);
+            return Poll::Ready(None);
         }
         if output.outstanding < self.workers.bounds().1 * CHUNKS_AHEAD {
             output.outstanding += 1;
-            return Poll::Ready(true);
+            return Poll::Ready(Some(output.spare.pop().unwrap_or_else(Chunk::new)));
         }
         output.waiting = Some(cx.waker().clone());
         Poll::Pending
     }
 
     /// Hands a finished chunk to the reader.
-    fn deliver(&self, ticket: u64, chunk: Chunk<U, F::Token>) {
+    fn deliver(&self, ticket: u64, chunk: Chunk<(U, F::Token)>) {
         let mut output = self.output();
         if self.unordered {
             output.chunks.push_back(Some(chunk));
@@ -194,7 +195,7 @@ impl<F: Flow> Upstream<F> {
         &mut self,
         cx: &mut Context<'_>,
         max: usize,
-        out: &mut Chunk<F::Item, F::Token>,
+        out: &mut Vec<(F::Item, F::Token)>,
     ) -> Poll<()> {
         self.driver.begin();
         loop {
@@ -233,9 +234,10 @@ where
     loop {
         poll_fn(|cx| crew.poll_turn(cx, worker, started)).await;
         let mut upstream = crew.upstream.lock().await;
-        if upstream.ended || !poll_fn(|cx| crew.poll_window(cx)).await {
+        if upstream.ended {
             return;
         }
+        let Some(mut output) = poll_fn(|cx| crew.poll_window(cx)).await else { return };
         let max = crew.chunk.load(Ordering::Relaxed);
         poll_fn(|cx| upstream.poll_pull(cx, max, &mut input)).await;
         let ticket = upstream.next_ticket;
@@ -244,10 +246,10 @@ where
 
         let began = Tick::now();
         let items = input.len();
-        let Some(output) = work_chunk(&crew, &mut input, &*map) else {
+        if !work_chunk(&crew, &mut input, &mut output, &*map) {
             crew.close();
             return;
-        };
+        }
         let took = Tick::now().since(began);
         crew.stats.add_quantum_shared(items as u64, took);
         if let Some(each) = took.checked_div(items as u32) {
@@ -270,24 +272,25 @@ impl<F: Flow, U> Drop for Leaving<'_, F, U> {
     }
 }
 
-/// Works through a chunk; a panic costs its own item. `None` if the run fails by it.
+/// Works through a chunk; a panic costs its own item. False if the run fails by it.
 fn work_chunk<F: Flow, U>(
     crew: &Crew<F, U>,
-    input: &mut Chunk<F::Item, F::Token>,
+    input: &mut Vec<(F::Item, F::Token)>,
+    output: &mut Chunk<(U, F::Token)>,
     map: &impl Fn(F::Item) -> U,
-) -> Option<Chunk<U, F::Token>> {
-    let mut output = Vec::with_capacity(input.len());
+) -> bool {
     let mut items = input.drain(..);
     loop {
         let catching = F::Token::TRACKED.then(CatchScope::enter);
         let result = catch_unwind(AssertUnwindSafe(|| {
+            let mut output = output.fill(items.len());
             for (item, token) in items.by_ref() {
                 output.push((map(item), token));
             }
         }));
-        let Err(payload) = result else { return Some(output) };
+        let Err(payload) = result else { return true };
         if settle_panic::<F::Token>(&crew.scope, &crew.stats, Panicked::new(payload), catching) {
-            return None;
+            return false;
         }
     }
 }
@@ -297,7 +300,7 @@ pub struct Parallel<F: Flow, U> {
     crew: Arc<Crew<F, U>>,
     tasks: Tasks,
     /// A chunk that is being pushed.
-    current: std::vec::IntoIter<(U, F::Token)>,
+    current: Chunk<(U, F::Token)>,
 }
 
 impl<F, U> Parallel<F, U>
@@ -318,6 +321,7 @@ where
         let scope = driver.scope.clone();
         let output = Output {
             chunks: VecDeque::new(),
+            spare: Vec::new(),
             first_ticket: 0,
             outstanding: 0,
             reader: None,
@@ -340,15 +344,16 @@ where
         let tasks = (0..started)
             .map(|worker| Box::pin(work(crew.clone(), map.clone(), worker, started)) as _)
             .collect();
-        Parallel { crew, tasks: Tasks::new(scope, stats, tasks), current: Vec::new().into_iter() }
+        Parallel { crew, tasks: Tasks::new(scope, stats, tasks), current: Chunk::new() }
     }
 }
 
 impl<F: Flow, U> Parallel<F, U> {
-    /// The next finished chunk.
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Chunk<U, F::Token>>> {
+    /// Makes the next finished chunk the current one, which is empty. False at the end.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut output = self.crew.output();
         if let Some(chunk) = output.chunks.front_mut().and_then(Option::take) {
+            output.spare.push(std::mem::replace(&mut self.current, chunk));
             output.chunks.pop_front();
             output.first_ticket += 1;
             output.outstanding -= 1;
@@ -357,10 +362,10 @@ impl<F: Flow, U> Parallel<F, U> {
             if let Some(waiting) = waiting {
                 waiting.wake();
             }
-            return Poll::Ready(Some(chunk));
+            return Poll::Ready(true);
         }
         if output.workers_left == 0 {
-            return Poll::Ready(None);
+            return Poll::Ready(false);
         }
         if output.reader.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
             output.reader = Some(cx.waker().clone());
@@ -381,20 +386,22 @@ impl<F: Flow, U> Flow for Parallel<F, U> {
         self.tasks.start();
         let mut room = max;
         loop {
-            while room > 0 {
-                let Some((item, token)) = self.current.next() else { break };
-                room -= 1;
-                if sink(item, token).is_break() {
-                    return Poll::Ready(Step::More);
+            let mut broke = false;
+            let mut draining = self.current.drain(room);
+            while let Some((item, token)) = draining.next() {
+                broke = sink(item, token).is_break();
+                if broke {
+                    break;
                 }
             }
-            if room == 0 {
+            room -= draining.taken();
+            drop(draining);
+            if broke || room == 0 {
                 return Poll::Ready(Step::More);
             }
-            match self.poll_chunk(cx) {
-                Poll::Ready(Some(chunk)) => self.current = chunk.into_iter(),
-                Poll::Ready(None) => return Poll::Ready(Step::End),
-                Poll::Pending => return Poll::Pending,
+            match ready!(self.poll_chunk(cx)) {
+                true => {}
+                false => return Poll::Ready(Step::End),
             }
         }
     }

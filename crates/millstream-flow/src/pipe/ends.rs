@@ -12,7 +12,6 @@ use super::{Pipe, QUANTUM_MAX};
 use crate::drive::Driver;
 use crate::finish::{Drain, run_sink};
 use crate::flow::{Flow, Step};
-use crate::held::Held;
 use crate::run::Plan;
 use crate::sink::Sink;
 use crate::stats::{OpStats, StageStats};
@@ -100,7 +99,7 @@ impl<F: Flow<Token = ()>> Stream for Pipe<F> {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<F::Item>> {
         let this = self.get_mut();
         let mut next = None;
-        let step = Held::new(&mut this.flow).poll_drive(cx, STREAM_MAX, &mut |item, ()| {
+        let step = this.flow.poll_drive(cx, STREAM_MAX, &mut |item, ()| {
             next = Some(item);
             ControlFlow::Break(())
         });

@@ -1,16 +1,77 @@
 //! Tokens of many items as runs of consecutive numbers.
 
+use std::cell::Cell;
 use std::fmt;
 use std::mem;
 use std::sync::atomic::Ordering;
 
 use super::{InnerRef, Outcome, Settle, Token, unwound};
 
-/// Consecutive items of one tracker. Owns `len` references.
-struct Run {
+/// Items of one tracker in the order of their numbers: consecutive, or some of 64. Owns `len` references.
+///
+/// A filter that keeps every other item would make a run of one item each; as bits, 32 of them are one run.
+pub(super) struct Run {
     inner: InnerRef,
     first: u64,
     len: u64,
+    /// 0 if the items are consecutive. Else bit `n` says that item `first + n` is one of them; bit 0 is set.
+    bits: u64,
+}
+
+impl Run {
+    #[inline]
+    fn consecutive(inner: InnerRef, first: u64, len: u64) -> Self {
+        Run { inner, first, len, bits: 0 }
+    }
+
+    /// Adds an item behind all others, if it is near enough.
+    #[inline]
+    fn push(&mut self, inner: InnerRef, item: u64) -> bool {
+        if self.inner != inner {
+            return false;
+        }
+        let at = item.wrapping_sub(self.first);
+        if self.bits == 0 {
+            if at == self.len {
+                self.len += 1;
+                return true;
+            }
+            if at >= 64 || at < self.len {
+                return false;
+            }
+            self.bits = (1 << self.len) - 1;
+        } else if at >= 64 || self.bits >> at != 0 {
+            return false;
+        }
+        self.bits |= 1 << at;
+        self.len += 1;
+        true
+    }
+
+    /// Takes the first item off a run of several.
+    fn pop_first(&mut self) -> u64 {
+        let first = self.first;
+        let gap = if self.bits == 0 { 1 } else { 1 + (self.bits >> 1).trailing_zeros() };
+        self.bits = self.bits.unbounded_shr(gap);
+        self.first += u64::from(gap);
+        self.len -= 1;
+        first
+    }
+
+    /// The items' numbers.
+    fn items(&self) -> impl Iterator<Item = u64> + use<> {
+        let (first, bits) = (self.first, self.bits);
+        let end = if bits == 0 { self.len } else { 64 };
+        (0..end).filter(move |at| bits == 0 || bits >> at & 1 != 0).map(move |at| first + at)
+    }
+
+    /// Settles without counting; see [`Inner::settle_uncounted`](super::Inner).
+    fn settle_uncounted(&self, outcome: &Outcome) -> u64 {
+        match self.bits {
+            0 => self.inner.get().settle_uncounted(self.first..self.first + self.len, outcome),
+            bits => self.inner.get().settle_some_uncounted(self.first, bits, outcome),
+        }
+    }
 }
 
 /// The tokens of a group of items (a batch, a chunk), settled together.
@@ -22,8 +83,16 @@ struct Run {
 pub struct TokenRuns {
     /// Kept apart from `more` so that a group of consecutive items never allocates.
     last: Option<Run>,
-    more: Vec<Run>,
+    pub(super) more: Vec<Run>,
 }
+
+thread_local! {
+    /// The room of a group that was settled, for the next one: a group a quantum would allocate each time.
+    static SPARE: Cell<Vec<Run>> = const { Cell::new(Vec::new()) };
+}
+
+/// Larger rooms go back to the allocator.
+const SPARE_MAX: usize = 4096;
 
 impl TokenRuns {
     /// Adds one token.
@@ -31,15 +100,26 @@ impl TokenRuns {
     pub fn push(&mut self, token: Token) {
         let (inner, item) = (token.inner, token.item);
         mem::forget(token);
-        match &mut self.last {
-            Some(run) if run.inner == inner && run.first + run.len == item => run.len += 1,
-            _ => self.push_run(Run { inner, first: item, len: 1 }),
+        if !self.last.as_mut().is_some_and(|run| run.push(inner, item)) {
+            self.push_run(Run::consecutive(inner, item, 1));
         }
     }
 
+    #[cold]
+    #[inline(never)]
     fn push_run(&mut self, run: Run) {
         if let Some(before) = self.last.replace(run) {
+            if self.more.capacity() == 0 {
+                self.more = SPARE.try_with(Cell::take).unwrap_or_default();
+            }
             self.more.push(before);
+        }
+    }
+
+    /// Keeps the room for the next group.
+    fn give_back(&mut self) {
+        if self.more.is_empty() && (1..=SPARE_MAX).contains(&self.more.capacity()) {
+            let _ = SPARE.try_with(|spare| spare.set(mem::take(&mut self.more)));
         }
     }
 
@@ -67,17 +147,20 @@ impl TokenRuns {
     /// item makes many short runs.
     fn settle_all(&mut self, outcome: &Outcome) {
         let mut runs = self.drain().peekable();
-        while let Some(Run { inner, first, len }) = runs.next() {
-            let mut refs = len as usize;
-            let mut count = inner.get().settle_uncounted(first..first + len, outcome);
-            while let Some(Run { first, len, .. }) = runs.next_if(|run| run.inner == inner) {
-                refs += len as usize;
-                count += inner.get().settle_uncounted(first..first + len, outcome);
+        while let Some(run) = runs.next() {
+            let inner = run.inner;
+            let mut refs = run.len as usize;
+            let mut count = run.settle_uncounted(outcome);
+            while let Some(run) = runs.next_if(|run| run.inner == inner) {
+                refs += run.len as usize;
+                count += run.settle_uncounted(outcome);
             }
             inner.get().account.count(count, outcome);
             // SAFETY: the runs owned one reference for each of their items.
             unsafe { inner.release(refs) }
         }
+        drop(runs);
+        self.give_back();
     }
 }
 
@@ -94,9 +177,7 @@ impl Iterator for Tokens {
             Some(run) => run,
             None => self.runs.next()?,
         };
-        let token = Token { inner: run.inner, item: run.first };
-        run.first += 1;
-        run.len -= 1;
+        let token = Token { inner: run.inner, item: run.pop_first() };
         if run.len > 0 {
             self.current = Some(run);
         }
@@ -119,7 +200,11 @@ impl Settle for TokenRuns {
     fn join(mut self, group: &mut TokenRuns) {
         for run in self.drain() {
             match &mut group.last {
-                Some(last) if last.inner == run.inner && last.first + last.len == run.first => {
+                Some(last)
+                    if last.bits | run.bits == 0
+                        && last.inner == run.inner
+                        && last.first + last.len == run.first =>
+                {
                     last.len += run.len
                 }
                 _ => group.push_run(run),
@@ -133,9 +218,7 @@ impl Settle for TokenRuns {
         }
         let oldest =
             self.more.first_mut().or(self.last.as_mut()).expect("a group of several items has a run");
-        let first = Run { inner: oldest.inner, first: oldest.first, len: 1 };
-        oldest.first += 1;
-        oldest.len -= 1;
+        let first = Run::consecutive(oldest.inner, oldest.pop_first(), 1);
         if oldest.len == 0 {
             // With one run it would be `last`, and a single item is never split; so it is the first of `more`.
             self.more.remove(0);
@@ -148,10 +231,10 @@ impl Settle for TokenRuns {
         for run in self.more.iter().chain(&self.last) {
             let inner = run.inner.get();
             inner.refs.fetch_add(run.len as usize, Ordering::Relaxed);
-            for item in run.first..run.first + run.len {
+            for item in run.items() {
                 inner.share(item);
             }
-            group.push_run(Run { inner: run.inner, first: run.first, len: run.len });
+            group.push_run(Run { ..*run });
         }
         group
     }
@@ -178,8 +261,6 @@ impl Drop for TokenRuns {
 
 impl fmt::Debug for TokenRuns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.more.iter().chain(&self.last).map(|run| run.first..run.first + run.len))
-            .finish()
+        f.debug_list().entries(self.more.iter().chain(&self.last).flat_map(Run::items)).finish()
     }
 }

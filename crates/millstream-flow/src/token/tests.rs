@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use super::{Outcome, Settle, Tracker};
+use super::{Outcome, Settle, TokenRuns, Tracker};
 
 type Heard = Arc<Mutex<Vec<(Range<u64>, &'static str)>>>;
 
@@ -61,7 +61,7 @@ fn an_item_of_several_handles_ends_once_with_the_weightiest_outcome() {
 #[test]
 fn a_group_comes_apart_into_its_own_tokens_or_shares_of_all() {
     let (mut tracker, heard) = tracker();
-    let mut group = super::TokenRuns::default();
+    let mut group = TokenRuns::default();
     for _ in 0..3 {
         tracker.issue().join(&mut group);
     }
@@ -73,7 +73,7 @@ fn a_group_comes_apart_into_its_own_tokens_or_shares_of_all() {
     }
 
     heard.lock().unwrap().clear();
-    let mut group = super::TokenRuns::default();
+    let mut group = TokenRuns::default();
     for _ in 0..3 {
         tracker.issue().join(&mut group);
     }
@@ -86,4 +86,80 @@ fn a_group_comes_apart_into_its_own_tokens_or_shares_of_all() {
     let ended: u64 = heard.lock().unwrap().iter().map(|(items, _)| items.end - items.start).sum();
     assert_eq!(ended, 3);
     assert_eq!(tracker.account().abandoned(), 3);
+}
+
+/// Settles every third and then every other item of 200 with one that came from elsewhere, in one group.
+#[test]
+fn scattered_items_are_settled_each_once_whatever_becomes_of_their_group() {
+    let items = |heard: &Heard| {
+        let mut items: Vec<u64> = heard.lock().unwrap().iter().flat_map(|(items, _)| items.clone()).collect();
+        items.sort_unstable();
+        items
+    };
+    let kept = |item: u64| item.is_multiple_of(if item < 100 { 3 } else { 2 });
+    let expected: Vec<u64> = (0..200).filter(|item| kept(*item)).collect();
+    for fate in ["settled", "joined", "taken apart", "split", "shared", "dropped"] {
+        let (mut tracker, heard) = tracker();
+        let mut group = TokenRuns::default();
+        let mut others = TokenRuns::default();
+        for item in 0..200 {
+            let token = tracker.issue();
+            token.join(if kept(item) { &mut group } else { &mut others });
+        }
+        assert_eq!(group.items(), expected.len() as u64);
+        assert!(group.more.len() < 8, "near items are one run");
+        match fate {
+            "settled" => group.settle(&Outcome::Completed),
+            "joined" => {
+                let mut whole = TokenRuns::default();
+                group.join(&mut whole);
+                whole.settle(&Outcome::Completed);
+            }
+            "taken apart" => {
+                let numbers: Vec<u64> = group.into_tokens().map(|token| token.item()).collect();
+                assert_eq!(numbers, expected, "in their order");
+            }
+            "split" => {
+                let mut shares = group.shares(expected.len());
+                let mut at = 0;
+                while let Some(share) = shares.next_share() {
+                    assert_eq!(format!("{share:?}"), format!("[{}]", expected[at]));
+                    share.settle(&Outcome::Completed);
+                    at += 1;
+                }
+                assert_eq!(at, expected.len());
+            }
+            "shared" => {
+                let share = group.share();
+                group.settle(&Outcome::Completed);
+                assert!(heard.lock().unwrap().is_empty());
+                share.settle(&Outcome::Completed);
+            }
+            _ => drop(group),
+        }
+        assert_eq!(items(&heard), expected, "{fate}");
+        drop((others, tracker));
+        assert_eq!(items(&heard), (0..200).collect::<Vec<_>>(), "{fate}");
+        assert_eq!(Arc::strong_count(&heard), 1, "{fate}: nothing holds the settler any more");
+    }
+}
+
+#[test]
+fn groups_of_one_thread_use_the_same_room_again() {
+    let (mut tracker, _heard) = tracker();
+    let mut rooms = Vec::new();
+    for _ in 0..3 {
+        let mut group = TokenRuns::default();
+        for item in 0..4_000 {
+            let token = tracker.issue();
+            match item % 100 {
+                0 => token.join(&mut group),
+                _ => token.settle(&Outcome::Completed),
+            }
+        }
+        rooms.push(group.more.as_ptr());
+        group.settle(&Outcome::Completed);
+    }
+    assert_eq!(rooms[0], rooms[1]);
+    assert_eq!(rooms[1], rooms[2]);
 }
