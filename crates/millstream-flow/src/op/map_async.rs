@@ -102,20 +102,17 @@ where
         // what lies beside it out of registers.
         let mut slab = Held::new(slab);
         let slab = &mut *slab;
-        // Before the bits are read: a wake after this finds the stage, one before it has set its bit.
-        if slab.in_flight() > 0 {
-            slab.register(cx.waker());
-        }
         let stage = cx.waker();
+        let polling = slab.begin(stage);
         loop {
-            if slab.poll_ready(&mut room, sink).is_break() {
+            if slab.poll_ready(&polling, &mut room, sink).is_break() {
                 return Poll::Ready(Step::More);
             }
             if *ended {
-                return if slab.in_flight() == 0 { Poll::Ready(Step::End) } else { Poll::Pending };
+                return if slab.in_flight() == 0 { Poll::Ready(Step::End) } else { slab.pending(stage) };
             }
             if slab.in_flight() >= limit {
-                return Poll::Pending;
+                return slab.pending(stage);
             }
             let mut broke = false;
             let (mut spare, mut straight) = slab.next_place();
@@ -147,8 +144,8 @@ where
             }
             match step {
                 Poll::Pending => {
-                    let flow = slab.poll_ready(&mut room, sink);
-                    return if flow.is_break() { Poll::Ready(Step::More) } else { Poll::Pending };
+                    let flow = slab.poll_ready(&polling, &mut room, sink);
+                    return if flow.is_break() { Poll::Ready(Step::More) } else { slab.pending(stage) };
                 }
                 Poll::Ready(Step::More) if slab.in_flight() < limit => return Poll::Ready(Step::More),
                 // Full, or upstream has ended: what is in flight decides. Calls may have woken themselves.

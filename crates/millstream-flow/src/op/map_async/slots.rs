@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use futures_util::task::AtomicWaker;
@@ -16,8 +16,51 @@ use crate::token::Settle;
 
 /// Which slots want to be polled: a bit each.
 struct Ready {
-    words: Box<[AtomicU64]>,
+    words: Box<[Word]>,
     stage: AtomicWaker,
+    /// The thread that is polling the calls, or 0. Only it can find its own number here.
+    poller: AtomicUsize,
+}
+
+/// 64 slots.
+#[derive(Default)]
+struct Word {
+    /// Set by anybody.
+    bits: AtomicU64,
+    /// Set and cleared by the poller alone, so that a call that wakes itself while it is polled needs no
+    /// read-modify-write, which would be half of its cost.
+    own: AtomicU64,
+}
+
+impl Word {
+    fn add_own(&self, bits: u64) {
+        self.own.store(self.own.load(Ordering::Relaxed) | bits, Ordering::Relaxed);
+    }
+
+    /// Takes all bits.
+    #[inline]
+    fn take(&self) -> u64 {
+        let own = self.own.load(Ordering::Relaxed);
+        if own != 0 {
+            self.own.store(0, Ordering::Relaxed);
+        }
+        if self.bits.load(Ordering::Relaxed) == 0 { own } else { own | self.bits.swap(0, Ordering::AcqRel) }
+    }
+}
+
+/// A number for this thread that no other has while it lives.
+fn this_thread() -> usize {
+    thread_local!(static HERE: u8 = const { 0 });
+    HERE.try_with(|here| ptr::from_ref(here).addr()).unwrap_or(usize::MAX)
+}
+
+/// While alive, calls that wake themselves say so without the others' bits.
+pub(super) struct Polling(Arc<Ready>);
+
+impl Drop for Polling {
+    fn drop(&mut self) {
+        self.0.poller.store(0, Ordering::Relaxed);
+    }
 }
 
 struct SlotWaker {
@@ -30,8 +73,11 @@ impl Wake for SlotWaker {
         self.wake_by_ref();
     }
     fn wake_by_ref(self: &Arc<Self>) {
-        // Whoever set the first bit of a word has woken the stage, which has not looked at the word since.
-        if self.ready.words[self.slot / 64].fetch_or(1 << (self.slot % 64), Ordering::AcqRel) == 0 {
+        let (word, bit) = (&self.ready.words[self.slot / 64], 1 << (self.slot % 64));
+        if self.ready.poller.load(Ordering::Relaxed) == this_thread() {
+            word.add_own(bit);
+        } else if word.bits.fetch_or(bit, Ordering::AcqRel) == 0 {
+            // Otherwise whoever set the first bit has woken the stage, which has not looked at the word since.
             self.ready.stage.wake();
         }
     }
@@ -142,7 +188,7 @@ impl<Fut: Future, K> Drop for Slab<Fut, K> {
 
 impl<Fut: Future, K: Settle> Slab<Fut, K> {
     pub(super) fn new(slots: usize, unordered: bool) -> Self {
-        let words = (0..slots.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let words = (0..slots.div_ceil(64)).map(|_| Word::default()).collect();
         Slab {
             slots: Vec::new(),
             free: Vec::new(),
@@ -150,7 +196,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             order: VecDeque::new(),
             in_flight: 0,
             unordered,
-            ready: Arc::new(Ready { words, stage: AtomicWaker::new() }),
+            ready: Arc::new(Ready { words, stage: AtomicWaker::new(), poller: AtomicUsize::new(0) }),
         }
     }
 
@@ -158,9 +204,22 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
         self.in_flight
     }
 
-    /// Has wakes of calls reach the stage.
-    pub(super) fn register(&self, stage: &Waker) {
-        self.ready.stage.register(stage);
+    /// To be called before the calls are polled: has wakes reach the stage, and this thread's own take the short way.
+    pub(super) fn begin(&self, stage: &Waker) -> Polling {
+        if self.in_flight > 0 {
+            // Before the bits are read: a wake after this finds the stage, one before it has set its bit.
+            self.ready.stage.register(stage);
+        }
+        self.ready.poller.store(this_thread(), Ordering::Relaxed);
+        Polling(self.ready.clone())
+    }
+
+    /// Nothing more can be done now; but calls that woke themselves want to be polled again after others had their turn.
+    pub(super) fn pending<T>(&self, stage: &Waker) -> Poll<T> {
+        if self.ready.words.iter().any(|word| word.own.load(Ordering::Relaxed) != 0) {
+            stage.wake_by_ref();
+        }
+        Poll::Pending
     }
 
     /// The place for the next call, and whether its result goes straight on if it is ready at once: no earlier call
@@ -200,7 +259,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
         if self.in_flight == 0 {
             self.ready.stage.register(stage);
             // A wake before the registration found nobody, and one after it wakes nobody if another left its bit.
-            if self.ready.words.iter().any(|word| word.load(Ordering::Acquire) != 0) {
+            if self.ready.words.iter().any(|word| word.bits.load(Ordering::Acquire) != 0) {
                 stage.wake_by_ref();
             }
         }
@@ -221,29 +280,27 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
     #[inline]
     pub(super) fn poll_ready(
         &mut self,
+        polling: &Polling,
         room: &mut usize,
         sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         if self.in_flight > 0 {
-            self.poll_all(room, sink)?;
+            self.poll_all(polling, room, sink)?;
         }
         if *room == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     fn poll_all(
         &mut self,
+        Polling(ready): &Polling,
         room: &mut usize,
         sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         if !self.unordered {
             self.release_in_order(room, sink)?;
         }
-        let ready = self.ready.clone();
         for (at, word) in ready.words.iter().enumerate() {
-            if word.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            let mut woken = Woken { word, bits: word.swap(0, Ordering::AcqRel) };
+            let mut woken = Woken { word, bits: word.take() };
             while woken.bits != 0 {
                 if self.unordered && *room == 0 {
                     return ControlFlow::Break(());
@@ -319,7 +376,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
 /// Slots that were woken and not polled yet. What a break or a panic leaves of them is put back, else nobody
 /// would wake those calls again.
 struct Woken<'a> {
-    word: &'a AtomicU64,
+    word: &'a Word,
     bits: u64,
 }
 
@@ -327,7 +384,7 @@ impl Drop for Woken<'_> {
     #[inline]
     fn drop(&mut self) {
         if self.bits != 0 {
-            self.word.fetch_or(self.bits, Ordering::AcqRel);
+            self.word.add_own(self.bits);
         }
     }
 }
