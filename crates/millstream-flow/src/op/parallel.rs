@@ -81,6 +81,9 @@ pub(crate) const CHUNK_MAX: usize = 1024;
 pub(crate) const CHUNKS_AHEAD: usize = 4;
 const CHUNK_FIRST: usize = 8;
 
+/// A chunk of results.
+type Done<F, U> = Chunk<(U, <F as Flow>::Token)>;
+
 /// What the workers and the reader share. `T` goes in, `U` comes out.
 pub(crate) struct Crew<F: Flow, U> {
     upstream: AsyncMutex<Upstream<F>>,
@@ -136,7 +139,7 @@ impl<F: Flow, U> Crew<F, U> {
 
     /// Waits until the reader is no more than the window behind, and returns an empty chunk for what is to come. `None`
     /// if the crew is closed.
-    fn poll_window(&self, cx: &mut Context<'_>) -> Poll<Option<Chunk<(U, F::Token)>>> {
+    fn poll_window(&self, cx: &mut Context<'_>) -> Poll<Option<Done<F, U>>> {
         let mut output = self.output();
         if output.closed {
             return Poll::Ready(None);
