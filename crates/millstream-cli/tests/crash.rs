@@ -70,6 +70,32 @@ fn killed_at_any_moment_the_quickstart_loses_nothing() {
     eprintln!("{kills} kills, {finished} finished runs, nothing lost");
 }
 
+#[test]
+fn killed_at_any_moment_a_file_with_a_position_loses_nothing_and_is_done_once() {
+    let place = Place::with_examples();
+    const LINES: u64 = 40_000;
+    place.write("in.ndjson", &(0..LINES).map(|n| format!("{n}\n")).collect::<String>());
+    place.write(
+        "p.yaml",
+        "name: p\nsource: { file: { path: in.ndjson, position: state/p } }\noutput: { file: { path: out/n.ndjson } }\n",
+    );
+    let run = |time: Option<Duration>| run_file(&place, &["p.yaml", "--report", "report.json"], time);
+    for kill in 0..12 {
+        // From before it has read to after it has saved.
+        run(Some(Duration::from_millis(20 + 25 * kill)));
+    }
+    assert_eq!(run(None), Some(0));
+    let mut found = std::collections::BTreeSet::new();
+    for entry in std::fs::read_dir(place.path("out")).expect("an output") {
+        let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("a file");
+        found.extend(text.lines().map(|line| line.parse::<u64>().expect("whole lines")));
+    }
+    assert_eq!(found.len() as u64, LINES, "nothing is lost");
+    assert_eq!(run(None), Some(0));
+    let report: Value = serde_json::from_str(&place.read("report.json")).expect("a report");
+    assert_eq!(report["ledger"]["received"], 0, "what is settled does not come again");
+}
+
 /// The examples, with so many rows of data.
 fn place(rows: usize) -> Place {
     let place = Place::with_examples();
@@ -82,7 +108,12 @@ fn place(rows: usize) -> Place {
 /// Runs the quickstart to its end, or kills it after this time; its exit code, `None` if it was killed.
 fn run(place: &Place, time: Option<Duration>) -> Option<i32> {
     let prefetch = format!("buffer.queue.prefetch={IN_FLIGHT_MAX}");
-    let mut command = place.command(&["run", "--quiet", "examples/quickstart.yaml", "--set", &prefetch]);
+    run_file(place, &["examples/quickstart.yaml", "--set", &prefetch], time)
+}
+
+/// As [`run`], of any pipeline file and with any arguments.
+fn run_file(place: &Place, arguments: &[&str], time: Option<Duration>) -> Option<i32> {
+    let mut command = place.command(&[&["run", "--quiet"], arguments].concat());
     let mut child = command.stderr(Stdio::inherit()).spawn().expect("the binary starts");
     if let Some(time) = time {
         let time = format!("{:.4}", time.as_secs_f64());

@@ -7,7 +7,7 @@ use crate::feed::{CHUNK_ITEMS, Feed, FileFeed, GenerateFeed, StdinFeed};
 use crate::file::Pipeline;
 use crate::file::model::{Buffer, OutputKind, Prefetch, QueueRef, Source, Then};
 use crate::file::units::show_size;
-use crate::intake::{self, Ingest, Intake};
+use crate::intake::{self, Ingest, Intake, Remembered};
 use crate::item::{Raw, Reporter};
 use crate::letters::Letters;
 use crate::output::file::Files;
@@ -78,7 +78,7 @@ impl Starting<'_> {
         // Outputs first: a source that accepts items must have somewhere to put them.
         let letters = self.letters().await?;
         let (writers, outs) = self.outputs().await?;
-        let (intake, counted) = self.intake().await?;
+        let (intake, counted, position) = self.intake().await?;
 
         let source = draft.source.as_ref().map_or("source", |source| source.kind());
         let pipe = Pipe::from_tracked(intake.account, intake.stream).named(source);
@@ -110,7 +110,7 @@ impl Starting<'_> {
             (_, None) => End::Settle,
         };
         let tries = Tries::new(draft.on_error.retry);
-        let outputs = Outputs::new(outs, tries, end, self.trouble.clone(), bound::writing(draft));
+        let outputs = Outputs::new(outs, tries, end, self.trouble.clone(), position, bound::writing(draft));
         let plan = batches.into_sink(outputs);
         Ok(Run::new(self.pipeline, plan, counted, stop, self.trouble))
     }
@@ -187,19 +187,22 @@ impl Starting<'_> {
         StartError { pipeline: self.pipeline.name().to_owned(), what: what.to_owned(), source: None }
     }
 
-    /// The source's items, and for a durable buffer the count of what was stored and found.
-    async fn intake(&self) -> Result<(Intake, Option<Counted>), StartError> {
+    /// The source's items, for a durable buffer the count of what was stored and found, and the position to be saved
+    /// by hand.
+    async fn intake(&self) -> Result<(Intake, Option<Counted>, Option<Arc<Remembered>>), StartError> {
         let draft = &self.pipeline.draft;
         if let Some(Source::Queue { queue, prefetch, drained }) = draft.source.as_deref() {
             let broker = self.broker(&queue.broker).await?;
             self.declare_unless_there(&broker, &queue.name, self.queue_with_letters(&queue.name)).await?;
             let consumer = self.consume(&broker, queue, prefetch, *drained).await?;
             let dead_letters = matches!(draft.on_error.then, Then::DeadLetter { .. });
-            return Ok((intake::queued(consumer, JoinSet::new(), dead_letters, self.trouble.clone()), None));
+            let intake = intake::queued(consumer, JoinSet::new(), dead_letters, self.trouble.clone());
+            return Ok((intake, None, None));
         }
-        let feed = self.feed().await?;
+        let mut feed = self.feed().await?;
         let Buffer::Queue { queue, items_max, bytes_max, prefetch } = &draft.buffer.value else {
-            return Ok((intake::direct(feed, self.trouble.clone()), None));
+            let position = self.remembered(&mut *feed)?;
+            return Ok((intake::direct(feed, position.clone(), self.trouble.clone()), None, position));
         };
         let broker = self.broker(&queue.broker).await?;
         let mut declared = self.queue_with_letters(&queue.name).overflow(Overflow::Reject);
@@ -229,7 +232,8 @@ impl Starting<'_> {
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(feed));
         let dead_letters = matches!(draft.on_error.then, Then::DeadLetter { .. });
-        Ok((intake::queued(consumer, tasks, dead_letters, self.trouble.clone()), Some(counted)))
+        let intake = intake::queued(consumer, tasks, dead_letters, self.trouble.clone());
+        Ok((intake, Some(counted), None))
     }
 
     async fn feed(&self) -> Result<Box<dyn Feed>, StartError> {
@@ -240,7 +244,7 @@ impl Starting<'_> {
             _ => CHUNK_ITEMS,
         };
         Ok(match &pipeline.source().value {
-            Source::File { path, read, follow } => {
+            Source::File { path, read, follow, .. } => {
                 let feed = FileFeed::open(pipeline.name(), &pipeline.base, path, read, follow.value, chunk)
                     .map_err(|error| pipeline.start_error("its source cannot be opened", error))?;
                 Box::new(feed)
@@ -259,6 +263,24 @@ impl Starting<'_> {
             Source::Http(_) => return Err(self.without_http()),
             Source::Queue { .. } => unreachable!("a queue is consumed, not fed"),
         })
+    }
+
+    /// The position file of a source that names one, with the feed going on where an earlier run stopped.
+    fn remembered(&self, feed: &mut dyn Feed) -> Result<Option<Arc<Remembered>>, StartError> {
+        let Some(Source::File { position: Some(position), .. }) = self.pipeline.draft.source.as_deref()
+        else {
+            return Ok(None);
+        };
+        let (remembered, found) = Remembered::open(&position.value)
+            .map_err(|error| self.pipeline.start_error("its position cannot be read", error))?;
+        if let Some(found) = found {
+            feed.resume(&found).map_err(|error| {
+                let remedy = "move it away to begin again";
+                let what = format!("the position file {}: {error}; {remedy}", position.value.display());
+                self.pipeline.start_error("its source cannot go on", what)
+            })?;
+        }
+        Ok(Some(remembered))
     }
 
     /// The feed, going on where an earlier run stopped.

@@ -226,3 +226,70 @@ async fn a_full_disk_ends_the_run_and_names_the_remedy() {
     let error = bench.try_run(yaml).await.expect_err("the disk is full").to_string();
     assert!(error.contains("the disk is full; free some space"), "{error}");
 }
+
+/// A file to a file, remembering in `state/p.position`.
+const REMEMBERING: &str = "source: { file: { path: in.ndjson, position: state/p.position } }";
+
+#[tokio::test]
+async fn a_file_is_read_on_from_where_the_last_run_had_settled_it() {
+    let bench = Bench::new().await;
+    let yaml = format!("{REMEMBERING}\nprocess: [ {{ filter: {{ name: two, keep: 'item != 2' }} }} ]\n{OUT}");
+    bench.write("in.ndjson", "1\n2\n3\n");
+    assert_eq!(bench.run(&yaml).await.ledger.received, 3);
+    assert_eq!(bench.run(&yaml).await.ledger.received, 0, "all of it is settled");
+    bench.write("in.ndjson", "1\n2\n3\n4\n5\n");
+    assert_eq!(bench.run(&yaml).await.ledger.received, 2);
+    assert_eq!(bench.read("out/all.ndjson"), "1\n3\n");
+    assert_eq!(bench.read("out/all-2.ndjson"), "4\n5\n");
+    // Another file of this name is read from its begin.
+    bench.write("in.ndjson", "7\n");
+    assert_eq!(bench.run(&yaml).await.ledger.received, 1);
+    assert_eq!(bench.list("state"), ["p.position", "p.position.lock"]);
+}
+
+#[tokio::test]
+async fn a_run_that_fails_leaves_what_it_did_not_settle_to_the_next() {
+    let bench = Bench::new().await;
+    let lines = |bad: usize| {
+        (0..5_000).map(move |n| {
+            if n == bad { "{bad}\n".to_owned() } else { format!("{n:06}1\n").replacen('0', "1", 1) }
+        })
+    };
+    bench.write("in.ndjson", lines(4_000).collect::<String>());
+    let error = bench.try_run(&format!("{REMEMBERING}\n{OUT}")).await.expect_err("a bad line").to_string();
+    assert!(error.contains("in.ndjson:4001"), "{error}");
+    let report = bench.run(&format!("{REMEMBERING}\n{OUT}\non_error: skip")).await;
+    assert_eq!(report.dropped()["errors"], 1, "the bad line comes again");
+    let mut written = std::collections::BTreeSet::new();
+    for name in bench.list("out") {
+        written.extend(bench.read(&format!("out/{name}")).lines().map(str::to_owned));
+    }
+    let expected = lines(4_000).filter(|line| !line.starts_with('{')).map(|line| line.trim_end().to_owned());
+    assert!(written.is_superset(&expected.collect()), "nothing is lost");
+}
+
+#[tokio::test]
+async fn a_position_file_belongs_to_one_run_and_a_damaged_one_is_told() {
+    let bench = Bench::new().await;
+    bench.write("in.ndjson", "1\n");
+    let followed = REMEMBERING.replace("in.ndjson,", "in.ndjson, follow: true,");
+    let run = bench.pipeline(&format!("{followed}\n{OUT}")).start(&bench.brokers()).await.expect("a run");
+    let other = OUT.replace("out/", "other/");
+    let error = bench.try_run(&format!("{REMEMBERING}\n{other}")).await.expect_err("in use").to_string();
+    assert!(error.contains("p.position") && error.contains("another process is using it"), "{error}");
+    run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    bench.write("state/p.position", "{ torn");
+    let error = bench.try_run(&format!("{REMEMBERING}\n{other}")).await.expect_err("damaged").to_string();
+    assert!(error.contains("p.position") && error.contains("move it away"), "{error}");
+}
+
+#[tokio::test]
+async fn a_position_that_cannot_be_saved_ends_the_run_and_says_so() {
+    let bench = Bench::new().await;
+    bench.write("in.ndjson", "1\n2\n");
+    // A directory where the new position would be written: refused to root too.
+    bench.write("state/p.position.new/x", "in the way");
+    let error = bench.try_run(&format!("{REMEMBERING}\n{OUT}")).await.expect_err("no position").to_string();
+    assert!(error.contains("p.position: cannot be written"), "{error}");
+    assert_eq!(bench.read("out/all.ndjson"), "1\n2\n", "what was written stays");
+}

@@ -249,6 +249,15 @@ fn order_cannot_be_promised_behind_what_loses_it() {
 }
 
 #[test]
+fn a_position_file_beside_a_buffer_that_remembers_is_refused() {
+    check(
+        "name: p\nsource: { file: { path: in.ndjson, position: p } }\noutput: { stdout: }\n\
+         buffer: { queue: { broker: \"embedded:s\", name: q } }",
+        &[(2, 46, "`position` has no effect", "leave `position` out")],
+    );
+}
+
+#[test]
 fn settings_without_effect_are_refused() {
     check(
         "name: p\nsource: { stdin: { format: ndjson, delimiter: ';', columns: [a] } }\noutput: { stdout: }",

@@ -58,7 +58,9 @@ impl Drafter<'_> {
                 let path = spanned(node, "path")?;
                 let read = self.reading(node, Some(&path));
                 let path = Spanned::new(self.base.join(&path.value), path.at);
-                Source::File { path, read, follow: flag(node, "follow", false) }
+                let position = spanned(node, "position")
+                    .map(|position| Spanned::new(self.base.join(&position.value), position.at));
+                Source::File { path, read, follow: flag(node, "follow", false), position }
             }
             "stdin" => Source::Stdin { read: self.reading(node, None) },
             "http" => Source::Http(HttpSource {

@@ -33,11 +33,27 @@ pub(crate) struct Draft {
 
 #[derive(Debug)]
 pub(crate) enum Source {
-    File { path: Spanned<PathBuf>, read: Reading, follow: Setting<bool> },
-    Stdin { read: Reading },
+    File {
+        path: Spanned<PathBuf>,
+        read: Reading,
+        follow: Setting<bool>,
+        /// Where to remember how far it was settled, where no queue does.
+        position: Option<Spanned<PathBuf>>,
+    },
+    Stdin {
+        read: Reading,
+    },
     Http(HttpSource),
-    Queue { queue: QueueRef, prefetch: Prefetch, drained: bool },
-    Generate { count: Option<u64>, rate: Option<u64>, template: Option<Arc<Mapping>> },
+    Queue {
+        queue: QueueRef,
+        prefetch: Prefetch,
+        drained: bool,
+    },
+    Generate {
+        count: Option<u64>,
+        rate: Option<u64>,
+        template: Option<Arc<Mapping>>,
+    },
 }
 
 impl Source {

@@ -138,7 +138,14 @@ fn queues_apart(draft: &Draft, findings: &mut Findings) {
 
 fn reading(draft: &Draft, findings: &mut Findings) {
     match draft.source.as_deref() {
-        Some(Source::File { path, read, .. }) => {
+        Some(Source::File { path, read, position, .. }) => {
+            if let (Some(position), Buffer::Queue { .. }) = (position, &draft.buffer.value) {
+                findings.add(
+                    position.at,
+                    "`position` has no effect: `buffer.queue` stores the position with the items",
+                    "leave `position` out",
+                );
+            }
             csv_only(read.format.value, read.delimiter.at, "delimiter", findings);
             csv_only(read.format.value, read.columns.as_ref().map(|columns| columns.at), "columns", findings);
             let directory = path.value.parent().is_some_and(|parent| parent.to_string_lossy().contains('*'));

@@ -157,6 +157,12 @@ static SOURCE_FILE: Shape = Shape {
         key("follow", Kind::Bool, "Wait for more at the end of the file instead of ending the run.")
             .or("false"),
         MAX_LINE,
+        key(
+            "position",
+            Kind::Text,
+            "A file, named from the pipeline file's directory, that remembers how far the items were settled: the next \
+             run goes on there. With `buffer.queue` the queue remembers. Without either, a run reads from the start.",
+        ),
     ],
 };
 

@@ -1,6 +1,6 @@
 //! A feed straight into the flow, with nothing durable between.
 
-use super::{Intake, too_many};
+use super::{Intake, Remembered, too_many};
 use crate::feed::{Chunk, Feed, Reply};
 use crate::item::Raw;
 use crate::trouble::Trouble;
@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use tokio::task::JoinSet;
 
 type Next = Pin<Box<dyn Future<Output = (Box<dyn Feed>, Result<Option<Chunk>, BoxError>)> + Send>>;
 
@@ -22,13 +23,24 @@ struct Direct {
     account: Arc<Account>,
     replies: Arc<Replies>,
     trouble: Arc<Trouble>,
+    remembered: Option<Arc<Remembered>>,
+    /// Saves the position; dropping it stops that.
+    keeping: JoinSet<Result<(), BoxError>>,
     ended: bool,
 }
 
-/// Items of `feed`, in its order.
-pub(crate) fn direct(feed: Box<dyn Feed>, trouble: Arc<Trouble>) -> Intake {
+/// Items of `feed`, in its order. With `remembered`, how far they are settled is saved there.
+pub(crate) fn direct(
+    feed: Box<dyn Feed>,
+    remembered: Option<Arc<Remembered>>,
+    trouble: Arc<Trouble>,
+) -> Intake {
     let replies = Arc::new(Replies::default());
-    let tracker = Tracker::new(Told(replies.clone()));
+    let tracker = Tracker::new(Told { replies: replies.clone(), remembered: remembered.clone() });
+    let mut keeping = JoinSet::new();
+    if let Some(remembered) = &remembered {
+        keeping.spawn(remembered.clone().keep());
+    }
     let account = tracker.account();
     let stream = Direct {
         next: next(feed),
@@ -37,6 +49,8 @@ pub(crate) fn direct(feed: Box<dyn Feed>, trouble: Arc<Trouble>) -> Intake {
         account: account.clone(),
         replies,
         trouble,
+        remembered,
+        keeping,
         ended: false,
     };
     Intake { stream: Box::pin(stream), account }
@@ -65,11 +79,20 @@ impl Stream for Direct {
                 self.ended = true;
                 return Poll::Ready(Some(Err(error)));
             }
+            if let Poll::Ready(Some(ended)) = self.keeping.poll_join_next(cx) {
+                // It ends only by an error or a panic.
+                self.ended = true;
+                let error = ended.map_or_else(|panicked| Some(panicked.into()), Result::err);
+                return Poll::Ready(error.map(Err));
+            }
             let Poll::Ready((feed, chunk)) = self.next.as_mut().poll(cx) else { return Poll::Pending };
             match chunk {
                 Ok(Some(chunk)) => {
+                    let first = self.tracker.issued();
+                    if let (Some(remembered), Some(position)) = (&self.remembered, chunk.position) {
+                        remembered.mark(first + chunk.items.len() as u64, position);
+                    }
                     if let Some(reply) = chunk.reply {
-                        let first = self.tracker.issued();
                         self.replies.expect(first..first + chunk.items.len() as u64, reply);
                     }
                     self.ready.extend(chunk.items);
@@ -102,11 +125,19 @@ impl Replies {
     }
 }
 
-struct Told(Arc<Replies>);
+struct Told {
+    replies: Arc<Replies>,
+    remembered: Option<Arc<Remembered>>,
+}
 
 impl Settler for Told {
     fn settle(&self, items: Range<u64>, outcome: &Outcome) {
-        let mut replies = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(remembered) = &self.remembered
+            && !matches!(outcome, Outcome::Abandoned)
+        {
+            remembered.settle(items.clone());
+        }
+        let mut replies = self.replies.0.lock().unwrap_or_else(PoisonError::into_inner);
         if replies.is_empty() {
             return;
         }

@@ -3,10 +3,12 @@
 mod direct;
 mod ingest;
 mod queued;
+mod remembered;
 
 pub(crate) use self::direct::direct;
 pub(crate) use self::ingest::Ingest;
 pub(crate) use self::queued::queued;
+pub(crate) use self::remembered::Remembered;
 
 use crate::item::Raw;
 use crate::trouble::Trouble;

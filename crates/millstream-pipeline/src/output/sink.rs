@@ -3,6 +3,7 @@
 use super::file::{FileError, Files};
 use super::{QueueOutput, StdoutOutput, Tries};
 use crate::batcher::Batch;
+use crate::intake::Remembered;
 use crate::item::ItemError;
 use crate::letters::Letters;
 use crate::trouble::Trouble;
@@ -47,6 +48,8 @@ pub(crate) struct Outputs {
     rotation: JoinSet<()>,
     /// Of the rotation: the next write ends the run with it.
     rotation_error: Arc<Mutex<Option<FileError>>>,
+    /// The source's position, saved last of all: it must not run ahead of what the outputs have on the disk.
+    position: Option<Arc<Remembered>>,
     batches_max: usize,
 }
 
@@ -56,6 +59,7 @@ impl Outputs {
         tries: Tries,
         end: End,
         trouble: Arc<Trouble>,
+        position: Option<Arc<Remembered>>,
         batches_max: usize,
     ) -> Self {
         let mut rotation = JoinSet::new();
@@ -67,7 +71,7 @@ impl Outputs {
                 rotation.spawn(rotate(files.clone(), rotation_error.clone()));
             }
         }
-        Outputs { outs, tries, end, trouble, rotation, rotation_error, batches_max }
+        Outputs { outs, tries, end, trouble, rotation, rotation_error, position, batches_max }
     }
 
     async fn write_one(&mut self, batch: &mut Batch) -> Result<(), Refused> {
@@ -194,6 +198,9 @@ impl Sink for Outputs {
                 let files = files.clone();
                 tokio::task::spawn_blocking(move || lock(&files).close()).await??;
             }
+        }
+        if let Some(position) = &self.position {
+            position.save().await?;
         }
         Ok(())
     }
