@@ -82,6 +82,7 @@ impl EmbeddedBroker {
             declaring: tokio::sync::Mutex::new(Ids { next_id: 1, place: None }),
             positions: Mutex::default(),
             streams: Streams::default(),
+            upkeep: Default::default(),
         });
         Ok(EmbeddedBroker::start(core, BrokerUrl::Memory, None))
     }

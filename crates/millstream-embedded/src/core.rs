@@ -23,6 +23,7 @@ use crate::settings::Settings;
 use crate::shared::Shared;
 use crate::stream_log::LoggedStream;
 use crate::streams::{Stream, Streams};
+use crate::upkeep;
 
 /// Everything of one broker but its tasks.
 pub(crate) struct Core {
@@ -32,6 +33,8 @@ pub(crate) struct Core {
     pub(crate) declaring: tokio::sync::Mutex<Ids>,
     pub(crate) positions: Mutex<BTreeMap<String, Bytes>>,
     pub(crate) streams: Streams,
+    /// Held by the upkeep for as long as it runs, so that the end can wait for it.
+    pub(crate) upkeep: tokio::sync::Mutex<()>,
 }
 
 /// A position to be stored, or forgotten.
@@ -99,8 +102,8 @@ impl Core {
         position: Option<NewPosition>,
         from: From,
     ) -> Result<Confirm, BrokerError> {
-        self.shared.check_open()?;
         if from == From::User {
+            self.shared.check_open()?;
             self.wait_for_room(&publishes).await?;
         }
         let mut plan = plan(
@@ -188,6 +191,9 @@ impl Core {
         for stream in self.streams.all() {
             stream.close().await?;
         }
+        // It ends by itself, after what it is about to do; what has died meanwhile leaves its queue before the log does.
+        drop(self.upkeep.lock().await);
+        upkeep::send_all_letters(self).await;
         journal.kick();
         journal.all_landed().await;
         loop {

@@ -86,7 +86,12 @@ impl Opened {
             declaring: tokio::sync::Mutex::new(Ids { next_id, place: Some(place) }),
             positions: Mutex::new(image.positions),
             streams,
+            upkeep: Default::default(),
         });
+        // A process that was killed may have stored a message and not yet dropped the one it drove out.
+        for queue in core.all_queues() {
+            queue.tick(core.shared.clock.now());
+        }
         Ok(EmbeddedBroker::start(core, url, Some(recovery)))
     }
 }

@@ -20,6 +20,7 @@ const RETRY: u64 = 1000;
 
 /// Runs until the broker is closed.
 pub(crate) async fn run(core: Arc<Core>) {
+    let _running = core.upkeep.lock().await;
     let shared = core.shared.clone();
     let bell = &shared.bell;
     // When the settlements that wait are written.
@@ -67,6 +68,23 @@ pub(crate) async fn run(core: Arc<Core>) {
         tokio::select! {
             () = bell.ring.notified() => {}
             () = tokio::time::sleep_until(shared.clock.instant(next)), if next != NEVER => {}
+        }
+    }
+}
+
+/// Brings all queues within their limits and sends their dead letters, as far as these are taken. A letter may be what
+/// is too much for the queue it comes to, and so on; a chain of queues is no longer than there are queues.
+pub(crate) async fn send_all_letters(core: &Core) {
+    let queues = core.all_queues();
+    for _ in 0..=queues.len() {
+        let mut sent = false;
+        for queue in &queues {
+            queue.tick(core.shared.clock.now());
+            let dead = !queue.lock().outbox.is_empty();
+            sent |= dead && send_letters(core, queue).await;
+        }
+        if !sent {
+            return;
         }
     }
 }

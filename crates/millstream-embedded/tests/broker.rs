@@ -234,6 +234,66 @@ async fn dropping_heads_never_outruns_the_dead_letters() {
     assert_eq!(broker.stats("dead").await.expect("stats").ready, 30_000 - 10);
 }
 
+/// A queue of one message whose heads go to `dead`, which holds two; and from there to `grave`.
+async fn declare_chain(broker: &EmbeddedBroker) {
+    let dead = Queue::durable("dead").max_items(2).overflow(Overflow::DropHead).dead_letter("", "grave");
+    let q = Queue::durable("q").max_items(1).overflow(Overflow::DropHead).dead_letter("", "dead");
+    for queue in [Queue::durable("grave"), dead, q] {
+        broker.declare_queue(queue).await.expect("declared");
+    }
+}
+
+async fn numbers(broker: &EmbeddedBroker, queue: &str) -> Vec<u8> {
+    let found = broker.browse(queue, 0, 100).await.expect("browses");
+    found.iter().map(|found| found.message.body()[0]).collect()
+}
+
+#[tokio::test]
+async fn what_a_limit_drives_out_has_left_when_the_broker_is_closed() {
+    for _ in 0..20 {
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = async || EmbeddedBroker::open(directory.path(), Settings::default()).await.expect("opens");
+        let broker = open().await;
+        declare_chain(&broker).await;
+        broker.close().await.expect("closes");
+        for number in 0..6 {
+            // As a command does that publishes one message and ends.
+            let broker = open().await;
+            let message = Message::new(vec![number]);
+            let outcome = broker.publish(&Address::queue("q"), message).await.expect("taken");
+            assert!(matches!(outcome, PublishOutcome::Confirmed), "{outcome:?}");
+            broker.close().await.expect("closes");
+        }
+        let broker = open().await;
+        assert_eq!(numbers(&broker, "q").await, [5]);
+        assert_eq!(numbers(&broker, "dead").await, [3, 4]);
+        assert_eq!(numbers(&broker, "grave").await, [0, 1, 2], "each once, in order");
+        broker.close().await.expect("closes");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_holds_as_soon_as_a_directory_is_opened_after_a_crash() {
+    let sim = SimDisk::new();
+    let disk = ProcessDisk::new(&sim);
+    let broker = on(&disk, small()).await;
+    declare_chain(&broker).await;
+    send(&broker, "q", 1, 10).await;
+    send(&broker, "q", 1, 10).await;
+    disk.die();
+    drop(broker);
+    sim.crash(1);
+    let broker = on(&ProcessDisk::new(&sim), small()).await;
+    assert_eq!(broker.stats("q").await.expect("stats").ready, 1);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(broker.stats("q").await.expect("stats").total(), 1);
+    let letters = broker.stats("dead").await.expect("stats").ready;
+    assert!(
+        (1..=2).contains(&letters),
+        "nothing is lost; the letter may have left before the crash too: {letters}"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn redeliveries_are_counted_over_a_crash() {
     let sim = SimDisk::new();
