@@ -1,9 +1,10 @@
 //! `millstream log`: checking and exporting the log of an embedded broker that nobody has open.
 
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use millstream_embedded::log::{self, LogError, RealDisk, VerifyReport};
+use millstream_embedded::log::{self, LogError, RealDisk, RecordRef, VerifyReport};
+use serde_json::json;
 
 use crate::args;
 use crate::failure::Failure;
@@ -18,22 +19,50 @@ pub(crate) fn log(command: args::Log) -> Result<(), Failure> {
 }
 
 fn verify(directory: &Path) -> Result<(), Failure> {
-    exists(directory)?;
-    let report = log::verify(directory, &RealDisk).map_err(|error| failed("verify", directory, &error))?;
     let mut out = Out::new();
-    out.line(described(&report))?;
+    let mut damaged = Vec::new();
+    for (log, name) in logs(directory)? {
+        let report = log::verify(&log, &RealDisk).map_err(|error| failed("verify", &log, &error))?;
+        if let Some(name) = name {
+            out.line(format!("\n{name}"))?;
+        }
+        out.line(described(&report))?;
+        if !report.is_sound() {
+            damaged.push((log, report));
+        }
+    }
     out.flush()?;
-    sound(directory, &report)
+    sound(&damaged)
 }
 
 fn export(directory: &Path) -> Result<(), Failure> {
-    exists(directory)?;
     let mut out = BufWriter::with_capacity(64 * 1024, io::stdout());
-    let report = log::export(directory, &RealDisk, &|record| millstream_embedded::describe(record), &mut out);
-    match report {
-        Ok(report) => out.flush().map_err(Failure::output).and_then(|()| sound(directory, &report)),
-        Err(error) => Err(closed(&error).unwrap_or_else(|| failed("export", directory, &error))),
+    let mut damaged = Vec::new();
+    for (log, name) in logs(directory)? {
+        if let Some(name) = name {
+            writeln!(out, "{}", json!({ "log": name })).map_err(Failure::output)?;
+        }
+        let describe = |record: RecordRef<'_>| millstream_embedded::describe(record);
+        match log::export(&log, &RealDisk, &describe, &mut out) {
+            Ok(report) if report.is_sound() => {}
+            Ok(report) => damaged.push((log, report)),
+            Err(error) => return Err(closed(&error).unwrap_or_else(|| failed("export", &log, &error))),
+        }
     }
+    out.flush().map_err(Failure::output)?;
+    sound(&damaged)
+}
+
+/// The logs of the broker in `directory`: its own, and those of its streams with what to call them.
+fn logs(directory: &Path) -> Result<Vec<(PathBuf, Option<String>)>, Failure> {
+    exists(directory)?;
+    let logs = millstream_embedded::logs(directory)
+        .map_err(|error| Failure::of(format_args!("cannot list {}", directory.display()), &error))?;
+    let name = |log: &Path| {
+        let below = log.strip_prefix(directory).unwrap_or(log);
+        (!below.as_os_str().is_empty()).then(|| below.display().to_string())
+    };
+    Ok(logs.into_iter().map(|log| (log.clone(), name(&log))).collect())
 }
 
 /// The quiet end, if the error is that nobody reads standard output any more.
@@ -81,15 +110,18 @@ fn described(report: &VerifyReport) -> String {
 }
 
 /// Damage is a failure, with what becomes of it.
-fn sound(directory: &Path, report: &VerifyReport) -> Result<(), Failure> {
-    if report.is_sound() {
+fn sound(damaged: &[(PathBuf, VerifyReport)]) -> Result<(), Failure> {
+    if damaged.is_empty() {
         return Ok(());
     }
     complain("");
+    let places = damaged.iter().map(|(log, report)| {
+        let places = counted((report.damaged.len() + report.damaged_files.len()) as u64, "place");
+        format!("the log in {} is damaged in {places}", log.display())
+    });
     Err(Failure::Failed(format!(
-        "the log in {} is damaged in {}; opening it sets what cannot be read aside and goes on with the rest, \
-         `millstream log export` shows what is left",
-        directory.display(),
-        counted((report.damaged.len() + report.damaged_files.len()) as u64, "place"),
+        "{}; opening it sets what cannot be read aside and goes on with the rest, `millstream log export` shows what is \
+         left",
+        places.collect::<Vec<_>>().join(", "),
     )))
 }

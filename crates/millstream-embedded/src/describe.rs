@@ -1,10 +1,12 @@
 //! Records of a broker's log in words, for `log export`.
 
-use millstream_message::{Publish, Value};
+use bytes::Bytes;
+use millstream_message::{Message, Publish, Value};
 use serde_json::{Value as Json, json};
 
 use crate::log::RecordRef;
-use crate::record::{self, MARKED, META, MOVED, POSITION, PUBLISH, SETTLED, TOPOLOGY};
+use crate::record::{self, APPENDED, MARKED, META, MOVED, POSITION, PUBLISH, SETTLED, TOPOLOGY};
+use crate::stream_log;
 use crate::wire::Malformed;
 
 /// One record of a broker's log as a line of JSON, for [`log::export`](crate::log::export); `None` for what is not a
@@ -38,6 +40,7 @@ pub fn describe(record: RecordRef<'_>) -> Option<String> {
             let (name, value) = record::read_position(record.body).ok()?;
             json!({ "position": { "name": name, "value": value.map(|value| text(&value)) } })
         }
+        APPENDED => json!({ "appended": appended(record.body).ok()? }),
         _ => return None,
     };
     Some(json.to_string())
@@ -45,18 +48,34 @@ pub fn describe(record: RecordRef<'_>) -> Option<String> {
 
 fn message(bytes: &[u8]) -> Result<Json, Malformed> {
     let targets = record::read_publish(bytes)?.targets;
-    let Publish { to, message } = record::publish_of(bytes::Bytes::copy_from_slice(bytes), &mut None)?;
-    let headers: serde_json::Map<_, _> =
-        message.properties().headers.iter().map(|(name, value)| (name.clone(), value_json(value))).collect();
+    let Publish { to, message } = record::publish_of(Bytes::copy_from_slice(bytes), &mut None)?;
     let targets: Vec<_> = targets.iter().map(|(queue, seq)| json!({ "queue": queue, "seq": seq })).collect();
     Ok(json!({
         "to": targets,
         "exchange": to.exchange(),
         "key": to.key(),
         "content_type": message.content_type(),
-        "headers": headers,
+        "headers": headers(&message),
         "body": text(message.body()),
     }))
+}
+
+/// The messages of one append to a stream.
+fn appended(bytes: &[u8]) -> Result<Json, Malformed> {
+    let mut messages = Vec::new();
+    stream_log::decode(&Bytes::copy_from_slice(bytes), |offset, message| {
+        messages.push(json!({
+            "offset": offset,
+            "content_type": message.content_type(),
+            "headers": headers(&message),
+            "body": text(message.body()),
+        }));
+    })?;
+    Ok(json!(messages))
+}
+
+fn headers(message: &Message) -> Json {
+    message.properties().headers.iter().map(|(name, value)| (name.clone(), value_json(value))).collect()
 }
 
 /// JSON when it is JSON, else text, else bytes.
@@ -75,7 +94,7 @@ fn value_json(value: &Value) -> Json {
 mod tests {
     use super::*;
     use crate::log::Position;
-    use millstream_message::{Address, Message};
+    use millstream_message::Address;
     use proptest::prelude::*;
 
     #[test]

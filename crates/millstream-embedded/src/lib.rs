@@ -75,3 +75,4 @@ mod wire;
 pub use broker::{EmbeddedBroker, open};
 pub use describe::describe;
 pub use settings::Settings;
+pub use stream_log::logs;

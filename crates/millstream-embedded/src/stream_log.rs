@@ -106,6 +106,32 @@ pub(crate) fn directory(broker: &Path, id: u32) -> PathBuf {
     broker.join("streams").join(format!("{id:010}"))
 }
 
+/// The logs in a broker's directory: its own, and one for each stream, by their paths. A stream that was deleted
+/// while its files could not be removed may be among them.
+///
+/// # Errors
+///
+/// If the directory cannot be listed.
+pub fn logs(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut streams = Vec::new();
+    match std::fs::read_dir(directory.join("streams")) {
+        Ok(entries) => {
+            for entry in entries {
+                let path = entry?.path();
+                // What a deleted stream leaves is a directory without files.
+                if path.is_dir() && std::fs::read_dir(&path)?.next().is_some() {
+                    streams.push(path);
+                }
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    streams.sort();
+    streams.insert(0, directory.to_owned());
+    Ok(streams)
+}
+
 /// Removes a deleted stream's files. What cannot be removed is left: nothing reads it any more.
 pub(crate) fn remove(disk: &dyn Disk, dir: &Path) {
     for name in disk.list(dir).unwrap_or_default() {
@@ -351,7 +377,7 @@ fn head(input: &mut Input<'_>) -> Result<(u64, u64), Malformed> {
 }
 
 /// Reads a record's messages; bodies share its bytes.
-fn decode(record: &Bytes, mut each: impl FnMut(u64, Message)) -> Result<(), Malformed> {
+pub(crate) fn decode(record: &Bytes, mut each: impl FnMut(u64, Message)) -> Result<(), Malformed> {
     let mut input = Input(record);
     let (first, count) = head(&mut input)?;
     for offset in first..first.checked_add(count).ok_or(Malformed)? {
