@@ -8,6 +8,7 @@ mod needs;
 mod quickstart;
 mod readme;
 mod steps;
+mod weight;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -78,6 +79,7 @@ fn everything(steps: &mut Steps) {
     steps.run("needs", needs::install);
     steps.run("fmt", || cargo(&["fmt", "--all", "--check"]));
     steps.run("licences", licences::check);
+    steps.run("weight", weight::check);
     steps.run("clippy", || {
         cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
     });
