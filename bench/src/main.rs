@@ -1,6 +1,6 @@
 //! Workloads, peers and limits of Millstream, as ratios in one run.
 //!
-//! `cargo xtask bench engine` and `cargo xtask bench log`; `README.md` says how to read what they print.
+//! `cargo xtask bench engine`, `log` and `whole`; `README.md` says how to read what they print.
 
 mod alloc;
 mod case;
@@ -10,6 +10,7 @@ mod log;
 mod machine;
 mod runner;
 mod table;
+mod whole;
 mod work;
 
 use std::path::PathBuf;
@@ -37,6 +38,8 @@ enum Section {
     Engine(Options),
     /// The log and the broker on it: durable appends, acknowledgements, reopening, disk use.
     Log(Options),
+    /// The binary: start, memory, and a pipeline file against Redpanda Connect.
+    Whole(Options),
     /// One contestant, once: what the runner starts as a process for every measurement.
     #[command(hide = true)]
     Contestant { section: String, case: String, contestant: String, scale: String },
@@ -76,6 +79,7 @@ fn section(name: &str) -> Option<Vec<Case>> {
     match name {
         "engine" => Some(engine::cases()),
         "log" => Some(log::cases()),
+        "whole" => Some(whole::cases()),
         _ => None,
     }
 }
@@ -84,6 +88,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().section {
         Section::Engine(options) => measure("engine", options),
         Section::Log(options) => measure("log", options),
+        Section::Whole(options) => measure("whole", options),
         Section::Contestant { section, case, contestant, scale } => {
             runner::contest(&section, &case, &contestant, &scale)
         }

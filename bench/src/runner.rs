@@ -132,9 +132,8 @@ fn start(plan: &Plan, case: &str, contestant: &str) -> Result<Answer, String> {
     if !status.success() {
         return Err(format!("{place}: its process ended with {status}; what it said is above"));
     }
-    serde_json::from_slice(&answer).map_err(|error| {
-        format!("{place}: its answer {:?}: {error}", String::from_utf8_lossy(&answer))
-    })
+    serde_json::from_slice(&answer)
+        .map_err(|error| format!("{place}: its answer {:?}: {error}", String::from_utf8_lossy(&answer)))
 }
 
 /// The other side of [`start`].

@@ -108,6 +108,10 @@ fn bench(arguments: &[String]) -> Outcome {
     if arguments.first().is_some_and(|section| section == "log") {
         command.extend(["--features", "peers-log"]);
     }
+    // What is measured there is the binary, beside the benchmarks.
+    if arguments.first().is_some_and(|section| section == "whole") {
+        cargo(&["build", "--release", "--locked", "--package", "millstream-cli"])?;
+    }
     command.push("--");
     command.extend(arguments.iter().map(String::as_str));
     cargo(&command)
