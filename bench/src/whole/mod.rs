@@ -7,12 +7,11 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
-use std::thread::sleep;
 use std::time::Duration;
 
 use crate::case::{Absent, Bound, Case, Sample, Scale};
 use crate::clock::{By, Watch};
-use child::Child;
+use child::{Child, pause};
 
 const MS: &str = "ms";
 const MIB: &str = "MiB";
@@ -99,7 +98,7 @@ fn idle() -> Figures {
     let mut line = [0; 2];
     child.out().read_exact(&mut line).map_err(|error| format!("nothing came out: {error}"))?;
     // It has run; now it waits.
-    sleep(Duration::from_millis(500));
+    pause(Duration::from_millis(500));
     let resident = child.memory("VmRSS")?;
     child.kill();
     Ok(Sample::new().with(MIB, resident))
@@ -132,7 +131,7 @@ fn slow_output(scale: Scale) -> Figures {
         if taken % (4 << 20) < (1 << 16) {
             peak = peak.max(child.memory("VmHWM").unwrap_or(0.0));
         }
-        sleep(Duration::from_micros(500));
+        pause(Duration::from_micros(500));
     }
     child.finish()?;
     if taken < items * ITEM {
