@@ -89,8 +89,10 @@ pub(crate) fn rate(
     batch: usize,
     mut commit: impl FnMut() -> Result<(), Absent>,
 ) -> Result<Sample, Absent> {
-    // The first few fill caches and let the disk find its rhythm.
-    for _ in 0..5 {
+    // Until caches are full, the disk has found its rhythm, and those who prepare or compact files have some to use
+    // again. The raw file is written before, too.
+    let began = clock::now();
+    while clock::now() - began < duration(scale) * 2 / 3 {
         commit()?;
     }
     let began = clock::now();
