@@ -6,6 +6,7 @@ mod examples;
 mod licences;
 mod needs;
 mod quickstart;
+mod rabbitmq;
 mod readme;
 mod steps;
 mod weight;
@@ -103,18 +104,34 @@ fn loom() -> Outcome {
 }
 
 fn bench(arguments: &[String]) -> Outcome {
-    let mut command = vec!["run", "--profile", "bench", "--package", "millstream-bench"];
+    let section = arguments.first().map_or("", String::as_str);
+    let measures = !arguments.iter().any(|argument| argument == "--help" || argument == "--list");
+    let mut words = vec!["run", "--profile", "bench", "--package", "millstream-bench"];
     // The log's peers take minutes to build, so only its section has them.
-    if arguments.first().is_some_and(|section| section == "log") {
-        command.extend(["--features", "peers-log"]);
+    if section == "log" {
+        words.extend(["--features", "peers-log"]);
     }
     // What is measured there is the binary, beside the benchmarks.
-    if arguments.first().is_some_and(|section| section == "whole") {
+    if section == "whole" && measures {
         cargo(&["build", "--release", "--locked", "--package", "millstream-cli"])?;
     }
-    command.push("--");
-    command.extend(arguments.iter().map(String::as_str));
-    cargo(&command)
+    words.push("--");
+    words.extend(arguments.iter().map(String::as_str));
+    let given = std::env::var_os(AMQP).is_some();
+    let node = if section == "log" && measures && !given { started() } else { None };
+    let mut command = steps::command("cargo").args(words);
+    if let Some(node) = &node {
+        command = command.env(AMQP, &node.url());
+    }
+    command.run()
+}
+
+/// Where the benchmarks find RabbitMQ.
+const AMQP: &str = "MILLSTREAM_BENCH_AMQP";
+
+/// A RabbitMQ to compare with, where one can be had; the table names what could not be measured.
+fn started() -> Option<rabbitmq::Node> {
+    rabbitmq::Node::start().inspect_err(|why| eprintln!("xtask: without RabbitMQ: {why}")).ok()
 }
 
 fn soak() -> Outcome {

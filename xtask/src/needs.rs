@@ -4,14 +4,14 @@ use crate::Outcome;
 use crate::steps::command;
 
 /// A command that works only where the need is met, and how a fresh machine gets it.
-struct Need {
-    name: &'static str,
-    probe: &'static [&'static str],
-    install: &'static [&'static str],
-    root: bool,
+pub(crate) struct Need {
+    pub(crate) name: &'static str,
+    pub(crate) probe: &'static [&'static str],
+    pub(crate) install: &'static [&'static str],
+    pub(crate) root: bool,
 }
 
-/// Short on purpose: the tests start no server. RabbitMQ joins when its client does.
+/// Short on purpose: the tests start no server. RabbitMQ (`rabbitmq.rs`) joins when its client does.
 const NEEDS: &[Need] = &[
     Need {
         name: "rustfmt",
@@ -35,14 +35,19 @@ const NEEDS: &[Need] = &[
 
 /// Installs what is missing; silent where nothing is.
 pub(crate) fn install() -> Outcome {
-    for need in NEEDS.iter().filter(|need| !works(need.probe)) {
-        let by_sudo = need.root && works(&["sudo", "--non-interactive", "true"]);
-        let words: Vec<&str> =
-            by_sudo.then_some("sudo").into_iter().chain(need.install.iter().copied()).collect();
-        eprintln!("{} is missing; installing it: {}", need.name, words.join(" "));
-        command(words[0]).args(&words[1..]).run()?;
+    NEEDS.iter().try_for_each(meet)
+}
+
+/// Installs one need, if it is missing.
+pub(crate) fn meet(need: &Need) -> Outcome {
+    if works(need.probe) {
+        return Ok(());
     }
-    Ok(())
+    let by_sudo = need.root && works(&["sudo", "--non-interactive", "true"]);
+    let words: Vec<&str> =
+        by_sudo.then_some("sudo").into_iter().chain(need.install.iter().copied()).collect();
+    eprintln!("{} is missing; installing it: {}", need.name, words.join(" "));
+    command(words[0]).args(&words[1..]).run()
 }
 
 fn works(probe: &[&str]) -> bool {
