@@ -17,6 +17,7 @@ use crate::flow::Flow;
 use crate::held::Held;
 use crate::scope::{RunErrorKind, Scope};
 use crate::sink::{Sink, SinkError};
+use crate::stats::OpStats;
 use crate::token::{Outcome, Settle};
 
 /// True if a stage of the run has failed; registers to be told.
@@ -92,6 +93,7 @@ where
     let scope = driver.scope.clone();
     let alarm = scope.alarm();
     let chunk = sink.chunk().max(1);
+    let mut skipping = Skipping::default();
     let mut items: Vec<F::Item> = Vec::with_capacity(chunk);
     let mut tokens: Vec<F::Token> = Vec::with_capacity(chunk);
     loop {
@@ -126,7 +128,7 @@ where
             driver.blocked();
             let written = unless_failed(&scope, &alarm, sink.write(&mut items)).await?;
             driver.begin();
-            settle_written(&scope, &driver, written, &mut tokens)?;
+            settle_written(&scope, &driver, written, &mut skipping, &mut tokens)?;
             items.clear();
         }
         if turn == Turn::End {
@@ -147,50 +149,79 @@ fn settle_written<K: Settle>(
     scope: &Arc<Scope>,
     driver: &Driver,
     written: Result<(), SinkError>,
+    skipping: &mut Skipping,
     tokens: &mut Vec<K>,
 ) -> Option<()> {
-    let mut rejected = match written {
+    // What became of the items that were not written, by their index.
+    let mut others: Vec<(usize, Outcome)> = match written {
         Ok(()) => Vec::new(),
-        Err(SinkError::Rejected(rejected)) => rejected,
+        Err(SinkError::Rejected(rejected)) => rejected
+            .into_iter()
+            .map(|(index, error)| {
+                let failure = Failure::new(driver.stats.name(), &*error, scope.clock.now());
+                (index, Outcome::Dead(Arc::new(failure)))
+            })
+            .collect(),
+        Err(SinkError::Skipped(skipped, name)) => {
+            skipped.into_iter().map(|index| (index, Outcome::Dropped(name.clone()))).collect()
+        }
         Err(SinkError::Failed(error)) => {
             tokens.clear(); // dropped unsettled: to be delivered again
             scope.fail(RunErrorKind::Sink(error));
             return None;
         }
     };
-    rejected.sort_by_key(|(index, _)| *index);
-    if let Some((index, _)) = rejected.last().filter(|(index, _)| *index >= tokens.len()) {
+    others.sort_by_key(|(index, _)| *index);
+    if let Some((index, _)) = others.last().filter(|(index, _)| *index >= tokens.len()) {
         // Which item it meant is unknown, so none of them is known to be safe.
         let error = format!("it rejected item {index} of a write of {} items", tokens.len());
         tokens.clear();
         scope.fail(RunErrorKind::Sink(error.into()));
         return None;
     }
-    let mut rejected = rejected.into_iter().peekable();
+    let mut others = others.into_iter().peekable();
     let mut done = K::Group::default();
     let mut completed = 0;
     for (index, token) in tokens.drain(..).enumerate() {
-        let mut reason = None;
-        while let Some((_, error)) = rejected.next_if(|(at, _)| *at == index) {
-            reason = Some(error);
+        let mut other = None;
+        while let Some((_, outcome)) = others.next_if(|(at, _)| *at == index) {
+            other = Some(outcome);
         }
-        match reason {
-            None => {
-                completed += 1;
-                token.join(&mut done);
-            }
-            Some(error) => {
-                if !K::TRACKED {
-                    scope.counts.dead.fetch_add(1, Ordering::Relaxed);
-                }
-                let failure = Failure::new(driver.stats.name(), &*error, scope.clock.now());
-                token.settle(&Outcome::Dead(Arc::new(failure)));
-            }
+        let Some(outcome) = other else {
+            completed += 1;
+            token.join(&mut done);
+            continue;
+        };
+        match &outcome {
+            _ if K::TRACKED => {}
+            Outcome::Dropped(name) => skipping.count(scope, name),
+            _ => _ = scope.counts.dead.fetch_add(1, Ordering::Relaxed),
         }
+        token.settle(&outcome);
     }
     add_completed::<K>(scope, completed);
     done.settle(&Outcome::Completed);
     Some(())
+}
+
+/// Where an untracked flow counts what its sink skips: an operator of its own for each name.
+#[derive(Default)]
+struct Skipping(Vec<Arc<OpStats>>);
+
+impl Skipping {
+    fn count(&mut self, scope: &Scope, name: &Arc<str>) {
+        let op = match self.0.iter().find(|op| op.name() == *name) {
+            Some(op) => op,
+            None => {
+                let op = OpStats::new("skipped");
+                op.rename(name.clone());
+                scope.add_untracked_op(op.clone());
+                self.0.push(op);
+                self.0.last().expect("just pushed")
+            }
+        };
+        op.add_dropped(1);
+    }
 }
 
 /// Awaits the sink's `future`, giving up when the run fails elsewhere. Its panic is the sink's error.

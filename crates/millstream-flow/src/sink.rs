@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 
 use crate::failure::BoxError;
 
@@ -44,6 +45,7 @@ pub trait Sink: Send + 'static {
     ///
     /// # Errors
     /// [`SinkError::Rejected`] names items that can never be written: they are dead, the others confirmed.
+    /// [`SinkError::Skipped`] names items that are dropped instead.
     /// [`SinkError::Failed`] ends the run; nothing of this write is confirmed.
     fn write(&mut self, items: &mut Vec<Self::Item>) -> impl Future<Output = Result<(), SinkError>> + Send;
 
@@ -68,6 +70,9 @@ pub enum SinkError {
     /// These items, by their index in the vector as it was given, will never be accepted; all others were
     /// written.
     Rejected(Vec<(usize, BoxError)>),
+    /// These items, by their index as above, were not written and are dropped by declaration, counted under this
+    /// name; all others were written.
+    Skipped(Vec<usize>, Arc<str>),
     /// The sink cannot go on.
     Failed(BoxError),
 }
@@ -82,6 +87,9 @@ impl fmt::Display for SinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SinkError::Rejected(items) => write!(f, "the sink rejected {} items", items.len()),
+            SinkError::Skipped(items, name) => {
+                write!(f, "the sink skipped {} items as `{name}`", items.len())
+            }
             SinkError::Failed(_) => f.write_str("the sink failed"),
         }
     }
@@ -92,6 +100,7 @@ impl SinkError {
     pub fn cause(&self) -> Option<&(dyn Error + Send + Sync + 'static)> {
         match self {
             SinkError::Rejected(items) => items.first().map(|(_, error)| &**error),
+            SinkError::Skipped(..) => None,
             SinkError::Failed(error) => Some(&**error),
         }
     }

@@ -10,6 +10,7 @@ use crate::file::units::show_size;
 use crate::intake::{self, Ingest, Intake, Remembered};
 use crate::item::{Raw, Reporter};
 use crate::letters::Letters;
+use crate::output::SKIPPED;
 use crate::output::file::Files;
 use crate::output::{End, Out, Outputs, QueueOutput, StdoutOutput, Tries};
 use crate::ready::{Ready, Writer};
@@ -107,6 +108,7 @@ impl Starting<'_> {
         let end = match (&draft.on_error.then, letters) {
             (Then::Fail, _) => End::Fail,
             (_, Some(letters)) => End::Letters(letters),
+            (Then::Skip, _) => End::Skip,
             (_, None) => End::Settle,
         };
         let tries = Tries::new(draft.on_error.retry);
@@ -329,7 +331,7 @@ impl Starting<'_> {
             .named("write");
         match (&draft.on_error.then, letters) {
             (Then::Fail, _) => written.fail_fast().named("on_error").boxed(),
-            (Then::Skip, _) => written.skip_errors().named("errors").boxed(),
+            (Then::Skip, _) => written.skip_errors().named(SKIPPED).boxed(),
             (Then::DeadLetter { .. }, None) => written.reject().named("on_error").boxed(),
             (Then::DeadLetter { .. }, Some(letters)) => {
                 let letters = letters.clone();

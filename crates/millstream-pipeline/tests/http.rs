@@ -192,7 +192,7 @@ async fn what_may_pass_is_tried_again_and_what_may_not_is_not() {
     let (port, seen, _server) =
         server(&["503 Busy", "429 Slow\r\nRetry-After: 0", "200 OK", "400 Bad"]).await;
     let report = bench.run(&sink(port, "", retry)).await;
-    assert_eq!((report.ledger.completed, report.ledger.dead), (2, 2), "{report:?}");
+    assert_eq!((report.ledger.completed, report.dropped()["errors"]), (2, 2), "{report:?}");
     assert_eq!(bodies(&seen).len(), 4, "a 400 is not tried again");
     assert!(report.errors[0].reason.contains("answered 400 Bad Request: words"), "{:?}", report.errors);
 }
@@ -210,6 +210,17 @@ async fn a_refused_batch_fails_the_run_or_becomes_dead_letters() {
         assert_eq!((report.ledger.completed, report.ledger.dead), (2, 2));
         assert_eq!(bench.bodies("dead").await, ["{\"n\":2}", "{\"n\":3}"]);
         bench.broker.purge("dead").await.expect("the queue");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_batch_is_skipped_like_every_other_error() {
+    let bench = Bench::new().await;
+    for buffer in ["", BUFFERED] {
+        let (port, _, _server) = server(&["200 OK", "400 No"]).await;
+        let report = bench.run(&format!("{}\n{buffer}", sink(port, "", "on_error: skip"))).await;
+        assert_eq!((report.ledger.completed, report.ledger.dead), (2, 0));
+        assert_eq!(report.dropped()["errors"], 2);
     }
 }
 

@@ -268,6 +268,22 @@ async fn items_that_a_sink_rejects_are_dead_and_the_others_of_the_write_confirme
 }
 
 #[tokio::test(start_paused = true)]
+async fn items_that_a_sink_skips_are_dropped_by_its_word_for_it() {
+    let skipped = || Err(SinkError::Skipped(vec![2, 0], "stale".into()));
+    let (ends, ended, closed, _) = sink_says(skipped()).await;
+    ended.unwrap();
+    let (stale, done) = (End::Dropped("stale".into()), End::Completed);
+    assert_eq!(ends, [stale.clone(), done.clone(), stale, done.clone(), done]);
+    assert!(closed);
+    // Without tokens they are counted all the same.
+    let sink =
+        Told { answers: vec![skipped(), skipped()], closed: Default::default(), writes: Writes::default() };
+    let (_, report) = Pipe::from_iter(0..9u32).into_sink(sink).await.unwrap();
+    assert_eq!((report.ledger.completed, report.ledger.dropped["stale"]), (5, 4));
+    assert!(report.ledger.balances(), "{:?}", report.ledger);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sink_that_rejects_what_it_was_not_given_fails_the_run() {
     let (ends, ended, closed, _) = sink_says(Err(SinkError::Rejected(vec![(3, "what?".into())]))).await;
     assert_eq!(ended.unwrap_err().to_string(), "the sink failed: it rejected item 3 of a write of 3 items");

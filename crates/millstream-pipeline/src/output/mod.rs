@@ -13,5 +13,5 @@ mod stdout;
 pub(crate) use self::http::HttpClient;
 pub(crate) use self::queue::QueueOutput;
 pub(crate) use self::retry::Tries;
-pub(crate) use self::sink::{End, Out, Outputs};
+pub(crate) use self::sink::{End, Out, Outputs, SKIPPED};
 pub(crate) use self::stdout::StdoutOutput;

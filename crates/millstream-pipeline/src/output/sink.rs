@@ -24,10 +24,15 @@ pub(crate) enum Refused {
 /// What becomes of items that an output refuses.
 pub(crate) enum End {
     Fail,
-    /// The source's settler hears of it and does what is to be done: acknowledge, or dead-letter.
+    /// Dropped, under the name that the steps' errors have.
+    Skip,
+    /// The source's settler hears of it and dead-letters the message.
     Settle,
     Letters(Letters),
 }
+
+/// What the ledger calls items that `on_error: skip` dropped.
+pub(crate) const SKIPPED: &str = "errors";
 
 /// One output of a run.
 pub(crate) enum Out {
@@ -123,7 +128,7 @@ impl Outputs {
         }
         match &self.end {
             End::Fail => return Err(ItemError(format!("output `{stage}`: {reason}")).into()),
-            End::Settle => {}
+            End::Skip | End::Settle => {}
             End::Letters(letters) => {
                 for item in &batch.items {
                     let body = Bytes::copy_from_slice(&item.bytes);
@@ -185,7 +190,14 @@ impl Sink for Outputs {
                 }
             }
         }
-        if rejected.is_empty() { Ok(()) } else { Err(SinkError::Rejected(rejected)) }
+        match &self.end {
+            _ if rejected.is_empty() => Ok(()),
+            End::Skip => {
+                let skipped = rejected.into_iter().map(|(index, _)| index).collect();
+                Err(SinkError::Skipped(skipped, SKIPPED.into()))
+            }
+            _ => Err(SinkError::Rejected(rejected)),
+        }
     }
 
     async fn close(&mut self) -> Result<(), BoxError> {
