@@ -2,6 +2,7 @@
 //! position in a register.
 
 use std::mem::{self, ManuallyDrop, MaybeUninit};
+use std::ops::ControlFlow;
 use std::ptr;
 
 /// A row of slots that grows to what is asked for and is then used again and again.
@@ -41,6 +42,27 @@ impl<T> Chunk<T> {
     pub(crate) fn drain(&mut self, max: usize) -> Draining<'_, T> {
         let end = self.tail.min(self.head.saturating_add(max));
         Draining { next: self.head, slots: &self.slots[..end], head: &mut self.head }
+    }
+}
+
+impl<T, K> Chunk<(T, K)> {
+    /// Pushes items into a flow's sink until they, the room or the sink's patience end.
+    #[inline(always)]
+    pub(crate) fn push_into(
+        &mut self,
+        room: &mut usize,
+        sink: &mut impl FnMut(T, K) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let mut flow = ControlFlow::Continue(());
+        let mut draining = self.drain(*room);
+        while let Some((item, token)) = draining.next() {
+            flow = sink(item, token);
+            if flow.is_break() {
+                break;
+            }
+        }
+        *room -= draining.taken();
+        flow
     }
 }
 

@@ -78,16 +78,7 @@ impl<T, K: Settle> Flow for BoxFlow<T, K> {
         // What a break or a panic left of the last chunk.
         let mut step = Poll::Ready(Step::More);
         loop {
-            let mut broke = false;
-            let mut draining = self.chunk.drain(room);
-            while let Some((item, token)) = draining.next() {
-                broke = sink(item, token).is_break();
-                if broke {
-                    break;
-                }
-            }
-            room -= draining.taken();
-            drop(draining);
+            let broke = self.chunk.push_into(&mut room, sink).is_break();
             if broke || !self.chunk.is_empty() {
                 self.size = 1;
                 let over = self.ended && self.chunk.is_empty();

@@ -389,16 +389,7 @@ impl<F: Flow, U> Flow for Parallel<F, U> {
         self.tasks.start();
         let mut room = max;
         loop {
-            let mut broke = false;
-            let mut draining = self.current.drain(room);
-            while let Some((item, token)) = draining.next() {
-                broke = sink(item, token).is_break();
-                if broke {
-                    break;
-                }
-            }
-            room -= draining.taken();
-            drop(draining);
+            let broke = self.current.push_into(&mut room, sink).is_break();
             if broke || room == 0 {
                 return Poll::Ready(Step::More);
             }
