@@ -279,9 +279,9 @@ impl LoggedStream {
             }
         };
         let mut index = self.index.lock();
-        // A mark before the start leads to a place that readers pass over; the last one must stay.
-        let gone = index.marks.partition_point(|mark| mark.position < start.get());
-        let gone = gone.min(index.marks.len().saturating_sub(1));
+        // A mark before the start leads to a place that readers pass over; the last such mark must stay.
+        // What lies between the start and the first mark behind it is found from that one alone.
+        let gone = index.marks.partition_point(|mark| mark.position <= start.get()).saturating_sub(1);
         index.marks.drain(..gone);
         index.first = found.unwrap_or(index.next);
     }

@@ -9,7 +9,7 @@ use millstream_embedded::log::{Fault, SimDisk};
 use millstream_embedded::{EmbeddedBroker, Settings, open};
 use millstream_message::{
     Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Message, Nack, Overflow, PublishOutcome, Queue,
-    Refusal,
+    Refusal, StreamFrom, StreamSpec,
 };
 use support::ProcessDisk;
 
@@ -232,6 +232,38 @@ async fn dropping_heads_never_outruns_the_dead_letters() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(broker.stats("q").await.expect("stats").ready, 10);
     assert_eq!(broker.stats("dead").await.expect("stats").ready, 30_000 - 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_forgets_what_is_older_than_its_age_and_nothing_younger() {
+    let on_disk = on(&ProcessDisk::new(&SimDisk::new()), small()).await;
+    let in_memory = EmbeddedBroker::memory(Settings::memory()).expect("opens");
+    for (broker, by_segments) in [(&in_memory, false), (&on_disk, true)] {
+        let hour = StreamSpec::new("s").max_age(Duration::from_secs(3600));
+        broker.declare_stream(hour).await.expect("declared");
+        let append = async |count: usize| {
+            for _ in 0..count {
+                broker.append("s", vec![Message::new(vec![7; 4096])]).await.expect("appended");
+            }
+        };
+        // 1.6 MB, hence several segments of 256 KiB.
+        append(400).await;
+        tokio::time::sleep(Duration::from_secs(1800)).await;
+        append(400).await;
+        assert_eq!(broker.stream_stats("s").await.expect("stats").first, 0, "nothing is an hour old");
+        tokio::time::sleep(Duration::from_secs(1860)).await;
+        append(1).await;
+        let stats = broker.stream_stats("s").await.expect("stats");
+        assert_eq!(stats.next, 801);
+        if by_segments {
+            assert!((200..=400).contains(&stats.first), "whole segments, and no younger message: {stats:?}");
+        } else {
+            assert_eq!(stats.first, 400);
+        }
+        let mut reader = broker.read("s", StreamFrom::First).await.expect("reads");
+        let first = reader.next_chunk(1).await.expect("reads");
+        assert_eq!(first[0].offset, stats.first);
+    }
 }
 
 /// A queue of one message whose heads go to `dead`, which holds two; and from there to `grave`.
