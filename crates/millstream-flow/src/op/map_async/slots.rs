@@ -177,8 +177,8 @@ impl<Fut: Future, K> Drop for Slab<Fut, K> {
     fn drop(&mut self) {
         for slot in &self.slots {
             if slot.live {
-                // SAFETY: `live` says that a future is there; nothing uses it after this.
-                unsafe { slot.home.as_ref().future.as_ptr().cast_mut().drop_in_place() }
+                // SAFETY: the home is alive, and `live` says that a future is there; nothing uses it after this.
+                unsafe { (&raw mut (*slot.home.as_ptr()).future).cast::<Fut>().drop_in_place() }
             }
             // SAFETY: the home came from `Box::into_raw` in `next_place`, and is given up once, here.
             drop(unsafe { Box::from_raw(slot.home.as_ptr()) });
