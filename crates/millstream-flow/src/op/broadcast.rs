@@ -101,7 +101,11 @@ fn rooms<const N: usize, T, K>(lanes: &mut [Lane<T, K>]) -> Option<[Room<'_, (T,
     if lanes.iter().any(|lane| lane.writer.is_none()) {
         return None;
     }
-    Some(lanes.each_mut().map(|lane| lane.writer.as_mut().expect("all lanes are read").room(usize::MAX)))
+    Some(
+        lanes
+            .each_mut()
+            .map(|lane| lane.writer.as_mut().expect("all lanes are read").room(chunk_items::<(T, K)>())),
+    )
 }
 
 /// The task on the filling side of a fan-out.
@@ -139,9 +143,11 @@ impl<F: Flow, R: Route<F::Item, F::Token>> FanOut<F, R> {
     #[inline]
     fn turn<const N: usize>(&mut self, cx: &mut Context<'_>, room: usize) -> Turn {
         let FanOut { flow, route, lanes, driver } = self;
-        let scope = driver.scope.clone();
-        let mut split = Tally::new::<F::Token>(&scope.counts.split);
-        let mut merged = Tally::new::<F::Token>(&scope.counts.merged);
+        // Apart from the driver, which is borrowed as a whole while it turns.
+        let counts = if F::Token::TRACKED { None } else { Some(driver.scope.clone()) };
+        let counts = counts.as_deref().map(|scope| &scope.counts);
+        let mut split = Tally::of(counts.map(|counts| &counts.split));
+        let mut merged = Tally::of(counts.map(|counts| &counts.merged));
         let Some(mut rooms) = rooms::<N, _, _>(lanes) else {
             return driver.turn(flow, cx, room, |item, token| {
                 merged.add(1);
@@ -176,7 +182,6 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
                     return Poll::Pending;
                 }
             };
-            let room = room.min(chunk_items::<(F::Item, F::Token)>());
             let turn = match self.lanes.len() {
                 2 => self.turn::<2>(cx, room),
                 3 => self.turn::<3>(cx, room),

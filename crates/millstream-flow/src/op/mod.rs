@@ -67,6 +67,12 @@ impl<'a> Tally<'a> {
         Tally { count: 0, to: (!K::TRACKED).then_some(to) }
     }
 
+    /// One that counts to a counter of the ledger, if there is one.
+    #[inline]
+    pub(crate) fn of(to: Option<&'a AtomicU64>) -> Self {
+        Tally { count: 0, to }
+    }
+
     #[inline]
     pub(crate) fn add(&mut self, items: u64) {
         self.count += items;

@@ -182,7 +182,7 @@ where
         R: Route<F::Item, F::Token>,
     {
         assert!(lanes > 0, "a flow goes to at least one lane");
-        let (flow, driver, op) = self.boundary(kind, chunk_items::<(F::Item, F::Token)>());
+        let (flow, driver, op) = self.boundary(kind, quantum_max::<F::Item, Unmeasured>(0));
         let (scope, stage) = (driver.scope.clone(), driver.stats.clone());
         scope.counts.several_ends.store(true, Ordering::Relaxed);
         let mut ends = Vec::with_capacity(lanes);
