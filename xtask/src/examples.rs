@@ -1,7 +1,7 @@
 //! Every Rust example of every crate, run to its end.
 
+use crate::Outcome;
 use crate::steps::command;
-use crate::{Outcome, root};
 
 /// The longest an example may take, in seconds, its build aside. An example that hangs is a broken one.
 const SECONDS_MAX: &str = "60";
@@ -10,43 +10,41 @@ const SECONDS_MAX: &str = "60";
 pub(crate) fn run() -> Outcome {
     let scratch = tempfile::tempdir().map_err(|e| format!("no temporary directory: {e}"))?;
     let mut failed = Vec::new();
-    let examples = examples()?;
-    crate::steps::cargo(&["build", "--workspace", "--locked", "--examples"])?;
-    for (package, example) in &examples {
-        eprintln!("--- {package}: {example}");
+    let examples = build()?;
+    for (name, program) in &examples {
+        eprintln!("--- {name}");
         // In a directory of its own, so that an example that writes files leaves none here.
-        let manifest = root().join("Cargo.toml");
         let outcome = command("timeout")
-            .args(["--kill-after=5", SECONDS_MAX, "cargo", "run", "--quiet", "--locked", "--manifest-path"])
-            .args([manifest.as_os_str()])
-            .args(["--package", package, "--example", example])
+            .args(["--kill-after=5", SECONDS_MAX])
+            .args([program])
             .directory(scratch.path())
             .run();
         if let Err(problem) = outcome {
             eprintln!("{problem}");
-            failed.push(format!("{package}/{example}"));
+            failed.push(name.clone());
         }
     }
     eprintln!("{} examples", examples.len());
     if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", "))) }
 }
 
-/// Package and name of each example, from `cargo metadata`.
-fn examples() -> Result<Vec<(String, String)>, String> {
-    let metadata =
-        command("cargo").args(["metadata", "--format-version", "1", "--no-deps", "--locked"]).output()?;
-    let metadata: serde_json::Value =
-        serde_json::from_slice(&metadata).map_err(|e| format!("cargo metadata: {e}"))?;
+/// Name and program of each example. They are run as they were built: `cargo run` of one package would build what it
+/// depends on anew, with that package's features alone, in the time that is the example's.
+fn build() -> Result<Vec<(String, String)>, String> {
+    let arguments = ["build", "--workspace", "--locked", "--examples", "--message-format", "json"];
+    let messages =
+        String::from_utf8(command("cargo").args(arguments).output()?).map_err(|e| e.to_string())?;
     let mut examples = Vec::new();
-    for package in metadata["packages"].as_array().into_iter().flatten() {
-        for target in package["targets"].as_array().into_iter().flatten() {
-            let kinds = target["kind"].as_array();
-            if kinds.is_some_and(|kinds| kinds.iter().any(|kind| kind == "example"))
-                && let (Some(package), Some(target)) = (package["name"].as_str(), target["name"].as_str())
-            {
-                examples.push((package.to_owned(), target.to_owned()));
-            }
+    for line in messages.lines() {
+        let message: serde_json::Value =
+            serde_json::from_str(line).map_err(|e| format!("cargo's message {line:?}: {e}"))?;
+        let target = &message["target"];
+        let kinds = target["kind"].as_array();
+        if kinds.is_some_and(|kinds| kinds.iter().any(|kind| kind == "example"))
+            && let (Some(name), Some(program)) = (target["name"].as_str(), message["executable"].as_str())
+        {
+            examples.push((name.to_owned(), program.to_owned()));
         }
     }
-    Ok(examples)
+    if examples.is_empty() { Err("cargo built no example".to_owned()) } else { Ok(examples) }
 }
