@@ -49,6 +49,7 @@ mod expr;
 mod feed;
 mod file;
 mod graph;
+mod hold;
 mod intake;
 mod item;
 mod letters;

@@ -1,6 +1,7 @@
 //! A running pipeline: watch it, wait for it, stop it.
 
 use crate::file::Pipeline;
+use crate::hold::Released;
 use crate::output::Outputs;
 use crate::trouble::{ItemFailure, Trouble};
 use millstream_flow::{Ledger, Monitor as FlowMonitor, Plan, Run as FlowRun, StageReport};
@@ -19,11 +20,13 @@ pub(crate) struct Counted {
     pub(crate) stored: Arc<AtomicU64>,
 }
 
-/// A started pipeline. Dropping it stops it; what was not settled is given back to its source.
+/// A started pipeline. Dropping it stops it; what was not settled is given back to its source. Its files may be in use
+/// for a moment longer, until a write that is under way ends.
 #[must_use = "dropping a run stops it"]
 pub struct Run {
     flow: FlowRun<Outputs>,
     monitor: Monitor,
+    released: Released,
 }
 
 /// Watches a run, and can stop it. Cheap to clone; does not keep the run alive.
@@ -103,6 +106,7 @@ impl Run {
         counted: Option<Counted>,
         stop: watch::Sender<bool>,
         trouble: Arc<Trouble>,
+        released: Released,
     ) -> Self {
         let flow = plan.start();
         let monitor = Monitor {
@@ -113,7 +117,7 @@ impl Run {
             trouble,
             memory_bound_bytes: pipeline.memory_bound_bytes(),
         };
-        Run { flow, monitor }
+        Run { flow, monitor, released }
     }
 
     /// A handle to watch and stop the run with, for others to hold.
@@ -126,7 +130,7 @@ impl Run {
         self.monitor.report()
     }
 
-    /// Waits for the run to end.
+    /// Waits for the run to end and to let go of its files: a next run can have them at once.
     ///
     /// # Errors
     ///
@@ -137,20 +141,25 @@ impl Run {
     ///
     /// Dropping the future stops the run.
     pub async fn join(self) -> Result<Report, RunError> {
-        let Run { flow, monitor } = self;
-        monitor.ended(flow.join().await.map(drop))
+        let Run { flow, monitor, mut released } = self;
+        let ended = flow.join().await.map(drop);
+        released.wait().await;
+        monitor.ended(ended)
     }
 
     /// Accepts nothing more, lets what is under way flow to its end for up to `deadline`, then stops the rest.
-    /// What a durable buffer holds stays there for the next run.
+    /// What a durable buffer holds stays there for the next run. A write that the disk has begun is waited for
+    /// beyond the deadline, for it cannot be stopped.
     ///
     /// # Errors
     ///
     /// As [`join`](Run::join), and if the deadline passed with items under way.
     pub async fn shutdown(self, deadline: Duration) -> Result<Report, RunError> {
-        let Run { flow, monitor } = self;
+        let Run { flow, monitor, mut released } = self;
         monitor.stop();
-        monitor.ended(flow.shutdown(deadline).await.map(drop))
+        let ended = flow.shutdown(deadline).await.map(drop);
+        released.wait().await;
+        monitor.ended(ended)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::feed::{CHUNK_ITEMS, Feed, FileFeed, GenerateFeed, StdinFeed};
 use crate::file::Pipeline;
 use crate::file::model::{Buffer, OutputKind, Prefetch, QueueRef, Source, Then};
 use crate::file::units::show_size;
+use crate::hold::{self, Hold, Released};
 use crate::intake::{self, Ingest, Intake, Remembered};
 use crate::item::{Raw, Reporter};
 use crate::letters::Letters;
@@ -51,8 +52,9 @@ impl Pipeline {
         let trouble =
             Arc::new(Trouble::new(self.draft.goals.error_rate_max.as_ref().map(|rate| rate.value), clock));
         let (stop, stopped) = watch::channel(false);
-        let starting = Starting { pipeline: self, brokers, clock, trouble, stopped };
-        starting.start(stop).await
+        let (hold, released) = hold::hold();
+        let starting = Starting { pipeline: self, brokers, clock, trouble, stopped, hold };
+        starting.start(stop, released).await
     }
 
     pub(crate) fn start_error(&self, what: impl Into<String>, source: impl Into<BoxError>) -> StartError {
@@ -66,10 +68,11 @@ struct Starting<'a> {
     clock: Clock,
     trouble: Arc<Trouble>,
     stopped: watch::Receiver<bool>,
+    hold: Hold,
 }
 
 impl Starting<'_> {
-    async fn start(self, stop: watch::Sender<bool>) -> Result<Run, StartError> {
+    async fn start(self, stop: watch::Sender<bool>, released: Released) -> Result<Run, StartError> {
         let draft = &self.pipeline.draft;
         let reporter = Arc::new(Reporter {
             clock: self.clock,
@@ -114,7 +117,7 @@ impl Starting<'_> {
         let tries = Tries::new(draft.on_error.retry);
         let outputs = Outputs::new(outs, tries, end, self.trouble.clone(), position, bound::writing(draft));
         let plan = batches.into_sink(outputs);
-        Ok(Run::new(self.pipeline, plan, counted, stop, self.trouble))
+        Ok(Run::new(self.pipeline, plan, counted, stop, self.trouble, released))
     }
 
     /// Whether items come by a queue, whose dead letters the queue itself makes.
@@ -144,7 +147,7 @@ impl Starting<'_> {
             let out = match &output.kind {
                 OutputKind::File(file) => {
                     let made = Writer::new(output, &draft.batch, bytes_max);
-                    let files = Files::open(file, made.header())
+                    let files = Files::open(file, made.header(), self.hold.clone())
                         .map_err(|error| self.pipeline.start_error("its output cannot be opened", error))?;
                     writer = Some(made);
                     Out::Files(Arc::new(Mutex::new(files)))
@@ -273,7 +276,7 @@ impl Starting<'_> {
         else {
             return Ok(None);
         };
-        let (remembered, found) = Remembered::open(&position.value)
+        let (remembered, found) = Remembered::open(&position.value, self.hold.clone())
             .map_err(|error| self.pipeline.start_error("its position cannot be read", error))?;
         if let Some(found) = found {
             feed.resume(&found).map_err(|error| {

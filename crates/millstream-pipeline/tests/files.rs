@@ -269,6 +269,19 @@ async fn a_run_that_fails_leaves_what_it_did_not_settle_to_the_next() {
 }
 
 #[tokio::test]
+async fn a_run_that_has_failed_has_let_go_of_its_files() {
+    let bench = Bench::new().await;
+    // Lines long enough that a write is often under way, on its own thread, when the bad line ends the run.
+    let line = format!("\"{}\"\n", "x".repeat(256 << 10));
+    bench.write("in.ndjson", line.repeat(40) + "{bad}\n");
+    for _ in 0..20 {
+        let error =
+            bench.try_run(&format!("{REMEMBERING}\n{OUT}")).await.expect_err("a bad line").to_string();
+        assert!(error.contains("in.ndjson:41"), "not refused by a run that has ended: {error}");
+    }
+}
+
+#[tokio::test]
 async fn a_position_file_belongs_to_one_run_and_a_damaged_one_is_told() {
     let bench = Bench::new().await;
     bench.write("in.ndjson", "1\n");

@@ -1,5 +1,6 @@
 //! How far the items of a source that has no queue are settled, kept in a file of its own.
 
+use crate::hold::Hold;
 use bytes::Bytes;
 use millstream_flow::BoxError;
 use rustix::fs::{FlockOperation, flock};
@@ -34,10 +35,17 @@ pub(crate) struct Remembered {
     path: PathBuf,
     settled: Mutex<Settled>,
     changed: Notify,
-    /// One save at a time, in order. Holds the position that is in the file.
-    saved: Arc<Mutex<Option<Bytes>>>,
+    /// One save at a time, in order.
+    saved: Arc<Mutex<Saved>>,
+}
+
+/// What is in the file. A save that is under way keeps it, and with it the lock, until it ends.
+struct Saved {
+    position: Option<Bytes>,
     /// Held so that no other run uses the file.
     _lock: File,
+    /// After the lock, which is free before it is let go.
+    _hold: Hold,
 }
 
 #[derive(Default)]
@@ -81,7 +89,7 @@ impl Remembered {
     /// # Errors
     ///
     /// If the file or its directory cannot be used, or another run uses it.
-    pub(crate) fn open(path: &Path) -> Result<(Arc<Self>, Option<Bytes>), BoxError> {
+    pub(crate) fn open(path: &Path, hold: Hold) -> Result<(Arc<Self>, Option<Bytes>), BoxError> {
         let failed = |remedy| {
             move |error: std::io::Error| PositionError {
                 path: path.to_owned(),
@@ -117,8 +125,7 @@ impl Remembered {
             path: path.to_owned(),
             settled: Mutex::default(),
             changed: Notify::new(),
-            saved: Arc::new(Mutex::new(found.clone())),
-            _lock: lock,
+            saved: Arc::new(Mutex::new(Saved { position: found.clone(), _lock: lock, _hold: hold })),
         };
         Ok((Arc::new(remembered), found))
     }
@@ -167,11 +174,11 @@ impl Remembered {
         let (path, saved) = (self.path.clone(), self.saved.clone());
         let written = spawn_blocking(move || {
             let mut saved = saved.lock().unwrap_or_else(PoisonError::into_inner);
-            if saved.as_ref() == Some(&position) {
+            if saved.position.as_ref() == Some(&position) {
                 return Ok(());
             }
             replace(&path, &position)?;
-            *saved = Some(position);
+            saved.position = Some(position);
             Ok(())
         });
         written.await?.map_err(|error: std::io::Error| {

@@ -3,6 +3,7 @@
 use super::partial::{Partial, left_over};
 use crate::file::model::FileOutput;
 use crate::file::template::Template;
+use crate::hold::Hold;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,8 @@ pub(crate) struct Files {
     uses: u64,
     /// Set by a failed sync: what the disk holds is unknown until the file is opened anew.
     broken: bool,
+    /// After the files, which are closed before it is let go.
+    _hold: Hold,
 }
 
 /// The header row of a csv output, known from the first item on. `None` for other formats.
@@ -76,7 +79,7 @@ struct Writing {
 impl Files {
     /// Opens the output: makes its directory, sees that it can be written, and takes over what a killed run
     /// left unfinished.
-    pub(crate) fn open(output: &FileOutput, header: Header) -> Result<Self, FileError> {
+    pub(crate) fn open(output: &FileOutput, header: Header, hold: Hold) -> Result<Self, FileError> {
         let template = output.path.value.clone();
         let root = &template.root;
         std::fs::create_dir_all(root).map_err(|error| FileError::new("create directory", root, error))?;
@@ -91,6 +94,7 @@ impl Files {
             files: HashMap::new(),
             uses: 0,
             broken: false,
+            _hold: hold,
             template,
         };
         for target in left_over(&files.template.root) {
