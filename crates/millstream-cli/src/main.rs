@@ -22,6 +22,10 @@ use args::{Command, Millstream};
 use failure::Failure;
 use out::Out;
 
+/// Items are many small allocations, made on one thread and freed on another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // Clap prints help with code 0, and what is wrong with an argument with code 2.
     let arguments = Millstream::parse();

@@ -131,7 +131,7 @@ impl EmbeddedBroker {
         Some(log.stats())
     }
 
-    /// Bytes of message bodies in memory now, of the `memory_bytes` of the settings.
+    /// Bytes of messages in memory now, with all that keeps them there, of the `memory_bytes` of the settings.
     pub fn memory_used(&self) -> u64 {
         self.core.shared.budget.used()
     }

@@ -28,7 +28,7 @@
 //! # How it works
 //! Everything durable goes into one segmented [`log`] per directory: messages, settlements as ranges, declarations,
 //! positions. One sync covers whatever is pending of all queues. A queue is a list of runs of neighbouring messages;
-//! bodies beyond [`Settings::memory_bytes`] are put out to the log and read back when a consumer comes to them. A
+//! messages beyond [`Settings::memory_bytes`] are put out to the log and read back when a consumer comes to them. A
 //! checkpoint after every segment's worth of log keeps reopening quick and gives old segments free; the few messages
 //! that hold an old segment are copied forward. Each stream has a log of its own, with two threads of its own.
 //!

@@ -145,7 +145,10 @@ impl Live {
             let items =
                 Items::Out { out: Arc::new(PutOut { base: base.ok_or(Malformed)?, slots }), start: 0 };
             let traits = Traits { level, deliveries, expires };
-            live.insert(seq, LiveRun { run: Run { order, seq, count, bytes, traits, items }, due });
+            live.insert(
+                seq,
+                LiveRun { run: Run { order, seq, count, bytes, weight: 0, traits, items }, due },
+            );
             end = seq.checked_add(count.into()).ok_or(Malformed)?;
         }
         Ok(Live(live))

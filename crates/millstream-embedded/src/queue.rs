@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::clock::NEVER;
 use crate::plan::Target;
-use crate::run::{Items, Run, Stored, Taken, Traits, size_of};
+use crate::run::{Items, Run, Stored, Taken, Traits, size_of, weight_of};
 use crate::shared::Shared;
 use crate::state::{Dead, State};
 
@@ -109,7 +109,7 @@ impl Queue {
         let mut wakers = Vec::new();
         let mut due = NEVER;
         let mut seq = target.first_seq;
-        let mut logged = 0;
+        let mut weight = 0;
         let mut state = self.lock();
         target.keep();
         for &(from, to) in &target.picks {
@@ -119,7 +119,7 @@ impl Queue {
                 if state.deleted {
                     continue;
                 }
-                logged += run.bytes;
+                weight += run.weight;
                 if delay > 0 {
                     due = due.min(now + delay);
                     state.insert_delayed(now + delay, run);
@@ -129,7 +129,7 @@ impl Queue {
                 }
             }
         }
-        self.shared.budget.charge(logged);
+        self.shared.budget.charge(weight);
         let dropped = self.drop_overflow(&mut state);
         if self.durable {
             let excess = self.shared.budget.excess();
@@ -152,17 +152,18 @@ impl Queue {
         for (at, seq) in (from..to).zip(seq..) {
             let publish = &batch.publishes[at as usize];
             let (traits, delay) = Traits::of(&self.spec, &publish.message, now);
-            let bytes = u64::from(size_of(publish));
+            let (bytes, weight) = (u64::from(size_of(publish)), weight_of(publish));
             match runs.last_mut() {
                 Some((run, d))
                     if run.traits == traits && *d == delay && run.is_logged() == batch.is_logged(at) =>
                 {
                     run.count += 1;
                     run.bytes += bytes;
+                    run.weight += weight;
                 }
                 _ => {
                     let items = Items::Here { batch: batch.clone(), start: at };
-                    runs.push((Run { order: seq, seq, count: 1, bytes, traits, items }, delay));
+                    runs.push((Run { order: seq, seq, count: 1, bytes, weight, traits, items }, delay));
                 }
             }
         }
@@ -219,9 +220,7 @@ impl Queue {
 
     /// A run leaves for good: its memory is given back and its end noted for the log.
     pub(crate) fn forget(self: &Arc<Self>, state: &mut State, run: &Run) {
-        if run.is_here() {
-            self.shared.budget.refund(run.bytes);
-        }
+        self.shared.budget.refund(run.weight);
         if run.is_logged() {
             self.note_settled(state, run.seq..run.seq + u64::from(run.count));
         }
@@ -229,7 +228,7 @@ impl Queue {
 
     /// A single message leaves for good.
     pub(crate) fn forget_one(self: &Arc<Self>, state: &mut State, taken: &Taken) {
-        self.shared.budget.refund(u64::from(taken.size));
+        self.shared.budget.refund(taken.weight);
         if taken.position != 0 {
             self.note_settled(state, taken.seq..taken.seq + 1);
         }
@@ -303,7 +302,7 @@ impl Queue {
             self.forget_one(state, &taken);
             return;
         }
-        state.unacked.add(1, u64::from(taken.size));
+        state.unacked.add(&taken);
         let first = state.outbox.is_empty();
         state.outbox.push_back(Dead { taken, reason, detail, stage });
         if first {
@@ -395,7 +394,7 @@ impl Queue {
     pub(crate) fn give_back(self: &Arc<Self>, state: &mut State, taken: Vec<Taken>, due: Option<u64>) {
         let mut runs: Vec<Run> = Vec::new();
         for mut one in taken {
-            state.unacked.sub(1, u64::from(one.size));
+            state.unacked.sub(&one);
             one.traits.deliveries = one.traits.deliveries.saturating_add(1);
             if self.is_exhausted(&one) {
                 self.bury(state, one, DeadReason::DeliveryLimit, None, None);
@@ -456,18 +455,19 @@ impl Queue {
         if intact {
             let publishes: Vec<Publish> = read.into_iter().flatten().collect();
             let bytes = publishes.iter().map(|publish| u64::from(size_of(publish))).sum();
-            self.shared.budget.charge(bytes);
+            let weight = publishes.iter().map(weight_of).sum();
+            self.shared.budget.charge(weight);
             let items = Items::Here { batch: Arc::new(Stored { publishes, positions }), start: 0 };
-            state.insert(Run { bytes, items, ..old });
+            state.insert(Run { bytes, weight, items, ..old });
             return Ok(());
         }
         for (at, (publish, position)) in (0..).zip(read.into_iter().zip(positions)) {
             let (order, seq) = (old.order + at, old.seq + at);
             match publish {
                 Some(publish) => {
-                    let size = size_of(&publish);
-                    self.shared.budget.charge(u64::from(size));
-                    let one = Taken { order, seq, position, size, traits: old.traits, publish };
+                    let (size, weight) = (size_of(&publish), weight_of(&publish));
+                    self.shared.budget.charge(weight);
+                    let one = Taken { order, seq, position, size, weight, traits: old.traits, publish };
                     state.insert(one.into_run());
                 }
                 None => {
@@ -502,11 +502,7 @@ impl Queue {
         let Some(at) = level.iter().position(|known| known.seq == run.seq && known.count == run.count) else {
             return false;
         };
-        let here = level[at].is_here();
-        level[at].relocate(positions);
-        if here {
-            self.shared.budget.refund(run.bytes);
-        }
+        self.shared.budget.refund(level[at].relocate(positions));
         true
     }
 
@@ -518,8 +514,8 @@ impl Queue {
             name: self.name().to_owned(),
             ready: state.ready.items,
             ready_bytes: state.ready.bytes,
-            unacked: state.unacked.items,
-            unacked_bytes: state.unacked.bytes,
+            unacked: state.unacked.count.items,
+            unacked_bytes: state.unacked.count.bytes,
             delayed: state.waiting.items,
             delayed_bytes: state.waiting.bytes,
             consumers: state.sessions.iter().filter(|session| !session.stopped).count() as u64,
@@ -591,9 +587,9 @@ impl Queue {
         state.deleted = true;
         state.wakers(&mut wakers);
         let ready = state.ready.items;
-        let here = state.levels.iter().flatten().chain(state.delayed.values());
-        let runs: u64 = here.filter(|run| run.is_here()).map(|run| run.bytes).sum();
-        self.shared.budget.refund(runs + state.unacked.bytes);
+        let runs = state.levels.iter().flatten().chain(state.delayed.values());
+        let runs: u64 = runs.map(|run| run.weight).sum();
+        self.shared.budget.refund(runs + state.unacked.weight);
         let old = std::mem::replace(&mut *state, State::new(&self.spec));
         state.deleted = true;
         state.next_seq = old.next_seq;

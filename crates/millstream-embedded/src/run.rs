@@ -1,5 +1,6 @@
 //! Runs: neighbouring messages of one queue, in memory or put out to the log.
 
+use std::mem;
 use std::sync::Arc;
 
 use millstream_message::{Message, Publish, Queue};
@@ -84,6 +85,8 @@ pub(crate) struct Run {
     pub(crate) seq: u64,
     pub(crate) count: u32,
     pub(crate) bytes: u64,
+    /// What its messages keep in memory, as the budget is charged for it: 0 when they are only in the log.
+    pub(crate) weight: u64,
     pub(crate) traits: Traits,
     pub(crate) items: Items,
 }
@@ -96,6 +99,8 @@ pub(crate) struct Taken {
     /// 0 when it is not in the log.
     pub(crate) position: u64,
     pub(crate) size: u32,
+    /// Its part of the run's weight.
+    pub(crate) weight: u64,
     pub(crate) traits: Traits,
     pub(crate) publish: Publish,
 }
@@ -119,6 +124,7 @@ impl Bare {
             seq: self.seq,
             count: 1,
             bytes: u64::from(self.size),
+            weight: 0,
             traits: self.traits,
             items: Items::Out { out: Arc::new(PutOut { base: self.position, slots }), start: 0 },
         }
@@ -160,10 +166,11 @@ impl Run {
 
     /// Removes the first message; `None` when it is only in the log (or the run is empty).
     pub(crate) fn pop(&mut self) -> Option<Taken> {
-        let Items::Here { batch, start } = &mut self.items else { return None };
         if self.count == 0 {
             return None;
         }
+        let weight = self.part(1);
+        let Items::Here { batch, start } = &mut self.items else { return None };
         let at = *start as usize;
         let publish = batch.publishes[at].clone();
         let size = size_of(&publish);
@@ -172,36 +179,44 @@ impl Run {
             seq: self.seq,
             position: batch.positions.get(at).copied().unwrap_or(0),
             size,
+            weight,
             traits: self.traits,
             publish,
         };
         *start += 1;
-        self.advance(1, u64::from(size));
+        self.advance(1, u64::from(size), weight);
         Some(taken)
     }
 
-    fn advance(&mut self, count: u32, bytes: u64) {
+    /// The weight of `count` messages: what leaves a run and what stays add up to what it was.
+    fn part(&self, count: u32) -> u64 {
+        self.weight * u64::from(count) / u64::from(self.count)
+    }
+
+    fn advance(&mut self, count: u32, bytes: u64, weight: u64) {
         self.order += u64::from(count);
         self.seq += u64::from(count);
         self.count -= count;
         self.bytes -= bytes;
+        self.weight -= weight;
     }
 
     /// Splits off the first `count` messages (fewer than there are).
     pub(crate) fn split_front(&mut self, count: u32) -> Run {
         debug_assert!(count < self.count, "splitting keeps both sides");
         let bytes = (0..count).map(|i| u64::from(self.slot(i).1)).sum();
-        let front = Run { count, bytes, ..self.clone() };
+        let weight = self.part(count);
+        let front = Run { count, bytes, weight, ..self.clone() };
         match &mut self.items {
             Items::Here { start, .. } | Items::Out { start, .. } => *start += count,
         }
-        self.advance(count, bytes);
+        self.advance(count, bytes, weight);
         front
     }
 
-    /// Forgets the messages in memory; they must be in the log.
-    pub(crate) fn put_out(&mut self) {
-        let Items::Here { batch, start } = &self.items else { return };
+    /// Forgets the messages in memory; they must be in the log. Returns the weight that is gone.
+    pub(crate) fn put_out(&mut self) -> u64 {
+        let Items::Here { batch, start } = &self.items else { return 0 };
         let (from, to) = (*start as usize, *start as usize + self.count as usize);
         let base = batch.positions[from];
         // A batch is at most some MiB in the log, so its positions lie within 32 bits of each other.
@@ -212,10 +227,11 @@ impl Run {
             })
             .collect();
         self.items = Items::Out { out: Arc::new(PutOut { base, slots }), start: 0 };
+        mem::take(&mut self.weight)
     }
 
-    /// Points the messages at other places of the log and forgets them in memory.
-    pub(crate) fn relocate(&mut self, positions: Vec<u64>) {
+    /// Points the messages at other places of the log and forgets them in memory. Returns the weight that is gone.
+    pub(crate) fn relocate(&mut self, positions: Vec<u64>) -> u64 {
         let sizes: Vec<u32> = (0..self.count).map(|i| self.slot(i).1).collect();
         let base = positions.first().copied().unwrap_or(0);
         let slots = positions.iter().zip(sizes).map(|(position, size)| Slot {
@@ -223,6 +239,7 @@ impl Run {
             size,
         });
         self.items = Items::Out { out: Arc::new(PutOut { base, slots: slots.collect() }), start: 0 };
+        mem::take(&mut self.weight)
     }
 
     /// Takes a single message in at the end, under the conditions of [`merge`](Run::merge).
@@ -279,6 +296,12 @@ pub(crate) fn size_of(publish: &Publish) -> u32 {
     u32::try_from(publish.message.size()).unwrap_or(u32::MAX)
 }
 
+/// What a message keeps in memory, its place in a [`Stored`] included.
+pub(crate) fn weight_of(publish: &Publish) -> u64 {
+    let place = mem::size_of::<Publish>() + mem::size_of::<u64>();
+    (publish.message.footprint() - mem::size_of::<Message>() + place) as u64
+}
+
 impl Taken {
     /// All of it but the message.
     pub(crate) fn bare(&self) -> Bare {
@@ -295,6 +318,7 @@ impl Taken {
             seq: self.seq,
             count: 1,
             bytes: u64::from(self.size),
+            weight: self.weight,
             traits: self.traits,
             items: Items::Here { batch, start: 0 },
         }
@@ -321,6 +345,7 @@ mod tests {
             seq: order,
             count,
             bytes,
+            weight: 100 * u64::from(count),
             traits,
             items: Items::Here { batch: Arc::new(batch), start: 0 },
         }
@@ -331,10 +356,9 @@ mod tests {
         let (mut a, mut b) = (run(1, 3), run(4, 2));
         let slots: Vec<_> = (0..3).map(|i| a.slot(i)).chain((0..2).map(|i| b.slot(i))).collect();
         let _ = a.split_front(1);
-        a.put_out();
-        b.put_out();
+        assert_eq!((a.put_out(), b.put_out()), (200, 200), "what was split off took its part of the weight");
         assert!(a.merge(&b));
-        assert_eq!((a.order, a.count, a.bytes), (2, 4, 1 + 2 + 1));
+        assert_eq!((a.order, a.count, a.bytes, a.weight), (2, 4, 1 + 2 + 1, 0));
         assert_eq!((0..4).map(|i| a.slot(i)).collect::<Vec<_>>(), slots[1..]);
         let front = a.split_front(2);
         assert_eq!((front.count, a.count, a.slot(0)), (2, 2, slots[3]));

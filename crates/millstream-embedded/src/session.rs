@@ -190,7 +190,7 @@ impl Source {
                 self.queue.mark_delivered(state, taken);
             }
         }
-        state.unacked.add(count as u64, size);
+        held.iter().for_each(|held| state.unacked.add(&held.taken));
         let session = state.session(self.id).expect("it was there under this lock");
         session.unsettled.add(count as u64, size);
         session.held.extend(held.into_iter().map(Some));
@@ -296,9 +296,8 @@ impl Settle for Handle {
 
     fn ack(&self, tags: &[Range<Tag>]) -> Settled {
         self.settle(tags, |state, taken| {
-            let bytes = taken.iter().map(|one| u64::from(one.size)).sum();
-            state.unacked.sub(taken.len() as u64, bytes);
-            self.queue.shared.budget.refund(bytes);
+            taken.iter().for_each(|one| state.unacked.sub(one));
+            self.queue.shared.budget.refund(taken.iter().map(|one| one.weight).sum());
             let mut owed = 0;
             for one in taken.iter().filter(|one| one.position != 0) {
                 self.queue.note_settled(state, one.seq..one.seq + 1);
@@ -319,7 +318,7 @@ impl Settle for Handle {
                 }
                 Nack::DeadLetter { reason, stage } => {
                     for one in taken {
-                        state.unacked.sub(1, u64::from(one.size));
+                        state.unacked.sub(&one);
                         let detail = Some(reason.clone());
                         self.queue.bury(state, one, DeadReason::Rejected, detail, stage.clone());
                     }
@@ -328,7 +327,7 @@ impl Settle for Handle {
                     let owed = taken.iter().filter(|one| one.position != 0).count();
                     self.owe(state, owed as u64);
                     for one in taken {
-                        state.unacked.sub(1, u64::from(one.size));
+                        state.unacked.sub(&one);
                         self.queue.forget_one(state, &one);
                     }
                 }

@@ -9,8 +9,8 @@ use crate::log::LogSettings;
 /// The numbers of an embedded broker. The defaults are right for one pipeline on one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Bytes of message bodies kept in memory, over all queues. A durable queue beyond it keeps only where its
-    /// messages are (about 10 bytes each) and reads them back from the log when a consumer comes to them. Messages
+    /// Bytes of messages kept in memory ([`Message::footprint`](millstream_message::Message::footprint)), over all
+    /// queues. A durable queue beyond it keeps only where its messages are (about 10 bytes each) and reads them back from the log when a consumer comes to them. Messages
     /// that are only in memory (`memory:`, transient ones) cannot be put out: when they fill it, publishing waits.
     /// Default 64 MiB for `embedded:`, 256 MiB for `memory:`.
     pub memory_bytes: u64,

@@ -38,7 +38,7 @@ pub(crate) fn closed() -> BrokerError {
     BrokerError::new(BrokerErrorKind::Unavailable, "the broker is closed; open it again")
 }
 
-/// Bytes of bodies in memory, over all queues.
+/// Bytes of messages in memory, with all that keeps them there, over all queues.
 pub(crate) struct Budget {
     used: AtomicU64,
     limit: u64,

@@ -38,6 +38,26 @@ impl Count {
     }
 }
 
+/// What is delivered and not settled, or dead and not yet where dead letters go.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Unacked {
+    pub(crate) count: Count,
+    /// What it keeps in memory, as the budget is charged for it.
+    pub(crate) weight: u64,
+}
+
+impl Unacked {
+    pub(crate) fn add(&mut self, taken: &Taken) {
+        self.count.add(1, u64::from(taken.size));
+        self.weight += taken.weight;
+    }
+
+    pub(crate) fn sub(&mut self, taken: &Taken) {
+        self.count.sub(1, u64::from(taken.size));
+        self.weight -= taken.weight;
+    }
+}
+
 /// A delivery that is not settled.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -121,7 +141,7 @@ pub(crate) struct State {
     /// The next identity and place. Starts at 1.
     pub(crate) next_seq: u64,
     pub(crate) ready: Count,
-    pub(crate) unacked: Count,
+    pub(crate) unacked: Unacked,
     pub(crate) waiting: Count,
     /// Submitted, not yet stored: counts toward the limits.
     pub(crate) reserved: Count,
@@ -145,7 +165,7 @@ impl State {
             next_session: 1,
             next_seq: 1,
             ready: Count::default(),
-            unacked: Count::default(),
+            unacked: Unacked::default(),
             waiting: Count::default(),
             reserved: Count::default(),
             expiring: false,
@@ -352,8 +372,7 @@ impl State {
                     break;
                 }
                 if level[at].is_logged() {
-                    level[at].put_out();
-                    gone += level[at].bytes;
+                    gone += level[at].put_out();
                 }
                 // The neighbour behind was put out in an earlier step of this loop, the one before in an earlier call.
                 if at + 1 < level.len() && !level[at].is_here() {

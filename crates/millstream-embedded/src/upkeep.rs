@@ -125,7 +125,7 @@ async fn send_letters(core: &Core, queue: &Arc<Queue>) -> bool {
         let mut state = queue.lock();
         for _ in 0..sent {
             let Some(done) = state.outbox.pop_front() else { break };
-            state.unacked.sub(1, u64::from(done.taken.size));
+            state.unacked.sub(&done.taken);
             queue.forget_one(&mut state, &done.taken);
         }
         let empty = state.outbox.is_empty();

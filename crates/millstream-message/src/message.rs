@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use crate::value::{Headers, Value};
+use crate::value::{BLOCK, Headers, Value, footprint};
 
 /// What is published and stored: a body and its [`Properties`].
 ///
@@ -75,6 +75,9 @@ impl Default for Properties {
     }
 }
 
+/// What a shared part costs besides itself: its counts, and for a body where its bytes begin and end.
+const SHARED: usize = 32 + BLOCK;
+
 static NONE: LazyLock<Properties> = LazyLock::new(Properties::default);
 
 impl Message {
@@ -142,6 +145,24 @@ impl Message {
             + text(&properties.message_id)
             + text(&properties.correlation_id)
             + text(&properties.reply_to)
+    }
+
+    /// About how many bytes of memory this message keeps: what [`size`](Message::size) counts, and what it is kept in. For
+    /// budgets of memory; limits of queues count the size. A clone shares nearly all of it.
+    pub fn footprint(&self) -> usize {
+        let body = if self.body.is_empty() { 0 } else { self.body.len() + BLOCK + SHARED };
+        let properties = self.properties.as_ref().map_or(0, |properties| {
+            let text = |field: &Option<String>| field.as_ref().map_or(0, |field| field.capacity() + BLOCK);
+            size_of::<Properties>()
+                + SHARED
+                + footprint(&properties.headers)
+                + text(&properties.content_type)
+                + text(&properties.content_encoding)
+                + text(&properties.message_id)
+                + text(&properties.correlation_id)
+                + text(&properties.reply_to)
+        });
+        size_of::<Message>() + body + properties
     }
 
     /// Adds or replaces one header.
@@ -259,6 +280,17 @@ mod tests {
         assert_eq!(Message::new(vec![0_u8; 100]).size(), 100);
         let message = Message::new("12345").with_content_type("ab").with_header("n", "xyz");
         assert_eq!(message.size(), 5 + 2 + 1 + (3 + 8));
+    }
+
+    #[test]
+    fn a_footprint_counts_what_keeps_the_parts() {
+        let plain = Message::new(vec![0_u8; 100]).footprint();
+        assert!((180..220).contains(&plain), "{plain}");
+        let one = Message::new(vec![0_u8; 100]).with_header("n", "xyz").footprint();
+        // A map's node has room for eleven entries, however few there are.
+        assert!(one > plain + size_of::<Properties>() + 11 * size_of::<(String, Value)>(), "{one}");
+        let nested = Value::List(vec![Value::from("x".repeat(1000)); 3]);
+        assert!(Message::new("").with_header("n", nested).footprint() > one + 2900);
     }
 
     #[test]

@@ -78,6 +78,38 @@ impl Value {
     }
 }
 
+/// What an allocator adds to a block, about.
+pub(crate) const BLOCK: usize = 16;
+
+/// Entries of a node of a `BTreeMap`, for which each node has room.
+const NODE: usize = 11;
+
+/// About how many bytes of memory the entries of a map keep.
+pub(crate) fn footprint(map: &Headers) -> usize {
+    if map.is_empty() {
+        return 0;
+    }
+    // Nodes are on average a little more than half full.
+    let nodes = if map.len() <= NODE { 1 } else { map.len().div_ceil(NODE / 2) };
+    let entries = map.iter().map(|(name, value)| name.capacity() + BLOCK + value.kept()).sum::<usize>();
+    nodes * (NODE * size_of::<(String, Value)>() + 2 * BLOCK) + entries
+}
+
+impl Value {
+    /// Memory that belongs to the value besides itself.
+    fn kept(&self) -> usize {
+        match self {
+            Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) => 0,
+            Value::Text(text) => text.capacity() + BLOCK,
+            Value::Bytes(bytes) => bytes.len() + 3 * BLOCK,
+            Value::List(list) => {
+                list.capacity() * size_of::<Value>() + BLOCK + list.iter().map(Value::kept).sum::<usize>()
+            }
+            Value::Map(map) => footprint(map),
+        }
+    }
+}
+
 impl From<&str> for Value {
     fn from(text: &str) -> Value {
         Value::Text(text.to_owned())

@@ -1,5 +1,6 @@
 //! Gathers items into batches, one open batch for each key, all of them within one bound.
 
+use crate::batch::Batch;
 use crate::ready::Ready;
 use bytes::Bytes;
 use millstream_flow::{Flow, Settle, Step, Token, TokenRuns};
@@ -11,13 +12,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Items of one output and one key, in their order.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) output: usize,
-    pub(crate) items: Vec<Ready>,
-}
-
 /// When a batch is complete, and how much may be held in incomplete ones.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rule {
@@ -27,16 +21,16 @@ pub(crate) struct Rule {
     /// Items held in all open batches; beyond it the largest one goes, so that sources which wait for their
     /// items to be settled are never all waiting for a batch to fill.
     pub(crate) held_items: usize,
-    /// Bytes held in all open batches.
+    /// Bytes of memory held in all open batches.
     pub(crate) held_bytes: usize,
     /// Bytes of the messages behind the items of all open batches.
     pub(crate) held_size: usize,
 }
 
 struct Open {
-    items: Vec<Ready>,
+    batch: Batch,
     tokens: TokenRuns,
-    bytes: usize,
+    /// Bytes of the messages behind its items.
     size: usize,
     since: Instant,
 }
@@ -84,33 +78,32 @@ impl<F> Batcher<F> {
 
 impl Gathered {
     fn add(&mut self, item: Ready, token: Token, rule: &Rule) {
-        let (bytes, size) = (item.bytes.len(), item.size);
+        let bytes = item.bytes.len();
         let key = (item.output, item.key.clone());
-        if self.open.get(&key).is_some_and(|open| open.bytes + bytes > rule.bytes) {
+        if self.open.get(&key).is_some_and(|open| open.batch.bytes().len() + bytes > rule.bytes) {
             self.complete(&key);
         }
         let open = self.open.entry(key.clone()).or_insert_with(|| Open {
-            items: Vec::new(),
+            batch: Batch::new(item.output),
             tokens: TokenRuns::default(),
-            bytes: 0,
             size: 0,
             since: Instant::now(),
         });
-        open.items.push(item);
+        let held = open.batch.held();
+        open.batch.push(&item, rule.count, rule.bytes);
         token.join(&mut open.tokens);
-        open.bytes += bytes;
-        open.size += size;
-        let full = open.items.len() >= rule.count || open.bytes >= rule.bytes;
+        open.size += item.size;
+        let full = open.batch.len() >= rule.count || open.batch.bytes().len() >= rule.bytes;
         self.items += 1;
-        self.bytes += bytes;
-        self.size += size;
+        self.bytes += open.batch.held() - held;
+        self.size += item.size;
         let held =
             self.items >= rule.held_items || self.bytes >= rule.held_bytes || self.size >= rule.held_size;
         if full {
             self.complete(&key);
         } else if held {
             let largest =
-                self.open.iter().max_by_key(|(_, open)| open.items.len()).map(|(key, _)| key.clone());
+                self.open.iter().max_by_key(|(_, open)| open.batch.len()).map(|(key, _)| key.clone());
             if let Some(largest) = largest {
                 self.complete(&largest);
             }
@@ -119,10 +112,10 @@ impl Gathered {
 
     fn complete(&mut self, key: &(usize, Bytes)) {
         if let Some(open) = self.open.remove(key) {
-            self.items -= open.items.len();
-            self.bytes -= open.bytes;
+            self.items -= open.batch.len();
+            self.bytes -= open.batch.held();
             self.size -= open.size;
-            self.complete.push_back((Batch { output: key.0, items: open.items }, open.tokens));
+            self.complete.push_back((open.batch, open.tokens));
         }
     }
 
@@ -210,8 +203,8 @@ mod tests {
     }
 
     fn item(key: &str, bytes: usize) -> Ready {
-        let key = Bytes::copy_from_slice(key.as_bytes());
-        Ready { output: 0, key, path: None, bytes: vec![0; bytes], place: String::new(), size: 10 }
+        let (key, bytes) = (Bytes::copy_from_slice(key.as_bytes()), key.repeat(bytes).into_bytes());
+        Ready { output: 0, key, path: None, bytes, place: String::new(), size: 10 }
     }
 
     /// Sends each item after its pause; gives the keys of each batch with the second it came at.
@@ -230,7 +223,7 @@ mod tests {
         let plan = Pipe::from_tracked(account, ReceiverStream::new(receiver))
             .via("batch", |flow| Batcher::new(flow, rule));
         let collected = plan.fold(Vec::new(), move |all, batch: Batch| {
-            let keys: String = batch.items.iter().map(|item| String::from_utf8_lossy(&item.key)).collect();
+            let keys: String = batch.lines().map(|line| String::from_utf8_lossy(&line[..1])).collect();
             all.push((keys, start.elapsed().as_secs()));
         });
         let ((), ended) = tokio::join!(feeder, collected);
@@ -275,7 +268,7 @@ mod tests {
         let keys = "abbcd";
         for rule in [
             Rule { held_items: 4, ..rule() },
-            Rule { held_bytes: 40, ..rule() },
+            Rule { held_bytes: 130, ..rule() },
             Rule { held_size: 40, ..rule() },
         ] {
             let made = batches(rule, at_once(keys)).await;

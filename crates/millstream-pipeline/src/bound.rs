@@ -1,8 +1,11 @@
 //! How much memory the items of a run can hold, computed from the file alone; the run is built from the same
 //! numbers.
 
+use crate::batch::ITEM_BYTES;
 use crate::batcher::Rule;
-use crate::file::model::{Buffer, Draft, Source};
+use crate::file::model::{Buffer, Draft, Format, Prefetch, Source};
+use crate::item::Raw;
+use millstream_flow::Token;
 
 /// Bytes that a source reads from its file at once.
 pub(crate) const READ_BYTES: u64 = 256 << 10;
@@ -20,24 +23,37 @@ pub(crate) const BROKER_BYTES: u64 = 32 << 20;
 /// than [`BROKER_BYTES`].
 pub(crate) const AHEAD_BYTES: u64 = 8 << 20;
 
+/// What keeps a message in memory besides its bytes: its place in a queue, its properties, its id.
+const MESSAGE_BYTES: u64 = 512;
+
+/// How much larger a long JSON value is in memory than as text, while it passes the steps.
+const VALUE_FACTOR: u64 = 32;
+
 /// The sum of everything that holds items.
 pub(crate) fn memory(draft: &Draft) -> u64 {
     let rule = batching(draft);
-    let batch = draft.batch.bytes.value;
-    let complete = batch.saturating_mul((writing(draft) + WAITING_BATCHES) as u64);
+    let complete = batch(draft).saturating_mul((writing(draft) + WAITING_BATCHES) as u64);
     reading(draft)
         .saturating_add(buffered(draft))
         .saturating_add(rule.held_bytes as u64)
         .saturating_add(complete)
 }
 
+/// Memory that a batch takes when it is full by its bytes and by its items.
+fn batch(draft: &Draft) -> u64 {
+    let items = draft.batch.count.value.min(draft.batch.bytes.value);
+    draft.batch.bytes.value.saturating_add(items.saturating_mul(ITEM_BYTES))
+}
+
 /// How many batches the output takes at once.
 pub(crate) fn writing(draft: &Draft) -> usize {
-    (WRITE_BYTES / draft.batch.bytes.value.max(1)).clamp(1, 32) as usize
+    (WRITE_BYTES / batch(draft).max(1)).clamp(1, 32) as usize
 }
 
 /// The rule of the batcher: no more is held than lets the source go on.
 pub(crate) fn batching(draft: &Draft) -> Rule {
+    let open = if draft.batch.by.is_some() { OPEN_BATCHES } else { draft.outputs.len() as u64 };
+    let held = batch(draft).saturating_mul(open.clamp(1, OPEN_BATCHES));
     let batch = &draft.batch;
     let (items, size) = match (&draft.buffer.value, draft.source.as_deref()) {
         (Buffer::Queue { prefetch, .. }, _) | (_, Some(Source::Queue { prefetch, .. })) => {
@@ -51,12 +67,7 @@ pub(crate) fn batching(draft: &Draft) -> Rule {
         bytes: usize::try_from(batch.bytes.value).unwrap_or(usize::MAX),
         age: batch.age.value,
         held_items: (items as usize).max(batch.count.value as usize).max(1),
-        held_bytes: usize::try_from(batch.bytes.value.saturating_mul(if batch.by.is_some() {
-            OPEN_BATCHES
-        } else {
-            1
-        }))
-        .unwrap_or(usize::MAX),
+        held_bytes: usize::try_from(held).unwrap_or(usize::MAX),
         held_size: usize::try_from(size).unwrap_or(usize::MAX),
     }
 }
@@ -64,7 +75,11 @@ pub(crate) fn batching(draft: &Draft) -> Rule {
 fn reading(draft: &Draft) -> u64 {
     match draft.source.as_deref() {
         // A chunk that was read and, while it is stored, the next one; of csv, each as text and as JSON.
-        Some(Source::File { read, .. } | Source::Stdin { read }) => 4 * READ_BYTES + 2 * read.line_max as u64,
+        Some(Source::File { read, .. } | Source::Stdin { read }) => {
+            // The longest line as text, as JSON for a queue, and as a value.
+            let lines = if read.format.value == Format::Ndjson { 2 + VALUE_FACTOR } else { 2 };
+            4 * READ_BYTES + lines * read.line_max as u64
+        }
         Some(Source::Http(http)) => http.bytes_max(),
         _ => 0,
     }
@@ -73,8 +88,15 @@ fn reading(draft: &Draft) -> u64 {
 fn buffered(draft: &Draft) -> u64 {
     match (&draft.buffer.value, draft.source.as_deref()) {
         (Buffer::Queue { prefetch, .. }, _) | (_, Some(Source::Queue { prefetch, .. })) => {
-            prefetch.bytes.value.saturating_add(BROKER_BYTES)
+            prefetched(prefetch).saturating_add(BROKER_BYTES)
         }
-        (Buffer::Memory { bytes, .. }, _) => *bytes,
+        (Buffer::Memory { items, bytes }, _) => {
+            let slots = items.checked_next_power_of_two().unwrap_or(u64::MAX);
+            bytes.saturating_add(slots.saturating_mul(size_of::<(Raw, Token)>() as u64))
+        }
     }
+}
+
+fn prefetched(prefetch: &Prefetch) -> u64 {
+    prefetch.bytes.value.saturating_add(prefetch.items.value.saturating_mul(MESSAGE_BYTES))
 }

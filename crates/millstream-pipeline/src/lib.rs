@@ -41,6 +41,7 @@
     allow(dead_code, reason = "what only http uses is still read and checked")
 )]
 
+mod batch;
 mod batcher;
 mod bound;
 mod brokers;

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use std::cell::Cell;
 use std::fmt;
 use std::io::Write as _;
 
@@ -56,14 +57,39 @@ fn parse(text: &[u8], shared: Option<&Bytes>) -> Result<Value, JsonError> {
         JsonError { message, column: (before + error.column()).max(1) }
     };
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let value = AsValue(shared).deserialize(&mut reader).map_err(fail)?;
+    let expected = ENTRIES.get();
+    let value = AsValue { shared, expected }.deserialize(&mut reader).map_err(fail)?;
     reader.end().map_err(fail)?;
+    if let Value::Obj(map) = &value
+        && map.len() != expected
+    {
+        ENTRIES.set(map.len().min(ENTRIES_MAX));
+    }
     Ok(value)
+}
+
+/// The most entries that room is made for before they come.
+const ENTRIES_MAX: usize = 256;
+
+thread_local! {
+    /// How many entries the last object had: the next will mostly have as many, and is not moved while it grows.
+    static ENTRIES: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Builds a value; with the bytes that are read, texts refer into them instead of being copied.
 #[derive(Clone, Copy)]
-struct AsValue<'b>(Option<&'b Bytes>);
+struct AsValue<'b> {
+    shared: Option<&'b Bytes>,
+    /// Entries to make room for, if it is an object.
+    expected: usize,
+}
+
+impl AsValue<'_> {
+    /// For what lies within.
+    fn inner(self) -> Self {
+        AsValue { expected: 0, ..self }
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for AsValue<'_> {
     type Value = Value;
@@ -97,22 +123,22 @@ impl<'de> Visitor<'de> for AsValue<'_> {
         Ok(text(value))
     }
     fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Value, E> {
-        Ok(match self.0 {
+        Ok(match self.shared {
             Some(shared) => Value::utf8_str(shared.slice_ref(value.as_bytes())),
             None => text(value),
         })
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(self)? {
+        while let Some(item) = items.next_element_seed(self.inner())? {
             list.push(item);
         }
         Ok(Value::Arr(list.into()))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut map = Map::default();
-        while let Some(key) = entries.next_key_seed(AsText(self))? {
-            map.insert(key, entries.next_value_seed(self)?);
+        let mut map = Map::with_capacity_and_hasher(self.expected, Default::default());
+        while let Some(key) = entries.next_key_seed(AsText(self.inner()))? {
+            map.insert(key, entries.next_value_seed(self.inner())?);
         }
         Ok(Value::obj(map))
     }

@@ -43,6 +43,9 @@ fn remedy(error: &std::io::Error) -> &'static str {
     }
 }
 
+/// Lines for one file are gathered up to so many bytes before they are written to it.
+const GATHERED: usize = 64 << 10;
+
 /// All files of one output.
 #[derive(Debug)]
 pub(crate) struct Files {
@@ -108,25 +111,26 @@ impl Files {
         Ok(files)
     }
 
-    /// Takes a line, with its line break, for the file `path`.
+    /// Takes lines, with their line breaks, for the file `path`.
     ///
     /// # Errors
     ///
     /// The disk's. Nothing taken since the last [`sync`](Self::sync) counts as written then.
-    pub(crate) fn add(&mut self, path: &Arc<str>, line: &[u8]) -> Result<(), FileError> {
+    pub(crate) fn add(&mut self, path: &Arc<str>, lines: &[u8]) -> Result<(), FileError> {
         self.uses += 1;
         let uses = self.uses;
-        let writing = match self.files.get_mut(path) {
-            // The borrow checker cannot see that this arm returns, hence the second look-up.
-            Some(writing) if writing.partial.is_open() => {
-                self.files.get_mut(path).expect("it was there just now")
-            }
-            _ => self.writing(path.clone())?,
-        };
+        if !self.files.get(path).is_some_and(|writing| writing.partial.is_open()) {
+            self.writing(path.clone())?;
+        }
+        let writing = self.files.get_mut(path).expect("it was there just now, or opened");
         writing.used = uses;
         writing.dirty = true;
-        writing.pending.extend_from_slice(line);
-        Ok(())
+        if writing.pending.len() + lines.len() < GATHERED {
+            writing.pending.extend_from_slice(lines);
+            return Ok(());
+        }
+        writing.put(&self.header)?;
+        writing.append(lines, &self.header)
     }
 
     /// Returns when every line taken so far is on the disk; then finishes the files that are due by their size.
@@ -221,7 +225,7 @@ impl Files {
     }
 
     /// The file for `path`, opened, with another one set aside if too many are.
-    fn writing(&mut self, path: Arc<str>) -> Result<&mut Writing, FileError> {
+    fn writing(&mut self, path: Arc<str>) -> Result<(), FileError> {
         if self.files.values().filter(|writing| writing.partial.is_open()).count() >= self.open_max {
             let open = self.files.values_mut().filter(|writing| writing.partial.is_open());
             if let Some(writing) = open.min_by_key(|writing| writing.used) {
@@ -233,17 +237,16 @@ impl Files {
         let target = self.template.root.join(&*path);
         match self.files.entry(path) {
             Entry::Occupied(entry) => {
-                let writing = entry.into_mut();
-                writing.partial.reopen()?;
-                Ok(writing)
+                entry.into_mut().partial.reopen()?;
             }
             Entry::Vacant(entry) => {
                 let partial = Partial::open(target, self.header.is_some())?;
                 let settled = partial.length();
                 let (pending, dirty, since, used) = (Vec::new(), false, Instant::now(), self.uses);
-                Ok(entry.insert(Writing { partial, pending, dirty, settled, since, used }))
+                entry.insert(Writing { partial, pending, dirty, settled, since, used });
             }
         }
+        Ok(())
     }
 }
 
@@ -253,6 +256,15 @@ impl Writing {
         if self.pending.is_empty() {
             return Ok(());
         }
+        let mut pending = std::mem::take(&mut self.pending);
+        let put = self.append(&pending, header);
+        pending.clear();
+        self.pending = pending;
+        put
+    }
+
+    /// Puts lines into the file, behind a header row where one is due.
+    fn append(&mut self, lines: &[u8], header: &Header) -> Result<(), FileError> {
         if let Some(header) = header.as_ref().and_then(|header| header.get()) {
             // What a killed run left may have other columns; then it is whole as it is.
             if self.partial.length() > 0
@@ -266,8 +278,6 @@ impl Writing {
                 self.partial.append(header)?;
             }
         }
-        self.partial.append(&self.pending)?;
-        self.pending.clear();
-        Ok(())
+        self.partial.append(lines)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Tries;
 use super::sink::Refused;
-use crate::batcher::Batch;
+use crate::batch::Batch;
 use crate::file::model::HttpOutput;
 use millstream_flow::BoxError;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
@@ -71,13 +71,12 @@ impl HttpClient {
     }
 
     fn body(&self, batch: &Batch) -> Vec<u8> {
-        let bytes: usize = batch.items.iter().map(|item| item.bytes.len() + 1).sum();
-        let mut body = Vec::with_capacity(bytes + 2);
-        for (index, item) in batch.items.iter().enumerate() {
+        let mut body = Vec::with_capacity(batch.bytes().len() + batch.len() + 2);
+        for (index, line) in batch.lines().enumerate() {
             if !self.ndjson {
                 body.push(if index == 0 { b'[' } else { b',' });
             }
-            body.extend_from_slice(&item.bytes);
+            body.extend_from_slice(line);
             if self.ndjson {
                 body.push(b'\n');
             }

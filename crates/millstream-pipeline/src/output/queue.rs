@@ -1,7 +1,7 @@
 //! A queue of a broker as the output.
 
 use super::sink::Refused;
-use crate::batcher::Batch;
+use crate::batch::Batch;
 use bytes::Bytes;
 use millstream_message::Batch as Publishes;
 use millstream_message::{Address, Broker, Message, PublishOutcome, Refusal};
@@ -24,17 +24,17 @@ impl QueueOutput {
     }
 
     /// Returns when the batch is stored. A full queue is waited for: its consumers' pace is felt upstream.
-    pub(crate) async fn write(&self, batch: &mut Batch) -> Result<(), Refused> {
+    pub(crate) async fn write(&self, batch: &Batch) -> Result<(), Refused> {
         let mut messages: Vec<Message> = batch
-            .items
-            .iter_mut()
-            .map(|item| {
-                let message = Message::new(Bytes::from(std::mem::take(&mut item.bytes)))
-                    .with_content_type("application/json");
-                if item.place.is_empty() {
-                    message
-                } else {
-                    message.with_message_id(std::mem::take(&mut item.place))
+            .lines()
+            .enumerate()
+            .map(|(item, line)| {
+                // A copy of its own: one message that stays must not keep the batch.
+                let message =
+                    Message::new(Bytes::copy_from_slice(line)).with_content_type("application/json");
+                match batch.place(item) {
+                    "" => message,
+                    place => message.with_message_id(place),
                 }
             })
             .collect();

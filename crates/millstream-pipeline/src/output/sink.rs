@@ -2,7 +2,7 @@
 
 use super::file::{FileError, Files};
 use super::{QueueOutput, StdoutOutput, Tries};
-use crate::batcher::Batch;
+use crate::batch::Batch;
 use crate::intake::Remembered;
 use crate::item::ItemError;
 use crate::letters::Letters;
@@ -79,7 +79,7 @@ impl Outputs {
         Outputs { outs, tries, end, trouble, rotation, rotation_error, position, batches_max }
     }
 
-    async fn write_one(&mut self, batch: &mut Batch) -> Result<(), Refused> {
+    async fn write_one(&mut self, batch: &Batch) -> Result<(), Refused> {
         match &mut self.outs[batch.output].1 {
             // Written together with all other batches, by `write`.
             Out::Files(_) => Ok(()),
@@ -100,9 +100,9 @@ impl Outputs {
             let mut tries = self.tries;
             loop {
                 // The disk may take its time: not on a thread that others need.
-                let (files, mut moved) = (files.clone(), std::mem::take(batches));
+                let (files, moved) = (files.clone(), std::mem::take(batches));
                 let written = tokio::task::spawn_blocking(move || {
-                    let written = put(&mut lock(&files), index, &mut moved);
+                    let written = put(&mut lock(&files), index, &moved);
                     (moved, written)
                 });
                 let (back, written) = match written.await {
@@ -123,16 +123,16 @@ impl Outputs {
     /// Applies the policy to a batch that its output refused. `None` when that ends the run.
     async fn refuse(&self, batch: &Batch, reason: String) -> Result<BoxError, BoxError> {
         let stage = &self.outs[batch.output].0;
-        for item in &batch.items {
-            self.trouble.note(stage, &reason, &item.place);
+        for item in 0..batch.len() {
+            self.trouble.note(stage, &reason, batch.place(item));
         }
         match &self.end {
             End::Fail => return Err(ItemError(format!("output `{stage}`: {reason}")).into()),
             End::Skip | End::Settle => {}
             End::Letters(letters) => {
-                for item in &batch.items {
-                    let body = Bytes::copy_from_slice(&item.bytes);
-                    letters.send(body, "application/json", &item.place, &reason, stage).await?;
+                for (item, line) in batch.lines().enumerate() {
+                    let (body, place) = (Bytes::copy_from_slice(line), batch.place(item));
+                    letters.send(body, "application/json", place, &reason, stage).await?;
                 }
             }
         }
@@ -140,11 +140,9 @@ impl Outputs {
     }
 }
 
-fn put(files: &mut Files, output: usize, batches: &mut [Batch]) -> Result<(), FileError> {
-    for item in batches.iter().filter(|batch| batch.output == output).flat_map(|batch| &batch.items) {
-        if let Some(path) = &item.path
-            && let Err(error) = files.add(path, &item.bytes)
-        {
+fn put(files: &mut Files, output: usize, batches: &[Batch]) -> Result<(), FileError> {
+    for (path, lines) in batches.iter().filter(|batch| batch.output == output).flat_map(Batch::files) {
+        if let Err(error) = files.add(path, lines) {
             files.roll_back();
             return Err(error);
         }
@@ -181,7 +179,7 @@ impl Sink for Outputs {
         }
         self.write_files(batches).await.map_err(|error| SinkError::Failed(error.into()))?;
         let mut rejected = Vec::new();
-        for (index, batch) in batches.iter_mut().enumerate() {
+        for (index, batch) in batches.iter().enumerate() {
             match self.write_one(batch).await {
                 Ok(()) => {}
                 Err(Refused::Broken(error)) => return Err(SinkError::Failed(error)),

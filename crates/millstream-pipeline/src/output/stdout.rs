@@ -1,7 +1,7 @@
 //! Standard output.
 
 use super::file::Header;
-use crate::batcher::Batch;
+use crate::batch::Batch;
 use millstream_flow::BoxError;
 use std::io::Write;
 
@@ -25,8 +25,7 @@ impl StdoutOutput {
             self.out.write_all(header)?;
         }
         self.begun = true;
-        let all: Vec<u8> = batch.items.iter().flat_map(|item| item.bytes.iter().copied()).collect();
-        self.out.write_all(&all)?;
+        self.out.write_all(batch.bytes())?;
         Ok(self.out.flush()?)
     }
 }
@@ -55,15 +54,16 @@ mod tests {
     }
 
     fn batch(lines: &[&str]) -> Batch {
-        let ready = |line: &&str| Ready {
-            output: 0,
-            key: Default::default(),
-            path: None,
-            bytes: line.as_bytes().to_vec(),
-            place: String::new(),
-            size: 0,
-        };
-        Batch { output: 0, items: lines.iter().map(ready).collect() }
+        let mut batch = Batch::new(0);
+        for line in lines {
+            let (bytes, place) = (line.as_bytes().to_vec(), String::new());
+            batch.push(
+                &Ready { output: 0, key: Default::default(), path: None, bytes, place, size: 0 },
+                9,
+                99,
+            );
+        }
+        batch
     }
 
     #[test]
