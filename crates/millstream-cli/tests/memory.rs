@@ -34,7 +34,10 @@ fn peak(child: &mut Child) -> u64 {
         let now = taken(child).unwrap_or(peak);
         same = if now > peak { 0 } else { same + 1 };
         peak = peak.max(now);
-        #[expect(clippy::disallowed_methods, reason = "the process that is watched lives by the clock on the wall")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the process that is watched lives by the clock on the wall"
+        )]
         std::thread::sleep(Duration::from_millis(20));
     }
     peak

@@ -28,7 +28,8 @@
 //! `memory:` and `embedded:PATH`.
 //!
 //! # Features
-//! `conformance`: the suite (module `conformance`) that every backend runs in its tests.
+//! `conformance`: the suite (module `conformance`) that every backend runs in its tests. `flow`: queues as the ends of
+//! flows (module `flow`).
 #![forbid(unsafe_code)]
 
 mod broker;
@@ -38,6 +39,8 @@ pub mod conformance;
 mod consume;
 pub mod dead;
 mod error;
+#[cfg(feature = "flow")]
+pub mod flow;
 mod message;
 mod publish;
 mod stream;

@@ -208,6 +208,11 @@ fn retry_belongs_before_dead_letter() {
             (4, 30, "unknown key `retry` in `then`", "`dead_letter`"),
         ],
     );
+    let to_queue = "output: { queue: { broker: \"embedded:s\", name: out } }";
+    check(
+        &with("on_error: { retry: { attempts: 3 } }").replace("output: { stdout: }", to_queue),
+        &[(4, 13, "`retry` has no effect", "directly")],
+    );
 }
 
 #[test]

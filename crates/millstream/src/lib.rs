@@ -47,12 +47,11 @@
 
 #![forbid(unsafe_code)]
 
-pub mod queue;
-
 #[cfg(feature = "embedded")]
 pub use millstream_embedded as embedded;
 pub use millstream_flow as flow;
 pub use millstream_message as message;
+pub use millstream_message::flow as queue;
 #[cfg(feature = "pipeline")]
 pub use millstream_pipeline as pipeline;
 

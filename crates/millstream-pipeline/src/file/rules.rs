@@ -353,11 +353,11 @@ fn routes(draft: &Draft, findings: &mut Findings) {
 
 fn errors(draft: &Draft, findings: &mut Findings) {
     let Some(retry) = draft.on_error.retry else { return };
-    let retried = draft.outputs.iter().any(|output| !matches!(output.kind, OutputKind::Stdout { .. }));
-    if !retried && !draft.outputs.is_empty() {
+    let once = |output: &Output| matches!(output.kind, OutputKind::Stdout { .. } | OutputKind::Queue(_));
+    if !draft.outputs.is_empty() && draft.outputs.iter().all(once) {
         findings.add(
             retry.at,
-            "`retry` has no effect: writing to standard output is not tried again",
+            "`retry` has no effect: standard output is not written again, and a queue that is full is waited for",
             "use `fail`, `skip` or `dead_letter` directly",
         );
     }
