@@ -81,7 +81,7 @@ impl Pipeline {
             let what = match &output.kind {
                 OutputKind::File(file) => format!("file {}", file.path.source()),
                 OutputKind::Stdout { .. } => "stdout".to_owned(),
-                OutputKind::Http(http) => format!("POST {}", http.url),
+                OutputKind::Http(http) => format!("POST {}", http.url.value),
                 OutputKind::Queue(queue) => format!("queue {}", queue.name.value),
             };
             let end = chart.node("([", &what, "])");

@@ -7,9 +7,10 @@ mod common;
 use common::{BUFFERED, Bench};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio_rustls::{TlsAcceptor, rustls};
 
 /// A port that was free a moment ago.
 async fn free_port() -> u16 {
@@ -123,8 +124,43 @@ async fn a_port_that_is_taken_is_named() {
     assert!(error.contains(&format!("127.0.0.1:{port}; is the port taken?")), "{error}");
 }
 
+/// Reads one request, keeps it, and gives this answer.
+async fn serve(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    answer: String,
+    kept: Arc<Mutex<Vec<String>>>,
+) {
+    let mut request = Vec::new();
+    loop {
+        let mut piece = [0; 4096];
+        let count = stream.read(&mut piece).await.expect("a request");
+        request.extend_from_slice(&piece[..count]);
+        let text = String::from_utf8_lossy(&request).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.to_lowercase().split("content-length: ").nth(1).map(|rest| {
+            rest.split("\r\n").next().and_then(|length| length.parse::<usize>().ok()).expect("a length")
+        });
+        if body.len() >= length.unwrap_or(0) {
+            kept.lock().expect("the list").push(text);
+            break;
+        }
+    }
+    if answer == "hang" {
+        std::future::pending::<()>().await;
+    }
+    let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 5\r\nConnection: close\r\n\r\nwords");
+    stream.write_all(answer.as_bytes()).await.expect("answered");
+    stream.shutdown().await.expect("closed");
+}
+
+type Server = (u16, Arc<Mutex<Vec<String>>>, JoinHandle<()>);
+
 /// A server that gives these answers, one a request, and keeps what it was sent.
-async fn server(answers: &[&str]) -> (u16, Arc<Mutex<Vec<String>>>, JoinHandle<()>) {
+async fn server(answers: &[&str]) -> Server {
+    server_behind(answers, None).await
+}
+
+async fn server_behind(answers: &[&str], tls: Option<TlsAcceptor>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -132,33 +168,30 @@ async fn server(answers: &[&str]) -> (u16, Arc<Mutex<Vec<String>>>, JoinHandle<(
     let kept = seen.clone();
     let task = tokio::spawn(async move {
         for answer in answers {
-            let (mut stream, _) = listener.accept().await.expect("a connection");
-            let mut request = Vec::new();
-            loop {
-                let mut piece = [0; 4096];
-                let count = stream.read(&mut piece).await.expect("a request");
-                request.extend_from_slice(&piece[..count]);
-                let text = String::from_utf8_lossy(&request).into_owned();
-                let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-                let length = head.to_lowercase().split("content-length: ").nth(1).map(|rest| {
-                    rest.split("\r\n")
-                        .next()
-                        .and_then(|length| length.parse::<usize>().ok())
-                        .expect("a length")
-                });
-                if body.len() >= length.unwrap_or(0) {
-                    kept.lock().expect("the list").push(text);
-                    break;
+            let (stream, _) = listener.accept().await.expect("a connection");
+            match &tls {
+                None => serve(stream, answer, kept.clone()).await,
+                Some(tls) => {
+                    // A client that does not trust us goes away at once.
+                    let Ok(stream) = tls.accept(stream).await else { continue };
+                    serve(stream, answer, kept.clone()).await;
                 }
             }
-            if answer == "hang" {
-                std::future::pending::<()>().await;
-            }
-            let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 5\r\nConnection: close\r\n\r\nwords");
-            stream.write_all(answer.as_bytes()).await.expect("answered");
         }
     });
     (port, seen, task)
+}
+
+/// A server's side of TLS for `localhost`, and the certificate that a client must trust.
+fn tls() -> (TlsAcceptor, String) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions =
+        rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let key = made.signing_key.serialize_der().try_into().expect("a key");
+    let config = versions.expect("versions").with_no_client_auth();
+    let config = config.with_single_cert(vec![made.cert.der().clone()], key).expect("a key that fits");
+    (TlsAcceptor::from(Arc::new(config)), made.cert.pem())
 }
 
 fn sink(port: u16, more: &str, rest: &str) -> String {
@@ -183,6 +216,24 @@ async fn each_batch_is_one_post_in_either_format() {
     let (port, seen, _server) = server(&["200 OK", "200 OK"]).await;
     bench.run(&sink(port, ", format: ndjson", "")).await;
     assert_eq!(bodies(&seen), ["{\"n\":0}\n{\"n\":1}\n", "{\"n\":2}\n{\"n\":3}\n"]);
+}
+
+#[tokio::test]
+async fn https_is_spoken_with_whom_the_system_or_the_file_trusts() {
+    let bench = Bench::new().await;
+    let (acceptor, certificate) = tls();
+    bench.write("ca.pem", certificate);
+    let (port, seen, _server) = server_behind(&["200 OK", "200 OK"], Some(acceptor.clone())).await;
+    let secure = |port, more: &str| sink(port, more, "").replace("http://127.0.0.1", "https://localhost");
+    bench.run(&secure(port, ", ca: ca.pem")).await;
+    assert_eq!(bodies(&seen), ["[{\"n\":0},{\"n\":1}]", "[{\"n\":2},{\"n\":3}]"]);
+    let (port, seen, _server) = server_behind(&["200 OK"], Some(acceptor)).await;
+    let error = bench.try_run(&secure(port, "")).await.expect_err("a stranger").to_string();
+    assert!(error.contains("certificate"), "{error}");
+    assert!(bodies(&seen).is_empty(), "nothing was told to a stranger");
+    bench.write("ca.pem", "no certificate");
+    let error = bench.try_run(&secure(port, ", ca: ca.pem")).await.expect_err("no certificate").to_string();
+    assert!(error.contains("ca.pem: it has no certificate; name a PEM file"), "{error}");
 }
 
 #[tokio::test]

@@ -193,6 +193,19 @@ fn batches_must_fit_the_prefetch_and_the_queue() {
 }
 
 #[test]
+fn certificates_are_for_https() {
+    let to = |url: &str| {
+        with("")
+            .replace("output: { stdout: }", &format!("output: {{ http: {{ ca: a.pem, url: \"{url}\" }} }}"))
+    };
+    check(&to("http://h/in"), &[(3, 23, "`ca` has no effect: http://h/in is not https", "write `https://`")]);
+    check(
+        &with("").replace("output: { stdout: }", "output: { http: { url: \"ftp://h/in\" } }"),
+        &[(3, 24, "not an http URL", "`https://HOST/PATH`")],
+    );
+}
+
+#[test]
 fn retry_belongs_before_dead_letter() {
     check(
         &with("on_error:\n  retry: { attempts: 3 }\n  dead_letter: { queue: q, broker: \"embedded:s\" }"),

@@ -27,7 +27,7 @@ fn kind(schema: &Value) -> String {
         (Some("string"), Some(pattern)) if pattern.contains("ms|s") => "time".to_owned(),
         (Some("string"), Some(pattern)) if pattern.contains('%') => "share".to_owned(),
         (Some("string"), Some(pattern)) if pattern.contains("embedded") => "`embedded:PATH`".to_owned(),
-        (Some("string"), Some(pattern)) if pattern.contains("http") => "`http://…`".to_owned(),
+        (Some("string"), Some(pattern)) if pattern.contains("http") => "URL".to_owned(),
         (Some("string"), Some(_)) => "`HOST:PORT`".to_owned(),
         _ if schema["properties"].is_object() => "map".to_owned(),
         _ if schema["oneOf"].is_array() => "one of".to_owned(),

@@ -173,8 +173,8 @@ fn scalar(text: &str, style: Style, kind: &Kind) -> Result<(), String> {
         Kind::HttpUrl => {
             let scheme = text.split_once("://").map(|(scheme, rest)| (scheme, !rest.is_empty()));
             ok(
-                matches!(scheme, Some(("http", true))),
-                "write `http://HOST:PORT/PATH`; TLS is the task of a proxy",
+                matches!(scheme, Some(("http" | "https", true))),
+                "write `http://HOST:PORT/PATH` or `https://HOST/PATH`",
             )
         }
         Kind::Character => ok(

@@ -204,7 +204,8 @@ impl Drafter<'_> {
             "file" => OutputKind::File(self.file_output(node)?),
             "stdout" => OutputKind::Stdout { csv: text(node, "format").as_deref() == Some("csv") },
             "http" => OutputKind::Http(HttpOutput {
-                url: text(node, "url")?,
+                url: node.get("url").and_then(|url| Some(Spanned::new(url.text()?.to_owned(), url.at)))?,
+                ca: node.get("ca").and_then(|ca| Some(Spanned::new(self.base.join(ca.text()?), ca.at))),
                 ndjson: text(node, "format").as_deref() == Some("ndjson"),
                 headers: node
                     .get("headers")

@@ -209,7 +209,9 @@ pub(crate) struct FileOutput {
 
 #[derive(Debug, Clone)]
 pub(crate) struct HttpOutput {
-    pub(crate) url: String,
+    pub(crate) url: Spanned<String>,
+    /// Certificates to trust besides the system's.
+    pub(crate) ca: Option<Spanned<PathBuf>>,
     pub(crate) ndjson: bool,
     pub(crate) headers: Vec<(Spanned<String>, String)>,
     pub(crate) timeout: Duration,

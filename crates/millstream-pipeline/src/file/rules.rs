@@ -208,6 +208,13 @@ fn writing(draft: &Draft, findings: &mut Findings) {
                 }
             }
             OutputKind::Http(http) => {
+                if let Some(ca) = http.ca.as_ref().filter(|_| !http.url.starts_with("https:")) {
+                    findings.add(
+                        ca.at,
+                        format!("`ca` has no effect: {} is not https", http.url.value),
+                        "write `https://` in `url`, or leave `ca` out",
+                    );
+                }
                 for (header, _) in &http.headers {
                     if ["content-type", "content-length", "host"].contains(&header.to_lowercase().as_str()) {
                         findings.add(

@@ -72,7 +72,7 @@ fn kind(kind: &Kind) -> Value {
         Kind::Name => json!({ "type": ["string", "number"], "minLength": 1, "maxLength": 255 }),
         Kind::Broker => text("^embedded:.+"),
         Kind::Address => text("^.+:[0-9]{1,5}$"),
-        Kind::HttpUrl => text("^http://.+"),
+        Kind::HttpUrl => text("^https?://.+"),
         Kind::Character => or_variable(json!({ "type": ["string", "number"], "maxLength": 1 })),
         Kind::Size(_) => or_variable(json!({ "anyOf": [
             { "type": "string", "pattern": "^[0-9.]+ *(B|[kKMGT]B|[KMGT]iB)$" }, { "const": 0 }

@@ -49,7 +49,7 @@ pub(crate) enum Kind {
     Broker,
     /// `host:port`.
     Address,
-    /// `http://…`.
+    /// `http://…` or `https://…`.
     HttpUrl,
     /// A path with `{field}` places.
     Template,
@@ -386,6 +386,11 @@ static OUTPUT_STDOUT: Shape =
 static OUTPUT_HTTP: Shape = Shape {
     keys: &[
         key("url", Kind::HttpUrl, "Where each batch is POSTed.").required(),
+        key(
+            "ca",
+            Kind::Text,
+            "PEM file of certificates to trust besides the system's, from the pipeline file's directory.",
+        ),
         key("format", Kind::Choice(&["array", "ndjson"]), "The body: a JSON array, or one value a line.")
             .or("array"),
         key("headers", Kind::Names(&Kind::Text), "Headers sent with each request."),

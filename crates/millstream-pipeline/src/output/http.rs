@@ -8,6 +8,10 @@ use millstream_flow::BoxError;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes of a refusal's body that are shown.
@@ -45,8 +49,9 @@ impl HttpClient {
             .default_headers(headers)
             .timeout(output.timeout)
             .redirect(Policy::none())
+            .tls_backend_preconfigured(tls(output)?)
             .build()?;
-        Ok(HttpClient { client, url: output.url.clone(), ndjson: output.ndjson })
+        Ok(HttpClient { client, url: output.url.value.clone(), ndjson: output.ndjson })
     }
 
     /// Returns when the other side has taken the batch.
@@ -114,6 +119,32 @@ impl HttpClient {
             Tried::Unwanted(why)
         }
     }
+}
+
+/// Whom the client trusts: for plain http nobody, else what the system trusts, and the certificates of `ca`.
+fn tls(output: &HttpOutput) -> Result<ClientConfig, BoxError> {
+    let mut roots = RootCertStore::empty();
+    if output.url.starts_with("https:") {
+        // One certificate of the system's that cannot be read does not make the others worse.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if let Some(ca) = &output.ca {
+            let unusable =
+                |what: String| format!("`ca` {}: {what}; name a PEM file of certificates", ca.display());
+            let certificates =
+                CertificateDer::pem_file_iter(&**ca).map_err(|error| unusable(error.to_string()))?;
+            let before = roots.len();
+            for certificate in certificates {
+                let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
+                roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
+            }
+            if roots.len() == before {
+                return Err(unusable("it has no certificate".to_owned()).into());
+            }
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(versions.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// The first bytes of a refusal, on one line.
