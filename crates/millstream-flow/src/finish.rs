@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use futures_util::task::AtomicWaker;
 
@@ -20,10 +20,26 @@ use crate::sink::{Sink, SinkError};
 use crate::stats::OpStats;
 use crate::token::{Outcome, Settle};
 
-/// True if a stage of the run has failed; registers to be told.
-fn poll_failed(scope: &Scope, alarm: &AtomicWaker, cx: &Context<'_>) -> bool {
-    alarm.register(cx.waker());
-    scope.has_failed()
+/// Tells an end of a run that a stage elsewhere has failed.
+pub(crate) struct Alarm {
+    bell: Arc<AtomicWaker>,
+    /// Who is told: a task that is polled again and again need not say so each time.
+    registered: Option<Waker>,
+}
+
+impl Alarm {
+    pub(crate) fn new(scope: &Scope) -> Self {
+        Alarm { bell: scope.alarm(), registered: None }
+    }
+
+    /// True if a stage of the run has failed; registers to be told.
+    fn poll_failed(&mut self, scope: &Scope, cx: &Context<'_>) -> bool {
+        if !self.registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            self.bell.register(cx.waker());
+            self.registered = Some(cx.waker().clone());
+        }
+        scope.has_failed()
+    }
 }
 
 fn add_completed<K: Settle>(scope: &Scope, items: u64) {
@@ -38,7 +54,7 @@ pub(crate) struct Drain<F, A, E> {
     pub(crate) flow: F,
     pub(crate) state: Option<A>,
     pub(crate) each: E,
-    pub(crate) alarm: Arc<AtomicWaker>,
+    pub(crate) alarm: Alarm,
     pub(crate) driver: Driver,
 }
 
@@ -53,7 +69,7 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<A>> {
         let Drain { flow, state, each, alarm, driver } = &mut *self;
-        if poll_failed(&driver.scope, alarm, cx) {
+        if alarm.poll_failed(&driver.scope, cx) {
             return Poll::Ready(None);
         }
         driver.begin();
@@ -91,14 +107,14 @@ where
     S: Sink<Item = F::Item>,
 {
     let scope = driver.scope.clone();
-    let alarm = scope.alarm();
+    let mut alarm = Alarm::new(&scope);
     let chunk = sink.chunk().max(1);
     let mut skipping = Skipping::default();
     let mut items: Vec<F::Item> = Vec::with_capacity(chunk);
     let mut tokens: Vec<F::Token> = Vec::with_capacity(chunk);
     loop {
         let turn = poll_fn(|cx| {
-            if poll_failed(&scope, &alarm, cx) {
+            if alarm.poll_failed(&scope, cx) {
                 return Poll::Ready(Turn::Failed);
             }
             driver.begin();
@@ -126,7 +142,7 @@ where
         }
         if !items.is_empty() {
             driver.blocked();
-            let written = unless_failed(&scope, &alarm, sink.write(&mut items)).await?;
+            let written = unless_failed(&scope, &mut alarm, sink.write(&mut items)).await?;
             driver.begin();
             settle_written(&scope, &driver, written, &mut skipping, &mut tokens)?;
             items.clear();
@@ -135,7 +151,7 @@ where
             break;
         }
     }
-    match unless_failed(&scope, &alarm, sink.close()).await? {
+    match unless_failed(&scope, &mut alarm, sink.close()).await? {
         Ok(()) => Some(sink),
         Err(error) => {
             scope.fail(RunErrorKind::Sink(error));
@@ -227,12 +243,12 @@ impl Skipping {
 /// Awaits the sink's `future`, giving up when the run fails elsewhere. Its panic is the sink's error.
 async fn unless_failed<T>(
     scope: &Arc<Scope>,
-    alarm: &AtomicWaker,
+    alarm: &mut Alarm,
     future: impl Future<Output = T>,
 ) -> Option<T> {
     let mut future = pin!(future);
     poll_fn(|cx| {
-        if poll_failed(scope, alarm, cx) {
+        if alarm.poll_failed(scope, cx) {
             return Poll::Ready(None);
         }
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {

@@ -124,7 +124,6 @@ impl StageStats {
     /// read-modify-write is needed.
     #[inline]
     pub(crate) fn add_quantum(&self, items: u64, busy: Duration) {
-        let add = |to: &AtomicU64, more| to.store(to.load(Ordering::Relaxed) + more, Ordering::Relaxed);
         add(&self.items_out, items);
         add(&self.quanta, 1);
         add(&self.busy_ns, nanos(busy));
@@ -138,16 +137,22 @@ impl StageStats {
     }
 
     pub(crate) fn add_starved(&self, time: Duration) {
-        self.starved_ns.fetch_add(nanos(time), Ordering::Relaxed);
+        add(&self.starved_ns, nanos(time));
     }
 
     pub(crate) fn add_blocked(&self, time: Duration) {
-        self.blocked_ns.fetch_add(nanos(time), Ordering::Relaxed);
+        add(&self.blocked_ns, nanos(time));
     }
 
     pub(crate) fn add_panic(&self) {
         self.panics.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// Adds to what one task at a time writes: no read-modify-write is needed.
+#[inline]
+fn add(to: &AtomicU64, more: u64) {
+    to.store(to.load(Ordering::Relaxed) + more, Ordering::Relaxed);
 }
 
 fn nanos(time: Duration) -> u64 {

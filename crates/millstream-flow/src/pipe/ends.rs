@@ -10,7 +10,7 @@ use futures_core::Stream;
 
 use super::{Pipe, QUANTUM_MAX};
 use crate::drive::Driver;
-use crate::finish::{Drain, run_sink};
+use crate::finish::{Alarm, Drain, run_sink};
 use crate::flow::{Flow, Step};
 use crate::run::Plan;
 use crate::sink::Sink;
@@ -66,7 +66,7 @@ impl<F: Flow> Pipe<F> {
     {
         let (flow, driver) = self.driver(kind);
         let (scope, stage) = (driver.scope.clone(), driver.stats.clone());
-        let alarm = scope.alarm();
+        let alarm = Alarm::new(&scope);
         Plan::new(scope, stage, Drain { flow, state: Some(state), each, alarm, driver })
     }
 
