@@ -119,9 +119,8 @@ impl<T> Flow for FromChannel<T> {
                 Poll::Pending if self.entry.wait(cx) => return Poll::Ready(Step::End),
                 Poll::Pending => return Poll::Pending,
             };
-            let quota = available.min(room);
-            room -= quota;
-            let mut stock = self.reader.stock(quota);
+            let mut stock = self.reader.stock(available.min(room));
+            room -= stock.len();
             let mut taking = stock.take();
             while let Some(item) = taking.next() {
                 received.count += 1;

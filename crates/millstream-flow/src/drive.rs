@@ -53,16 +53,23 @@ pub(crate) struct Driver {
     taken: u64,
 }
 
-/// Items that the sink has taken in a quantum; told when the quantum ends, however it does.
-struct Taken<'a> {
-    items: u64,
+/// Counts the items that a sink takes; told when this goes, also by unwinding.
+pub(crate) struct Taken<'a> {
+    pub(crate) items: u64,
     to: &'a mut u64,
+}
+
+impl<'a> Taken<'a> {
+    #[inline(always)]
+    pub(crate) fn new(to: &'a mut u64) -> Self {
+        Taken { items: 0, to }
+    }
 }
 
 impl Drop for Taken<'_> {
     #[inline]
     fn drop(&mut self) {
-        *self.to = self.items;
+        *self.to += self.items;
     }
 }
 
@@ -147,19 +154,53 @@ impl Driver {
     where
         S: FnMut(F::Item, F::Token) -> ControlFlow<()>,
     {
-        let max = self.quantum.min(room);
-        let mut items = 0u64;
-        let catching = F::Token::TRACKED.then(CatchScope::enter);
-        let step = catch_unwind(AssertUnwindSafe(|| {
-            let mut flow = Held::new(flow);
+        self.turn_by(flow, cx, room, |flow, cx, max, items| {
             let mut sink = make_sink();
-            let mut taken = Taken { items: 0, to: &mut items };
+            let mut taken = Taken::new(items);
             flow.poll_drive(cx, max, &mut |item, token| {
                 let flow = sink(item, token);
                 taken.items += 1;
                 flow
             })
-        }));
+        })
+    }
+
+    /// As [`turn`](Self::turn), for a sink that takes items in stretches: `stretch` drives the flow for as many as it has
+    /// room for in a row, up to what it is told, counts what is taken, and says how it went and how many it asked for.
+    #[inline]
+    pub(crate) fn turn_in_stretches<F: Flow>(
+        &mut self,
+        flow: &mut F,
+        cx: &mut Context<'_>,
+        room: usize,
+        mut stretch: impl FnMut(&mut F, &mut Context<'_>, usize, &mut u64) -> (Poll<Step>, usize),
+    ) -> Turn {
+        self.turn_by(flow, cx, room, |flow, cx, max, items| {
+            let mut left = max;
+            loop {
+                let before = *items;
+                let (step, asked) = stretch(flow, cx, left, items);
+                left -= asked;
+                let short = *items - before < asked as u64;
+                if short || left == 0 || step != Poll::Ready(Step::More) {
+                    return step;
+                }
+            }
+        })
+    }
+
+    #[inline]
+    fn turn_by<F: Flow>(
+        &mut self,
+        flow: &mut F,
+        cx: &mut Context<'_>,
+        room: usize,
+        quantum: impl FnOnce(&mut F, &mut Context<'_>, usize, &mut u64) -> Poll<Step>,
+    ) -> Turn {
+        let max = self.quantum.min(room);
+        let mut items = 0u64;
+        let catching = F::Token::TRACKED.then(CatchScope::enter);
+        let step = catch_unwind(AssertUnwindSafe(|| quantum(&mut Held::new(flow), cx, max, &mut items)));
         self.taken = items;
         let step = match step {
             Ok(step) => {

@@ -197,12 +197,12 @@ impl<T> Writer<T> {
         self.written += 1;
     }
 
-    /// The slots that are free, for whoever [fills](Room::fill) many. Every `chunk` items are published as they come; the
-    /// rest with [`publish`](Self::publish).
+    /// The slots that are free, for whoever fills many, a [stretch](Room::stretch) at a time. Every `chunk` items are
+    /// published as they come; the rest with [`publish`](Self::publish).
     pub(crate) fn room(&mut self, chunk: usize) -> Room<'_, T> {
         let Writer { shared, written, published, chunks, head } = self;
         let end = *head + shared.slots.len();
-        Room { shared, base: *written, end, chunk, written, published, chunks }
+        Room { shared, end, chunk, written, published, chunks }
     }
 
     /// Hands everything pushed so far to the reader, `bytes` of it. Returns how many items that were.
@@ -236,12 +236,9 @@ impl<T> Writer<T> {
     }
 }
 
-/// The writer's part of the ring, region by region. A region ends where the ring begins again, the chunk is full or the
-/// room ends, so that one comparison an item is enough.
+/// The writer's part of the ring.
 pub(crate) struct Room<'a, T> {
     shared: &'a Shared<T>,
-    /// The position that slot 0 of this round has.
-    base: usize,
     /// The first position that is not the writer's.
     end: usize,
     chunk: usize,
@@ -251,59 +248,56 @@ pub(crate) struct Room<'a, T> {
     chunks: &'a mut usize,
 }
 
-impl<'a, T> Room<'a, T> {
-    /// Fills slots one after the other. They count as filled when the guard goes, also by unwinding.
-    #[inline(always)]
-    pub(crate) fn fill(&mut self) -> Filling<'_, 'a, T> {
-        Filling { slots: &self.shared.slots, next: 0, stop: 0, room: self }
-    }
-
-    /// The region that begins with slot `next`, or, if that is behind the last, with the first.
-    ///
-    /// # Panics
-    /// If the room has ended.
-    #[cold]
-    #[inline(never)]
-    fn region(&mut self, next: usize) -> (usize, usize) {
-        let at = self.base + next;
-        assert!(at < self.end, "a flow pushed more items than it was asked for");
+impl<T> Room<'_, T> {
+    /// How many slots are in a row: up to where the ring begins again, or a chunk is full. A chunk that is full already
+    /// is published.
+    pub(crate) fn in_a_row(&mut self) -> usize {
+        let at = *self.written;
         if at - *self.published >= self.chunk {
             self.shared.publish(at);
             *self.published = at;
             *self.chunks += 1;
         }
         let slot = at & self.shared.mask;
-        self.base = at - slot;
-        let items =
-            (self.end - at).min(self.shared.slots.len() - slot).min(self.chunk - (at - *self.published));
-        (slot, slot + items)
+        let left = self.chunk - (at - *self.published);
+        (self.end - at).min(self.shared.slots.len() - slot).min(left)
+    }
+
+    /// So many slots in a row.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    #[inline]
+    pub(crate) fn stretch(&mut self, items: usize) -> Stretch<'_, T> {
+        let at = *self.written;
+        assert!(items <= self.end - at, "a flow is asked for more items than there is room for");
+        let slot = at & self.shared.mask;
+        Stretch { slots: &self.shared.slots[slot..slot + items], next: 0, written: self.written }
     }
 }
 
-/// Slots in the course of being filled. The room is not part of it: what looks at the room out of line must not keep
-/// the position out of a register.
-pub(crate) struct Filling<'a, 'b, T> {
-    slots: &'b [UnsafeCell<MaybeUninit<T>>],
-    /// The next slot, and the first one behind the region.
+/// Slots in a row in the course of being filled, for whoever asks a flow for no more items than that. They count as
+/// filled when this goes, also by unwinding.
+///
+/// The room is not part of it: what looks at the room out of line must not keep the position out of a register. And where
+/// the flow's loop counts to the same number, the optimiser sees that the slots cannot end before it, and drops the
+/// check; what is left is a loop without a way out, which it can unroll and vectorise.
+pub(crate) struct Stretch<'a, T> {
+    slots: &'a [UnsafeCell<MaybeUninit<T>>],
     next: usize,
-    stop: usize,
-    room: &'a mut Room<'b, T>,
+    written: &'a mut usize,
 }
 
-impl<T> Filling<'_, '_, T> {
+impl<T> Stretch<'_, T> {
     /// As [`Writer::push`].
     ///
     /// # Panics
-    /// If the ring is full: the flow pushed more than it was asked for.
+    /// If all slots are filled: the flow pushed more than it was asked for.
     #[inline(always)]
     pub(crate) fn push(&mut self, item: T) {
-        if self.next == self.stop {
-            (self.next, self.stop) = self.room.region(self.next);
-        }
-        // SAFETY: `next < stop`, which `region` keeps within the slots.
-        let slot = unsafe { self.slots.get_unchecked(self.next) };
-        slot.with_mut(|slot| {
-            // SAFETY: the region lies before `end`, which is one round ahead of a `head` the reader has released, so the
+        assert!(self.next < self.slots.len(), "a flow pushed more items than it was asked for");
+        self.slots[self.next].with_mut(|slot| {
+            // SAFETY: the stretch lies before `end`, which is one round ahead of a `head` the reader has released, so the
             // slot is the writer's and uninitialised.
             unsafe { (*slot).write(item) };
         });
@@ -311,10 +305,10 @@ impl<T> Filling<'_, '_, T> {
     }
 }
 
-impl<T> Drop for Filling<'_, '_, T> {
+impl<T> Drop for Stretch<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        *self.room.written = self.room.base + self.next;
+        *self.written += self.next;
     }
 }
 
@@ -361,12 +355,14 @@ impl<T> Reader<T> {
         Poll::Ready(Some(self.tail - self.head))
     }
 
-    /// Up to `max` of the items that were available, to be [taken](Stock::take).
+    /// Items in a row of those that were available, to be [taken](Stock::take): up to `max`, and fewer where the ring begins
+    /// again.
     #[inline]
     pub(crate) fn stock(&mut self, max: usize) -> Stock<'_, T> {
         let Reader { shared, head, tail, released } = self;
-        let end = (*tail).min(head.saturating_add(max));
-        Stock { shared, base: *head, end, tail: *tail, bytes: 0, head, released }
+        let slot = *head & shared.mask;
+        let items = (*tail - *head).min(max).min(shared.slots.len() - slot);
+        Stock { shared, slots: &shared.slots[slot..slot + items], tail: *tail, bytes: 0, head, released }
     }
 
     /// Items published and not taken, as of now.
@@ -390,13 +386,10 @@ impl<T> Drop for Reader<T> {
     }
 }
 
-/// The reader's part of the ring, region by region. A region ends where the ring begins again, or the items do.
+/// The reader's part of the ring, as far as it is in a row.
 pub(crate) struct Stock<'a, T> {
     shared: &'a Shared<T>,
-    /// The position that slot 0 of this round has.
-    base: usize,
-    /// No more than up to here is taken, and so much is there.
-    end: usize,
+    slots: &'a [UnsafeCell<MaybeUninit<T>>],
     tail: usize,
     bytes: usize,
     /// The reader's own account.
@@ -405,30 +398,18 @@ pub(crate) struct Stock<'a, T> {
 }
 
 impl<'a, T> Stock<'a, T> {
+    /// How many items there are to take.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Takes items one by one; what was taken is released together when the guard goes, also by unwinding.
     ///
     /// Whoever takes item after item with a guard each releases an eighth of the ring at a time, or what there is once
     /// it has taken all: a fence an item would be most of the item's cost.
     #[inline(always)]
     pub(crate) fn take(&mut self) -> Taking<'_, 'a, T> {
-        // The first region is found in line, for whoever takes one item with a guard each.
-        let (next, stop) = self.region(0);
-        Taking { slots: &self.shared.slots, next, stop, stock: self }
-    }
-
-    /// The region behind slot `next`. Empty if all is taken.
-    #[inline(always)]
-    fn region(&mut self, next: usize) -> (usize, usize) {
-        let at = self.base + next;
-        let slot = at & self.shared.mask;
-        self.base = at - slot;
-        (slot, slot + (self.end - at).min(self.shared.slots.len() - slot))
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn next_region(&mut self, next: usize) -> (usize, usize) {
-        self.region(next)
+        Taking { slots: self.slots, next: 0, stock: self }
     }
 
     /// Gives the slots before `head` back.
@@ -453,11 +434,10 @@ impl<'a, T> Stock<'a, T> {
     }
 }
 
-/// Items in the course of being taken. The stock is not part of it, for the reason that [`Filling`] has.
+/// Items in the course of being taken, in a row and without a look at the stock, as a [`Stretch`] is filled.
 pub(crate) struct Taking<'a, 'b, T> {
     slots: &'b [UnsafeCell<MaybeUninit<T>>],
     next: usize,
-    stop: usize,
     stock: &'a mut Stock<'b, T>,
 }
 
@@ -465,17 +445,10 @@ impl<T> Taking<'_, '_, T> {
     /// The next item; `None` when all is taken.
     #[inline(always)]
     pub(crate) fn next(&mut self) -> Option<T> {
-        if self.next == self.stop {
-            (self.next, self.stop) = self.stock.next_region(self.next);
-            if self.next == self.stop {
-                return None;
-            }
-        }
-        // SAFETY: `next < stop`, which is within the slots.
-        let slot = unsafe { self.slots.get_unchecked(self.next) };
+        let slot = self.slots.get(self.next)?;
         let item = slot.with(|slot| {
-            // SAFETY: the region lies in `head..tail`, so the slot is initialised and the reader's; `next` moves on, so it
-            // is read once.
+            // SAFETY: the slots lie in `head..tail`, so this one is initialised and the reader's; `next` moves on, so it is
+            // read once.
             unsafe { (*slot).assume_init_read() }
         });
         self.next += 1;
@@ -493,8 +466,10 @@ impl<T> Drop for Taking<'_, '_, T> {
     #[inline(always)]
     fn drop(&mut self) {
         let stock = &mut *self.stock;
-        let head = stock.base + self.next;
-        *stock.head = head;
+        *stock.head += self.next;
+        // Whoever takes again goes on behind.
+        stock.slots = &stock.slots[self.next..];
+        let head = *stock.head;
         let held = head - *stock.released;
         let eighth = stock.shared.limit.load(Ordering::Relaxed) / 8;
         if held > 0 && (head == stock.tail || held >= eighth || stock.bytes > 0) {

@@ -6,13 +6,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use crate::drive::{Driver, Turn};
+use crate::drive::{Driver, Taken, Turn};
 use crate::flow::Flow;
 use crate::held::Held;
 use crate::knob::Knob;
 use crate::op::Tally;
 use crate::op::buffer::chunk_items;
-use crate::ring::{Filling, ReaderGone, Room, Writer};
+use crate::ring::{ReaderGone, Room, Stretch, Writer};
 use crate::stats::HopStats;
 use crate::token::Settle;
 
@@ -83,7 +83,7 @@ impl<T, K> Place<T, K> for Lane<T, K> {
     }
 }
 
-impl<T, K> Place<T, K> for Filling<'_, '_, (T, K)> {
+impl<T, K> Place<T, K> for Stretch<'_, (T, K)> {
     #[inline(always)]
     fn is_open(&self) -> bool {
         true
@@ -155,15 +155,18 @@ impl<F: Flow, R: Route<F::Item, F::Token>> FanOut<F, R> {
                 ControlFlow::Continue(())
             });
         };
-        let rooms = &mut rooms;
-        driver.turn_with(flow, cx, room, move || {
-            let mut lanes = rooms.each_mut().map(|room| room.fill());
-            let mut route = Held::new(route);
-            move |item, token| {
+        driver.turn_in_stretches(flow, cx, room, |flow, cx, max, taken| {
+            let items = rooms.iter_mut().fold(max, |items, room| items.min(room.in_a_row()));
+            let mut lanes = rooms.each_mut().map(|room| room.stretch(items));
+            let mut route = Held::new(&mut *route);
+            let mut taken = Taken::new(taken);
+            let step = flow.poll_drive(cx, items, &mut |item, token| {
                 merged.add(1);
                 route.route(item, token, &mut lanes, split.count());
+                taken.items += 1;
                 ControlFlow::Continue(())
-            }
+            });
+            (step, items)
         })
     }
 }

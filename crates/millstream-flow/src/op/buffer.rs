@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use crate::drive::{Driver, Turn};
+use crate::drive::{Driver, Taken, Turn};
 use crate::flow::{Flow, Step};
 use crate::knob::Knob;
 use crate::measure::Measure;
@@ -67,19 +67,23 @@ impl<F: Flow, W: Measure<F::Item>> Future for Pump<F, W> {
             let chunk = chunk_items::<(F::Item, F::Token)>();
             let (gathered, measure) = (&mut bytes, &*measure);
             let mut slots = writer.room(if W::MEASURES { usize::MAX } else { chunk });
-            let turn = driver.turn_with(flow, cx, room, || {
-                let mut filling = slots.fill();
-                move |item, token| {
+            let turn = driver.turn_in_stretches(flow, cx, room, |flow, cx, max, taken| {
+                let items = slots.in_a_row().min(max);
+                let mut stretch = slots.stretch(items);
+                let mut taken = Taken::new(taken);
+                let step = flow.poll_drive(cx, items, &mut |item, token| {
                     if W::MEASURES {
                         *gathered += measure.measure(&item);
                     }
-                    filling.push((item, token));
+                    stretch.push((item, token));
+                    taken.items += 1;
                     if W::MEASURES && *gathered >= bytes_room {
                         ControlFlow::Break(())
                     } else {
                         ControlFlow::Continue(())
                     }
-                }
+                });
+                (step, items)
             });
             // Published at the end of each quantum and before any wait: an item never lingers.
             if writer.publish(bytes) > 0 {
@@ -118,9 +122,8 @@ impl<T, K: Settle, W: Measure<T>> Flow for Hop<T, K, W> {
                 self.stats.observed(0, 0);
                 return Poll::Ready(Step::End);
             };
-            let quota = available.min(room);
-            room -= quota;
-            let mut stock = self.reader.stock(quota);
+            let mut stock = self.reader.stock(available.min(room));
+            room -= stock.len();
             let mut taking = stock.take();
             let mut flow = ControlFlow::Continue(());
             while let Some((item, token)) = taking.next() {

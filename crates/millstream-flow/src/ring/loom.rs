@@ -122,7 +122,7 @@ fn loom_a_writer_that_goes_hands_over_what_it_pushed() {
 }
 
 #[test]
-fn loom_items_filled_region_by_region_and_taken_one_by_one_cross_in_order() {
+fn loom_items_filled_in_stretches_and_taken_one_by_one_cross_in_order() {
     model(|| {
         let (mut writer, mut reader) = ring(2);
         let writing = thread::spawn(move || {
@@ -131,12 +131,16 @@ fn loom_items_filled_region_by_region_and_taken_one_by_one_cross_in_order() {
                 while sent < 3 {
                     let Ok(room) = poll_fn(|cx| writer.poll_room(cx, 2, usize::MAX)).await else { break };
                     let mut slots = writer.room(1);
-                    let mut filling = slots.fill();
-                    for _ in 0..room.min(3 - sent) {
-                        filling.push(Arc::new(sent));
-                        sent += 1;
+                    let mut left = room.min(3 - sent);
+                    while left > 0 {
+                        let row = slots.in_a_row().min(left);
+                        let mut stretch = slots.stretch(row);
+                        for _ in 0..row {
+                            stretch.push(Arc::new(sent));
+                            sent += 1;
+                        }
+                        left -= row;
                     }
-                    drop(filling);
                     writer.publish(0);
                 }
             });

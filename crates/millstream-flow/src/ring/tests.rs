@@ -129,7 +129,7 @@ fn two_threads_move_items_in_order() {
 }
 
 #[test]
-fn regions_end_where_the_ring_begins_again_and_chunks_are_published_as_they_come() {
+fn stretches_end_where_the_ring_begins_again_and_chunks_are_published_as_they_come() {
     let (mut writer, mut reader) = ring(8);
     let mut next = 0;
     let mut read = 0;
@@ -137,14 +137,18 @@ fn regions_end_where_the_ring_begins_again_and_chunks_are_published_as_they_come
         let Poll::Ready(Ok(room)) = writer.poll_room(&mut cx(), 8, ANY) else { panic!("there is room") };
         let items = room.min(round % 7 + 1);
         let mut room = writer.room(3);
-        let mut filling = room.fill();
-        for _ in 0..items {
-            filling.push(Box::new(next));
-            next += 1;
+        let mut left = items;
+        while left > 0 {
+            let row = room.in_a_row().min(left);
+            let mut stretch = room.stretch(row);
+            for _ in 0..row {
+                stretch.push(Box::new(next));
+                next += 1;
+            }
+            left -= row;
         }
         // The fourth item shows that three are enough.
         let early = (items - 1) / 3 * 3;
-        drop(filling);
         let seen = match reader.poll_available(&mut cx()) {
             Poll::Ready(Some(seen)) => seen,
             _ => 0,
