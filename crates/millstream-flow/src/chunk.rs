@@ -4,6 +4,7 @@
 use std::mem::{self, ManuallyDrop, MaybeUninit};
 use std::ops::ControlFlow;
 use std::ptr;
+use std::slice;
 
 /// A row of slots that grows to what is asked for and is then used again and again.
 ///
@@ -35,13 +36,13 @@ impl<T> Chunk<T> {
         if self.slots.len() < end {
             self.slots.resize_with(end, MaybeUninit::uninit);
         }
-        Filling { next: self.tail, slots: &mut self.slots[..end], tail: &mut self.tail }
+        Filling { next: 0, slots: &mut self.slots[self.tail..end], tail: &mut self.tail }
     }
 
     /// Takes up to `max` items, oldest first. What is not taken stays, also by unwinding.
     pub(crate) fn drain(&mut self, max: usize) -> Draining<'_, T> {
         let end = self.tail.min(self.head.saturating_add(max));
-        Draining { next: self.head, slots: &self.slots[..end], head: &mut self.head }
+        Draining { next: 0, slots: &self.slots[self.head..end], head: &mut self.head }
     }
 }
 
@@ -76,6 +77,9 @@ impl<T> Drop for Chunk<T> {
 }
 
 /// See [`Chunk::fill`].
+///
+/// It counts from 0 to the room that the flow is asked to fill, so that the optimiser can tell that the flow's loop ends
+/// no later, and drop the check: see the ring's `Stretch`.
 pub(crate) struct Filling<'a, T> {
     slots: &'a mut [MaybeUninit<T>],
     next: usize,
@@ -96,7 +100,7 @@ impl<T> Filling<'_, T> {
 impl<T> Drop for Filling<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        *self.tail = self.next;
+        *self.tail += self.next;
     }
 }
 
@@ -113,21 +117,20 @@ impl<T> Draining<'_, T> {
     pub(crate) fn next(&mut self) -> Option<T> {
         let slot = self.slots.get(self.next)?;
         self.next += 1;
-        // SAFETY: the slots from `head` to the end of the slice are initialised, and as `next` moves on, which `drop`
-        // tells the chunk, each is read once.
+        // SAFETY: all these slots are initialised, and as `next` moves on, which `drop` tells the chunk, each is read once.
         Some(unsafe { slot.assume_init_read() })
     }
 
     /// How many items were taken.
     pub(crate) fn taken(&self) -> usize {
-        self.next - *self.head
+        self.next
     }
 }
 
 impl<T> Drop for Draining<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        *self.head = self.next;
+        *self.head += self.next;
     }
 }
 
@@ -138,55 +141,43 @@ impl<T> Drop for Draining<'_, T> {
 pub(crate) struct VecFilling<'a, T> {
     /// Empty meanwhile.
     home: &'a mut Vec<T>,
-    slots: *mut T,
+    start: *mut T,
     len: usize,
     capacity: usize,
-}
-
-/// A vector's start, length and capacity.
-type Parts<T> = (*mut T, usize, usize);
-
-#[inline(always)]
-fn parts<T>(vec: Vec<T>) -> Parts<T> {
-    let mut vec = ManuallyDrop::new(vec);
-    (vec.as_mut_ptr(), vec.len(), vec.capacity())
-}
-
-#[cold]
-#[inline(never)]
-fn grow<T>((slots, len, capacity): Parts<T>) -> Parts<T> {
-    // SAFETY: the parts come from a vector that was not dropped, with `len` of its slots initialised; the caller replaces
-    // them by the result.
-    let mut vec = unsafe { Vec::from_raw_parts(slots, len, capacity) };
-    vec.reserve(1);
-    parts(vec)
+    /// Behind the vector's items. Counted from 0 for the reason that [`Filling`] has.
+    slots: &'a mut [MaybeUninit<T>],
+    next: usize,
 }
 
 impl<'a, T> VecFilling<'a, T> {
+    /// Makes room for `room` more items.
     #[inline(always)]
-    pub(crate) fn new(home: &'a mut Vec<T>) -> Self {
-        let (slots, len, capacity) = parts(mem::take(home));
-        VecFilling { home, slots, len, capacity }
+    pub(crate) fn new(home: &'a mut Vec<T>, room: usize) -> Self {
+        home.reserve(room);
+        let mut vec = ManuallyDrop::new(mem::take(home));
+        let (start, len, capacity) = (vec.as_mut_ptr(), vec.len(), vec.capacity());
+        // SAFETY: `len + room <= capacity`, and what lies behind `len` is the vector's and nobody else's: the vector is
+        // put together again only when the guard, and with it the slots, ends.
+        let slots = unsafe { slice::from_raw_parts_mut(start.add(len).cast(), room) };
+        VecFilling { home, start, len, capacity, slots, next: 0 }
     }
 
+    /// # Panics
+    /// If there is no room: the flow pushed more than it was asked for.
     #[inline(always)]
     pub(crate) fn push(&mut self, item: T) {
-        if self.len == self.capacity {
-            (self.slots, self.len, self.capacity) = grow((self.slots, self.len, self.capacity));
-        }
-        // SAFETY: `len < capacity`, so the slot is the vector's, and nothing is in it.
-        unsafe { self.slots.add(self.len).write(item) }
-        self.len += 1;
+        assert!(self.next < self.slots.len(), "a flow pushed more items than it was asked for");
+        self.slots[self.next].write(item);
+        self.next += 1;
     }
 }
 
 impl<T> Drop for VecFilling<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: the parts come from a vector that was not dropped, with `len` of its slots initialised, and the guard
-        // ends here. The vector at home is empty and owns nothing, so it need not be
-        // dropped.
-        unsafe { ptr::write(self.home, Vec::from_raw_parts(self.slots, self.len, self.capacity)) }
+        // SAFETY: the parts come from a vector that was not dropped; `next` slots behind its `len` items were filled. The
+        // vector at home is empty and owns nothing, so it need not be dropped.
+        unsafe { ptr::write(self.home, Vec::from_raw_parts(self.start, self.len + self.next, self.capacity)) }
     }
 }
 

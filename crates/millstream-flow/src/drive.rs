@@ -137,10 +137,10 @@ impl Driver {
         room: usize,
         sink: impl FnMut(F::Item, F::Token) -> ControlFlow<()>,
     ) -> Turn {
-        self.turn_with(flow, cx, room, || sink)
+        self.turn_with(flow, cx, room, |_| sink)
     }
 
-    /// As [`turn`](Self::turn), with a sink that is made inside of what catches panics. What such a sink owns can
+    /// As [`turn`](Self::turn), with a sink that is made for as many items as it is told, inside of what catches panics. What such a sink owns can
     /// live in registers; what a sink borrows from outside is read and written in memory for every item, which
     /// costs a cheap flow more than its items.
     #[inline]
@@ -149,13 +149,13 @@ impl Driver {
         flow: &mut F,
         cx: &mut Context<'_>,
         room: usize,
-        make_sink: impl FnOnce() -> S,
+        make_sink: impl FnOnce(usize) -> S,
     ) -> Turn
     where
         S: FnMut(F::Item, F::Token) -> ControlFlow<()>,
     {
         self.turn_by(flow, cx, room, |flow, cx, max, items| {
-            let mut sink = make_sink();
+            let mut sink = make_sink(max);
             let mut taken = Taken::new(items);
             flow.poll_drive(cx, max, &mut |item, token| {
                 let flow = sink(item, token);

@@ -77,7 +77,7 @@ where
         loop {
             let mut tokens = <F::Token as Settle>::Group::default();
             let (gathered, place, each) = (&mut tokens, &mut *accumulator, &mut *each);
-            let turn = driver.turn_with(flow, cx, usize::MAX, || {
+            let turn = driver.turn_with(flow, cx, usize::MAX, |_| {
                 let mut accumulator = Held::new(place);
                 let mut each = Held::new(each);
                 move |item, token: F::Token| {
@@ -120,9 +120,9 @@ where
             driver.begin();
             loop {
                 let room = chunk - items.len();
-                let turn = driver.turn_with(&mut flow, cx, room, || {
-                    let mut items = VecFilling::new(&mut items);
-                    let mut tokens = VecFilling::new(&mut tokens);
+                let turn = driver.turn_with(&mut flow, cx, room, |max| {
+                    let mut items = VecFilling::new(&mut items, max);
+                    let mut tokens = VecFilling::new(&mut tokens, max);
                     move |item, token| {
                         items.push(item);
                         tokens.push(token);

@@ -130,7 +130,7 @@ impl<T, K: Settle> Open<T, K> {
         F: Flow<Item = T, Token = K>,
     {
         let Open { items, tokens, .. } = self;
-        let mut items = VecFilling::new(items);
+        let mut items = VecFilling::new(items, room);
         let mut tokens = Held::new(tokens);
         upstream.poll_drive(cx, room, &mut |item, token| {
             items.push(item);

@@ -124,8 +124,8 @@ impl<F: Flow, W: Measure<F::Item>> Future for Shedder<F, W> {
         loop {
             let Shedder { flow, driver, chunk, .. } = &mut *self;
             let room = chunk_items::<(F::Item, F::Token)>();
-            let turn = driver.turn_with(flow, cx, room, || {
-                let mut filling = VecFilling::new(chunk);
+            let turn = driver.turn_with(flow, cx, room, |max| {
+                let mut filling = VecFilling::new(chunk, max);
                 move |item, token| {
                     filling.push((item, token));
                     ControlFlow::Continue(())

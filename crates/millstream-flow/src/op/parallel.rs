@@ -203,8 +203,8 @@ impl<F: Flow> Upstream<F> {
         self.driver.begin();
         loop {
             let room = max - out.len();
-            let turn = self.driver.turn_with(&mut self.flow, cx, room, || {
-                let mut out = VecFilling::new(out);
+            let turn = self.driver.turn_with(&mut self.flow, cx, room, |max| {
+                let mut out = VecFilling::new(out, max);
                 move |item, token| {
                     out.push((item, token));
                     ControlFlow::Continue(())
