@@ -130,6 +130,13 @@ pub struct Shares<K> {
 }
 
 impl<K: Settle> Shares<K> {
+    /// As [`next_share`](Self::next_share) of handles that settle nothing, and so need not be counted.
+    #[inline(always)]
+    pub(crate) fn untracked_share(&self) -> Option<K> {
+        debug_assert!(!K::TRACKED, "each share is settled once");
+        self.rest.as_ref().map(K::share)
+    }
+
     /// The handle for the next part; the last part gets the token itself.
     ///
     /// Returns `None` once every part has its handle.

@@ -21,6 +21,23 @@ trait Parts<K> {
     fn next_part(&mut self) -> Option<(Self::Item, K)>;
     /// True if there is none.
     fn is_empty(&self) -> bool;
+    /// How many there are at most.
+    fn len_max(&self) -> usize;
+}
+
+/// Counts parts that are pushed; told when this goes, also by unwinding.
+struct Made<'a> {
+    parts: usize,
+    room: &'a mut usize,
+    pushed: &'a mut u64,
+}
+
+impl Drop for Made<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        *self.room = self.room.saturating_sub(self.parts);
+        *self.pushed += self.parts as u64;
+    }
 }
 
 /// Pushes parts until they, the room or the sink's patience end. Counts each before it is made: a panic while the
@@ -36,20 +53,37 @@ fn push_parts<P: Parts<K>, K>(
     let mut parts = Held::new(parts);
     let parts = &mut *parts;
     if let Some(rest) = parts {
-        while *room > 0 && flow.is_continue() {
-            *pushed += 1;
-            let Some((item, token)) = rest.next_part() else {
-                *pushed -= 1;
-                break;
-            };
-            *room -= 1;
-            flow = sink(item, token);
-        }
+        // Where all parts have room, the loop need not look for its end at each.
+        flow = if rest.len_max() <= *room {
+            push_rest::<P, K, false>(rest, room, pushed, sink)
+        } else {
+            push_rest::<P, K, true>(rest, room, pushed, sink)
+        };
         if rest.is_empty() {
             *parts = None;
         }
     }
     if *room == 0 { ControlFlow::Break(()) } else { flow }
+}
+
+#[inline(always)]
+fn push_rest<P: Parts<K>, K, const BOUNDED: bool>(
+    rest: &mut P,
+    room: &mut usize,
+    pushed: &mut u64,
+    sink: &mut impl FnMut(P::Item, K) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    let max = *room;
+    let mut made = Made { parts: 0, room, pushed };
+    while !BOUNDED || made.parts < max {
+        made.parts += 1;
+        let Some((item, token)) = rest.next_part() else {
+            made.parts -= 1;
+            break;
+        };
+        sink(item, token)?;
+    }
+    ControlFlow::Continue(())
 }
 
 /// What to answer after upstream's step, when parts may be left over from it.
@@ -90,6 +124,10 @@ impl<I: IntoIterator, K: Settle> Parts<K> for Rest<I, K> {
 
     fn is_empty(&self) -> bool {
         self.next.is_none()
+    }
+
+    fn len_max(&self) -> usize {
+        usize::MAX
     }
 }
 
@@ -161,11 +199,17 @@ impl<T, K: Settle> Parts<K> for BatchRest<T, K> {
 
     #[inline]
     fn next_part(&mut self) -> Option<(T, K)> {
-        Some((self.items.next()?, self.tokens.next_share()?))
+        let item = self.items.next()?;
+        let token = if K::TRACKED { self.tokens.next_share() } else { self.tokens.untracked_share() };
+        Some((item, token?))
     }
 
     fn is_empty(&self) -> bool {
         self.items.len() == 0
+    }
+
+    fn len_max(&self) -> usize {
+        self.items.len()
     }
 }
 
