@@ -164,7 +164,7 @@ impl<T> Writer<T> {
         shared.limit.store(limit, Ordering::Relaxed);
         shared.items_low.store(limit / 2, Ordering::Relaxed);
         shared.bytes_low.store(bytes_max / 2, Ordering::Relaxed);
-        shared.writer_waits.0.store(true, Ordering::SeqCst);
+        shared.writer_waits.0.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         self.head = shared.head.0.load(Ordering::Acquire);
         let free = room(self.head, self.written, shared.bytes.load(Ordering::Relaxed));
@@ -341,7 +341,7 @@ impl<T> Reader<T> {
             self.tail = shared.tail.0.load(Ordering::Acquire);
             if self.tail == self.head {
                 shared.reader.register(cx.waker());
-                shared.reader_waits.0.store(true, Ordering::SeqCst);
+                shared.reader_waits.0.store(true, Ordering::Relaxed);
                 fence(Ordering::SeqCst);
                 // Gone before tail: the writer publishes before it goes.
                 let gone = shared.writer_gone.load(Ordering::SeqCst);
