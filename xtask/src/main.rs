@@ -136,8 +136,22 @@ fn started() -> Option<rabbitmq::Node> {
 
 fn soak() -> Outcome {
     steps::command("cargo")
-        .args(["test", "--workspace", "--locked", "--no-fail-fast", "--tests", "--", "--nocapture"])
+        .args([
+            "test",
+            "--workspace",
+            "--locked",
+            "--no-fail-fast",
+            "--tests",
+            "--release",
+            "--",
+            "--nocapture",
+        ])
         .env("MILLSTREAM_SOAK", "1")
+        // Optimised for the number of cases, with every check that an unoptimised build has, and linked quickly.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
+        .env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true")
+        .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true")
         // Users' functions panic by the thousand there.
         .env("RUST_BACKTRACE", "0")
         .run()

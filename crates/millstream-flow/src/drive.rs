@@ -140,9 +140,9 @@ impl Driver {
         self.turn_with(flow, cx, room, |_| sink)
     }
 
-    /// As [`turn`](Self::turn), with a sink that is made for as many items as it is told, inside of what catches panics. What such a sink owns can
-    /// live in registers; what a sink borrows from outside is read and written in memory for every item, which
-    /// costs a cheap flow more than its items.
+    /// As [`turn`](Self::turn), with a sink that is made for as many items as it is told, inside of what catches panics.
+    /// What such a sink owns can live in registers; what a sink borrows from outside is read and written in memory for
+    /// every item, which costs a cheap flow more than its items.
     #[inline]
     pub(crate) fn turn_with<F: Flow, S>(
         &mut self,
@@ -189,6 +189,8 @@ impl Driver {
         })
     }
 
+    /// What all turns have in common: panics caught, time taken, the next quantum sized. `quantum` drives the flow for up to
+    /// as many items as it is told, and counts what is taken, also when it unwinds.
     #[inline]
     fn turn_by<F: Flow>(
         &mut self,

@@ -49,19 +49,16 @@ fn push_parts<P: Parts<K>, K>(
     pushed: &mut u64,
     sink: &mut impl FnMut(P::Item, K) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
-    let mut flow = ControlFlow::Continue(());
     let mut parts = Held::new(parts);
     let parts = &mut *parts;
-    if let Some(rest) = parts {
+    let flow = match parts {
+        None => ControlFlow::Continue(()),
         // Where all parts have room, the loop need not look for its end at each.
-        flow = if rest.len_max() <= *room {
-            push_rest::<P, K, false>(rest, room, pushed, sink)
-        } else {
-            push_rest::<P, K, true>(rest, room, pushed, sink)
-        };
-        if rest.is_empty() {
-            *parts = None;
-        }
+        Some(rest) if rest.len_max() <= *room => push_rest::<P, K, false>(rest, room, pushed, sink),
+        Some(rest) => push_rest::<P, K, true>(rest, room, pushed, sink),
+    };
+    if parts.as_ref().is_some_and(P::is_empty) {
+        *parts = None;
     }
     if *room == 0 { ControlFlow::Break(()) } else { flow }
 }

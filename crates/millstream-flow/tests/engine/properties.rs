@@ -20,7 +20,7 @@ const FOREVER: Duration = Duration::from_secs(3600);
 
 /// Some hundreds of cases, or what a soak takes time for.
 fn cases() -> u32 {
-    if std::env::var_os("MILLSTREAM_SOAK").is_some() { 20_000 } else { 300 }
+    if std::env::var_os("MILLSTREAM_SOAK").is_some() { 200_000 } else { 300 }
 }
 
 fn paused() -> tokio::runtime::Runtime {
