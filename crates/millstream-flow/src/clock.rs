@@ -36,7 +36,7 @@ impl Clock {
 /// Processor time for pacing: how long a quantum really took, also where tokio's clock is paused. It decides
 /// when to yield and feeds the stage's busy time, and nothing that a user's test could observe.
 ///
-/// A stage reads it twice a turn, so that what a reading costs shows in every hop: 23 ns by the system's call, 7 by the
+/// A stage reads it twice a turn, so that what a reading costs shows in every hop: 23 ns by the system's call, 10 by the
 /// processor's own counter. That one is used where Linux itself keeps time by it (it has found it steady then, and the
 /// same on all processors); everywhere else the system is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
