@@ -86,14 +86,17 @@ fn reading(draft: &Draft) -> u64 {
 }
 
 fn buffered(draft: &Draft) -> u64 {
+    let slots = |items: u64| {
+        let slots = items.checked_next_power_of_two().unwrap_or(u64::MAX);
+        slots.saturating_mul(size_of::<(Raw, Token)>() as u64)
+    };
     match (&draft.buffer.value, draft.source.as_deref()) {
-        (Buffer::Queue { prefetch, .. }, _) | (_, Some(Source::Queue { prefetch, .. })) => {
-            prefetched(prefetch).saturating_add(BROKER_BYTES)
+        (Buffer::Queue { prefetch, .. }, _) => prefetched(prefetch).saturating_add(BROKER_BYTES),
+        // The bytes of what waits in the buffer are those that were prefetched.
+        (Buffer::Memory { items, .. }, Some(Source::Queue { prefetch, .. })) => {
+            prefetched(prefetch).saturating_add(BROKER_BYTES).saturating_add(slots(*items))
         }
-        (Buffer::Memory { items, bytes }, _) => {
-            let slots = items.checked_next_power_of_two().unwrap_or(u64::MAX);
-            bytes.saturating_add(slots.saturating_mul(size_of::<(Raw, Token)>() as u64))
-        }
+        (Buffer::Memory { items, bytes }, _) => bytes.saturating_add(slots(*items)),
     }
 }
 

@@ -173,7 +173,7 @@ impl Raw {
     pub(crate) fn footprint(&self) -> usize {
         match self {
             Raw::Frame { frame, .. } => 64 + frame.length(),
-            Raw::Message(message) => message.size(),
+            Raw::Message(message) => message.footprint(),
             Raw::Value(value) => value::footprint(value),
             Raw::Fault { reason } => reason.len(),
         }
