@@ -4,7 +4,7 @@ use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Any error that an item can fail with.
 pub type BoxError = Box<dyn Error + Send + Sync + 'static>;
@@ -26,12 +26,54 @@ pub struct Failed<T> {
     pub attempts: u32,
     /// When it failed for the last time.
     pub at: SystemTime,
+    history: History,
+}
+
+/// How earlier attempts at an item ended. Nothing is allocated before there is one.
+#[derive(Debug, Clone, Default)]
+#[expect(clippy::box_collection, reason = "it is part of every item that may fail, and nearly always empty")]
+pub(crate) struct History(Option<Box<Vec<Failure>>>);
+
+impl History {
+    /// The most that is kept, of the newest.
+    const MAX: usize = 16;
+
+    pub(crate) fn add(&mut self, failure: Failure) {
+        let failures = self.0.get_or_insert_default();
+        if failures.len() == Self::MAX {
+            failures.remove(0);
+        }
+        failures.push(failure);
+    }
 }
 
 impl<T> Failed<T> {
     /// A failure outside of the operators that make them, tried once.
     pub fn new(input: T, error: impl Into<BoxError>, stage: impl Into<Arc<str>>, at: SystemTime) -> Self {
-        Failed { input, error: error.into(), stage: stage.into(), position: 0, attempts: 1, at }
+        Failed {
+            input,
+            error: error.into(),
+            stage: stage.into(),
+            position: 0,
+            attempts: 1,
+            at,
+            history: History::default(),
+        }
+    }
+
+    /// How the attempts before the last one ended, oldest first: the newest sixteen of them.
+    pub fn history(&self) -> &[Failure] {
+        self.history.0.as_ref().map_or(&[], |failures| failures.as_slice())
+    }
+
+    pub(crate) fn counted(mut self, position: u64, attempts: u32) -> Self {
+        (self.position, self.attempts) = (position, attempts);
+        self
+    }
+
+    pub(crate) fn with_history(mut self, history: History) -> Self {
+        self.history = history;
+        self
     }
 
     /// The same failure without its input, as it goes into reports and to the source's settler.
@@ -48,8 +90,8 @@ impl<T> Failed<T> {
 
     /// The same failure of another form of the input.
     pub fn map_input<U>(self, f: impl FnOnce(T) -> U) -> Failed<U> {
-        let Failed { input, error, stage, position, attempts, at } = self;
-        Failed { input: f(input), error, stage, position, attempts, at }
+        let Failed { input, error, stage, position, attempts, at, history } = self;
+        Failed { input: f(input), error, stage, position, attempts, at, history }
     }
 }
 
@@ -106,6 +148,21 @@ impl fmt::Display for Failure {
         write!(f, "{}: {}", self.stage, self.reason)
     }
 }
+
+/// The error of an attempt that took longer than [`Retry::timeout`](crate::Retry::timeout) allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimedOut {
+    /// What was allowed.
+    pub limit: Duration,
+}
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "it took longer than {:?}", self.limit)
+    }
+}
+
+impl Error for TimedOut {}
 
 /// The error of an item whose function panicked. The process goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]

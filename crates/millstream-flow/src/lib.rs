@@ -61,18 +61,24 @@ mod source;
 mod spawn;
 mod stats;
 mod sync;
+mod timer;
 mod token;
 
 pub use channel::{SendError, Sender};
 pub use clock::Clock;
-pub use failure::{BoxError, Failed, Failure, Panicked, chain};
+pub use failure::{BoxError, Failed, Failure, Panicked, TimedOut, chain};
 pub use flow::{Flow, Step};
 pub use knob::{Frozen, Knob, Setting};
 pub use measure::{Capacity, Measure, Unmeasured};
 pub use op::batch::Batch;
+pub use op::burst::{Debounce, Throttle};
+pub use op::dedupe::Dedupe;
+pub use op::idle_timeout::Silent;
 pub use op::map_async::Concurrency;
 pub use op::overflow::Overflow;
 pub use op::parallel::Workers;
+pub use op::rate_limit::RateLimit;
+pub use op::sample::Sample;
 pub use pipe::Pipe;
 pub use report::{HopReport, Ledger, OpReport, Report, StageReport};
 pub use retry::Retry;
@@ -84,17 +90,25 @@ pub use token::{Account, Outcome, Settle, Settler, Shares, Token, TokenRuns, Tra
 /// The flows that [`Pipe`]'s methods make, for whoever must name their types.
 pub mod flows {
     pub use crate::channel::FromChannel;
-    pub use crate::op::basic::{Filter, FilterMap, Inspect, Map, Skip, Take};
+    pub use crate::op::basic::{Filter, FilterMap, Inspect, Map, Scan, Skip, SkipWhile, Take, TakeWhile};
     pub use crate::op::batch::Batched;
     pub use crate::op::boxed::BoxFlow;
     pub use crate::op::buffer::Hop;
+    pub use crate::op::burst::Bursts;
+    pub use crate::op::concat::Concat;
+    pub use crate::op::dedupe::{Changes, Deduped};
     pub use crate::op::errors::{DeadLetter, FailFast, Fallback, Reject, SkipErrors};
     pub use crate::op::flat_map::{FlatMap, Unbatch};
+    pub use crate::op::idle_timeout::IdleTimeout;
+    pub use crate::op::latest::Latest;
     pub use crate::op::map_async::MapAsync;
     pub use crate::op::merge::{Either, Merge};
     pub use crate::op::overflow::Shedding;
     pub use crate::op::parallel::Parallel;
+    pub use crate::op::rate_limit::RateLimited;
+    pub use crate::op::sample::{Sampled, SampledByKey};
     pub use crate::op::try_map::TryMap;
+    pub use crate::op::zip::Zip;
     pub use crate::pipe::{Buffered, LaneFlow};
     pub use crate::source::{FromIter, FromStream, FromTracked};
 }

@@ -1,5 +1,6 @@
 //! [`Pipe`]: what users build flows with. Its ends and its task boundaries are in the modules below it.
 
+use std::convert::identity;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -7,18 +8,14 @@ use std::sync::Arc;
 use futures_core::Stream;
 
 use crate::channel::{FromChannel, Sender, channel};
-use crate::failure::{BoxError, Failed};
+use crate::failure::BoxError;
 use crate::flow::Flow;
 use crate::measure::Measure;
-use crate::op::basic::{Filter, FilterMap, Inspect, Map, Skip, Take};
+use crate::op::basic::{Inspect, Map, Scan};
 use crate::op::batch::{Batch, Batched};
 use crate::op::boxed::{self, BoxFlow};
-use crate::op::errors::{DeadLetter, FailFast, Fallback, Reject, SkipErrors};
 use crate::op::flat_map::{FlatMap, Unbatch};
 use crate::op::map_async::{Concurrency, MapAsync};
-use crate::op::merge::{Either, Merge};
-use crate::op::try_map::TryMap;
-use crate::retry::Retry;
 use crate::run::Monitor;
 use crate::scope::{PanicPolicy, Scope};
 use crate::source::{FromIter, FromStream, FromTracked};
@@ -27,6 +24,10 @@ use crate::token::{Account, Settle, Tracked};
 
 mod boundaries;
 mod ends;
+mod failing;
+mod joining;
+mod selecting;
+mod timing;
 
 pub use boundaries::{Buffered, LaneFlow};
 
@@ -220,31 +221,43 @@ impl<F: Flow> Pipe<F> {
         self.then("inspect", |upstream, _, _| Inspect { upstream, inspect })
     }
 
-    /// Passes the items that `keep` answers `true` for. The others are done: settled, and counted as dropped by
-    /// this operator's name.
-    pub fn filter<P: FnMut(&F::Item) -> bool>(self, keep: P) -> Pipe<Filter<F, P>> {
-        self.then("filter", |upstream, op, _| Filter { upstream, keep, op })
-    }
-
-    /// Maps and filters in one: `None` is dropped, as by [`filter`](Pipe::filter).
-    pub fn filter_map<U, M: FnMut(F::Item) -> Option<U>>(self, map: M) -> Pipe<FilterMap<F, M>> {
-        self.then("filter_map", |upstream, op, _| FilterMap { upstream, map, op })
-    }
-
     /// Turns each item into any number of items, in order. The item is settled when its last part is; an item
     /// without parts is dropped by this operator's name.
     pub fn flat_map<I: IntoIterator, M: FnMut(F::Item) -> I>(self, map: M) -> Pipe<FlatMap<F, I, M>> {
         self.then("flat_map", |upstream, op, scope| FlatMap::new(upstream, map, op, scope.clone()))
     }
 
-    /// Ends after `count` items. No further item is taken from the source.
-    pub fn take(self, count: usize) -> Pipe<Take<F>> {
-        self.then("take", |upstream, _, _| Take { upstream, left: count })
+    /// As [`flat_map`](Pipe::flat_map), of items that are collections themselves.
+    pub fn flatten(self) -> Pipe<FlatMap<F, F::Item, impl FnMut(F::Item) -> F::Item>>
+    where
+        F::Item: IntoIterator,
+    {
+        self.then("flatten", |upstream, op, scope| FlatMap::new(upstream, identity, op, scope.clone()))
     }
 
-    /// Drops the first `count` items.
-    pub fn skip(self, count: usize) -> Pipe<Skip<F>> {
-        self.then("skip", |upstream, op, _| Skip { upstream, left: count, op })
+    /// Turns each item into another with a state that all of them share: a running sum, a difference to the item
+    /// before, a number.
+    ///
+    /// # Panics
+    /// A panic of `step` is that item's, by the run's [`PanicPolicy`]; the state stays as `step` left it.
+    ///
+    /// ```
+    /// # use millstream_flow::Pipe;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (sums, _) = Pipe::from_iter([3, 1, 4])
+    ///     .scan(0, |sum, n| {
+    ///         *sum += n;
+    ///         *sum
+    ///     })
+    ///     .collect()
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!(sums, [3, 4, 8]);
+    /// # }
+    /// ```
+    pub fn scan<A, U, M: FnMut(&mut A, F::Item) -> U>(self, initial: A, step: M) -> Pipe<Scan<F, A, M>> {
+        self.then("scan", |upstream, _, _| Scan { upstream, state: initial, step })
     }
 
     /// Gathers items into vectors. See [`Batch`] for when one is complete; what is left at the end of the flow
@@ -274,53 +287,6 @@ impl<F: Flow> Pipe<F> {
         self.then("unbatch", |upstream, op, scope| Unbatch::new(upstream, op, scope.clone()))
     }
 
-    /// Calls a function that may fail, and gives `Ok` with its output or `Err` with a [`Failed`] that holds the
-    /// *input*. What happens to failures is declared next: [`fail_fast`](Pipe::fail_fast),
-    /// [`skip_errors`](Pipe::skip_errors), [`fallback`](Pipe::fallback), [`reject`](Pipe::reject) or
-    /// [`dead_letter`](Pipe::dead_letter).
-    ///
-    /// # Panics
-    /// A panic of the function is that item's failure, with [`Panicked`](crate::Panicked) as its error.
-    ///
-    /// ```
-    /// use millstream_flow::Pipe;
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// let mut bad = Vec::new();
-    /// let (numbers, _) = Pipe::from_iter(["1", "two", "3"])
-    ///     .try_map(|text| text.parse::<u32>()).named("parse")
-    ///     .fallback(move |failed| {
-    ///         assert_eq!((failed.input, &*failed.stage, failed.position), ("two", "parse", 1));
-    ///         bad.push(failed.input);
-    ///         0
-    ///     })
-    ///     .collect()
-    ///     .await
-    ///     .unwrap();
-    /// assert_eq!(numbers, [1, 0, 3]);
-    /// # }
-    /// ```
-    pub fn try_map<U, E, M>(self, map: M) -> Pipe<TryMap<F, M>>
-    where
-        M: FnMut(&F::Item) -> Result<U, E>,
-        E: Into<BoxError>,
-    {
-        self.try_map_retry(Retry::never(), map)
-    }
-
-    /// As [`try_map`](Pipe::try_map), and tries an item again as `retry` says before it counts as failed.
-    ///
-    /// # Ordering
-    /// Kept: items behind a failing one wait while it is retried. To let them pass, use
-    /// [`try_map_async`](Pipe::try_map_async) unordered.
-    pub fn try_map_retry<U, E, M>(self, retry: Retry, map: M) -> Pipe<TryMap<F, M>>
-    where
-        M: FnMut(&F::Item) -> Result<U, E>,
-        E: Into<BoxError>,
-    {
-        self.then("try_map", |upstream, op, scope| TryMap::new(upstream, map, retry, op, scope.clone()))
-    }
-
     /// Calls an async function for each item, with many calls in flight in this stage's task.
     ///
     /// # Ordering
@@ -347,64 +313,6 @@ impl<F: Flow> Pipe<F> {
         })
     }
 
-    // What happens to failed items.
-
-    /// Fails the run at the first failed item. What is under way, that item included, is given back to the
-    /// source.
-    pub fn fail_fast<T, I>(self) -> Pipe<FailFast<F>>
-    where
-        F: Flow<Item = Result<T, Failed<I>>>,
-    {
-        self.then("fail_fast", |upstream, _, scope| FailFast {
-            upstream,
-            scope: scope.clone(),
-            failed: false,
-        })
-    }
-
-    /// Drops failed items: settled, and counted by this operator's name.
-    pub fn skip_errors<T, I>(self) -> Pipe<SkipErrors<F>>
-    where
-        F: Flow<Item = Result<T, Failed<I>>>,
-    {
-        self.then("skip_errors", |upstream, op, _| SkipErrors { upstream, op })
-    }
-
-    /// Puts something else in a failed item's place.
-    pub fn fallback<T, I, M>(self, instead: M) -> Pipe<Fallback<F, M>>
-    where
-        F: Flow<Item = Result<T, Failed<I>>>,
-        M: FnMut(Failed<I>) -> T,
-    {
-        self.then("fallback", |upstream, _, _| Fallback { upstream, instead })
-    }
-
-    /// Settles failed items as dead, with their reason: the source dead-letters them (a broker's queue moves the
-    /// message to its dead-letter exchange).
-    pub fn reject<T, I>(self) -> Pipe<Reject<F>>
-    where
-        F: Flow<Item = Result<T, Failed<I>>>,
-    {
-        self.then("reject", |upstream, _, scope| Reject { upstream, scope: scope.clone() })
-    }
-
-    /// Hands failed items to `send`, one after the other, and settles each as dead when `send` has it safe. The
-    /// flow waits meanwhile. If `send` fails or panics the run fails, and the item is given back to its source.
-    pub fn dead_letter<T, I, D, Fut>(self, send: D) -> Pipe<DeadLetter<F, D>>
-    where
-        F: Flow<Item = Result<T, Failed<I>>>,
-        D: FnMut(Failed<I>) -> Fut,
-        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
-    {
-        self.then("dead_letter", |upstream, _, scope| DeadLetter {
-            upstream,
-            send,
-            scope: scope.clone(),
-            sending: None,
-            ended: false,
-        })
-    }
-
     /// Forgets the operators' types: any flow of the same items is then of one type. Compiles faster, and costs
     /// each item one move into a chunk and one out of it (`cargo xtask bench engine boxed`).
     pub fn boxed(self) -> Pipe<BoxFlow<F::Item, F::Token>>
@@ -417,96 +325,6 @@ impl<F: Flow> Pipe<F> {
             boxed::chunk_items::<(F::Item, F::Token)>() * size_of::<(F::Item, F::Token)>(),
         );
         Pipe { flow: BoxFlow::new(flow), scope, ops, boundary }
-    }
-
-    /// This flow and another of the same items, by turns of up to 256 items. Ends when both have ended.
-    ///
-    /// # Ordering
-    /// Each input's order is kept.
-    pub fn merge<G>(self, other: Pipe<G>) -> Pipe<Merge<Either<F, G>>>
-    where
-        G: Flow<Item = F::Item, Token = F::Token>,
-    {
-        let Pipe { flow, scope, mut ops, .. } = self;
-        let scope = scope.adopt(&other.scope);
-        ops.extend(other.ops);
-        let flow = Merge::new([Either::Left(flow), Either::Right(other.flow)]);
-        ops.push(OpStats::new("merge"));
-        Pipe { flow, scope, ops, boundary: None }
-    }
-
-    /// Any number of flows of one type as one, by turns.
-    ///
-    /// # Panics
-    /// If there is none.
-    pub fn merge_all(pipes: impl IntoIterator<Item = Pipe<F>>) -> Pipe<Merge<F>> {
-        let mut pipes = pipes.into_iter();
-        let first = pipes.next().expect("merging takes at least one flow");
-        let Pipe { flow, mut scope, mut ops, .. } = first;
-        let mut flows = vec![flow];
-        for pipe in pipes {
-            scope = scope.adopt(&pipe.scope);
-            ops.extend(pipe.ops);
-            flows.push(pipe.flow);
-        }
-        ops.push(OpStats::new("merge"));
-        Pipe { flow: Merge::new(flows), scope, ops, boundary: None }
-    }
-}
-
-impl<F> Pipe<F>
-where
-    F: Flow,
-    F::Item: Send + Sync + 'static,
-{
-    /// Calls an async function that may fail, with many calls in flight and retries, and gives `Ok` with its
-    /// output or `Err` with a [`Failed`] that holds the input.
-    ///
-    /// A retried call keeps its place in flight while it waits for its next attempt.
-    ///
-    /// # Ordering
-    /// As [`Concurrency`] says.
-    ///
-    /// ```
-    /// use millstream_flow::{Concurrency, Pipe, Retry};
-    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-    /// # async fn main() {
-    /// let (replies, _) = Pipe::from_iter(1..=3)
-    ///     .try_map_async(Concurrency::ordered(2), Retry::attempts(3).unwrap(), async |n: &i32| match n {
-    ///         2 => Err("refused"),
-    ///         n => Ok(n * 10),
-    ///     })
-    ///     .fallback(|failed| -(failed.attempts as i32))
-    ///     .collect()
-    ///     .await
-    ///     .unwrap();
-    /// assert_eq!(replies, [10, -3, 30]);
-    /// # }
-    /// ```
-    pub fn try_map_async<U, E, M>(
-        self,
-        concurrency: impl Into<Concurrency>,
-        retry: Retry,
-        map: M,
-    ) -> Pipe<impl Flow<Item = Result<U, Failed<F::Item>>, Token = F::Token>>
-    where
-        M: AsyncFn(&F::Item) -> Result<U, E> + 'static,
-        E: Into<BoxError>,
-    {
-        let op = OpStats::new("try_map_async");
-        let scope = self.scope.clone();
-        let shared = Arc::new((map, retry, op.clone()));
-        let mut position = 0;
-        let mut pipe = self.map_async(concurrency, move |input| {
-            let at = position;
-            position += 1;
-            crate::op::try_async::call(shared.clone(), scope.clone(), input, at)
-        });
-        // The operator that users see, and name, is this one.
-        if let Some(last) = pipe.ops.last_mut() {
-            *last = op;
-        }
-        pipe
     }
 }
 

@@ -28,6 +28,7 @@ pub struct Retry {
     attempts: NonZeroU32,
     first: Duration,
     max: Duration,
+    timeout: Option<Duration>,
     retryable: Option<Arc<Classify>>,
 }
 
@@ -36,12 +37,18 @@ impl Retry {
     pub fn attempts(attempts: u32) -> Option<Self> {
         let attempts = NonZeroU32::new(attempts)?;
         let (first, max) = (Duration::from_millis(100), Duration::from_secs(30));
-        Some(Retry { attempts, first, max, retryable: None })
+        Some(Retry { attempts, first, max, timeout: None, retryable: None })
     }
 
     /// One attempt.
     pub fn never() -> Self {
-        Retry { attempts: NonZeroU32::MIN, first: Duration::ZERO, max: Duration::ZERO, retryable: None }
+        Retry {
+            attempts: NonZeroU32::MIN,
+            first: Duration::ZERO,
+            max: Duration::ZERO,
+            timeout: None,
+            retryable: None,
+        }
     }
 
     /// The delay before the second attempt; each further one waits twice as long.
@@ -54,6 +61,21 @@ impl Retry {
     pub fn max_delay(mut self, delay: Duration) -> Self {
         self.max = delay;
         self
+    }
+
+    /// How long one attempt may take. One that takes longer fails with [`TimedOut`](crate::TimedOut); an async one is
+    /// dropped at that moment, one that is not cannot be interrupted and is found late when it returns.
+    ///
+    /// # Panics
+    /// If `limit` is zero.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        assert!(!limit.is_zero(), "nothing can be done in no time");
+        self.timeout = Some(limit);
+        self
+    }
+
+    pub(crate) fn limit(&self) -> Option<Duration> {
+        self.timeout
     }
 
     /// Repeats only what `retryable` says is worth repeating; other errors are final at once.
@@ -80,11 +102,12 @@ impl Retry {
 
 impl fmt::Debug for Retry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Retry { attempts, first, max, retryable } = self;
+        let Retry { attempts, first, max, timeout, retryable } = self;
         f.debug_struct("Retry")
             .field("attempts", attempts)
             .field("first", first)
             .field("max", max)
+            .field("timeout", timeout)
             .field("classified", &retryable.is_some())
             .finish()
     }

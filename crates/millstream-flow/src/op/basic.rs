@@ -1,4 +1,4 @@
-//! The plain operators: map, filter, filter_map, inspect, take, skip. Nothing but closures.
+//! The plain operators: map, scan, filter, inspect, take and skip in their forms. Nothing but closures.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -48,6 +48,27 @@ impl<F: Flow, I: FnMut(&F::Item)> Flow for Inspect<F, I> {
             inspect(&item);
             sink(item, token)
         })
+    }
+}
+
+/// See [`Pipe::scan`](crate::Pipe::scan).
+pub struct Scan<F, A, M> {
+    pub(crate) upstream: F,
+    pub(crate) state: A,
+    pub(crate) step: M,
+}
+
+impl<F: Flow, A, U, M: FnMut(&mut A, F::Item) -> U> Flow for Scan<F, A, M> {
+    type Item = U;
+    type Token = F::Token;
+
+    #[inline]
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(U, F::Token) -> ControlFlow<()>,
+    {
+        let Scan { upstream, state, step } = self;
+        upstream.poll_drive(cx, max, &mut |item, token| sink(step(state, item), token))
     }
 }
 
@@ -162,6 +183,73 @@ impl<F: Flow> Flow for Skip<F> {
                 return sink(item, token);
             }
             *left -= 1;
+            dropped.add(token);
+            ControlFlow::Continue(())
+        })
+    }
+}
+
+/// See [`Pipe::take_while`](crate::Pipe::take_while).
+pub struct TakeWhile<F, P> {
+    pub(crate) upstream: F,
+    pub(crate) keep: P,
+    pub(crate) op: Arc<OpStats>,
+    pub(crate) ended: bool,
+}
+
+impl<F: Flow, P: FnMut(&F::Item) -> bool> Flow for TakeWhile<F, P> {
+    type Item = F::Item;
+    type Token = F::Token;
+
+    #[inline]
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(F::Item, F::Token) -> ControlFlow<()>,
+    {
+        let TakeWhile { upstream, keep, op, ended } = self;
+        if *ended {
+            return Poll::Ready(Step::End);
+        }
+        let mut dropped = Discard::<F::Token>::new(op);
+        let step = upstream.poll_drive(cx, max, &mut |item, token| {
+            if keep(&item) {
+                return sink(item, token);
+            }
+            *ended = true;
+            dropped.add(token);
+            ControlFlow::Break(())
+        });
+        if *ended { Poll::Ready(Step::End) } else { step }
+    }
+}
+
+/// See [`Pipe::skip_while`](crate::Pipe::skip_while).
+pub struct SkipWhile<F, P> {
+    pub(crate) upstream: F,
+    pub(crate) skip: P,
+    pub(crate) op: Arc<OpStats>,
+    pub(crate) passing: bool,
+}
+
+impl<F: Flow, P: FnMut(&F::Item) -> bool> Flow for SkipWhile<F, P> {
+    type Item = F::Item;
+    type Token = F::Token;
+
+    #[inline]
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(F::Item, F::Token) -> ControlFlow<()>,
+    {
+        let SkipWhile { upstream, skip, op, passing } = self;
+        if *passing {
+            return upstream.poll_drive(cx, max, sink);
+        }
+        let mut dropped = Discard::<F::Token>::new(op);
+        upstream.poll_drive(cx, max, &mut |item, token| {
+            if *passing || !skip(&item) {
+                *passing = true;
+                return sink(item, token);
+            }
             dropped.add(token);
             ControlFlow::Continue(())
         })

@@ -1,14 +1,12 @@
 //! Many items as one: by count, bytes and age.
 
-use std::future::Future;
 use std::mem;
 use std::ops::ControlFlow;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 
 use crate::chunk::VecFilling;
 use crate::flow::{Flow, Step};
@@ -17,6 +15,7 @@ use crate::knob::{Knob, Setting};
 use crate::measure::{Measure, Unmeasured};
 use crate::op::Tally;
 use crate::scope::Scope;
+use crate::timer::Timer;
 use crate::token::Settle;
 
 /// When a batch is complete: at so many items, so many bytes, or at an age, whichever comes first.
@@ -96,8 +95,9 @@ pub struct Batched<F: Flow, W> {
     scope: Arc<Scope>,
     open: Open<F::Item, F::Token>,
     /// Armed only while upstream has nothing more and a batch is open, so that a busy flow never touches it.
-    timer: Option<Pin<Box<Sleep>>>,
-    armed: bool,
+    timer: Timer,
+    /// When the open batch is of age. Only while the timer is armed.
+    due: Option<Instant>,
     ended: bool,
 }
 
@@ -172,17 +172,13 @@ impl<T, K: Settle> Open<T, K> {
 impl<F: Flow, W> Batched<F, W> {
     pub(crate) fn new(upstream: F, rule: Batch<W>, count: Knob, scope: Arc<Scope>) -> Self {
         let open = Open { items: Vec::new(), tokens: Default::default(), bytes: 0 };
-        Batched { upstream, rule, count, scope, open, timer: None, armed: false, ended: false }
+        Batched { upstream, rule, count, scope, open, timer: Timer::default(), due: None, ended: false }
     }
 
     /// True if the open batch has reached its age. Arms the timer if it is not.
     fn poll_age(&mut self, cx: &mut Context<'_>, age: Duration) -> bool {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(age)));
-        if !self.armed {
-            timer.as_mut().reset(Instant::now() + age);
-            self.armed = true;
-        }
-        timer.as_mut().poll(cx).is_ready()
+        let due = *self.due.get_or_insert_with(|| Instant::now() + age);
+        self.timer.poll_until(cx, due).is_ready()
     }
 }
 
@@ -209,7 +205,7 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
                 emitted += 1;
                 let broke = emit(self.open.close(count)).is_break();
                 if broke || emitted == max {
-                    self.armed = false;
+                    self.due = None;
                     return Poll::Ready(Step::More);
                 }
             }
@@ -233,7 +229,7 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
                     self.open.add(item, token, bytes);
                     emitted += 1;
                     if emit(full).is_break() || emitted == max {
-                        self.armed = false;
+                        self.due = None;
                         self.ended = step == Poll::Ready(Step::End);
                         return Poll::Ready(Step::More);
                     }
@@ -248,7 +244,7 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
             }
         };
         if emitted > 0 {
-            self.armed = false;
+            self.due = None;
         }
         // A flow that keeps closing batches needs no timer; one that waits, or that filters everything, does.
         if !self.open.items.is_empty()
@@ -257,7 +253,7 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
             && self.poll_age(cx, age)
             && emitted < max
         {
-            self.armed = false;
+            self.due = None;
             let flow = emit(self.open.close(count));
             if flow.is_break() {
                 return Poll::Ready(Step::More);

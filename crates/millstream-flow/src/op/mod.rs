@@ -12,14 +12,22 @@ pub(crate) mod batch;
 pub(crate) mod boxed;
 pub(crate) mod broadcast;
 pub(crate) mod buffer;
+pub(crate) mod burst;
+pub(crate) mod concat;
+pub(crate) mod dedupe;
 pub(crate) mod errors;
 pub(crate) mod flat_map;
+pub(crate) mod idle_timeout;
+pub(crate) mod latest;
 pub(crate) mod map_async;
 pub(crate) mod merge;
 pub(crate) mod overflow;
 pub(crate) mod parallel;
+pub(crate) mod rate_limit;
+pub(crate) mod sample;
 pub(crate) mod try_async;
 pub(crate) mod try_map;
+pub(crate) mod zip;
 
 /// Items that an operator drops in one quantum: counted and settled together at its end, also when a panic of
 /// somebody else's function ends it.

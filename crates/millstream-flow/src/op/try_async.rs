@@ -6,9 +6,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use crate::failure::{BoxError, Failed, Panicked};
+use crate::failure::{BoxError, Failed, History, Panicked, TimedOut};
 use crate::retry::Retry;
 use crate::scope::Scope;
 use crate::stats::OpStats;
@@ -26,20 +26,31 @@ where
 {
     let (map, retry, op) = &*shared;
     let mut attempts = 1;
+    let mut history = History::default();
+    let failed = |error: BoxError, attempts| {
+        Failed::new((), error, op.name(), scope.clock.now()).counted(position, attempts)
+    };
     let error = loop {
-        let error = match catching(map(&input)).await {
+        let calling = catching(map(&input));
+        let ended = match retry.limit() {
+            None => calling.await.map_err(BoxError::from),
+            Some(limit) => match timeout(limit, calling).await {
+                Ok(ended) => ended.map_err(BoxError::from),
+                Err(_) => Err(TimedOut { limit }.into()),
+            },
+        };
+        let error = match ended {
             Ok(Ok(output)) => return Ok(output),
             Ok(Err(error)) => error.into(),
-            Err(panicked) => panicked.into(),
+            Err(error) => error,
         };
-        match retry.next_delay(attempts, &*error) {
-            Some(delay) => sleep(delay).await,
-            None => break error,
-        }
+        let Some(delay) = retry.next_delay(attempts, &*error) else { break error };
+        history.add(failed(error, attempts).failure());
+        sleep(delay).await;
         attempts += 1;
     };
     op.add_failed(1);
-    Err(Failed { input, error, stage: op.name(), position, attempts, at: scope.clock.now() })
+    Err(failed(error, attempts).map_input(|()| input).with_history(history))
 }
 
 /// A future whose panic is an error.

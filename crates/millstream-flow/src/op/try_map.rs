@@ -6,10 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::failure::{BoxError, Failed, Panicked};
+use crate::failure::{BoxError, Failed, History, Panicked, TimedOut};
 use crate::flow::{Flow, Step};
 use crate::retry::Retry;
 use crate::scope::Scope;
@@ -17,10 +18,16 @@ use crate::stats::OpStats;
 
 /// Calls a user's function for an item; a panic is the item's error like any other.
 #[inline]
-pub(crate) fn attempt<T, U, E: Into<BoxError>>(
+fn attempt<T, U, E: Into<BoxError>>(
     function: &mut impl FnMut(&T) -> Result<U, E>,
     input: &T,
+    limit: Option<Duration>,
 ) -> Result<U, BoxError> {
+    if let Some(limit) = limit {
+        let began = Instant::now();
+        let ended = attempt(function, input, None);
+        return if began.elapsed() > limit { Err(TimedOut { limit }.into()) } else { ended };
+    }
     match catch_unwind(AssertUnwindSafe(|| function(input))) {
         Ok(Ok(output)) => Ok(output),
         Ok(Err(error)) => Err(error.into()),
@@ -34,6 +41,7 @@ struct Waiting<T, K> {
     token: K,
     position: u64,
     attempts: u32,
+    history: History,
     due: Pin<Box<Sleep>>,
 }
 
@@ -70,9 +78,9 @@ where
         S: FnMut(Self::Item, F::Token) -> ControlFlow<()>,
     {
         let TryMap { upstream, map, retry, op, scope, position, waiting, ended } = self;
-        let failed = |input, error, position, attempts| {
-            op.add_failed(1);
-            Failed { input, error, stage: op.name(), position, attempts, at: scope.clock.now() }
+        let limit = retry.limit();
+        let failed = |error: BoxError, position, attempts| {
+            Failed::new((), error, op.name(), scope.clock.now()).counted(position, attempts)
         };
         let mut room = max;
         // Items behind a retried one wait for it: the order is kept.
@@ -82,15 +90,20 @@ where
                 return Poll::Pending;
             }
             item.attempts += 1;
-            let result = match attempt(map, &item.input) {
+            let result = match attempt(map, &item.input, limit) {
                 Ok(output) => Ok(output),
                 Err(error) => match retry.next_delay(item.attempts, &*error) {
                     Some(delay) => {
+                        item.history.add(failed(error, item.position, item.attempts).failure());
                         item.due.as_mut().reset(Instant::now() + delay);
                         *waiting = Some(item);
                         continue;
                     }
-                    None => Err(failed(item.input, error, item.position, item.attempts)),
+                    None => {
+                        op.add_failed(1);
+                        let failed = failed(error, item.position, item.attempts);
+                        Err(failed.map_input(|()| item.input).with_history(item.history))
+                    }
                 },
             };
             room -= 1;
@@ -105,15 +118,20 @@ where
         let step = upstream.poll_drive(cx, room, &mut |input, token| {
             let at = *position;
             *position += 1;
-            match attempt(map, &input) {
+            match attempt(map, &input, limit) {
                 Ok(output) => sink(Ok(output), token),
                 Err(error) => match retry.next_delay(1, &*error) {
                     Some(delay) => {
                         let due = Box::pin(sleep(delay));
-                        *waiting = Some(Waiting { input, token, position: at, attempts: 1, due });
+                        let mut history = History::default();
+                        history.add(failed(error, at, 1).failure());
+                        *waiting = Some(Waiting { input, token, position: at, attempts: 1, history, due });
                         ControlFlow::Break(())
                     }
-                    None => sink(Err(failed(input, error, at, 1)), token),
+                    None => {
+                        op.add_failed(1);
+                        sink(Err(failed(error, at, 1).map_input(|()| input)), token)
+                    }
                 },
             }
         });

@@ -4,10 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millstream_flow::{Batch, Capacity, Concurrency, Failed, Flow, Pipe, Retry, Workers};
+use millstream_flow::{
+    Batch, Capacity, Concurrency, Debounce, Dedupe, Failed, Flow, Pipe, RateLimit, Retry, Sample, Throttle,
+    Workers,
+};
 use proptest::prelude::*;
 
 use crate::support::{Checked, Issue, checked, yields};
+
+/// Longer than any of these flows lasts.
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What becomes of items whose function failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +23,14 @@ pub(crate) enum Policy {
     Reject,
     /// To a destination that is not ready at once.
     DeadLetter,
+}
+
+/// Which items of a burst pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Edge {
+    First,
+    Last,
+    Both,
 }
 
 /// One operator on numbers. Where an operator fails, panics or drops, it does so by the number.
@@ -65,6 +79,24 @@ pub(crate) enum Op {
         unordered: bool,
     },
     PerKey(usize),
+    /// Running sums.
+    Scan,
+    /// Until a number is divisible by this.
+    TakeWhile(u64),
+    SkipWhile(u64),
+    OneIn(usize),
+    /// By the last digit, of which so many are remembered.
+    Dedupe(usize),
+    /// By the remainder of 3.
+    Changes,
+    /// The first, the last, or both of all numbers: they come within less than the span.
+    Debounce(Edge),
+    Throttle(Edge),
+    /// The newest by last digit, of which so many are held.
+    LatestBy(usize),
+    RateLimit,
+    /// To two lanes that are zipped again.
+    Pairs,
     /// To two lanes, one of which takes the odd numbers and the other the even ones.
     Halves,
 }
@@ -82,6 +114,7 @@ impl Op {
                 | Op::Parallel { .. }
                 | Op::PerKey(_)
                 | Op::Halves
+                | Op::Pairs
         )
     }
 
@@ -89,7 +122,21 @@ impl Op {
     pub(crate) fn needs_order(self) -> bool {
         matches!(
             self,
-            Op::Skip(_) | Op::Take(_) | Op::Sums(_) | Op::SumsBytes(..) | Op::Rebatch(_) | Op::Shorten(_)
+            Op::Skip(_)
+                | Op::Take(_)
+                | Op::Sums(_)
+                | Op::SumsBytes(..)
+                | Op::Rebatch(_)
+                | Op::Shorten(_)
+                | Op::Scan
+                | Op::TakeWhile(_)
+                | Op::SkipWhile(_)
+                | Op::OneIn(_)
+                | Op::Dedupe(_)
+                | Op::Changes
+                | Op::Debounce(_)
+                | Op::Throttle(_)
+                | Op::LatestBy(_)
         )
     }
 
@@ -109,7 +156,30 @@ fn policy() -> impl Strategy<Value = Policy> {
     prop_oneof![Just(Policy::Skip), Just(Policy::Fallback), Just(Policy::Reject), Just(Policy::DeadLetter)]
 }
 
+fn edge() -> impl Strategy<Value = Edge> {
+    prop_oneof![Just(Edge::First), Just(Edge::Last), Just(Edge::Both)]
+}
+
 fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![plain_op(), selecting_op(), op_of_a_run()]
+}
+
+fn selecting_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        Just(Op::Scan),
+        (2..30u64).prop_map(Op::TakeWhile),
+        (2..9u64).prop_map(Op::SkipWhile),
+        (1..6usize).prop_map(Op::OneIn),
+        (1..11usize).prop_map(Op::Dedupe),
+        Just(Op::Changes),
+        edge().prop_map(Op::Debounce),
+        edge().prop_map(Op::Throttle),
+        (1..11usize).prop_map(Op::LatestBy),
+        Just(Op::RateLimit),
+    ]
+}
+
+fn plain_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         Just(Op::Map),
         (2..5u64).prop_map(Op::Filter),
@@ -131,6 +201,12 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(every, limit, policy)| Op::TryMapAsync(every, limit, policy)),
         (2..9u64).prop_map(Op::Retry),
         Just(Op::Boxed),
+    ]
+}
+
+fn op_of_a_run() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        Just(Op::Pairs),
         (2..20u64).prop_map(Op::Panic),
         ((2..20u64), (1..9usize), any::<bool>()).prop_map(|(every, limit, unordered)| Op::PanicAsync {
             every,
@@ -298,6 +374,41 @@ pub(crate) fn link<K: Issue>(pipe: Link<K>, op: Op, name: &str) -> Link<K> {
             checked(pipe.parallel(workers, |n| n + 1), name)
         }
         Op::PerKey(lanes) => checked(pipe.per_key(lanes, 3, |n| n % 7, |lane| lane.map(|n| n + 1)), name),
+        Op::Scan => {
+            let sums = pipe.scan(0u64, |sum, n| {
+                *sum = sum.wrapping_add(n) % 10_000;
+                *sum
+            });
+            checked(sums, name)
+        }
+        Op::TakeWhile(m) => checked(pipe.take_while(move |n| n % m != 0).named(name), name),
+        Op::SkipWhile(m) => checked(pipe.skip_while(move |n| n % m != 0).named(name), name),
+        Op::OneIn(n) => checked(pipe.sample(Sample::one_in(n)).named(name), name),
+        Op::Dedupe(keys) => checked(pipe.dedupe(Dedupe::keys(keys).ttl(DAY), |n| n % 10).named(name), name),
+        Op::Changes => checked(pipe.distinct_until_changed(|n| n % 3).named(name), name),
+        Op::Debounce(edge) => {
+            let rule = match edge {
+                Edge::First => Debounce::leading(DAY),
+                Edge::Last => Debounce::trailing(DAY),
+                Edge::Both => Debounce::both(DAY),
+            };
+            checked(pipe.debounce(rule).named(name), name)
+        }
+        Op::Throttle(edge) => {
+            let rule = match edge {
+                Edge::First => Throttle::leading(DAY),
+                Edge::Last => Throttle::trailing(DAY),
+                Edge::Both => Throttle::both(DAY),
+            };
+            checked(pipe.throttle(rule).named(name), name)
+        }
+        Op::LatestBy(keys) => checked(pipe.latest_by(DAY, keys, |n| n % 10).named(name), name),
+        Op::RateLimit => checked(pipe.rate_limit(RateLimit::new(300, Duration::from_secs(1)).burst(3)), name),
+        Op::Pairs => {
+            let mut lanes = pipe.broadcast(2, 3).into_iter();
+            let (one, other) = (lanes.next().unwrap(), lanes.next().unwrap());
+            checked(one.zip(other).map(|(a, b)| a + b), name)
+        }
         Op::Halves => {
             let mut lanes = pipe.broadcast(2, 3).into_iter();
             let odd = lanes.next().unwrap().filter(|n| n % 2 == 1).named(name);

@@ -4,10 +4,13 @@
 mod batches;
 mod chain;
 mod channels;
+mod failing;
 mod idle;
 mod model;
 mod operators;
 mod panics;
 mod properties;
 mod runs;
+mod selecting;
 mod support;
+mod timing;

@@ -1,9 +1,9 @@
 //! What a chain of operators means, said with vectors.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::mem;
 
-use crate::chain::{Op, Policy, parts, size};
+use crate::chain::{Edge, Op, Policy, parts, size};
 use crate::support::End;
 
 /// One number under way, and the source's items that end with it: one entry for each handle of a token.
@@ -31,7 +31,7 @@ pub(crate) fn expect(ops: &[Op], numbers: &[u64]) -> Expected {
     for (at, op) in ops.iter().enumerate() {
         flow = expected.apply(*op, &format!("{at}:{op:?}"), flow);
         expected.ordered &= !op.loses_order();
-        expected.takes |= matches!(op, Op::Take(_));
+        expected.takes |= matches!(op, Op::Take(_) | Op::TakeWhile(_));
     }
     for element in flow {
         expected.out.push(element.number);
@@ -59,7 +59,7 @@ impl Expected {
                     pass(e, number);
                 });
             }
-            Op::Boxed | Op::Buffer(_) | Op::BufferBytes(..) => return flow,
+            Op::Boxed | Op::Buffer(_) | Op::BufferBytes(..) | Op::RateLimit => return flow,
             Op::Filter(m) | Op::FilterMap(m) => {
                 let plus = u64::from(matches!(op, Op::FilterMap(_)));
                 for e in flow {
@@ -129,6 +129,87 @@ impl Expected {
                         0 => self.end(&e, &dead),
                         _ => (0..2).for_each(|_| pass(e.clone(), e.number + 1)),
                     }
+                }
+            }
+            Op::Scan => {
+                let mut sum = 0u64;
+                for e in flow {
+                    sum = sum.wrapping_add(e.number) % 10_000;
+                    pass(e, sum);
+                }
+            }
+            Op::TakeWhile(m) => {
+                let mut flow = flow.into_iter();
+                for e in flow.by_ref() {
+                    if e.number % m == 0 {
+                        self.end(&e, &dropped);
+                        break;
+                    }
+                    pass(e.clone(), e.number);
+                }
+                flow.for_each(|e| self.end(&e, &End::Abandoned));
+            }
+            Op::SkipWhile(m) => {
+                let mut passing = false;
+                for e in flow {
+                    passing |= e.number % m == 0;
+                    if passing { pass(e.clone(), e.number) } else { self.end(&e, &dropped) }
+                }
+            }
+            Op::OneIn(n) => {
+                for (at, e) in flow.into_iter().enumerate() {
+                    if at % n == 0 { pass(e.clone(), e.number) } else { self.end(&e, &dropped) }
+                }
+            }
+            Op::Dedupe(keys) => {
+                let mut seen = VecDeque::new();
+                for e in flow {
+                    let key = e.number % 10;
+                    if seen.contains(&key) {
+                        self.end(&e, &dropped);
+                        continue;
+                    }
+                    seen.push_back(key);
+                    if seen.len() > keys {
+                        seen.pop_front();
+                    }
+                    pass(e.clone(), e.number);
+                }
+            }
+            Op::Changes => {
+                let mut last = None;
+                for e in flow {
+                    if last.replace(e.number % 3) == Some(e.number % 3) {
+                        self.end(&e, &dropped);
+                    } else {
+                        pass(e.clone(), e.number);
+                    }
+                }
+            }
+            Op::Debounce(edge) | Op::Throttle(edge) => {
+                let last = flow.len().saturating_sub(1);
+                for (at, e) in flow.into_iter().enumerate() {
+                    let passes = (at == 0 && edge != Edge::Last) || (at == last && edge != Edge::First);
+                    if passes { pass(e.clone(), e.number) } else { self.end(&e, &dropped) }
+                }
+            }
+            Op::LatestBy(keys) => {
+                let mut newest: Vec<Element> = Vec::new();
+                for e in flow {
+                    match newest.iter_mut().find(|other| other.number % 10 == e.number % 10) {
+                        Some(other) => self.end(&mem::replace(other, e), &dropped),
+                        None => newest.push(e),
+                    }
+                    if newest.len() == keys {
+                        newest.drain(..).for_each(|e| pass(e.clone(), e.number));
+                    }
+                }
+                newest.into_iter().for_each(|e| pass(e.clone(), e.number));
+            }
+            Op::Pairs => {
+                for e in flow {
+                    let sources = [e.sources.as_slice(), &e.sources].concat();
+                    out.push(Element { number: 2 * e.number, sources });
                 }
             }
             Op::Halves => {

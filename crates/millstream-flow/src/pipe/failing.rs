@@ -1,0 +1,253 @@
+//! Functions that may fail, and what happens to what failed.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use super::Pipe;
+use crate::failure::{BoxError, Failed};
+use crate::flow::Flow;
+use crate::op::basic::{Inspect, Map};
+use crate::op::errors::{DeadLetter, FailFast, Fallback, Reject, SkipErrors};
+use crate::op::map_async::Concurrency;
+use crate::op::try_map::TryMap;
+use crate::retry::Retry;
+use crate::stats::OpStats;
+
+impl<F: Flow> Pipe<F> {
+    /// Calls a function that may fail, and gives `Ok` with its output or `Err` with a [`Failed`] that holds the
+    /// *input*. What happens to failures is declared next: [`fail_fast`](Pipe::fail_fast),
+    /// [`skip_errors`](Pipe::skip_errors), [`fallback`](Pipe::fallback), [`reject`](Pipe::reject) or
+    /// [`dead_letter`](Pipe::dead_letter).
+    ///
+    /// # Panics
+    /// A panic of the function is that item's failure, with [`Panicked`](crate::Panicked) as its error.
+    ///
+    /// ```
+    /// use millstream_flow::Pipe;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let mut bad = Vec::new();
+    /// let (numbers, _) = Pipe::from_iter(["1", "two", "3"])
+    ///     .try_map(|text| text.parse::<u32>()).named("parse")
+    ///     .fallback(move |failed| {
+    ///         assert_eq!((failed.input, &*failed.stage, failed.position), ("two", "parse", 1));
+    ///         bad.push(failed.input);
+    ///         0
+    ///     })
+    ///     .collect()
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!(numbers, [1, 0, 3]);
+    /// # }
+    /// ```
+    pub fn try_map<U, E, M>(self, map: M) -> Pipe<TryMap<F, M>>
+    where
+        M: FnMut(&F::Item) -> Result<U, E>,
+        E: Into<BoxError>,
+    {
+        self.try_map_retry(Retry::never(), map)
+    }
+
+    /// As [`try_map`](Pipe::try_map), and tries an item again as `retry` says before it counts as failed.
+    ///
+    /// # Ordering
+    /// Kept: items behind a failing one wait while it is retried. To let them pass, use
+    /// [`try_map_async`](Pipe::try_map_async) unordered.
+    pub fn try_map_retry<U, E, M>(self, retry: Retry, map: M) -> Pipe<TryMap<F, M>>
+    where
+        M: FnMut(&F::Item) -> Result<U, E>,
+        E: Into<BoxError>,
+    {
+        self.then("try_map", |upstream, op, scope| TryMap::new(upstream, map, retry, op, scope.clone()))
+    }
+
+    // What `Result` can do, item by item. Items that are not concerned pass as they are; order, backpressure and end are
+    // upstream's.
+
+    /// Turns the error of each failed item into another.
+    pub fn map_err<T, E, R>(
+        self,
+        mut map: impl FnMut(E) -> R,
+    ) -> Pipe<Map<F, impl FnMut(Result<T, E>) -> Result<T, R>>>
+    where
+        F: Flow<Item = Result<T, E>>,
+    {
+        self.then("map_err", |upstream, _, _| Map {
+            upstream,
+            map: move |item: Result<T, E>| item.map_err(&mut map),
+        })
+    }
+
+    /// Looks at the error of each failed item.
+    pub fn inspect_err<T, E>(self, mut inspect: impl FnMut(&E)) -> Pipe<Inspect<F, impl FnMut(&Result<T, E>)>>
+    where
+        F: Flow<Item = Result<T, E>>,
+    {
+        self.then("inspect_err", |upstream, _, _| Inspect {
+            upstream,
+            inspect: move |item: &Result<T, E>| {
+                if let Err(error) = item {
+                    inspect(error);
+                }
+            },
+        })
+    }
+
+    /// Goes on with the items that have not failed; they may fail now.
+    pub fn and_then<T, E, U>(
+        self,
+        mut next: impl FnMut(T) -> Result<U, E>,
+    ) -> Pipe<Map<F, impl FnMut(Result<T, E>) -> Result<U, E>>>
+    where
+        F: Flow<Item = Result<T, E>>,
+    {
+        self.then("and_then", |upstream, _, _| Map {
+            upstream,
+            map: move |item: Result<T, E>| item.and_then(&mut next),
+        })
+    }
+
+    /// Makes a good item of a failed one, or leaves it failed. Where every one can be mended, use
+    /// [`fallback`](Pipe::fallback).
+    ///
+    /// ```
+    /// # use millstream_flow::Pipe;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (numbers, report) = Pipe::from_iter(["1", "", "x"])
+    ///     .try_map(|text| text.parse::<i32>())
+    ///     .recover(|failed| if failed.input.is_empty() { Ok(0) } else { Err(failed) })
+    ///     .reject()
+    ///     .collect()
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!((numbers, report.ledger.dead), (vec![1, 0], 1));
+    /// # }
+    /// ```
+    pub fn recover<T, E>(
+        self,
+        mut mend: impl FnMut(E) -> Result<T, E>,
+    ) -> Pipe<Map<F, impl FnMut(Result<T, E>) -> Result<T, E>>>
+    where
+        F: Flow<Item = Result<T, E>>,
+    {
+        self.then("recover", |upstream, _, _| Map {
+            upstream,
+            map: move |item: Result<T, E>| item.or_else(&mut mend),
+        })
+    }
+
+    // What happens to failed items.
+
+    /// Fails the run at the first failed item. What is under way, that item included, is given back to the
+    /// source.
+    pub fn fail_fast<T, I>(self) -> Pipe<FailFast<F>>
+    where
+        F: Flow<Item = Result<T, Failed<I>>>,
+    {
+        self.then("fail_fast", |upstream, _, scope| FailFast {
+            upstream,
+            scope: scope.clone(),
+            failed: false,
+        })
+    }
+
+    /// Drops failed items: settled, and counted by this operator's name.
+    pub fn skip_errors<T, I>(self) -> Pipe<SkipErrors<F>>
+    where
+        F: Flow<Item = Result<T, Failed<I>>>,
+    {
+        self.then("skip_errors", |upstream, op, _| SkipErrors { upstream, op })
+    }
+
+    /// Puts something else in a failed item's place.
+    pub fn fallback<T, I, M>(self, instead: M) -> Pipe<Fallback<F, M>>
+    where
+        F: Flow<Item = Result<T, Failed<I>>>,
+        M: FnMut(Failed<I>) -> T,
+    {
+        self.then("fallback", |upstream, _, _| Fallback { upstream, instead })
+    }
+
+    /// Settles failed items as dead, with their reason: the source dead-letters them (a broker's queue moves the
+    /// message to its dead-letter exchange).
+    pub fn reject<T, I>(self) -> Pipe<Reject<F>>
+    where
+        F: Flow<Item = Result<T, Failed<I>>>,
+    {
+        self.then("reject", |upstream, _, scope| Reject { upstream, scope: scope.clone() })
+    }
+
+    /// Hands failed items to `send`, one after the other, and settles each as dead when `send` has it safe. The
+    /// flow waits meanwhile. If `send` fails or panics the run fails, and the item is given back to its source.
+    pub fn dead_letter<T, I, D, Fut>(self, send: D) -> Pipe<DeadLetter<F, D>>
+    where
+        F: Flow<Item = Result<T, Failed<I>>>,
+        D: FnMut(Failed<I>) -> Fut,
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.then("dead_letter", |upstream, _, scope| DeadLetter {
+            upstream,
+            send,
+            scope: scope.clone(),
+            sending: None,
+            ended: false,
+        })
+    }
+}
+
+impl<F> Pipe<F>
+where
+    F: Flow,
+    F::Item: Send + Sync + 'static,
+{
+    /// Calls an async function that may fail, with many calls in flight and retries, and gives `Ok` with its
+    /// output or `Err` with a [`Failed`] that holds the input.
+    ///
+    /// A retried call keeps its place in flight while it waits for its next attempt.
+    ///
+    /// # Ordering
+    /// As [`Concurrency`] says.
+    ///
+    /// ```
+    /// use millstream_flow::{Concurrency, Pipe, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let (replies, _) = Pipe::from_iter(1..=3)
+    ///     .try_map_async(Concurrency::ordered(2), Retry::attempts(3).unwrap(), async |n: &i32| match n {
+    ///         2 => Err("refused"),
+    ///         n => Ok(n * 10),
+    ///     })
+    ///     .fallback(|failed| -(failed.attempts as i32))
+    ///     .collect()
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!(replies, [10, -3, 30]);
+    /// # }
+    /// ```
+    pub fn try_map_async<U, E, M>(
+        self,
+        concurrency: impl Into<Concurrency>,
+        retry: Retry,
+        map: M,
+    ) -> Pipe<impl Flow<Item = Result<U, Failed<F::Item>>, Token = F::Token>>
+    where
+        M: AsyncFn(&F::Item) -> Result<U, E> + 'static,
+        E: Into<BoxError>,
+    {
+        let op = OpStats::new("try_map_async");
+        let scope = self.scope.clone();
+        let shared = Arc::new((map, retry, op.clone()));
+        let mut position = 0;
+        let mut pipe = self.map_async(concurrency, move |input| {
+            let at = position;
+            position += 1;
+            crate::op::try_async::call(shared.clone(), scope.clone(), input, at)
+        });
+        // The operator that users see, and name, is this one.
+        if let Some(last) = pipe.ops.last_mut() {
+            *last = op;
+        }
+        pipe
+    }
+}

@@ -1,0 +1,101 @@
+//! Failed items: what they carry, what `Result` does for them, and how long an attempt may take.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use millstream_flow::{Concurrency, Pipe, Retry, TimedOut};
+use tokio::time::{Instant, sleep};
+
+use crate::support::{End, tracked};
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_item_tells_how_each_attempt_ended() {
+    let tries = AtomicU32::new(0);
+    let retry = Retry::attempts(3).unwrap().first_delay(Duration::from_secs(1));
+    let fails = move |_: &&str| Err::<(), _>(format!("no {}", tries.fetch_add(1, Ordering::Relaxed)));
+    let by_hand = Pipe::from_iter(["a"]).try_map_retry(retry.clone(), fails).named("call");
+    let tries = AtomicU32::new(0);
+    let fails = async move |_: &&str| Err::<(), _>(format!("no {}", tries.fetch_add(1, Ordering::Relaxed)));
+    let by_async = Pipe::from_iter(["a"]).try_map_async(1, retry, fails).named("call");
+    let (sync, _) = by_hand.collect().await.unwrap();
+    let (asynchronous, _) = by_async.collect().await.unwrap();
+    for result in [sync, asynchronous] {
+        let failed = result.into_iter().next().unwrap().unwrap_err();
+        assert_eq!((failed.input, failed.attempts, failed.error.to_string()), ("a", 3, "no 2".to_owned()));
+        let history: Vec<_> =
+            failed.history().iter().map(|earlier| (earlier.attempts, earlier.reason.as_str())).collect();
+        assert_eq!(history, [(1, "no 0"), (2, "no 1")]);
+        let apart = failed.at.duration_since(failed.history()[0].at).unwrap();
+        assert_eq!(apart, Duration::from_secs(3), "after one second and two");
+        assert_eq!(failed.map_input(str::len).history().len(), 2, "the history stays");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_history_keeps_the_newest_sixteen_attempts() {
+    let retry = Retry::attempts(40).unwrap();
+    let (failed, _) =
+        Pipe::from_iter([()]).try_map_retry(retry, |()| Err::<(), _>("no")).collect().await.unwrap();
+    let failed = failed.into_iter().next().unwrap().unwrap_err();
+    let attempts: Vec<_> = failed.history().iter().map(|earlier| earlier.attempts).collect();
+    assert_eq!(attempts, (24..40).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_takes_too_long_is_dropped_then_and_tried_again() {
+    let began = Instant::now();
+    let retry =
+        Retry::attempts(2).unwrap().first_delay(Duration::from_secs(1)).timeout(Duration::from_secs(5));
+    let calls = AtomicU32::new(0);
+    let slow_at_first = async move |n: &u32| {
+        if calls.fetch_add(1, Ordering::Relaxed) < 3 {
+            sleep(Duration::from_secs(3600)).await;
+        }
+        Ok::<_, std::io::Error>(*n)
+    };
+    let (results, _) = Pipe::from_iter([1, 2])
+        .try_map_async(Concurrency::ordered(1), retry, slow_at_first)
+        .collect()
+        .await
+        .unwrap();
+    let failed = results[0].as_ref().unwrap_err();
+    assert_eq!(failed.error.downcast_ref(), Some(&TimedOut { limit: Duration::from_secs(5) }));
+    assert_eq!((failed.attempts, failed.history()[0].reason.as_str()), (2, "it took longer than 5s"));
+    assert_eq!(*results[1].as_ref().unwrap(), 2);
+    assert_eq!(began.elapsed().as_secs(), 5 + 1 + 5 + 5 + 1);
+}
+
+#[tokio::test]
+async fn a_function_that_blocks_too_long_has_failed_when_it_returns() {
+    let blocks = |n: &u64| {
+        // Time that a function takes cannot be paused.
+        std::thread::sleep(Duration::from_millis(*n));
+        Ok::<_, std::io::Error>(*n)
+    };
+    let limited = Retry::never().timeout(Duration::from_millis(100));
+    let (results, _) = Pipe::from_iter([0, 150]).try_map_retry(limited, blocks).collect().await.unwrap();
+    assert_eq!(*results[0].as_ref().unwrap(), 0);
+    assert!(results[1].as_ref().unwrap_err().error.is::<TimedOut>());
+}
+
+#[tokio::test]
+async fn results_are_mapped_mended_and_followed_up_in_place() {
+    let (pipe, ear, _) = tracked(["7", "x", "-3", ""]);
+    let mut seen = Vec::new();
+    let (out, report) = pipe
+        .try_map(|text| text.parse::<i32>())
+        .map_err(|failed| (failed.input, failed))
+        .inspect_err(move |(text, _)| {
+            seen.push(*text);
+            assert!(["x", ""].contains(text));
+        })
+        .recover(|(text, failed)| if text.is_empty() { Ok(0) } else { Err((text, failed)) })
+        .map_err(|(_, failed)| failed)
+        .and_then(|n| Ok(2 * n))
+        .reject()
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!((out, report.ledger.dead), (vec![14, -6, 0], 1));
+    assert!(matches!(&ear.list(4)[1], End::Dead(reason) if reason.contains("invalid digit")));
+}
