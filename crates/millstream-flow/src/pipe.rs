@@ -228,7 +228,7 @@ impl<F: Flow> Pipe<F> {
     }
 
     /// As [`flat_map`](Pipe::flat_map), of items that are collections themselves.
-    pub fn flatten(self) -> Pipe<FlatMap<F, F::Item, impl FnMut(F::Item) -> F::Item>>
+    pub fn flatten(self) -> Pipe<impl Flow<Item = <F::Item as IntoIterator>::Item, Token = F::Token>>
     where
         F::Item: IntoIterator,
     {

@@ -68,7 +68,7 @@ impl<F: Flow> Pipe<F> {
     pub fn map_err<T, E, R>(
         self,
         mut map: impl FnMut(E) -> R,
-    ) -> Pipe<Map<F, impl FnMut(Result<T, E>) -> Result<T, R>>>
+    ) -> Pipe<impl Flow<Item = Result<T, R>, Token = F::Token>>
     where
         F: Flow<Item = Result<T, E>>,
     {
@@ -79,7 +79,10 @@ impl<F: Flow> Pipe<F> {
     }
 
     /// Looks at the error of each failed item.
-    pub fn inspect_err<T, E>(self, mut inspect: impl FnMut(&E)) -> Pipe<Inspect<F, impl FnMut(&Result<T, E>)>>
+    pub fn inspect_err<T, E>(
+        self,
+        mut inspect: impl FnMut(&E),
+    ) -> Pipe<impl Flow<Item = Result<T, E>, Token = F::Token>>
     where
         F: Flow<Item = Result<T, E>>,
     {
@@ -97,7 +100,7 @@ impl<F: Flow> Pipe<F> {
     pub fn and_then<T, E, U>(
         self,
         mut next: impl FnMut(T) -> Result<U, E>,
-    ) -> Pipe<Map<F, impl FnMut(Result<T, E>) -> Result<U, E>>>
+    ) -> Pipe<impl Flow<Item = Result<U, E>, Token = F::Token>>
     where
         F: Flow<Item = Result<T, E>>,
     {
@@ -127,7 +130,7 @@ impl<F: Flow> Pipe<F> {
     pub fn recover<T, E>(
         self,
         mut mend: impl FnMut(E) -> Result<T, E>,
-    ) -> Pipe<Map<F, impl FnMut(Result<T, E>) -> Result<T, E>>>
+    ) -> Pipe<impl Flow<Item = Result<T, E>, Token = F::Token>>
     where
         F: Flow<Item = Result<T, E>>,
     {
