@@ -26,10 +26,13 @@ mod boundaries;
 mod ends;
 mod failing;
 mod joining;
+mod lanes;
 mod selecting;
 mod timing;
 
-pub use boundaries::{Buffered, LaneFlow};
+pub use boundaries::Buffered;
+pub(crate) use boundaries::add_hop;
+pub use lanes::{Lane, LaneFlow};
 
 /// A flow of items from a source through operators, not yet started.
 ///
@@ -177,6 +180,11 @@ impl<F: Flow> Pipe<F> {
         op.rename(name.into());
         ops.push(op);
         Pipe { flow: operator(flow), scope, ops, boundary: None }
+    }
+
+    /// What flows behind the task boundary `op`.
+    pub(crate) fn behind(flow: F, scope: Arc<Scope>, op: Arc<OpStats>) -> Self {
+        Pipe { flow, scope, ops: Vec::new(), boundary: Some(op) }
     }
 
     fn then<G>(self, kind: &'static str, make: impl FnOnce(F, Arc<OpStats>, &Arc<Scope>) -> G) -> Pipe<G> {

@@ -233,6 +233,7 @@ impl fmt::Display for RunError {
             Ended::Failed(RunErrorKind::Item(failure)) => write!(f, "an item failed: {failure}"),
             Ended::Failed(RunErrorKind::Source(error)) => write!(f, "the source failed: {}", chain(&**error)),
             Ended::Failed(RunErrorKind::Sink(error)) => write!(f, "the sink failed: {}", chain(&**error)),
+            Ended::Failed(RunErrorKind::Stage(error)) => write!(f, "a stage failed: {}", chain(&**error)),
             Ended::Failed(RunErrorKind::Cancelled) => f.write_str("the run was cancelled"),
             Ended::Deadline(deadline) => write!(
                 f,

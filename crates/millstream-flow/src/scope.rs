@@ -36,6 +36,8 @@ pub enum RunErrorKind {
     Source(BoxError),
     /// A sink could not go on.
     Sink(BoxError),
+    /// An operator ended the run, as it was declared to: [`Silent`](crate::Silent), [`Overflowed`](crate::Overflowed).
+    Stage(BoxError),
     /// The task was cancelled from outside, for example because the runtime shut down.
     Cancelled,
 }
@@ -252,6 +254,7 @@ impl Scope {
             RunErrorKind::Item(failure) => RunErrorKind::Item(failure.clone()),
             RunErrorKind::Source(error) => RunErrorKind::Source(chain(&**error).into()),
             RunErrorKind::Sink(error) => RunErrorKind::Sink(chain(&**error).into()),
+            RunErrorKind::Stage(error) => RunErrorKind::Stage(chain(&**error).into()),
             RunErrorKind::Cancelled => RunErrorKind::Cancelled,
         });
         Some(kind)

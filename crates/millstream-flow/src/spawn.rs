@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use tokio::task::AbortHandle;
@@ -88,12 +88,29 @@ impl Tasks {
         Tasks { shared: Arc::new(Shared { state, scope, stage }), started: false }
     }
 
+    /// For somebody else to start them, who does not keep them alive.
+    pub(crate) fn starter(&self) -> Starter {
+        Starter(Arc::downgrade(&self.shared))
+    }
+
     /// Starts the tasks on the runtime that polls the flow, if nobody has yet.
     #[inline]
     pub(crate) fn start(&mut self) {
         if !self.started {
             self.started = true;
             self.shared.start();
+        }
+    }
+}
+
+/// Starts tasks on behalf of who will read from them.
+pub(crate) struct Starter(Weak<Shared>);
+
+impl Starter {
+    /// Starts the tasks if their reader is still there.
+    pub(crate) fn start(self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.start();
         }
     }
 }

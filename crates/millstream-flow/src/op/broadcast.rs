@@ -1,27 +1,74 @@
 //! One flow to several tasks: every item to all of them, or each to the lane of its key.
 
 use std::future::Future;
+use std::mem;
 use std::ops::ControlFlow;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
 
 use crate::drive::{Driver, Taken, Turn};
 use crate::flow::Flow;
 use crate::held::Held;
 use crate::knob::Knob;
+use crate::measure::{Capacity, Unmeasured};
 use crate::op::Tally;
-use crate::op::buffer::chunk_items;
-use crate::ring::{ReaderGone, Room, Stretch, Writer};
-use crate::stats::HopStats;
+use crate::op::buffer::{Hop, chunk_items};
+use crate::pipe::{Pipe, add_hop};
+use crate::ring::{Reader, ReaderGone, Room, Stretch, Writer, ring};
+use crate::scope::Scope;
+use crate::spawn::{Starter, Tasks};
+use crate::stats::{HopStats, OpStats};
 use crate::token::Settle;
 
 /// One lane of a fan-out: the writing end of its hop.
-pub(crate) struct Lane<T, K> {
+pub(crate) struct Outlet<T, K> {
     /// `None` once its reader is gone.
     pub(crate) writer: Option<Writer<(T, K)>>,
     pub(crate) capacity: Knob,
     pub(crate) stats: Arc<HopStats>,
+}
+
+/// The reading end of an outlet, before it knows the tasks that fill it.
+pub(crate) struct End<T, K> {
+    reader: Reader<(T, K)>,
+    stats: Arc<HopStats>,
+}
+
+impl<T, K> Outlet<T, K> {
+    pub(crate) fn new(scope: &Scope, op: &OpStats, capacity: Capacity) -> (Self, End<T, K>) {
+        let (capacity, stats) = add_hop::<(T, K)>(scope, op, capacity.items, None);
+        let (writer, reader) = ring(capacity.bounds().1);
+        (Outlet { writer: Some(writer), capacity, stats: stats.clone() }, End { reader, stats })
+    }
+}
+
+impl<T, K: Settle> End<T, K> {
+    pub(crate) fn pipe(
+        self,
+        tasks: &Tasks,
+        scope: &Arc<Scope>,
+        op: &Arc<OpStats>,
+    ) -> Pipe<Hop<T, K, Unmeasured>> {
+        let End { reader, stats } = self;
+        let flow = Hop { reader, measure: Unmeasured, stats, tasks: tasks.clone() };
+        Pipe::behind(flow, scope.clone(), op.clone())
+    }
+}
+
+/// Tasks behind a fan-out that it starts with itself.
+#[derive(Clone, Default)]
+pub(crate) struct Companions(Arc<Mutex<Vec<Starter>>>);
+
+impl Companions {
+    pub(crate) fn add(&self, starter: Starter) {
+        self.0.lock().expect("nothing panics while companions are held").push(starter);
+    }
+
+    pub(crate) fn start(&self) {
+        let starters = mem::take(&mut *self.0.lock().expect("nothing panics while companions are held"));
+        starters.into_iter().for_each(Starter::start);
+    }
 }
 
 /// Decides where an item goes. Called only while every lane that is still read has room.
@@ -29,6 +76,16 @@ pub(crate) trait Route<T, K>: Send + 'static {
     /// Pushes `item`; adds to `sent` how many lanes got it. Adds before it calls what may panic: the driver counts
     /// a death for that.
     fn route<P: Place<T, K>>(&mut self, item: T, token: K, lanes: &mut [P], sent: &mut u64);
+
+    /// Adds and takes away lanes, if that can be done, before a slice of work. Pending: no lane is there, but one may come.
+    fn poll_lanes(&mut self, _cx: &mut Context<'_>, _lanes: &mut Vec<Outlet<T, K>>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    /// Whether lanes may still be added when none is read any more.
+    fn may_grow(&self) -> bool {
+        false
+    }
 }
 
 /// Every item to every lane.
@@ -72,7 +129,7 @@ pub(crate) trait Place<T, K> {
     fn place(&mut self, item: T, token: K);
 }
 
-impl<T, K> Place<T, K> for Lane<T, K> {
+impl<T, K> Place<T, K> for Outlet<T, K> {
     fn is_open(&self) -> bool {
         self.writer.is_some()
     }
@@ -96,8 +153,8 @@ impl<T, K> Place<T, K> for Stretch<'_, (T, K)> {
 
 /// The lanes' rings as an array of so many, so that each one's position can be in a register. `None` if there are
 /// more or fewer, or if one is not read any more.
-fn rooms<const N: usize, T, K>(lanes: &mut [Lane<T, K>]) -> Option<[Room<'_, (T, K)>; N]> {
-    let lanes: &mut [Lane<T, K>; N] = lanes.try_into().ok()?;
+fn rooms<const N: usize, T, K>(lanes: &mut [Outlet<T, K>]) -> Option<[Room<'_, (T, K)>; N]> {
+    let lanes: &mut [Outlet<T, K>; N] = lanes.try_into().ok()?;
     if lanes.iter().any(|lane| lane.writer.is_none()) {
         return None;
     }
@@ -112,7 +169,9 @@ fn rooms<const N: usize, T, K>(lanes: &mut [Lane<T, K>]) -> Option<[Room<'_, (T,
 pub(crate) struct FanOut<F: Flow, R> {
     pub(crate) flow: F,
     pub(crate) route: R,
-    pub(crate) lanes: Vec<Lane<F::Item, F::Token>>,
+    pub(crate) lanes: Vec<Outlet<F::Item, F::Token>>,
+    /// Started when this is.
+    pub(crate) companions: Option<Companions>,
     pub(crate) driver: Driver,
 }
 
@@ -142,7 +201,7 @@ impl<F: Flow, R: Route<F::Item, F::Token>> FanOut<F, R> {
     /// One quantum into the lanes, which are `N` in the usual case.
     #[inline]
     fn turn<const N: usize>(&mut self, cx: &mut Context<'_>, room: usize) -> Turn {
-        let FanOut { flow, route, lanes, driver } = self;
+        let FanOut { flow, route, lanes, driver, .. } = self;
         // Apart from the driver, which is borrowed as a whole while it turns.
         let counts = if F::Token::TRACKED { None } else { Some(driver.scope.clone()) };
         let counts = counts.as_deref().map(|scope| &scope.counts);
@@ -176,9 +235,15 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.driver.begin();
+        if let Some(companions) = self.companions.take() {
+            companions.start();
+        }
+        let FanOut { route, lanes, .. } = &mut *self;
+        ready!(route.poll_lanes(cx, lanes));
         loop {
             let room = match self.poll_room(cx) {
                 Poll::Ready(Some(room)) => room,
+                Poll::Ready(None) if self.route.may_grow() => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(()),
                 Poll::Pending => {
                     self.driver.blocked();

@@ -75,7 +75,7 @@ impl<F: Flow> Flow for IdleTimeout<F> {
             if self.timer.poll_until(cx, since + self.limit).is_ready() {
                 self.ended = true;
                 let silent = Silent { stage: self.op.name(), waited: self.limit };
-                self.scope.fail(RunErrorKind::Source(silent.into()));
+                self.scope.fail(RunErrorKind::Stage(silent.into()));
                 return Poll::Ready(Step::End);
             }
         }

@@ -4,7 +4,11 @@
 //! and exchange chunks through it: one lock a chunk and side, not an item.
 
 use std::collections::VecDeque;
+use std::error::Error;
+use std::fmt;
 use std::future::Future;
+use std::mem;
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,6 +21,7 @@ use crate::knob::Knob;
 use crate::measure::Measure;
 use crate::op::Discard;
 use crate::op::buffer::chunk_items;
+use crate::scope::RunErrorKind;
 use crate::spawn::Tasks;
 use crate::stats::{HopStats, OpStats};
 use crate::token::Settle;
@@ -31,6 +36,54 @@ pub enum Overflow {
     DropOldest,
     /// Drops the item that has just come, counted under the buffer's name.
     DropNewest,
+    /// Thins the flow out before the buffer is full: from half of its items on, only the first of so many is let in, until
+    /// no more than a quarter of them waits. Full, it drops the item that has just come.
+    Sample(NonZeroUsize),
+    /// Fails the run, with [`Overflowed`].
+    Fail,
+}
+
+/// A buffer was full that was declared to fail then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overflowed {
+    /// The buffer.
+    pub stage: Arc<str>,
+    /// How many items waited.
+    pub items: usize,
+}
+
+impl fmt::Display for Overflowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: it was full, with {} items waiting", self.stage, self.items)
+    }
+}
+
+impl Error for Overflowed {}
+
+/// What [`Overflow::Sample`] counts.
+#[derive(Debug, Default)]
+pub(crate) struct Thinning {
+    on: bool,
+    /// Items that came since the last that was let in.
+    left_out: usize,
+}
+
+impl Thinning {
+    fn lets_in(&mut self, one_in: NonZeroUsize, len: usize, capacity: usize) -> bool {
+        if self.on && len <= capacity / 4 {
+            *self = Thinning::default();
+        }
+        if !self.on && len < capacity.div_ceil(2) {
+            return true;
+        }
+        let first = !mem::replace(&mut self.on, true);
+        self.left_out += 1;
+        if first || self.left_out >= one_in.get() {
+            self.left_out = 0;
+            return true;
+        }
+        false
+    }
 }
 
 pub(crate) struct Shelf<T, K> {
@@ -64,7 +117,8 @@ pub(crate) struct Shedder<F: Flow, W> {
     pub(crate) shelf: Arc<Shelf<F::Item, F::Token>>,
     pub(crate) capacity: Knob,
     pub(crate) bytes_max: usize,
-    pub(crate) oldest: bool,
+    pub(crate) overflow: Overflow,
+    pub(crate) thinning: Thinning,
     pub(crate) op: Arc<OpStats>,
     pub(crate) stats: Arc<HopStats>,
     pub(crate) driver: Driver,
@@ -74,9 +128,13 @@ pub(crate) struct Shedder<F: Flow, W> {
 impl<F: Flow, W> Unpin for Shedder<F, W> {}
 
 impl<F: Flow, W: Measure<F::Item>> Shedder<F, W> {
-    /// Puts the chunk on the shelf, shedding what does not fit. False if nobody reads any more.
+    /// Puts the chunk on the shelf, shedding what does not fit. False if the stage is to end: nobody reads any more, or the
+    /// run has failed.
     fn publish(&mut self) -> bool {
-        let Shedder { measure, shelf, capacity, bytes_max, oldest, op, stats, chunk, .. } = self;
+        let Shedder {
+            measure, shelf, capacity, bytes_max, overflow, thinning, op, stats, chunk, driver, ..
+        } = self;
+        let capacity = capacity.value();
         let mut dropped = Discard::<F::Token>::new(op);
         // Items dropped are kept until the lock is free: a user's `Drop` may do anything.
         let mut shed = Vec::new();
@@ -88,17 +146,31 @@ impl<F: Flow, W: Measure<F::Item>> Shedder<F, W> {
         for (item, token) in chunk.drain(..) {
             let bytes = measure.measure(&item);
             let full = |queue: &Queue<_, _>| {
-                queue.items.len() >= capacity.value()
+                queue.items.len() >= capacity
                     || (queue.bytes.saturating_add(bytes) > *bytes_max && !queue.items.is_empty())
             };
-            if *oldest {
-                while full(&queue) {
-                    let Some((item, token)) = queue.items.pop_front() else { break };
-                    queue.bytes -= measure.measure(&item);
-                    dropped.add(token);
-                    shed.push(item);
+            let lets_in = match *overflow {
+                Overflow::DropOldest => {
+                    while full(&queue) {
+                        let Some((item, token)) = queue.items.pop_front() else { break };
+                        queue.bytes -= measure.measure(&item);
+                        dropped.add(token);
+                        shed.push(item);
+                    }
+                    true
                 }
-            } else if full(&queue) {
+                Overflow::Sample(one_in) => {
+                    thinning.lets_in(one_in, queue.items.len(), capacity) && !full(&queue)
+                }
+                Overflow::Fail if full(&queue) => {
+                    let overflowed = Overflowed { stage: op.name(), items: queue.items.len() };
+                    drop(queue);
+                    driver.scope.fail(RunErrorKind::Stage(overflowed.into()));
+                    return false;
+                }
+                Overflow::Wait | Overflow::DropNewest | Overflow::Fail => !full(&queue),
+            };
+            if !lets_in {
                 dropped.add(token);
                 shed.push(item);
                 continue;

@@ -1,19 +1,17 @@
-//! Task boundaries: buffers, workers, fan-out.
+//! Task boundaries: buffers and workers.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{BuildHasher, BuildHasherDefault, Hash};
+use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::{HOP_AUTO, HOP_AUTO_BYTES, HOP_AUTO_MAX, Pipe};
 use crate::drive::Driver;
 use crate::flow::Flow;
 use crate::knob::{Knob, Setting};
 use crate::measure::{Capacity, Measure, Unmeasured};
-use crate::op::broadcast::{FanOut, Lane, Route, ToAll, ToLane};
 use crate::op::buffer::{Hop, Pump, chunk_items, quantum_max};
-use crate::op::merge::{Either, Merge};
-use crate::op::overflow::{Overflow, Shedder, Shedding, Shelf};
+use crate::op::conflate::{Conflated, Conflater, LatestShelf};
+use crate::op::merge::Either;
+use crate::op::overflow::{Overflow, Shedder, Shedding, Shelf, Thinning};
 use crate::op::parallel::{self, Parallel, Workers};
 use crate::ring::ring;
 use crate::scope::{HopEntry, Scope};
@@ -27,7 +25,7 @@ where
     F::Item: Send,
 {
     /// Closes the stage built so far.
-    fn boundary(self, kind: &'static str, quantum_max: usize) -> (F, Driver, Arc<OpStats>) {
+    pub(super) fn boundary(self, kind: &'static str, quantum_max: usize) -> (F, Driver, Arc<OpStats>) {
         let Pipe { flow, scope, mut ops, .. } = self;
         let op = OpStats::new(kind);
         if !F::Token::TRACKED {
@@ -38,19 +36,6 @@ where
         let stats = Arc::new(StageStats::new(ops));
         scope.add_stage(stats.clone());
         (flow, Driver::new(scope, stats, quantum_max), op)
-    }
-
-    fn hop_knob(scope: &Scope, op: &OpStats, items: Setting) -> Knob {
-        let max = match items {
-            Setting::Fixed(items) => items,
-            Setting::Auto => {
-                (HOP_AUTO_BYTES / size_of::<(F::Item, F::Token)>().max(1)).clamp(HOP_AUTO, HOP_AUTO_MAX)
-            }
-        };
-        let knob =
-            Knob::new(format!("{} {} capacity", op.name(), scope.hop_count() + 1), items, HOP_AUTO, 1, max);
-        scope.add_knob(knob.clone());
-        knob
     }
 
     /// Runs what was built so far in a task of its own, with a bounded buffer of items between it and what
@@ -78,7 +63,7 @@ where
         let chunk = chunk_items::<(F::Item, F::Token)>();
         let (flow, driver, op) = self.boundary("buffer", quantum_max::<F::Item, W>(chunk));
         let (scope, stage) = (driver.scope.clone(), driver.stats.clone());
-        let (capacity, stats) = Self::add_hop(&scope, &op, items, bytes_max);
+        let (capacity, stats) = add_hop::<(F::Item, F::Token)>(&scope, &op, items, bytes_max);
         let (writer, reader) = ring(capacity.bounds().1);
         let bytes_max = bytes_max.unwrap_or(usize::MAX);
         let pump = Pump {
@@ -92,20 +77,6 @@ where
         };
         let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(pump)]);
         Pipe { flow: Hop { reader, measure, stats, tasks }, scope, ops: Vec::new(), boundary: Some(op) }
-    }
-
-    fn add_hop(
-        scope: &Scope,
-        op: &OpStats,
-        items: Setting,
-        bytes_max: Option<usize>,
-    ) -> (Knob, Arc<HopStats>) {
-        let capacity = Self::hop_knob(scope, op, items);
-        let stats = Arc::new(HopStats::default());
-        scope.add_hop(HopEntry { stats: stats.clone(), capacity: capacity.clone(), bytes_max });
-        let slots = capacity.bounds().1.next_power_of_two().saturating_mul(size_of::<(F::Item, F::Token)>());
-        scope.add_memory(op.name().to_string(), slots.saturating_add(bytes_max.unwrap_or(0)));
-        (capacity, stats)
     }
 
     /// As [`buffer_measured`](Pipe::buffer_measured), and says what happens when it is full.
@@ -122,7 +93,7 @@ where
         let Capacity { items, bytes_max, measure } = capacity;
         let (flow, driver, op) = self.boundary("buffer", chunk_items::<(F::Item, F::Token)>());
         let (scope, stage) = (driver.scope.clone(), driver.stats.clone());
-        let (capacity, stats) = Self::add_hop(&scope, &op, items, bytes_max);
+        let (capacity, stats) = add_hop::<(F::Item, F::Token)>(&scope, &op, items, bytes_max);
         let shelf = Shelf::new();
         let shedder = Shedder {
             flow,
@@ -130,7 +101,8 @@ where
             shelf: shelf.clone(),
             capacity,
             bytes_max: bytes_max.unwrap_or(usize::MAX),
-            oldest: overflow == Overflow::DropOldest,
+            overflow,
+            thinning: Thinning::default(),
             op: op.clone(),
             stats: stats.clone(),
             driver,
@@ -139,6 +111,43 @@ where
         let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(shedder)]);
         let flow = Either::Right(Shedding { shelf, measure, stats, tasks, taken: Default::default() });
         Pipe { flow, scope, ops: Vec::new(), boundary: Some(op) }
+    }
+
+    /// As [`buffer`](Pipe::buffer), of the newest item of each key: an item that comes while another of its key still waits takes
+    /// its place, and the older one is dropped, settled, and counted by this operator's name. So a slow reader sees
+    /// fewer states, but never an old one.
+    ///
+    /// # Ordering
+    /// Keys are read in the order in which they came to wait.
+    ///
+    /// # Backpressure
+    /// When as many keys wait as may, and another comes, the producer waits.
+    pub fn conflate<Q>(
+        self,
+        capacity: impl Into<Capacity>,
+        key: impl FnMut(&F::Item) -> Q + Send + 'static,
+    ) -> Pipe<Conflated<Q, F::Item, F::Token>>
+    where
+        Q: Hash + Eq + Send + 'static,
+    {
+        let items = capacity.into().items;
+        let (flow, driver, op) = self.boundary("conflate", chunk_items::<(F::Item, F::Token)>());
+        let (scope, stage) = (driver.scope.clone(), driver.stats.clone());
+        // A slot holds the key and its hash too, and its place in the table.
+        let (capacity, stats) = add_hop::<(Q, [u64; 2], F::Item, F::Token)>(&scope, &op, items, None);
+        let shelf = LatestShelf::new();
+        let conflater = Conflater {
+            flow,
+            key,
+            shelf: shelf.clone(),
+            capacity,
+            op: op.clone(),
+            stats: stats.clone(),
+            driver,
+            chunk: Default::default(),
+        };
+        let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(conflater)]);
+        Pipe::behind(Conflated { shelf, stats, tasks, taken: Default::default() }, scope, op)
     }
 
     /// Calls a function that needs the processor, on several cores.
@@ -170,100 +179,29 @@ where
         let flow = Parallel::new(flow, map, knob, workers.unordered, driver, stats);
         Pipe { flow, scope, ops: Vec::new(), boundary: Some(work) }
     }
-
-    fn fan_out<R>(
-        self,
-        kind: &'static str,
-        lanes: usize,
-        capacity: Capacity,
-        route: R,
-    ) -> Vec<Pipe<LaneFlow<F>>>
-    where
-        R: Route<F::Item, F::Token>,
-    {
-        assert!(lanes > 0, "a flow goes to at least one lane");
-        let (flow, driver, op) = self.boundary(kind, quantum_max::<F::Item, Unmeasured>(0));
-        let (scope, stage) = (driver.scope.clone(), driver.stats.clone());
-        scope.counts.several_ends.store(true, Ordering::Relaxed);
-        let mut ends = Vec::with_capacity(lanes);
-        let lanes = (0..lanes)
-            .map(|_| {
-                let (capacity, stats) = Self::add_hop(&scope, &op, capacity.items, None);
-                let (writer, reader) = ring(capacity.bounds().1);
-                ends.push((reader, stats.clone()));
-                Lane { writer: Some(writer), capacity, stats }
-            })
-            .collect();
-        let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(FanOut { flow, route, lanes, driver })]);
-        ends.into_iter()
-            .map(|(reader, stats)| Pipe {
-                flow: Hop { reader, measure: Unmeasured, stats, tasks: tasks.clone() },
-                scope: scope.clone(),
-                ops: Vec::new(),
-                boundary: Some(op.clone()),
-            })
-            .collect()
-    }
-
-    /// Gives every item to each of `subscribers` flows, through a buffer each. The slowest sets the pace; one
-    /// that is dropped is left out. An item is settled when all have settled it.
-    ///
-    /// # Panics
-    /// If `subscribers` is 0.
-    pub fn broadcast(self, subscribers: usize, capacity: impl Into<Capacity>) -> Vec<Pipe<LaneFlow<F>>>
-    where
-        F::Item: Clone,
-    {
-        self.fan_out("broadcast", subscribers, capacity.into(), ToAll)
-    }
-
-    /// Splits the flow into `lanes` by key: items of one key go to one lane, in order. The same key always goes
-    /// to the same lane, in every run and process.
-    ///
-    /// # Backpressure
-    /// A full lane holds the others back, once their buffers are used up: order by key and bounded memory leave
-    /// no other way.
-    ///
-    /// # Panics
-    /// If `lanes` is 0.
-    pub fn partition<Q: Hash>(
-        self,
-        lanes: usize,
-        capacity: impl Into<Capacity>,
-        mut key: impl FnMut(&F::Item) -> Q + Send + 'static,
-    ) -> Vec<Pipe<LaneFlow<F>>> {
-        let hasher = BuildHasherDefault::<DefaultHasher>::default();
-        let lane = move |item: &F::Item| hasher.hash_one(key(item)) as usize;
-        self.fan_out("partition", lanes, capacity.into(), ToLane(lane))
-    }
-
-    /// Splits by key, lets `lane` build what each lane does, in a task of its own, and merges the lanes again.
-    ///
-    /// # Ordering
-    /// By key.
-    ///
-    /// # Panics
-    /// If `lanes` is 0.
-    pub fn per_key<Q: Hash, G>(
-        self,
-        lanes: usize,
-        capacity: impl Into<Capacity>,
-        key: impl FnMut(&F::Item) -> Q + Send + 'static,
-        lane: impl FnMut(Pipe<LaneFlow<F>>) -> Pipe<G>,
-    ) -> Pipe<Merge<LaneFlow<G>>>
-    where
-        G: Flow + Send + 'static,
-        G::Item: Send,
-    {
-        let capacity = capacity.into();
-        let lanes = self.partition(lanes, capacity, key).into_iter().map(lane);
-        Pipe::merge_all(lanes.map(|pipe| pipe.buffer(capacity)))
-    }
 }
 
 /// What flows behind a buffer that may shed.
 pub type Buffered<F, W> =
     Either<Hop<<F as Flow>::Item, <F as Flow>::Token, W>, Shedding<<F as Flow>::Item, <F as Flow>::Token, W>>;
 
-/// What flows in one lane of a fan-out.
-pub type LaneFlow<F> = Hop<<F as Flow>::Item, <F as Flow>::Token, Unmeasured>;
+/// A new hop of the run, whose slots hold `S`: its capacity, and where it counts.
+pub(crate) fn add_hop<S>(
+    scope: &Scope,
+    op: &OpStats,
+    items: Setting,
+    bytes_max: Option<usize>,
+) -> (Knob, Arc<HopStats>) {
+    let max = match items {
+        Setting::Fixed(items) => items,
+        Setting::Auto => (HOP_AUTO_BYTES / size_of::<S>().max(1)).clamp(HOP_AUTO, HOP_AUTO_MAX),
+    };
+    let name = format!("{} {} capacity", op.name(), scope.hop_count() + 1);
+    let capacity = Knob::new(name, items, HOP_AUTO, 1, max);
+    scope.add_knob(capacity.clone());
+    let stats = Arc::new(HopStats::default());
+    scope.add_hop(HopEntry { stats: stats.clone(), capacity: capacity.clone(), bytes_max });
+    let slots = capacity.bounds().1.next_power_of_two().saturating_mul(size_of::<S>());
+    scope.add_memory(op.name().to_string(), slots.saturating_add(bytes_max.unwrap_or(0)));
+    (capacity, stats)
+}

@@ -97,6 +97,12 @@ pub(crate) enum Op {
     RateLimit,
     /// To two lanes that are zipped again.
     Pairs,
+    /// To two lanes by parity.
+    Split,
+    /// To so many lanes by turns.
+    Deal(usize),
+    /// To routes of the remainders of 5 that are smaller than this; the others to a default route, or nowhere.
+    Switch(u64, bool),
     /// To two lanes, one of which takes the odd numbers and the other the even ones.
     Halves,
 }
@@ -115,6 +121,9 @@ impl Op {
                 | Op::PerKey(_)
                 | Op::Halves
                 | Op::Pairs
+                | Op::Split
+                | Op::Deal(_)
+                | Op::Switch(..)
         )
     }
 
@@ -148,6 +157,9 @@ impl Op {
                 | Op::Parallel { unordered: true, .. }
                 | Op::PerKey(_)
                 | Op::Halves
+                | Op::Split
+                | Op::Deal(_)
+                | Op::Switch(..)
         )
     }
 }
@@ -207,6 +219,9 @@ fn plain_op() -> impl Strategy<Value = Op> {
 fn op_of_a_run() -> impl Strategy<Value = Op> {
     prop_oneof![
         Just(Op::Pairs),
+        Just(Op::Split),
+        (1..6usize).prop_map(Op::Deal),
+        ((1..5u64), any::<bool>()).prop_map(|(routes, default)| Op::Switch(routes, default)),
         (2..20u64).prop_map(Op::Panic),
         ((2..20u64), (1..9usize), any::<bool>()).prop_map(|(every, limit, unordered)| Op::PanicAsync {
             every,
@@ -408,6 +423,20 @@ pub(crate) fn link<K: Issue>(pipe: Link<K>, op: Op, name: &str) -> Link<K> {
             let mut lanes = pipe.broadcast(2, 3).into_iter();
             let (one, other) = (lanes.next().unwrap(), lanes.next().unwrap());
             checked(one.zip(other).map(|(a, b)| a + b), name)
+        }
+        Op::Split => {
+            let (even, odd) = pipe.split(3, |n| n % 2 == 0);
+            checked(even.merge(odd), name)
+        }
+        Op::Deal(lanes) => checked(Pipe::merge_all(pipe.round_robin(lanes, 3)), name),
+        Op::Switch(routes, default) => {
+            let switch = pipe.switch(|n| n % 5).named(name);
+            let mut lanes: Vec<_> = (0..routes).map(|key| switch.route(key, 3)).collect();
+            if default {
+                lanes.push(switch.default_route(3));
+            }
+            drop(switch);
+            checked(Pipe::merge_all(lanes), name)
         }
         Op::Halves => {
             let mut lanes = pipe.broadcast(2, 3).into_iter();

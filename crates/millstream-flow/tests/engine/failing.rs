@@ -68,7 +68,7 @@ async fn an_attempt_that_takes_too_long_is_dropped_then_and_tried_again() {
 #[tokio::test]
 async fn a_function_that_blocks_too_long_has_failed_when_it_returns() {
     let blocks = |n: &u64| {
-        // Time that a function takes cannot be paused.
+        #[expect(clippy::disallowed_methods, reason = "the time that a function takes cannot be paused")]
         std::thread::sleep(Duration::from_millis(*n));
         Ok::<_, std::io::Error>(*n)
     };

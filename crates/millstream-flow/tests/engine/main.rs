@@ -6,6 +6,7 @@ mod chain;
 mod channels;
 mod failing;
 mod idle;
+mod lanes;
 mod model;
 mod operators;
 mod panics;

@@ -59,7 +59,13 @@ impl Expected {
                     pass(e, number);
                 });
             }
-            Op::Boxed | Op::Buffer(_) | Op::BufferBytes(..) | Op::RateLimit => return flow,
+            Op::Boxed
+            | Op::Buffer(_)
+            | Op::BufferBytes(..)
+            | Op::RateLimit
+            | Op::Split
+            | Op::Deal(_)
+            | Op::Switch(_, true) => return flow,
             Op::Filter(m) | Op::FilterMap(m) => {
                 let plus = u64::from(matches!(op, Op::FilterMap(_)));
                 for e in flow {
@@ -205,6 +211,11 @@ impl Expected {
                     }
                 }
                 newest.into_iter().for_each(|e| pass(e.clone(), e.number));
+            }
+            Op::Switch(routes, false) => {
+                for e in flow {
+                    if e.number % 5 < routes { pass(e.clone(), e.number) } else { self.end(&e, &dropped) }
+                }
             }
             Op::Pairs => {
                 for e in flow {

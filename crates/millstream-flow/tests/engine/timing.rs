@@ -198,7 +198,7 @@ async fn a_silent_flow_fails_by_its_idle_timeout_and_a_slow_sink_is_no_silence()
     }
     let error = run.join().await.unwrap_err();
     assert_eq!(began.elapsed(), Duration::from_secs(17));
-    let Ended::Failed(RunErrorKind::Source(silent)) = error.ended() else { panic!("{error:?}") };
+    let Ended::Failed(RunErrorKind::Stage(silent)) = error.ended() else { panic!("{error:?}") };
     let silent = silent.downcast_ref::<Silent>().expect("the error says what it is");
     assert_eq!((&*silent.stage, silent.waited), ("watch", Duration::from_secs(5)));
 
