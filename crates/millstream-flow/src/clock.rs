@@ -22,6 +22,11 @@ impl Clock {
         Clock { wall, start: Instant::now() }
     }
 
+    /// A clock that shows `wall` now, and counts on from there.
+    pub fn starting_at(wall: SystemTime) -> Self {
+        Clock { wall, start: Instant::now() }
+    }
+
     /// The wall-clock time.
     pub fn now(&self) -> SystemTime {
         self.wall + self.start.elapsed()

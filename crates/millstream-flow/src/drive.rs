@@ -254,7 +254,7 @@ pub(crate) fn settle_panic<K: Settle>(
     catching: Option<CatchScope>,
 ) -> bool {
     stats.add_panic();
-    let failure = Failure::new(stats.name(), &error, scope.clock.now());
+    let failure = Failure::new(stats.name(), &error, scope.clock().now());
     let unwound = catching.map(CatchScope::leave);
     tracing::error!(stage = %failure.stage, reason = %failure.reason, "a user function panicked");
     match scope.panic_policy() {

@@ -174,7 +174,7 @@ fn settle_written<K: Settle>(
         Err(SinkError::Rejected(rejected)) => rejected
             .into_iter()
             .map(|(index, error)| {
-                let failure = Failure::new(driver.stats.name(), &*error, scope.clock.now());
+                let failure = Failure::new(driver.stats.name(), &*error, scope.clock().now());
                 (index, Outcome::Dead(Arc::new(failure)))
             })
             .collect(),

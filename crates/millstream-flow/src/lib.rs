@@ -80,6 +80,8 @@ pub use op::parallel::Workers;
 pub use op::rate_limit::RateLimit;
 pub use op::sample::Sample;
 pub use op::switch::Switch;
+pub use op::window::aggregate::{Aggregate, Count, Fold, Items, Max, Mean, Min, Sum};
+pub use op::window::{Arrival, Closed, EventTime, Key, Patience, TimeOf, Window, Windowed};
 pub use pipe::{Lane, Pipe};
 pub use report::{HopReport, Ledger, OpReport, Report, StageReport};
 pub use retry::Retry;

@@ -4,10 +4,12 @@ use std::convert::identity;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures_core::Stream;
 
 use crate::channel::{FromChannel, Sender, channel};
+use crate::clock::Clock;
 use crate::failure::BoxError;
 use crate::flow::Flow;
 use crate::measure::Measure;
@@ -29,6 +31,7 @@ mod joining;
 mod lanes;
 mod selecting;
 mod timing;
+mod windows;
 
 pub use boundaries::Buffered;
 pub(crate) use boundaries::add_hop;
@@ -209,6 +212,14 @@ impl<F: Flow> Pipe<F> {
     /// [`map`](Pipe::map). [`try_map`](Pipe::try_map) makes a panic the item's error instead.
     pub fn on_panic(self, policy: PanicPolicy) -> Self {
         self.scope.set_panic_policy(policy);
+        self
+    }
+
+    /// Lets the flow's wall clock show `wall` now: what failures are stamped with, and what arrival-time windows are cut by.
+    /// For tests, and for the replay of what happened another day. Without it the system's clock is read once, when the
+    /// flow is built.
+    pub fn starting_at(self, wall: SystemTime) -> Self {
+        self.scope.set_clock(Clock::starting_at(wall));
         self
     }
 

@@ -134,7 +134,8 @@ impl Report {
     }
 
     pub(crate) fn of(root: &Arc<Scope>) -> Report {
-        let mut report = Report { elapsed_seconds: root.clock.elapsed().as_secs_f64(), ..Report::default() };
+        let mut report =
+            Report { elapsed_seconds: root.clock().elapsed().as_secs_f64(), ..Report::default() };
         for scope in root.all() {
             report.add_ledger(&scope);
             report.add_stages(&scope);

@@ -88,7 +88,7 @@ pub struct MemoryUse {
 
 /// Everything that the stages of one run share. One for each source until [`adopt`](Scope::adopt) joins them.
 pub(crate) struct Scope {
-    pub(crate) clock: Clock,
+    clock: Mutex<Clock>,
     pub(crate) counts: Counts,
     /// Tasks that nobody needs any more and that have not ended yet. The end of a run waits for them.
     pub(crate) leaving: TaskTracker,
@@ -104,7 +104,7 @@ pub(crate) struct Scope {
 impl Scope {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Scope {
-            clock: Clock::system(),
+            clock: Mutex::new(Clock::system()),
             counts: Counts::default(),
             leaving: TaskTracker::new(),
             parts: Mutex::default(),
@@ -114,6 +114,15 @@ impl Scope {
             failure: Mutex::default(),
             panic_policy: Mutex::default(),
         })
+    }
+
+    /// The wall clock of the run.
+    pub(crate) fn clock(&self) -> Clock {
+        *self.clock.lock().expect("nothing panics while the clock is held")
+    }
+
+    pub(crate) fn set_clock(&self, clock: Clock) {
+        *self.clock.lock().expect("nothing panics while the clock is held") = clock;
     }
 
     fn parts(&self) -> MutexGuard<'_, Parts> {

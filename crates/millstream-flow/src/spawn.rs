@@ -45,7 +45,7 @@ impl<T> Future for Guarded<T> {
             Err(payload) => {
                 self.stage.add_panic();
                 let failure =
-                    Failure::new(self.stage.name(), &Panicked::new(payload), self.scope.clock.now());
+                    Failure::new(self.stage.name(), &Panicked::new(payload), self.scope.clock().now());
                 tracing::error!(stage = %failure.stage, reason = %failure.reason, "a stage panicked");
                 self.scope.fail(RunErrorKind::Item(failure));
                 Poll::Ready(None)

@@ -29,6 +29,7 @@ pub(crate) mod sample;
 pub(crate) mod switch;
 pub(crate) mod try_async;
 pub(crate) mod try_map;
+pub(crate) mod window;
 pub(crate) mod zip;
 
 /// Items that an operator drops in one quantum: counted and settled together at its end, also when a panic of

@@ -28,7 +28,7 @@ where
     let mut attempts = 1;
     let mut history = History::default();
     let failed = |error: BoxError, attempts| {
-        Failed::new((), error, op.name(), scope.clock.now()).counted(position, attempts)
+        Failed::new((), error, op.name(), scope.clock().now()).counted(position, attempts)
     };
     let error = loop {
         let calling = catching(map(&input));

@@ -80,7 +80,7 @@ where
         let TryMap { upstream, map, retry, op, scope, position, waiting, ended } = self;
         let limit = retry.limit();
         let failed = |error: BoxError, position, attempts| {
-            Failed::new((), error, op.name(), scope.clock.now()).counted(position, attempts)
+            Failed::new((), error, op.name(), scope.clock().now()).counted(position, attempts)
         };
         let mut room = max;
         // Items behind a retried one wait for it: the order is kept.

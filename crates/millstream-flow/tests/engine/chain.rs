@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use millstream_flow::{
-    Batch, Capacity, Concurrency, Debounce, Dedupe, Failed, Flow, Pipe, RateLimit, Retry, Sample, Throttle,
-    Workers,
+    Batch, Capacity, Concurrency, Debounce, Dedupe, EventTime, Failed, Flow, Pipe, RateLimit, Retry, Sample,
+    Sum, Throttle, TimeOf, Window, Workers,
 };
 use proptest::prelude::*;
 
@@ -97,6 +97,14 @@ pub(crate) enum Op {
     RateLimit,
     /// To two lanes that are zipped again.
     Pairs,
+    /// Sums of so many numbers of the same remainder of 3.
+    CountWindows(u64),
+    /// Sums of the last so many times the second, after each second.
+    Moving(u64, u64),
+    /// Sums of windows of this length and step, of numbers as seconds, which come in any order.
+    TimeWindows(u64, u64),
+    /// Sums of sessions with this gap, of the same.
+    Sessions(u64),
     /// To two lanes by parity.
     Split,
     /// To so many lanes by turns.
@@ -146,6 +154,10 @@ impl Op {
                 | Op::Debounce(_)
                 | Op::Throttle(_)
                 | Op::LatestBy(_)
+                | Op::CountWindows(_)
+                | Op::Moving(..)
+                | Op::TimeWindows(..)
+                | Op::Sessions(_)
         )
     }
 
@@ -160,6 +172,10 @@ impl Op {
                 | Op::Split
                 | Op::Deal(_)
                 | Op::Switch(..)
+                | Op::CountWindows(_)
+                | Op::Moving(..)
+                | Op::TimeWindows(..)
+                | Op::Sessions(_)
         )
     }
 }
@@ -188,6 +204,10 @@ fn selecting_op() -> impl Strategy<Value = Op> {
         edge().prop_map(Op::Throttle),
         (1..11usize).prop_map(Op::LatestBy),
         Just(Op::RateLimit),
+        (1..6u64).prop_map(Op::CountWindows),
+        ((1..5u64), (1..4u64)).prop_map(|(times, every)| Op::Moving(times, every)),
+        ((1..40u64), (1..40u64)).prop_map(|(size, slide)| Op::TimeWindows(size, slide)),
+        (1..30u64).prop_map(Op::Sessions),
     ]
 }
 
@@ -424,6 +444,15 @@ pub(crate) fn link<K: Issue>(pipe: Link<K>, op: Op, name: &str) -> Link<K> {
             let (one, other) = (lanes.next().unwrap(), lanes.next().unwrap());
             checked(one.zip(other).map(|(a, b)| a + b), name)
         }
+        Op::CountWindows(items) => windows(pipe, Window::count(items), name),
+        Op::Moving(times, every) => windows(pipe, Window::sliding_count(times * every, every), name),
+        Op::TimeWindows(size, slide) => {
+            let window = Window::sliding(Duration::from_secs(size), Duration::from_secs(slide));
+            windows(pipe, window.event_time(any_order()), name)
+        }
+        Op::Sessions(gap) => {
+            windows(pipe, Window::session(Duration::from_secs(gap)).event_time(any_order()), name)
+        }
         Op::Split => {
             let (even, odd) = pipe.split(3, |n| n % 2 == 0);
             checked(even.merge(odd), name)
@@ -445,6 +474,16 @@ pub(crate) fn link<K: Issue>(pipe: Link<K>, op: Op, name: &str) -> Link<K> {
             checked(odd.merge(even), name)
         }
     }
+}
+
+fn any_order() -> EventTime<impl Fn(&u64) -> SystemTime + Send + 'static> {
+    EventTime::new(|n: &u64| SystemTime::UNIX_EPOCH + Duration::from_secs(*n)).delay(DAY)
+}
+
+/// Sums of windows. A window's token is of the source's kind again.
+fn windows<K: Issue, C: TimeOf<u64>>(pipe: Link<K>, window: Window<C>, name: &str) -> Link<K> {
+    let sums = pipe.window(window, |n| n % 3, Sum(|n: &u64| *n)).named(name);
+    checked(sums.map(|window| window.value), name)
 }
 
 /// Through the engine's own boxes: the type of an async operator cannot be named.

@@ -15,3 +15,4 @@ mod runs;
 mod selecting;
 mod support;
 mod timing;
+mod windows;

@@ -212,6 +212,50 @@ impl Expected {
                 }
                 newest.into_iter().for_each(|e| pass(e.clone(), e.number));
             }
+            Op::CountWindows(count) => {
+                for key in by_key(flow) {
+                    out.extend(key.chunks(count as usize).map(sum));
+                }
+            }
+            Op::Moving(times, every) => {
+                let (items, every) = ((times * every) as usize, every as usize);
+                for key in by_key(flow) {
+                    let mut at = every;
+                    while at <= key.len() {
+                        out.push(sum(&key[at.saturating_sub(items)..at]));
+                        at += every;
+                    }
+                    // What is in no window yet, and what the next one would have held before it.
+                    let last = at - every;
+                    if last < key.len() {
+                        let from = (last + every).saturating_sub(items).min(last);
+                        out.push(sum(&key[from..]));
+                    }
+                }
+            }
+            Op::TimeWindows(size, slide) => {
+                for key in by_key(flow) {
+                    let last = key.iter().map(|e| e.number).max().unwrap_or(0);
+                    for start in (-(size as i64)..=last as i64).filter(|start| start % slide as i64 == 0) {
+                        let holds = |e: &&Element| (start..start + size as i64).contains(&(e.number as i64));
+                        let held: Vec<_> = key.iter().filter(holds).cloned().collect();
+                        if !held.is_empty() {
+                            out.push(sum(&held));
+                        }
+                    }
+                    for e in &key {
+                        if e.number % slide >= size {
+                            self.end(e, &dropped);
+                        }
+                    }
+                }
+            }
+            Op::Sessions(gap) => {
+                for mut key in by_key(flow) {
+                    key.sort_by_key(|e| e.number);
+                    out.extend(key.chunk_by(|a, b| b.number - a.number < gap).map(sum));
+                }
+            }
             Op::Switch(routes, false) => {
                 for e in flow {
                     if e.number % 5 < routes { pass(e.clone(), e.number) } else { self.end(&e, &dropped) }
@@ -312,6 +356,11 @@ fn batches(flow: Vec<Element>, count: usize, bytes_max: usize) -> impl Iterator<
         batches.push(open);
     }
     batches.into_iter()
+}
+
+/// The numbers of each remainder of 3, in their order.
+fn by_key(flow: Vec<Element>) -> impl Iterator<Item = Vec<Element>> {
+    (0..3).map(move |key| flow.iter().filter(|e| e.number % 3 == key).cloned().collect())
 }
 
 fn sum(batch: &[Element]) -> Element {

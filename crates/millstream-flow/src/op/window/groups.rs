@@ -1,0 +1,470 @@
+//! Sessions, and windows of a count.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::marker::PhantomData;
+use std::mem;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::time::Instant;
+
+use super::aggregate::Aggregate;
+use super::keys::{Entry, Keys};
+use super::panes::Part;
+use super::{Closed, Emit, INTAKE, Key, Limits, Patience, TimeOf, moment, nanos};
+use crate::flow::{Flow, Step};
+use crate::op::{Discard, Tally};
+use crate::scope::Scope;
+use crate::stats::OpStats;
+use crate::timer::Timer;
+use crate::token::Settle;
+
+/// See [`Pipe::window`](crate::Pipe::window): sessions, and windows of a count.
+pub(crate) struct Groups<F: Flow, C, Q, N, A: Aggregate<F::Item>, O: Emit<F::Item, Q, A::Output>> {
+    upstream: F,
+    book: Book<F::Item, F::Token, C, Q, N, A, O>,
+    op: Arc<OpStats>,
+    scope: Arc<Scope>,
+    timer: Timer,
+    /// When upstream fell silent.
+    silent: Option<Instant>,
+}
+
+/// One open window.
+struct Open<S, G> {
+    part: Part<S>,
+    tokens: G,
+    /// It was made by an item whose window would have been complete.
+    late: bool,
+}
+
+/// The open windows of one key: by arrival there is never more than one.
+struct Opens<S, G> {
+    newest: Open<S, G>,
+    others: Vec<Open<S, G>>,
+    /// Tells it from others that had its slot.
+    id: u64,
+}
+
+impl<S, G: Settle<Group = G> + Default> Opens<S, G> {
+    fn len(&self) -> usize {
+        self.others.len() + 1
+    }
+
+    fn get(&mut self, at: usize) -> &mut Open<S, G> {
+        if at < self.others.len() { &mut self.others[at] } else { &mut self.newest }
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part<S>> {
+        self.others.iter().chain([&self.newest]).map(|open| &open.part)
+    }
+
+    /// Takes one out, if another is left.
+    fn take(&mut self, at: usize) -> Option<Open<S, G>> {
+        if at < self.others.len() {
+            return Some(self.others.remove(at));
+        }
+        let next = self.others.pop()?;
+        Some(mem::replace(&mut self.newest, next))
+    }
+
+    /// The window that an item of this time belongs to. One that it joins to others takes them in; where there is none,
+    /// one is made.
+    fn place<T>(
+        &mut self,
+        time: i64,
+        limits: Limits,
+        late: bool,
+        aggregate: &impl Aggregate<T, State = S>,
+    ) -> usize {
+        let mut fitting: Option<usize> = None;
+        let mut at = 0;
+        while at < self.len() {
+            if !limits.fits(&self.get(at).part, time) {
+                at += 1;
+            } else if let (Some(first), true) = (fitting, limits.gap.is_some()) {
+                let Some(open) = self.take(at) else { break };
+                self.get(first).join(open, aggregate);
+            } else {
+                fitting = fitting.or(Some(at));
+                at += 1;
+            }
+        }
+        fitting.unwrap_or_else(|| {
+            let before = mem::replace(&mut self.newest, Open::new(late, aggregate));
+            self.others.push(before);
+            self.others.len()
+        })
+    }
+}
+
+impl<S, G: Settle<Group = G> + Default> Open<S, G> {
+    fn new<T>(late: bool, aggregate: &impl Aggregate<T, State = S>) -> Self {
+        Open { part: Part::new(aggregate), tokens: G::default(), late }
+    }
+
+    fn join<T>(&mut self, mut other: Self, aggregate: &impl Aggregate<T, State = S>) {
+        if other.part.from < self.part.from {
+            mem::swap(self, &mut other);
+        }
+        self.part.merge(aggregate, &other.part);
+        other.tokens.join(&mut self.tokens);
+    }
+}
+
+struct Book<T, K: Settle, C, Q, N, A: Aggregate<T>, O: Emit<T, Q, A::Output>> {
+    key: N,
+    aggregate: A,
+    time: C,
+    limits: Limits,
+    patience: Patience,
+    keys_max: usize,
+    keys: Keys<Q, Opens<A::State, K::Group>>,
+    /// No later than the end of a window, its slot, and its key's id: one at least for each key.
+    due: BinaryHeap<Reverse<(i64, usize, u64)>>,
+    ids: u64,
+    watermark: i64,
+    newest: i64,
+    /// Complete, and late items.
+    leaving: VecDeque<(O::Item, K::Group)>,
+    ended: bool,
+    /// Where the end of the flow has come to.
+    flushed: usize,
+    emits: PhantomData<fn() -> O>,
+}
+
+impl Limits {
+    /// When a window is over by time.
+    #[inline]
+    fn end<S>(&self, part: &Part<S>) -> i64 {
+        let gap = self.gap.map_or(i64::MAX, |gap| part.to.saturating_add(gap));
+        let age = self.age.map_or(i64::MAX, |age| part.from.saturating_add(age));
+        gap.min(age)
+    }
+
+    /// When a window would be over that holds nothing but an item of this time.
+    #[inline]
+    fn alone(&self, time: i64) -> i64 {
+        time.saturating_add(self.gap.unwrap_or(i64::MAX).min(self.age.unwrap_or(i64::MAX)))
+    }
+
+    fn is_timed(&self) -> bool {
+        self.gap.is_some() || self.age.is_some()
+    }
+
+    /// Whether an item of this time belongs to the window.
+    #[inline]
+    fn fits<S>(&self, part: &Part<S>, time: i64) -> bool {
+        self.gap.is_none_or(|gap| time < part.to.saturating_add(gap) && part.from < time.saturating_add(gap))
+            && self
+                .age
+                .is_none_or(|age| time < part.from.saturating_add(age) && part.to < time.saturating_add(age))
+    }
+}
+
+impl<T, K, C, Q, N, A, O> Book<T, K, C, Q, N, A, O>
+where
+    K: Settle,
+    C: TimeOf<T>,
+    Q: Key,
+    N: FnMut(&T) -> Q,
+    A: Aggregate<T>,
+    O: Emit<T, Q, A::Output>,
+{
+    #[inline]
+    fn accept(
+        &mut self,
+        item: T,
+        token: K,
+        now: i64,
+        entered: &mut Tally<'_>,
+        dropped: &mut Discard<'_, K>,
+    ) -> ControlFlow<()> {
+        let time = if C::EVENT { nanos(self.time.time(&item)) } else { now };
+        let in_order = !C::EVENT || time >= self.newest;
+        if C::EVENT && time > self.newest {
+            self.newest = time;
+            self.watermark = self.watermark.max(time.saturating_sub(self.patience.delay));
+        }
+        let limits = self.limits;
+        let key = (self.key)(&item);
+        // A window for this item alone would be complete already.
+        let late = !in_order && limits.alone(time) <= self.watermark;
+        if late && self.is_too_late(&key, time) {
+            match O::late(item) {
+                Ok(item) => {
+                    entered.add(1);
+                    let mut tokens = K::Group::default();
+                    token.join(&mut tokens);
+                    self.leaving.push_back((item, tokens));
+                }
+                Err(_) => dropped.add(token),
+            }
+            return self.interrupt();
+        }
+        let Book { keys, aggregate, ids, .. } = self;
+        let (slot, new) = keys.slot(key, || {
+            *ids += 1;
+            Opens { newest: Open::new(late, aggregate), others: Vec::new(), id: *ids }
+        });
+        if new && let Some(entry) = keys.evict(slot, self.keys_max) {
+            self.give_up(entry.key, entry.state);
+        }
+        let Book { keys, aggregate, .. } = self;
+        let Some(Entry { state: opens, .. }) = keys.get(slot) else {
+            unreachable!("the slot was looked up just now")
+        };
+        let newest = &opens.newest.part;
+        // It has no item only if it is new, or if `aggregate` panicked over its first.
+        let at = if newest.items == 0 || (opens.others.is_empty() && limits.fits(newest, time)) {
+            opens.others.len()
+        } else {
+            opens.place(time, limits, late, aggregate)
+        };
+        let open = opens.get(at);
+        open.part.add(aggregate, time, item);
+        token.join(&mut open.tokens);
+        entered.add(1);
+        if open.part.items == 1 && limits.is_timed() {
+            let end = limits.end(&open.part);
+            self.due.push(Reverse((end, slot, opens.id)));
+        } else if limits.items.is_some_and(|items| open.part.items >= items) {
+            self.close(slot, at, Closed::Count);
+            return ControlFlow::Break(());
+        }
+        self.interrupt()
+    }
+
+    fn interrupt(&self) -> ControlFlow<()> {
+        let due = self.due.peek().is_some_and(|Reverse((end, ..))| *end <= self.watermark);
+        if self.leaving.is_empty() && !due { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
+
+    /// Whether a late item is later than may be, and no open window is left that it fits.
+    #[cold]
+    fn is_too_late(&mut self, key: &Q, time: i64) -> bool {
+        let limits = self.limits;
+        if limits.alone(time) > self.watermark.saturating_sub(self.patience.lateness) {
+            return false;
+        }
+        let Some(slot) = self.keys.find(key) else { return true };
+        self.keys.get(slot).is_none_or(|entry| !entry.state.parts().any(|part| limits.fits(part, time)))
+    }
+
+    /// What a window that is closed hands on.
+    fn leave(&mut self, key: Q, open: Open<A::State, K::Group>, closed: Closed) {
+        let Open { part, tokens, late } = open;
+        let end = match closed {
+            Closed::Count | Closed::Evicted => part.to,
+            _ if self.limits.is_timed() => self.limits.end(&part),
+            _ => part.to,
+        };
+        let closed = if late && closed == Closed::Time { Closed::Late } else { closed };
+        let times = (part.from, end);
+        let window = part.finish(&self.aggregate, key, times, closed);
+        self.leaving.push_back((O::window(window), tokens));
+    }
+
+    fn close(&mut self, slot: usize, at: usize, closed: Closed) {
+        let Some(entry) = self.keys.get(slot) else { return };
+        match entry.state.take(at) {
+            Some(open) => {
+                let key = entry.key.clone();
+                self.leave(key, open, closed);
+            }
+            None => {
+                let Some(Entry { key, state, .. }) = self.keys.remove(slot) else { return };
+                self.leave(key, state.newest, closed);
+            }
+        }
+    }
+
+    #[cold]
+    fn give_up(&mut self, key: Q, opens: Opens<A::State, K::Group>) {
+        for open in opens.others.into_iter().chain([opens.newest]) {
+            self.leave(key.clone(), open, Closed::Evicted);
+        }
+    }
+
+    /// Closes one window whose time is over. False if there is none.
+    fn close_due(&mut self) -> bool {
+        while let Some(&Reverse((end, slot, id))) = self.due.peek() {
+            if end > self.watermark {
+                break;
+            }
+            self.due.pop();
+            let limits = self.limits;
+            let Some(entry) = self.keys.get(slot).filter(|entry| entry.state.id == id) else { continue };
+            let ends = entry.state.parts().filter(|part| part.items > 0).map(|part| limits.end(part));
+            let Some((first, at)) = ends.zip(0..).min() else { continue };
+            let several = entry.state.len() > 1;
+            if first > self.watermark || several {
+                // It has been extended meanwhile, or others of its key are left.
+                self.due.push(Reverse((first, slot, id)));
+            }
+            if first <= self.watermark {
+                self.close(slot, at, Closed::Time);
+                return true;
+            }
+        }
+        if !self.ended {
+            return false;
+        }
+        while self.flushed < self.keys.slots() {
+            if self.keys.get(self.flushed).is_none() {
+                self.flushed += 1;
+                continue;
+            }
+            self.close(self.flushed, 0, Closed::End);
+            return true;
+        }
+        false
+    }
+
+    /// Hands on what is complete. Break: there is no more room, or the sink broke off.
+    fn hand_on(
+        &mut self,
+        room: &mut usize,
+        made: &mut Tally<'_>,
+        sink: &mut impl FnMut(O::Item, K::Group) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        loop {
+            while !self.leaving.is_empty() {
+                if *room == 0 {
+                    return ControlFlow::Break(());
+                }
+                let Some((item, tokens)) = self.leaving.pop_front() else { break };
+                made.add(1);
+                *room -= 1;
+                sink(item, tokens)?;
+            }
+            if !self.close_due() {
+                return ControlFlow::Continue(());
+            }
+        }
+    }
+}
+
+impl<F, C, Q, N, A, O> Groups<F, C, Q, N, A, O>
+where
+    F: Flow,
+    C: TimeOf<F::Item>,
+    Q: Key,
+    N: FnMut(&F::Item) -> Q,
+    A: Aggregate<F::Item>,
+    O: Emit<F::Item, Q, A::Output>,
+{
+    pub(crate) fn new(
+        upstream: F,
+        limits: Limits,
+        (time, keys_max): (C, usize),
+        key: N,
+        aggregate: A,
+        (op, scope): (Arc<OpStats>, Arc<Scope>),
+    ) -> Self {
+        let book = Book {
+            key,
+            aggregate,
+            patience: time.patience(),
+            time,
+            limits,
+            keys_max,
+            keys: Keys::new(),
+            due: BinaryHeap::new(),
+            ids: 0,
+            watermark: i64::MIN,
+            newest: i64::MIN,
+            leaving: VecDeque::new(),
+            ended: false,
+            flushed: 0,
+            emits: PhantomData,
+        };
+        Groups { upstream, book, op, scope, timer: Timer::default(), silent: None }
+    }
+
+    /// What one key may take, if it has one open window.
+    pub(crate) fn key_bytes() -> usize {
+        Keys::<Q, Opens<A::State, <F::Token as Settle>::Group>>::ENTRY_BYTES
+            + 2 * size_of::<Reverse<(i64, usize, u64)>>()
+    }
+
+    /// Waits for the end of the next window, or for as long as silence may last. Ready: there is something to hand on.
+    fn poll_time(&mut self, cx: &mut Context<'_>, now: i64) -> Poll<()> {
+        let Some(&Reverse((end, ..))) = self.book.due.peek() else { return Poll::Pending };
+        if !C::EVENT {
+            let wait = moment(end).duration_since(moment(now)).unwrap_or_default();
+            return self.timer.poll_until(cx, Instant::now() + wait);
+        }
+        let Some(idle) = self.book.patience.idle else { return Poll::Pending };
+        let since = *self.silent.get_or_insert_with(Instant::now);
+        if self.timer.poll_until(cx, since + idle).is_pending() {
+            return Poll::Pending;
+        }
+        self.silent = None;
+        let Book { limits, newest, watermark, .. } = &mut self.book;
+        // No window ends later than one that began with the newest item.
+        *watermark = limits.alone(*newest).max(*watermark);
+        Poll::Ready(())
+    }
+}
+
+impl<F, C, Q, N, A, O> Flow for Groups<F, C, Q, N, A, O>
+where
+    F: Flow,
+    C: TimeOf<F::Item>,
+    Q: Key,
+    N: FnMut(&F::Item) -> Q,
+    A: Aggregate<F::Item>,
+    O: Emit<F::Item, Q, A::Output>,
+{
+    type Item = O::Item;
+    type Token = <F::Token as Settle>::Group;
+
+    #[inline]
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(O::Item, Self::Token) -> ControlFlow<()>,
+    {
+        let now = if C::EVENT { 0 } else { nanos(self.scope.clock().now()) };
+        let Groups { upstream, book, op, scope, .. } = self;
+        if !C::EVENT {
+            book.watermark = now;
+        }
+        let mut room = max;
+        let counts = &scope.counts;
+        let mut made = Tally::new::<F::Token>(&counts.split);
+        if book.hand_on(&mut room, &mut made, sink).is_break() {
+            return Poll::Ready(Step::More);
+        }
+        if book.ended {
+            return Poll::Ready(Step::End);
+        }
+        let mut entered = Tally::new::<F::Token>(&counts.merged);
+        let mut dropped = Discard::<F::Token>::new(op);
+        let mut came = false;
+        let step = upstream.poll_drive(cx, room.max(INTAKE), &mut |item, token| {
+            came = true;
+            book.accept(item, token, now, &mut entered, &mut dropped)
+        });
+        drop((entered, dropped));
+        book.ended = step == Poll::Ready(Step::End);
+        let handed = book.hand_on(&mut room, &mut made, sink);
+        let ended = book.ended;
+        drop(made);
+        if came || !step.is_pending() {
+            self.silent = None;
+        }
+        if handed.is_break() {
+            return Poll::Ready(Step::More);
+        }
+        if ended {
+            return Poll::Ready(Step::End);
+        }
+        if step.is_pending() && self.poll_time(cx, now).is_ready() {
+            return Poll::Ready(Step::More);
+        }
+        step
+    }
+}

@@ -1,0 +1,607 @@
+//! Windows: which items are in which, when they are complete, and what becomes of late ones.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use millstream_flow::{
+    Closed, Count, EventTime, Fold, Items, Max, Mean, Min, PanicPolicy, Pipe, Sum, Window, Windowed,
+};
+use proptest::prelude::*;
+use tokio::task::yield_now;
+use tokio::time::{advance, sleep};
+
+use crate::support::{Dice, End, Fitful, tracked, tracked_stream};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn at(second: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(second)
+}
+
+fn second(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => since.as_secs() as i64,
+        Err(before) => -(before.duration().as_secs() as i64),
+    }
+}
+
+/// A window as the tests compare it: why it closed, its key, its seconds, what it holds.
+type Seen<V> = (Closed, u64, i64, i64, V);
+
+fn seen<V>(window: Windowed<u64, V>) -> Seen<V> {
+    let Windowed { closed, key, start, end, value, .. } = window;
+    (closed, key, second(start), second(end), value)
+}
+
+// By arrival.
+
+/// Sends each number at its second of a flow that starts at `start` by the wall clock.
+fn arrivals(
+    start: u64,
+    items: &'static [(u64, u64)],
+) -> Pipe<impl millstream_flow::Flow<Item = u64, Token = ()> + Send + 'static> {
+    let (mut sender, pipe) = Pipe::channel(8);
+    tokio::spawn(async move {
+        let mut now = 0;
+        for (second, item) in items {
+            sleep((*second - now) as u32 * SECOND).await;
+            now = *second;
+            sender.send(*item).await.unwrap();
+        }
+        sleep(1000 * SECOND).await;
+    });
+    pipe.starting_at(at(start))
+}
+
+#[tokio::test(start_paused = true)]
+async fn windows_by_arrival_are_cut_at_multiples_of_their_length_and_close_by_the_clock() {
+    let began = tokio::time::Instant::now();
+    let (windows, _) = arrivals(57, &[(0, 1), (1, 2), (4, 3), (30, 4)])
+        .window(Window::tumbling(10 * SECOND), |_| 0, Items)
+        .map(move |window| (began.elapsed().as_secs(), seen(window)))
+        .take(3)
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(
+        windows,
+        [
+            (3, (Closed::Time, 0, 50, 60, vec![1, 2])),
+            (13, (Closed::Time, 0, 60, 70, vec![3])),
+            (33, (Closed::Time, 0, 80, 90, vec![4])),
+        ],
+        "and there is none for the ten seconds in which nothing came"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_offset_moves_the_cuts() {
+    let (windows, _) = arrivals(57, &[(0, 1), (4, 2), (6, 3)])
+        .window(Window::tumbling(10 * SECOND).offset(63 * SECOND), |_| 0, Items)
+        .map(seen)
+        .take(2)
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(windows, [(Closed::Time, 0, 53, 63, vec![1, 2]), (Closed::Time, 0, 63, 73, vec![3])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sliding_windows_hold_each_item_as_often_as_they_cover_it() {
+    let (windows, _) = arrivals(100, &[(0, 1), (3, 2), (12, 4)])
+        .window(Window::sliding(10 * SECOND, 5 * SECOND), |_| 0, Sum(|n: &u64| *n))
+        .map(|window| (second(window.start), window.items, window.value))
+        .take(4)
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(windows, [(95, 2, 3), (100, 2, 3), (105, 1, 4), (110, 1, 4)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_between_two_windows_are_in_none_and_are_counted() {
+    let (windows, report) = arrivals(100, &[(0, 1), (4, 2), (7, 3), (11, 4)])
+        .window(Window::sliding(3 * SECOND, 10 * SECOND), |_| 0, Items)
+        .named("beginnings")
+        .map(seen)
+        .take(2)
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(windows, [(Closed::Time, 0, 100, 103, vec![1]), (Closed::Time, 0, 110, 113, vec![4])]);
+    assert_eq!(report.ledger.dropped["beginnings"], 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_lasts_until_nothing_has_come_for_its_gap() {
+    let began = tokio::time::Instant::now();
+    let items = &[(0, 1), (4, 1), (6, 2), (8, 1), (14, 1), (25, 1)];
+    let (sessions, _) = arrivals(100, items)
+        .window(Window::session(5 * SECOND), |n| *n, Count)
+        .map(move |window| (began.elapsed().as_secs(), seen(window)))
+        .take(4)
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(
+        sessions,
+        [
+            (11, (Closed::Time, 2, 106, 111, 1)),
+            (13, (Closed::Time, 1, 100, 113, 3)),
+            (19, (Closed::Time, 1, 114, 119, 1)),
+            (30, (Closed::Time, 1, 125, 130, 1)),
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_never_pauses_ends_by_its_age_or_its_number_of_items() {
+    let items = &[(0, 1), (3, 1), (6, 1), (9, 1), (12, 1), (15, 1)];
+    let (sessions, _) = arrivals(100, items)
+        .window(Window::session(5 * SECOND).max_age(8 * SECOND), |n| *n, Count)
+        .map(seen)
+        .take(2)
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(sessions, [(Closed::Time, 1, 100, 108, 3), (Closed::Time, 1, 109, 117, 3)]);
+    let (sessions, _) = arrivals(100, items)
+        .window(Window::session(5 * SECOND).max_items(4), |n| *n, Count)
+        .map(seen)
+        .take(2)
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(sessions, [(Closed::Count, 1, 100, 109, 4), (Closed::Time, 1, 112, 120, 2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_of_a_count_ends_by_its_age_if_its_items_do_not_come() {
+    let items = &[(0, 1), (1, 1), (2, 1), (3, 1), (50, 1)];
+    let (windows, _) = arrivals(100, items)
+        .window(Window::count(3).max_age(10 * SECOND), |n| *n, Count)
+        .map(seen)
+        .take(3)
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(
+        windows,
+        [(Closed::Count, 1, 100, 102, 3), (Closed::Time, 1, 103, 113, 1), (Closed::Time, 1, 150, 160, 1)]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_moving_average_is_of_the_last_items_and_of_fewer_at_first() {
+    let (averages, _) = Pipe::from_iter([1, 2, 3, 4, 5, 6, 7])
+        .window(Window::sliding_count(4, 2), |_| (), Mean(|n: &i32| f64::from(*n)))
+        .map(|window| (window.items, window.value, window.closed))
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(
+        averages,
+        [(2, 1.5, Closed::Count), (4, 2.5, Closed::Count), (4, 4.5, Closed::Count), (3, 6.0, Closed::End),],
+        "the seventh is in a window too"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_hands_on_what_is_open_and_a_cancelled_run_gives_it_back() {
+    let (pipe, ear, _) = tracked(0..4u64);
+    let (windows, report) = pipe
+        .window(Window::tumbling(3600 * SECOND), |n| n % 2, Items)
+        .map(|window| (window.closed, window.value))
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(windows, [(Closed::End, vec![0, 2]), (Closed::End, vec![1, 3])]);
+    assert_eq!((report.ledger.completed, ear.list(4)), (4, vec![End::Completed; 4]));
+
+    use futures_util::StreamExt;
+    let (pipe, ear, account) =
+        tracked_stream(futures_util::stream::iter(0..4u64).chain(futures_util::stream::pending()));
+    let run = pipe.window(Window::session(3600 * SECOND), |_| (), Count).for_each(drop).start();
+    while account.received() < 4 {
+        yield_now().await;
+    }
+    drop(run);
+    ear.all_settled(&account).await;
+    assert_eq!(ear.list(4), vec![End::Abandoned; 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_of_several_windows_is_done_when_all_of_them_are() {
+    let (sender, items) = tokio::sync::mpsc::channel(4);
+    let (pipe, ear, account) = tracked_stream(tokio_stream::wrappers::ReceiverStream::new(items));
+    let window = Window::sliding(10 * SECOND, 5 * SECOND);
+    let run = pipe.starting_at(at(101)).window(window, |_: &u32| (), Count).for_each(drop).start();
+    sender.send(1).await.unwrap();
+    sleep(5 * SECOND).await;
+    assert!(ear.ends().is_empty(), "the window up to 105 is done, the one up to 110 is not");
+    sleep(5 * SECOND).await;
+    ear.all_settled(&account).await;
+    assert_eq!(ear.list(1), [End::Completed]);
+    drop(run);
+}
+
+// By the time that items carry.
+
+/// Second, key, number.
+type Event = (u64, u64, u64);
+
+fn event_time() -> EventTime<fn(&Event) -> SystemTime> {
+    EventTime::new(|(second, ..): &Event| at(*second))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_flow_completes_its_windows_when_it_is_idle_for_long_enough() {
+    let (mut sender, pipe) = Pipe::channel(8);
+    let window = Window::tumbling(10 * SECOND).event_time(event_time().delay(60 * SECOND).idle(30 * SECOND));
+    let (tell, mut told) = tokio::sync::mpsc::channel(8);
+    let run = pipe
+        .window(window, |event: &Event| event.1, Count)
+        .for_each(move |window| tell.try_send(seen(window)).unwrap())
+        .start();
+    sender.send((5, 0, 0)).await.unwrap();
+    sender.send((12, 0, 0)).await.unwrap();
+    sleep(29 * SECOND).await;
+    assert!(told.try_recv().is_err());
+    sleep(2 * SECOND).await;
+    assert_eq!(told.try_recv().unwrap(), (Closed::Time, 0, 0, 10, 1));
+    assert_eq!(told.try_recv().unwrap(), (Closed::Time, 0, 10, 20, 1));
+    // Time goes on from there.
+    sender.send((21, 0, 0)).await.unwrap();
+    drop(sender);
+    run.join().await.unwrap();
+    assert_eq!(told.recv().await, Some((Closed::End, 0, 20, 30, 1)));
+    advance(SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_items_are_dropped_by_name_told_again_or_handed_on() {
+    let events: [Event; 5] = [(5, 0, 1), (25, 0, 2), (7, 0, 3), (14, 0, 4), (36, 0, 5)];
+    let window = Window::tumbling(10 * SECOND);
+    let (windows, report) = Pipe::from_iter(events)
+        .window(window.event_time(event_time()), |_| 0, Sum(|event: &Event| event.2))
+        .named("by second")
+        .map(|window| (second(window.start), window.value, window.closed))
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(windows, [(0, 1, Closed::Time), (20, 2, Closed::Time), (30, 5, Closed::End)]);
+    assert_eq!(report.ledger.dropped["by second"], 2);
+
+    // The window of 14 was complete at 20, five seconds before the newest; that of 7 fifteen.
+    let patient = window.event_time(event_time().lateness(6 * SECOND));
+    let (windows, _) = Pipe::from_iter(events)
+        .window_or_late(patient, |_| 0, Sum(|event: &Event| event.2))
+        .map(|window| window.map(|window| (second(window.start), window.value, window.closed)))
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(
+        windows,
+        [
+            Ok((0, 1, Closed::Time)),
+            Err((7, 0, 3)),
+            Ok((10, 4, Closed::Late)),
+            Ok((20, 2, Closed::Time)),
+            Ok((30, 5, Closed::End)),
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_many_keys_are_open_as_may_be_and_nothing_is_lost_by_that() {
+    let mut dice = Dice::new(3);
+    let numbers: Vec<u64> = (0..5000).map(|_| dice.roll(400)).collect();
+    let windows = [
+        Window::tumbling(3600 * SECOND),
+        Window::sliding(3600 * SECOND, 3600 * SECOND),
+        Window::session(3600 * SECOND),
+        Window::count(7),
+        Window::sliding_count(5, 5),
+    ];
+    for window in windows {
+        let (pipe, ear, _) = tracked(numbers.clone());
+        let pipe = pipe.window(window.max_keys(16), |n| *n, Count);
+        let (windows, _) = pipe.collect().await.unwrap();
+        let mut counts = BTreeMap::<u64, u64>::new();
+        windows.iter().for_each(|window| *counts.entry(window.key).or_default() += window.value);
+        let mut expected = BTreeMap::<u64, u64>::new();
+        numbers.iter().for_each(|n| *expected.entry(*n).or_default() += 1);
+        assert_eq!(counts, expected, "{window:?}");
+        assert!(windows.iter().any(|window| window.closed == Closed::Evicted));
+        assert_eq!(ear.list(5000), vec![End::Completed; 5000]);
+    }
+}
+
+#[tokio::test]
+async fn aggregates_give_what_they_are_named_for() {
+    let window = Window::count(4);
+    let all = (Count, Sum(|n: &i64| *n), (Min(|n: &i64| *n), Max(|n: &i64| *n)));
+    let longest = Fold {
+        start: String::new,
+        add: |longest: &mut String, n: i64| {
+            let text = n.to_string();
+            if text.len() > longest.len() {
+                *longest = text;
+            }
+        },
+        merge: |longest: &mut String, later: &String| {
+            if later.len() > longest.len() {
+                longest.clone_from(later);
+            }
+        },
+    };
+    let numbers = || Pipe::from_iter([3i64, -10, 7, 2, 100]);
+    let (values, _) =
+        numbers().window(window, |_| (), (all, longest)).map(|window| window.value).collect().await.unwrap();
+    assert_eq!(
+        values,
+        [
+            ((4, 2, (Some(-10), Some(7))), "-10".to_owned()),
+            ((1, 100, (Some(100), Some(100))), "100".to_owned())
+        ]
+    );
+    // The same over windows that overlap, whose pieces are put together.
+    let all = (Count, Sum(|n: &i64| *n), (Min(|n: &i64| *n), Max(|n: &i64| *n)));
+    let (values, _) = numbers()
+        .window(Window::sliding_count(3, 1), |_| (), (all, Items))
+        .map(|window| window.value)
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(values[3], ((3, -1, (Some(-10), Some(7))), vec![-10, 7, 2]));
+    assert_eq!(values[4], ((3, 109, (Some(2), Some(100))), vec![7, 2, 100]));
+}
+
+#[tokio::test]
+async fn an_aggregate_that_panics_costs_the_item_in_hand_and_no_other() {
+    let (pipe, ear, _) = tracked(0..10u64);
+    let picky = Fold {
+        start: || 0,
+        add: |sum: &mut u64, n: u64| {
+            assert_ne!(n, 4, "a test panics");
+            *sum += n;
+        },
+        merge: |sum: &mut u64, later: &u64| *sum += later,
+    };
+    let (sums, report) = pipe
+        .on_panic(PanicPolicy::Dead)
+        .window(Window::count(3), |_| (), picky)
+        .map(|window| window.value)
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(sums, [3, 3 + 5 + 6, 7 + 8 + 9]);
+    assert_eq!((report.ledger.dead, report.ledger.completed), (1, 9));
+    assert_eq!(ear.list(10).iter().filter(|end| matches!(end, End::Dead(_))).count(), 1);
+}
+
+#[test]
+fn windows_of_nothing_and_limits_that_have_no_effect_are_refused() {
+    let refused = |build: fn()| std::panic::catch_unwind(build).is_err();
+    assert!(refused(|| _ = Window::tumbling(Duration::ZERO)));
+    assert!(refused(|| _ = Window::sliding(SECOND, Duration::ZERO)));
+    assert!(refused(|| _ = Window::sliding(3600 * SECOND, Duration::from_nanos(7))));
+    assert!(refused(|| _ = Window::session(Duration::ZERO)));
+    assert!(refused(|| _ = Window::count(0)));
+    assert!(refused(|| _ = Window::sliding_count(3, 4)));
+    assert!(refused(|| _ = Window::count(1).max_keys(0)));
+    assert!(refused(|| _ = Window::count(1).offset(SECOND)));
+    assert!(refused(|| _ = Window::tumbling(SECOND).max_age(SECOND)));
+    assert!(refused(|| _ = Window::sliding_count(3, 1).max_items(3)));
+}
+
+// Against a model.
+
+/// What a sorted vector makes of the events, one after the other.
+struct Model {
+    watermark: i64,
+    newest: i64,
+    delay: i64,
+    lateness: i64,
+    results: Vec<Seen<Vec<u64>>>,
+    late: Vec<Event>,
+    dropped: u64,
+}
+
+impl Model {
+    fn new(delay: u64, lateness: u64) -> Self {
+        let (delay, lateness) = (delay as i64, lateness as i64);
+        Model {
+            watermark: i64::MIN / 2,
+            newest: i64::MIN / 2,
+            delay,
+            lateness,
+            results: vec![],
+            late: vec![],
+            dropped: 0,
+        }
+    }
+
+    fn sees(&mut self, time: i64) {
+        self.newest = self.newest.max(time);
+        self.watermark = self.watermark.max(self.newest - self.delay);
+    }
+
+    fn timed(mut self, events: &[Event], size: i64, slide: i64) -> Self {
+        let mut open = BTreeMap::<(i64, u64), Vec<u64>>::new();
+        for event in events {
+            let (time, key, number) = (event.0 as i64, event.1, event.2);
+            self.sees(time);
+            let first = (time - size).div_euclid(slide) * slide + slide;
+            let starts: Vec<_> =
+                (0..).map(|n| first + n * slide).take_while(|start| *start <= time).collect();
+            if starts.is_empty() {
+                self.dropped += 1;
+                continue;
+            }
+            let mut taken = false;
+            for start in starts {
+                let end = start + size;
+                if end > self.watermark {
+                    open.entry((end, key)).or_default().push(number);
+                    taken = true;
+                } else if end > self.watermark - self.lateness {
+                    self.results.push((Closed::Late, key, start, end, vec![number]));
+                    taken = true;
+                }
+            }
+            if !taken {
+                self.late.push(*event);
+            }
+        }
+        for ((end, key), mut numbers) in open {
+            numbers.sort_unstable();
+            let closed = if end <= self.watermark { Closed::Time } else { Closed::End };
+            self.results.push((closed, key, end - size, end, numbers));
+        }
+        self
+    }
+
+    fn sessions(mut self, events: &[Event], gap: i64) -> Self {
+        // Key, first, last, numbers, late.
+        let mut open: Vec<(u64, i64, i64, Vec<u64>, bool)> = Vec::new();
+        for event in events {
+            let (time, key, number) = (event.0 as i64, event.1, event.2);
+            self.sees(time);
+            let fits = |session: &(u64, i64, i64, Vec<u64>, bool)| {
+                session.0 == key && time < session.2 + gap && session.1 < time + gap
+            };
+            let (mut joined, others): (Vec<_>, Vec<_>) = open.into_iter().partition(|session| fits(session));
+            open = others;
+            let late = time + gap <= self.watermark;
+            if joined.is_empty() {
+                if time + gap <= self.watermark - self.lateness {
+                    self.late.push(*event);
+                    continue;
+                }
+                joined.push((key, time, time, vec![], late));
+            }
+            open.push((
+                key,
+                joined.iter().map(|session| session.1).min().unwrap().min(time),
+                joined.iter().map(|session| session.2).max().unwrap().max(time),
+                joined.iter().flat_map(|session| session.3.clone()).chain([number]).collect(),
+                joined.iter().all(|session| session.4),
+            ));
+            let (over, left): (Vec<_>, Vec<_>) =
+                open.into_iter().partition(|session| session.2 + gap <= self.watermark);
+            open = left;
+            over.into_iter().for_each(|session| self.close(session, gap, false));
+        }
+        open.into_iter().for_each(|session| self.close(session, gap, true));
+        self
+    }
+
+    fn close(&mut self, session: (u64, i64, i64, Vec<u64>, bool), gap: i64, end: bool) {
+        let (key, first, last, mut numbers, late) = session;
+        numbers.sort_unstable();
+        let closed = match (end, late) {
+            (true, _) => Closed::End,
+            (_, true) => Closed::Late,
+            _ => Closed::Time,
+        };
+        self.results.push((closed, key, first, last + gap, numbers));
+    }
+
+    fn check(mut self, windows: Vec<Result<Windowed<u64, Vec<Event>>, Event>>, tumbling: bool) {
+        let mut late: Vec<_> = windows.iter().filter_map(|window| window.as_ref().err().copied()).collect();
+        let windows: Vec<_> = windows.into_iter().flatten().collect();
+        let ends: Vec<_> =
+            windows.iter().filter(|window| window.closed == Closed::Time).map(|window| window.end).collect();
+        assert!(!tumbling || ends.is_sorted(), "in the order of their ends");
+        let mut results: Vec<_> = windows
+            .into_iter()
+            .map(|window| {
+                assert_eq!(window.items, window.value.len() as u64);
+                let (closed, key, start, end, events) = seen(window);
+                let mut numbers: Vec<_> = events.iter().map(|event| event.2).collect();
+                numbers.sort_unstable();
+                (closed, key, start, end, numbers)
+            })
+            .collect();
+        let order = |(closed, key, start, _, numbers): &Seen<Vec<u64>>| {
+            (*start, *key, format!("{closed:?}"), numbers.clone())
+        };
+        results.sort_by_key(order);
+        self.results.sort_by_key(order);
+        assert_eq!(results, self.results);
+        late.sort_unstable();
+        self.late.sort_unstable();
+        assert_eq!(late, self.late);
+    }
+}
+
+/// Events that wander about in time.
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    prop::collection::vec(((0..60u64), (0..3u64)), 0..120).prop_map(|events| {
+        let place = |(at, (back, key)): (usize, (u64, u64))| {
+            ((2 * at as u64 + 60).saturating_sub(back), key, at as u64)
+        };
+        events.into_iter().enumerate().map(place).collect()
+    })
+}
+
+fn paused() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: if std::env::var_os("MILLSTREAM_SOAK").is_some() { 100_000 } else { 300 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn windows_of_time_hold_what_the_model_says(
+        events in events(), size in 1..40u64, slide in 1..40u64, delay in 0..50u64, lateness in 0..50u64, seed in any::<u64>(),
+    ) {
+        let window = Window::sliding(size as u32 * SECOND, slide as u32 * SECOND)
+            .event_time(event_time().delay(delay as u32 * SECOND).lateness(lateness as u32 * SECOND));
+        let source = Fitful { items: events.clone().into_iter(), dice: Dice::new(seed) };
+        let (windows, report) = paused().block_on(async {
+            Pipe::from_stream(source).window_or_late(window, |event| event.1, Items).collect().await.unwrap()
+        });
+        let model = Model::new(delay, lateness).timed(&events, size as i64, slide as i64);
+        prop_assert_eq!(report.ledger.dropped_total(), model.dropped);
+        prop_assert!(report.ledger.balances() && report.ledger.in_flight == 0);
+        model.check(windows, true);
+    }
+
+    #[test]
+    fn sessions_hold_what_the_model_says(
+        events in events(), gap in 1..20u64, delay in 0..50u64, lateness in 0..50u64, seed in any::<u64>(),
+    ) {
+        let window = Window::session(gap as u32 * SECOND)
+            .event_time(event_time().delay(delay as u32 * SECOND).lateness(lateness as u32 * SECOND));
+        let source = Fitful { items: events.clone().into_iter(), dice: Dice::new(seed) };
+        let (windows, report) = paused().block_on(async {
+            Pipe::from_stream(source).window_or_late(window, |event| event.1, Items).collect().await.unwrap()
+        });
+        prop_assert!(report.ledger.balances() && report.ledger.in_flight == 0);
+        Model::new(delay, lateness).sessions(&events, gap as i64).check(windows, false);
+    }
+
+    #[test]
+    fn every_token_of_a_window_is_settled_once(
+        events in events(), size in 1..40u64, slide in 1..40u64, delay in 0..50u64, lateness in 0..50u64,
+    ) {
+        let late = event_time().delay(delay as u32 * SECOND).lateness(lateness as u32 * SECOND);
+        let timed = Window::sliding(size as u32 * SECOND, slide as u32 * SECOND).event_time(late);
+        let session = Window::session(slide as u32 * SECOND).event_time(late);
+        let moving = Window::sliding_count(slide * 3, slide).event_time(late);
+        for window in [timed, session, moving] {
+            let (pipe, ear, account) = tracked(events.clone());
+            paused().block_on(async {
+                pipe.window(window, |event| event.1, Count).for_each(drop).await.unwrap();
+            });
+            let completed = ear.list(events.len() as u64).iter().filter(|end| **end == End::Completed).count() as u64;
+            prop_assert_eq!(completed + account.dropped().values().sum::<u64>(), events.len() as u64);
+        }
+    }
+}
