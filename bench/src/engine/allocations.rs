@@ -1,6 +1,11 @@
 //! Allocations an item in steady state, operator by operator.
 
-use millstream_flow::{Batch, BoxError, Concurrency, Outcome, Pipe, Plan, Tracked, Tracker};
+use std::time::{Duration, SystemTime};
+
+use millstream_flow::{
+    Batch, BoxError, Capacity, Concurrency, Debounce, Dedupe, EventTime, Outcome, Overflow, Pipe, Plan,
+    RateLimit, Sample as SampleRule, Sum, Throttle, Tracked, Tracker, Window,
+};
 
 use super::run::Threads;
 use crate::alloc;
@@ -63,6 +68,47 @@ pub(crate) fn cases() -> Vec<Case> {
             Pipe::from_iter(0..items).per_key(2, 1024, |i| *i, |lane| lane.map(|i| i + 1)).fold(0, count)
         }),
         none("allocations: boxed", |items| Pipe::from_iter(0..items).boxed().fold(0, count)),
+        none("allocations: scan, take_while, skip_while, sample, distinct_until_changed", |items| {
+            let pipe = Pipe::from_iter(0..items).scan(0u64, |sum, i| {
+                *sum = sum.wrapping_add(i);
+                *sum
+            });
+            let pipe = pipe.skip_while(|i| *i < 10).take_while(|_| true).sample(SampleRule::rate(0.5));
+            pipe.distinct_until_changed(|i| i % 7).fold(0, count)
+        }),
+        none("allocations: dedupe of 1,000 keys", |items| {
+            Pipe::from_iter(0..items).dedupe(Dedupe::keys(1000).ttl(SECOND), |i| i % 3000).fold(0, count)
+        }),
+        none("allocations: debounce, throttle, rate_limit, idle_timeout", |items| {
+            let pipe = Pipe::from_iter(0..items).idle_timeout(SECOND);
+            let pipe = pipe.rate_limit(RateLimit::new(u64::MAX, SECOND).burst(1 << 40));
+            pipe.throttle(Throttle::both(NANOSECOND)).debounce(Debounce::both(NANOSECOND)).fold(0, count)
+        }),
+        none("allocations: latest_by, 100 keys", |items| {
+            Pipe::from_iter(0..items).latest_by(SECOND, 100, |i| i % 150).fold(0, count)
+        }),
+        none("allocations: zip and concat", |items| {
+            let pairs = Pipe::from_iter(0..items).zip(Pipe::from_iter(0..items)).map(|(a, b)| a + b);
+            pairs.concat(Pipe::from_iter(0..items)).fold(0, count)
+        }),
+        none("allocations: switch", |items| {
+            let switch = Pipe::from_iter(0..items).switch(|i| i & 3);
+            Pipe::merge_all((0..3).map(|key| switch.route(key, 1024))).fold(0, count)
+        }),
+        none("allocations: conflate", |items| {
+            Pipe::from_iter(0..items).conflate(1024, |i| i % 2000).fold(0, count)
+        }),
+        none("allocations: buffer that drops the oldest", |items| {
+            Pipe::from_iter(0..items).buffer_with(Capacity::items(64), Overflow::DropOldest).fold(0, count)
+        }),
+        none("allocations: windows of 10,000 items, 1,000 keys, tumbling", |items| {
+            windows(items, Window::tumbling(10_000 * NANOSECOND))
+        }),
+        none("allocations: the same, sliding", |items| {
+            windows(items, Window::sliding(20_000 * NANOSECOND, 5_000 * NANOSECOND))
+        }),
+        none("allocations: the same, sessions", |items| windows(items, Window::session(500 * NANOSECOND))),
+        none("allocations: the same, of a count", |items| windows(items, Window::count(10))),
         none("allocations: a tracked flow", |items| {
             let mut tracker = Tracker::new(|_: std::ops::Range<u64>, _: &Outcome| {});
             let account = tracker.account();
@@ -88,6 +134,16 @@ pub(crate) fn cases() -> Vec<Case> {
             })
             .goal_on(METRIC, Bound::AtMost(1.001), "1 a batch"),
     ]
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const NANOSECOND: Duration = Duration::from_nanos(1);
+
+/// An item a nanosecond, of a thousand keys by turns.
+fn windows(items: u64, window: Window) -> Plan<u64> {
+    let time = EventTime::new(|i: &u64| SystemTime::UNIX_EPOCH + Duration::from_nanos(*i));
+    let windows = Pipe::from_iter(0..items).window(window.event_time(time), |i| i % 1000, Sum(|i: &u64| *i));
+    windows.fold(0, |sum, _| *sum += 1)
 }
 
 async fn yielding(i: u64) -> u64 {

@@ -6,11 +6,13 @@ mod batching;
 mod concurrent;
 mod fanning;
 mod fused;
+mod guide;
 mod hops;
 mod latency;
 mod multicore;
 mod run;
 mod streamz;
+mod windows;
 
 use crate::case::Case;
 
@@ -23,6 +25,8 @@ pub(crate) fn cases() -> Vec<Case> {
         multicore::cases(),
         batching::cases(),
         fanning::cases(),
+        windows::cases(),
+        guide::cases(),
         accounts::cases(),
         allocations::cases(),
     ];

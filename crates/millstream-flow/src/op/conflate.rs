@@ -110,6 +110,8 @@ pub(crate) struct Conflater<F: Flow, Q, N> {
     pub(crate) driver: Driver,
     /// Taken from upstream and not on the shelf yet.
     pub(crate) chunk: VecDeque<(Q, F::Item, F::Token)>,
+    /// Items replaced while the lock is held, until it is free: a user's `Drop` may do anything.
+    pub(crate) replaced: Vec<F::Item>,
 }
 
 impl<F: Flow, Q, N> Unpin for Conflater<F, Q, N> {}
@@ -117,13 +119,11 @@ impl<F: Flow, Q, N> Unpin for Conflater<F, Q, N> {}
 impl<F: Flow, Q: Hash + Eq, N> Conflater<F, Q, N> {
     /// Puts the chunk on the shelf. Pending if it does not fit, an error if nobody reads any more.
     fn poll_publish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ()>> {
-        let Conflater { shelf, capacity, op, stats, chunk, .. } = self;
+        let Conflater { shelf, capacity, op, stats, chunk, replaced, .. } = self;
         if chunk.is_empty() {
             return Poll::Ready(Ok(()));
         }
         let mut dropped = Discard::<F::Token>::new(op);
-        // Kept until the lock is free: a user's `Drop` may do anything.
-        let mut shed = Vec::new();
         let came = chunk.len();
         let mut latest = shelf.latest();
         if latest.reader_gone {
@@ -134,7 +134,7 @@ impl<F: Flow, Q: Hash + Eq, N> Conflater<F, Q, N> {
                 Put::New => {}
                 Put::Instead(item, token) => {
                     dropped.add(token);
-                    shed.push(item);
+                    replaced.push(item);
                 }
                 Put::Full(key, item, token) => {
                     chunk.push_front((key, item, token));
@@ -146,6 +146,7 @@ impl<F: Flow, Q: Hash + Eq, N> Conflater<F, Q, N> {
         stats.shelved(came - chunk.len(), latest.row.len(), 0);
         let reader = latest.reader.take();
         drop(latest);
+        replaced.clear();
         if let Some(reader) = reader {
             reader.wake();
         }

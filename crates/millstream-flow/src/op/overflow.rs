@@ -123,6 +123,8 @@ pub(crate) struct Shedder<F: Flow, W> {
     pub(crate) stats: Arc<HopStats>,
     pub(crate) driver: Driver,
     pub(crate) chunk: Vec<(F::Item, F::Token)>,
+    /// Items shed while the lock is held, until it is free: a user's `Drop` may do anything.
+    pub(crate) shed: Vec<F::Item>,
 }
 
 impl<F: Flow, W> Unpin for Shedder<F, W> {}
@@ -132,12 +134,21 @@ impl<F: Flow, W: Measure<F::Item>> Shedder<F, W> {
     /// run has failed.
     fn publish(&mut self) -> bool {
         let Shedder {
-            measure, shelf, capacity, bytes_max, overflow, thinning, op, stats, chunk, driver, ..
+            measure,
+            shelf,
+            capacity,
+            bytes_max,
+            overflow,
+            thinning,
+            op,
+            stats,
+            chunk,
+            shed,
+            driver,
+            ..
         } = self;
         let capacity = capacity.value();
         let mut dropped = Discard::<F::Token>::new(op);
-        // Items dropped are kept until the lock is free: a user's `Drop` may do anything.
-        let mut shed = Vec::new();
         let published = chunk.len();
         let mut queue = shelf.queue();
         if queue.reader_gone {
@@ -181,6 +192,7 @@ impl<F: Flow, W: Measure<F::Item>> Shedder<F, W> {
         stats.shelved(published, queue.items.len(), queue.bytes);
         let reader = queue.reader.take();
         drop(queue);
+        shed.clear();
         if let Some(reader) = reader {
             reader.wake();
         }

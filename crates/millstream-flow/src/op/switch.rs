@@ -1,6 +1,6 @@
 //! A fan-out by key whose routes come and go.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::hash::Hash;
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
+use hashbrown::HashMap;
 
 use crate::flow::Flow;
 use crate::measure::Unmeasured;

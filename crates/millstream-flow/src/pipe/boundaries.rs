@@ -107,6 +107,7 @@ where
             stats: stats.clone(),
             driver,
             chunk: Vec::new(),
+            shed: Vec::new(),
         };
         let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(shedder)]);
         let flow = Either::Right(Shedding { shelf, measure, stats, tasks, taken: Default::default() });
@@ -145,6 +146,7 @@ where
             stats: stats.clone(),
             driver,
             chunk: Default::default(),
+            replaced: Vec::new(),
         };
         let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(conflater)]);
         Pipe::behind(Conflated { shelf, stats, tasks, taken: Default::default() }, scope, op)

@@ -398,7 +398,33 @@ fn common_divisor(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { common_divisor(b, a % b) }
 }
 
+/// A pane and the windows it is in.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    start: i64,
+    end: i64,
+    pane: i64,
+    first_end: i64,
+    last_end: i64,
+}
+
+impl Place {
+    #[inline]
+    fn holds(&self, time: i64) -> bool {
+        self.start <= time && time < self.end
+    }
+}
+
 impl Spec {
+    /// Where a moment is.
+    fn place(&self, time: i64) -> Place {
+        let pane = self.pane_of(time);
+        let start = self.pane_start(pane);
+        // Windows begin and end where panes do, so all moments of a pane are in the same ones.
+        let (first_end, last_end) = (self.first_end(time), self.last_end(time));
+        Place { start, end: start.saturating_add(self.pane), pane, first_end, last_end }
+    }
+
     /// The end of the first window that covers `time`.
     #[inline]
     fn first_end(&self, time: i64) -> i64 {

@@ -9,9 +9,9 @@ use std::task::{Context, Poll};
 use tokio::time::Instant;
 
 use super::aggregate::Aggregate;
-use super::keys::Keys;
+use super::keys::{Entry, Keys};
 use super::panes::{Panes, Part};
-use super::{Closed, Emit, INTAKE, Key, Patience, Spec, TimeOf, moment, nanos};
+use super::{Closed, Emit, INTAKE, Key, Patience, Place, Spec, TimeOf, moment, nanos};
 use crate::flow::{Flow, Step};
 use crate::op::{Discard, Tally};
 use crate::scope::Scope;
@@ -36,9 +36,13 @@ struct Book<T, K: Settle, C, Q, N, A: Aggregate<T>, O: Emit<T, Q, A::Output>> {
     aggregate: A,
     time: C,
     spec: Spec,
+    /// Where the last item was: the next is nearly always there too, and is spared four divisions.
+    place: Place,
     patience: Patience,
     keys_max: usize,
     keys: Keys<Q, Panes<A::State, K::Group>>,
+    /// Empty ones, whose memory the next keys use.
+    spare: Vec<Panes<A::State, K::Group>>,
     /// The earliest end of a window that holds something.
     next_end: Option<i64>,
     /// Windows that ended by then are complete.
@@ -96,7 +100,10 @@ where
             self.newest = time;
             self.watermark = self.watermark.max(time.saturating_sub(self.patience.delay));
         }
-        let (first_end, last_end) = (self.spec.first_end(time), self.spec.last_end(time));
+        if !self.place.holds(time) {
+            self.place = self.spec.place(time);
+        }
+        let Place { pane, first_end, last_end, .. } = self.place;
         if last_end <= time {
             // Between two windows.
             dropped.add(token);
@@ -108,7 +115,7 @@ where
         let key = (self.key)(&item);
         let slot = self.slot(key);
         let Some(entry) = self.keys.get(slot) else { unreachable!("the slot was looked up just now") };
-        let (part, tokens) = entry.state.pane(self.spec.pane_of(time), &self.aggregate);
+        let (part, tokens) = entry.state.pane(pane, &self.aggregate);
         part.add(&self.aggregate, time, item);
         token.join(tokens);
         entered.add(1);
@@ -127,7 +134,8 @@ where
     /// The slot of a key; a new one may cost another key its windows.
     #[inline]
     fn slot(&mut self, key: Q) -> usize {
-        let (slot, new) = self.keys.slot(key, Panes::new);
+        let spare = &mut self.spare;
+        let (slot, new) = self.keys.slot(key, || spare.pop().unwrap_or_else(Panes::new));
         if new && let Some(entry) = self.keys.evict(slot, self.keys_max) {
             self.give_up(entry.key, entry.state);
         }
@@ -257,11 +265,12 @@ where
                 self.firing = Some(firing);
                 let Some((part, tokens)) = fired else { continue };
                 let key = if entry.state.is_empty() {
-                    self.keys.remove(slot).map(|entry| entry.key)
+                    let Some(Entry { key, state, .. }) = self.keys.remove(slot) else { continue };
+                    self.spare.push(state);
+                    key
                 } else {
-                    Some(entry.key.clone())
+                    entry.key.clone()
                 };
-                let Some(key) = key else { continue };
                 made.add(1);
                 *room -= 1;
                 let window = part.finish(&self.aggregate, key, (end - self.spec.size, end), closed);
@@ -295,8 +304,10 @@ where
             patience: time.patience(),
             time,
             spec,
+            place: spec.place(0),
             keys_max,
             keys: Keys::new(),
+            spare: Vec::new(),
             next_end: None,
             watermark: i64::MIN,
             newest: i64::MIN,
