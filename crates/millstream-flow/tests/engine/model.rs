@@ -230,6 +230,10 @@ impl Expected {
                     if last < key.len() {
                         let from = (last + every).saturating_sub(items).min(last);
                         out.push(sum(&key[from..]));
+                    } else {
+                        // Kept for a window that never came.
+                        let kept = &key[last.saturating_sub(items - every)..];
+                        kept.iter().for_each(|e| self.end(e, &dropped));
                     }
                 }
             }
