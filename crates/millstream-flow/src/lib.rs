@@ -61,6 +61,9 @@ mod source;
 mod spawn;
 mod stats;
 mod sync;
+#[cfg(feature = "test")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test")))]
+pub mod test;
 mod timer;
 mod token;
 

@@ -34,8 +34,12 @@ pub struct Batch<W = Unmeasured> {
     measure: W,
 }
 
-/// The first count of an automatic batch, and the highest the tuner may try.
-const COUNT_AUTO: usize = 100;
+/// An automatic batch begins with as many items as fill this, within these bounds: what is copied costs little against a
+/// call, and what waits is soon complete.
+const AUTO_BYTES: usize = 16 << 10;
+const AUTO_MIN: usize = 10;
+const AUTO_MAX: usize = 500;
+/// The highest count that the tuner may try.
 const COUNT_MAX: usize = 1 << 16;
 
 impl Batch {
@@ -49,7 +53,8 @@ impl Batch {
         Batch { count: count.into(), bytes_max: usize::MAX, age_max: None, measure: Unmeasured }
     }
 
-    /// Batches of a count that is left to the tuner, from 100 items.
+    /// Batches of a count that is left to the tuner. It begins with as many items as fill 16 KiB, but at least 10 and at most
+    /// 500.
     pub fn auto() -> Self {
         Batch { count: Setting::Auto, bytes_max: usize::MAX, age_max: None, measure: Unmeasured }
     }
@@ -74,12 +79,13 @@ impl<W> Batch<W> {
         self
     }
 
-    pub(crate) fn knob(&self, name: String) -> Knob {
+    pub(crate) fn knob<T>(&self, name: String) -> Knob {
         let max = match self.count {
             Setting::Fixed(count) => count,
             Setting::Auto => COUNT_MAX,
         };
-        Knob::new(name, self.count, COUNT_AUTO, 1, max)
+        let first = (AUTO_BYTES / size_of::<T>().max(1)).clamp(AUTO_MIN, AUTO_MAX);
+        Knob::new(name, self.count, first, 1, max)
     }
 
     pub(crate) fn bytes_max(&self) -> Option<usize> {

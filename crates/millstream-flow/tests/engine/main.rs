@@ -6,6 +6,7 @@ mod chain;
 mod channels;
 mod failing;
 mod idle;
+mod kit;
 mod lanes;
 mod model;
 mod operators;

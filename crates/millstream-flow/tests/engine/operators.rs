@@ -130,6 +130,14 @@ async fn the_knob_of_a_batch_sets_its_count() {
     assert_eq!(batches, [4, 4, 2]);
 }
 
+#[test]
+fn an_automatic_batch_begins_with_a_count_that_suits_its_items() {
+    let first = |knobs: Vec<millstream_flow::Knob>| knobs[0].value();
+    assert_eq!(first(Pipe::from_iter([0u8]).batch(Batch::auto()).monitor().knobs()), 500);
+    assert_eq!(first(Pipe::from_iter([[0u8; 160]]).batch(Batch::auto()).monitor().knobs()), 102);
+    assert_eq!(first(Pipe::from_iter([[0u8; 8000]]).batch(Batch::auto()).monitor().knobs()), 10);
+}
+
 #[tokio::test]
 async fn the_knob_of_map_async_limits_the_calls_in_flight() {
     for (setting, limit) in

@@ -1,90 +1,16 @@
 //! What the tests of the engine share.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
-use millstream_flow::{
-    Account, BoxError, Flow, Outcome, Pipe, Settle, Step, Token, TokenRuns, Tracked, Tracker,
-};
-use tokio::sync::Notify;
+use millstream_flow::{Account, BoxError, Flow, Pipe, Settle, Step, Token, TokenRuns, Tracked, Tracker};
 
-/// How an item ended, as its source heard it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum End {
-    Completed,
-    Dropped(String),
-    Dead(String),
-    Abandoned,
-}
-
-/// Hears what becomes of every token of one tracker.
-#[derive(Clone, Default)]
-pub(crate) struct Ear {
-    heard: Arc<Mutex<BTreeMap<u64, Vec<End>>>>,
-    news: Arc<Notify>,
-}
-
-impl Ear {
-    /// A tracker that this ear hears.
-    pub(crate) fn tracker(&self) -> Tracker {
-        let Ear { heard, news } = self.clone();
-        Tracker::new(move |items: Range<u64>, outcome: &Outcome| {
-            let end = match outcome {
-                Outcome::Completed => End::Completed,
-                Outcome::Dropped(name) => End::Dropped(name.to_string()),
-                Outcome::Dead(failure) => End::Dead(failure.reason.clone()),
-                Outcome::Abandoned => End::Abandoned,
-                other => panic!("an outcome that the tests do not know: {other:?}"),
-            };
-            let mut heard = heard.lock().unwrap();
-            for item in items {
-                heard.entry(item).or_default().push(end.clone());
-            }
-            drop(heard);
-            news.notify_waiters();
-        })
-    }
-
-    /// What was heard of each item. Fails if an item was settled twice.
-    pub(crate) fn ends(&self) -> BTreeMap<u64, End> {
-        let heard = self.heard.lock().unwrap();
-        let once = heard.iter().map(|(item, ends)| {
-            assert_eq!(ends.len(), 1, "item {item} was settled more than once: {ends:?}");
-            (*item, ends[0].clone())
-        });
-        once.collect()
-    }
-
-    /// The ends of the items in order of issue. Fails unless all of them, and each once, have ended.
-    pub(crate) fn list(&self, issued: u64) -> Vec<End> {
-        let ends = self.ends();
-        assert_eq!(
-            ends.keys().copied().collect::<Vec<_>>(),
-            (0..issued).collect::<Vec<_>>(),
-            "each item ends"
-        );
-        ends.into_values().collect()
-    }
-
-    /// Waits until all that `account` issued is settled.
-    pub(crate) async fn all_settled(&self, account: &Account) {
-        loop {
-            let news = self.news.notified();
-            tokio::pin!(news);
-            news.as_mut().enable();
-            if self.heard.lock().unwrap().len() as u64 == account.received() {
-                return;
-            }
-            news.await;
-        }
-    }
-}
+pub(crate) use millstream_flow::test::{End, Outcomes as Ear};
 
 /// A tracked flow of `items`, and who hears of them.
 pub(crate) fn tracked<T: Send + 'static>(

@@ -196,7 +196,7 @@ async fn an_end_hands_on_what_is_open_and_a_cancelled_run_gives_it_back() {
         .await
         .unwrap();
     assert_eq!(windows, [(Closed::End, vec![0, 2]), (Closed::End, vec![1, 3])]);
-    assert_eq!((report.ledger.completed, ear.list(4)), (4, vec![End::Completed; 4]));
+    assert_eq!((report.ledger.completed, ear.list()), (4, vec![End::Completed; 4]));
 
     use futures_util::StreamExt;
     let (pipe, ear, account) =
@@ -206,22 +206,22 @@ async fn an_end_hands_on_what_is_open_and_a_cancelled_run_gives_it_back() {
         yield_now().await;
     }
     drop(run);
-    ear.all_settled(&account).await;
-    assert_eq!(ear.list(4), vec![End::Abandoned; 4]);
+    ear.all_ended().await;
+    assert_eq!(ear.list(), vec![End::Abandoned; 4]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_item_of_several_windows_is_done_when_all_of_them_are() {
     let (sender, items) = tokio::sync::mpsc::channel(4);
-    let (pipe, ear, account) = tracked_stream(tokio_stream::wrappers::ReceiverStream::new(items));
+    let (pipe, ear, _) = tracked_stream(tokio_stream::wrappers::ReceiverStream::new(items));
     let window = Window::sliding(10 * SECOND, 5 * SECOND);
     let run = pipe.starting_at(at(101)).window(window, |_: &u32| (), Count).for_each(drop).start();
     sender.send(1).await.unwrap();
     sleep(5 * SECOND).await;
     assert!(ear.ends().is_empty(), "the window up to 105 is done, the one up to 110 is not");
     sleep(5 * SECOND).await;
-    ear.all_settled(&account).await;
-    assert_eq!(ear.list(1), [End::Completed]);
+    ear.all_ended().await;
+    assert_eq!(ear.list(), [End::Completed]);
     drop(run);
 }
 
@@ -313,7 +313,7 @@ async fn as_many_keys_are_open_as_may_be_and_nothing_is_lost_by_that() {
         numbers.iter().for_each(|n| *expected.entry(*n).or_default() += 1);
         assert_eq!(counts, expected, "{window:?}");
         assert!(windows.iter().any(|window| window.closed == Closed::Evicted));
-        assert_eq!(ear.list(5000), vec![End::Completed; 5000]);
+        assert_eq!(ear.list(), vec![End::Completed; 5000]);
     }
 }
 
@@ -377,7 +377,7 @@ async fn an_aggregate_that_panics_costs_the_item_in_hand_and_no_other() {
         .unwrap();
     assert_eq!(sums, [3, 3 + 5 + 6, 7 + 8 + 9]);
     assert_eq!((report.ledger.dead, report.ledger.completed), (1, 9));
-    assert_eq!(ear.list(10).iter().filter(|end| matches!(end, End::Dead(_))).count(), 1);
+    assert_eq!(ear.list().iter().filter(|end| matches!(end, End::Dead(_))).count(), 1);
 }
 
 #[test]
@@ -600,7 +600,7 @@ proptest! {
             paused().block_on(async {
                 pipe.window(window, |event| event.1, Count).for_each(drop).await.unwrap();
             });
-            let completed = ear.list(events.len() as u64).iter().filter(|end| **end == End::Completed).count() as u64;
+            let completed = ear.list().iter().filter(|end| **end == End::Completed).count() as u64;
             prop_assert_eq!(completed + account.dropped().values().sum::<u64>(), events.len() as u64);
         }
     }
