@@ -63,6 +63,17 @@ impl Tick {
         }
     }
 
+    /// As a number that is not 0, for whoever keeps it where nothing else fits.
+    #[inline]
+    pub(crate) fn raw(self) -> u64 {
+        self.0.max(1)
+    }
+
+    /// Of such a number; `None` for 0.
+    pub(crate) fn of_raw(raw: u64) -> Option<Self> {
+        (raw != 0).then_some(Tick(raw))
+    }
+
     #[inline]
     pub(crate) fn since(self, earlier: Tick) -> Duration {
         let ticks = self.0.saturating_sub(earlier.0);

@@ -202,6 +202,7 @@ impl Driver {
         let max = self.quantum.min(room);
         let mut items = 0u64;
         let catching = F::Token::TRACKED.then(CatchScope::enter);
+        self.stats.work(Some(self.last));
         let step = catch_unwind(AssertUnwindSafe(|| quantum(&mut Held::new(flow), cx, max, &mut items)));
         self.taken = items;
         let step = match step {
@@ -220,10 +221,12 @@ impl Driver {
         let now = Tick::now();
         let took = now.since(self.last);
         self.last = now;
+        self.stats.work(None);
         self.stats.add_quantum(items, took);
         // Only a full quantum says what an item costs.
         if took > SLICE / 2 {
             self.quantum = (self.quantum / 2).max(1);
+            self.stats.add_stall(took);
         } else if took < QUANTUM_SHORT && max == self.quantum && step == Poll::Ready(Step::More) {
             self.quantum = (self.quantum * 2).min(self.quantum_max);
         }

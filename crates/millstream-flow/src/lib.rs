@@ -78,6 +78,7 @@ pub use op::burst::{Debounce, Throttle};
 pub use op::dedupe::Dedupe;
 pub use op::idle_timeout::Silent;
 pub use op::map_async::Concurrency;
+pub use op::meter::Metered;
 pub use op::overflow::{Overflow, Overflowed};
 pub use op::parallel::Workers;
 pub use op::rate_limit::RateLimit;
@@ -110,6 +111,7 @@ pub mod flows {
     pub use crate::op::latest::Latest;
     pub use crate::op::map_async::MapAsync;
     pub use crate::op::merge::{Either, Merge};
+    pub use crate::op::meter::Meter;
     pub use crate::op::overflow::Shedding;
     pub use crate::op::parallel::Parallel;
     pub use crate::op::rate_limit::RateLimited;

@@ -3,10 +3,13 @@
 use std::convert::identity;
 use std::fmt;
 use std::future::Future;
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_core::Stream;
+use hashbrown::DefaultHashBuilder;
+use tokio::sync::Mutex;
 
 use crate::channel::{FromChannel, Sender, channel};
 use crate::clock::Clock;
@@ -18,6 +21,7 @@ use crate::op::batch::{Batch, Batched};
 use crate::op::boxed::{self, BoxFlow};
 use crate::op::flat_map::{FlatMap, Unbatch};
 use crate::op::map_async::{Concurrency, MapAsync};
+use crate::op::meter::{Meter, Metered};
 use crate::run::Monitor;
 use crate::scope::{PanicPolicy, Scope};
 use crate::source::{FromIter, FromStream, FromTracked};
@@ -77,6 +81,9 @@ const HOP_AUTO: usize = 1024;
 const HOP_AUTO_MAX: usize = 16 << 10;
 /// The most memory of slots that an automatic hop may reach, for fat items.
 const HOP_AUTO_BYTES: usize = 4 << 20;
+/// Groups of keys that are called one after the other, for each call in flight: with so many more groups than calls, two that
+/// run at once seldom meet.
+const KEY_GROUPS: usize = 16;
 /// Before a terminal a quantum may grow to this many items.
 const QUANTUM_MAX: usize = 8192;
 
@@ -330,6 +337,75 @@ impl<F: Flow> Pipe<F> {
             scope.add_knob(limit.clone());
             MapAsync::new(upstream, map, limit, concurrency.unordered)
         })
+    }
+
+    /// As [`map_async`](Pipe::map_async), with calls for one key one after the other, in the order of their items.
+    ///
+    /// Keys are told apart by their hash, into sixteen times as many groups as calls may be in flight; keys of one group
+    /// wait for each other like one key.
+    ///
+    /// # Ordering
+    /// Calls and results of one key keep their order. Results of different keys as [`Concurrency`] says.
+    ///
+    /// # Backpressure
+    /// A call that waits for another of its key counts as in flight.
+    ///
+    /// ```
+    /// # use millstream_flow::{Concurrency, Pipe};
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let updates = [("a", 3), ("a", 1), ("b", 1)];
+    /// let (done, _) = Pipe::from_iter(updates)
+    ///     .map_async_by_key(Concurrency::unordered(8), |update| update.0, async |(key, seconds)| {
+    ///         tokio::time::sleep(Duration::from_secs(seconds)).await;
+    ///         (key, seconds)
+    ///     })
+    ///     .collect()
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!(done, [("b", 1), ("a", 3), ("a", 1)]);
+    /// # }
+    /// ```
+    pub fn map_async_by_key<Q: Hash, U, M>(
+        self,
+        concurrency: impl Into<Concurrency>,
+        mut key: impl FnMut(&F::Item) -> Q,
+        map: M,
+    ) -> Pipe<impl Flow<Item = U, Token = F::Token>>
+    where
+        M: AsyncFn(F::Item) -> U + 'static,
+    {
+        let concurrency = concurrency.into();
+        let groups = concurrency.knob(String::new()).bounds().1.saturating_mul(KEY_GROUPS);
+        // The fair lock of tokio: who asks first has it first, and calls ask in the order of their items.
+        let locks: Arc<[Mutex<()>]> = (0..groups).map(|_| Mutex::new(())).collect();
+        let (map, hasher) = (Arc::new(map), DefaultHashBuilder::default());
+        let pipe = self.map_async(concurrency, move |item| {
+            let group = (hasher.hash_one(key(&item)) % groups as u64) as usize;
+            let (locks, map) = (locks.clone(), map.clone());
+            async move {
+                let _turn = locks[group].lock().await;
+                map(item).await
+            }
+        });
+        if let Some(last) = pipe.ops.last() {
+            last.rename("map_async_by_key".into());
+        }
+        pipe.scope.add_memory("map_async_by_key".into(), groups.saturating_mul(size_of::<Mutex<()>>()));
+        pipe
+    }
+
+    /// Tells how many items passed in each interval, from the first item on and a last time at the end, as long as the flow is
+    /// polled. The items pass as they are.
+    ///
+    /// For the figures of a whole run see [`monitor`](Pipe::monitor), which costs nothing.
+    ///
+    /// # Panics
+    /// If `interval` is zero.
+    pub fn meter(self, interval: Duration, tell: impl FnMut(Metered)) -> Pipe<Meter<F, impl FnMut(Metered)>> {
+        assert!(!interval.is_zero(), "an interval of no time ends at once");
+        self.then("meter", |upstream, _, _| Meter::new(upstream, interval, tell))
     }
 
     /// Forgets the operators' types: any flow of the same items is then of one type. Compiles faster, and costs

@@ -70,6 +70,10 @@ pub struct StageReport {
     pub blocked_seconds: f64,
     /// Panics of users' functions.
     pub panics: u64,
+    /// How often it worked for 100 ms or longer in one go: a user's function blocks its thread.
+    pub stalls: u64,
+    /// Seconds that it has been working in one go, now: of a stage whose function never returns, ever more.
+    pub working_seconds: f64,
     /// Its operators that dropped or failed items, or could have.
     pub operators: Vec<OpReport>,
 }
@@ -183,6 +187,8 @@ impl Report {
                 starved_seconds: stage.starved().as_secs_f64(),
                 blocked_seconds: stage.blocked().as_secs_f64(),
                 panics: stage.panics(),
+                stalls: stage.stalls(),
+                working_seconds: stage.working().as_secs_f64(),
                 operators: stage
                     .ops()
                     .iter()

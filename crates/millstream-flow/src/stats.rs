@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::clock::Tick;
 use crate::ring::Writer;
 
 /// One operator's name and what it did not pass on.
@@ -64,7 +65,14 @@ pub(crate) struct StageStats {
     starved_ns: AtomicU64,
     blocked_ns: AtomicU64,
     panics: AtomicU64,
+    stalls: AtomicU64,
+    /// The tick at which it began to work on what it works on now; 0 if it does not.
+    working_since: AtomicU64,
 }
+
+/// A stage that works for this long without letting others run stalls: a user's function blocks. It keeps its thread, and
+/// every other task on it, from running.
+pub(crate) const STALL: Duration = Duration::from_millis(100);
 
 impl StageStats {
     pub(crate) fn new(ops: Vec<Arc<OpStats>>) -> Self {
@@ -76,6 +84,8 @@ impl StageStats {
             starved_ns: 0.into(),
             blocked_ns: 0.into(),
             panics: 0.into(),
+            stalls: 0.into(),
+            working_since: 0.into(),
         }
     }
 
@@ -118,6 +128,32 @@ impl StageStats {
     /// Panics of users' functions, each one item's failure.
     pub(crate) fn panics(&self) -> u64 {
         self.panics.load(Ordering::Relaxed)
+    }
+
+    /// How often it worked for longer than [`STALL`] in one go.
+    pub(crate) fn stalls(&self) -> u64 {
+        self.stalls.load(Ordering::Relaxed)
+    }
+
+    /// How long it has been working in one go.
+    pub(crate) fn working(&self) -> Duration {
+        let since = Tick::of_raw(self.working_since.load(Ordering::Relaxed));
+        since.map_or(Duration::ZERO, |since| Tick::now().since(since))
+    }
+
+    /// To be called before users' functions are, and with `None` after.
+    #[inline]
+    pub(crate) fn work(&self, since: Option<Tick>) {
+        self.working_since.store(since.map_or(0, Tick::raw), Ordering::Relaxed);
+    }
+
+    /// Notes that the stage worked for so long in one go, if that was too long.
+    #[cold]
+    pub(crate) fn add_stall(&self, took: Duration) {
+        if took >= STALL {
+            self.stalls.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(stage = %self.name(), ?took, "a user's function blocks; other tasks of its thread wait for it");
+        }
     }
 
     /// Adds a quantum of a stage that runs in one task at a time, as all but `parallel`'s workers do: no

@@ -22,6 +22,7 @@ pub(crate) mod idle_timeout;
 pub(crate) mod latest;
 pub(crate) mod map_async;
 pub(crate) mod merge;
+pub(crate) mod meter;
 pub(crate) mod overflow;
 pub(crate) mod parallel;
 pub(crate) mod rate_limit;

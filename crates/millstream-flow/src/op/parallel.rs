@@ -255,6 +255,9 @@ where
         }
         let took = Tick::now().since(began);
         crew.stats.add_quantum_shared(items as u64, took);
+        if took > CHUNK_WORK {
+            crew.stats.add_stall(took);
+        }
         if let Some(each) = took.checked_div(items as u32) {
             let fit = CHUNK_WORK.as_nanos() / each.as_nanos().max(1);
             // Grow by doubling only: the first items of a run are often the slow ones.

@@ -223,3 +223,65 @@ async fn merging_gives_each_input_its_turn() {
     let a = items.iter().filter(|&&letter| letter == 'a').count();
     assert!((700..=1300).contains(&a), "{a} of 2000 from the first input");
 }
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_one_key_are_one_after_the_other_and_those_of_others_at_once() {
+    let running = Arc::new(Mutex::new(HashMap::<u64, usize>::new()));
+    let most = Arc::new(AtomicUsize::new(0));
+    let began = Instant::now();
+    let (results, _) = Pipe::from_iter(0..60u64)
+        .map_async_by_key(Concurrency::unordered(64), |n| n % 6, {
+            let (running, most) = (running.clone(), most.clone());
+            async move |n| {
+                let now = {
+                    let mut running = running.lock().unwrap();
+                    *running.entry(n % 6).or_default() += 1;
+                    assert_eq!(running[&(n % 6)], 1, "one at a time");
+                    running.values().sum()
+                };
+                most.fetch_max(now, Ordering::Relaxed);
+                // Later items of a key are faster, and must wait all the same.
+                tokio::time::sleep(Duration::from_millis(100 - n)).await;
+                *running.lock().unwrap().get_mut(&(n % 6)).unwrap() -= 1;
+                n
+            }
+        })
+        .collect()
+        .await
+        .unwrap();
+    for key in 0..6 {
+        let of_key: Vec<_> = results.iter().copied().filter(|n| n % 6 == key).collect();
+        assert!(of_key.is_sorted() && of_key.len() == 10, "{of_key:?}");
+    }
+    assert!(most.load(Ordering::Relaxed) >= 4, "keys run at once, unless chance has put them in one group");
+    assert!(began.elapsed() < Duration::from_millis(10 * 100 * 3));
+}
+
+#[tokio::test]
+async fn a_function_that_blocks_is_reported_by_its_stage() {
+    #[expect(clippy::disallowed_methods, reason = "a function that blocks is what this is about")]
+    let blocks = |n: u64| std::thread::sleep(Duration::from_millis(n));
+    let (_, report) = Pipe::from_iter([1, 130, 1]).map(blocks).named("call").collect().await.unwrap();
+    assert_eq!((report.stages[0].stalls, report.stages[0].working_seconds), (1, 0.0));
+    assert!(report.stages[0].name.contains("call"));
+    let parallel = Pipe::from_iter([1, 130, 1]).parallel(1, blocks);
+    let (_, report) = parallel.collect().await.unwrap();
+    assert_eq!(report.stages[1].stalls, 1, "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_does_not_return_can_be_seen_from_outside() {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let pipe = Pipe::from_iter([1]).map(move |_| released.recv().is_ok()).named("stuck");
+    let run = pipe.collect().start();
+    loop {
+        let report = run.report();
+        if report.stages[0].working_seconds > 0.0 {
+            assert!(report.stages[0].name.contains("stuck"));
+            break;
+        }
+        yield_now().await;
+    }
+    release.send(()).unwrap();
+    assert_eq!(run.join().await.unwrap().0, [true]);
+}

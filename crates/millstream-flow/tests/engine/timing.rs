@@ -223,3 +223,18 @@ fn spans_rates_and_bursts_of_nothing_are_refused_where_they_are_built() {
     assert!(refused(|| _ = RateLimit::new(1, Duration::ZERO)));
     assert!(refused(|| _ = RateLimit::new(1, MS).burst(0)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_meter_tells_each_intervals_items_and_the_rest_at_the_end() {
+    let (sender, pipe) = Pipe::channel(64);
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let tell = told.clone();
+    let pipe = pipe.meter(100 * MS, move |meter| tell.lock().unwrap().push(meter));
+    let sending = tokio::spawn(script(sender, &[(10, 1), (20, 2), (130, 3), (360, 4), (400, 5)]));
+    pipe.collect().await.unwrap();
+    sending.await.unwrap();
+    let told: Vec<_> =
+        told.lock().unwrap().iter().map(|meter| (meter.items, meter.time.as_millis(), meter.total)).collect();
+    // From the first item, at 10 ms.
+    assert_eq!(told, [(2, 100, 2), (1, 100, 3), (0, 100, 3), (2, 90, 5)]);
+}
