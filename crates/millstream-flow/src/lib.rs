@@ -39,9 +39,11 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod breaker;
 mod channel;
 mod chunk;
 mod clock;
+mod context;
 mod drive;
 mod failure;
 mod finish;
@@ -49,6 +51,7 @@ mod flow;
 mod held;
 mod knob;
 mod measure;
+mod memo;
 mod op;
 mod pipe;
 mod report;
@@ -67,16 +70,20 @@ pub mod test;
 mod timer;
 mod token;
 
+pub use breaker::{Breaker, BreakerState};
 pub use channel::{SendError, Sender};
 pub use clock::Clock;
+pub use context::{Carry, ContextKey, ContextRef, InContext, InContexts};
 pub use failure::{BoxError, Failed, Failure, Panicked, TimedOut, chain};
 pub use flow::{Flow, Step};
 pub use knob::{Frozen, Knob, Setting};
 pub use measure::{Capacity, Measure, Unmeasured};
+pub use memo::Memo;
 pub use op::batch::Batch;
 pub use op::burst::{Debounce, Throttle};
 pub use op::dedupe::Dedupe;
 pub use op::idle_timeout::Silent;
+pub use op::inputs::{Input, Inputs};
 pub use op::map_async::Concurrency;
 pub use op::meter::Metered;
 pub use op::overflow::{Overflow, Overflowed};
@@ -104,10 +111,12 @@ pub mod flows {
     pub use crate::op::burst::Bursts;
     pub use crate::op::concat::Concat;
     pub use crate::op::conflate::Conflated;
+    pub use crate::op::contexts::{MapInContext, SetContext, WithContext, WithoutContext};
     pub use crate::op::dedupe::{Changes, Deduped};
     pub use crate::op::errors::{DeadLetter, FailFast, Fallback, Reject, SkipErrors};
     pub use crate::op::flat_map::{FlatMap, Unbatch};
     pub use crate::op::idle_timeout::IdleTimeout;
+    pub use crate::op::inputs::Changing;
     pub use crate::op::latest::Latest;
     pub use crate::op::map_async::MapAsync;
     pub use crate::op::merge::{Either, Merge};

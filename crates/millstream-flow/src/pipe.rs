@@ -20,6 +20,7 @@ use crate::op::basic::{Inspect, Map, Scan};
 use crate::op::batch::{Batch, Batched};
 use crate::op::boxed::{self, BoxFlow};
 use crate::op::flat_map::{FlatMap, Unbatch};
+use crate::op::inputs::{Changing, Inputs};
 use crate::op::map_async::{Concurrency, MapAsync};
 use crate::op::meter::{Meter, Metered};
 use crate::run::Monitor;
@@ -29,6 +30,7 @@ use crate::stats::OpStats;
 use crate::token::{Account, Settle, Tracked};
 
 mod boundaries;
+mod contexts;
 mod ends;
 mod failing;
 mod joining;
@@ -177,6 +179,41 @@ where
     }
 }
 
+impl<T: Send + 'static, K: Settle> Pipe<Changing<T, K>> {
+    /// A flow of other flows' items, which are added while it runs: one for each connection, for each file that appears. It
+    /// ends when all handles are dropped and all inputs have ended.
+    ///
+    /// # Ordering
+    /// Each input's order is kept; they take turns of up to 256 items.
+    ///
+    /// # Backpressure
+    /// Felt by each input, through a buffer of 256 items.
+    ///
+    /// ```
+    /// use millstream_flow::Pipe;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (inputs, pipe) = Pipe::inputs();
+    /// let run = pipe.fold(0, |sum, n| *sum += n).start();
+    /// for connection in 1..=3 {
+    ///     inputs.add(Pipe::from_iter(0..100).map(move |n| n * connection)).expect("the flow has not ended");
+    /// }
+    /// drop(inputs);
+    /// let (sum, report) = run.join().await.unwrap();
+    /// assert_eq!((sum, report.ledger.received), (4950 * 6, 300));
+    /// # }
+    /// ```
+    pub fn inputs() -> (Inputs<T, K>, Self) {
+        let mut inputs = None;
+        let pipe = Pipe::source("inputs", |scope| {
+            let (handle, flow) = Inputs::new(scope);
+            inputs = Some(handle);
+            flow
+        });
+        (inputs.expect("the source was made just now"), pipe)
+    }
+}
+
 impl<F: Flow> Pipe<F> {
     fn source(kind: &'static str, flow: impl FnOnce(&Arc<Scope>) -> F) -> Self {
         let scope = Scope::new();
@@ -190,6 +227,14 @@ impl<F: Flow> Pipe<F> {
         op.rename(name.into());
         ops.push(op);
         Pipe { flow: operator(flow), scope, ops, boundary: None }
+    }
+
+    pub(crate) fn scope(&self) -> &Arc<Scope> {
+        &self.scope
+    }
+
+    pub(crate) fn into_flow(self) -> F {
+        self.flow
     }
 
     /// What flows behind the task boundary `op`.

@@ -231,6 +231,11 @@ impl Scope {
         }
     }
 
+    /// Whether sources are told to accept nothing more.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
     /// Fails the run. The first failure is the run's.
     pub(crate) fn fail(self: &Arc<Self>, kind: RunErrorKind) {
         let root = self.root();

@@ -90,6 +90,8 @@ impl<F: Fn(Range<u64>, &Outcome) + Send + Sync + 'static> Settler for F {
 pub trait Settle: Sized + Send + 'static {
     /// Whether settling has any effect. `false` only for `()`.
     const TRACKED: bool;
+    /// Whether each handle is worth keeping apart although nothing is settled: it carries an item's context.
+    const CARRIES: bool = false;
     /// Many of these as one: what a batch carries.
     type Group: Settle<Group = Self::Group> + Default;
 

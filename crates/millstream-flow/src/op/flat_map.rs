@@ -197,7 +197,8 @@ impl<T, K: Settle> Parts<K> for BatchRest<T, K> {
     #[inline]
     fn next_part(&mut self) -> Option<(T, K)> {
         let item = self.items.next()?;
-        let token = if K::TRACKED { self.tokens.next_share() } else { self.tokens.untracked_share() };
+        let apart = K::TRACKED || K::CARRIES;
+        let token = if apart { self.tokens.next_share() } else { self.tokens.untracked_share() };
         Some((item, token?))
     }
 

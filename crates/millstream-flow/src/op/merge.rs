@@ -19,6 +19,19 @@ impl<F> Merge<F> {
     pub(crate) fn new(inputs: impl IntoIterator<Item = F>) -> Self {
         Merge { inputs: inputs.into_iter().map(Some).collect(), next: 0 }
     }
+
+    /// One more, in the place of one that has ended if there is one.
+    pub(crate) fn add(&mut self, flow: F) {
+        match self.inputs.iter_mut().find(|input| input.is_none()) {
+            Some(place) => *place = Some(flow),
+            None => self.inputs.push(Some(flow)),
+        }
+    }
+
+    /// Whether all have ended.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inputs.iter().all(Option::is_none)
+    }
 }
 
 impl<F: Flow> Flow for Merge<F> {

@@ -54,7 +54,7 @@ where
 }
 
 /// A future whose panic is an error.
-async fn catching<F: Future>(future: F) -> Result<F::Output, Panicked> {
+pub(crate) async fn catching<F: Future>(future: F) -> Result<F::Output, Panicked> {
     let mut future = pin!(future);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
         Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),

@@ -1,17 +1,23 @@
 //! Functions that may fail, and what happens to what failed.
 
 use std::future::Future;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use super::Pipe;
 use crate::failure::{BoxError, Failed};
 use crate::flow::Flow;
+use crate::memo::Memo;
 use crate::op::basic::{Inspect, Map};
 use crate::op::errors::{DeadLetter, FailFast, Fallback, Reject, SkipErrors};
 use crate::op::map_async::Concurrency;
+use crate::op::try_async::catching;
 use crate::op::try_map::TryMap;
 use crate::retry::Retry;
 use crate::stats::OpStats;
+
+/// An item with what was looked up for it, or the item for which that failed.
+type LookedUp<T, V> = Result<(T, V), Failed<T>>;
 
 impl<F: Flow> Pipe<F> {
     /// Calls a function that may fail, and gives `Ok` with its output or `Err` with a [`Failed`] that holds the
@@ -248,6 +254,72 @@ where
             crate::op::try_async::call(shared.clone(), scope.clone(), input, at)
         });
         // The operator that users see, and name, is this one.
+        if let Some(last) = pipe.ops.last_mut() {
+            *last = op;
+        }
+        pipe
+    }
+
+    /// Pairs each item with a value that is looked up by its key, once for each key as long as `memo` remembers it: for
+    /// enrichment. Gives `Err` with a [`Failed`] that holds the item if it cannot be looked up.
+    ///
+    /// # Ordering
+    /// As [`Concurrency`] says.
+    ///
+    /// # Panics
+    /// A panic of `look_up` is that item's failure, with [`Panicked`](crate::Panicked) as its error.
+    ///
+    /// ```
+    /// # use millstream_flow::{Memo, Pipe};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let orders = [(1, "tea"), (2, "ink"), (1, "cups")];
+    /// let names = Memo::new(1000);
+    /// let look_up = async |customer: &u32| Ok::<_, std::io::Error>(["", "Ada", "Grace"][*customer as usize]);
+    /// let (named, _) = Pipe::from_iter(orders)
+    ///     .memoize(16, names.clone(), |order| order.0, look_up)
+    ///     .reject()
+    ///     .map(|((_, what), who)| format!("{who}: {what}"))
+    ///     .collect()
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!(named, ["Ada: tea", "Grace: ink", "Ada: cups"]);
+    /// assert_eq!(names.misses(), 2);
+    /// # }
+    /// ```
+    pub fn memoize<Q, V, E, M>(
+        self,
+        concurrency: impl Into<Concurrency>,
+        memo: Memo<Q, V>,
+        mut key: impl FnMut(&F::Item) -> Q,
+        look_up: M,
+    ) -> Pipe<impl Flow<Item = LookedUp<F::Item, V>, Token = F::Token>>
+    where
+        Q: Hash + Eq + Clone,
+        V: Clone,
+        M: AsyncFn(&Q) -> Result<V, E> + 'static,
+        E: Into<BoxError>,
+    {
+        let op = OpStats::new("memoize");
+        let scope = self.scope.clone();
+        scope.add_memory("memoize".into(), memo.memory());
+        let shared = Arc::new((memo, look_up, op.clone(), scope));
+        let mut position = 0;
+        let mut pipe = self.map_async(concurrency, move |item| {
+            let (key, shared, at) = (key(&item), shared.clone(), position);
+            position += 1;
+            async move {
+                let (memo, look_up, op, scope) = &*shared;
+                let looked_up = catching(memo.get(key, async |key| look_up(key).await)).await;
+                let error = match looked_up {
+                    Ok(Ok(value)) => return Ok((item, value)),
+                    Ok(Err(error)) => error.into(),
+                    Err(panicked) => panicked.into(),
+                };
+                op.add_failed(1);
+                Err(Failed::new(item, error, op.name(), scope.clock().now()).counted(at, 1))
+            }
+        });
         if let Some(last) = pipe.ops.last_mut() {
             *last = op;
         }

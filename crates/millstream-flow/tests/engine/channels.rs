@@ -49,3 +49,71 @@ async fn a_stopped_flow_takes_what_was_sent_and_refuses_what_comes_later() {
     let refused = sender.send(3).await.unwrap_err();
     assert!(!refused.is_full());
 }
+
+mod inputs {
+    use std::time::Duration;
+
+    use millstream_flow::Pipe;
+    use millstream_flow::test::{End, Script, quiescence, virtual_time};
+    use tokio::time::sleep;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn inputs_come_and_go_and_the_flow_ends_with_the_last_of_them() {
+        virtual_time(async {
+            let (inputs, pipe) = Pipe::inputs();
+            let run = pipe.collect().start();
+            sleep(SECOND).await; // it waits for its first
+            let (first, heard) = Script::new().items(0..3u32).stall().tracked();
+            let endless = inputs.add(first).unwrap();
+            let more = inputs.clone();
+            drop(inputs);
+            quiescence().await;
+            let (second, also_heard) = Script::new().wait(SECOND).items(10..12).tracked();
+            more.add(second.filter(|n| *n != 10).named("not ten")).unwrap();
+            drop(more);
+            sleep(2 * SECOND).await;
+            assert_eq!(run.report().ledger.completed, 4, "the second has ended, the first has not");
+            endless.stop();
+            let (items, report) = run.join().await.unwrap();
+            assert_eq!(items, [0, 1, 2, 11]);
+            assert_eq!((report.ledger.received, report.ledger.dropped["not ten"]), (5, 1));
+            assert_eq!(heard.list(), vec![End::Completed; 3]);
+            assert_eq!(also_heard.list().len(), 2);
+            assert!(report.stages.iter().any(|stage| stage.name.contains("not ten")), "{:?}", report.stages);
+        });
+    }
+
+    #[test]
+    fn a_run_that_is_stopped_stops_inputs_that_are_added_later_too() {
+        virtual_time(async {
+            let (inputs, pipe) = Pipe::<millstream_flow::flows::Changing<u32, ()>>::inputs();
+            inputs.add(Script::new().items(0..3).stall().pipe()).unwrap();
+            let run = pipe.collect().start();
+            quiescence().await;
+            run.monitor().stop();
+            inputs.add(Script::new().item(7).stall().pipe()).unwrap();
+            drop(inputs);
+            let (items, _) = run.join().await.unwrap();
+            assert_eq!(items, [0, 1, 2]);
+        });
+    }
+
+    #[test]
+    fn what_is_added_to_a_flow_that_is_gone_is_refused_and_given_back() {
+        virtual_time(async {
+            let (inputs, pipe) = Pipe::inputs();
+            let run = pipe.for_each(drop).start();
+            let (pipe, outcomes) = Script::new().items(0..3u32).stall().tracked();
+            inputs.add(pipe).unwrap();
+            quiescence().await;
+            drop(run);
+            quiescence().await;
+            assert_eq!(outcomes.list(), vec![End::Completed; 3]);
+            let (late, unheard) = Script::new().items(0..3u32).tracked();
+            assert!(inputs.add(late).is_none());
+            assert_eq!(unheard.issued(), 0);
+        });
+    }
+}

@@ -2,12 +2,15 @@
 //! paused.
 
 mod batches;
+mod breaker;
 mod chain;
 mod channels;
+mod contexts;
 mod failing;
 mod idle;
 mod kit;
 mod lanes;
+mod memo;
 mod model;
 mod operators;
 mod panics;

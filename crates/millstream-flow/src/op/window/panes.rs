@@ -156,7 +156,7 @@ impl<S, G: Settle<Group = G> + Default> Panes<S, G> {
                 pane.tokens.join(&mut tokens);
             }
         }
-        if G::TRACKED {
+        if G::TRACKED || G::CARRIES {
             for pane in self.panes.iter().take_while(|pane| pane.number < end) {
                 pane.tokens.share().join(&mut tokens);
             }

@@ -1,0 +1,253 @@
+//! What was looked up before is not looked up again.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::hash::{BuildHasher, Hash};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+type Size<V> = dyn Fn(&V) -> usize + Send + Sync;
+
+/// Values by key, bounded in number, age and bytes, each looked up once however many ask for it at the same time. See
+/// [`Pipe::memoize`](crate::Pipe::memoize). Clones are the same memory.
+///
+/// The key that came first is forgotten first, used or not. Errors are not remembered: the next who asks looks up again.
+///
+/// ```
+/// use millstream_flow::Memo;
+/// use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let customers = Memo::new(10_000).age(Duration::from_secs(600)).bytes(64 << 20, |name: &String| name.len());
+/// let look_up = async |id: &u32| Ok::<_, std::io::Error>(format!("customer {id}"));
+/// for _ in 0..3 {
+///     assert_eq!(customers.get(7, look_up).await.unwrap(), "customer 7");
+/// }
+/// assert_eq!((customers.misses(), customers.hits()), (1, 2));
+/// # }
+/// ```
+pub struct Memo<Q, V>(Arc<Shared<Q, V>>);
+
+impl<Q, V> Clone for Memo<Q, V> {
+    fn clone(&self) -> Self {
+        Memo(self.0.clone())
+    }
+}
+
+struct Shared<Q, V> {
+    book: Mutex<Book<Q, V>>,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+struct Book<Q, V> {
+    items_max: usize,
+    age_max: Option<Duration>,
+    bytes_max: usize,
+    size: Option<Arc<Size<V>>>,
+    row: VecDeque<Entry<Q, V>>,
+    /// The number of the row's first entry, counted from the first there ever was.
+    first: u64,
+    places: HashTable<u64>,
+    hasher: DefaultHashBuilder,
+    bytes: usize,
+}
+
+struct Entry<Q, V> {
+    key: Q,
+    hash: u64,
+    born: Instant,
+    bytes: usize,
+    value: Arc<OnceCell<V>>,
+}
+
+impl<Q: Hash + Eq, V> Memo<Q, V> {
+    /// Remembers the values of at most `items` keys.
+    ///
+    /// # Panics
+    /// If `items` is 0.
+    pub fn new(items: usize) -> Self {
+        assert!(items > 0, "to remember nothing spares nothing");
+        let book = Book {
+            items_max: items,
+            age_max: None,
+            bytes_max: usize::MAX,
+            size: None,
+            row: VecDeque::new(),
+            first: 0,
+            places: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
+            bytes: 0,
+        };
+        Memo(Arc::new(Shared { book: Mutex::new(book), hits: 0.into(), misses: 0.into() }))
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book<Q, V>> {
+        self.0.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Forgets a value so long after it was first asked for.
+    ///
+    /// # Panics
+    /// If `age` is zero.
+    #[must_use]
+    pub fn age(self, age: Duration) -> Self {
+        assert!(!age.is_zero(), "to remember for no time spares nothing");
+        self.book().age_max = Some(age);
+        self
+    }
+
+    /// Remembers at most so many bytes of values, as `size` finds them, or one larger value.
+    ///
+    /// # Panics
+    /// If `bytes` is 0.
+    #[must_use]
+    pub fn bytes(self, bytes: usize, size: impl Fn(&V) -> usize + Send + Sync + 'static) -> Self {
+        assert!(bytes > 0, "to remember nothing spares nothing");
+        let mut book = self.book();
+        book.bytes_max = bytes;
+        book.size = Some(Arc::new(size));
+        drop(book);
+        self
+    }
+
+    /// The value of a key: remembered, or being looked up by somebody else, or by `look_up`.
+    ///
+    /// # Errors
+    /// Those of `look_up`; another who waited for the same value looks up for himself then.
+    ///
+    /// # Cancel safety
+    /// If the one who looks up is dropped, one of those who wait for it looks up.
+    pub async fn get<E>(&self, key: Q, look_up: impl AsyncFnOnce(&Q) -> Result<V, E>) -> Result<V, E>
+    where
+        Q: Clone,
+        V: Clone,
+    {
+        let cell = self.cell(&key);
+        let found = cell.get_or_try_init(async || look_up(&key).await).await;
+        let value = found?.clone();
+        self.weigh(&key, &cell, &value);
+        Ok(value)
+    }
+
+    /// The place of a key's value.
+    fn cell(&self, key: &Q) -> Arc<OnceCell<V>>
+    where
+        Q: Clone,
+    {
+        let mut book = self.book();
+        let Book { items_max, age_max, .. } = *book;
+        let now = Instant::now();
+        if let Some(age) = age_max {
+            while book.row.front().is_some_and(|entry| entry.born + age <= now) {
+                book.forget_first();
+            }
+        }
+        let hash = book.hasher.hash_one(key);
+        if let Some(place) = book.place(hash, key) {
+            self.0.hits.fetch_add(1, Ordering::Relaxed);
+            return book.row[place].value.clone();
+        }
+        self.0.misses.fetch_add(1, Ordering::Relaxed);
+        while book.row.len() >= items_max {
+            book.forget_first();
+        }
+        let value = Arc::new(OnceCell::new());
+        book.insert(Entry { key: key.clone(), hash, born: now, bytes: 0, value: value.clone() });
+        value
+    }
+
+    /// Counts a value's bytes when it is first seen.
+    fn weigh(&self, key: &Q, cell: &Arc<OnceCell<V>>, value: &V) {
+        let mut book = self.book();
+        let Some(size) = book.size.clone() else { return };
+        let hash = book.hasher.hash_one(key);
+        let Some(place) = book.place(hash, key) else { return };
+        let entry = &book.row[place];
+        if entry.bytes > 0 || !Arc::ptr_eq(&entry.value, cell) {
+            return;
+        }
+        // Never 0, which stands for what has not been weighed.
+        let bytes = size(value).max(1);
+        book.row[place].bytes = bytes;
+        book.bytes += bytes;
+        while book.bytes > book.bytes_max && book.row.len() > 1 {
+            book.forget_first();
+        }
+    }
+
+    /// Forgets a key, so that the next who asks looks up.
+    pub fn forget(&self, key: &Q) {
+        let mut book = self.book();
+        let hash = book.hasher.hash_one(key);
+        if let Some(place) = book.place(hash, key) {
+            let entry = &mut book.row[place];
+            entry.value = Arc::new(OnceCell::new());
+            let bytes = std::mem::take(&mut entry.bytes);
+            book.bytes -= bytes;
+        }
+    }
+
+    /// How many keys are remembered, those being looked up included.
+    pub fn len(&self) -> usize {
+        self.book().row.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How often a value was there, or on its way.
+    pub fn hits(&self) -> u64 {
+        self.0.hits.load(Ordering::Relaxed)
+    }
+
+    /// How often it was not.
+    pub fn misses(&self) -> u64 {
+        self.0.misses.load(Ordering::Relaxed)
+    }
+
+    /// What it may hold at most.
+    pub(crate) fn memory(&self) -> usize {
+        let book = self.book();
+        let entry = 2 * (size_of::<Entry<Q, V>>() + size_of::<u64>() + 1) + size_of::<OnceCell<V>>();
+        let values = if book.size.is_some() { book.bytes_max } else { 0 };
+        book.items_max.saturating_mul(entry).saturating_add(values)
+    }
+}
+
+impl<Q: Hash + Eq, V> Book<Q, V> {
+    fn place(&self, hash: u64, key: &Q) -> Option<usize> {
+        let at = |place: &u64| (place - self.first) as usize;
+        self.places.find(hash, |place| self.row[at(place)].key == *key).map(at)
+    }
+
+    fn insert(&mut self, entry: Entry<Q, V>) {
+        let Book { row, first, places, .. } = self;
+        let (hash, place) = (entry.hash, *first + row.len() as u64);
+        row.push_back(entry);
+        places.insert_unique(hash, place, |place| row[(place - *first) as usize].hash);
+    }
+
+    fn forget_first(&mut self) {
+        let Some(Entry { hash, bytes, .. }) = self.row.pop_front() else { return };
+        if let Ok(entry) = self.places.find_entry(hash, |place| *place == self.first) {
+            entry.remove();
+        }
+        self.first += 1;
+        self.bytes -= bytes;
+    }
+}
+
+impl<Q, V> fmt::Debug for Memo<Q, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shared { hits, misses, .. } = &*self.0;
+        f.debug_struct("Memo").field("hits", hits).field("misses", misses).finish_non_exhaustive()
+    }
+}

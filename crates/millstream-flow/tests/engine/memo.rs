@@ -1,0 +1,127 @@
+//! What was looked up before is not looked up again: bounds, ages, single flight.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use millstream_flow::{Concurrency, Memo, Panicked, Pipe};
+use tokio::time::{sleep, timeout};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn echo(key: &u32) -> Result<u32, ()> {
+    Ok(*key)
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_who_ask_at_once_look_up_once() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = calls.clone();
+    let look_up = async move |key: &u32| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        sleep(SECOND).await;
+        Ok::<_, std::io::Error>(key * 10)
+    };
+    let (pairs, report) = Pipe::from_iter(0..300u32)
+        .memoize(Concurrency::ordered(100), Memo::new(10), |n| n % 3, look_up)
+        .reject()
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(pairs[..4], [(0, 0), (1, 10), (2, 20), (3, 0)]);
+    assert_eq!(calls.load(Ordering::Relaxed), 3);
+    assert_eq!(report.elapsed(), SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_key_that_came_first_is_forgotten_first_when_there_is_no_room() {
+    let memo = Memo::new(2);
+    for key in [1, 2, 1, 3, 2, 1] {
+        memo.get(key, echo).await.unwrap();
+    }
+    // 3 took the place of 1, and 1 that of 2.
+    assert_eq!((memo.misses(), memo.hits(), memo.len()), (4, 2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_is_looked_up_again_when_it_is_too_old_or_was_forgotten_by_hand() {
+    let memo = Memo::new(10).age(10 * SECOND);
+    for _ in 0..5 {
+        memo.get(1, echo).await.unwrap();
+        sleep(4 * SECOND).await;
+    }
+    assert_eq!(memo.misses(), 2, "at 0, 4, 8, 12 and 16 seconds");
+    let memo = Memo::new(10);
+    let calls = AtomicUsize::new(0);
+    let counted = async |key: &u32| {
+        calls.fetch_add(1, Ordering::Relaxed);
+        echo(key).await
+    };
+    memo.get(1, counted).await.unwrap();
+    memo.forget(&1);
+    memo.get(1, counted).await.unwrap();
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn values_take_no_more_bytes_than_they_may_but_for_a_single_one() {
+    let memo = Memo::new(100).bytes(10, |n: &u32| *n as usize);
+    for key in [4, 5, 6, 50, 1] {
+        memo.get(key, echo).await.unwrap();
+        assert!(memo.len() <= 2);
+    }
+    assert_eq!(memo.len(), 1, "50 went when there was another");
+    memo.get(1, echo).await.unwrap();
+    assert_eq!(memo.hits(), 1);
+    let bound = |memo: Memo<u32, u32>| {
+        let pipe = Pipe::from_iter(0..3u32).memoize(1, memo, |n| *n, echo_io);
+        pipe.monitor().report().memory_bound_bytes
+    };
+    assert_eq!(bound(Memo::new(5).bytes(1000, |_| 1)), bound(Memo::new(5)) + 1000);
+}
+
+async fn echo_io(key: &u32) -> Result<u32, std::io::Error> {
+    Ok(*key)
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_and_panics_are_each_items_own_and_not_remembered() {
+    let calls = AtomicUsize::new(0);
+    let moody = async move |_: &()| match calls.fetch_add(1, Ordering::Relaxed) {
+        0 => Err("refused"),
+        1 => panic!("a test panics"),
+        _ => Ok(7),
+    };
+    let (results, _) = Pipe::from_iter(0..4)
+        .memoize(1, Memo::new(1), |_| (), moody)
+        .named("look up")
+        .collect()
+        .await
+        .unwrap();
+    let failed = results[0].as_ref().unwrap_err();
+    assert_eq!(
+        (failed.input, &*failed.stage, failed.error.to_string()),
+        (0, "look up", "refused".to_owned())
+    );
+    assert!(results[1].as_ref().unwrap_err().error.is::<Panicked>());
+    assert_eq!(
+        results[2..].iter().map(|result| result.as_ref().ok().copied()).collect::<Vec<_>>(),
+        [Some((2, 7)), Some((3, 7))]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_one_that_is_dropped_looks_up_for_himself() {
+    let memo = Memo::new(1);
+    let slow = memo.get(1, async |_: &u32| {
+        sleep(3600 * SECOND).await;
+        Ok::<u32, ()>(0)
+    });
+    let waits = async {
+        sleep(SECOND).await;
+        memo.get(1, echo).await
+    };
+    let (dropped, value) = tokio::join!(timeout(2 * SECOND, slow), waits);
+    assert!(dropped.is_err());
+    assert_eq!(value, Ok(1));
+}
