@@ -85,6 +85,7 @@ fn everything(steps: &mut Steps) {
         cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
     });
     steps.run("tests", || cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]));
+    steps.run("docs", docs);
     steps.run("loom", loom);
     steps.run("examples", examples::run);
     // One release build serves the README's commands and the quickstart.
@@ -124,6 +125,14 @@ fn bench(arguments: &[String]) -> Outcome {
         command = command.env(AMQP, &node.url());
     }
     command.run()
+}
+
+/// Every link of the documentation leads somewhere, those of optional features too. (What its examples say, `tests` has run.)
+fn docs() -> Outcome {
+    steps::command("cargo")
+        .args(["doc", "--workspace", "--locked", "--no-deps", "--quiet", "--features", "millstream-flow/test"])
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .run()
 }
 
 /// Where the benchmarks find RabbitMQ.

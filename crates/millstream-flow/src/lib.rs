@@ -21,6 +21,8 @@
 //! # }
 //! ```
 //!
+//! All operators are listed in [`operators`].
+//!
 //! # What it is not
 //!
 //! It knows no socket, no file and no broker: those are other crates' sources and sinks. It is not a batch engine
@@ -100,6 +102,9 @@ pub use run::{Ended, Monitor, Plan, Run, RunError};
 pub use scope::{MemoryUse, PanicPolicy, RunErrorKind};
 pub use sink::{Sink, SinkError};
 pub use token::{Account, Outcome, Settle, Settler, Shares, Token, TokenRuns, Tracked, Tracker};
+
+#[doc = include_str!("../docs/operators.md")]
+pub mod operators {}
 
 /// The flows that [`Pipe`]'s methods make, for whoever must name their types.
 pub mod flows {

@@ -34,6 +34,8 @@
 //! # }
 //! ```
 //!
+//! The [cookbook] has recipes; [`flow::operators`] is the list of all operators.
+//!
 //! # What it is not
 //!
 //! It does not replicate: RabbitMQ does that. It is no SQL engine and no column store. A flow is one process;
@@ -42,8 +44,8 @@
 //! # Features
 //!
 //! `embedded` (default): the broker behind `memory:` and `embedded:PATH`. `pipeline`: pipeline files, for
-//! programs that load them; the `millstream` binary is its own crate. Neither the default features nor
-//! `embedded` bring an HTTP, YAML or command-line dependency.
+//! programs that load them; the `millstream` binary is its own crate. `test`: `flow::test`, for your tests. Neither
+//! the default features nor `embedded` bring an HTTP, YAML or command-line dependency.
 
 #![forbid(unsafe_code)]
 
@@ -54,6 +56,9 @@ pub use millstream_message as message;
 pub use millstream_message::flow as queue;
 #[cfg(feature = "pipeline")]
 pub use millstream_pipeline as pipeline;
+
+#[doc = include_str!("../docs/cookbook.md")]
+pub mod cookbook {}
 
 /// What most programs use.
 pub mod prelude {

@@ -161,7 +161,7 @@ where
     /// As [`Workers`] says: in order, with a bounded window of chunks ahead of the slowest, or as they come.
     ///
     /// # Panics
-    /// A panic costs its own item; the run's [`PanicPolicy`] decides.
+    /// A panic costs its own item; the run's [`PanicPolicy`](crate::PanicPolicy) decides.
     pub fn parallel<U, M>(self, workers: impl Into<Workers>, map: M) -> Pipe<Parallel<F, U>>
     where
         U: Send + 'static,
