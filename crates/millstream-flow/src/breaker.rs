@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::timer::bounded;
+
 /// Stops calling what fails too often, for a while, and tries again with a few calls before it goes on.
 ///
 /// Made for flows: a call that may not be made now *waits*. With [`try_map_async`](crate::Pipe::try_map_async) that
@@ -137,7 +139,7 @@ impl Breaker {
     #[must_use]
     pub fn window(self, window: Duration) -> Self {
         assert!(!window.is_zero(), "in no time nothing fails");
-        self.with(|rule| rule.window = window)
+        self.with(|rule| rule.window = bounded(window))
     }
 
     /// How long calls wait before it tries again; 30 s by default.
@@ -147,7 +149,7 @@ impl Breaker {
     #[must_use]
     pub fn pause(self, pause: Duration) -> Self {
         assert!(!pause.is_zero(), "a pause of no time is none");
-        self.with(|rule| rule.pause = pause)
+        self.with(|rule| rule.pause = bounded(pause))
     }
 
     /// How many calls must succeed after a pause, of as many that are made at once; 3 by default. One that fails begins the

@@ -11,6 +11,8 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use crate::timer::bounded;
+
 type Size<V> = dyn Fn(&V) -> usize + Send + Sync;
 
 /// Values by key, bounded in number, age and bytes, each looked up once however many ask for it at the same time. See
@@ -98,7 +100,7 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
     #[must_use]
     pub fn age(self, age: Duration) -> Self {
         assert!(!age.is_zero(), "to remember for no time spares nothing");
-        self.book().age_max = Some(age);
+        self.book().age_max = Some(bounded(age));
         self
     }
 

@@ -15,7 +15,7 @@ use crate::knob::{Knob, Setting};
 use crate::measure::{Measure, Unmeasured};
 use crate::op::Tally;
 use crate::scope::Scope;
-use crate::timer::Timer;
+use crate::timer::{Timer, bounded};
 use crate::token::Settle;
 
 /// When a batch is complete: at so many items, so many bytes, or at an age, whichever comes first.
@@ -75,7 +75,7 @@ impl<W> Batch<W> {
     /// Also complete when its oldest item has waited for `age`. Without it a batch waits for its items for ever,
     /// until the flow ends.
     pub fn age(mut self, age: Duration) -> Self {
-        self.age_max = Some(age);
+        self.age_max = Some(bounded(age));
         self
     }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::flow::{Flow, Step};
 use crate::op::Discard;
 use crate::stats::OpStats;
-use crate::timer::Timer;
+use crate::timer::{Timer, bounded};
 use crate::token::Settle;
 
 /// Which items of a burst pass, as [`Pipe::debounce`](crate::Pipe::debounce) does it: a burst lasts until nothing has
@@ -35,12 +35,12 @@ pub(crate) struct Rule {
 impl Rule {
     fn new(span: Duration, extends: Option<Duration>, first: bool, last: bool) -> Self {
         assert!(!span.is_zero(), "a span of no time lets every item pass; leave the operator out instead");
-        Rule { span, extends, first, last }
+        Rule { span: bounded(span), extends: extends.map(bounded), first, last }
     }
 
     fn until(&self, first: Instant, now: Instant) -> Instant {
         match self.extends {
-            Some(most) if first.checked_add(most).is_some_and(|end| end < now + self.span) => first + most,
+            Some(most) if first + most < now + self.span => first + most,
             _ => now + self.span,
         }
     }
@@ -71,7 +71,7 @@ impl Debounce {
     /// If `wait` is zero.
     pub fn max_wait(mut self, wait: Duration) -> Self {
         assert!(!wait.is_zero(), "a longest wait of no time lets every item pass");
-        self.0.extends = Some(wait);
+        self.0.extends = Some(bounded(wait));
         self
     }
 

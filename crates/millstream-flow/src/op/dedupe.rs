@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::flow::{Flow, Step};
 use crate::op::Discard;
 use crate::stats::OpStats;
+use crate::timer::bounded;
 
 /// How many keys [`Pipe::dedupe`](crate::Pipe::dedupe) remembers, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +39,7 @@ impl Dedupe {
     /// If `ttl` is zero.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         assert!(!ttl.is_zero(), "to remember keys for no time finds no duplicates");
-        self.ttl = Some(ttl);
+        self.ttl = Some(bounded(ttl));
         self
     }
 

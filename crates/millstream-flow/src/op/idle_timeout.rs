@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::flow::{Flow, Step};
 use crate::scope::{RunErrorKind, Scope};
 use crate::stats::OpStats;
-use crate::timer::Timer;
+use crate::timer::{Timer, bounded};
 
 /// Nothing came for longer than was allowed: the error of a run that [`Pipe::idle_timeout`](crate::Pipe::idle_timeout)
 /// ends.
@@ -46,7 +46,15 @@ pub struct IdleTimeout<F> {
 
 impl<F> IdleTimeout<F> {
     pub(crate) fn new(upstream: F, limit: Duration, op: Arc<OpStats>, scope: Arc<Scope>) -> Self {
-        IdleTimeout { upstream, limit, op, scope, since: None, timer: Timer::default(), ended: false }
+        IdleTimeout {
+            upstream,
+            limit: bounded(limit),
+            op,
+            scope,
+            since: None,
+            timer: Timer::default(),
+            ended: false,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::flow::{Flow, Step};
 use crate::op::Discard;
 use crate::stats::OpStats;
-use crate::timer::Timer;
+use crate::timer::{Timer, bounded};
 
 /// The newest items by key, in the order in which their keys came.
 struct Newest<Q, T, K> {
@@ -60,7 +60,7 @@ impl<F: Flow, Q, N> Latest<F, Q, N> {
             Newest { row: Vec::new(), places: HashTable::new(), hasher: DefaultHashBuilder::default() };
         Latest {
             upstream,
-            interval,
+            interval: bounded(interval),
             keys_max,
             key,
             op,

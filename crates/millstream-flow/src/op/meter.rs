@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::flow::{Flow, Step};
-use crate::timer::Timer;
+use crate::timer::{Timer, bounded};
 
 /// What passed in one interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,7 +44,16 @@ pub struct Meter<F, N> {
 impl<F, N: FnMut(Metered)> Meter<F, N> {
     pub(crate) fn new(upstream: F, interval: Duration, tell: N) -> Self {
         let timer = Timer::default();
-        Meter { upstream, interval, tell, began: None, items: 0, total: 0, timer, ended: false }
+        Meter {
+            upstream,
+            interval: bounded(interval),
+            tell,
+            began: None,
+            items: 0,
+            total: 0,
+            timer,
+            ended: false,
+        }
     }
 
     /// Tells what there is to tell of the time up to `now`.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::flow::{Flow, Step};
 use crate::measure::{Measure, Unmeasured};
-use crate::timer::Timer;
+use crate::timer::{Timer, bounded};
 
 /// A token bucket: how fast items may flow, and how many at once after a pause.
 ///
@@ -41,7 +41,7 @@ impl RateLimit {
     pub fn new(count: u64, period: Duration) -> Self {
         assert!(count > 0, "a rate of nothing stops the flow for ever");
         assert!(!period.is_zero(), "a rate needs a time");
-        let each = (period.as_nanos() * NANOSECOND / u128::from(count)).max(1);
+        let each = (bounded(period).as_nanos() * NANOSECOND / u128::from(count)).max(1);
         RateLimit { each, burst: 1, measure: Unmeasured }
     }
 
@@ -87,13 +87,15 @@ impl<F, W> RateLimited<F, W> {
         self.full = self.full.max(now);
         let RateLimit { each, burst, .. } = self.limit;
         // What the bucket holds, and how much of it the next item needs: all of itself, or anything if it may owe.
-        let held = (now + each * u128::from(burst)).saturating_sub(self.full);
+        let bucket = each.saturating_mul(u128::from(burst));
+        let held = now.saturating_add(bucket).saturating_sub(self.full);
         let needed = if measures { 1 } else { each };
         if held >= needed {
             return Ok(usize::try_from(held / each).unwrap_or(usize::MAX).max(1));
         }
-        let wait = (self.full + needed - each * u128::from(burst)).div_ceil(NANOSECOND);
-        Err(self.began + Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX)))
+        let wait = self.full.saturating_add(needed).saturating_sub(bucket).div_ceil(NANOSECOND);
+        let wait = Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX));
+        Err(self.began + bounded(wait))
     }
 }
 
@@ -117,13 +119,14 @@ impl<F: Flow, W: Measure<F::Item>> Flow for RateLimited<F, W> {
         let each = limit.each;
         if !W::MEASURES {
             return upstream.poll_drive(cx, max.min(allowed), &mut |item, token| {
-                *full += each;
+                *full = full.saturating_add(each);
                 sink(item, token)
             });
         }
-        let most = *full + each * allowed as u128;
+        let most = full.saturating_add(each.saturating_mul(allowed as u128));
         upstream.poll_drive(cx, max, &mut |item, token| {
-            *full += each * limit.measure.measure(&item) as u128;
+            let bytes = limit.measure.measure(&item) as u128;
+            *full = full.saturating_add(each.saturating_mul(bytes));
             let flow = sink(item, token);
             if *full >= most { ControlFlow::Break(()) } else { flow }
         })

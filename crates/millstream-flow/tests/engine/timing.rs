@@ -213,6 +213,26 @@ async fn a_silent_flow_fails_by_its_idle_timeout_and_a_slow_sink_is_no_silence()
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn times_longer_than_any_flow_are_no_reason_to_panic() {
+    let longest = Duration::MAX;
+    let pipe = Pipe::from_iter(0..10u32)
+        .idle_timeout(longest)
+        .meter(longest, |_| {})
+        .rate_limit(RateLimit::new(u64::MAX, longest).burst(u64::MAX))
+        .rate_limit(
+            RateLimit::new(u64::MAX, Duration::from_nanos(1))
+                .burst(u64::MAX)
+                .bytes(|_: &u32| usize::MAX / 16),
+        )
+        .dedupe(millstream_flow::Dedupe::keys(100).ttl(longest), |n| *n)
+        .latest_by(longest, 100, |n| *n)
+        .throttle(Throttle::both(longest))
+        .debounce(Debounce::both(longest).max_wait(longest))
+        .batch(millstream_flow::Batch::count(100).age(longest));
+    assert_eq!(pipe.collect().await.unwrap().0, [[0, 9]]);
+}
+
 #[test]
 fn spans_rates_and_bursts_of_nothing_are_refused_where_they_are_built() {
     let refused = |build: fn()| std::panic::catch_unwind(build).is_err();

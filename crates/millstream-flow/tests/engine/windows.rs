@@ -380,6 +380,49 @@ async fn an_aggregate_that_panics_costs_the_item_in_hand_and_no_other() {
     assert_eq!(ear.list().iter().filter(|end| matches!(end, End::Dead(_))).count(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_window_whose_only_item_made_its_aggregate_panic_is_not_handed_on() {
+    let kinds = [Window::tumbling(SECOND), Window::sliding(4 * SECOND, SECOND), Window::session(SECOND)];
+    let picky = Fold {
+        start: || 0,
+        add: |sum: &mut u64, event: Event| {
+            assert_ne!(event.2, 4, "a test panics");
+            *sum += event.2;
+        },
+        merge: |sum: &mut u64, later: &u64| *sum += later,
+    };
+    for kind in kinds {
+        let events: [Event; 3] = [(10, 0, 4), (10, 1, 5), (20, 0, 6)];
+        let (windows, report) = Pipe::from_iter(events)
+            .on_panic(PanicPolicy::Dead)
+            .window(kind.event_time(event_time()), |event| event.1, picky)
+            .collect()
+            .await
+            .unwrap();
+        assert!(windows.iter().all(|window| window.items == 1 && window.value > 4), "{windows:?}");
+        assert!(report.ledger.balances() && report.ledger.dead == 1, "{:?}", report.ledger);
+    }
+}
+
+#[tokio::test]
+async fn times_that_cannot_be_are_no_reason_to_panic() {
+    let far = Duration::from_secs(1 << 50);
+    let times = [UNIX_EPOCH - far, UNIX_EPOCH, UNIX_EPOCH + far];
+    let longest = Duration::MAX;
+    let windows = [
+        Window::tumbling(SECOND),
+        Window::sliding(longest, longest),
+        Window::session(longest).max_age(longest),
+        Window::tumbling(longest).offset(longest),
+    ];
+    for window in windows {
+        let time = EventTime::new(|at: &SystemTime| *at).delay(longest).lateness(longest).idle(longest);
+        let (windows, _) =
+            Pipe::from_iter(times).window(window.event_time(time), |_| (), Count).collect().await.unwrap();
+        assert_eq!(windows.iter().map(|window| window.value).sum::<u64>(), 3, "{windows:?}");
+    }
+}
+
 #[test]
 fn windows_of_nothing_and_limits_that_have_no_effect_are_refused() {
     let refused = |build: fn()| std::panic::catch_unwind(build).is_err();

@@ -256,6 +256,10 @@ where
     /// What a window that is closed hands on.
     fn leave(&mut self, key: Q, open: Open<A::State, K::Group>, closed: Closed) {
         let Open { part, tokens, late } = open;
+        if part.items == 0 {
+            // The aggregate panicked over its first.
+            return;
+        }
         let end = match closed {
             Closed::Count | Closed::Evicted => part.to,
             _ if self.limits.is_timed() => self.limits.end(&part),

@@ -256,6 +256,8 @@ impl<N> EventTime<N> {
     }
 
     /// How much older than the newest an item may be and still be in time. Windows are complete so much later.
+    ///
+    /// An item whose clock is ahead makes those behind it late by as much: filter out times that cannot be.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.patience.delay = span(delay);
         self
@@ -370,20 +372,19 @@ pub trait Key: Hash + Eq + Clone + Send + 'static {}
 
 impl<Q: Hash + Eq + Clone + Send + 'static> Key for Q {}
 
-/// A span in nanoseconds, at most some 292 years.
+/// A span in nanoseconds, at most some 36 years, so that a few of them can be added to any time.
 fn span(time: Duration) -> i64 {
-    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX).min(i64::MAX / 8)
 }
 
-/// Nanoseconds since the epoch.
+/// Nanoseconds since the epoch, at most some 146 years before or after it.
 #[inline]
 fn nanos(time: SystemTime) -> i64 {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => (since.as_secs() as i64)
-            .saturating_mul(1_000_000_000)
-            .saturating_add(i64::from(since.subsec_nanos())),
-        Err(before) => -span(before.duration()),
-    }
+    let nanos = match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => -i64::try_from(before.duration().as_nanos()).unwrap_or(i64::MAX),
+    };
+    nanos.clamp(-(i64::MAX / 2), i64::MAX / 2)
 }
 
 fn moment(nanos: i64) -> SystemTime {

@@ -135,7 +135,8 @@ impl<S, G: Settle<Group = G> + Default> Panes<S, G> {
         if alone && self.front.is_empty() && self.panes[0].number < next {
             // All of the window, and in no other: nothing to put together.
             (self.back, self.behind) = (None, 0);
-            return self.panes.pop_front().map(|pane| (pane.part, pane.tokens));
+            let pane = self.panes.pop_front()?;
+            return (pane.part.items > 0).then_some((pane.part, pane.tokens));
         }
         let known = self.front.len() + self.behind;
         for pane in self.panes.iter().skip(known).take_while(|pane| pane.number < end) {
@@ -161,7 +162,8 @@ impl<S, G: Settle<Group = G> + Default> Panes<S, G> {
                 pane.tokens.share().join(&mut tokens);
             }
         }
-        Some((value, tokens))
+        // A pane is without items if the aggregate panicked over its first.
+        (value.items > 0).then_some((value, tokens))
     }
 
     /// Turns what was put together from its beginning into what can be taken off its beginning.

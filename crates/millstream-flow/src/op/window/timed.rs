@@ -263,14 +263,16 @@ where
                     firing.next = sooner(firing.next, next);
                 }
                 self.firing = Some(firing);
-                let Some((part, tokens)) = fired else { continue };
                 let key = if entry.state.is_empty() {
                     let Some(Entry { key, state, .. }) = self.keys.remove(slot) else { continue };
                     self.spare.push(state);
                     key
-                } else {
+                } else if fired.is_some() {
                     entry.key.clone()
+                } else {
+                    continue;
                 };
+                let Some((part, tokens)) = fired else { continue };
                 made.add(1);
                 *room -= 1;
                 let window = part.finish(&self.aggregate, key, (end - self.spec.size, end), closed);
