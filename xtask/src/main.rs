@@ -130,7 +130,15 @@ fn bench(arguments: &[String]) -> Outcome {
 /// Every link of the documentation leads somewhere, those of optional features too. (What its examples say, `tests` has run.)
 fn docs() -> Outcome {
     steps::command("cargo")
-        .args(["doc", "--workspace", "--locked", "--no-deps", "--quiet", "--features", "millstream-flow/test"])
+        .args([
+            "doc",
+            "--workspace",
+            "--locked",
+            "--no-deps",
+            "--quiet",
+            "--features",
+            "millstream-flow/test",
+        ])
         .env("RUSTDOCFLAGS", "-D warnings")
         .run()
 }

@@ -35,6 +35,7 @@ fn flights(elapsed: Duration) -> RunSnapshot {
         busy: elapsed * busy / 100,
         blocked: elapsed * blocked / 100,
         starved: elapsed * starved / 100,
+        ..StageSnapshot::default()
     };
     let hop = |items| HopSnapshot { items, items_max: 512, bytes: items * 180, bytes_max: Some(1 << 20) };
     RunSnapshot {

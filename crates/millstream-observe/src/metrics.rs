@@ -130,6 +130,16 @@ pub const STAGE_STARVED: Metric<Stage> = Metric::counter(
     "millstream_stage_starved_seconds_total",
     "Time the stage waited for items from the one before it.",
 );
+/// Times a stage blocked its thread.
+pub const STAGE_STALLS: Metric<Stage> = Metric::counter(
+    "millstream_stage_stalls_total",
+    "Times the stage worked for 100 ms or longer in one go, and so kept its thread from others.",
+);
+/// How long a stage has been at it.
+pub const STAGE_WORKING: Metric<Stage> = Metric::gauge(
+    "millstream_stage_working_seconds",
+    "How long the stage has been working in one go, now: ever more if it never returns.",
+);
 /// Items waiting in a hop.
 pub const HOP_ITEMS: Metric<Hop> =
     Metric::gauge("millstream_hop_items", "Items that wait between two stages.");
@@ -169,6 +179,8 @@ pub fn exposition(runs: &[RunSnapshot]) -> String {
     show_stages(&mut out, runs, &STAGE_BUSY, |stage| Value::Number(stage.busy.as_secs_f64()));
     show_stages(&mut out, runs, &STAGE_BLOCKED, |stage| Value::Number(stage.blocked.as_secs_f64()));
     show_stages(&mut out, runs, &STAGE_STARVED, |stage| Value::Number(stage.starved.as_secs_f64()));
+    show_stages(&mut out, runs, &STAGE_STALLS, |stage| Value::Count(stage.stalls));
+    show_stages(&mut out, runs, &STAGE_WORKING, |stage| Value::Number(stage.working.as_secs_f64()));
     show_hops(&mut out, runs, &HOP_ITEMS, |hop| Some(hop.items));
     show_hops(&mut out, runs, &HOP_ITEMS_MAX, |hop| Some(hop.items_max));
     show_hops(&mut out, runs, &HOP_BYTES, |hop| Some(hop.bytes));

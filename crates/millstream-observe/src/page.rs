@@ -1,6 +1,7 @@
 //! The status page: HTML without scripts, which reloads itself.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use crate::history::{Rates, StageRates};
 use crate::process::Process;
@@ -127,6 +128,25 @@ fn stages(out: &mut String, run: &RunSnapshot, rates: &Rates) {
     {
         let name = escaped(&run.stages[at].name);
         let _ = writeln!(out, "<p>The busiest stage is <b>{name}</b>: the others wait for it.</p>");
+    }
+    blocking(out, run);
+}
+
+/// A stage that has been working for so long in one go is told of before it comes back.
+const LONG: Duration = Duration::from_secs(1);
+
+/// What keeps a stage's thread from all others, in words.
+fn blocking(out: &mut String, run: &RunSnapshot) {
+    for stage in run.stages.iter().filter(|stage| stage.stalls > 0 || stage.working >= LONG) {
+        let name = escaped(&stage.name);
+        let _ = write!(out, "<p>A step of <b>{name}</b> blocks its thread");
+        if stage.stalls > 0 {
+            let _ = write!(out, ": {} times for 100 ms or longer", count(stage.stalls));
+        }
+        if stage.working >= LONG {
+            let _ = write!(out, ", and now for {} s", stage.working.as_secs());
+        }
+        out.push_str(".</p>\n");
     }
 }
 
@@ -316,7 +336,13 @@ mod tests {
             stages: vec![StageRates::default(), StageRates { busy, ..Default::default() }],
             ..Default::default()
         };
+        assert!(!page(&[run.clone()], &[rates(0.9)]).contains("blocks its thread"));
+        run.stages[1].stalls = 3;
+        run.stages[1].working = Duration::from_millis(2_400);
         let shown = page(&[run.clone()], &[rates(0.9)]);
+        let blocks =
+            "A step of <b>write</b> blocks its thread: 3 times for 100 ms or longer, and now for 2 s.";
+        assert!(shown.contains(blocks), "{shown}");
         assert!(
             shown.contains("The busiest stage is <b>write</b>") && shown.contains("25 % full"),
             "{shown}"

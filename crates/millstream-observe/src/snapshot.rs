@@ -97,6 +97,11 @@ pub struct StageSnapshot {
     /// Time it waited for items from the stage before it.
     #[serde(rename = "starved_seconds", serialize_with = "seconds")]
     pub starved: Duration,
+    /// How often it worked for 100 ms or longer in one go: something in it blocks its thread.
+    pub stalls: u64,
+    /// How long it has been working in one go, now.
+    #[serde(rename = "working_seconds", serialize_with = "seconds")]
+    pub working: Duration,
 }
 
 /// The bounded hand-over between two stages.

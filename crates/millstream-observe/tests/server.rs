@@ -27,6 +27,8 @@ fn run(state: RunState) -> RunSnapshot {
             name: "read".into(),
             items_out: 27_004,
             busy: Duration::from_millis(1500),
+            stalls: 3,
+            working: Duration::from_millis(250),
             ..Default::default()
         }],
         hops: vec![HopSnapshot { items: 4, items_max: 512, bytes: 4096, bytes_max: Some(1 << 20) }],
@@ -107,6 +109,8 @@ async fn metrics_show_what_the_snapshot_says() {
         "millstream_stage_busy_seconds_total{pipeline=\"flights\",stage=\"read\"} 1.5",
         "millstream_stage_blocked_seconds_total{pipeline=\"flights\",stage=\"read\"} 0",
         "millstream_stage_starved_seconds_total{pipeline=\"flights\",stage=\"read\"} 0",
+        "millstream_stage_stalls_total{pipeline=\"flights\",stage=\"read\"} 3",
+        "millstream_stage_working_seconds{pipeline=\"flights\",stage=\"read\"} 0.25",
         "millstream_hop_items{pipeline=\"flights\",hop=\"1\"} 4",
         "millstream_hop_items_max{pipeline=\"flights\",hop=\"1\"} 512",
         "millstream_hop_bytes{pipeline=\"flights\",hop=\"1\"} 4096",

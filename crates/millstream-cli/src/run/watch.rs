@@ -89,6 +89,8 @@ fn snapshot(state: RunState, report: Report) -> RunSnapshot {
         busy: seconds(stage.busy_seconds),
         blocked: seconds(stage.blocked_seconds),
         starved: seconds(stage.starved_seconds),
+        stalls: stage.stalls,
+        working: seconds(stage.working_seconds),
     });
     let hops = report.hops.into_iter().map(|hop| HopSnapshot {
         items: hop.len as u64,
