@@ -17,6 +17,7 @@ mod panics;
 mod properties;
 mod runs;
 mod selecting;
+mod streamz;
 mod support;
 mod timing;
 mod windows;
