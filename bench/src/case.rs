@@ -6,6 +6,10 @@ use std::time::Duration;
 /// How much work is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scale {
+    /// So few items that callgrind counts their instructions in seconds.
+    Tiny,
+    /// Four times as many.
+    Small,
     /// A tenth.
     Quick,
     /// What the table of `README.md` was made with.
@@ -15,20 +19,33 @@ pub(crate) enum Scale {
 }
 
 impl Scale {
-    pub(crate) const ALL: [(&'static str, Scale); 3] =
-        [("quick", Scale::Quick), ("default", Scale::Default), ("full", Scale::Full)];
+    pub(crate) const ALL: [(&'static str, Scale); 5] = [
+        ("tiny", Scale::Tiny),
+        ("small", Scale::Small),
+        ("quick", Scale::Quick),
+        ("default", Scale::Default),
+        ("full", Scale::Full),
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Scale::Tiny => "tiny",
+            Scale::Small => "small",
             Scale::Quick => "quick",
             Scale::Default => "default",
             Scale::Full => "full",
         }
     }
 
-    /// `count` items of work, or a tenth of it.
+    /// `count` items of work, or a part of it.
     pub(crate) fn of(self, count: u64) -> u64 {
-        if self == Scale::Quick { (count / 10).max(1) } else { count }
+        let part = match self {
+            Scale::Tiny => count / 1000,
+            Scale::Small => count / 250,
+            Scale::Quick => count / 10,
+            Scale::Default | Scale::Full => count,
+        };
+        part.max(1)
     }
 }
 
@@ -50,7 +67,7 @@ impl Sample {
             checksum, expected,
             "the checksum of {items} items is wrong: not all of the work was done"
         );
-        Sample::new().with(NS, elapsed.as_secs_f64() * 1e9 / items as f64)
+        Sample::new().with(NS, elapsed.as_secs_f64() * 1e9 / items as f64).with(ITEMS, items as f64)
     }
 
     pub(crate) fn with(mut self, metric: &str, value: f64) -> Self {
@@ -61,6 +78,8 @@ impl Sample {
 
 /// The metric of most cases: nanoseconds an item.
 pub(crate) const NS: &str = "ns";
+/// How many items that was measured with.
+pub(crate) const ITEMS: &str = "items";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {

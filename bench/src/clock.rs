@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
+/// Set for contestants whose instructions are counted: their time is nobody's concern.
+pub(crate) const COUNTING: &str = "MILLSTREAM_BENCH_COUNTING";
+
 /// A moment of real time.
 #[inline]
 pub(crate) fn now() -> Instant {
@@ -16,6 +19,10 @@ pub(crate) fn now() -> Instant {
 /// Contestants that keep one thread busy from end to end are measured by it: on an idle machine it equals real
 /// time, and on a shared one the others' turns do not count.
 pub(crate) fn cpu() -> Duration {
+    // What reads the clock here finds the kernel's page by itself, which valgrind hides.
+    if std::env::var_os(COUNTING).is_some() {
+        return Duration::ZERO;
+    }
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }

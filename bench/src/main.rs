@@ -6,6 +6,7 @@ mod alloc;
 mod case;
 mod clock;
 mod engine;
+mod instructions;
 mod log;
 mod machine;
 mod runner;
@@ -40,6 +41,11 @@ enum Section {
     Log(Options),
     /// The binary: start, memory, and a pipeline file against Redpanda Connect.
     Whole(Options),
+    /// Instructions an item of the engine's cases, by callgrind.
+    Instructions {
+        /// Only the cases whose name contains one of these words.
+        filter: Vec<String>,
+    },
     /// One contestant, once: what the runner starts as a process for every measurement.
     #[command(hide = true)]
     Contestant { section: String, case: String, contestant: String, scale: String },
@@ -89,6 +95,9 @@ fn main() -> ExitCode {
         Section::Engine(options) => measure("engine", options),
         Section::Log(options) => measure("log", options),
         Section::Whole(options) => measure("whole", options),
+        Section::Instructions { filter } => {
+            cases("engine", &filter).and_then(|cases| instructions::print(&cases))
+        }
         Section::Contestant { section, case, contestant, scale } => {
             runner::contest(&section, &case, &contestant, &scale)
         }
@@ -105,13 +114,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(section: &'static str, options: Options) -> Result<ExitCode, String> {
-    let Options { filter, rounds, quick, full, json, list } = options;
+/// The cases of a section whose names contain one of these words, or all if there is none.
+fn cases(section: &str, filter: &[String]) -> Result<Vec<Case>, String> {
     let mut cases = self::section(section).expect("the sections of the command line exist");
     cases.retain(|case| filter.is_empty() || filter.iter().any(|word| case.name.contains(word)));
     if cases.is_empty() {
         return Err(format!("no case of `{section}` contains {}; `--list` prints them", filter.join(" or ")));
     }
+    Ok(cases)
+}
+
+fn measure(section: &'static str, options: Options) -> Result<ExitCode, String> {
+    let Options { filter, rounds, quick, full, json, list } = options;
+    let cases = cases(section, &filter)?;
     if list {
         table::list(&cases);
         return Ok(ExitCode::SUCCESS);

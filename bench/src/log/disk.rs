@@ -77,7 +77,7 @@ impl Records {
 /// For how long a contestant writes.
 pub(crate) fn duration(scale: Scale) -> Duration {
     match scale {
-        Scale::Quick => Duration::from_millis(200),
+        Scale::Tiny | Scale::Small | Scale::Quick => Duration::from_millis(200),
         Scale::Default => Duration::from_millis(700),
         Scale::Full => Duration::from_secs(3),
     }

@@ -40,7 +40,7 @@ enum End {
 /// Messages written, and how many of them stay unacked.
 fn sizes(scale: Scale) -> (u64, u64) {
     match scale {
-        Scale::Quick => (100_000, 10_000),
+        Scale::Tiny | Scale::Small | Scale::Quick => (100_000, 10_000),
         Scale::Default => (1_000_000, 100_000),
         Scale::Full => (10_000_000, 1_000_000),
     }
