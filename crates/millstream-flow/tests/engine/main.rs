@@ -19,5 +19,6 @@ mod runs;
 mod selecting;
 mod streamz;
 mod support;
+mod threads;
 mod timing;
 mod windows;
