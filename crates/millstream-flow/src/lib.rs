@@ -92,6 +92,7 @@ pub use op::overflow::{Overflow, Overflowed};
 pub use op::parallel::Workers;
 pub use op::rate_limit::RateLimit;
 pub use op::sample::Sample;
+pub use op::spill::Spill;
 pub use op::switch::Switch;
 pub use op::window::aggregate::{Aggregate, Count, Fold, Items, Max, Mean, Min, Sum};
 pub use op::window::{Arrival, Closed, EventTime, Key, Patience, TimeOf, Window, Windowed};

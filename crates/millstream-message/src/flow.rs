@@ -18,6 +18,10 @@ use crate::{
     Tag,
 };
 
+mod spill;
+
+pub use spill::QueueSpill;
+
 /// Deliveries taken from the consumer at once.
 const CHUNK: usize = 256;
 

@@ -114,3 +114,57 @@ async fn a_message_without_a_route_is_dead_and_the_others_are_stored() {
     let (_, report) = Pipe::from_iter(numbers(0..3)).into_sink(sink).await.unwrap();
     assert_eq!((report.ledger.completed, report.ledger.dead), (0, 3));
 }
+
+/// A hundred thousand numbers through a buffer of a hundred, whose reader only begins when all have come.
+async fn spills_through(url: &str) {
+    let broker = millstream::open(url).await.unwrap();
+    for round in 0..2 {
+        if round == 0 {
+            // What another run left.
+            broker.declare_queue(Queue::durable("spill")).await.unwrap();
+            let left = Pipe::from_iter(numbers(0..10));
+            left.into_sink(queue::Publisher::new(broker.clone(), Address::queue("spill"))).await.unwrap();
+        }
+        let spill = queue::QueueSpill::open(broker.clone(), "spill", Json).await.unwrap();
+        let (begin, begun) = tokio::sync::watch::channel(false);
+        let all = Pipe::from_iter(0..100_000u32).inspect(move |n| {
+            if *n == 99_999 {
+                begin.send_replace(true);
+            }
+        });
+        let slow = all.buffer_spilling(100, 200_000, spill).map_async(Concurrency::ordered(1), move |n| {
+            let mut begun = begun.clone();
+            async move {
+                begun.wait_for(|begun| *begun).await.unwrap();
+                n
+            }
+        });
+        let (items, _) = slow.collect().await.unwrap();
+        assert_eq!(items.len(), 100_000);
+        assert!(items.into_iter().eq(0..100_000), "round {round}: in order, and nothing of another run");
+        let stats = broker.stats("spill").await.unwrap();
+        assert_eq!((stats.ready, stats.unacked), (0, 0));
+    }
+    broker.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_buffer_spills_into_a_queue_in_memory() {
+    spills_through("memory:").await;
+}
+
+#[tokio::test]
+async fn a_buffer_spills_into_the_embedded_log() {
+    let directory = tempfile::tempdir().unwrap();
+    spills_through(&format!("embedded:{}", directory.path().display())).await;
+}
+
+#[tokio::test]
+async fn a_queue_that_somebody_reads_is_not_spilled_into() {
+    let broker = broker(Queue::durable("q")).await;
+    publish(&broker, 0..3).await;
+    let _reader = broker.consume("q", ConsumeOptions::default()).await.unwrap();
+    assert!(queue::QueueSpill::open(broker.clone(), "q", Json).await.is_err());
+    let stats = broker.stats("q").await.unwrap();
+    assert_eq!(stats.ready + stats.unacked, 3, "its messages are not thrown away");
+}

@@ -29,6 +29,7 @@ pub(crate) mod overflow;
 pub(crate) mod parallel;
 pub(crate) mod rate_limit;
 pub(crate) mod sample;
+pub(crate) mod spill;
 pub(crate) mod switch;
 pub(crate) mod try_async;
 pub(crate) mod try_map;

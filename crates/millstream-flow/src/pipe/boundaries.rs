@@ -13,6 +13,7 @@ use crate::op::conflate::{Conflated, Conflater, LatestShelf};
 use crate::op::merge::Either;
 use crate::op::overflow::{Overflow, Shedder, Shedding, Shelf, Thinning};
 use crate::op::parallel::{self, Parallel, Workers};
+use crate::op::spill::{Spill, Spiller};
 use crate::ring::ring;
 use crate::scope::{HopEntry, Scope};
 use crate::spawn::Tasks;
@@ -112,6 +113,52 @@ where
         let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(shedder)]);
         let flow = Either::Right(Shedding { shelf, measure, stats, tasks, taken: Default::default() });
         Pipe { flow, scope, ops: Vec::new(), boundary: Some(op) }
+    }
+
+    /// As [`buffer`](Pipe::buffer), which goes on in `spill` when memory is full: for bursts that are larger than memory may
+    /// be. `spilled` items fit there; then the producer waits.
+    ///
+    /// What waits in the spill is in flight, like what waits in memory: it is settled when it comes through, and given
+    /// back to its source if the run ends before. For tracked flows its tokens stay in memory.
+    ///
+    /// # Ordering
+    /// Kept.
+    ///
+    /// # Errors
+    /// An error of the spill ends the run: [`RunErrorKind::Stage`](crate::RunErrorKind::Stage).
+    ///
+    /// # Panics
+    /// If `spilled` is 0.
+    pub fn buffer_spilling<S: Spill<F::Item>>(
+        self,
+        capacity: impl Into<Capacity>,
+        spilled: usize,
+        spill: S,
+    ) -> Pipe<Hop<F::Item, F::Token, Unmeasured>> {
+        assert!(spilled > 0, "a spill of no items is a buffer; use `buffer`");
+        let items = capacity.into().items;
+        let chunk = chunk_items::<(F::Item, F::Token)>();
+        let (flow, driver, op) = self.boundary("buffer_spilling", chunk);
+        let (scope, stage) = (driver.scope.clone(), driver.stats.clone());
+        let (capacity, stats) = add_hop::<(F::Item, F::Token)>(&scope, &op, items, None);
+        // A chunk on its way to the spill or back, and the tokens of what is there.
+        let moving = 2 * chunk * size_of::<(F::Item, F::Token)>();
+        let tokens = spilled.saturating_mul(2 * size_of::<F::Token>());
+        scope.add_memory(op.name().to_string(), moving.saturating_add(tokens));
+        let (writer, reader) = ring(capacity.bounds().1);
+        let spiller = Spiller {
+            flow,
+            writer,
+            capacity,
+            spilled_max: spilled,
+            stats: stats.clone(),
+            driver,
+            chunk: Default::default(),
+            tokens: Default::default(),
+            ended: false,
+        };
+        let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(spiller.run(spill))]);
+        Pipe::behind(Hop { reader, measure: Unmeasured, stats, tasks }, scope, op)
     }
 
     /// As [`buffer`](Pipe::buffer), of the newest item of each key: an item that comes while another of its key still waits takes

@@ -215,7 +215,8 @@ where
     /// Sends each item to the route of its key. Routes are added to and taken from the [`Switch`] as it runs; items of a key
     /// without one go to the default route, or are dropped by this operator's name if there is none.
     ///
-    /// Nothing flows before the first route is there and somebody reads it.
+    /// Nothing flows before the first route is there and somebody reads it. When the handle is dropped and no route is left, the
+    /// flow ends: nothing more is taken from its source.
     ///
     /// # Ordering
     /// Kept within a route.

@@ -116,6 +116,18 @@ async fn a_route_of_a_flow_that_has_ended_ends_at_once() {
 }
 
 #[tokio::test]
+async fn a_switch_without_handle_and_routes_takes_nothing_more_from_its_source() {
+    let (pipe, ear, account) = tracked(0..100u32);
+    let switch = pipe.switch(|_| ());
+    let run = switch.route((), 4).for_each(drop).start();
+    switch.remove(&());
+    drop(switch);
+    run.join().await.unwrap();
+    ear.all_ended().await;
+    assert!(account.received() <= 8 && account.dropped().is_empty(), "{account:?}");
+}
+
+#[tokio::test]
 async fn a_switch_whose_last_reader_is_gone_waits_for_the_next() {
     let switch = Pipe::from_iter(0..100).switch(|_| ());
     let mut first = switch.route((), 1);
@@ -175,6 +187,122 @@ async fn a_full_buffer_that_is_to_fail_fails_the_run_and_gives_everything_back()
     assert_eq!((&*overflowed.stage, overflowed.items), ("strict", 3));
     ear.all_ended().await;
     assert!(ear.ends().values().all(|end| *end == End::Abandoned));
+}
+
+/// A spill in memory, which notes the most it held, takes its time, and fails when it is told to.
+struct Heap {
+    items: std::collections::VecDeque<u64>,
+    most: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+    dice: Dice,
+    fails_at: Option<u64>,
+}
+
+impl Heap {
+    fn new(seed: u64) -> Self {
+        Heap { items: Default::default(), most: Default::default(), dice: Dice::new(seed), fails_at: None }
+    }
+
+    async fn trouble(&mut self, item: Option<u64>) -> Result<(), millstream_flow::BoxError> {
+        crate::support::yields(self.dice.roll(3)).await;
+        if item.is_some() && item >= self.fails_at && self.fails_at.is_some() {
+            return Err("the disk is full".into());
+        }
+        Ok(())
+    }
+}
+
+impl millstream_flow::Spill<u64> for Heap {
+    async fn push(&mut self, items: Vec<u64>) -> Result<(), millstream_flow::BoxError> {
+        self.trouble(items.last().copied()).await?;
+        self.items.extend(items);
+        self.most.fetch_max(self.items.len(), std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn pop(&mut self, max: usize) -> Result<Vec<u64>, millstream_flow::BoxError> {
+        self.trouble(None).await?;
+        let count = max.min(self.items.len()).min(1 + self.dice.roll(max as u64) as usize);
+        Ok(self.items.drain(..count).collect())
+    }
+}
+
+#[tokio::test]
+async fn a_spilling_buffer_keeps_all_items_in_order_whatever_the_reader_does() {
+    for seed in 0..300 {
+        let mut dice = Dice::new(seed);
+        let (count, capacity, spilled) =
+            (dice.roll(2000), 1 + dice.roll(20) as usize, 1 + dice.roll(600) as usize);
+        let (pipe, ear, account) =
+            crate::support::tracked_stream(crate::support::Fitful { items: 0..count, dice: dice.clone() });
+        let spill = Heap::new(seed);
+        let most = spill.most.clone();
+        let speed = 1 + dice.roll(4);
+        let pipe = pipe.buffer_spilling(capacity, spilled, spill).map_async(1, move |n| {
+            let turns = dice.roll(speed);
+            async move {
+                crate::support::yields(turns).await;
+                n
+            }
+        });
+        let run = pipe.collect().start();
+        let (items, report) = tokio::time::timeout(Duration::from_secs(60), run.join())
+            .await
+            .expect("a wake-up was lost")
+            .unwrap();
+        assert_eq!(items, (0..count).collect::<Vec<_>>(), "seed {seed}");
+        assert!(most.load(std::sync::atomic::Ordering::Relaxed) <= spilled);
+        assert_eq!((account.received(), report.ledger.completed), (count, count));
+        assert_eq!(ear.list().len() as u64, count);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spilling_buffer_takes_what_memory_and_spill_hold_and_then_its_producer_waits() {
+    let (pipe, ear, account) = tracked(0..10_000u64);
+    let spill = Heap::new(1);
+    let most = spill.most.clone();
+    let slow =
+        pipe.buffer_spilling(10, 1000, spill).map_async(1, async |_| sleep(Duration::from_secs(1)).await);
+    let run = slow.for_each(drop).start();
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(most.load(std::sync::atomic::Ordering::Relaxed), 1000);
+    // One in the call, ten in memory, a thousand in the spill, and a chunk in hand.
+    assert!((1011..=1011 + 256).contains(&account.received()), "{}", account.received());
+    drop(run);
+    ear.all_ended().await;
+    assert!(ear.list().iter().all(|end| *end == End::Abandoned), "spilled items are given back too");
+}
+
+#[test]
+fn a_spilling_buffer_that_is_full_waits_for_its_reader_while_its_source_is_silent() {
+    use millstream_flow::test::{Script, virtual_time};
+    virtual_time(async {
+        const SECOND: Duration = Duration::from_secs(1);
+        let (pipe, outcomes) = Script::new().items(0..10u64).wait(60 * SECOND).items(10..20).tracked();
+        let (items, report) = pipe
+            .buffer_spilling(2, 3, Heap::new(1))
+            .map_async(1, async |n| {
+                sleep(SECOND).await;
+                n
+            })
+            .collect()
+            .await
+            .unwrap();
+        assert_eq!(items, (0..20).collect::<Vec<_>>());
+        assert_eq!((report.elapsed(), outcomes.list().len()), (70 * SECOND, 20));
+    });
+}
+
+#[tokio::test]
+async fn a_spill_that_fails_fails_the_run_and_everything_is_given_back() {
+    let (pipe, ear, _) = tracked(0..10_000u64);
+    let spill = Heap { fails_at: Some(500), ..Heap::new(1) };
+    let slow =
+        pipe.buffer_spilling(4, 100_000, spill).map_async(1, async |_| std::future::pending::<()>().await);
+    let error = slow.for_each(drop).await.unwrap_err();
+    assert_eq!(error.to_string(), "a stage failed: the disk is full");
+    ear.all_ended().await;
+    assert!(ear.list().iter().all(|end| *end == End::Abandoned));
 }
 
 #[tokio::test]
