@@ -2,10 +2,11 @@
 //!
 //! Every contestant that reports nanoseconds an item runs twice under callgrind, over few items and over more; the
 //! difference is what an item costs, without what it takes to start. Callgrind runs some fifty times slower than the processor,
-//! and pacing by time then makes stages take turns more often, so hops look a little dearer than they are.
+//! so whatever goes by time comes more often: stages take turns after fewer items, and windows hold fewer. What is dear by the
+//! turn or by the window (boxes, windows, two tasks) looks dearer than it is.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::case::{Case, Contestant, ITEMS, NS, Role, Scale};
@@ -16,11 +17,14 @@ pub(crate) fn print(cases: &[Case]) -> Result<ExitCode, String> {
     if Command::new("valgrind").arg("--version").stdout(Stdio::null()).status().is_err() {
         return Err("counting instructions takes `valgrind`: apt-get install valgrind".to_owned());
     }
-    println!("| case | contestant | instructions an item |\n|---|---|---|");
+    let say = |line: &str| {
+        writeln!(std::io::stdout(), "{line}").map_err(|error| format!("writing the table: {error}"))
+    };
+    say("| case | contestant | instructions an item |\n|---|---|---|")?;
     for case in cases {
         for contestant in &case.contestants {
             if let Some(count) = count(case, contestant)? {
-                println!("| {} | {} | {count:.1} |", case.name, contestant.name);
+                say(&format!("| {} | {} | {count:.1} |", case.name, contestant.name))?;
             }
         }
     }
