@@ -153,6 +153,13 @@ async fn a_session_that_never_pauses_ends_by_its_age_or_its_number_of_items() {
         .await
         .unwrap();
     assert_eq!(sessions, [(Closed::Count, 1, 100, 109, 4), (Closed::Time, 1, 112, 120, 2)]);
+    for window in
+        [Window::session(5 * SECOND).max_items(1), Window::count(1), Window::count(1).max_age(SECOND)]
+    {
+        let (sessions, _) =
+            Pipe::from_iter([7u64, 7]).window(window, |n| *n, Count).map(seen).collect().await.unwrap();
+        assert!(sessions.iter().all(|session| session.0 == Closed::Count && session.4 == 1), "{sessions:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -32,6 +32,9 @@ pub(crate) struct Groups<F: Flow, C, Q, N, A: Aggregate<F::Item>, O: Emit<F::Ite
     silent: Option<Instant>,
 }
 
+/// As many entries as this of `due`, and twice as many as there are keys, may be of windows that are closed.
+const DUE_SPARE: usize = 64;
+
 /// One open window.
 struct Open<S, G> {
     part: Part<S>,
@@ -227,14 +230,32 @@ where
         open.part.add(aggregate, time, item);
         token.join(&mut open.tokens);
         entered.add(1);
-        if open.part.items == 1 && limits.is_timed() {
-            let end = limits.end(&open.part);
-            self.due.push(Reverse((end, slot, opens.id)));
-        } else if limits.items.is_some_and(|items| open.part.items >= items) {
+        let (items, end) = (open.part.items, limits.end(&open.part));
+        if items == 1 && limits.is_timed() {
+            let id = opens.id;
+            self.due.push(Reverse((end, slot, id)));
+            if self.due.len() > 2 * self.keys.len() + DUE_SPARE {
+                self.forget_closed();
+            }
+        }
+        if limits.items.is_some_and(|most| items >= most) {
             self.close(slot, at, Closed::Count);
             return ControlFlow::Break(());
         }
         self.interrupt()
+    }
+
+    /// Leaves one entry for each key in `due`: windows that were closed by their count leave theirs behind.
+    #[cold]
+    fn forget_closed(&mut self) {
+        let mut due = mem::take(&mut self.due).into_vec();
+        due.clear();
+        for slot in 0..self.keys.slots() {
+            let Some(Entry { state, .. }) = self.keys.get(slot) else { continue };
+            let ends = state.parts().filter(|part| part.items > 0).map(|part| self.limits.end(part));
+            due.extend(ends.min().map(|end| Reverse((end, slot, state.id))));
+        }
+        self.due = due.into();
     }
 
     fn interrupt(&self) -> ControlFlow<()> {
@@ -470,5 +491,39 @@ where
             return Poll::Ready(Step::More);
         }
         step
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+    use std::time::Duration;
+
+    use super::super::aggregate::Count;
+    use super::super::{Arrival, DropLate, Kind, Window};
+    use super::*;
+    use crate::source::FromIter;
+
+    #[tokio::test]
+    async fn windows_that_were_closed_by_their_count_are_forgotten() {
+        let scope = Scope::new();
+        let Kind::Groups(limits) = Window::count(2).max_age(Duration::from_secs(3600)).kind else {
+            unreachable!()
+        };
+        let upstream = FromIter::new(0..100_000u32, &scope);
+        let told = (OpStats::new("window"), scope.clone());
+        let mut flow =
+            Groups::<_, _, _, _, _, DropLate>::new(upstream, limits, (Arrival, 100), |n| n % 10, Count, told);
+        let mut context = Context::from_waker(Waker::noop());
+        let (mut windows, mut most) = (0, 0);
+        while flow.poll_drive(&mut context, 100, &mut |_, ()| {
+            windows += 1;
+            ControlFlow::Continue(())
+        }) != Poll::Ready(Step::End)
+        {
+            most = most.max(flow.book.due.len());
+        }
+        assert_eq!(windows, 50_000);
+        assert!(most <= 2 * 10 + DUE_SPARE, "{most} entries for ten keys");
     }
 }

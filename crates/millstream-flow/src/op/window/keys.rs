@@ -34,6 +34,10 @@ impl<Q: Hash + Eq, S> Keys<Q, S> {
     /// What one key takes: its slot and its place in the table, with what both have in reserve.
     pub(super) const ENTRY_BYTES: usize = 2 * (size_of::<Option<Entry<Q, S>>>() + 2 * size_of::<usize>() + 1);
 
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
     /// How many slots there are, in use or not.
     pub(super) fn slots(&self) -> usize {
         self.slots.len()
