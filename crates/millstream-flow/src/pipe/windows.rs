@@ -4,7 +4,7 @@ use super::Pipe;
 use crate::flow::Flow;
 use crate::op::window::aggregate::Aggregate;
 use crate::op::window::{
-    AnyWindow, DropLate, Emit, Groups, KeepLate, Key, Kind, Moving, TimeOf, Timed, Window, Windowed,
+    AnyWindow, DropLate, Emit, Groups, KeepLate, Key, Kind, Moving, TimeOf, Timed, Window, Windowed, Windows,
 };
 use crate::token::Settle;
 
@@ -95,7 +95,7 @@ impl<F: Flow> Pipe<F> {
         window: Window<C>,
         key: N,
         aggregate: A,
-    ) -> Pipe<AnyWindow<F, C, Q, N, A, O>>
+    ) -> Pipe<impl Flow<Item = O::Item, Token = Grouped<F>>>
     where
         C: TimeOf<F::Item>,
         Q: Key,
@@ -105,20 +105,26 @@ impl<F: Flow> Pipe<F> {
     {
         let Window { kind, keys_max, time } = window;
         self.then("window", |upstream, op, scope| {
-            let told = (op, scope.clone());
-            let name = told.0.name().to_string();
+            let name = op.name().to_string();
+            let scope = scope.clone();
             let (flow, each) = match kind {
                 Kind::Timed(spec) => {
-                    let flow = Timed::new(upstream, spec, (time, keys_max), key, aggregate, told);
-                    (AnyWindow::Timed(flow), Timed::<F, C, Q, N, A, O>::key_bytes(&spec))
+                    let book = Timed::<_, F::Token, _, _, _, _, O>::new(spec, time, keys_max, key, aggregate);
+                    let each = Timed::<F::Item, F::Token, C, Q, N, A, O>::key_bytes(&spec);
+                    (AnyWindow::Timed(Windows::new(upstream, book, op, scope.clone())), each)
                 }
                 Kind::Groups(limits) => {
-                    let flow = Groups::new(upstream, limits, (time, keys_max), key, aggregate, told);
-                    (AnyWindow::Groups(flow), Groups::<F, C, Q, N, A, O>::key_bytes())
+                    let book =
+                        Groups::<_, F::Token, _, _, _, _, O>::new(limits, time, keys_max, key, aggregate);
+                    let each = Groups::<F::Item, F::Token, C, Q, N, A, O>::key_bytes();
+                    (AnyWindow::Groups(Windows::new(upstream, book, op, scope.clone())), each)
                 }
                 Kind::Moving { items, every } => {
-                    let flow = Moving::new(upstream, (items, every), (time, keys_max), key, aggregate, told);
-                    (AnyWindow::Moving(flow), Moving::<F, C, Q, N, A, O>::key_bytes(items, every))
+                    let (size, own) = ((items, every), op.clone());
+                    let book =
+                        Moving::<_, F::Token, _, _, _, _, O>::new(size, time, keys_max, key, aggregate, own);
+                    let each = Moving::<F::Item, F::Token, C, Q, N, A, O>::key_bytes(items, every);
+                    (AnyWindow::Moving(Windows::new(upstream, book, op, scope.clone())), each)
                 }
             };
             scope.add_memory(name, keys_max.saturating_mul(each));

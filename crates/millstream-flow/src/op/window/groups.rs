@@ -1,36 +1,18 @@
 //! Sessions, and windows of a count.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::BinaryHeap;
 use std::marker::PhantomData;
 use std::mem;
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-
-use tokio::time::Instant;
 
 use super::aggregate::Aggregate;
+use super::course::{Book, Course, Told, alone};
 use super::keys::{Entry, Keys};
 use super::panes::Part;
-use super::{Closed, Emit, INTAKE, Key, Limits, Patience, TimeOf, moment, nanos};
-use crate::flow::{Flow, Step};
-use crate::op::{Discard, Tally};
-use crate::scope::Scope;
-use crate::stats::OpStats;
-use crate::timer::Timer;
+use super::{Closed, Emit, Key, Limits, TimeOf};
+use crate::op::Tally;
 use crate::token::Settle;
-
-/// See [`Pipe::window`](crate::Pipe::window): sessions, and windows of a count.
-pub(crate) struct Groups<F: Flow, C, Q, N, A: Aggregate<F::Item>, O: Emit<F::Item, Q, A::Output>> {
-    upstream: F,
-    book: Book<F::Item, F::Token, C, Q, N, A, O>,
-    op: Arc<OpStats>,
-    scope: Arc<Scope>,
-    timer: Timer,
-    /// When upstream fell silent.
-    silent: Option<Instant>,
-}
 
 /// As many entries as this of `due`, and twice as many as there are keys, may be of windows that are closed.
 const DUE_SPARE: usize = 64;
@@ -117,22 +99,17 @@ impl<S, G: Settle<Group = G> + Default> Open<S, G> {
     }
 }
 
-struct Book<T, K: Settle, C, Q, N, A: Aggregate<T>, O: Emit<T, Q, A::Output>> {
+/// Sessions, and windows of a count: what is open, and what of it is complete.
+pub(crate) struct Groups<T, K: Settle, C, Q, N, A: Aggregate<T>, O: Emit<T, Q, A::Output>> {
     key: N,
     aggregate: A,
-    time: C,
     limits: Limits,
-    patience: Patience,
     keys_max: usize,
     keys: Keys<Q, Opens<A::State, K::Group>>,
     /// No later than the end of a window, its slot, and its key's id: one at least for each key.
     due: BinaryHeap<Reverse<(i64, usize, u64)>>,
     ids: u64,
-    watermark: i64,
-    newest: i64,
-    /// Complete, and late items.
-    leaving: VecDeque<(O::Item, K::Group)>,
-    ended: bool,
+    course: Course<C, O::Item, K::Group>,
     /// Where the end of the flow has come to.
     flushed: usize,
     emits: PhantomData<fn() -> O>,
@@ -167,7 +144,7 @@ impl Limits {
     }
 }
 
-impl<T, K, C, Q, N, A, O> Book<T, K, C, Q, N, A, O>
+impl<T, K, C, Q, N, A, O> Groups<T, K, C, Q, N, A, O>
 where
     K: Settle,
     C: TimeOf<T>,
@@ -176,73 +153,24 @@ where
     A: Aggregate<T>,
     O: Emit<T, Q, A::Output>,
 {
-    #[inline]
-    fn accept(
-        &mut self,
-        item: T,
-        token: K,
-        now: i64,
-        entered: &mut Tally<'_>,
-        dropped: &mut Discard<'_, K>,
-    ) -> ControlFlow<()> {
-        let time = if C::EVENT { nanos(self.time.time(&item)) } else { now };
-        let in_order = !C::EVENT || time >= self.newest;
-        if C::EVENT && time > self.newest {
-            self.newest = time;
-            self.watermark = self.watermark.max(time.saturating_sub(self.patience.delay));
+    pub(crate) fn new(limits: Limits, time: C, keys_max: usize, key: N, aggregate: A) -> Self {
+        Groups {
+            key,
+            aggregate,
+            limits,
+            keys_max,
+            keys: Keys::new(),
+            due: BinaryHeap::new(),
+            ids: 0,
+            course: Course::new(time),
+            flushed: 0,
+            emits: PhantomData,
         }
-        let limits = self.limits;
-        let key = (self.key)(&item);
-        // A window for this item alone would be complete already.
-        let late = !in_order && limits.alone(time) <= self.watermark;
-        if late && self.is_too_late(&key, time) {
-            match O::late(item) {
-                Ok(item) => {
-                    entered.add(1);
-                    let mut tokens = K::Group::default();
-                    token.join(&mut tokens);
-                    self.leaving.push_back((item, tokens));
-                }
-                Err(_) => dropped.add(token),
-            }
-            return self.interrupt();
-        }
-        let Book { keys, aggregate, ids, .. } = self;
-        let (slot, new) = keys.slot(key, || {
-            *ids += 1;
-            Opens { newest: Open::new(late, aggregate), others: Vec::new(), id: *ids }
-        });
-        if new && let Some(entry) = keys.evict(slot, self.keys_max) {
-            self.give_up(entry.key, entry.state);
-        }
-        let Book { keys, aggregate, .. } = self;
-        let Some(Entry { state: opens, .. }) = keys.get(slot) else {
-            unreachable!("the slot was looked up just now")
-        };
-        let newest = &opens.newest.part;
-        // It has no item only if it is new, or if `aggregate` panicked over its first.
-        let at = if newest.items == 0 || (opens.others.is_empty() && limits.fits(newest, time)) {
-            opens.others.len()
-        } else {
-            opens.place(time, limits, late, aggregate)
-        };
-        let open = opens.get(at);
-        open.part.add(aggregate, time, item);
-        token.join(&mut open.tokens);
-        entered.add(1);
-        let (items, end) = (open.part.items, limits.end(&open.part));
-        if items == 1 && limits.is_timed() {
-            let id = opens.id;
-            self.due.push(Reverse((end, slot, id)));
-            if self.due.len() > 2 * self.keys.len() + DUE_SPARE {
-                self.forget_closed();
-            }
-        }
-        if limits.items.is_some_and(|most| items >= most) {
-            self.close(slot, at, Closed::Count);
-            return ControlFlow::Break(());
-        }
-        self.interrupt()
+    }
+
+    /// What one key may take, if it has one open window.
+    pub(crate) fn key_bytes() -> usize {
+        Keys::<Q, Opens<A::State, K::Group>>::ENTRY_BYTES + 2 * size_of::<Reverse<(i64, usize, u64)>>()
     }
 
     /// Leaves one entry for each key in `due`: windows that were closed by their count leave theirs behind.
@@ -259,15 +187,15 @@ where
     }
 
     fn interrupt(&self) -> ControlFlow<()> {
-        let due = self.due.peek().is_some_and(|Reverse((end, ..))| *end <= self.watermark);
-        if self.leaving.is_empty() && !due { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        let due = self.due.peek().is_some_and(|Reverse((end, ..))| *end <= self.course.watermark);
+        if self.course.is_clear() && !due { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 
     /// Whether a late item is later than may be, and no open window is left that it fits.
     #[cold]
     fn is_too_late(&mut self, key: &Q, time: i64) -> bool {
         let limits = self.limits;
-        if limits.alone(time) > self.watermark.saturating_sub(self.patience.lateness) {
+        if limits.alone(time) > self.course.too_late() {
             return false;
         }
         let Some(slot) = self.keys.find(key) else { return true };
@@ -289,7 +217,7 @@ where
         let closed = if late && closed == Closed::Time { Closed::Late } else { closed };
         let times = (part.from, end);
         let window = part.finish(&self.aggregate, key, times, closed);
-        self.leaving.push_back((O::window(window), tokens));
+        self.course.leave(O::window(window), tokens);
     }
 
     fn close(&mut self, slot: usize, at: usize, closed: Closed) {
@@ -316,7 +244,7 @@ where
     /// Closes one window whose time is over. False if there is none.
     fn close_due(&mut self) -> bool {
         while let Some(&Reverse((end, slot, id))) = self.due.peek() {
-            if end > self.watermark {
+            if end > self.course.watermark {
                 break;
             }
             self.due.pop();
@@ -325,16 +253,16 @@ where
             let ends = entry.state.parts().filter(|part| part.items > 0).map(|part| limits.end(part));
             let Some((first, at)) = ends.zip(0..).min() else { continue };
             let several = entry.state.len() > 1;
-            if first > self.watermark || several {
+            if first > self.course.watermark || several {
                 // It has been extended meanwhile, or others of its key are left.
                 self.due.push(Reverse((first, slot, id)));
             }
-            if first <= self.watermark {
+            if first <= self.course.watermark {
                 self.close(slot, at, Closed::Time);
                 return true;
             }
         }
-        if !self.ended {
+        if !self.course.ended {
             return false;
         }
         while self.flushed < self.keys.slots() {
@@ -347,8 +275,79 @@ where
         }
         false
     }
+}
 
-    /// Hands on what is complete. Break: there is no more room, or the sink broke off.
+impl<T, K, C, Q, N, A, O> Book<T, K> for Groups<T, K, C, Q, N, A, O>
+where
+    K: Settle,
+    C: TimeOf<T>,
+    Q: Key,
+    N: FnMut(&T) -> Q,
+    A: Aggregate<T>,
+    O: Emit<T, Q, A::Output>,
+{
+    type Time = C;
+    type Value = O::Item;
+
+    fn course(&mut self) -> &mut Course<C, O::Item, K::Group> {
+        &mut self.course
+    }
+
+    #[inline]
+    fn accept(&mut self, item: T, token: K, now: i64, told: &mut Told<'_, K>) -> ControlFlow<()> {
+        let (time, in_order) = self.course.see(&item, now);
+        let limits = self.limits;
+        let key = (self.key)(&item);
+        // A window for this item alone would be complete already.
+        let late = !in_order && limits.alone(time) <= self.course.watermark;
+        if late && self.is_too_late(&key, time) {
+            match O::late(item) {
+                Ok(item) => {
+                    told.entered.add(1);
+                    self.course.leave(item, alone(token));
+                }
+                Err(_) => told.dropped.add(token),
+            }
+            return self.interrupt();
+        }
+        let Groups { keys, aggregate, ids, .. } = self;
+        let (slot, new) = keys.slot(key, || {
+            *ids += 1;
+            Opens { newest: Open::new(late, aggregate), others: Vec::new(), id: *ids }
+        });
+        if new && let Some(entry) = keys.evict(slot, self.keys_max) {
+            self.give_up(entry.key, entry.state);
+        }
+        let Groups { keys, aggregate, .. } = self;
+        let Some(Entry { state: opens, .. }) = keys.get(slot) else {
+            unreachable!("the slot was looked up just now")
+        };
+        let newest = &opens.newest.part;
+        // It has no item only if it is new, or if `aggregate` panicked over its first.
+        let at = if newest.items == 0 || (opens.others.is_empty() && limits.fits(newest, time)) {
+            opens.others.len()
+        } else {
+            opens.place(time, limits, late, aggregate)
+        };
+        let open = opens.get(at);
+        open.part.add(aggregate, time, item);
+        token.join(&mut open.tokens);
+        told.entered.add(1);
+        let (items, end) = (open.part.items, limits.end(&open.part));
+        if items == 1 && limits.is_timed() {
+            let id = opens.id;
+            self.due.push(Reverse((end, slot, id)));
+            if self.due.len() > 2 * self.keys.len() + DUE_SPARE {
+                self.forget_closed();
+            }
+        }
+        if limits.items.is_some_and(|most| items >= most) {
+            self.close(slot, at, Closed::Count);
+            return ControlFlow::Break(());
+        }
+        self.interrupt()
+    }
+
     fn hand_on(
         &mut self,
         room: &mut usize,
@@ -356,153 +355,36 @@ where
         sink: &mut impl FnMut(O::Item, K::Group) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         loop {
-            while !self.leaving.is_empty() {
-                if *room == 0 {
-                    return ControlFlow::Break(());
-                }
-                let Some((item, tokens)) = self.leaving.pop_front() else { break };
-                made.add(1);
-                *room -= 1;
-                sink(item, tokens)?;
-            }
+            self.course.hand_on(room, made, sink)?;
             if !self.close_due() {
                 return ControlFlow::Continue(());
             }
         }
     }
-}
 
-impl<F, C, Q, N, A, O> Groups<F, C, Q, N, A, O>
-where
-    F: Flow,
-    C: TimeOf<F::Item>,
-    Q: Key,
-    N: FnMut(&F::Item) -> Q,
-    A: Aggregate<F::Item>,
-    O: Emit<F::Item, Q, A::Output>,
-{
-    pub(crate) fn new(
-        upstream: F,
-        limits: Limits,
-        (time, keys_max): (C, usize),
-        key: N,
-        aggregate: A,
-        (op, scope): (Arc<OpStats>, Arc<Scope>),
-    ) -> Self {
-        let book = Book {
-            key,
-            aggregate,
-            patience: time.patience(),
-            time,
-            limits,
-            keys_max,
-            keys: Keys::new(),
-            due: BinaryHeap::new(),
-            ids: 0,
-            watermark: i64::MIN,
-            newest: i64::MIN,
-            leaving: VecDeque::new(),
-            ended: false,
-            flushed: 0,
-            emits: PhantomData,
-        };
-        Groups { upstream, book, op, scope, timer: Timer::default(), silent: None }
+    fn next_end(&self) -> Option<i64> {
+        self.due.peek().map(|Reverse((end, ..))| *end)
     }
 
-    /// What one key may take, if it has one open window.
-    pub(crate) fn key_bytes() -> usize {
-        Keys::<Q, Opens<A::State, <F::Token as Settle>::Group>>::ENTRY_BYTES
-            + 2 * size_of::<Reverse<(i64, usize, u64)>>()
-    }
-
-    /// Waits for the end of the next window, or for as long as silence may last. Ready: there is something to hand on.
-    fn poll_time(&mut self, cx: &mut Context<'_>, now: i64) -> Poll<()> {
-        let Some(&Reverse((end, ..))) = self.book.due.peek() else { return Poll::Pending };
-        if !C::EVENT {
-            let wait = moment(end).duration_since(moment(now)).unwrap_or_default();
-            return self.timer.poll_until(cx, Instant::now() + wait);
-        }
-        let Some(idle) = self.book.patience.idle else { return Poll::Pending };
-        let since = *self.silent.get_or_insert_with(Instant::now);
-        if self.timer.poll_until(cx, since + idle).is_pending() {
-            return Poll::Pending;
-        }
-        self.silent = None;
-        let Book { limits, newest, watermark, .. } = &mut self.book;
+    fn last_end(&self) -> i64 {
         // No window ends later than one that began with the newest item.
-        *watermark = limits.alone(*newest).max(*watermark);
-        Poll::Ready(())
-    }
-}
-
-impl<F, C, Q, N, A, O> Flow for Groups<F, C, Q, N, A, O>
-where
-    F: Flow,
-    C: TimeOf<F::Item>,
-    Q: Key,
-    N: FnMut(&F::Item) -> Q,
-    A: Aggregate<F::Item>,
-    O: Emit<F::Item, Q, A::Output>,
-{
-    type Item = O::Item;
-    type Token = <F::Token as Settle>::Group;
-
-    #[inline]
-    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
-    where
-        S: FnMut(O::Item, Self::Token) -> ControlFlow<()>,
-    {
-        let now = if C::EVENT { 0 } else { nanos(self.scope.clock().now()) };
-        let Groups { upstream, book, op, scope, .. } = self;
-        if !C::EVENT {
-            book.watermark = now;
-        }
-        let mut room = max;
-        let counts = &scope.counts;
-        let mut made = Tally::new::<F::Token>(&counts.split);
-        if book.hand_on(&mut room, &mut made, sink).is_break() {
-            return Poll::Ready(Step::More);
-        }
-        if book.ended {
-            return Poll::Ready(Step::End);
-        }
-        let mut entered = Tally::new::<F::Token>(&counts.merged);
-        let mut dropped = Discard::<F::Token>::new(op);
-        let mut came = false;
-        let step = upstream.poll_drive(cx, room.max(INTAKE), &mut |item, token| {
-            came = true;
-            book.accept(item, token, now, &mut entered, &mut dropped)
-        });
-        drop((entered, dropped));
-        book.ended = step == Poll::Ready(Step::End);
-        let handed = book.hand_on(&mut room, &mut made, sink);
-        let ended = book.ended;
-        drop(made);
-        if came || !step.is_pending() {
-            self.silent = None;
-        }
-        if handed.is_break() {
-            return Poll::Ready(Step::More);
-        }
-        if ended {
-            return Poll::Ready(Step::End);
-        }
-        if step.is_pending() && self.poll_time(cx, now).is_ready() {
-            return Poll::Ready(Step::More);
-        }
-        step
+        self.limits.alone(self.course.newest)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
+    use std::task::{Context, Poll, Waker};
     use std::time::Duration;
 
     use super::super::aggregate::Count;
+    use super::super::course::Windows;
     use super::super::{Arrival, DropLate, Kind, Window};
     use super::*;
+    use crate::flow::{Flow, Step};
+    use crate::scope::Scope;
     use crate::source::FromIter;
+    use crate::stats::OpStats;
 
     #[tokio::test]
     async fn windows_that_were_closed_by_their_count_are_forgotten() {
@@ -511,9 +393,8 @@ mod tests {
             unreachable!()
         };
         let upstream = FromIter::new(0..100_000u32, &scope);
-        let told = (OpStats::new("window"), scope.clone());
-        let mut flow =
-            Groups::<_, _, _, _, _, DropLate>::new(upstream, limits, (Arrival, 100), |n| n % 10, Count, told);
+        let book = Groups::<u32, (), _, _, _, _, DropLate>::new(limits, Arrival, 100, |n| n % 10, Count);
+        let mut flow = Windows::new(upstream, book, OpStats::new("window"), scope);
         let mut context = Context::from_waker(Waker::noop());
         let (mut windows, mut most) = (0, 0);
         while flow.poll_drive(&mut context, 100, &mut |_, ()| {
@@ -521,7 +402,7 @@ mod tests {
             ControlFlow::Continue(())
         }) != Poll::Ready(Step::End)
         {
-            most = most.max(flow.book.due.len());
+            most = most.max(flow.book().due.len());
         }
         assert_eq!(windows, 50_000);
         assert!(most <= 2 * 10 + DUE_SPARE, "{most} entries for ten keys");

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::mem;
 
 use super::aggregate::Aggregate;
-use super::{Closed, Windowed, moment};
+use super::spec::moment;
+use super::{Closed, Windowed};
 use crate::token::Settle;
 
 /// A value under way, how many items are in it, and when the first and the last of them was.
