@@ -109,14 +109,14 @@ impl<F: Flow> Pipe<F> {
             let scope = scope.clone();
             let (flow, each) = match kind {
                 Kind::Timed(spec) => {
+                    let each = Timed::<F::Item, F::Token, C, Q, N, A, O>::key_bytes(&spec, &time);
                     let book = Timed::<_, F::Token, _, _, _, _, O>::new(spec, time, keys_max, key, aggregate);
-                    let each = Timed::<F::Item, F::Token, C, Q, N, A, O>::key_bytes(&spec);
                     (AnyWindow::Timed(Windows::new(upstream, book, op, scope.clone())), each)
                 }
                 Kind::Groups(limits) => {
+                    let each = Groups::<F::Item, F::Token, C, Q, N, A, O>::key_bytes(limits, &time);
                     let book =
                         Groups::<_, F::Token, _, _, _, _, O>::new(limits, time, keys_max, key, aggregate);
-                    let each = Groups::<F::Item, F::Token, C, Q, N, A, O>::key_bytes();
                     (AnyWindow::Groups(Windows::new(upstream, book, op, scope.clone())), each)
                 }
                 Kind::Moving { items, every } => {

@@ -237,7 +237,9 @@ async fn an_item_of_several_windows_is_done_when_all_of_them_are() {
 /// Second, key, number.
 type Event = (u64, u64, u64);
 
-fn event_time() -> EventTime<fn(&Event) -> SystemTime> {
+type ByEvent = EventTime<fn(&Event) -> SystemTime>;
+
+fn event_time() -> ByEvent {
     EventTime::new(|(second, ..): &Event| at(*second))
 }
 
@@ -321,6 +323,21 @@ async fn as_many_keys_are_open_as_may_be_and_nothing_is_lost_by_that() {
         assert_eq!(counts, expected, "{window:?}");
         assert!(windows.iter().any(|window| window.closed == Closed::Evicted));
         assert_eq!(ear.list(), vec![End::Completed; 5000]);
+    }
+}
+
+#[test]
+fn what_windows_may_hold_is_in_the_runs_bound() {
+    let bound = |window: Window<ByEvent>| {
+        let pipe = Pipe::from_iter(Vec::<Event>::new()).window(window, |event| event.1, Count);
+        pipe.monitor().report().memory_bound_bytes
+    };
+    let late = || event_time().delay(600 * SECOND);
+    for kind in [Window::tumbling(SECOND), Window::sliding(9 * SECOND, SECOND), Window::session(SECOND)] {
+        let kind = kind.max_keys(10);
+        let one = bound(kind.event_time(event_time()));
+        assert!(bound(kind.max_keys(1000).event_time(event_time())) >= 90 * one, "by keys");
+        assert!(bound(kind.event_time(late())) >= one + 10 * 600 * 16, "by what is ahead of the watermark");
     }
 }
 

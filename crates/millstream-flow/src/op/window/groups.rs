@@ -168,9 +168,14 @@ where
         }
     }
 
-    /// What one key may take, if it has one open window.
-    pub(crate) fn key_bytes() -> usize {
-        Keys::<Q, Opens<A::State, K::Group>>::ENTRY_BYTES + 2 * size_of::<Reverse<(i64, usize, u64)>>()
+    /// What one key may take: its window, and others that are ahead of the watermark.
+    pub(crate) fn key_bytes(limits: Limits, time: &C) -> usize {
+        let apart = limits.gap.unwrap_or(i64::MAX).min(limits.age.unwrap_or(i64::MAX));
+        let others = (time.patience().delay / apart) as usize;
+        let others = others.saturating_mul(2 * size_of::<Open<A::State, K::Group>>());
+        let own =
+            Keys::<Q, Opens<A::State, K::Group>>::ENTRY_BYTES + 2 * size_of::<Reverse<(i64, usize, u64)>>();
+        own.saturating_add(others)
     }
 
     /// Leaves one entry for each key in `due`: windows that were closed by their count leave theirs behind.

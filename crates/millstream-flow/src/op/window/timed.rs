@@ -68,9 +68,9 @@ where
         }
     }
 
-    /// What one key may take.
-    pub(crate) fn key_bytes(spec: &Spec) -> usize {
-        let panes = (spec.size / spec.pane) as usize + 1;
+    /// What one key may take: the panes of a window, and those that are ahead of the watermark.
+    pub(crate) fn key_bytes(spec: &Spec, time: &C) -> usize {
+        let panes = (spec.size.saturating_add(time.patience().delay) / spec.pane) as usize + 2;
         let panes = panes.saturating_mul(Panes::<A::State, K::Group>::PANE_BYTES);
         Keys::<Q, Panes<A::State, K::Group>>::ENTRY_BYTES.saturating_add(panes)
     }
