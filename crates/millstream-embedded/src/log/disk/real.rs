@@ -2,10 +2,11 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     os::unix::fs::FileExt,
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use rustix::{
@@ -18,6 +19,33 @@ use super::{Disk, DiskFile, LockError, LockGuard, LockMode};
 /// The operating system's file system.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RealDisk;
+
+/// Who holds a lock, as its file says. Between taking it and saying so a holder needs a moment, in which the file is empty or
+/// names the one before.
+fn holder(file: &mut File) -> Option<u32> {
+    /// How often to look, a millisecond apart.
+    const LOOKS: u32 = 50;
+    for _ in 0..LOOKS {
+        let mut text = String::new();
+        let _ = file.rewind();
+        let _ = file.take(32).read_to_string(&mut text);
+        let holder = text.trim().parse().ok();
+        if holder.is_some_and(is_running) {
+            return holder;
+        }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "another process is waited for, which no clock of ours governs"
+        )]
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    None
+}
+
+/// Whether there is such a process, where the system tells.
+fn is_running(process: u32) -> bool {
+    !Path::new("/proc/self").exists() || Path::new("/proc").join(process.to_string()).exists()
+}
 
 impl Disk for RealDisk {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
@@ -87,9 +115,7 @@ impl Disk for RealDisk {
         match rustix::fs::flock(&file, operation) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                let _ = (&mut file).take(32).read_to_string(&mut text);
-                return Err(LockError::Held(text.trim().parse().ok()));
+                return Err(LockError::Held(holder(&mut file)));
             }
             Err(e) => return Err(LockError::Io(e.into())),
         }
