@@ -77,11 +77,13 @@ async fn a_try_that_fails_begins_the_next_pause_and_one_that_is_dropped_gives_wa
     let breaker = Breaker::new(1.0, 1).pause(30 * SECOND).probes(1);
     let mut states = breaker.states();
     calls(&breaker, [false]).await;
+    assert_eq!(*states.borrow_and_update(), BreakerState::Open);
     sleep(30 * SECOND).await;
     // Dropped in the middle: neither good nor bad, and the place is free again.
     let hangs = breaker.call(async || pending::<Result<(), ()>>().await);
     assert!(timeout(SECOND, hangs).await.is_err());
     assert_eq!(breaker.state(), BreakerState::HalfOpen);
+    assert_eq!(*states.borrow_and_update(), BreakerState::HalfOpen);
     calls(&breaker, [false]).await;
     assert_eq!((breaker.state(), breaker.times_opened()), (BreakerState::Open, 2));
     let began = Instant::now();
