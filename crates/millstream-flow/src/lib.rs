@@ -51,6 +51,7 @@ mod failure;
 mod finish;
 mod flow;
 mod held;
+mod keyed;
 mod knob;
 mod measure;
 mod memo;

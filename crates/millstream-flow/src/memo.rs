@@ -1,16 +1,15 @@
 //! What was looked up before is not looked up again.
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::hash::{BuildHasher, Hash};
+use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use hashbrown::{DefaultHashBuilder, HashTable};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use crate::keyed::KeyedQueue;
 use crate::timer::bounded;
 
 type Size<V> = dyn Fn(&V) -> usize + Send + Sync;
@@ -52,17 +51,11 @@ struct Book<Q, V> {
     age_max: Option<Duration>,
     bytes_max: usize,
     size: Option<Arc<Size<V>>>,
-    row: VecDeque<Entry<Q, V>>,
-    /// The number of the row's first entry, counted from the first there ever was.
-    first: u64,
-    places: HashTable<u64>,
-    hasher: DefaultHashBuilder,
+    row: KeyedQueue<Q, Entry<V>>,
     bytes: usize,
 }
 
-struct Entry<Q, V> {
-    key: Q,
-    hash: u64,
+struct Entry<V> {
     born: Instant,
     bytes: usize,
     value: Arc<OnceCell<V>>,
@@ -80,10 +73,7 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
             age_max: None,
             bytes_max: usize::MAX,
             size: None,
-            row: VecDeque::new(),
-            first: 0,
-            places: HashTable::new(),
-            hasher: DefaultHashBuilder::default(),
+            row: KeyedQueue::default(),
             bytes: 0,
         };
         Memo(Arc::new(Shared { book: Mutex::new(book), hits: 0.into(), misses: 0.into() }))
@@ -150,17 +140,19 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
                 book.forget_first();
             }
         }
-        let hash = book.hasher.hash_one(key);
-        if let Some(place) = book.place(hash, key) {
-            self.0.hits.fetch_add(1, Ordering::Relaxed);
-            return book.row[place].value.clone();
-        }
+        let absent = match book.row.find(key) {
+            Ok(entry) => {
+                self.0.hits.fetch_add(1, Ordering::Relaxed);
+                return entry.value.clone();
+            }
+            Err(absent) => absent,
+        };
         self.0.misses.fetch_add(1, Ordering::Relaxed);
         while book.row.len() >= items_max {
             book.forget_first();
         }
         let value = Arc::new(OnceCell::new());
-        book.insert(Entry { key: key.clone(), hash, born: now, bytes: 0, value: value.clone() });
+        book.row.push_back(key.clone(), absent, Entry { born: now, bytes: 0, value: value.clone() });
         value
     }
 
@@ -168,15 +160,13 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
     fn weigh(&self, key: &Q, cell: &Arc<OnceCell<V>>, value: &V) {
         let mut book = self.book();
         let Some(size) = book.size.clone() else { return };
-        let hash = book.hasher.hash_one(key);
-        let Some(place) = book.place(hash, key) else { return };
-        let entry = &book.row[place];
+        let Ok(entry) = book.row.find(key) else { return };
         if entry.bytes > 0 || !Arc::ptr_eq(&entry.value, cell) {
             return;
         }
         // Never 0, which stands for what has not been weighed.
         let bytes = size(value).max(1);
-        book.row[place].bytes = bytes;
+        entry.bytes = bytes;
         book.bytes += bytes;
         while book.bytes > book.bytes_max && book.row.len() > 1 {
             book.forget_first();
@@ -186,9 +176,7 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
     /// Forgets a key, so that the next who asks looks up.
     pub fn forget(&self, key: &Q) {
         let mut book = self.book();
-        let hash = book.hasher.hash_one(key);
-        if let Some(place) = book.place(hash, key) {
-            let entry = &mut book.row[place];
+        if let Ok(entry) = book.row.find(key) {
             entry.value = Arc::new(OnceCell::new());
             let bytes = std::mem::take(&mut entry.bytes);
             book.bytes -= bytes;
@@ -218,32 +206,17 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
     /// What it may hold at most.
     pub(crate) fn memory(&self) -> usize {
         let book = self.book();
-        let entry = 2 * (size_of::<Entry<Q, V>>() + size_of::<u64>() + 1) + size_of::<OnceCell<V>>();
+        let entry = KeyedQueue::<Q, Entry<V>>::ENTRY_BYTES + size_of::<OnceCell<V>>();
         let values = if book.size.is_some() { book.bytes_max } else { 0 };
         book.items_max.saturating_mul(entry).saturating_add(values)
     }
 }
 
-impl<Q: Hash + Eq, V> Book<Q, V> {
-    fn place(&self, hash: u64, key: &Q) -> Option<usize> {
-        let at = |place: &u64| (place - self.first) as usize;
-        self.places.find(hash, |place| self.row[at(place)].key == *key).map(at)
-    }
-
-    fn insert(&mut self, entry: Entry<Q, V>) {
-        let Book { row, first, places, .. } = self;
-        let (hash, place) = (entry.hash, *first + row.len() as u64);
-        row.push_back(entry);
-        places.insert_unique(hash, place, |place| row[(place - *first) as usize].hash);
-    }
-
+impl<Q, V> Book<Q, V> {
     fn forget_first(&mut self) {
-        let Some(Entry { hash, bytes, .. }) = self.row.pop_front() else { return };
-        if let Ok(entry) = self.places.find_entry(hash, |place| *place == self.first) {
-            entry.remove();
+        if let Some(entry) = self.row.pop_front() {
+            self.bytes -= entry.bytes;
         }
-        self.first += 1;
-        self.bytes -= bytes;
     }
 }
 

@@ -374,13 +374,26 @@ impl<F: Flow> Pipe<F> {
         M: FnMut(F::Item) -> Fut,
         Fut: Future,
     {
-        let concurrency = concurrency.into();
-        self.then("map_async", |upstream, op, scope| {
+        self.calls("map_async", concurrency.into(), |_, _| map)
+    }
+
+    /// An operator that calls what `build` makes, in flight at once.
+    fn calls<M, Fut>(
+        self,
+        kind: &'static str,
+        concurrency: Concurrency,
+        build: impl FnOnce(Arc<OpStats>, &Arc<Scope>) -> M,
+    ) -> Pipe<MapAsync<F, M, Fut>>
+    where
+        M: FnMut(F::Item) -> Fut,
+        Fut: Future,
+    {
+        self.then(kind, |upstream, op, scope| {
             let limit = concurrency.knob(format!("{} in flight", op.name()));
             let call = size_of::<Fut>() + size_of::<Option<Fut::Output>>();
-            scope.add_memory("map_async".into(), limit.bounds().1.saturating_mul(call));
+            scope.add_memory(kind.into(), limit.bounds().1.saturating_mul(call));
             scope.add_knob(limit.clone());
-            MapAsync::new(upstream, map, limit, concurrency.unordered)
+            MapAsync::new(upstream, build(op, scope), limit, concurrency.unordered)
         })
     }
 
@@ -426,19 +439,16 @@ impl<F: Flow> Pipe<F> {
         // The fair lock of tokio: who asks first has it first, and calls ask in the order of their items.
         let locks: Arc<[Mutex<()>]> = (0..groups).map(|_| Mutex::new(())).collect();
         let (map, hasher) = (Arc::new(map), DefaultHashBuilder::default());
-        let pipe = self.map_async(concurrency, move |item| {
+        self.scope.add_memory("map_async_by_key".into(), groups.saturating_mul(size_of::<Mutex<()>>()));
+        let call = move |item| {
             let group = (hasher.hash_one(key(&item)) % groups as u64) as usize;
             let (locks, map) = (locks.clone(), map.clone());
             async move {
                 let _turn = locks[group].lock().await;
                 map(item).await
             }
-        });
-        if let Some(last) = pipe.ops.last() {
-            last.rename("map_async_by_key".into());
-        }
-        pipe.scope.add_memory("map_async_by_key".into(), groups.saturating_mul(size_of::<Mutex<()>>()));
-        pipe
+        };
+        self.calls("map_async_by_key", concurrency, |_, _| call)
     }
 
     /// Tells how many items passed in each interval, from the first item on and a last time at the end, as long as the flow is

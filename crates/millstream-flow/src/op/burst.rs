@@ -11,7 +11,6 @@ use crate::flow::{Flow, Step};
 use crate::op::Discard;
 use crate::stats::OpStats;
 use crate::timer::{Timer, bounded};
-use crate::token::Settle;
 
 /// Which items of a burst pass, as [`Pipe::debounce`](crate::Pipe::debounce) does it: a burst lasts until nothing has
 /// come for a while.
@@ -139,10 +138,7 @@ impl<F: Flow> Bursts<F> {
     }
 }
 
-impl<F: Flow> Flow for Bursts<F>
-where
-    F::Token: Settle,
-{
+impl<F: Flow> Flow for Bursts<F> {
     type Item = F::Item;
     type Token = F::Token;
 

@@ -2,17 +2,16 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::hash::{BuildHasher, Hash};
+use std::hash::Hash;
 use std::mem;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
-use hashbrown::{DefaultHashBuilder, HashTable};
-
 use crate::drive::{Driver, Turn};
 use crate::flow::{Flow, Step};
+use crate::keyed::KeyedQueue;
 use crate::knob::Knob;
 use crate::op::Discard;
 use crate::op::buffer::chunk_items;
@@ -24,31 +23,17 @@ use crate::token::Settle;
 pub(crate) struct LatestShelf<Q, T, K>(Mutex<Latest<Q, T, K>>);
 
 struct Latest<Q, T, K> {
-    row: VecDeque<Waiting<Q, T, K>>,
-    /// The number of the row's first entry, counted from the first there ever was.
-    first: u64,
-    places: HashTable<u64>,
-    hasher: DefaultHashBuilder,
+    row: KeyedQueue<Q, (T, K)>,
     reader: Option<Waker>,
     writer: Option<Waker>,
     writer_gone: bool,
     reader_gone: bool,
 }
 
-struct Waiting<Q, T, K> {
-    key: Q,
-    hash: u64,
-    item: T,
-    token: K,
-}
-
 impl<Q, T, K> LatestShelf<Q, T, K> {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(LatestShelf(Mutex::new(Latest {
-            row: VecDeque::new(),
-            first: 0,
-            places: HashTable::new(),
-            hasher: DefaultHashBuilder::default(),
+            row: KeyedQueue::default(),
             reader: None,
             writer: None,
             writer_gone: false,
@@ -58,44 +43,6 @@ impl<Q, T, K> LatestShelf<Q, T, K> {
 
     fn latest(&self) -> MutexGuard<'_, Latest<Q, T, K>> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
-/// What became of an item that was put on the shelf.
-enum Put<Q, T, K> {
-    New,
-    Instead(T, K),
-    Full(Q, T, K),
-}
-
-impl<Q: Hash + Eq, T, K> Latest<Q, T, K> {
-    fn put(&mut self, key: Q, item: T, token: K, capacity: usize) -> Put<Q, T, K> {
-        let Latest { row, first, places, hasher, .. } = self;
-        let hash = hasher.hash_one(&key);
-        let at = |place: &u64| (place - *first) as usize;
-        if let Some(place) = places.find(hash, |place| row[at(place)].key == key).map(at) {
-            let waiting = &mut row[place];
-            return Put::Instead(
-                mem::replace(&mut waiting.item, item),
-                mem::replace(&mut waiting.token, token),
-            );
-        }
-        if row.len() >= capacity {
-            return Put::Full(key, item, token);
-        }
-        let place = *first + row.len() as u64;
-        row.push_back(Waiting { key, hash, item, token });
-        places.insert_unique(hash, place, |place| row[(place - *first) as usize].hash);
-        Put::New
-    }
-
-    fn pop(&mut self) -> Option<Waiting<Q, T, K>> {
-        let waiting = self.row.pop_front()?;
-        if let Ok(entry) = self.places.find_entry(waiting.hash, |place| *place == self.first) {
-            entry.remove();
-        }
-        self.first += 1;
-        Some(waiting)
     }
 }
 
@@ -130,13 +77,15 @@ impl<F: Flow, Q: Hash + Eq, N> Conflater<F, Q, N> {
             return Poll::Ready(Err(()));
         }
         while let Some((key, item, token)) = chunk.pop_front() {
-            match latest.put(key, item, token, capacity.value()) {
-                Put::New => {}
-                Put::Instead(item, token) => {
-                    dropped.add(token);
-                    replaced.push(item);
+            let waiting = latest.row.len();
+            match latest.row.find(&key) {
+                Ok(older) => {
+                    let (older, its_token) = mem::replace(older, (item, token));
+                    dropped.add(its_token);
+                    replaced.push(older);
                 }
-                Put::Full(key, item, token) => {
+                Err(absent) if waiting < capacity.value() => latest.row.push_back(key, absent, (item, token)),
+                Err(_) => {
                     chunk.push_front((key, item, token));
                     latest.writer = Some(cx.waker().clone());
                     break;
@@ -245,8 +194,8 @@ impl<Q: Hash + Eq, T, K: Settle> Flow for Conflated<Q, T, K> {
             }
             // No more than is asked for: what stays can still be replaced by something newer.
             for _ in 0..room.min(chunk_items::<(T, K)>()) {
-                let Some(Waiting { item, token, .. }) = latest.pop() else { break };
-                self.taken.push_back((item, token));
+                let Some(waiting) = latest.row.pop_front() else { break };
+                self.taken.push_back(waiting);
             }
             self.stats.observed(latest.row.len(), 0);
             let writer = latest.writer.take();

@@ -1,16 +1,15 @@
 //! The first item of each key.
 
-use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hash};
+use std::hash::Hash;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hashbrown::{DefaultHashBuilder, HashTable};
 use tokio::time::Instant;
 
 use crate::flow::{Flow, Step};
+use crate::keyed::KeyedQueue;
 use crate::op::Discard;
 use crate::stats::OpStats;
 use crate::timer::bounded;
@@ -44,84 +43,25 @@ impl Dedupe {
     }
 
     pub(crate) fn memory<Q>(&self) -> usize {
-        // An entry of the row, which doubles as it grows, and a place in the table, which is 7/8 full at most.
-        self.keys.saturating_mul(2 * size_of::<Remembered<Q>>() + 2 * (size_of::<u64>() + 1))
+        self.keys.saturating_mul(KeyedQueue::<Q, Passed>::ENTRY_BYTES)
     }
 }
 
-/// A key that has passed.
-struct Remembered<Q> {
-    key: Q,
-    hash: u64,
-    passed: Option<Instant>,
-}
-
-/// Keys in the order in which they passed, and where each is: adding, finding and forgetting cost the same however many
-/// there are, and nothing is allocated once it has its size.
-struct Seen<Q> {
-    row: VecDeque<Remembered<Q>>,
-    /// The number of the row's first key, counted from the first that ever passed.
-    first: u64,
-    places: HashTable<u64>,
-    hasher: DefaultHashBuilder,
-}
-
-impl<Q: Hash + Eq> Seen<Q> {
-    fn new() -> Self {
-        Seen {
-            row: VecDeque::new(),
-            first: 0,
-            places: HashTable::new(),
-            hasher: DefaultHashBuilder::default(),
-        }
-    }
-
-    /// Remembers a key. False if it was already known.
-    #[inline]
-    fn insert(&mut self, key: Q, now: Option<Instant>, max: usize) -> bool {
-        let Seen { row, first, places, hasher } = self;
-        let hash = hasher.hash_one(&key);
-        let at = |place: &u64| (place - *first) as usize;
-        if places.find(hash, |place| row[at(place)].key == key).is_some() {
-            return false;
-        }
-        if row.len() >= max {
-            self.forget_first();
-        }
-        let Seen { row, first, places, .. } = self;
-        let place = *first + row.len() as u64;
-        row.push_back(Remembered { key, hash, passed: now });
-        places.insert_unique(hash, place, |place| row[(place - *first) as usize].hash);
-        true
-    }
-
-    fn forget_first(&mut self) {
-        let Some(Remembered { hash, .. }) = self.row.pop_front() else { return };
-        if let Ok(entry) = self.places.find_entry(hash, |place| *place == self.first) {
-            entry.remove();
-        }
-        self.first += 1;
-    }
-
-    fn forget_older(&mut self, ttl: Duration, now: Instant) {
-        while self.row.front().and_then(|key| key.passed).is_some_and(|passed| passed + ttl <= now) {
-            self.forget_first();
-        }
-    }
-}
+/// When a key passed, if that matters.
+type Passed = Option<Instant>;
 
 /// See [`Pipe::dedupe`](crate::Pipe::dedupe).
 pub struct Deduped<F, Q, N> {
     upstream: F,
     rule: Dedupe,
     key: N,
-    seen: Seen<Q>,
+    seen: KeyedQueue<Q, Passed>,
     op: Arc<OpStats>,
 }
 
 impl<F, Q: Hash + Eq, N> Deduped<F, Q, N> {
     pub(crate) fn new(upstream: F, rule: Dedupe, key: N, op: Arc<OpStats>) -> Self {
-        Deduped { upstream, rule, key, seen: Seen::new(), op }
+        Deduped { upstream, rule, key, seen: KeyedQueue::default(), op }
     }
 }
 
@@ -137,16 +77,23 @@ impl<F: Flow, Q: Hash + Eq, N: FnMut(&F::Item) -> Q> Flow for Deduped<F, Q, N> {
         let Deduped { upstream, rule, key, seen, op } = self;
         let now = rule.ttl.map(|ttl| {
             let now = Instant::now();
-            seen.forget_older(ttl, now);
+            while seen.front().copied().flatten().is_some_and(|passed| passed + ttl <= now) {
+                seen.pop_front();
+            }
             now
         });
         let mut dropped = Discard::<F::Token>::new(op);
         upstream.poll_drive(cx, max, &mut |item, token| {
-            if seen.insert(key(&item), now, rule.keys) {
-                return sink(item, token);
+            let key = key(&item);
+            let Err(absent) = seen.find(&key) else {
+                dropped.add(token);
+                return ControlFlow::Continue(());
+            };
+            if seen.len() >= rule.keys {
+                seen.pop_front();
             }
-            dropped.add(token);
-            ControlFlow::Continue(())
+            seen.push_back(key, absent, now);
+            sink(item, token)
         })
     }
 }

@@ -1,43 +1,20 @@
 //! The newest item of each key, once an interval.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hash};
+use std::hash::Hash;
+use std::mem;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hashbrown::{DefaultHashBuilder, HashTable};
 use tokio::time::Instant;
 
 use crate::flow::{Flow, Step};
+use crate::keyed::KeyedQueue;
 use crate::op::Discard;
 use crate::stats::OpStats;
 use crate::timer::{Timer, bounded};
-
-/// The newest items by key, in the order in which their keys came.
-struct Newest<Q, T, K> {
-    row: Vec<(Q, u64, T, K)>,
-    places: HashTable<usize>,
-    hasher: DefaultHashBuilder,
-}
-
-impl<Q: Hash + Eq, T, K> Newest<Q, T, K> {
-    /// Keeps an item in the place of the one before it of its key, which it returns.
-    #[inline]
-    fn put(&mut self, key: Q, item: T, token: K) -> Option<K> {
-        let Newest { row, places, hasher } = self;
-        let hash = hasher.hash_one(&key);
-        if let Some(&place) = places.find(hash, |&place| row[place].0 == key) {
-            let (_, _, old, older) = &mut row[place];
-            *old = item;
-            return Some(std::mem::replace(older, token));
-        }
-        places.insert_unique(hash, row.len(), |&place| row[place].1);
-        row.push((key, hash, item, token));
-        None
-    }
-}
 
 /// See [`Pipe::latest_by`](crate::Pipe::latest_by).
 pub struct Latest<F: Flow, Q, N> {
@@ -46,7 +23,8 @@ pub struct Latest<F: Flow, Q, N> {
     keys_max: usize,
     key: N,
     op: Arc<OpStats>,
-    newest: Newest<Q, F::Item, F::Token>,
+    /// In the order in which their keys came.
+    newest: KeyedQueue<Q, (F::Item, F::Token)>,
     /// When the interval ends. Only while something is kept.
     until: Option<Instant>,
     leaving: VecDeque<(F::Item, F::Token)>,
@@ -56,15 +34,13 @@ pub struct Latest<F: Flow, Q, N> {
 
 impl<F: Flow, Q, N> Latest<F, Q, N> {
     pub(crate) fn new(upstream: F, interval: Duration, keys_max: usize, key: N, op: Arc<OpStats>) -> Self {
-        let newest =
-            Newest { row: Vec::new(), places: HashTable::new(), hasher: DefaultHashBuilder::default() };
         Latest {
             upstream,
             interval: bounded(interval),
             keys_max,
             key,
             op,
-            newest,
+            newest: KeyedQueue::default(),
             until: None,
             leaving: VecDeque::new(),
             timer: Timer::default(),
@@ -72,17 +48,15 @@ impl<F: Flow, Q, N> Latest<F, Q, N> {
         }
     }
 
-    /// What one entry takes, with what the rows have in reserve.
-    pub(crate) const ENTRY_BYTES: usize = 2
-        * (size_of::<(Q, u64, F::Item, F::Token)>()
-            + size_of::<(F::Item, F::Token)>()
-            + size_of::<usize>()
-            + 1);
+    /// What it may hold at most, those on their way out included.
+    pub(crate) fn memory(&self) -> usize {
+        let entry = KeyedQueue::<Q, (F::Item, F::Token)>::ENTRY_BYTES + 2 * size_of::<(F::Item, F::Token)>();
+        self.keys_max.saturating_mul(entry)
+    }
 
     fn release(&mut self) {
         self.until = None;
-        self.newest.places.clear();
-        self.leaving.extend(self.newest.row.drain(..).map(|(_, _, item, token)| (item, token)));
+        self.leaving.extend(self.newest.drain());
     }
 }
 
@@ -112,15 +86,17 @@ impl<F: Flow, Q: Hash + Eq, N: FnMut(&F::Item) -> Q> Flow for Latest<F, Q, N> {
         let Latest { upstream, interval, keys_max, key, op, newest, until, .. } = self;
         let mut dropped = Discard::<F::Token>::new(op);
         let step = upstream.poll_drive(cx, room, &mut |item, token| {
-            if let Some(older) = newest.put(key(&item), item, token) {
-                dropped.add(older);
+            let key = key(&item);
+            match newest.find(&key) {
+                Ok(kept) => dropped.add(mem::replace(kept, (item, token)).1),
+                Err(absent) => newest.push_back(key, absent, (item, token)),
             }
             until.get_or_insert(now + *interval);
-            if newest.row.len() < *keys_max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if newest.len() < *keys_max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         drop(dropped);
         self.ended = step == Poll::Ready(Step::End);
-        if self.ended || self.newest.row.len() >= self.keys_max {
+        if self.ended || self.newest.len() >= self.keys_max {
             // Nothing comes any more, or no other key has room: what is here goes before its time.
             self.release();
         }

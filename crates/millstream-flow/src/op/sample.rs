@@ -44,12 +44,12 @@ impl Sample {
         Sample(Rule::Rate { threshold: threshold(rate), dice: fastrand::Rng::new() })
     }
 
-    /// The same chances in every run, for tests. Without effect on [`one_in`](Self::one_in), which has none.
-    pub fn seed(mut self, seed: u64) -> Self {
-        if let Rule::Rate { dice, .. } = &mut self.0 {
-            *dice = fastrand::Rng::with_seed(seed);
-        }
-        self
+    /// As [`rate`](Self::rate), with the same chances in every run: for tests.
+    ///
+    /// # Panics
+    /// As `rate`.
+    pub fn rate_with_seed(rate: f64, seed: u64) -> Self {
+        Sample(Rule::Rate { threshold: threshold(rate), dice: fastrand::Rng::with_seed(seed) })
     }
 
     #[inline]

@@ -14,7 +14,6 @@ use crate::op::map_async::Concurrency;
 use crate::op::try_async::catching;
 use crate::op::try_map::TryMap;
 use crate::retry::Retry;
-use crate::stats::OpStats;
 
 /// An item with what was looked up for it, or the item for which that failed.
 type LookedUp<T, V> = Result<(T, V), Failed<T>>;
@@ -244,20 +243,14 @@ where
         M: AsyncFn(&F::Item) -> Result<U, E> + 'static,
         E: Into<BoxError>,
     {
-        let op = OpStats::new("try_map_async");
-        let scope = self.scope.clone();
-        let shared = Arc::new((map, retry, op.clone()));
-        let mut position = 0;
-        let mut pipe = self.map_async(concurrency, move |input| {
-            let at = position;
-            position += 1;
-            crate::op::try_async::call(shared.clone(), scope.clone(), input, at)
-        });
-        // The operator that users see, and name, is this one.
-        if let Some(last) = pipe.ops.last_mut() {
-            *last = op;
-        }
-        pipe
+        self.calls("try_map_async", concurrency.into(), |op, scope| {
+            let (scope, shared, mut position) = (scope.clone(), Arc::new((map, retry, op)), 0);
+            move |input| {
+                let at = position;
+                position += 1;
+                crate::op::try_async::call(shared.clone(), scope.clone(), input, at)
+            }
+        })
     }
 
     /// Pairs each item with a value that is looked up by its key, once for each key as long as `memo` remembers it: for
@@ -300,29 +293,24 @@ where
         M: AsyncFn(&Q) -> Result<V, E> + 'static,
         E: Into<BoxError>,
     {
-        let op = OpStats::new("memoize");
-        let scope = self.scope.clone();
-        scope.add_memory("memoize".into(), memo.memory());
-        let shared = Arc::new((memo, look_up, op.clone(), scope));
-        let mut position = 0;
-        let mut pipe = self.map_async(concurrency, move |item| {
-            let (key, shared, at) = (key(&item), shared.clone(), position);
-            position += 1;
-            async move {
-                let (memo, look_up, op, scope) = &*shared;
-                let looked_up = catching(memo.get(key, async |key| look_up(key).await)).await;
-                let error = match looked_up {
-                    Ok(Ok(value)) => return Ok((item, value)),
-                    Ok(Err(error)) => error.into(),
-                    Err(panicked) => panicked.into(),
-                };
-                op.add_failed(1);
-                Err(Failed::new(item, error, op.name(), scope.clock().now()).counted(at, 1))
+        self.calls("memoize", concurrency.into(), |op, scope| {
+            scope.add_memory("memoize".into(), memo.memory());
+            let (shared, mut position) = (Arc::new((memo, look_up, op, scope.clone())), 0);
+            move |item| {
+                let (key, shared, at) = (key(&item), shared.clone(), position);
+                position += 1;
+                async move {
+                    let (memo, look_up, op, scope) = &*shared;
+                    let looked_up = catching(memo.get(key, async |key| look_up(key).await)).await;
+                    let error = match looked_up {
+                        Ok(Ok(value)) => return Ok((item, value)),
+                        Ok(Err(error)) => error.into(),
+                        Err(panicked) => panicked.into(),
+                    };
+                    op.add_failed(1);
+                    Err(Failed::new(item, error, op.name(), scope.clock().now()).counted(at, 1))
+                }
             }
-        });
-        if let Some(last) = pipe.ops.last_mut() {
-            *last = op;
-        }
-        pipe
+        })
     }
 }

@@ -83,7 +83,7 @@ impl<F: Flow> Pipe<F> {
         self.then("latest_by", |upstream, op, scope| {
             let name = op.name().to_string();
             let latest = Latest::new(upstream, interval, keys_max, key, op);
-            scope.add_memory(name, keys_max.saturating_mul(entry_bytes(&latest)));
+            scope.add_memory(name, latest.memory());
             latest
         })
     }
@@ -120,8 +120,4 @@ impl<F: Flow> Pipe<F> {
         assert!(!limit.is_zero(), "no flow is never silent");
         self.then("idle_timeout", |upstream, op, scope| IdleTimeout::new(upstream, limit, op, scope.clone()))
     }
-}
-
-fn entry_bytes<F: Flow, Q, N>(_: &Latest<F, Q, N>) -> usize {
-    Latest::<F, Q, N>::ENTRY_BYTES
 }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use fastrand::Rng;
 use futures_util::StreamExt;
 use millstream_flow::{Capacity, Ended, Flow, Lane, Overflow, Overflowed, Pipe, RunErrorKind};
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
-use crate::support::{Dice, End, tracked};
+use crate::support::{End, tracked};
 
 /// What comes out of each lane.
 async fn all<F: Flow<Item: Send> + Send + 'static>(lanes: Vec<Pipe<F>>) -> Vec<Vec<F::Item>> {
@@ -193,17 +194,22 @@ async fn a_full_buffer_that_is_to_fail_fails_the_run_and_gives_everything_back()
 struct Heap {
     items: std::collections::VecDeque<u64>,
     most: std::sync::Arc<std::sync::atomic::AtomicUsize>,
-    dice: Dice,
+    dice: Rng,
     fails_at: Option<u64>,
 }
 
 impl Heap {
     fn new(seed: u64) -> Self {
-        Heap { items: Default::default(), most: Default::default(), dice: Dice::new(seed), fails_at: None }
+        Heap {
+            items: Default::default(),
+            most: Default::default(),
+            dice: Rng::with_seed(seed),
+            fails_at: None,
+        }
     }
 
     async fn trouble(&mut self, item: Option<u64>) -> Result<(), millstream_flow::BoxError> {
-        crate::support::yields(self.dice.roll(3)).await;
+        crate::support::yields(self.dice.u64(..3)).await;
         if item.is_some() && item >= self.fails_at && self.fails_at.is_some() {
             return Err("the disk is full".into());
         }
@@ -221,7 +227,7 @@ impl millstream_flow::Spill<u64> for Heap {
 
     async fn pop(&mut self, max: usize) -> Result<Vec<u64>, millstream_flow::BoxError> {
         self.trouble(None).await?;
-        let count = max.min(self.items.len()).min(1 + self.dice.roll(max as u64) as usize);
+        let count = max.min(self.items.len()).min(1 + self.dice.u64(..max as u64) as usize);
         Ok(self.items.drain(..count).collect())
     }
 }
@@ -229,16 +235,15 @@ impl millstream_flow::Spill<u64> for Heap {
 #[tokio::test]
 async fn a_spilling_buffer_keeps_all_items_in_order_whatever_the_reader_does() {
     for seed in 0..300 {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::with_seed(seed);
         let (count, capacity, spilled) =
-            (dice.roll(2000), 1 + dice.roll(20) as usize, 1 + dice.roll(600) as usize);
-        let (pipe, ear, account) =
-            crate::support::tracked_stream(crate::support::Fitful { items: 0..count, dice: dice.clone() });
+            (dice.u64(..2000), 1 + dice.u64(..20) as usize, 1 + dice.u64(..600) as usize);
+        let (pipe, ear, account) = crate::support::tracked_stream(crate::support::fitful(0..count, seed));
         let spill = Heap::new(seed);
         let most = spill.most.clone();
-        let speed = 1 + dice.roll(4);
+        let speed = 1 + dice.u64(..4);
         let pipe = pipe.buffer_spilling(capacity, spilled, spill).map_async(1, move |n| {
-            let turns = dice.roll(speed);
+            let turns = dice.u64(..speed);
             async move {
                 crate::support::yields(turns).await;
                 n
@@ -307,14 +312,15 @@ async fn a_spill_that_fails_fails_the_run_and_everything_is_given_back() {
 
 #[tokio::test]
 async fn a_slow_reader_of_a_conflating_buffer_sees_the_newest_of_each_key_once() {
-    let mut dice = Dice::new(5);
+    let mut dice = Rng::with_seed(5);
     for _ in 0..200 {
         let (mut sender, pipe) = Pipe::channel(4);
-        let mut pipe = pipe.conflate(1 + dice.roll(6) as usize, |(key, _): &(u64, u64)| *key).named("newest");
+        let mut pipe =
+            pipe.conflate(1 + dice.u64(..6) as usize, |(key, _): &(u64, u64)| *key).named("newest");
         let monitor = pipe.monitor();
         let mut sent = BTreeMap::new();
-        let (count, mut numbers) = (dice.roll(60), dice.clone());
-        let plan: Vec<_> = (0..count).map(|n| (numbers.roll(5), n)).collect();
+        let (count, mut numbers) = (dice.u64(..60), dice.clone());
+        let plan: Vec<_> = (0..count).map(|n| (numbers.u64(..5), n)).collect();
         sent.extend(plan.iter().copied());
         let sending = tokio::spawn(async move {
             for item in plan {
@@ -324,7 +330,7 @@ async fn a_slow_reader_of_a_conflating_buffer_sees_the_newest_of_each_key_once()
         let mut seen = BTreeMap::new();
         while let Some((key, n)) = pipe.next().await {
             assert!(seen.insert(key, n).is_none_or(|before| before < n), "never an older one");
-            crate::support::yields(dice.roll(30)).await;
+            crate::support::yields(dice.u64(..30)).await;
         }
         sending.await.unwrap();
         assert_eq!(seen, sent, "the newest of each key comes through");

@@ -22,3 +22,4 @@ mod support;
 mod threads;
 mod timing;
 mod windows;
+mod windows_model;

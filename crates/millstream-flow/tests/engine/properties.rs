@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fastrand::Rng;
 use millstream_flow::{
     BoxError, Flow, Outcome, PanicPolicy, Pipe, Sink, SinkError, Step, TokenRuns, Tracked,
 };
@@ -13,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::chain::{Collected, Op, build, chains};
 use crate::model::expect;
-use crate::support::{Checked, Dice, Ear, End, Fitful, Issue, flow_of, no_breaches};
+use crate::support::{Checked, Ear, End, Issue, fitful, flow_of, no_breaches};
 
 /// Longer than any flow of these tests waits, in virtual time: reaching it means that a wake-up was lost.
 const FOREVER: Duration = Duration::from_secs(3600);
@@ -39,21 +40,21 @@ fn chain<K: Issue>(
     let items = Vec::from(numbers)
         .into_iter()
         .map(move |value| Ok::<_, BoxError>(Tracked { value, token: K::issue(&mut tracker) }));
-    let source = Pipe::from_tracked(account.clone(), Fitful { items, dice: Dice::new(seed) });
+    let source = Pipe::from_tracked(account.clone(), fitful(items, seed));
     (build(source.on_panic(PanicPolicy::Dead), ops), account)
 }
 
 /// Drives the flow in quanta of random size, breaking off at random, for at most `rounds` of them.
-async fn by_hand(mut flow: Checked<u64, TokenRuns>, mut dice: Dice, rounds: usize) -> (Vec<u64>, bool) {
+async fn by_hand(mut flow: Checked<u64, TokenRuns>, mut dice: Rng, rounds: usize) -> (Vec<u64>, bool) {
     use millstream_flow::Settle;
     let mut out = Vec::new();
     for _ in 0..rounds {
         let step = poll_fn(|cx| {
-            let max = 1 + dice.roll(if dice.clone().roll(3) == 0 { 300 } else { 8 }) as usize;
+            let max = 1 + dice.u64(..if dice.clone().u64(..3) == 0 { 300 } else { 8 }) as usize;
             flow.poll_drive(cx, max, &mut |number, token: TokenRuns| {
                 out.push(number);
                 token.settle(&Outcome::Completed);
-                if dice.roll(5) == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                if dice.u64(..5) == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
         });
         if step.await == Step::End {
@@ -78,7 +79,7 @@ proptest! {
         let ear = Ear::default();
         let (pipe, account) = chain::<TokenRuns>(&numbers, &ops, seed, &ear);
         let flow = flow_of(pipe);
-        let run = by_hand(flow, Dice::new(!seed), usize::MAX);
+        let run = by_hand(flow, Rng::with_seed(!seed), usize::MAX);
         let (out, ended) = paused().block_on(async { timeout(FOREVER, run).await.expect("a wake-up was lost") });
         no_breaches();
         assert!(ended);
@@ -95,7 +96,7 @@ proptest! {
         let ear = Ear::default();
         let (pipe, account) = chain::<TokenRuns>(&numbers, &ops, seed, &ear);
         let flow = flow_of(pipe);
-        let run = by_hand(flow, Dice::new(!seed), rounds);
+        let run = by_hand(flow, Rng::with_seed(!seed), rounds);
         let (out, ended) = paused().block_on(async { timeout(FOREVER, run).await.expect("a wake-up was lost") });
         no_breaches();
         expected.check_out(out, ended);
@@ -112,7 +113,7 @@ proptest! {
         let out = Collected::default();
         let report = paused().block_on(async {
             let (pipe, _) = chain::<TokenRuns>(&numbers, &ops, seed, &ear);
-            let run = run(pipe, &out, sink.then(|| Dice::new(seed)));
+            let run = run(pipe, &out, sink.then(|| Rng::with_seed(seed)));
             timeout(FOREVER, run).await.expect("a wake-up was lost")
         });
         no_breaches();
@@ -136,9 +137,9 @@ proptest! {
         let expected = expect(&ops, &numbers);
         let out = Collected::default();
         let report = paused().block_on(async {
-            let source = Pipe::from_stream(Fitful { items: numbers.clone().into_iter(), dice: Dice::new(seed) });
+            let source = Pipe::from_stream(fitful(numbers.clone().into_iter(), seed));
             let pipe = build(source.on_panic(PanicPolicy::Dead), &ops);
-            let run = run(pipe, &out, sink.then(|| Dice::new(seed)));
+            let run = run(pipe, &out, sink.then(|| Rng::with_seed(seed)));
             timeout(FOREVER, run).await.expect("a wake-up was lost")
         });
         no_breaches();
@@ -190,7 +191,7 @@ proptest! {
 async fn run<K: Issue>(
     pipe: Pipe<Checked<u64, K>>,
     out: &Collected,
-    sink: Option<Dice>,
+    sink: Option<Rng>,
 ) -> millstream_flow::Report {
     let seen = out.clone();
     match sink {
@@ -202,13 +203,13 @@ async fn run<K: Issue>(
 /// A sink that is not ready at once.
 struct Slow {
     seen: Arc<Mutex<Vec<u64>>>,
-    dice: Dice,
+    dice: Rng,
 }
 
 impl Sink for Slow {
     type Item = u64;
     async fn write(&mut self, items: &mut Vec<u64>) -> Result<(), SinkError> {
-        crate::support::yields(self.dice.roll(3)).await;
+        crate::support::yields(self.dice.u64(..3)).await;
         self.seen.lock().unwrap().append(items);
         Ok(())
     }

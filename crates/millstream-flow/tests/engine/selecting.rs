@@ -31,7 +31,7 @@ async fn one_in_n_is_the_first_of_each_n() {
 #[tokio::test]
 async fn a_rate_of_one_keeps_all_of_zero_none_and_others_their_share() {
     let count = async |rate| {
-        let pipe = Pipe::from_iter(0..100_000).sample(Sample::rate(rate).seed(7));
+        let pipe = Pipe::from_iter(0..100_000).sample(Sample::rate_with_seed(rate, 7));
         pipe.collect().await.unwrap().0.len()
     };
     assert_eq!((count(0.0).await, count(1.0).await), (0, 100_000));
@@ -43,7 +43,7 @@ async fn a_rate_of_one_keeps_all_of_zero_none_and_others_their_share() {
 #[tokio::test]
 async fn a_seed_chooses_the_same_items_again() {
     let chosen = async |seed| {
-        let pipe = Pipe::from_iter(0..1000).sample(Sample::rate(0.1).seed(seed));
+        let pipe = Pipe::from_iter(0..1000).sample(Sample::rate_with_seed(0.1, seed));
         pipe.collect().await.unwrap().0
     };
     assert_eq!(chosen(1).await, chosen(1).await);

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::ControlFlow;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -11,6 +10,7 @@ use futures_core::Stream;
 use millstream_flow::{Account, BoxError, Flow, Pipe, Settle, Step, Token, TokenRuns, Tracked, Tracker};
 
 pub(crate) use millstream_flow::test::{End, Outcomes as Ear};
+use millstream_flow::test::{Faults, Fitful};
 
 /// A tracked flow of `items`, and who hears of them.
 pub(crate) fn tracked<T: Send + 'static>(
@@ -31,39 +31,12 @@ pub(crate) fn tracked_stream<S: Stream<Item: Send> + Send + 'static>(
     (Pipe::from_tracked(account.clone(), stream), ear, account)
 }
 
-/// Small numbers from a seed, the same on every machine.
-#[derive(Debug, Clone)]
-pub(crate) struct Dice(u64);
-
-impl Dice {
-    pub(crate) fn new(seed: u64) -> Self {
-        Dice(seed)
-    }
-    /// A number below `sides` (splitmix64).
-    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-}
-
-/// A stream that is not ready at random moments, and wakes itself then.
-pub(crate) struct Fitful<I> {
-    pub(crate) items: I,
-    pub(crate) dice: Dice,
-}
-
-impl<I: Iterator + Unpin> Stream for Fitful<I> {
-    type Item = I::Item;
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<I::Item>> {
-        if self.dice.roll(4) == 0 {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        Poll::Ready(self.items.next())
-    }
+/// A stream of the items that is not ready at random moments, and wakes itself then.
+pub(crate) fn fitful<I: IntoIterator>(
+    items: I,
+    seed: u64,
+) -> Fitful<futures_util::stream::Iter<I::IntoIter>> {
+    Faults::new(seed).pending(0.25).around(futures_util::stream::iter(items))
 }
 
 /// Pending so many times, waking itself, then ready.

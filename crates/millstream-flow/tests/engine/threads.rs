@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use fastrand::Rng;
 use millstream_flow::{Capacity, Concurrency, Flow, Lane, Memo, Overflow, Pipe};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use crate::support::{Dice, tracked, yields};
+use crate::support::{tracked, yields};
 
 /// Real time, for once: reaching it means that a wake-up was lost.
 const HANGS: Duration = Duration::from_secs(60);
@@ -19,14 +20,14 @@ fn rounds() -> u64 {
 
 async fn slowly<F>(
     pipe: Pipe<F>,
-    mut dice: Dice,
+    mut dice: Rng,
 ) -> Pipe<impl Flow<Item = F::Item, Token = F::Token> + Send + 'static>
 where
     F: Flow<Item: Send> + Send + 'static,
 {
-    let speed = 1 + dice.roll(4);
+    let speed = 1 + dice.u64(..4);
     pipe.map_async(Concurrency::ordered(1), move |item| {
-        let turns = dice.roll(speed);
+        let turns = dice.u64(..speed);
         async move {
             yields(turns).await;
             item
@@ -38,29 +39,29 @@ where
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_switch_whose_routes_change_all_the_time_accounts_for_every_item() {
     for seed in 0..rounds() {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::with_seed(seed);
         let (pipe, ear, account) = tracked(0..500u64);
         let pipe = slowly(pipe, dice.clone()).await;
         let switch = pipe.switch(|n| n % 4).named("nowhere");
         let mut runs = Vec::new();
-        let route = |key: u64, dice: &mut Dice| {
-            let overflow = if dice.roll(2) == 0 { Overflow::Wait } else { Overflow::DropOldest };
-            let lane = switch.route(key, Lane::capacity(1 + dice.roll(20) as usize).overflow(overflow));
+        let route = |key: u64, dice: &mut Rng| {
+            let overflow = if dice.u64(..2) == 0 { Overflow::Wait } else { Overflow::DropOldest };
+            let lane = switch.route(key, Lane::capacity(1 + dice.u64(..20) as usize).overflow(overflow));
             lane.for_each(move |n| assert_eq!(n % 4, key)).start()
         };
         for key in 0..3 {
             runs.push(route(key, &mut dice));
         }
-        for _ in 0..dice.roll(40) {
+        for _ in 0..dice.u64(..40) {
             yield_now().await;
-            let key = dice.roll(4);
-            match dice.roll(3) {
+            let key = dice.u64(..4);
+            match dice.u64(..3) {
                 0 => _ = switch.remove(&key),
                 _ => runs.push(route(key, &mut dice)),
             }
         }
         // So that somebody is there to the end.
-        runs.push(switch.default_route(1 + dice.roll(5) as usize).for_each(drop).start());
+        runs.push(switch.default_route(1 + dice.u64(..5) as usize).for_each(drop).start());
         drop(switch);
         for run in runs {
             timeout(HANGS, run.join()).await.expect("a wake-up was lost").unwrap();
@@ -73,16 +74,16 @@ async fn a_switch_whose_routes_change_all_the_time_accounts_for_every_item() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lanes_that_shed_and_lanes_that_wait_each_get_what_is_theirs() {
     for seed in 0..rounds() {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::with_seed(seed);
         let lanes = [
-            Lane::capacity(1 + dice.roll(9) as usize),
-            Lane::capacity(1 + dice.roll(9) as usize).overflow(Overflow::DropOldest),
-            Lane::capacity(1 + dice.roll(9) as usize).overflow(Overflow::DropNewest),
+            Lane::capacity(1 + dice.u64(..9) as usize),
+            Lane::capacity(1 + dice.u64(..9) as usize).overflow(Overflow::DropOldest),
+            Lane::capacity(1 + dice.u64(..9) as usize).overflow(Overflow::DropNewest),
         ];
         let (pipe, ear, account) = tracked(0..500u64);
         let mut ends = pipe.broadcast_to(&lanes).into_iter();
-        let mut lane = |dice: &mut Dice| {
-            let seed = Dice::new(dice.roll(u64::MAX));
+        let mut lane = |dice: &mut Rng| {
+            let seed = Rng::with_seed(dice.u64(..u64::MAX));
             slowly(ends.next().unwrap(), seed)
         };
         let all = lane(&mut dice).await.collect().start();
@@ -103,12 +104,12 @@ async fn lanes_that_shed_and_lanes_that_wait_each_get_what_is_theirs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_conflating_buffer_between_threads_loses_no_newest() {
     for seed in 0..rounds() {
-        let mut dice = Dice::new(seed);
-        let keys = 1 + dice.roll(8);
-        let capacity = 1 + dice.roll(8) as usize;
+        let mut dice = Rng::with_seed(seed);
+        let keys = 1 + dice.u64(..8);
+        let capacity = 1 + dice.u64(..8) as usize;
         let (pipe, ear, _) = tracked((0..1000u64).map(move |n| (n % keys, n)));
         let pipe = slowly(pipe, dice.clone()).await.conflate(capacity, |item: &(u64, u64)| item.0);
-        let pipe = slowly(pipe, Dice::new(!seed)).await;
+        let pipe = slowly(pipe, Rng::with_seed(!seed)).await;
         let (items, report) =
             timeout(HANGS, pipe.collect().start().join()).await.expect("a wake-up was lost").unwrap();
         let mut newest = BTreeMap::new();
@@ -125,16 +126,16 @@ async fn a_conflating_buffer_between_threads_loses_no_newest() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn inputs_that_come_from_other_threads_all_arrive() {
     for seed in 0..rounds() {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::with_seed(seed);
         let (inputs, pipe) = Pipe::inputs();
         let run = pipe.buffer(Capacity::items(3)).fold(0u64, |sum, n| *sum += n).start();
         let mut adding = Vec::new();
         for _ in 0..4 {
             let inputs = inputs.clone();
-            let mut dice = Dice::new(dice.roll(u64::MAX));
+            let mut dice = Rng::with_seed(dice.u64(..u64::MAX));
             adding.push(tokio::spawn(async move {
                 for _ in 0..10 {
-                    yields(dice.roll(3)).await;
+                    yields(dice.u64(..3)).await;
                     inputs
                         .add(slowly(Pipe::from_iter(0..20u64), dice.clone()).await)
                         .expect("the flow has not ended");
