@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use millstream_flow::{
     Batch, BoxError, Capacity, Concurrency, Debounce, Dedupe, EventTime, Outcome, Overflow, Pipe, Plan,
-    RateLimit, Sample as SampleRule, Sum, Throttle, Tracked, Tracker, Window,
+    RateLimit, Replay, Sample as SampleRule, Sum, Throttle, Tracked, Tracker, Window,
 };
 
 use super::run::Threads;
@@ -66,6 +66,11 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         none("allocations: partition and merge (per_key)", |items| {
             Pipe::from_iter(0..items).per_key(2, 1024, |i| *i, |lane| lane.map(|i| i + 1)).fold(0, count)
+        }),
+        none("allocations: replay with a subscriber", |items| {
+            let replay = Replay::new(1024);
+            let _subscriber = replay.subscribe();
+            Pipe::from_iter(0..items).replay(&replay).fold(0, count)
         }),
         none("allocations: boxed", |items| Pipe::from_iter(0..items).boxed().fold(0, count)),
         none("allocations: scan, take_while, skip_while, sample, distinct_until_changed", |items| {

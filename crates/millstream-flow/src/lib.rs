@@ -57,6 +57,7 @@ mod measure;
 mod memo;
 mod op;
 mod pipe;
+mod replay;
 mod report;
 mod retry;
 mod ring;
@@ -98,6 +99,7 @@ pub use op::switch::Switch;
 pub use op::window::aggregate::{Aggregate, Count, Fold, Items, Max, Mean, Min, Sum};
 pub use op::window::{Arrival, Closed, EventTime, Key, Patience, TimeOf, Window, Windowed};
 pub use pipe::{Lane, Pipe};
+pub use replay::Replay;
 pub use report::{HopReport, Ledger, OpReport, Report, StageReport};
 pub use retry::Retry;
 pub use run::{Ended, Monitor, Plan, Run, RunError};
@@ -135,5 +137,6 @@ pub mod flows {
     pub use crate::op::try_map::TryMap;
     pub use crate::op::zip::Zip;
     pub use crate::pipe::{Buffered, LaneFlow};
+    pub use crate::replay::{Recorded, Replayed};
     pub use crate::source::{FromIter, FromStream, FromTracked};
 }

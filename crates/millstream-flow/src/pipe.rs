@@ -23,6 +23,7 @@ use crate::op::flat_map::{FlatMap, Unbatch};
 use crate::op::inputs::{Changing, Inputs};
 use crate::op::map_async::{Concurrency, MapAsync};
 use crate::op::meter::{Meter, Metered};
+use crate::replay::{Recorded, Replay};
 use crate::run::Monitor;
 use crate::scope::{PanicPolicy, Scope};
 use crate::source::{FromIter, FromStream, FromTracked};
@@ -100,14 +101,14 @@ impl<I: Iterator> Pipe<FromIter<I>> {
         reason = "it is one of several ways in, and named as users expect"
     )]
     pub fn from_iter(items: impl IntoIterator<IntoIter = I>) -> Self {
-        Pipe::source("iter", |scope| FromIter::new(items.into_iter(), scope))
+        Pipe::source("iter", |scope, _| FromIter::new(items.into_iter(), scope))
     }
 }
 
 impl<S: Stream> Pipe<FromStream<S>> {
     /// A flow of any stream's items.
     pub fn from_stream(stream: S) -> Self {
-        Pipe::source("stream", |scope| FromStream::new(stream, scope))
+        Pipe::source("stream", |scope, _| FromStream::new(stream, scope))
     }
 }
 
@@ -137,7 +138,7 @@ impl<T> Pipe<FromChannel<T>> {
     pub fn channel(capacity: usize) -> (Sender<T>, Self) {
         assert!(capacity > 0, "a channel of no items moves nothing");
         let mut sender = None;
-        let pipe = Pipe::source("channel", |scope| {
+        let pipe = Pipe::source("channel", |scope, _| {
             let (sending, receiving) = channel(capacity, scope);
             scope.add_memory("channel".into(), capacity.next_power_of_two().saturating_mul(size_of::<T>()));
             sender = Some(sending);
@@ -172,7 +173,7 @@ where
     /// # }
     /// ```
     pub fn from_tracked(account: Arc<Account>, stream: S) -> Self {
-        Pipe::source("source", |scope| {
+        Pipe::source("source", |scope, _| {
             scope.add_account(account);
             FromTracked::new(stream, scope)
         })
@@ -205,7 +206,7 @@ impl<T: Send + 'static, K: Settle> Pipe<Changing<T, K>> {
     /// ```
     pub fn inputs() -> (Inputs<T, K>, Self) {
         let mut inputs = None;
-        let pipe = Pipe::source("inputs", |scope| {
+        let pipe = Pipe::source("inputs", |scope, _| {
             let (handle, flow) = Inputs::new(scope);
             inputs = Some(handle);
             flow
@@ -215,9 +216,9 @@ impl<T: Send + 'static, K: Settle> Pipe<Changing<T, K>> {
 }
 
 impl<F: Flow> Pipe<F> {
-    fn source(kind: &'static str, flow: impl FnOnce(&Arc<Scope>) -> F) -> Self {
-        let scope = Scope::new();
-        Pipe { flow: flow(&scope), ops: vec![OpStats::new(kind)], boundary: None, scope }
+    pub(crate) fn source(kind: &'static str, flow: impl FnOnce(&Arc<Scope>, Arc<OpStats>) -> F) -> Self {
+        let (scope, op) = (Scope::new(), OpStats::new(kind));
+        Pipe { flow: flow(&scope, op.clone()), ops: vec![op], boundary: None, scope }
     }
 
     /// A flow made by an operator of your own, in the place of this one.
@@ -461,6 +462,20 @@ impl<F: Flow> Pipe<F> {
     pub fn meter(self, interval: Duration, tell: impl FnMut(Metered)) -> Pipe<Meter<F, impl FnMut(Metered)>> {
         assert!(!interval.is_zero(), "an interval of no time ends at once");
         self.then("meter", |upstream, _, _| Meter::new(upstream, interval, tell))
+    }
+
+    /// Remembers the newest items for those who come late, and passes all. See [`Replay`].
+    ///
+    /// # Backpressure
+    /// Felt through those who subscribed to all that comes, if any.
+    pub fn replay(self, replay: &Replay<F::Item>) -> Pipe<Recorded<F>>
+    where
+        F::Item: Clone,
+    {
+        self.then("replay", |upstream, _, scope| {
+            scope.add_memory("replay".into(), replay.memory());
+            Recorded::new(upstream, replay.clone())
+        })
     }
 
     /// Forgets the operators' types: any flow of the same items is then of one type. Compiles faster, and costs

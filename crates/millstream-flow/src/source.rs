@@ -32,6 +32,10 @@ impl Entry {
         Poll::Ready(Step::End)
     }
 
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.is_raised()
+    }
+
     /// Registers a source that waits. Returns true if it must not wait but end.
     pub(crate) fn wait(&self, cx: &Context<'_>) -> bool {
         self.stop.register(cx.waker());

@@ -8,6 +8,8 @@ use std::future::Future;
 use std::ops::ControlFlow;
 use std::task::{Context, Poll};
 
+use tokio::time::Instant;
+
 use crate::flow::{Flow, Step};
 use crate::held::Held;
 use crate::knob::{Knob, Setting};
@@ -43,7 +45,8 @@ impl Concurrency {
         Concurrency { unordered: true, ..Concurrency::ordered(limit) }
     }
 
-    /// As many calls as the tuner finds best, from 16, in order.
+    /// As many calls as the tuner finds best, in order. The first value is 16; if those are not enough, it is by how long
+    /// they took what makes a thousand items a second, up to 256.
     pub fn auto() -> Self {
         Concurrency::default()
     }
@@ -53,11 +56,47 @@ impl Concurrency {
             Setting::Fixed(limit) => limit,
             Setting::Auto => 1024,
         };
-        Knob::new(name, self.limit, 16, 1, max)
+        Knob::new(name, self.limit, FIRST, 1, max)
     }
 }
 
 const LIMIT_MAX: usize = 1 << 16;
+/// An automatic limit, before anything is known of the calls.
+const FIRST: usize = 16;
+/// The most that it is as soon as something is known.
+const MEASURED_MAX: usize = 256;
+/// What it is to make possible, in calls a second.
+const RATE: f64 = 1000.0;
+
+/// How long calls take, found by Little's law: when so many are in flight all the time, as many end in the time of one.
+#[derive(Debug, Clone, Copy)]
+enum ServiceTime {
+    /// Until there are as many calls as may be, there is no need to know.
+    Waiting,
+    /// The limit was reached at this time, when so many calls had ended.
+    Measuring { since: Instant, ended: u64 },
+    /// It is known, or nobody asks.
+    Done,
+}
+
+impl ServiceTime {
+    /// To be called when the limit is reached.
+    #[cold]
+    fn look(&mut self, ended: u64, limit: &Knob) {
+        match *self {
+            ServiceTime::Waiting => *self = ServiceTime::Measuring { since: Instant::now(), ended },
+            ServiceTime::Measuring { since, ended: before } if ended - before >= limit.value() as u64 => {
+                let enough = (since.elapsed().as_secs_f64() * RATE).ceil() as usize;
+                // Whoever moved it meanwhile knows better.
+                if limit.value() == FIRST && enough > FIRST {
+                    let _ = limit.set(enough.min(MEASURED_MAX));
+                }
+                *self = ServiceTime::Done;
+            }
+            ServiceTime::Measuring { .. } | ServiceTime::Done => {}
+        }
+    }
+}
 
 impl From<usize> for Concurrency {
     fn from(limit: usize) -> Self {
@@ -71,13 +110,15 @@ pub struct MapAsync<F: Flow, M, Fut: Future> {
     map: M,
     limit: Knob,
     slab: Slab<Fut, F::Token>,
+    service_time: ServiceTime,
     ended: bool,
 }
 
 impl<F: Flow, M, Fut: Future> MapAsync<F, M, Fut> {
     pub(crate) fn new(upstream: F, map: M, limit: Knob, unordered: bool) -> Self {
         let slab = Slab::new(limit.bounds().1, unordered);
-        MapAsync { upstream, map, limit, slab, ended: false }
+        let service_time = if limit.is_frozen() { ServiceTime::Done } else { ServiceTime::Waiting };
+        MapAsync { upstream, map, limit, slab, service_time, ended: false }
     }
 }
 
@@ -95,8 +136,8 @@ where
     where
         S: FnMut(Fut::Output, F::Token) -> ControlFlow<()>,
     {
-        let MapAsync { upstream, map, limit, slab, ended } = self;
-        let limit = limit.value();
+        let MapAsync { upstream, map, limit: knob, slab, service_time, ended } = self;
+        let limit = knob.value();
         let mut room = max;
         // Apart from the rest of the stage's state: the book is written by calls out of line, which must not keep
         // what lies beside it out of registers.
@@ -112,6 +153,9 @@ where
                 return if slab.in_flight() == 0 { Poll::Ready(Step::End) } else { slab.pending(stage) };
             }
             if slab.in_flight() >= limit {
+                if !matches!(service_time, ServiceTime::Done) {
+                    service_time.look(slab.calls_ended(), knob);
+                }
                 return slab.pending(stage);
             }
             let mut broke = false;

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use millstream_flow::{
-    Batch, Capacity, Concurrency, Debounce, Dedupe, EventTime, Failed, Flow, Pipe, RateLimit, Retry, Sample,
-    Sum, Throttle, TimeOf, Window, Workers,
+    Batch, Capacity, Concurrency, Debounce, Dedupe, EventTime, Failed, Flow, Pipe, RateLimit, Replay, Retry,
+    Sample, Sum, Throttle, TimeOf, Window, Workers,
 };
 use proptest::prelude::*;
 
@@ -62,6 +62,7 @@ pub(crate) enum Op {
     /// Numbers divisible by this need a second attempt.
     Retry(u64),
     Boxed,
+    Replay,
     /// Panics at numbers divisible by this.
     Panic(u64),
     /// In the second poll of a call.
@@ -233,6 +234,7 @@ fn plain_op() -> impl Strategy<Value = Op> {
             .prop_map(|(every, limit, policy)| Op::TryMapAsync(every, limit, policy)),
         (2..9u64).prop_map(Op::Retry),
         Just(Op::Boxed),
+        Just(Op::Replay),
     ]
 }
 
@@ -377,6 +379,7 @@ pub(crate) fn link<K: Issue>(pipe: Link<K>, op: Op, name: &str) -> Link<K> {
             handled(checked(tried, name), Policy::Reject, name)
         }
         Op::Boxed => checked(pipe.boxed(), name),
+        Op::Replay => checked(pipe.replay(&Replay::new(3)).named(name), name),
         Op::Panic(m) => {
             let panics =
                 move |n: u64| if n.is_multiple_of(m) { panic!("a test panics at {n}") } else { n + 1 };

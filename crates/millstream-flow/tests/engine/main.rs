@@ -15,6 +15,7 @@ mod model;
 mod operators;
 mod panics;
 mod properties;
+mod replay;
 mod runs;
 mod selecting;
 mod streamz;

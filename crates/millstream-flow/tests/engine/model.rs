@@ -60,6 +60,7 @@ impl Expected {
                 });
             }
             Op::Boxed
+            | Op::Replay
             | Op::Buffer(_)
             | Op::BufferBytes(..)
             | Op::RateLimit

@@ -130,6 +130,30 @@ async fn the_knob_of_a_batch_sets_its_count() {
     assert_eq!(batches, [4, 4, 2]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_automatic_number_of_calls_becomes_by_their_time_what_makes_a_thousand_a_second() {
+    for (milliseconds, calls) in [(3, 16), (100, 100), (2000, 256)] {
+        let time = Duration::from_millis(milliseconds);
+        let pipe = Pipe::from_iter(0..2000).map_async(Concurrency::auto(), move |_| tokio::time::sleep(time));
+        let monitor = pipe.monitor();
+        assert_eq!(monitor.knobs()[0].value(), 16);
+        pipe.for_each(drop).await.unwrap();
+        assert_eq!(monitor.knobs()[0].value(), calls, "{milliseconds} ms a call");
+    }
+    // Sixteen are enough, or whoever moved the knob knows better.
+    let few =
+        Pipe::from_iter(0..10).map_async(Concurrency::auto(), |_| tokio::time::sleep(Duration::from_secs(1)));
+    let monitor = few.monitor();
+    few.for_each(drop).await.unwrap();
+    assert_eq!(monitor.knobs()[0].value(), 16);
+    let moved = Pipe::from_iter(0..2000)
+        .map_async(Concurrency::auto(), |_| tokio::time::sleep(Duration::from_secs(1)));
+    let monitor = moved.monitor();
+    monitor.knobs()[0].set(20).unwrap();
+    moved.for_each(drop).await.unwrap();
+    assert_eq!(monitor.knobs()[0].value(), 20);
+}
+
 #[test]
 fn an_automatic_batch_begins_with_a_count_that_suits_its_items() {
     let first = |knobs: Vec<millstream_flow::Knob>| knobs[0].value();

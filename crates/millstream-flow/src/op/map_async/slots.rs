@@ -165,6 +165,7 @@ pub(super) struct Slab<Fut: Future, K> {
     /// Ordered: the slots in use, oldest first.
     order: VecDeque<usize>,
     in_flight: usize,
+    calls_ended: u64,
     unordered: bool,
     ready: Arc<Ready>,
 }
@@ -195,6 +196,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             spare: None,
             order: VecDeque::new(),
             in_flight: 0,
+            calls_ended: 0,
             unordered,
             ready: Arc::new(Ready { words, stage: AtomicWaker::new(), poller: AtomicUsize::new(0) }),
         }
@@ -202,6 +204,11 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
 
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// How many calls that were [kept](Self::keep) have given their slot back.
+    pub(super) fn calls_ended(&self) -> u64 {
+        self.calls_ended
     }
 
     /// To be called before the calls are polled: has wakes reach the stage, and this thread's own take the short way.
@@ -274,6 +281,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
     fn vacate(&mut self, slot: usize) {
         self.free.push(slot);
         self.in_flight -= 1;
+        self.calls_ended += 1;
     }
 
     /// Polls the calls that were woken and pushes the results that may go.
