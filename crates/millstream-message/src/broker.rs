@@ -26,6 +26,9 @@ pub struct Features {
     pub durable: bool,
     /// Messages with a delay stay invisible until they are due.
     pub delay: bool,
+    /// [`QueueStats::delayed`] counts every message that waits for its time, and not only those that this handle has
+    /// delayed.
+    pub delayed_stats: bool,
     /// Leases: a delivery may be given a time limit.
     pub lease: bool,
     /// Prefetch is also counted in bytes.
@@ -52,6 +55,7 @@ impl Features {
         Features {
             durable: true,
             delay: true,
+            delayed_stats: true,
             lease: true,
             prefetch_bytes: true,
             delivery_limit: true,

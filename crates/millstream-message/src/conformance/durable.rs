@@ -93,7 +93,9 @@ async fn a_delay_survives_a_restart(bench: &mut Bench<'_>) {
     bench.restart().await;
     let mut consumer = bench.consumer(&queue).await;
     assert_eq!(text(&bench.take(&mut consumer, 1).await[0]), "near");
-    bench.until(&queue, 0, 1, 1).await;
+    let delayed = u64::from(bench.broker().features().delayed_stats);
+    bench.until(&queue, 0, 1, delayed).await;
+    assert!(bench.is_idle(&mut consumer).await, "the other's time has not come");
 }
 
 async fn a_position_is_stored_with_its_batch_or_not_at_all(bench: &mut Bench<'_>) {

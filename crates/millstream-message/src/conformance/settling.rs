@@ -62,19 +62,15 @@ async fn requeued_messages_come_back_at_their_place(bench: &mut Bench<'_>) {
     bench.publish(&queue, &["a", "b", "c", "d"]).await;
     let mut consumer = bench.consume(&queue, ConsumeOptions::default().prefetch(3)).await;
     let taken = bench.take(&mut consumer, 3).await;
-    assert!(taken[1].ack());
     assert!(taken[2].nack(&Nack::Requeue) && taken[0].nack(&Nack::Requeue));
-    drop(taken);
+    assert!(taken[1].ack());
+    // To this consumer a broker that pushes may deliver the last one before those that were given back.
+    drop((taken, consumer));
+    bench.until(&queue, 3, 0, 0).await;
+    let mut consumer = bench.consumer(&queue).await;
     let again = bench.take(&mut consumer, 3).await;
-    // The third place may have been given to the consumer before the first came back.
-    let mut got = texts(&again);
-    got.sort();
-    assert_eq!(got, ["a", "c", "d"]);
-    let position =
-        |body: &str| again.iter().position(|delivery| text(delivery) == body).expect("it is there");
-    assert!(position("c") < position("d"), "what was given back comes before what was never delivered");
-    assert_eq!(again[position("a")].redeliveries, 1);
-    assert_eq!(again[position("d")].redeliveries, 0);
+    assert_eq!(texts(&again), ["a", "c", "d"]);
+    assert!(again[0].redeliveries >= 1 && again[1].redeliveries >= 1);
 }
 
 async fn what_nobody_can_settle_any_more_comes_back(bench: &mut Bench<'_>) {

@@ -1,0 +1,492 @@
+//! What was published on a channel and is not confirmed yet.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use millstream_message::{Address, BrokerError, Outcomes, Publish, PublishOutcome, Refusal, Returned};
+use tokio::sync::oneshot;
+
+/// A batch on its way, to be resolved when all of it is known.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// The number of the first publish on the channel.
+    first: u64,
+    /// What is not settled, or was not when the channel was opened.
+    publishes: Vec<Publish>,
+    /// The place of each in the batch; `None` while they are all of it.
+    places: Option<Vec<u32>>,
+    /// How many the batch had.
+    total: usize,
+    others: Vec<(usize, PublishOutcome)>,
+    done: oneshot::Sender<Outcomes>,
+    /// When the one who waits is told that nothing is known.
+    pub(crate) deadline: Option<Duration>,
+    /// What it takes of the publisher's window: items, bytes.
+    pub(crate) permits: (u32, u32),
+}
+
+impl Entry {
+    /// A batch of which `refused` were not let in; the rest is to be published.
+    pub(crate) fn new(
+        publishes: Vec<Publish>,
+        refused: Vec<(usize, PublishOutcome)>,
+        permits: (u32, u32),
+        deadline: Option<Duration>,
+        done: oneshot::Sender<Outcomes>,
+    ) -> Entry {
+        let total = publishes.len();
+        let mut entry =
+            Entry { first: 0, publishes, places: None, total, others: Vec::new(), done, deadline, permits };
+        if !refused.is_empty() {
+            let mut refused = refused.into_iter().peekable();
+            let mut others = Vec::new();
+            entry.retain(|place| match refused.next_if(|(refused, _)| *refused == place) {
+                Some(refused) => {
+                    others.push(refused);
+                    false
+                }
+                None => true,
+            });
+            entry.others = others;
+        }
+        entry
+    }
+
+    fn place(&self, at: usize) -> usize {
+        self.places.as_ref().map_or(at, |places| places[at] as usize)
+    }
+
+    /// Keeps the publishes of which `keep` says so, by their place in the batch.
+    fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
+        let places = self.places.take().unwrap_or_else(|| (0..self.publishes.len() as u32).collect());
+        let kept: Vec<bool> = places.iter().map(|place| keep(*place as usize)).collect();
+        let mut flags = kept.iter();
+        self.publishes.retain(|_| *flags.next().expect("a flag for each"));
+        self.places =
+            Some(places.into_iter().zip(kept).filter_map(|(place, kept)| kept.then_some(place)).collect());
+    }
+
+    fn end(&self) -> u64 {
+        self.first + self.publishes.len() as u64
+    }
+
+    pub(crate) fn publishes(&self) -> &[Publish] {
+        &self.publishes
+    }
+
+    /// Tells who waits. Nobody may be there.
+    pub(crate) fn resolve(mut self) {
+        self.others.sort_by_key(|(place, _)| *place);
+        let _ = self.done.send(Outcomes::with_others(self.total, self.others));
+    }
+
+    /// Tells that nothing is known of what is not settled.
+    pub(crate) fn give_up(mut self, error: &BrokerError) {
+        for at in 0..self.publishes.len() {
+            let place = self.place(at);
+            if !self.others.iter().any(|(other, _)| *other == place) {
+                self.others.push((place, PublishOutcome::Unconfirmed(error.clone())));
+            }
+        }
+        self.resolve();
+    }
+}
+
+/// The publishes of one channel, numbered from 1 in the order in which they were sent, as confirms count them. What is settled is
+/// a mark, below which everything is, and a bit for each above it: an ack of one or of many costs the same however many
+/// are on their way.
+#[derive(Debug)]
+pub(crate) struct Confirms {
+    /// The first that is not settled.
+    first: u64,
+    /// The number that the next publish gets.
+    next: u64,
+    /// A bit for each from `base`, a multiple of 64, on.
+    settled: VecDeque<u64>,
+    base: u64,
+    entries: VecDeque<Entry>,
+    /// Where to look for what is returned next: returns come in the order of publishing.
+    returned: u64,
+}
+
+impl Default for Confirms {
+    fn default() -> Confirms {
+        Confirms {
+            first: 1,
+            next: 1,
+            settled: VecDeque::new(),
+            base: 0,
+            entries: VecDeque::new(),
+            returned: 1,
+        }
+    }
+}
+
+impl Confirms {
+    /// Adds a batch that is about to be sent.
+    pub(crate) fn push(&mut self, mut entry: Entry) -> &Entry {
+        entry.first = self.next;
+        self.next = entry.end();
+        self.entries.push_back(entry);
+        self.entries.back().expect("it was added just now")
+    }
+
+    fn is_settled(&self, number: u64) -> bool {
+        if number < self.first {
+            return true;
+        }
+        let at = number - self.base;
+        self.settled.get((at / 64) as usize).is_some_and(|word| word & (1 << (at % 64)) != 0)
+    }
+
+    fn settle(&mut self, number: u64) {
+        let at = number - self.base;
+        let word = (at / 64) as usize;
+        if word >= self.settled.len() {
+            self.settled.resize(word + 1, 0);
+        }
+        self.settled[word] |= 1 << (at % 64);
+    }
+
+    /// Moves the mark over what is settled.
+    fn advance(&mut self) {
+        loop {
+            let at = self.first - self.base;
+            let skip = (at / 64) as usize;
+            if skip > 0 {
+                self.settled.drain(..skip.min(self.settled.len()));
+                self.base += 64 * skip as u64;
+            }
+            let Some(word) = self.settled.front() else { return };
+            let run = u64::from((word >> (at % 64)).trailing_ones());
+            self.first += run;
+            // A run that does not reach the end of its word ends at what is not settled.
+            if at % 64 + run < 64 {
+                return;
+            }
+        }
+    }
+
+    /// The numbers that a confirm is about; `None` if it is about what was never sent.
+    fn range(&self, tag: u64, multiple: bool) -> Option<std::ops::Range<u64>> {
+        // 0 with `multiple` means all there are (specification, on `delivery-tag`).
+        let last = if tag == 0 && multiple { self.next - 1 } else { tag };
+        let begin = if multiple { self.first } else { last.max(self.first) };
+        (last < self.next && last > 0 || tag == 0 && multiple).then_some(begin..last + 1)
+    }
+
+    /// The broker has stored it, and all before it if `multiple`. False if it was never sent.
+    #[must_use]
+    pub(crate) fn ack(&mut self, tag: u64, multiple: bool) -> bool {
+        let Some(numbers) = self.range(tag, multiple) else { return false };
+        if multiple {
+            self.first = self.first.max(numbers.end);
+        } else if numbers.start < numbers.end {
+            self.settle(tag);
+        }
+        self.advance();
+        true
+    }
+
+    /// The broker has not stored it. False if it was never sent.
+    #[must_use]
+    pub(crate) fn nack(&mut self, tag: u64, multiple: bool) -> bool {
+        let Some(numbers) = self.range(tag, multiple) else { return false };
+        for number in numbers {
+            if self.is_settled(number) {
+                continue;
+            }
+            self.settle(number);
+            let at = self.entries.partition_point(|entry| entry.end() <= number);
+            let entry = &mut self.entries[at];
+            let index = (number - entry.first) as usize;
+            let place = entry.place(index);
+            let refusal = full(&entry.publishes[index].to);
+            if !entry.others.iter().any(|(other, _)| *other == place) {
+                entry.others.push((place, PublishOutcome::Refused(refusal)));
+            }
+        }
+        self.advance();
+        true
+    }
+
+    /// No queue wanted it. An ack of it follows. False if nothing like it is on its way.
+    #[must_use]
+    pub(crate) fn returned(&mut self, exchange: &str, key: &str, body: &[u8], reason: &str) -> bool {
+        let from = self.returned.max(self.first);
+        let found =
+            self.find(from, exchange, key, body).or_else(|| self.find(self.first, exchange, key, body));
+        let Some((at, index)) = found else { return false };
+        let entry = &mut self.entries[at];
+        self.returned = entry.first + index as u64 + 1;
+        let place = entry.place(index);
+        let publish = entry.publishes[index].clone();
+        let returned = Returned { publish, reason: reason.to_owned() };
+        entry.others.push((place, PublishOutcome::Unroutable(Box::new(returned))));
+        true
+    }
+
+    /// The first publish that could be the one that came back: its entry, and its place there.
+    fn find(&self, from: u64, exchange: &str, key: &str, body: &[u8]) -> Option<(usize, usize)> {
+        let begin = self.entries.partition_point(|entry| entry.end() <= from);
+        for (at, entry) in self.entries.iter().enumerate().skip(begin) {
+            for (index, Publish { to, message }) in entry.publishes.iter().enumerate() {
+                let number = entry.first + index as u64;
+                let same = to.key() == key && to.exchange() == exchange && message.body() == body;
+                let told = || entry.others.iter().any(|(place, _)| *place == entry.place(index));
+                if number >= from && same && !self.is_settled(number) && !told() {
+                    return Some((at, index));
+                }
+            }
+        }
+        None
+    }
+
+    /// The exchange of those publishes is not there: they are refused, whatever becomes of the channel.
+    pub(crate) fn no_exchange(&mut self, exchange: &str) {
+        let (first, settled, base) = (self.first, &self.settled, self.base);
+        let is_settled = |number: u64| {
+            let at = number.saturating_sub(base);
+            number < first || settled.get((at / 64) as usize).is_some_and(|word| word & (1 << (at % 64)) != 0)
+        };
+        for entry in &mut self.entries {
+            for index in 0..entry.publishes.len() {
+                let place = entry.place(index);
+                let told = entry.others.iter().any(|(other, _)| *other == place);
+                let of_it = entry.publishes[index].to.exchange() == exchange;
+                if of_it && !told && !is_settled(entry.first + index as u64) {
+                    let refusal = Refusal::NoExchange { exchange: exchange.to_owned() };
+                    entry.others.push((place, PublishOutcome::Refused(refusal)));
+                }
+            }
+        }
+    }
+
+    /// The first batch, if all of it is known.
+    pub(crate) fn pop_known(&mut self) -> Option<Entry> {
+        let known = self.entries.front().is_some_and(|entry| entry.end() <= self.first);
+        if known { self.entries.pop_front() } else { None }
+    }
+
+    /// The first batch, known or not. Its numbers count as settled.
+    pub(crate) fn pop_first(&mut self) -> Option<Entry> {
+        let entry = self.entries.pop_front()?;
+        self.first = self.first.max(entry.end());
+        self.advance();
+        Some(entry)
+    }
+
+    /// A channel was opened anew: numbers begin again, with what was not settled, in the order in which it was sent before.
+    pub(crate) fn restart(&mut self) -> impl Iterator<Item = &Entry> {
+        let mut entries = std::mem::take(&mut self.entries);
+        for entry in &mut entries {
+            let begin = entry.first;
+            let places = entry.places.clone();
+            let settled: Vec<bool> = (begin..entry.end()).map(|number| self.is_settled(number)).collect();
+            let told = |place: usize| entry.others.iter().any(|(other, _)| *other == place);
+            let keep: Vec<usize> = (0..settled.len())
+                .map(|at| (at, places.as_ref().map_or(at, |places| places[at] as usize)))
+                // What is told already, but not settled, would only be told again.
+                .filter_map(|(at, place)| (!settled[at] && !told(place)).then_some(place))
+                .collect();
+            if keep.len() < settled.len() {
+                entry.retain(|place| keep.binary_search(&place).is_ok());
+            }
+        }
+        *self = Confirms::default();
+        for entry in entries {
+            self.push(entry);
+        }
+        self.entries.iter()
+    }
+
+    /// When the first that waits is to be told that nothing is known.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.entries.front().and_then(|entry| entry.deadline)
+    }
+
+    /// How many publishes are not settled.
+    pub(crate) fn in_flight(&self) -> u64 {
+        // The mark is in the first word, in which bits below it may be set or not.
+        let below = self
+            .settled
+            .front()
+            .map_or(0, |word| (word & ((1 << (self.first - self.base)) - 1)).count_ones());
+        let set: u32 = self.settled.iter().map(|word| word.count_ones()).sum();
+        self.next - self.first - u64::from(set - below)
+    }
+}
+
+/// What a `basic.nack` of a publish means, nearly always.
+fn full(to: &Address) -> Refusal {
+    let queue = match to.exchange() {
+        "" => to.key().to_owned(),
+        exchange => format!("one of those behind exchange {exchange}, key {}", to.key()),
+    };
+    Refusal::Full { queue, limit: "the broker refused the publish".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use millstream_message::{BrokerErrorKind, Message};
+    use proptest::prelude::*;
+
+    fn publish(key: &str, body: u64) -> Publish {
+        Publish { to: Address::queue(key), message: Message::new(body.to_string()) }
+    }
+
+    fn entry(publishes: Vec<Publish>) -> (Entry, oneshot::Receiver<Outcomes>) {
+        let (done, told) = oneshot::channel();
+        (Entry::new(publishes, Vec::new(), (0, 0), None, done), told)
+    }
+
+    fn batch(confirms: &mut Confirms, bodies: std::ops::Range<u64>) -> oneshot::Receiver<Outcomes> {
+        let (entry, told) = entry(bodies.map(|body| publish("q", body)).collect());
+        confirms.push(entry);
+        told
+    }
+
+    fn resolve(confirms: &mut Confirms) {
+        while let Some(entry) = confirms.pop_known() {
+            entry.resolve();
+        }
+    }
+
+    #[test]
+    fn batches_resolve_in_order_when_all_of_them_is_known() {
+        let mut confirms = Confirms::default();
+        let (mut one, mut two) = (batch(&mut confirms, 0..3), batch(&mut confirms, 3..5));
+        assert!(confirms.ack(5, false) && confirms.ack(4, false) && confirms.ack(1, false));
+        resolve(&mut confirms);
+        assert!(one.try_recv().is_err() && two.try_recv().is_err(), "the second waits for the first");
+        assert_eq!(confirms.in_flight(), 2);
+        assert!(confirms.ack(3, true));
+        resolve(&mut confirms);
+        assert!(one.try_recv().expect("known").all_confirmed());
+        assert!(two.try_recv().expect("known").all_confirmed());
+    }
+
+    #[test]
+    fn refused_and_returned_ones_are_told_by_their_place() {
+        let mut confirms = Confirms::default();
+        let (entry, mut told) =
+            entry(vec![publish("a", 0), publish("b", 1), publish("a", 2), publish("b", 1)]);
+        confirms.push(entry);
+        assert!(confirms.returned("", "b", b"1", "NO_ROUTE") && confirms.returned("", "b", b"1", "NO_ROUTE"));
+        assert!(!confirms.returned("", "b", b"1", "NO_ROUTE"), "both have come");
+        assert!(confirms.nack(3, false) && confirms.ack(4, true));
+        resolve(&mut confirms);
+        let outcomes = told.try_recv().expect("known");
+        assert!(outcomes.get(0).is_confirmed());
+        let PublishOutcome::Unroutable(returned) = outcomes.get(1) else { panic!("{outcomes:?}") };
+        assert_eq!((returned.publish, returned.reason.as_str()), (publish("b", 1), "NO_ROUTE"));
+        assert!(
+            matches!(outcomes.get(2), PublishOutcome::Refused(Refusal::Full { queue, .. }) if queue == "a")
+        );
+        assert!(matches!(outcomes.get(3), PublishOutcome::Unroutable(_)));
+    }
+
+    #[test]
+    fn what_was_refused_beforehand_is_not_sent() {
+        let (done, mut told) = oneshot::channel();
+        let refused = PublishOutcome::Refused(Refusal::TooLarge { len: 2, max: 1 });
+        let entry =
+            Entry::new((0..3).map(|n| publish("q", n)).collect(), vec![(1, refused)], (0, 0), None, done);
+        let mut confirms = Confirms::default();
+        assert_eq!(confirms.push(entry).publishes(), [publish("q", 0), publish("q", 2)]);
+        assert!(confirms.nack(2, false) && confirms.ack(1, false));
+        resolve(&mut confirms);
+        let outcomes = told.try_recv().expect("known");
+        assert!(matches!(outcomes.get(1), PublishOutcome::Refused(Refusal::TooLarge { .. })));
+        assert!(matches!(outcomes.get(2), PublishOutcome::Refused(Refusal::Full { .. })));
+    }
+
+    #[test]
+    fn a_new_channel_gets_what_was_not_settled_in_its_order() {
+        let mut confirms = Confirms::default();
+        let (mut one, mut two) = (batch(&mut confirms, 0..3), batch(&mut confirms, 3..6));
+        assert!(confirms.ack(2, false) && confirms.nack(4, false) && confirms.ack(6, false));
+        let again: Vec<_> = confirms.restart().flat_map(|entry| entry.publishes().to_vec()).collect();
+        assert_eq!(again, [0, 2, 4].map(|body| publish("q", body)));
+        assert!(confirms.ack(3, true));
+        resolve(&mut confirms);
+        assert!(one.try_recv().expect("known").all_confirmed());
+        let outcomes = two.try_recv().expect("known");
+        assert_eq!(outcomes.others().iter().map(|(place, _)| *place).collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn confirms_of_what_was_never_sent_are_told_apart() {
+        let mut confirms = Confirms::default();
+        assert!(!confirms.ack(1, false) && !confirms.ack(1, true) && !confirms.nack(0, false));
+        assert!(confirms.ack(0, true), "all of nothing");
+        let _told = batch(&mut confirms, 0..2);
+        assert!(!confirms.ack(3, true) && confirms.ack(0, true));
+        assert!(confirms.pop_known().is_some());
+    }
+
+    #[test]
+    fn who_gives_up_is_told_what_is_not_known() {
+        let mut confirms = Confirms::default();
+        let mut told = batch(&mut confirms, 0..2);
+        assert!(confirms.nack(1, false));
+        let error = BrokerError::new(BrokerErrorKind::Unavailable, "gone");
+        confirms.pop_first().expect("there is one").give_up(&error);
+        let outcomes = told.try_recv().expect("told");
+        assert!(matches!(outcomes.get(0), PublishOutcome::Refused(_)));
+        assert!(matches!(outcomes.get(1), PublishOutcome::Unconfirmed(_)));
+        assert_eq!(confirms.in_flight(), 0);
+    }
+
+    proptest! {
+        /// Acks, nacks, and new channels in any order: each message is told once, as it was settled first.
+        #[test]
+        fn every_message_has_the_outcome_that_came_first(
+            sizes in prop::collection::vec(0..70u64, 1..12),
+            steps in prop::collection::vec((0..6u8, any::<u64>(), any::<bool>()), 0..60),
+        ) {
+            let mut confirms = Confirms::default();
+            let total: u64 = sizes.iter().sum();
+            let (mut told, mut from) = (Vec::new(), 0);
+            for size in &sizes {
+                told.push(batch(&mut confirms, from..from + size));
+                from += size;
+            }
+            // The model: what each number of the channel stands for, and how each message was settled.
+            let mut numbers: Vec<u64> = (0..total).collect();
+            let mut settled = vec![None; total as usize];
+            for (step, at, multiple) in steps {
+                if step == 5 {
+                    let again: Vec<u64> = confirms.restart()
+                        .flat_map(|entry| entry.publishes().iter().map(|publish| {
+                            std::str::from_utf8(publish.message.body()).expect("text").parse().expect("a number")
+                        }).collect::<Vec<u64>>()).collect();
+                    numbers.retain(|n| settled[*n as usize].is_none());
+                    prop_assert_eq!(&again, &numbers);
+                    continue;
+                }
+                if numbers.is_empty() { break; }
+                let tag = 1 + at % numbers.len() as u64;
+                let is_ack = step < 3;
+                let taken = if is_ack { confirms.ack(tag, multiple) } else { confirms.nack(tag, multiple) };
+                prop_assert!(taken);
+                let from = if multiple { 0 } else { tag as usize - 1 };
+                for number in &numbers[from..tag as usize] {
+                    settled[*number as usize].get_or_insert(is_ack);
+                }
+                prop_assert_eq!(confirms.in_flight(), settled.iter().filter(|s| s.is_none()).count() as u64);
+            }
+            prop_assert!(confirms.ack(0, true));
+            resolve(&mut confirms);
+            let mut at = 0;
+            for (size, mut told) in sizes.into_iter().zip(told) {
+                let outcomes = told.try_recv().expect("all is known");
+                for place in 0..size as usize {
+                    prop_assert_eq!(outcomes.get(place).is_confirmed(), settled[at].unwrap_or(true));
+                    at += 1;
+                }
+            }
+        }
+    }
+}

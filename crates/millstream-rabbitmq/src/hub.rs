@@ -1,0 +1,161 @@
+//! What the parts of one broker handle share: what was declared, and what is being brought elsewhere.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use hashbrown::HashSet;
+use millstream_message::{Address, Message, Tag};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::consumer::ConsumerCore;
+use crate::link::Link;
+use crate::topology::Topology;
+
+/// Shared by a handle's links, consumers and tasks.
+pub(crate) struct Hub {
+    pub(crate) topology: Mutex<Topology>,
+    /// Exchanges that are known to be there: publishing to another closes the channel.
+    pub(crate) exchanges: Mutex<HashSet<String>>,
+    consumers: Mutex<Vec<Weak<ConsumerCore>>>,
+    consumers_made: AtomicU64,
+    /// How many messages of each queue this handle has delayed, by the slot of time in which they are due.
+    delayed: Mutex<HashMap<String, BTreeMap<u128, u64>>>,
+    epoch: Instant,
+    /// Consumers of each queue that are being cancelled.
+    cancelling: Mutex<HashMap<String, usize>>,
+    /// Notified whenever one has been.
+    pub(crate) any_cancelled: Notify,
+    errands: Mutex<VecDeque<Errand>>,
+    /// Notified when there are errands.
+    pub(crate) any_errands: Notify,
+}
+
+/// A delivery that is to be brought elsewhere before it is acked. There are never more than prefetch allows.
+pub(crate) struct Errand {
+    pub(crate) consumer: Arc<ConsumerCore>,
+    pub(crate) tag: Tag,
+    pub(crate) message: Message,
+    pub(crate) address: Address,
+    pub(crate) redeliveries: u32,
+    pub(crate) way: Way,
+}
+
+/// Where to.
+#[derive(Clone, Debug)]
+pub(crate) enum Way {
+    /// To the dead letters: an exchange, and a key unless each message keeps its own.
+    DeadLetter { to: (String, Option<String>), reason: String, stage: Option<String> },
+    /// Back to its queue, after a while.
+    Later(Duration),
+}
+
+/// How exactly the end of a delay is known, in milliseconds.
+const SLOT: u128 = 50;
+
+impl Hub {
+    pub(crate) fn new() -> Arc<Hub> {
+        Arc::new(Hub {
+            topology: Default::default(),
+            exchanges: Default::default(),
+            consumers: Default::default(),
+            consumers_made: AtomicU64::new(0),
+            delayed: Default::default(),
+            epoch: Instant::now(),
+            cancelling: Default::default(),
+            any_cancelled: Notify::new(),
+            errands: Default::default(),
+            any_errands: Notify::new(),
+        })
+    }
+
+    /// Where a queue's dead letters go, if it was declared through this handle and has any.
+    pub(crate) fn dead_letters_of(&self, queue: &str) -> Option<(String, Option<String>)> {
+        let topology = self.topology.lock();
+        let queue = topology.queues.get(queue)?;
+        Some((queue.dead_letter_exchange.clone()?, queue.dead_letter_key.clone()))
+    }
+
+    /// A number for a consumer, which no other of this handle has.
+    pub(crate) fn next_consumer(&self) -> u64 {
+        self.consumers_made.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn add_consumer(&self, consumer: &Arc<ConsumerCore>) {
+        let mut consumers = self.consumers.lock();
+        consumers.retain(|consumer| consumer.strong_count() > 0);
+        consumers.push(Arc::downgrade(consumer));
+    }
+
+    pub(crate) fn consumers(&self) -> Vec<Arc<ConsumerCore>> {
+        self.consumers.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn consumers_of(&self, link: &Arc<Link>) -> Vec<Arc<ConsumerCore>> {
+        let mut consumers = self.consumers();
+        consumers.retain(|consumer| Arc::ptr_eq(consumer.link(), link) && !consumer.has_ended());
+        consumers
+    }
+
+    /// A message for this queue is on its way, or waits for its time.
+    pub(crate) fn delay(&self, queue: &str, delay: Duration) {
+        let due = (self.epoch.elapsed() + delay).as_millis() / SLOT + 1;
+        *self.delayed.lock().entry(queue.to_owned()).or_default().entry(due).or_insert(0) += 1;
+    }
+
+    /// How many messages of a queue wait for their time, of those that this handle has delayed.
+    pub(crate) fn delayed(&self, queue: &str) -> u64 {
+        let mut delayed = self.delayed.lock();
+        let Some(slots) = delayed.get_mut(queue) else { return 0 };
+        let now = self.epoch.elapsed().as_millis() / SLOT;
+        *slots = slots.split_off(&(now + 1));
+        let count = slots.values().sum();
+        if count == 0 {
+            delayed.remove(queue);
+        }
+        count
+    }
+
+    pub(crate) fn cancelling(&self, queue: &str) {
+        *self.cancelling.lock().entry(queue.to_owned()).or_insert(0) += 1;
+    }
+
+    pub(crate) fn cancelled(&self, queue: &str) {
+        let mut cancelling = self.cancelling.lock();
+        if let Some(count) = cancelling.get_mut(queue) {
+            *count -= 1;
+            if *count == 0 {
+                cancelling.remove(queue);
+            }
+        }
+        drop(cancelling);
+        self.any_cancelled.notify_waiters();
+    }
+
+    /// Waits until no consumer of the queue is being cancelled: until then the broker counts it.
+    pub(crate) async fn none_cancelling(&self, queue: &str) {
+        loop {
+            let notified = self.any_cancelled.notified();
+            let mut notified = std::pin::pin!(notified);
+            notified.as_mut().enable();
+            if !self.cancelling.lock().contains_key(queue) {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    pub(crate) fn send(&self, errands: Vec<Errand>) {
+        if !errands.is_empty() {
+            self.errands.lock().extend(errands);
+            self.any_errands.notify_one();
+        }
+    }
+
+    pub(crate) fn take_errands(&self) -> VecDeque<Errand> {
+        std::mem::take(&mut self.errands.lock())
+    }
+}

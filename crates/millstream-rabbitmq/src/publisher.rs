@@ -1,0 +1,156 @@
+//! What is published: a window of messages that are not confirmed, kept until they are.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use millstream_message::{BrokerError, BrokerErrorKind};
+use tokio::sync::Semaphore;
+
+use crate::confirms::{Confirms, Entry};
+use crate::options::Options;
+use crate::proto::{Closed, Connection};
+
+/// Messages on their way to the broker, in order. It outlives connections: what was not confirmed is sent again.
+pub(crate) struct Outbox {
+    confirms: Confirms,
+    pub(crate) window: Arc<Window>,
+}
+
+/// How much may be published and not confirmed.
+#[derive(Debug)]
+pub(crate) struct Window {
+    pub(crate) items: Semaphore,
+    pub(crate) bytes: Semaphore,
+    pub(crate) items_max: u32,
+    pub(crate) bytes_max: u32,
+    pub(crate) confirmed: AtomicU64,
+}
+
+impl Outbox {
+    pub(crate) fn new(options: &Options) -> Outbox {
+        // A semaphore is asked for at most 2^32 - 1.
+        let most = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let (items_max, bytes_max) = (most(options.publish_window), most(options.publish_window_bytes));
+        let window = Window {
+            items: Semaphore::new(items_max as usize),
+            bytes: Semaphore::new(bytes_max as usize),
+            items_max,
+            bytes_max,
+            confirmed: AtomicU64::new(0),
+        };
+        Outbox { confirms: Confirms::default(), window: Arc::new(window) }
+    }
+
+    /// Takes a batch, and sends it if there is a channel.
+    pub(crate) fn push(&mut self, entry: Entry, to: Option<(&mut Connection, u16)>) {
+        let entry = self.confirms.push(entry);
+        if let Some((connection, channel)) = to {
+            send(entry, connection, channel);
+        }
+        self.resolve();
+    }
+
+    /// A new channel is there: what is not settled is sent on it.
+    pub(crate) fn restart(&mut self, connection: &mut Connection, channel: u16) {
+        for entry in self.confirms.restart() {
+            send(entry, connection, channel);
+        }
+        self.resolve();
+    }
+
+    pub(crate) fn ack(&mut self, tag: u64, multiple: bool) {
+        if !self.confirms.ack(tag, multiple) {
+            tracing::warn!(tag, "RabbitMQ confirms what was never published");
+        }
+    }
+
+    pub(crate) fn nack(&mut self, tag: u64, multiple: bool) {
+        if !self.confirms.nack(tag, multiple) {
+            tracing::warn!(tag, "RabbitMQ refuses what was never published");
+        }
+    }
+
+    pub(crate) fn returned(&mut self, exchange: &str, key: &str, body: &[u8], reason: &str) {
+        if !self.confirms.returned(exchange, key, body, reason) {
+            tracing::warn!(exchange, key, "RabbitMQ returns what was never published");
+        }
+    }
+
+    /// Tells those who wait for what is known now.
+    pub(crate) fn resolve(&mut self) {
+        while let Some(entry) = self.confirms.pop_known() {
+            self.release(&entry);
+            self.window.confirmed.fetch_add(entry.publishes().len() as u64, Ordering::Relaxed);
+            entry.resolve();
+        }
+    }
+
+    fn release(&self, entry: &Entry) {
+        let (items, bytes) = entry.permits;
+        self.window.items.add_permits(items as usize);
+        self.window.bytes.add_permits(bytes as usize);
+    }
+
+    /// The server closed the channel. What it did not like is refused; the rest will be sent again.
+    pub(crate) fn channel_closed(&mut self, closed: &Closed) {
+        match missing_exchange(&closed.text).filter(|_| closed.code == 404) {
+            Some(exchange) => self.confirms.no_exchange(exchange),
+            None => {
+                tracing::warn!(error = %closed.text, "the publishing channel was closed; opening another")
+            }
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.confirms.deadline()
+    }
+
+    /// Gives up what has waited for too long.
+    pub(crate) fn expire(&mut self, now: Duration) {
+        while self.confirms.deadline().is_some_and(|deadline| deadline <= now) {
+            let Some(entry) = self.confirms.pop_first() else { return };
+            self.release(&entry);
+            let text = "no confirm came within `confirm_timeout`; the message may be stored or not";
+            entry.give_up(&BrokerError::new(BrokerErrorKind::Unavailable, text));
+        }
+    }
+
+    /// Nothing will be sent any more.
+    pub(crate) fn fail(&mut self, error: &BrokerError) {
+        while let Some(entry) = self.confirms.pop_first() {
+            self.release(&entry);
+            entry.give_up(error);
+        }
+        self.window.items.close();
+        self.window.bytes.close();
+    }
+
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.confirms.in_flight()
+    }
+}
+
+fn send(entry: &Entry, connection: &mut Connection, channel: u16) {
+    for publish in entry.publishes() {
+        connection.publish(channel, publish.to.exchange(), publish.to.key(), &publish.message);
+    }
+}
+
+/// The exchange in `NOT_FOUND - no exchange 'x' in vhost '/'`.
+pub(crate) fn missing_exchange(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("no exchange '")?;
+    rest.rsplit_once("' in vhost").map(|(exchange, _)| exchange)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_missing_exchange_is_read_from_the_servers_words() {
+        let text = "NOT_FOUND - no exchange 'it's mine' in vhost '/'";
+        assert_eq!(missing_exchange(text), Some("it's mine"));
+        assert_eq!(missing_exchange("NOT_FOUND - no queue 'x' in vhost '/'"), None);
+    }
+}

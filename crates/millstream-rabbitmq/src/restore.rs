@@ -1,0 +1,159 @@
+//! What is done when a connection is there, or there again.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use millstream_message::BoxFuture;
+use tokio::time::sleep;
+
+use crate::consumer::ConsumerCore;
+use crate::hub::Hub;
+use crate::link::{CallError, Link, Restore, Role};
+use crate::proto::Method;
+
+/// How long to wait before a consumer that the broker refused is tried again.
+const REFUSED: Duration = Duration::from_millis(300);
+
+/// Restores what was declared, if this is the link for that, and the link's consumers.
+pub(crate) struct Consuming {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) declares: bool,
+    /// What must be there first, if it is another link that declares.
+    pub(crate) after: Option<Arc<Link>>,
+}
+
+impl Restore for Consuming {
+    fn restore<'a>(&'a self, link: &'a Arc<Link>) -> BoxFuture<'a, Result<(), CallError>> {
+        Box::pin(async move {
+            if let Some(declaring) = &self.after {
+                declaring.up().await.map_err(|_| CallError::Lost)?;
+            }
+            if self.declares {
+                self.declare(link).await?;
+            }
+            let consumers: Vec<_> = self.hub.consumers_of(link);
+            for consumer in consumers {
+                give_channel(link, &consumer).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn repair<'a>(&'a self, link: &'a Arc<Link>) -> BoxFuture<'a, Result<(), CallError>> {
+        Box::pin(async move {
+            let broken = link.take_broken();
+            if !broken.is_empty() {
+                // Whatever was wrong is likely to be wrong still for a moment.
+                sleep(REFUSED).await;
+            }
+            for consumer in broken {
+                give_channel(link, &consumer).await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Consuming {
+    async fn declare(&self, link: &Arc<Link>) -> Result<(), CallError> {
+        let methods = self.hub.topology.lock().methods();
+        if methods.is_empty() {
+            return Ok(());
+        }
+        let mut channel = link.open_channel(Role::Control).await?;
+        for method in methods {
+            match link.call(channel, &method).await {
+                Ok(_) => {}
+                Err(CallError::Refused(closed)) => {
+                    // Somebody has made it anew, otherwise. What can be restored is.
+                    tracing::warn!(method = method.name(), error = %closed.text, "what was declared could not be restored");
+                    channel = link.open_channel(Role::Control).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        link.close_channel(channel);
+        Ok(())
+    }
+}
+
+/// Opens a channel for a consumer, again. If the broker refuses that, it is tried once more, later.
+async fn give_channel(link: &Arc<Link>, consumer: &Arc<ConsumerCore>) -> Result<(), CallError> {
+    if !consumer.goes_on() {
+        return Ok(());
+    }
+    match open(link, consumer).await {
+        Err(CallError::Refused(closed)) => {
+            tracing::warn!(queue = consumer.queue(), error = %closed.text, "a consumer could not be restored");
+            if consumer.goes_on() {
+                link.mend(consumer.clone());
+            }
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Opens a channel with its prefetch, and consumes on it.
+pub(crate) async fn open(link: &Arc<Link>, consumer: &Arc<ConsumerCore>) -> Result<(), CallError> {
+    let channel = link.open_channel(Role::Consumer(consumer.clone())).await?;
+    consumer.opened(channel);
+    let options = &consumer.options;
+    let prefetch_count = u16::try_from(options.prefetch_items.get()).unwrap_or(u16::MAX);
+    link.call(channel, &Method::BasicQos { prefetch_size: 0, prefetch_count, global: [false] }).await?;
+    let consume = Method::BasicConsume {
+        reserved_1: 0,
+        queue: consumer.queue().to_owned(),
+        consumer_tag: consumer.name.clone(),
+        flags: [false, false, options.exclusive, false],
+        arguments: Default::default(),
+    };
+    link.call(channel, &consume).await?;
+    consumer.established();
+    Ok(())
+}
+
+/// Restores the channel that is published on, and publishes what was not confirmed.
+pub(crate) struct Publishing {
+    /// What was declared must be there first, or messages find no queue.
+    pub(crate) declaring: Weak<Link>,
+}
+
+impl Publishing {
+    async fn open(&self, link: &Arc<Link>) -> Result<(), CallError> {
+        let channel = link.open_channel(Role::Publisher).await?;
+        link.call(channel, &Method::ConfirmSelect { nowait: [false] }).await?;
+        link.publish_on(channel);
+        Ok(())
+    }
+}
+
+impl Restore for Publishing {
+    fn restore<'a>(&'a self, link: &'a Arc<Link>) -> BoxFuture<'a, Result<(), CallError>> {
+        Box::pin(async move {
+            let Some(declaring) = self.declaring.upgrade() else { return Err(CallError::Lost) };
+            declaring.up().await.map_err(|_| CallError::Lost)?;
+            // An answer shows that it is there, and not only not known to be lost. If it is lost it will be there again.
+            while let Err(error) = ping(&declaring).await {
+                match error {
+                    CallError::Lost => declaring.up().await.map_err(|_| CallError::Lost)?,
+                    other => return Err(other),
+                }
+            }
+            self.open(link).await
+        })
+    }
+
+    fn repair<'a>(&'a self, link: &'a Arc<Link>) -> BoxFuture<'a, Result<(), CallError>> {
+        Box::pin(async move {
+            let is_open = link.state().publisher.is_some();
+            if is_open { Ok(()) } else { self.open(link).await }
+        })
+    }
+}
+
+async fn ping(link: &Arc<Link>) -> Result<(), CallError> {
+    let channel = link.open_channel(Role::Control).await?;
+    link.close_channel(channel);
+    Ok(())
+}

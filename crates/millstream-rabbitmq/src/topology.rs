@@ -1,0 +1,306 @@
+//! What was declared through this handle, to be declared again; and our words for it in AMQP's.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use millstream_message::{
+    Binding, BrokerError, BrokerErrorKind, Exchange, ExchangeKind, HeaderMatch, Headers, Overflow, Queue,
+    Value,
+};
+
+use crate::proto::{Closed, Method};
+
+/// Everything that was declared and not deleted through this handle.
+#[derive(Debug, Default)]
+pub(crate) struct Topology {
+    pub(crate) exchanges: BTreeMap<String, Exchange>,
+    pub(crate) queues: BTreeMap<String, Queue>,
+    pub(crate) bindings: Vec<Binding>,
+}
+
+impl Topology {
+    /// The methods that declare all of it again, each after what it needs.
+    pub(crate) fn methods(&self) -> Vec<Method> {
+        let exchanges = self.exchanges.values().map(declare_exchange);
+        let queues = self.queues.values().map(declare_queue);
+        let bindings = self.bindings.iter().map(bind);
+        exchanges.chain(queues).chain(bindings).collect()
+    }
+
+    pub(crate) fn forget_exchange(&mut self, name: &str) {
+        self.exchanges.remove(name);
+        self.bindings.retain(|binding| binding.exchange != name);
+    }
+
+    pub(crate) fn forget_queue(&mut self, name: &str) {
+        self.queues.remove(name);
+        self.bindings.retain(|binding| binding.queue != name);
+    }
+}
+
+pub(crate) fn kind(kind: ExchangeKind) -> &'static str {
+    match kind {
+        ExchangeKind::Direct => "direct",
+        ExchangeKind::Fanout => "fanout",
+        ExchangeKind::Topic => "topic",
+        ExchangeKind::Headers => "headers",
+    }
+}
+
+pub(crate) fn declare_exchange(exchange: &Exchange) -> Method {
+    Method::ExchangeDeclare {
+        reserved_1: 0,
+        exchange: exchange.name.clone(),
+        kind: kind(exchange.kind).to_owned(),
+        flags: [false, exchange.durable, false, false, false],
+        arguments: Headers::new(),
+    }
+}
+
+/// Asks whether an exchange is there.
+pub(crate) fn check_exchange(name: &str) -> Method {
+    Method::ExchangeDeclare {
+        reserved_1: 0,
+        exchange: name.to_owned(),
+        kind: String::new(),
+        flags: [true, false, false, false, false],
+        arguments: Headers::new(),
+    }
+}
+
+pub(crate) fn declare_queue(queue: &Queue) -> Method {
+    Method::QueueDeclare {
+        reserved_1: 0,
+        queue: queue.name.clone(),
+        flags: [false, queue.durable, queue.exclusive, false, false],
+        arguments: arguments(queue),
+    }
+}
+
+/// Asks whether a queue is there, and how much is in it.
+pub(crate) fn check_queue(name: &str) -> Method {
+    Method::QueueDeclare {
+        reserved_1: 0,
+        queue: name.to_owned(),
+        flags: [true, false, false, false, false],
+        arguments: Headers::new(),
+    }
+}
+
+fn number(number: u64) -> Value {
+    Value::Int(i64::try_from(number).unwrap_or(i64::MAX))
+}
+
+fn millis(time: Duration) -> Value {
+    number(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A queue's arguments. A limit of deliveries makes it a quorum queue, which is the only kind that has one.
+fn arguments(queue: &Queue) -> Headers {
+    let mut arguments = Headers::new();
+    let mut set = |name: &str, value: Value| _ = arguments.insert(name.to_owned(), value);
+    if let Some(limit) = queue.delivery_limit {
+        set("x-queue-type", "quorum".into());
+        set("x-delivery-limit", Value::Int(limit.get().into()));
+    }
+    if let Some(ttl) = queue.ttl {
+        set("x-message-ttl", millis(ttl));
+    }
+    if let Some(items) = queue.max_items {
+        set("x-max-length", number(items.get()));
+    }
+    if let Some(bytes) = queue.max_bytes {
+        set("x-max-length-bytes", number(bytes.get()));
+    }
+    if queue.max_items.is_some() || queue.max_bytes.is_some() {
+        let overflow = match queue.overflow {
+            Overflow::Reject => "reject-publish",
+            Overflow::DropHead => "drop-head",
+        };
+        set("x-overflow", overflow.into());
+    }
+    if let Some(exchange) = &queue.dead_letter_exchange {
+        set("x-dead-letter-exchange", exchange.as_str().into());
+    }
+    if let Some(key) = &queue.dead_letter_key {
+        set("x-dead-letter-routing-key", key.as_str().into());
+    }
+    if let Some(priority) = queue.max_priority {
+        set("x-max-priority", Value::Int(priority.into()));
+    }
+    arguments
+}
+
+pub(crate) fn bind(binding: &Binding) -> Method {
+    Method::QueueBind {
+        reserved_1: 0,
+        queue: binding.queue.clone(),
+        exchange: binding.exchange.clone(),
+        routing_key: binding.key.clone(),
+        nowait: [false],
+        arguments: binding_arguments(binding),
+    }
+}
+
+pub(crate) fn unbind(binding: &Binding) -> Method {
+    Method::QueueUnbind {
+        reserved_1: 0,
+        queue: binding.queue.clone(),
+        exchange: binding.exchange.clone(),
+        routing_key: binding.key.clone(),
+        arguments: binding_arguments(binding),
+    }
+}
+
+fn binding_arguments(binding: &Binding) -> Headers {
+    let Some((matching, headers)) = &binding.headers else { return Headers::new() };
+    let matching = match matching {
+        HeaderMatch::All => "all",
+        HeaderMatch::Any => "any",
+    };
+    let mut arguments = headers.clone();
+    arguments.insert("x-match".to_owned(), matching.into());
+    arguments
+}
+
+fn invalid(message: String) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Invalid, message)
+}
+
+/// Refuses a name that AMQP cannot carry.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), BrokerError> {
+    if name.len() > 255 {
+        let start: String = name.chars().take(40).collect();
+        let text =
+            format!("the name of the {what} `{start}…` has {} bytes, at most 255 are allowed", name.len());
+        return Err(invalid(text));
+    }
+    Ok(())
+}
+
+/// Refuses a queue that AMQP cannot have, before the broker does with fewer words.
+pub(crate) fn check_declared(queue: &Queue) -> Result<(), BrokerError> {
+    let name = &queue.name;
+    check_name("queue", name)?;
+    if name.is_empty() {
+        return Err(invalid("a queue needs a name".to_owned()));
+    }
+    if name.starts_with("amq.") {
+        return Err(invalid(format!("queue `{name}`: names that begin with `amq.` are RabbitMQ's own")));
+    }
+    if queue.durable && queue.exclusive {
+        return Err(invalid(format!(
+            "queue `{name}` is exclusive, so it ends with its connection and cannot be durable"
+        )));
+    }
+    if queue.delivery_limit.is_some() && (!queue.durable || queue.exclusive) {
+        let text = format!(
+            "queue `{name}`: only quorum queues limit deliveries, and they are durable; leave `delivery_limit` out, or make it durable"
+        );
+        return Err(invalid(text));
+    }
+    if queue.delivery_limit.is_some() && queue.max_priority.is_some() {
+        let text =
+            format!("queue `{name}`: a quorum queue, which `delivery_limit` asks for, has no `max_priority`");
+        return Err(invalid(text));
+    }
+    if queue.dead_letter_key.is_some() && queue.dead_letter_exchange.is_none() {
+        return Err(invalid(format!("queue `{name}` has a `dead_letter_key` and no `dead_letter_exchange`")));
+    }
+    Ok(())
+}
+
+/// The server's words about a declaration that differs from what is there, in ours: `PRECONDITION_FAILED - inequivalent arg
+/// 'x-max-length' for queue 'q' in vhost '/': received the value '6' of type 'long' but current is the value '5' of type
+/// 'long'`.
+pub(crate) fn mismatch(what: &str, closed: &Closed) -> BrokerError {
+    let text = &closed.text;
+    let quoted = |after: &str| {
+        let (_, rest) = text.split_once(after)?;
+        let rest = rest.trim_start();
+        if rest.starts_with("none") {
+            return Some("none");
+        }
+        rest.split_once('\'')?.1.split('\'').next()
+    };
+    let told = quoted("inequivalent arg ").map(|argument| {
+        let asked = quoted("received ").unwrap_or("?");
+        let has = quoted("but current is ").unwrap_or("?");
+        format!("{}: has {has}, asked for {asked}", our_name(argument))
+    });
+    let told = told.unwrap_or_else(|| text.clone());
+    let message =
+        format!("{what} is there, declared otherwise ({told}); declare it as it is, or delete it first");
+    BrokerError::new(BrokerErrorKind::Mismatch, message)
+}
+
+/// A field of our declaration by the name of its argument.
+fn our_name(argument: &str) -> &str {
+    match argument {
+        "x-message-ttl" => "ttl in ms",
+        "x-max-length" => "max_items",
+        "x-max-length-bytes" => "max_bytes",
+        "x-overflow" => "overflow",
+        "x-dead-letter-exchange" => "dead_letter_exchange",
+        "x-dead-letter-routing-key" => "dead_letter_key",
+        "x-max-priority" => "max_priority",
+        "x-delivery-limit" => "delivery_limit",
+        "x-queue-type" => "kind of queue",
+        "type" => "kind",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(text: &str) -> String {
+        let closed = Closed { code: 406, text: text.to_owned(), cause: (50, 10) };
+        mismatch("queue `q`", &closed).to_string()
+    }
+
+    #[test]
+    fn the_servers_words_about_a_difference_become_ours() {
+        let text = said(
+            "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'q' in vhost '/': received the value '6' of type \
+             'long' but current is the value '5' of type 'long'",
+        );
+        assert!(text.contains("max_items: has 5, asked for 6"), "{text}");
+        let text = said(
+            "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': received none but current is the \
+             value '5' of type 'signedint'",
+        );
+        assert!(text.contains("ttl in ms: has 5, asked for none"), "{text}");
+        let text = said(
+            "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'",
+        );
+        assert!(text.contains("durable: has false, asked for true"), "{text}");
+        assert!(
+            said("PRECONDITION_FAILED - whatever").contains("whatever"),
+            "unknown words are told as they are"
+        );
+    }
+
+    #[test]
+    fn what_amqp_cannot_have_is_refused_with_the_remedy() {
+        let complaint = |queue: Queue| check_declared(&queue).expect_err("refused").to_string();
+        assert!(complaint(Queue::durable("x".repeat(256))).contains("256 bytes"));
+        assert!(complaint(Queue::durable("amq.x")).contains("RabbitMQ's own"));
+        assert!(complaint(Queue::transient("q").delivery_limit(3)).contains("durable"));
+        assert!(complaint(Queue::durable("q").delivery_limit(3).max_priority(3)).contains("max_priority"));
+        assert!(check_declared(&Queue::durable("q").delivery_limit(3)).is_ok());
+    }
+
+    #[test]
+    fn what_was_declared_is_declared_again_in_the_order_that_works() {
+        let mut topology = Topology::default();
+        topology.bindings.push(Binding::new("e", "k", "q"));
+        topology.queues.insert("q".to_owned(), Queue::durable("q"));
+        topology.exchanges.insert("e".to_owned(), Exchange::durable("e", ExchangeKind::Topic));
+        let names: Vec<_> = topology.methods().iter().map(Method::name).collect();
+        assert_eq!(names, ["ExchangeDeclare", "QueueDeclare", "QueueBind"]);
+        topology.forget_queue("q");
+        assert_eq!(topology.methods().len(), 1, "its bindings go with it");
+    }
+}

@@ -1,0 +1,44 @@
+//! The suite that every backend runs.
+
+use std::sync::Arc;
+
+use millstream_message::conformance::{self, Backend};
+use millstream_message::{BoxFuture, Broker};
+use millstream_rabbitmq::RabbitMq;
+use tokio::sync::Mutex;
+
+use crate::node::Node;
+
+struct Real(Mutex<Node>);
+
+impl Backend for Real {
+    fn open(&self) -> BoxFuture<'_, Arc<dyn Broker>> {
+        Box::pin(async {
+            let url = self.0.lock().await.url();
+            Arc::new(RabbitMq::connect(&url).await.expect("connected")) as Arc<dyn Broker>
+        })
+    }
+
+    fn restart(&self, broker: Arc<dyn Broker>) -> BoxFuture<'_, Arc<dyn Broker>> {
+        Box::pin(async move {
+            broker.close().await.expect("closed");
+            let mut node = self.0.lock().await;
+            node.stop().await;
+            node.run().await;
+            drop(node);
+            self.open().await
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbitmq_does_what_every_broker_does() {
+    let backend = Real(Mutex::new(Node::start("").await));
+    let report = conformance::run(&backend).await;
+    let mut absent: Vec<_> = report.skipped.iter().map(|(_, feature)| *feature).collect();
+    absent.dedup();
+    // AMQP has no leases, no lists and no positions, and RabbitMQ does not look at a prefetch in bytes; its streams have a protocol
+    // of their own.
+    assert_eq!(absent, ["list", "prefetch_bytes", "lease", "positions", "streams"]);
+    assert_eq!(report.passed.len(), 46);
+}

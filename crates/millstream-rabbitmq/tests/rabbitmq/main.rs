@@ -1,0 +1,4 @@
+//! Everything that needs a real RabbitMQ.
+
+mod conformance;
+mod node;
