@@ -4,7 +4,10 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use tokio::sync::OnceCell;
 
 /// The server's own script: the one in the path changes its user.
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
@@ -66,7 +69,8 @@ impl Node {
         assert!(self.server.is_none(), "it runs already");
         let log = std::fs::File::create(self.below("out")).expect("a file");
         // The shell ends what it started when this process has ended, however that was: then its input ends.
-        let script = format!("{SERVER} & cat > /dev/null; kill -KILL 0");
+        let directory = self.directory.path().display();
+        let script = format!("{SERVER} & cat > /dev/null; rm -rf {directory}; kill -KILL 0");
         let mut command = self.command("sh");
         command
             .args(["-c", &script])
@@ -129,6 +133,18 @@ impl Node {
         assert!(!self.tls, "its address is for TLS");
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
     }
+}
+
+/// The node of all tests that do not stop it.
+pub(crate) async fn shared() -> &'static Node {
+    static SHARED: OnceCell<Node> = OnceCell::const_new();
+    SHARED.get_or_init(|| Node::start("")).await
+}
+
+/// A name that no other test uses.
+pub(crate) fn unique(role: &str) -> String {
+    static NAMES: AtomicU64 = AtomicU64::new(0);
+    format!("{role}-{}", NAMES.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Drop for Node {

@@ -1,0 +1,353 @@
+//! What goes wrong between client and broker, and what is left of it: every confirmed message arrives, without help.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_message::{
+    Address, Batch, Binding, Broker, BrokerErrorKind, Confirm, ConsumeOptions, Exchange, ExchangeKind,
+    Message, Nack, PublishOutcome, Queue, Refusal,
+};
+use millstream_rabbitmq::{ConnectionState, RabbitMq};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::node::{Node, shared, unique};
+use crate::proxy::Proxy;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Publishes so many numbers in small batches, a window of them at once. What became of those that were not confirmed.
+fn publish_numbers(broker: Arc<RabbitMq>, queue: String, count: u32) -> JoinHandle<Vec<PublishOutcome>> {
+    tokio::spawn(async move {
+        let to = Address::queue(queue);
+        let mut window: std::collections::VecDeque<Confirm> = Default::default();
+        let mut others = Vec::new();
+        for first in (0..count).step_by(10) {
+            let numbers = (first..count.min(first + 10)).map(|n| Message::new(n.to_be_bytes().to_vec()));
+            window.push_back(broker.submit(Batch::to(&to, numbers)).await.expect("taken"));
+            if window.len() > 50 {
+                others.extend(window.pop_front().expect("there is one").await.into_others());
+            }
+        }
+        for confirm in window {
+            others.extend(confirm.await.into_others());
+        }
+        others.into_iter().map(|(_, outcome)| outcome).collect()
+    })
+}
+
+/// Consumes until so many different numbers have come. How often each came.
+fn consume_numbers(broker: Arc<RabbitMq>, queue: String, count: u32) -> JoinHandle<BTreeMap<u32, u32>> {
+    tokio::spawn(async move {
+        let mut consumer =
+            broker.consume(&queue, ConsumeOptions::default().prefetch(100)).await.expect("consumed");
+        let mut seen = BTreeMap::new();
+        while seen.len() < count as usize {
+            let delivery = consumer.next().await.expect("it goes on").expect("it can be read");
+            let number = u32::from_be_bytes(delivery.message.body()[..].try_into().expect("four bytes"));
+            *seen.entry(number).or_insert(0) += 1;
+            delivery.ack();
+        }
+        seen
+    })
+}
+
+async fn queue(broker: &RabbitMq) -> String {
+    let name = unique("queue");
+    broker.declare_queue(Queue::durable(&name)).await.expect("declared");
+    name
+}
+
+async fn until_connected(broker: &RabbitMq) {
+    let mut state = broker.state();
+    let connected = state.wait_for(|state| *state == ConnectionState::Connected);
+    timeout(10 * SECOND, connected).await.expect("it connects within ten seconds").expect("it is open");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cut_again_and_again_in_mid_stream_nothing_is_lost() {
+    let proxy = Proxy::to(shared().await.port).await;
+    let broker = Arc::new(RabbitMq::connect(&proxy.url()).await.expect("connected"));
+    let queue = queue(&broker).await;
+    let count = 60_000;
+    let consuming = consume_numbers(broker.clone(), queue.clone(), count);
+    let publishing = publish_numbers(broker.clone(), queue.clone(), count);
+    let mut cuts = 0;
+    while !publishing.is_finished() {
+        sleep(Duration::from_millis(fastrand::u64(100..400))).await;
+        proxy.cut();
+        cuts += 1;
+    }
+    let others = publishing.await.expect("no panic");
+    assert!(others.is_empty(), "every message is confirmed in the end: {others:?}");
+    let seen = timeout(30 * SECOND, consuming).await.expect("all arrive").expect("no panic");
+    assert_eq!(seen.len(), count as usize);
+    assert!(cuts > 3, "there was something to get over: {cuts} cuts");
+    assert!(broker.statistics().connects > 4);
+    broker.close().await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cut_at_every_step_of_the_protocol_it_comes_back() {
+    let proxy = Proxy::to(shared().await.port).await;
+    let url = format!("{}?reconnect_min=1&reconnect_max=20", proxy.url());
+    let broker = RabbitMq::connect(&url).await.expect("connected");
+    let queue = queue(&broker).await;
+    let exchange = unique("exchange");
+    broker.declare_exchange(Exchange::transient(&exchange, ExchangeKind::Fanout)).await.expect("declared");
+    broker.bind(Binding::new(&exchange, "", &queue)).await.expect("bound");
+    let mut consumer = broker.consume(&queue, ConsumeOptions::default()).await.expect("consumed");
+    let to = Address::new(&exchange, "");
+    // A handshake is about 600 bytes of the server's, restoring some hundred more, and all of it once more for publishing.
+    let steps = [0, 1, 7, 8, 100, 480, 500, 510, 515, 520, 525, 530, 535, 540, 550, 560];
+    for bytes in steps.into_iter().chain((570..1500).step_by(15)) {
+        proxy.cut_after(bytes);
+        proxy.cut();
+        sleep(Duration::from_millis(15)).await;
+        proxy.let_all_through();
+        proxy.cut();
+        let body = format!("after {bytes}");
+        let published = timeout(10 * SECOND, broker.publish(&to, Message::new(body.clone()))).await;
+        let outcome = published.unwrap_or_else(|_| panic!("cut after {bytes} bytes, it never came back"));
+        assert!(outcome.expect("taken").is_confirmed(), "cut after {bytes} bytes");
+        loop {
+            let next = timeout(10 * SECOND, consumer.next()).await;
+            let next = next.unwrap_or_else(|_| panic!("cut after {bytes} bytes, the consumer is silent"));
+            let delivery = next.expect("it goes on").expect("it can be read");
+            delivery.ack();
+            // What was not acked in time comes again.
+            if delivery.message.body() == body.as_bytes() {
+                break;
+            }
+        }
+    }
+    broker.close().await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_stopped_or_killed_and_started_again_has_everything_that_was_confirmed() {
+    let mut node = Node::start("").await;
+    let broker = Arc::new(RabbitMq::connect(&node.url()).await.expect("connected"));
+    let queue = queue(&broker).await;
+    // Gone with the broker, and declared again with its binding.
+    let (exchange, copies) = (unique("exchange"), unique("copies"));
+    broker.declare_exchange(Exchange::transient(&exchange, ExchangeKind::Topic)).await.expect("declared");
+    broker.declare_queue(Queue::transient(&copies)).await.expect("declared");
+    broker.bind(Binding::new(&exchange, "a.*", &copies)).await.expect("bound");
+    let mut silent = broker.consume(&copies, ConsumeOptions::default()).await.expect("consumed");
+
+    let count = 60_000;
+    let consuming = consume_numbers(broker.clone(), queue.clone(), count);
+    let publishing = publish_numbers(broker.clone(), queue.clone(), count);
+    for killed in [false, true] {
+        sleep(Duration::from_millis(300)).await;
+        assert!(!publishing.is_finished(), "there is nothing left to interrupt");
+        if killed {
+            node.kill()
+        } else {
+            node.stop().await
+        }
+        sleep(Duration::from_millis(500)).await;
+        node.run().await;
+        let back = Instant::now();
+        // Publishing goes on, and the consumer of another queue, within five seconds.
+        let to = Address::new(&exchange, "a.b");
+        let outcome =
+            timeout(5 * SECOND, broker.publish(&to, Message::new("x"))).await.expect("within five seconds");
+        assert!(outcome.expect("taken").is_confirmed());
+        let next = timeout((5 * SECOND).saturating_sub(back.elapsed()), silent.next()).await;
+        let delivery = next.expect("within five seconds").expect("it goes on").expect("it can be read");
+        assert!(delivery.ack());
+    }
+    let others = timeout(60 * SECOND, publishing).await.expect("it goes on").expect("no panic");
+    assert!(others.is_empty(), "{others:?}");
+    let seen = timeout(60 * SECOND, consuming).await.expect("all arrive").expect("no panic");
+    assert_eq!(seen.len(), count as usize);
+    broker.close().await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_is_got_over_in_half_a_second() {
+    let proxy = Proxy::to(shared().await.port).await;
+    let broker = RabbitMq::connect(&proxy.url()).await.expect("connected");
+    let to = Address::queue(queue(&broker).await);
+    assert!(broker.publish(&to, Message::new("x")).await.expect("taken").is_confirmed());
+    let mut took = Vec::new();
+    for _ in 0..5 {
+        proxy.cut();
+        let cut = Instant::now();
+        let outcome =
+            timeout(5 * SECOND, broker.publish(&to, Message::new("x"))).await.expect("it comes back");
+        assert!(outcome.expect("taken").is_confirmed());
+        took.push(cut.elapsed());
+    }
+    took.sort();
+    assert!(took[2] < SECOND / 2, "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silence_is_noticed_by_heartbeats() {
+    let proxy = Proxy::to(shared().await.port).await;
+    let broker = RabbitMq::connect(&format!("{}?heartbeat=1", proxy.url())).await.expect("connected");
+    let mut state = broker.state();
+    // Heartbeats keep a silent connection, for longer than it may be without them.
+    sleep(4 * SECOND).await;
+    assert_eq!(*state.borrow(), ConnectionState::Connected);
+    proxy.freeze(true);
+    let lost = state.wait_for(|state| matches!(state, ConnectionState::Reconnecting { .. }));
+    let lost = timeout(5 * SECOND, lost).await.expect("after two seconds").expect("it is open").clone();
+    let ConnectionState::Reconnecting { error, .. } = lost else { panic!("{lost:?}") };
+    assert!(error.contains("heartbeat"), "{error}");
+    proxy.freeze(false);
+    proxy.cut();
+    until_connected(&broker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishers_wait_while_the_broker_is_short_of_memory() {
+    let node = Node::start("").await;
+    let url = format!("{}?publish_window=100", node.url());
+    let broker = Arc::new(RabbitMq::connect(&url).await.expect("connected"));
+    let queue = queue(&broker).await;
+    let to = Address::queue(&queue);
+    assert!(broker.publish(&to, Message::new("x")).await.expect("taken").is_confirmed());
+    let mut publishing = broker.publishing_state().expect("something was published");
+
+    node.control(&["set_vm_memory_high_watermark", "0.00001"]).await;
+    // The alarm is told when somebody publishes.
+    let waiting = publish_numbers(broker.clone(), queue.clone(), 5000);
+    let blocked = publishing.wait_for(|state| matches!(state, ConnectionState::Blocked { .. }));
+    let blocked = timeout(10 * SECOND, blocked).await.expect("it is told").expect("it is open").clone();
+    assert!(matches!(blocked, ConnectionState::Blocked { reason } if reason.contains("memory")));
+    sleep(SECOND).await;
+    assert!(!waiting.is_finished());
+    let in_flight = broker.statistics().in_flight;
+    assert!(in_flight > 0 && in_flight <= 100, "no more than the window: {in_flight}");
+    // Consumers are on another connection, and go on.
+    let mut consumer = broker.consume(&queue, ConsumeOptions::default()).await.expect("consumed");
+    timeout(5 * SECOND, consumer.next())
+        .await
+        .expect("it is delivered")
+        .expect("goes on")
+        .expect("read")
+        .ack();
+
+    node.control(&["set_vm_memory_high_watermark", "0.6"]).await;
+    let others = timeout(30 * SECOND, waiting).await.expect("it goes on").expect("no panic");
+    assert!(others.is_empty(), "{others:?}");
+    drop(consumer);
+    let all = async {
+        while broker.stats(&queue).await.expect("there").ready != 5000 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(5 * SECOND, all).await.expect("one was acked, all others are there");
+    broker.close().await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_that_is_deleted_meanwhile_refuses_its_own_messages_only() {
+    let url = shared().await.url();
+    let (broker, other) = (
+        RabbitMq::connect(&url).await.expect("connected"),
+        RabbitMq::connect(&url).await.expect("connected"),
+    );
+    let queue = queue(&broker).await;
+    let exchange = unique("exchange");
+    broker.declare_exchange(Exchange::transient(&exchange, ExchangeKind::Fanout)).await.expect("declared");
+    broker.bind(Binding::new(&exchange, "", &queue)).await.expect("bound");
+    let (gone, there) = (Address::new(&exchange, ""), Address::queue(&queue));
+    assert!(broker.publish(&gone, Message::new("x")).await.expect("taken").is_confirmed());
+    other.delete_exchange(&exchange).await.expect("deleted");
+
+    let mut confirms = Vec::new();
+    for n in 0..30 {
+        let to = if n % 3 == 1 { &gone } else { &there };
+        confirms.push(broker.submit(Batch::to(to, [Message::new(format!("{n}"))])).await.expect("taken"));
+    }
+    for (n, confirm) in confirms.into_iter().enumerate() {
+        let outcome = timeout(10 * SECOND, confirm).await.expect("it is known").get(0);
+        match n % 3 {
+            1 => assert!(
+                matches!(&outcome, PublishOutcome::Refused(Refusal::NoExchange { exchange: e }) if *e == exchange),
+                "{n}: {outcome:?}"
+            ),
+            _ => assert!(outcome.is_confirmed(), "{n}: {outcome:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_deleted_under_its_consumer_ends_that_one_and_no_other() {
+    let url = shared().await.url();
+    let (broker, other) = (
+        RabbitMq::connect(&url).await.expect("connected"),
+        RabbitMq::connect(&url).await.expect("connected"),
+    );
+    let (gone, stays) = (queue(&broker).await, queue(&broker).await);
+    let mut ending = broker.consume(&gone, ConsumeOptions::default()).await.expect("consumed");
+    let mut going_on = broker.consume(&stays, ConsumeOptions::default()).await.expect("consumed");
+    other.delete_queue(&gone).await.expect("deleted");
+    let end = timeout(5 * SECOND, ending.next()).await.expect("it is told").expect("an error");
+    assert_eq!(end.expect_err("it is gone").kind(), BrokerErrorKind::NotFound);
+    assert!(timeout(SECOND, ending.next()).await.expect("it has ended").is_none());
+    assert!(other.publish(&Address::queue(&stays), Message::new("x")).await.expect("taken").is_confirmed());
+    let next = timeout(5 * SECOND, going_on.next()).await.expect("it is delivered");
+    assert!(next.expect("goes on").expect("read").ack());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_wait_for_room_and_hold_back_the_consumer() {
+    let broker = RabbitMq::connect(&shared().await.url()).await.expect("connected");
+    let (name, dead) = (unique("queue"), unique("dead"));
+    broker.declare_queue(Queue::durable(&dead).max_items(1)).await.expect("declared");
+    broker.declare_queue(Queue::durable(&name).dead_letter("", &dead)).await.expect("declared");
+    let batch = Batch::to(&Address::queue(&name), ["a", "b", "c"].map(Message::new));
+    assert!(broker.publish_batch(batch).await.expect("taken").all_confirmed());
+    let mut consumer = broker.consume(&name, ConsumeOptions::default()).await.expect("consumed");
+    for _ in 0..3 {
+        let delivery =
+            timeout(5 * SECOND, consumer.next()).await.expect("delivered").expect("on").expect("read");
+        assert!(delivery.nack(&Nack::dead_letter("no good")));
+    }
+    let mut letters = Vec::new();
+    let mut dead = broker.consume(&dead, ConsumeOptions::default().prefetch(1)).await.expect("consumed");
+    while letters.len() < 3 {
+        let letter = timeout(5 * SECOND, dead.next()).await.expect("it arrives").expect("on").expect("read");
+        letters.push(letter.message.body().clone());
+        letter.ack();
+    }
+    letters.sort();
+    assert_eq!(letters, ["a", "b", "c"], "none is lost though there was room for one");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_settled_when_a_process_dies_goes_to_another() {
+    let url = shared().await.url();
+    let broker = RabbitMq::connect(&url).await.expect("connected");
+    let queue = queue(&broker).await;
+    let batch = Batch::to(&Address::queue(&queue), ["a", "b"].map(Message::new));
+    assert!(broker.publish_batch(batch).await.expect("taken").all_confirmed());
+    let proxy = Proxy::to(shared().await.port).await;
+    let dying = RabbitMq::connect(&proxy.url()).await.expect("connected");
+    let mut consumer = dying.consume(&queue, ConsumeOptions::default()).await.expect("consumed");
+    let taken = [consumer.next().await, consumer.next().await].map(|next| next.expect("on").expect("read"));
+    assert!(taken[0].ack());
+    // The ack is on its way before the connection dies.
+    timeout(5 * SECOND, async {
+        while broker.stats(&queue).await.expect("there").ready > 0 || dying.statistics().bytes_out == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        sleep(Duration::from_millis(100)).await;
+    })
+    .await
+    .expect("quiet");
+    proxy.refuse(true);
+    proxy.cut();
+    let mut other = broker.consume(&queue, ConsumeOptions::default()).await.expect("consumed");
+    let again = timeout(5 * SECOND, other.next()).await.expect("it comes").expect("on").expect("read");
+    assert_eq!((again.message.body(), again.redeliveries), (taken[1].message.body(), 1));
+    sleep(Duration::from_millis(300)).await;
+    assert!(!taken[1].ack(), "a late ack of the lost connection changes nothing");
+}
