@@ -14,7 +14,7 @@ pub(crate) async fn with<T, F>(url: &BrokerUrl, work: impl FnOnce(Arc<dyn Broker
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    let broker = millstream_embedded::open(url)
+    let broker = millstream_pipeline::open_broker(url, millstream_embedded::Settings::default().memory_bytes)
         .await
         .map_err(|error| Failure::of(format_args!("cannot open the broker `{url}`"), &error))?;
     let done = work(broker.clone()).await;

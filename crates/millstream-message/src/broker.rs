@@ -39,8 +39,11 @@ pub struct Features {
     pub browse: bool,
     /// Append-only streams.
     pub streams: bool,
-    /// [`Batch::with_position`] and [`Broker::position`].
+    /// [`Broker::position`], and [`Batch::with_position`], which stores the position when the batch is stored.
     pub positions: bool,
+    /// A batch with a position is one step: all of its messages and the position are stored, or nothing is. Without that the
+    /// position is stored after the messages, and only if all of them were: it never runs ahead, and may stay behind.
+    pub atomic_batches: bool,
     /// [`Broker::queues`] can list what exists.
     pub list: bool,
     /// Late, double and unknown settlements are counted exactly in [`Settled`](crate::Settled).
@@ -62,6 +65,7 @@ impl Features {
             browse: true,
             streams: true,
             positions: true,
+            atomic_batches: true,
             list: true,
             exact_settlement: true,
             max_message_bytes,

@@ -34,7 +34,7 @@
 //!
 //! # Features
 //!
-//! `http` (default): the http source and output, with axum and reqwest.
+//! `http` (default): the http source and output, with axum and reqwest. `rabbitmq` (default): brokers behind `amqp://`.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(feature = "http"),
@@ -63,7 +63,7 @@ mod steps;
 mod trouble;
 mod value;
 
-pub use brokers::Brokers;
+pub use brokers::{Brokers, open_broker};
 pub use expr::{CompileError, Condition, ExpressionError, Mapping};
 pub use file::Pipeline;
 pub use file::place::At;

@@ -20,8 +20,9 @@ use crate::steps::{self, Passage, Router};
 use crate::trouble::Trouble;
 use millstream_flow::flows::BoxFlow;
 use millstream_flow::{BoxError, Capacity, Clock, PanicPolicy, Pipe, Token};
-use millstream_message::{Address, Broker, ConsumeOptions, Consumer, Overflow, Queue};
-use std::path::Path;
+use millstream_message::{
+    Address, Broker, BrokerErrorKind, BrokerUrl, ConsumeOptions, Consumer, Overflow, Queue,
+};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
@@ -129,10 +130,10 @@ impl Starting<'_> {
 
     /// The dead-letter queue, declared; given back only where letters are published to it by hand.
     async fn letters(&self) -> Result<Option<Letters>, StartError> {
-        let Then::DeadLetter { queue, broker: Some(directory) } = &self.pipeline.draft.on_error.then else {
+        let Then::DeadLetter { queue, broker: Some(url) } = &self.pipeline.draft.on_error.then else {
             return Ok(None);
         };
-        let broker = self.broker(directory).await?;
+        let broker = self.broker(url).await?;
         self.declare(&broker, Queue::durable(&queue.value)).await?;
         Ok((!self.queue_fed()).then(|| Letters::new(broker, &queue.value, self.clock)))
     }
@@ -233,6 +234,7 @@ impl Starting<'_> {
             stop: self.stopped.clone(),
             limited: items_max.is_some() || bytes_max.is_some(),
             ahead_max: bound::AHEAD_BYTES,
+            mean_bytes: AtomicU64::new(0),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(feed));
@@ -346,10 +348,13 @@ impl Starting<'_> {
         }
     }
 
-    async fn broker(&self, directory: &Path) -> Result<Arc<dyn Broker>, StartError> {
-        self.brokers.open(directory).await.map_err(|error| {
-            self.pipeline
-                .start_error(format!("its broker in {} cannot be opened", directory.display()), error)
+    async fn broker(&self, url: &BrokerUrl) -> Result<Arc<dyn Broker>, StartError> {
+        self.brokers.open(url).await.map_err(|error| {
+            let place = match url {
+                BrokerUrl::Embedded(directory) => format!("in {}", directory.display()),
+                other => format!("`{other}`"),
+            };
+            self.pipeline.start_error(format!("its broker {place} cannot be opened"), error)
         })
     }
 
@@ -367,6 +372,18 @@ impl Starting<'_> {
         name: &str,
         queue: Queue,
     ) -> Result<(), StartError> {
+        if !broker.features().list {
+            // It cannot tell how a queue was declared, only whether that is what is asked for.
+            let needs_letters = queue.dead_letter_key.is_some();
+            return match broker.declare_queue(queue).await {
+                Err(error) if error.kind() == BrokerErrorKind::Mismatch && !needs_letters => Ok(()),
+                Err(error) => {
+                    let what = format!("its queue `{name}` cannot be used as `on_error` says");
+                    Err(self.pipeline.start_error(what, error))
+                }
+                Ok(()) => Ok(()),
+            };
+        }
         let there = broker.queue(name).await.map_err(|error| {
             self.pipeline.start_error(format!("its queue `{name}` cannot be looked up"), error)
         })?;

@@ -116,7 +116,8 @@ fn brokers_must_be_durable() {
         format!("name: p\nsource: {{ queue: {{ broker: \"{url}\", name: q }} }}\noutput: {{ stdout: }}")
     };
     check(&queue("memory:"), &[(2, 28, "`broker` is `memory:`", "gone with the process")]);
-    check(&queue("amqp://host"), &[(2, 28, "`broker`", "no RabbitMQ")]);
+    check(&queue("amqp://host?hearbeat=5"), &[(2, 28, "`broker`", "known are name, heartbeat")]);
+    check(&queue("rabbitmq-stream://host"), &[(2, 28, "`broker`", "use `amqp://HOST`")]);
     check(&queue("embedded:"), &[(2, 28, "`broker`", "name a directory")]);
 }
 

@@ -1,7 +1,7 @@
 //! RabbitMQ as a [`Broker`].
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use millstream_message::{
     ConsumeOptions, Consumer, Exchange, Features, Message, Outcomes, Publish, PublishOutcome, Queue,
     QueueStats, Refusal, StreamFrom, StreamReader, StreamSpec, StreamStats,
 };
-use tokio::sync::{Mutex, OnceCell, oneshot, watch};
+use tokio::sync::{Mutex, OnceCell, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::confirms::Entry;
@@ -21,6 +21,7 @@ use crate::headers;
 use crate::hub::{Errand, Hub, Way};
 use crate::link::{CallError, Channel, ConnectionState, Link, Role};
 use crate::options::Options;
+use crate::positions;
 use crate::proto::wire::cut;
 use crate::proto::{Closed, Method, properties};
 use crate::restore::{self, Consuming, Publishing};
@@ -49,6 +50,8 @@ struct Inner {
     /// The channel on which things are declared, one after the other.
     control: Mutex<Option<Channel>>,
     delays: Delays,
+    /// Positions to be stored when their batches are.
+    positions: Mutex<mpsc::Sender<PositionJob>>,
     consumers_made: AtomicUsize,
     published: AtomicU64,
     max_message_bytes: u64,
@@ -96,6 +99,7 @@ impl RabbitMq {
         main.start(Arc::new(restore)).await?;
         let most = max_message_bytes(&options, &main);
         let others = (1..options.connections).map(|_| OnceCell::new()).collect();
+        let (jobs, row) = mpsc::channel(POSITIONS);
         let inner = Arc::new(Inner {
             url,
             options,
@@ -105,12 +109,22 @@ impl RabbitMq {
             publishing: OnceCell::new(),
             control: Mutex::new(None),
             delays: Delays::default(),
+            positions: Mutex::new(jobs),
             consumers_made: AtomicUsize::new(0),
             published: AtomicU64::new(0),
             max_message_bytes: most,
         });
         tokio::spawn(run_errands(inner.clone()));
+        tokio::spawn(store_positions(Arc::downgrade(&inner), row));
         Ok(RabbitMq(inner))
+    }
+
+    /// Whether a URL makes sense, without connecting.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(url: &str) -> Result<(), BrokerError> {
+        Options::parse(url).map(drop)
     }
 
     /// How the connection is that declares and consumes; a new value at each change.
@@ -399,8 +413,8 @@ impl Inner {
 
     async fn submit(&self, batch: Batch) -> Result<Confirm, BrokerError> {
         let Batch { mut publishes, position } = batch;
-        if position.is_some() {
-            return Err(unsupported("positions that are stored with a batch"));
+        if let Some((name, value)) = position {
+            return self.submit_with_position(publishes, name, value).await;
         }
         if publishes.is_empty() {
             return Ok(Confirm::known(Outcomes::confirmed(0)));
@@ -432,6 +446,39 @@ impl Inner {
                 Err(_) => Outcomes::all(1, &PublishOutcome::Unconfirmed(error)),
             }
         }))
+    }
+
+    /// Publishes a batch, and when all of it is confirmed its position. Positions are stored in the order of their batches.
+    async fn submit_with_position(
+        &self,
+        publishes: Vec<Publish>,
+        name: String,
+        value: Bytes,
+    ) -> Result<Confirm, BrokerError> {
+        let queue = self.position_queue(&name).await?;
+        // Held until the job is in the row, so that no other batch comes between.
+        let jobs = self.positions.lock().await;
+        let total = publishes.len();
+        let batch = Box::pin(self.submit(Batch::from(publishes))).await?;
+        let (done, told) = oneshot::channel();
+        let job = PositionJob { batch, queue, value, done };
+        jobs.send(job).await.map_err(|_| self.main.closed_error())?;
+        drop(jobs);
+        let error = self.main.closed_error();
+        Ok(Confirm::pending(async move {
+            told.await.unwrap_or_else(|_| Outcomes::all(total.max(1), &PublishOutcome::Unconfirmed(error)))
+        }))
+    }
+
+    /// The queue that holds a position: a durable one with room for one message, the newest.
+    async fn position_queue(&self, name: &str) -> Result<Address, BrokerError> {
+        let queue = positions::queue(name);
+        let address = Address::queue(&queue.name);
+        if !self.hub.positions.lock().contains(&queue.name) {
+            self.asked(|| format!("position `{name}`"), &topology::declare_queue(&queue)).await?;
+            self.hub.positions.lock().insert(queue.name);
+        }
+        Ok(address)
     }
 
     async fn consume(&self, queue: &str, options: ConsumeOptions) -> Result<Consumer, BrokerError> {
@@ -477,7 +524,10 @@ impl Inner {
     async fn close(&self) -> Result<(), BrokerError> {
         // Publishing first: what was accepted is confirmed before the connection goes.
         let drained = async {
-            while self.links().any(|link| link.state().outbox.in_flight() > 0) {
+            let waits = |jobs: &mpsc::Sender<PositionJob>| jobs.capacity() < jobs.max_capacity();
+            while waits(&*self.positions.lock().await)
+                || self.links().any(|link| link.state().outbox.in_flight() > 0)
+            {
                 if self.links().all(|link| link.is_closing()) {
                     return;
                 }
@@ -499,6 +549,38 @@ impl Inner {
             consumer.lost();
         }
         Ok(())
+    }
+}
+
+/// A position that waits for its batch.
+struct PositionJob {
+    batch: Confirm,
+    queue: Address,
+    value: Bytes,
+    done: oneshot::Sender<Outcomes>,
+}
+
+/// Positions that may wait; more wait to be handed over.
+const POSITIONS: usize = 1024;
+
+/// Stores positions whose batches are stored, one after the other.
+async fn store_positions(inner: Weak<Inner>, mut row: mpsc::Receiver<PositionJob>) {
+    while let Some(PositionJob { batch, queue, value, done }) = row.recv().await {
+        let mut outcomes = batch.await;
+        if outcomes.all_confirmed() {
+            let stored = match inner.upgrade() {
+                None => return,
+                Some(inner) => inner.submit(Batch::to(&queue, [Message::new(value)])).await,
+            };
+            let stored = match stored {
+                Ok(confirm) => confirm.await.others().first().map(|(_, outcome)| outcome.clone()),
+                Err(error) => Some(PublishOutcome::Unconfirmed(error)),
+            };
+            if let Some(problem) = stored {
+                outcomes = Outcomes::with_others(outcomes.len().max(1), vec![(0, problem)]);
+            }
+        }
+        let _ = done.send(outcomes);
     }
 }
 
@@ -619,7 +701,7 @@ impl Broker for RabbitMq {
         features.lease = false;
         features.prefetch_bytes = false;
         features.streams = false;
-        features.positions = false;
+        features.atomic_batches = false;
         features.list = false;
         features.delayed_stats = false;
         features
@@ -787,12 +869,40 @@ impl Broker for RabbitMq {
         Box::pin(async { Err(unsupported("list of queues; `rabbitmqctl list_queues` shows it")) })
     }
 
-    fn position<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, BrokerError>> {
-        Box::pin(async { Err(unsupported("positions")) })
+    /// Positions are kept in queues of their own, which begin with `millstream.position.`.
+    fn position<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, BrokerError>> {
+        Box::pin(async move {
+            let queue = positions::queue(name).name;
+            if self.0.check_queue(&queue).await?.is_none() {
+                return Ok(None);
+            }
+            let stored = self.browse(&queue, 0, 1).await?;
+            Ok(stored.into_iter().next().map(|stored| stored.message.into_body()))
+        })
     }
 
-    fn store_position<'a>(&'a self, _: &'a str, _: Option<Bytes>) -> BoxFuture<'a, Result<(), BrokerError>> {
-        Box::pin(async { Err(unsupported("positions")) })
+    fn store_position<'a>(
+        &'a self,
+        name: &'a str,
+        value: Option<Bytes>,
+    ) -> BoxFuture<'a, Result<(), BrokerError>> {
+        Box::pin(async move {
+            let Some(value) = value else {
+                let queue = positions::queue(name).name;
+                self.0.hub.positions.lock().remove(&queue);
+                self.delete_queue(&queue).await?;
+                return Ok(());
+            };
+            let stored = self.0.submit_with_position(Vec::new(), name.to_owned(), value).await?.await;
+            match stored.into_others().into_iter().next() {
+                None => Ok(()),
+                Some((_, PublishOutcome::Unconfirmed(error))) => Err(error),
+                Some((_, outcome)) => Err(BrokerError::new(
+                    BrokerErrorKind::Unavailable,
+                    format!("position `{name}` was not stored: {outcome:?}"),
+                )),
+            }
+        })
     }
 
     fn declare_stream(&self, _: StreamSpec) -> BoxFuture<'_, Result<(), BrokerError>> {

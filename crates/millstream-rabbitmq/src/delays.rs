@@ -63,7 +63,7 @@ fn declaration(name: &str, millis: u64, to: &Address) -> Method {
 }
 
 /// FNV-1a with 128 bits: the same in every version, since other processes must find the same queue.
-fn fnv(text: &str) -> u128 {
+pub(crate) fn fnv(text: &str) -> u128 {
     const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     text.bytes().fold(OFFSET, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME))

@@ -20,6 +20,8 @@ pub(crate) struct Hub {
     pub(crate) topology: Mutex<Topology>,
     /// Exchanges that are known to be there: publishing to another closes the channel.
     pub(crate) exchanges: Mutex<HashSet<String>>,
+    /// Queues of positions that are known to be there.
+    pub(crate) positions: Mutex<HashSet<String>>,
     consumers: Mutex<Vec<Weak<ConsumerCore>>>,
     consumers_made: AtomicU64,
     /// How many messages of each queue this handle has delayed, by the slot of time in which they are due.
@@ -61,6 +63,7 @@ impl Hub {
         Arc::new(Hub {
             topology: Default::default(),
             exchanges: Default::default(),
+            positions: Default::default(),
             consumers: Default::default(),
             consumers_made: AtomicU64::new(0),
             delayed: Default::default(),

@@ -9,6 +9,7 @@ mod headers;
 mod hub;
 mod link;
 mod options;
+mod positions;
 mod proto;
 mod publisher;
 mod restore;

@@ -43,7 +43,7 @@
 //!
 //! # Features
 //!
-//! `embedded` (default): the broker behind `memory:` and `embedded:PATH`. `pipeline`: pipeline files, for
+//! `embedded` (default): the broker behind `memory:` and `embedded:PATH`. `rabbitmq`: RabbitMQ behind `amqp://`. `pipeline`: pipeline files, for
 //! programs that load them; the `millstream` binary is its own crate. `test`: `flow::test`, for your tests. Neither
 //! the default features nor `embedded` bring an HTTP, YAML or command-line dependency.
 
@@ -56,6 +56,8 @@ pub use millstream_message as message;
 pub use millstream_message::flow as queue;
 #[cfg(feature = "pipeline")]
 pub use millstream_pipeline as pipeline;
+#[cfg(feature = "rabbitmq")]
+pub use millstream_rabbitmq as rabbitmq;
 
 #[doc = include_str!("../docs/cookbook.md")]
 pub mod cookbook {}
@@ -69,12 +71,17 @@ pub mod prelude {
     pub use millstream_message::{Address, Broker, Codec, ConsumeOptions, Json, Message, Queue};
 }
 
-/// Opens the broker that a URL names: `memory:`, or `embedded:PATH` for a durable one in a directory.
+/// Opens the broker that a URL names: `memory:`, `embedded:PATH` for a durable one in a directory, or `amqp://HOST` for
+/// RabbitMQ (feature `rabbitmq`).
 ///
 /// # Errors
 /// If the URL is of no known kind, or the broker cannot be opened: the directory cannot be written, or another
-/// process owns it.
+/// process owns it; the server is out of reach, or does not let the user in.
 #[cfg(feature = "embedded")]
 pub async fn open(url: &str) -> Result<std::sync::Arc<dyn message::Broker>, flow::BoxError> {
-    Ok(embedded::open(&url.parse()?).await?)
+    match url.parse()? {
+        #[cfg(feature = "rabbitmq")]
+        message::BrokerUrl::Amqp(url) => Ok(std::sync::Arc::new(rabbitmq::RabbitMq::connect(&url).await?)),
+        url => Ok(embedded::open(&url).await?),
+    }
 }

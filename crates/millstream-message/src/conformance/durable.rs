@@ -17,7 +17,8 @@ claims![
     topology_survives_a_restart needs durable,
     priority_and_order_survive_a_restart needs durable,
     a_delay_survives_a_restart needs durable delay,
-    a_position_is_stored_with_its_batch_or_not_at_all needs positions,
+    a_position_is_stored_with_its_batch_or_not_at_all needs positions atomic_batches,
+    a_position_is_stored_after_its_batch_and_not_without_it needs positions,
     positions_survive_a_restart needs durable positions,
 ];
 
@@ -121,6 +122,26 @@ async fn a_position_is_stored_with_its_batch_or_not_at_all(bench: &mut Bench<'_>
 
     bench.broker().store_position(&name, None).await.expect("forgotten");
     assert_eq!(bench.broker().position(&name).await.expect("looked up"), None);
+}
+
+async fn a_position_is_stored_after_its_batch_and_not_without_it(bench: &mut Bench<'_>) {
+    let queue = bench.queue(|name| Queue::durable(name).max_items(2)).await;
+    let (name, to) = (bench.name("position"), Address::queue(&queue));
+    let broker = bench.broker();
+    assert_eq!(broker.position(&name).await.expect("looked up"), None);
+    for position in ["1", "2"] {
+        let good = Batch::to(&to, [Message::new("a")]).with_position(&name, position);
+        assert!(broker.publish_batch(good).await.expect("taken").all_confirmed());
+        assert_eq!(broker.position(&name).await.expect("looked up"), Some(Bytes::from(position)));
+    }
+    let too_many = Batch::to(&to, ["b", "c"].map(Message::new)).with_position(&name, "3");
+    assert!(!broker.publish_batch(too_many).await.expect("taken").all_confirmed());
+    assert_eq!(broker.position(&name).await.expect("looked up"), Some(Bytes::from("2")));
+    let alone = Batch::default().with_position(&name, "4");
+    assert!(broker.publish_batch(alone).await.expect("taken").others().is_empty());
+    assert_eq!(broker.position(&name).await.expect("looked up"), Some(Bytes::from("4")));
+    broker.store_position(&name, None).await.expect("forgotten");
+    assert_eq!(broker.position(&name).await.expect("looked up"), None);
 }
 
 async fn positions_survive_a_restart(bench: &mut Bench<'_>) {

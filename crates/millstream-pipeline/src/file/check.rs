@@ -225,11 +225,23 @@ fn broker(text: &str) -> Result<(), String> {
             "a `memory:` broker would be gone with the process and what it holds lost; use `embedded:PATH`"
                 .to_owned(),
         ),
-        Some(("amqp" | "amqps" | "rabbitmq-stream", _)) => {
-            Err("this version has no RabbitMQ; use `embedded:PATH`".to_owned())
+        Some(("amqp" | "amqps", _)) => amqp(text),
+        Some(("rabbitmq-stream", _)) => {
+            Err("that is for streams, and a pipeline moves queues; use `amqp://HOST`".to_owned())
         }
-        _ => Err("write `embedded:PATH`, a directory beside the pipeline file".to_owned()),
+        _ => Err("write `embedded:PATH`, a directory beside the pipeline file, or `amqp://HOST`".to_owned()),
     }
+}
+
+#[cfg(feature = "rabbitmq")]
+fn amqp(url: &str) -> Result<(), String> {
+    millstream_rabbitmq::RabbitMq::check(url).map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "rabbitmq"))]
+fn amqp(_: &str) -> Result<(), String> {
+    Err("this program was built without RabbitMQ; build with the feature `rabbitmq`, or use `embedded:PATH`"
+        .to_owned())
 }
 
 fn expected(kind: &Kind) -> &'static str {

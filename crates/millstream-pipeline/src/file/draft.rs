@@ -7,7 +7,8 @@ use super::template::Template;
 use super::tree::{Key, Node};
 use super::units;
 use crate::expr::{CompileError, Condition, Mapping};
-use std::path::{Path, PathBuf};
+use millstream_message::BrokerUrl;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -124,8 +125,11 @@ impl Drafter<'_> {
         Some(QueueRef { broker: self.broker(&text(node, "broker")?)?, name: spanned(node, "name")? })
     }
 
-    fn broker(&self, url: &str) -> Option<PathBuf> {
-        Some(self.base.join(url.strip_prefix("embedded:")?))
+    fn broker(&self, url: &str) -> Option<BrokerUrl> {
+        match url.parse().ok()? {
+            BrokerUrl::Embedded(path) => Some(BrokerUrl::Embedded(self.base.join(path))),
+            url => Some(url),
+        }
     }
 
     fn steps(&mut self, node: &Node) -> Vec<Step> {
@@ -257,7 +261,7 @@ impl Drafter<'_> {
         })
     }
 
-    fn on_error(&mut self, node: &Node, broker: Option<PathBuf>) -> OnError {
+    fn on_error(&mut self, node: &Node, broker: Option<BrokerUrl>) -> OnError {
         match node.entries().first() {
             Some((key, retry)) if key.name == "retry" => OnError {
                 retry: Some(Retry {
@@ -271,7 +275,7 @@ impl Drafter<'_> {
         }
     }
 
-    fn then(&mut self, node: &Node, nearby: Option<PathBuf>) -> Then {
+    fn then(&mut self, node: &Node, nearby: Option<BrokerUrl>) -> Then {
         if node.text() == Some("skip") {
             return Then::Skip;
         }
@@ -322,7 +326,7 @@ impl Drafter<'_> {
 }
 
 /// The broker that dead letters go to when they name none.
-fn nearby_broker(draft: &Draft) -> Option<PathBuf> {
+fn nearby_broker(draft: &Draft) -> Option<BrokerUrl> {
     if let Buffer::Queue { queue, .. } = &draft.buffer.value {
         return Some(queue.broker.clone());
     }

@@ -3,6 +3,7 @@
 use super::place::{At, Spanned};
 use super::template::Template;
 use crate::expr::{Condition, Mapping};
+use millstream_message::BrokerUrl;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,10 +116,10 @@ pub(crate) enum Format {
     Unknown,
 }
 
-/// A queue of a broker, whose directory is resolved against the pipeline file's.
+/// A queue of a broker. A directory is resolved against the pipeline file's.
 #[derive(Debug, Clone)]
 pub(crate) struct QueueRef {
-    pub(crate) broker: PathBuf,
+    pub(crate) broker: BrokerUrl,
     pub(crate) name: Spanned<String>,
 }
 
@@ -239,7 +240,7 @@ pub(crate) enum Then {
     /// `None` when there is no broker to take; a problem of its own.
     DeadLetter {
         queue: Spanned<String>,
-        broker: Option<PathBuf>,
+        broker: Option<BrokerUrl>,
     },
 }
 

@@ -6,6 +6,7 @@ use super::model::*;
 use super::place::{At, Spanned};
 use super::problem::{Findings, nearest, one_of};
 use super::units::{show_duration, show_size};
+use millstream_message::BrokerUrl;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -101,7 +102,7 @@ fn queue_limits(draft: &Draft, findings: &mut Findings) {
 
 /// A pipeline that writes into a queue it reads from feeds itself without end.
 fn queues_apart(draft: &Draft, findings: &mut Findings) {
-    let mut used: Vec<(&Path, &Spanned<String>, &str)> = Vec::new();
+    let mut used: Vec<(&BrokerUrl, &Spanned<String>, &str)> = Vec::new();
     if let Some(Source::Queue { queue, .. }) = draft.source.as_deref() {
         used.push((&queue.broker, &queue.name, "the source"));
         if let Buffer::Queue { queue: buffer, .. } = &draft.buffer.value {
@@ -381,7 +382,7 @@ fn letters_at_home(draft: &Draft, findings: &mut Findings) {
     {
         findings.add(
             queue.at,
-            format!("the dead letters would be on another broker than the queue they come from, {}", home.display()),
+            format!("the dead letters would be on another broker than the queue they come from, {home}"),
             "leave `broker` out of `dead_letter`: the queue's own broker moves them, and none is lost on the way",
         );
     }

@@ -45,7 +45,7 @@ pub(crate) enum Kind {
     Text,
     /// Letters, digits, `.`, `_`, `-`: names of pipelines, queues, outputs.
     Name,
-    /// `embedded:PATH`.
+    /// `embedded:PATH` or `amqp://HOST`.
     Broker,
     /// `host:port`.
     Address,

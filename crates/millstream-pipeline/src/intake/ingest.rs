@@ -28,13 +28,15 @@ pub(crate) struct Ingest {
     /// Bytes the queue may be ahead of its consumer before a source that can wait does: reading back what
     /// the broker has put out of memory costs more than reading the source later.
     pub(crate) ahead_max: u64,
+    /// Bytes of a message, on the average of what was stored last.
+    pub(crate) mean_bytes: AtomicU64,
 }
 
 impl Ingest {
     /// Runs to the end of the feed, or until told to stop.
     ///
-    /// A batch and its position are stored in one step, and one batch follows the other: a position never runs
-    /// ahead of its items. The next chunk is read while the one before it is being stored.
+    /// A batch and its position are stored in one step where the broker can, else one after the other, and one batch
+    /// follows the other: a position never runs ahead of its items. The next chunk is read while the one before it is being stored.
     pub(crate) async fn run(self, mut feed: Box<dyn Feed>) -> Result<(), BoxError> {
         let name = feed.position_name().map(str::to_owned);
         let mut next = read(&mut *feed, self.stop.clone()).await?;
@@ -52,8 +54,14 @@ impl Ingest {
 
     /// Waits while the consumer is too far behind.
     async fn keep_step(&self) -> Result<(), BoxError> {
-        while !*self.stop.borrow() && self.broker.stats(self.queue.key()).await?.ready_bytes > self.ahead_max
-        {
+        while !*self.stop.borrow() {
+            let stats = self.broker.stats(self.queue.key()).await?;
+            // Not every broker counts bytes; then as many as what was stored has on the average.
+            let ahead =
+                stats.ready_bytes.max(stats.ready.saturating_mul(self.mean_bytes.load(Ordering::Relaxed)));
+            if ahead <= self.ahead_max {
+                break;
+            }
             tokio::time::sleep(STEP_WAIT).await;
         }
         Ok(())
@@ -63,9 +71,11 @@ impl Ingest {
         let count = chunk.items.len() as u64;
         let messages = chunk.items.into_iter().map(|item| item.into_message());
         let mut batch = Batch::to(&self.queue, messages);
+        let bytes: usize = batch.publishes.iter().map(|publish| publish.message.size()).sum();
+        self.mean_bytes.store(bytes as u64 / count.max(1), Ordering::Relaxed);
         if let (Some(name), Some(position)) = (name, chunk.position) {
             batch = batch.with_position(name, position);
-        } else if self.limited && batch.publishes.len() > 1 {
+        } else if self.limited && batch.publishes.len() > 1 && self.broker.features().atomic_batches {
             // Without a position the messages of a chunk may be stored one without the other; a position of
             // its own, never read, makes them one step like all others.
             batch = batch.with_position(format!("{}/last", self.queue.key()), Vec::new());
@@ -85,6 +95,8 @@ impl Ingest {
         loop {
             let again = if self.limited { batch.clone() } else { Batch::default() };
             let outcomes = self.broker.publish_batch(batch).await?;
+            let refused: Vec<bool> =
+                (0..again.publishes.len()).map(|at| !outcomes.get(at).is_confirmed()).collect();
             match first_problem(outcomes) {
                 None => return Ok(()),
                 Some(PublishOutcome::Refused(Refusal::Full { queue, limit })) => {
@@ -94,6 +106,10 @@ impl Ingest {
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(FULL_WAIT_MAX);
                     batch = again;
+                    if !self.broker.features().atomic_batches {
+                        let mut refused = refused.iter();
+                        batch.publishes.retain(|_| refused.next().copied().unwrap_or(false));
+                    }
                 }
                 Some(PublishOutcome::Refused(refusal)) => return Err(refusal.into()),
                 Some(PublishOutcome::Unroutable(returned)) => return Err(returned.reason.into()),
