@@ -28,12 +28,13 @@
 //! `memory:` and `embedded:PATH`.
 //!
 //! # Features
+//! `msgpack`, `postcard`, `protobuf`: more [codecs](codec).
 //! `conformance`: the suite (module `conformance`) that every backend runs in its tests. `flow`: queues as the ends of
 //! flows (module `flow`).
 #![forbid(unsafe_code)]
 
 mod broker;
-mod codec;
+pub mod codec;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod consume;
