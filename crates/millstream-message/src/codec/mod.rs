@@ -12,11 +12,11 @@
 //! | `Postcard` | `application/vnd.millstream.postcard` | `postcard` |
 //! | `Protobuf` | `application/x-protobuf` | `protobuf` |
 //!
-//! Around a codec goes [`Typed`], which names the schema; [`Codecs`] reads several formats, those it was given and no
-//! other.
+//! Around a codec go [`Compressed`] (gzip, zstd and LZ4, each a feature of that name) and [`Typed`], which names the
+//! schema; [`Codecs`] reads several formats, those it was given and no other.
 //!
 //! ```
-//! use millstream_message::codec::{Codec, CodecError, Json, Typed};
+//! use millstream_message::codec::{Codec, CodecError, Codecs, Compressed, Compression, Json, Typed};
 //! use serde::{Deserialize, Serialize};
 //!
 //! #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -25,12 +25,14 @@
 //! }
 //!
 //! # fn main() -> Result<(), CodecError> {
-//! // JSON of at most 1 MiB, with the schema's name in a header.
-//! let codec = Typed::new(Json.max_bytes(1 << 20), "order.v2");
+//! # #[cfg(feature = "zstd")] {
+//! // JSON of at most 1 MiB, compressed where that pays off, with the schema's name in a header.
+//! let codec = Typed::new(Compressed::new(Json.max_bytes(1 << 20), Compression::zstd()), "order.v2");
 //! let message = codec.encode(&Order { id: 7 })?;
 //! assert_eq!(message.content_type(), Some("application/json"));
 //! let order: Order = codec.decode(&message)?;
 //! assert_eq!(order, Order { id: 7 });
+//! # }
 //!
 //! // Another schema's message is refused, by both names.
 //! let first: Typed<Json> = Typed::new(Json, "order.v1");
@@ -43,12 +45,14 @@
 //!
 //! # What is bounded
 //! The formats but [`Raw`], which copies nothing, read bodies of at most 16 MiB unless told otherwise (`max_bytes`),
-//! nested at most 128 deep (Protobuf: 100), and refuse what comes after the value. A value can take more memory than its body: three bytes of JSON may
+//! nested at most 128 deep (Protobuf: 100), and refuse what comes after the value. Decompression ends with an error
+//! before it makes more than its bound, 64 MiB. A value can take more memory than its body: three bytes of JSON may
 //! become a struct of hundreds, so choose `max_bytes` by the type.
 
 mod any;
 #[cfg(any(feature = "msgpack", feature = "postcard"))]
 mod bound;
+mod compress;
 mod json;
 #[cfg(feature = "msgpack")]
 mod msgpack;
@@ -66,6 +70,7 @@ use bytes::Bytes;
 use crate::message::Message;
 
 pub use any::{Codecs, Format};
+pub use compress::{Compressed, Compression, ENCODINGS_MAX, compress, decompress};
 pub use json::Json;
 #[cfg(feature = "msgpack")]
 pub use msgpack::Msgpack;
@@ -117,11 +122,27 @@ pub enum CodecError {
         /// What the codec was made for.
         wanted: String,
     },
-    /// The body is compressed, and a codec is not where that is undone.
+    /// The body is compressed, and this codec is not where that is undone: [`Compressed`] is.
     #[error("the body is encoded as `{encoding}`; decompress it first")]
     ContentEncoding {
         /// What the message declares. Cut off after 200 bytes.
         encoding: String,
+    },
+    /// The body is compressed in a way that is not known, or not compiled in.
+    #[error("the body is encoded as `{encoding}`, {}", remedy(*feature))]
+    UnknownEncoding {
+        /// What the message declares. Cut off after 200 bytes.
+        encoding: String,
+        /// The feature of `millstream-message` that knows it, if there is one.
+        feature: Option<&'static str>,
+    },
+    /// More encodings on top of each other than are undone.
+    #[error("the body is encoded {count} times over, at most {max} are undone")]
+    TooManyEncodings {
+        /// How many the message declares.
+        count: usize,
+        /// How many are undone.
+        max: usize,
     },
     /// Longer than the codec accepts.
     #[error("the body is {len} bytes, this codec takes at most {max}")]
@@ -130,6 +151,23 @@ pub enum CodecError {
         len: usize,
         /// Limit in bytes.
         max: usize,
+    },
+    /// Longer than is accepted once it is decompressed. How long is not known: decompression ended there.
+    #[error("the body decompresses from {encoding} to more than {max} bytes")]
+    Expands {
+        /// How it is compressed.
+        encoding: &'static str,
+        /// Limit in bytes.
+        max: usize,
+    },
+    /// Not what the encoding says: cut short, damaged, or followed by something else.
+    #[error("not valid {encoding}")]
+    Corrupt {
+        /// How the body should be compressed.
+        encoding: &'static str,
+        /// What the decompressor says.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
     },
     /// Not what the type wants, or not the format at all.
     #[error("not valid {format} for `{wanted}`")]
@@ -142,6 +180,13 @@ pub enum CodecError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+}
+
+fn remedy(feature: Option<&str>) -> String {
+    match feature {
+        Some(feature) => format!("which needs the feature `{feature}` of millstream-message"),
+        None => "which is not known here".to_owned(),
+    }
 }
 
 /// The longest body that is read unless a codec is told otherwise: 16 MiB.
