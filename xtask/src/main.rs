@@ -137,7 +137,8 @@ fn docs() -> Outcome {
             "--no-deps",
             "--quiet",
             "--features",
-            "millstream-flow/test",
+            "millstream-flow/test,millstream-message/msgpack,millstream-message/postcard,\
+             millstream-message/protobuf,millstream-message/gzip,millstream-message/zstd,millstream-message/lz4",
         ])
         .env("RUSTDOCFLAGS", "-D warnings")
         .run()

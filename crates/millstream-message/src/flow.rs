@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use millstream_flow::flows::FromTracked;
-use millstream_flow::{Account, BoxError, Outcome, Pipe, Settler, Sink, SinkError, Tracked, Tracker};
+use millstream_flow::{
+    Account, BoxError, Flow, Outcome, Pipe, Settler, Sink, SinkError, Token, Tracked, Tracker,
+};
 use tokio::time::sleep;
 
 use crate::{
-    Acker, Address, Batch, Broker, BrokerError, Consumer, Delivery, Message, Nack, PublishOutcome, Refusal,
-    Tag,
+    Acker, Address, Batch, Broker, BrokerError, Codec, Consumer, Delivery, Message, Nack, PublishOutcome,
+    Refusal, Tag,
 };
 
 mod spill;
@@ -45,6 +47,15 @@ const CHUNK: usize = 256;
 pub fn messages(consumer: Consumer) -> Pipe<FromTracked<Messages>> {
     let messages = Messages::new(consumer);
     Pipe::from_tracked(messages.account(), messages).named("queue")
+}
+
+/// The values in the messages of a queue as a flow: [`messages`], read by `codec`.
+///
+/// A message that the codec cannot read is rejected by the stage `decode`: it goes to the queue's dead-letter exchange, or
+/// is dropped if the queue has none. Its letter says why ([`DETAIL`](crate::dead::DETAIL)), by both names: what the message
+/// is declared to be, and what is wanted. Backpressure, order and errors are those of [`messages`].
+pub fn decode<T, C: Codec<T>>(consumer: Consumer, codec: C) -> Pipe<impl Flow<Item = T, Token = Token>> {
+    messages(consumer).try_map(move |message| codec.decode(message)).named("decode").reject()
 }
 
 /// The consumer's tags of the tracker's items. They are kept rather than computed, so that a broker may number its

@@ -28,12 +28,13 @@
 //! `memory:` and `embedded:PATH`.
 //!
 //! # Features
-//! `conformance`: the suite (module `conformance`) that every backend runs in its tests. `flow`: queues as the ends of
+//! `msgpack`, `postcard`, `protobuf`: more [codecs](codec). `gzip`, `zstd`, `lz4`: compression of bodies; `zstd` compiles
+//! C. `conformance`: the suite (module `conformance`) that every backend runs in its tests. `flow`: queues as the ends of
 //! flows (module `flow`).
 #![forbid(unsafe_code)]
 
 mod broker;
-mod codec;
+pub mod codec;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod consume;

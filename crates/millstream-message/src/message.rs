@@ -32,7 +32,8 @@ pub struct Message {
 /// What is said about a body. Every field is kept by every backend and comes back as it was published.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Properties {
-    /// Typed headers. Names that begin with `millstream-` are Millstream's own (see [`dead`](crate::dead)).
+    /// Typed headers. Names that begin with `millstream-` are Millstream's own (see [`dead`](crate::dead) and
+    /// [`SCHEMA`](crate::codec::SCHEMA)).
     pub headers: Headers,
     /// The media type of the body. [`Codec`](crate::Codec)s trust it and never guess.
     pub content_type: Option<String>,

@@ -2,8 +2,8 @@
 //! memory, backpressure from the last sink to the first source, and nothing lost.
 //!
 //! This crate is the front door: [`flow`] is the engine, [`message`] the words for brokers, [`embedded`] the
-//! durable broker inside the process, and [`queue`] joins them. Change the URL given to [`open`] and the same
-//! code runs on another broker.
+//! durable broker inside the process, and [`queue`] joins them; [`codec`] makes messages of values. Change the URL
+//! given to [`open`] and the same code runs on another broker.
 //!
 //! ```
 //! use millstream::prelude::*;
@@ -43,8 +43,9 @@
 //!
 //! # Features
 //!
-//! `embedded` (default): the broker behind `memory:` and `embedded:PATH`. `rabbitmq`: RabbitMQ behind `amqp://`. `pipeline`: pipeline files, for
-//! programs that load them; the `millstream` binary is its own crate. `test`: `flow::test`, for your tests. Neither
+//! `embedded` (default): the broker behind `memory:` and `embedded:PATH`. `rabbitmq`: RabbitMQ behind `amqp://`.
+//! `pipeline`: pipeline files, for programs that load them; the `millstream` binary is its own crate. `msgpack`, `postcard`,
+//! `protobuf`, `gzip`, `zstd`, `lz4`: more of [`codec`]. `test`: `flow::test`, for your tests. Neither
 //! the default features nor `embedded` bring an HTTP, YAML or command-line dependency.
 
 #![forbid(unsafe_code)]
@@ -53,6 +54,7 @@
 pub use millstream_embedded as embedded;
 pub use millstream_flow as flow;
 pub use millstream_message as message;
+pub use millstream_message::codec;
 pub use millstream_message::flow as queue;
 #[cfg(feature = "pipeline")]
 pub use millstream_pipeline as pipeline;
