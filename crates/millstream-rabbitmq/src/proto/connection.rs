@@ -777,3 +777,6 @@ impl Assembly {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;
