@@ -1,7 +1,7 @@
 //! What the other steps need and a fresh machine may lack.
 
-use crate::Outcome;
 use crate::steps::command;
+use crate::{Outcome, rabbitmq};
 
 /// A command that works only where the need is met, and how a fresh machine gets it.
 pub(crate) struct Need {
@@ -11,7 +11,7 @@ pub(crate) struct Need {
     pub(crate) root: bool,
 }
 
-/// Short on purpose: the tests start no server. RabbitMQ (`rabbitmq.rs`) joins when its client does.
+/// The tests start RabbitMQ nodes of their own from what is installed.
 const NEEDS: &[Need] = &[
     Need {
         name: "rustfmt",
@@ -31,6 +31,7 @@ const NEEDS: &[Need] = &[
         install: &["apt-get", "install", "--yes", "coreutils"],
         root: true,
     },
+    rabbitmq::NEED,
 ];
 
 /// Installs what is missing; silent where nothing is.

@@ -12,10 +12,10 @@ use crate::steps::command;
 /// The server's own script: the one in the path changes its user.
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 
-const NEED: Need = Need {
+pub(crate) const NEED: Need = Need {
     name: "rabbitmq-server",
     probe: &["test", "-x", SERVER],
-    install: &["apt-get", "install", "--yes", "--no-install-recommends", "rabbitmq-server"],
+    install: &["sh", "-c", "apt-get update && apt-get install --yes --no-install-recommends rabbitmq-server"],
     root: true,
 };
 

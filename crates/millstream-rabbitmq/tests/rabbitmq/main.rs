@@ -1,6 +1,7 @@
 //! Everything that needs a real RabbitMQ.
 
 mod conformance;
+mod connecting;
 mod faults;
 mod node;
 mod proxy;

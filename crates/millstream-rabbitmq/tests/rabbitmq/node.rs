@@ -18,7 +18,6 @@ pub(crate) struct Node {
     directory: tempfile::TempDir,
     pub(crate) port: u16,
     distribution: u16,
-    tls: bool,
     server: Option<Child>,
 }
 
@@ -32,8 +31,11 @@ impl Node {
         let directory = tempfile::tempdir().expect("a directory");
         let (port, distribution) = (free_port(), free_port());
         std::fs::write(directory.path().join("rabbitmq.conf"), configuration).expect("written");
-        let tls = configuration.contains("listeners.ssl");
-        let mut node = Node { directory, port, distribution, tls, server: None };
+        if configuration.contains("EXTERNAL") {
+            std::fs::write(directory.path().join("plugins"), "[rabbitmq_auth_mechanism_ssl].")
+                .expect("written");
+        }
+        let mut node = Node { directory, port, distribution, server: None };
         node.run().await;
         node
     }
@@ -130,7 +132,6 @@ impl Node {
     }
 
     pub(crate) fn url(&self) -> String {
-        assert!(!self.tls, "its address is for TLS");
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
     }
 }
