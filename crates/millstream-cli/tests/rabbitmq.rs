@@ -1,0 +1,142 @@
+//! The same commands and the same pipeline file on RabbitMQ: only the URL is another.
+
+#[path = "../../millstream-rabbitmq/tests/rabbitmq/node.rs"]
+#[allow(dead_code, reason = "the tests there use all of it")]
+mod node;
+mod support;
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+
+use node::{shared, unique};
+use serde_json::Value;
+use support::Place;
+
+/// Rows of the flights, each with how often it is there.
+fn written(place: &Place) -> BTreeMap<String, u64> {
+    let mut rows = BTreeMap::new();
+    for entry in std::fs::read_dir(place.path("examples/out")).expect("an output") {
+        let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("a file");
+        text.lines().for_each(|line| *rows.entry(line.to_owned()).or_insert(0) += 1);
+    }
+    rows
+}
+
+/// The quickstart with RabbitMQ in the place of the directory.
+fn quickstart(url: &str, rows: usize) -> Place {
+    let place = Place::with_examples();
+    let data = "examples/data/flights-2013-01.csv";
+    let kept: String = place.read(data).split_inclusive('\n').take(rows + 1).collect();
+    place.write(data, &kept);
+    let yaml = place.read("examples/quickstart.yaml");
+    let name = unique("flights");
+    let yaml = yaml.replace("embedded:state", url).replace("flights.dead", &format!("{name}.dead"));
+    place.write("examples/quickstart.yaml", &yaml.replace("name: flights", &format!("name: {name}")));
+    place
+}
+
+/// Runs it to its end, or kills it after so many milliseconds.
+fn run(place: &Place, kill_after: Option<u64>) -> Option<i32> {
+    let words = ["run", "--quiet", "examples/quickstart.yaml", "--report", "report.json"];
+    let mut child = place.command(&words).stderr(Stdio::inherit()).spawn().expect("the binary starts");
+    if let Some(millis) = kill_after {
+        let time = format!("{:.3}", millis as f64 / 1000.0);
+        assert!(Command::new("sleep").arg(time).status().expect("coreutils are there").success());
+        let _ = child.kill();
+    }
+    child.wait().expect("it ends").code()
+}
+
+fn ledger(place: &Place) -> Value {
+    let report: Value = serde_json::from_str(&place.read("report.json")).expect("a report");
+    report["ledger"].clone()
+}
+
+#[tokio::test]
+async fn the_quickstart_runs_on_rabbitmq_and_does_nothing_twice() {
+    let place = quickstart(&shared().await.url(), 5000);
+    place.done(&["lint", "examples/quickstart.yaml"]);
+    assert_eq!(run(&place, None), Some(0));
+    let first = ledger(&place);
+    assert_eq!(first["received"], 5000);
+    assert_eq!(first["in_flight"], 0);
+    let rows = written(&place);
+    assert_eq!(rows.values().sum::<u64>(), first["completed"].as_u64().expect("a number"));
+    assert_eq!(run(&place, None), Some(0));
+    assert_eq!(ledger(&place)["received"], 0, "it goes on where it stopped");
+    assert_eq!(written(&place), rows);
+}
+
+#[tokio::test]
+async fn killed_again_and_again_it_loses_nothing_on_rabbitmq() {
+    let url = shared().await.url();
+    let whole = quickstart(&url, 5000);
+    assert_eq!(run(&whole, None), Some(0));
+    let expected = written(&whole);
+    let place = quickstart(&url, 5000);
+    let mut kills = 0;
+    for millis in [150, 300, 450, 600, 750, 900, 400, 500] {
+        kills += u32::from(run(&place, Some(millis)).is_none());
+    }
+    assert_eq!(run(&place, None), Some(0));
+    assert!(kills > 2, "there was something to get over: {kills}");
+    let found = written(&place);
+    for row in expected.keys() {
+        assert!(found.contains_key(row), "{row} is lost");
+    }
+    assert_eq!(found.len(), expected.len(), "and nothing is there that should not be");
+}
+
+#[tokio::test]
+async fn queues_are_declared_filled_looked_at_and_emptied() {
+    let url = shared().await.url();
+    let (place, queue, dead) = (Place::new(), unique("orders"), unique("dead"));
+    place.done(&["queue", "declare", &url, &dead]);
+    place.done(&["queue", "declare", &url, &queue, "--dead-letters", &dead]);
+    let input: String = (0..1200).map(|n| format!("order {n}\n")).collect();
+    let end = place.run_with_input(&["queue", "publish", &url, &queue, "--lines"], input.as_bytes());
+    assert_eq!(end.code, Some(0), "{}", end.err);
+    assert_eq!(
+        place.done(&["queue", "peek", &url, &queue, "--max", "2", "--skip", "1"]),
+        "order 1\norder 2\n"
+    );
+    let stats = place.done(&["queue", "stats", &url, &queue, "--json"]);
+    let stats: Value = serde_json::from_str(&stats).expect("JSON");
+    assert_eq!(stats["stats"]["ready"], 1200);
+    let first = place.done(&["queue", "consume", &url, &queue, "--max", "700"]);
+    let rest = place.done(&["queue", "consume", &url, &queue]);
+    assert_eq!(first + &rest, input);
+    place.done(&["queue", "publish", &url, &queue, "one more", "--header", "tenant=north"]);
+    let shown = place.done(&["queue", "peek", &url, &queue, "--json"]);
+    assert!(shown.contains("one more") && shown.contains("north"), "{shown}");
+    place.done(&["queue", "purge", &url, &queue, "--yes"]);
+    assert_eq!(place.done(&["queue", "consume", &url, &queue]), "");
+
+    let gone = place.run(&["queue", "stats", &url, "nowhere"]);
+    assert!(gone.code != Some(0) && gone.err.contains("no queue `nowhere`"), "{}", gone.err);
+    let wrong = url.replace("guest:guest", "guest:secret");
+    let refused = place.run(&["queue", "stats", &wrong, &queue]);
+    assert!(refused.code != Some(0) && refused.err.contains("name and password"), "{}", refused.err);
+    assert!(!refused.err.contains("secret"), "no password is shown: {}", refused.err);
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_shown_and_replayed() {
+    let place = quickstart(&shared().await.url(), 2000);
+    assert_eq!(run(&place, None), Some(0));
+    let dead = ledger(&place)["dead"].as_u64().expect("a number");
+    assert!(dead > 10, "{dead}");
+    let yaml = place.read("examples/quickstart.yaml");
+    let queue = yaml
+        .split("dead_letter: { queue: ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next())
+        .expect("its name");
+    let url = shared().await.url();
+    let listed = place.done(&["dead-letters", "list", &url, queue]);
+    assert!(listed.contains("cancelled") && listed.contains("departure"), "{listed}");
+    place.done(&["dead-letters", "discard", &url, queue, "--yes"]);
+    let stats = place.done(&["queue", "stats", &url, queue, "--json"]);
+    let stats: Value = serde_json::from_str(&stats).expect("JSON");
+    assert_eq!(stats["stats"]["ready"], 0);
+}
