@@ -1,4 +1,34 @@
-//! RabbitMQ for Millstream: a client of our own for AMQP 0-9-1.
+//! RabbitMQ for Millstream: a client of our own for AMQP 0-9-1, under a supervisor that recovers by itself.
+//!
+//! [`RabbitMq`] is a [`Broker`](millstream_message::Broker): what runs on the embedded broker runs on it.
+//!
+//! ```no_run
+//! use millstream_message::{Address, Broker, ConsumeOptions, Message, Queue};
+//! use millstream_rabbitmq::RabbitMq;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let broker = RabbitMq::connect("amqp://guest:guest@localhost:5672/%2f?name=orders").await?;
+//! broker.declare_queue(Queue::durable("orders")).await?;
+//! let outcome = broker.publish(&Address::queue("orders"), Message::new("tea")).await?;
+//! assert!(outcome.is_confirmed(), "it is stored");
+//!
+//! let mut orders = broker.consume("orders", ConsumeOptions::default().prefetch(100)).await?;
+//! while let Some(order) = orders.next().await {
+//!     let order = order?;
+//!     println!("{:?}", order.message);
+//!     order.ack(); // acks that belong together travel as one
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! URLs, what is promised, and what is otherwise than on the embedded broker: `docs/rabbitmq.md`.
+//!
+//! # What it is not
+//! A client for everything that AMQP can say: no transactions (confirms say more, sooner), no `basic.get`, no `immediate`.
+//!
+//! # Features
+//! `tls` (default): `amqps://`, by rustls.
 #![forbid(unsafe_code)]
 
 mod broker;
