@@ -1,3 +1,4 @@
 //! x
 #![forbid(unsafe_code)]
 mod proto;
+pub mod stream;

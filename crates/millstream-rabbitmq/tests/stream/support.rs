@@ -1,0 +1,234 @@
+//! A RabbitMQ node of the tests' own, and a proxy that cuts connections.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+const BIN: &str = "/usr/lib/rabbitmq/bin";
+const NODE: &str = "mstream@localhost";
+const PORT_AMQP: u16 = 26_673;
+const PORT_DISTRIBUTION: u16 = 26_674;
+pub const PORT: u16 = 26_675;
+
+/// Starts and stops the server as it is told, and stops it for good when nobody can tell it anything any more: however
+/// the tests end, nothing stays.
+const KEEPER: &str = r#"
+while read -r command; do
+  case $command in
+    start) setsid "$BIN/rabbitmq-server" >"$DIR/out" 2>&1 </dev/null & server=$! ;;
+    stop) kill -15 "-$server"; wait "$server" ;;
+    kill) kill -9 "-$server"; wait "$server" ;;
+  esac
+done
+kill -9 "-$server"
+rm -rf "$DIR"
+"#;
+
+/// The node: one for all tests of a binary.
+pub struct Node {
+    keeper: std::sync::Mutex<ChildStdin>,
+    dir: PathBuf,
+    /// Held by tests that use the node, and alone by one that stops it.
+    pub turn: tokio::sync::RwLock<()>,
+}
+
+static THE_NODE: LazyLock<Node> = LazyLock::new(Node::start);
+
+/// The node, running.
+pub fn node() -> &'static Node {
+    &THE_NODE
+}
+
+fn environment(dir: &Path) -> Vec<(&'static str, String)> {
+    let below = |name: &str| dir.join(name).display().to_string();
+    vec![
+        ("HOME", dir.display().to_string()),
+        ("RABBITMQ_NODENAME", NODE.to_owned()),
+        ("RABBITMQ_DIST_PORT", PORT_DISTRIBUTION.to_string()),
+        ("RABBITMQ_MNESIA_BASE", below("data")),
+        ("RABBITMQ_LOG_BASE", below("log")),
+        ("RABBITMQ_PID_FILE", below("pid")),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", below("plugins")),
+        ("RABBITMQ_CONFIG_FILE", below("rabbitmq.conf")),
+        ("RABBITMQ_CONF_ENV_FILE", below("none")),
+    ]
+}
+
+impl Node {
+    fn start() -> Node {
+        let server = format!("{BIN}/rabbitmq-server");
+        assert!(
+            Path::new(&server).exists(),
+            "{server} is missing; `cargo xtask` installs it (apt: rabbitmq-server)"
+        );
+        let dir = std::env::temp_dir().join(format!("millstream-stream-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let write = |name: &str, text: String| std::fs::write(dir.join(name), text).expect("written");
+        write("plugins", "[rabbitmq_stream].".to_owned());
+        write(".erlang.cookie", "millstream".to_owned());
+        let mut cookie = std::fs::metadata(dir.join(".erlang.cookie")).expect("there").permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut cookie, 0o400);
+        std::fs::set_permissions(dir.join(".erlang.cookie"), cookie).expect("set");
+        write(
+            "rabbitmq.conf",
+            format!(
+                "listeners.tcp.1 = 127.0.0.1:{PORT_AMQP}\nstream.listeners.tcp.1 = 127.0.0.1:{PORT}\n\
+                 stream.advertised_host = 127.0.0.1\nstream.advertised_port = {PORT}\n\
+                 disk_free_limit.absolute = 1MB\n"
+            ),
+        );
+        let mut keeper = Command::new("sh")
+            .args(["-c", KEEPER])
+            .envs(environment(&dir))
+            .env("BIN", BIN)
+            .env("DIR", &dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a shell");
+        let node = Node {
+            keeper: std::sync::Mutex::new(keeper.stdin.take().expect("piped")),
+            dir,
+            turn: tokio::sync::RwLock::default(),
+        };
+        node.up();
+        node
+    }
+
+    fn tell(&self, command: &str) {
+        let mut keeper = self.keeper.lock().expect("not poisoned");
+        writeln!(keeper, "{command}").and_then(|()| keeper.flush()).expect("the keeper listens");
+    }
+
+    /// Starts the server and waits until it is ready.
+    pub fn up(&self) {
+        let _ = std::fs::remove_file(self.dir.join("out"));
+        self.tell("start");
+        for _ in 0..480 {
+            let out = std::fs::read_to_string(self.dir.join("out")).unwrap_or_default();
+            if out.contains("completed with") && TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).is_ok() {
+                return;
+            }
+            pause();
+        }
+        let out = std::fs::read_to_string(self.dir.join("out")).unwrap_or_default();
+        panic!("RabbitMQ does not start:\n{out}");
+    }
+
+    /// Stops the server as an administrator would.
+    pub fn stop(&self) {
+        self.down("stop");
+    }
+
+    /// Kills the server.
+    pub fn kill(&self) {
+        self.down("kill");
+    }
+
+    fn down(&self, how: &str) {
+        self.tell(how);
+        for _ in 0..480 {
+            if TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).is_err() {
+                return;
+            }
+            pause();
+        }
+        panic!("RabbitMQ does not end");
+    }
+
+    /// Runs one of RabbitMQ's commands.
+    pub fn command(&self, program: &str, args: &[&str]) {
+        let output = Command::new(format!("{BIN}/{program}"))
+            .args(["-n", NODE])
+            .args(args)
+            .envs(environment(&self.dir))
+            .output()
+            .expect("it runs");
+        let text =
+            String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{program} {args:?}: {text}");
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "another process is waited for")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(125));
+}
+
+/// A URL of the node, with options.
+pub fn url(options: &str) -> String {
+    format!("rabbitmq-stream://guest:guest@127.0.0.1:{PORT}/?{options}")
+}
+
+/// Hands bytes on between clients and the node, until it is told to cut.
+pub struct Proxy {
+    pub address: SocketAddr,
+    cuts: watch::Sender<u64>,
+    open: watch::Sender<bool>,
+}
+
+impl Proxy {
+    pub async fn start() -> Proxy {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (cuts, cut) = watch::channel(0);
+        let (open, is_open) = watch::channel(true);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (mut cut, is_open) = (cut.clone(), is_open.clone());
+                cut.mark_unchanged();
+                if !*is_open.borrow() {
+                    continue;
+                }
+                tokio::spawn(async move {
+                    let Ok(mut server) = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).await
+                    else {
+                        return;
+                    };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        _ = cut.changed() => {}
+                    }
+                });
+            }
+        });
+        Proxy { address, cuts, open }
+    }
+
+    /// Cuts every connection.
+    pub fn cut(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Whether new connections are let through.
+    pub fn let_in(&self, open: bool) {
+        let _ = self.open.send(open);
+    }
+
+    /// A URL that leads through it.
+    pub fn url(&self, options: &str) -> String {
+        format!("rabbitmq-stream://guest:guest@{}/?hosts_only=true&{options}", self.address)
+    }
+}
+
+/// A server that says these bytes to whoever connects, and nothing else.
+pub async fn says(bytes: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut buffer = [0; 1024];
+            let _ = client.read(&mut buffer).await;
+            let _ = client.write_all(bytes).await;
+        }
+    });
+    address
+}
