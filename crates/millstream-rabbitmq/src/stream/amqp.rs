@@ -735,7 +735,7 @@ mod tests {
         assert_eq!(read(b"\0\x53\x76\x45"), Err(AmqpError::Sequence));
         // A number as message id, a map with small sizes, an annotation of the broker's.
         let full = read(
-            b"\0\x53\x72\xc1\x07\x02\xa3\x03x-k\x54\x09\0\x53\x73\xc0\x03\x01\x53\x2a\0\x53\x74\xc1\x05\x02\xa1\x01h\x41\0\x53\x75\xa0\x01b",
+            b"\0\x53\x72\xc1\x08\x02\xa3\x03x-k\x54\x09\0\x53\x73\xc0\x03\x01\x53\x2a\0\x53\x74\xc1\x05\x02\xa1\x01h\x41\0\x53\x75\xa0\x01b",
         )
         .expect("a full message");
         assert_eq!(full.properties().message_id.as_deref(), Some("42"));

@@ -352,7 +352,7 @@ pub(crate) mod tests {
         #[test]
         fn a_flipped_bit_is_seen(at in 0..100_usize, bit in 0..8) {
             let mut bytes = chunk(0, 7, &[Entry::One(vec![7; 96])]).to_vec();
-            bytes[HEADER + at] ^= 1 << bit;
+            bytes[HEADER + at] ^= 1_u8 << bit;
             let seen = matches!(Chunk::read(bytes.into()), Err(ChunkError::Checksum { .. }));
             prop_assert!(seen);
         }

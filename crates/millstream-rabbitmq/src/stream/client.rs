@@ -1,15 +1,15 @@
 //! The client: which node has which stream, connections by node and use, and what is asked of the broker as a whole.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use millstream_message::{BrokerError, BrokerErrorKind, StreamFrom, StreamStats};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::chunk::Chunk;
 use super::command::{Body, Command, OffsetSpec, Request, code};
@@ -67,7 +67,7 @@ pub(crate) struct Inner {
     pub(crate) settings: StreamSettings,
     links: tokio::sync::Mutex<Links>,
     tasks: Mutex<JoinSet<()>>,
-    closed: AtomicBool,
+    closed: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -141,7 +141,7 @@ impl StreamClient {
             settings,
             links: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
-            closed: AtomicBool::new(false),
+            closed: watch::Sender::new(false),
         });
         inner.control().await?;
         Ok(StreamClient { inner })
@@ -319,12 +319,20 @@ impl StreamClient {
         self.inner.stored_offset(stream, reader).await
     }
 
-    /// Ends: producers and consumers that are left do not connect again, connections are closed once they are gone.
+    /// Ends: producers take nothing more and finish what is in flight, consumers end, and connections are closed. What
+    /// is not done after [`timeout`](StreamSettings::timeout) is given up. Closing twice is fine.
     pub async fn close(&self) {
-        self.inner.closed.store(true, Ordering::Release);
-        let mut links = self.inner.links.lock().await;
-        links.control = None;
-        links.by_use.clear();
+        self.inner.closed.send_replace(true);
+        {
+            let mut links = self.inner.links.lock().await;
+            links.control = None;
+            links.by_use.clear();
+        }
+        let mut tasks = std::mem::take(&mut *self.inner.tasks.lock());
+        let all = async { while tasks.join_next().await.is_some() {} };
+        if timeout(self.inner.settings.timeout, all).await.is_err() {
+            tracing::warn!("the broker does not let go of all connections in time");
+        }
     }
 }
 
@@ -351,7 +359,13 @@ impl Inner {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        *self.closed.borrow()
+    }
+
+    /// Waits until the client is closed.
+    pub(crate) async fn closed(&self) {
+        // The sender is here: it cannot be gone.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
     fn check(&self) -> Result<(), BrokerError> {

@@ -18,8 +18,9 @@ use super::client::{Inner, backoff, check_name};
 use super::command::{CONSUMER_UPDATE, OffsetSpec, Pairs, Request, code};
 use super::link::{Link, credit, lost, refused};
 
-/// The most chunks that may be on their way, however small they are.
-const CREDIT_MAX: u64 = 256;
+/// The most chunks that may be on their way, however small they are: the next ones may be large. A stream of chunks of
+/// one message is read at sixteen messages a round trip.
+const CREDIT_MAX: u64 = 16;
 
 /// The header that says why a message is handed out as the bytes it is stored as.
 pub const UNDECODED: &str = "millstream-undecoded";
@@ -109,19 +110,19 @@ pub(crate) struct Shared {
 
 struct State {
     chunks: VecDeque<Bytes>,
-    queued_bytes: usize,
     waker: Option<Waker>,
     attached: Option<(Arc<Link>, u8)>,
     /// Chunks that the broker may send.
     credit: u64,
     /// About how large chunks are.
     chunk_bytes: usize,
+    /// The most credit at present: one more with every chunk, since streams begin with small chunks and go on with
+    /// large ones.
+    credit_max: u64,
     /// Where reading goes on on another connection.
     resume: OffsetSpec,
     /// What the server asked: whether this consumer is now the active one.
     elected: Option<(u32, bool)>,
-    /// Counts up when what was read before does not count any more.
-    restarts: u64,
     over: Option<BrokerError>,
     closing: bool,
 }
@@ -161,14 +162,13 @@ impl StreamConsumer {
             options,
             state: Mutex::new(State {
                 chunks: VecDeque::new(),
-                queued_bytes: 0,
                 waker: None,
                 attached: None,
                 credit: 0,
                 chunk_bytes: 0,
+                credit_max: 1,
                 resume,
                 elected: None,
-                restarts: 0,
                 over: None,
                 closing: false,
             }),
@@ -253,7 +253,6 @@ impl StreamConsumer {
                 }
                 return Poll::Pending;
             };
-            state.queued_bytes -= chunk.len();
             (chunk, state.give(self.shared.options.bytes_max))
         };
         if let Some((link, number, count)) = give {
@@ -365,9 +364,10 @@ impl fmt::Debug for StreamConsumer {
 impl State {
     /// How much credit to give now.
     fn give(&mut self, bytes_max: usize) -> Option<(Arc<Link>, u8, u16)> {
-        let target = (bytes_max / self.chunk_bytes.max(1)) as u64;
+        // The first chunk comes alone: how large they are is not known before.
+        let target = bytes_max.checked_div(self.chunk_bytes)? as u64;
         let have = self.credit + self.chunks.len() as u64;
-        let give = target.clamp(1, CREDIT_MAX).saturating_sub(have);
+        let give = target.clamp(1, self.credit_max).saturating_sub(have);
         let (link, number) = self.attached.as_ref()?;
         if give == 0 {
             return None;
@@ -409,8 +409,8 @@ impl Shared {
                 state.resume = OffsetSpec::Offset(first.saturating_add(messages.into()));
             }
             // Quick to see that they are large, slow to see that they are small.
-            state.chunk_bytes = chunk.len().max(state.chunk_bytes / 8 * 7 + chunk.len() / 8);
-            state.queued_bytes += chunk.len();
+            state.chunk_bytes = chunk.len().max(state.chunk_bytes - state.chunk_bytes / 64);
+            state.credit_max = CREDIT_MAX.min(state.credit_max + 1);
             state.chunks.push_back(chunk);
             state.waker.take()
         };
@@ -454,7 +454,7 @@ async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>) -> Result<(), BrokerE
     let number = number.ok_or_else(|| lost("all subscriptions of a connection are taken"))?;
     let from = {
         let mut state = shared.state.lock();
-        state.credit = 1;
+        (state.credit, state.credit_max) = (1, 1);
         state.elected = None;
         state.resume
     };
@@ -474,7 +474,7 @@ async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>) -> Result<(), BrokerE
         return Err(lost("the connection was lost"));
     }
     state.attached = Some((link, number));
-    // A chunk may have come and gone before the link was known here.
+    // A chunk may have come and been taken before the link was known here.
     if let Some((link, number, count)) = state.give(shared.options.bytes_max) {
         link.send(credit(number, count));
     }
@@ -513,7 +513,10 @@ async fn supervise(client: Arc<Inner>, shared: Arc<Shared>) {
             link.activate(correlation, from);
             continue;
         }
-        shared.wake.notified().await;
+        tokio::select! {
+            () = shared.wake.notified() => {}
+            () = client.closed() => shared.end(None),
+        }
     }
     let attached = shared.state.lock().attached.take();
     if let Some((link, number)) = attached {
@@ -531,7 +534,6 @@ async fn activation(client: &Arc<Inner>, shared: &Arc<Shared>) -> OffsetSpec {
     if let Some(stored) = stored {
         state.resume = OffsetSpec::Offset(stored);
     }
-    state.restarts += 1;
     state.resume
 }
 

@@ -28,7 +28,7 @@ const PARTS: usize = 64;
 /// Room for a read when nothing is known of what comes.
 const READ: usize = 16 << 10;
 /// Room made at once for a frame that is only announced.
-const READ_AHEAD_MAX: usize = 1 << 20;
+const READ_AHEAD_MAX: usize = 4 << 20;
 /// Reads in a row before writes are looked at again.
 const READS: usize = 16;
 /// Numbers of publishers, and of subscriptions.

@@ -1,5 +1,7 @@
 //! Streams against a real RabbitMQ, which the tests start for themselves.
 
+mod faults;
+mod streams;
 mod support;
 
 use std::sync::Arc;
@@ -23,12 +25,7 @@ impl Backend for Rabbit {
         Box::pin(async move {
             broker.close().await.expect("closes");
             drop(broker);
-            tokio::task::spawn_blocking(|| {
-                node().stop();
-                node().up();
-            })
-            .await
-            .expect("restarts");
+            support::restart().await;
             self.open().await
         })
     }

@@ -2,11 +2,14 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use millstream_message::{Message, StreamFrom, StreamItem, StreamReader};
+use millstream_rabbitmq::stream::{ConsumerOptions, StreamClient, StreamSettings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -231,4 +234,64 @@ pub async fn says(bytes: &'static [u8]) -> SocketAddr {
         }
     });
     address
+}
+
+/// Stops the node and starts it again.
+pub async fn restart() {
+    let restart = || {
+        node().stop();
+        node().up();
+    };
+    tokio::task::spawn_blocking(restart).await.expect("restarts");
+}
+
+/// A client of the node.
+pub async fn client(url: &str) -> StreamClient {
+    StreamClient::connect(StreamSettings::parse(url).expect("a URL")).await.expect("connects")
+}
+
+/// A stream that nobody else uses.
+pub async fn stream(client: &StreamClient, name: &str) -> String {
+    client.delete_stream(name).await.expect("deleted");
+    client.create_stream(name, &[]).await.expect("made");
+    name.to_owned()
+}
+
+/// Numbered messages.
+pub fn numbers(range: Range<u64>) -> Vec<Message> {
+    range.map(|number| Message::new(number.to_string())).collect()
+}
+
+/// The number of a message.
+pub fn number(item: &StreamItem) -> u64 {
+    std::str::from_utf8(item.message.body()).expect("text").parse().expect("a number")
+}
+
+/// Reads until `count` items are there.
+pub async fn take(reader: &mut StreamReader, count: usize) -> Vec<StreamItem> {
+    let mut items = Vec::new();
+    while items.len() < count {
+        let next = tokio::time::timeout(Duration::from_secs(60), reader.next_chunk(count - items.len()));
+        let chunk = next.await.unwrap_or_else(|_| panic!("{} of {count} items came", items.len()));
+        let chunk = chunk.expect("read");
+        assert!(!chunk.is_empty(), "the reader goes on");
+        items.extend(chunk);
+    }
+    items
+}
+
+/// All that is in a stream now.
+pub async fn all(client: &StreamClient, stream: &str) -> Vec<StreamItem> {
+    let next = client.stats(stream).await.expect("stats").next;
+    let mut reader = open(client, stream, StreamFrom::First).await;
+    let mut items = Vec::new();
+    while items.last().is_none_or(|item: &StreamItem| item.offset + 1 < next) && next > 0 {
+        items.extend(reader.next_chunk(10_000).await.expect("read"));
+    }
+    items
+}
+
+/// A reader.
+pub async fn open(client: &StreamClient, stream: &str, from: StreamFrom) -> StreamReader {
+    client.consumer(stream, from, ConsumerOptions::default()).await.expect("subscribed").into_reader()
 }
