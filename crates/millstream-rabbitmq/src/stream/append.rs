@@ -11,7 +11,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use millstream_message::{BrokerError, BrokerErrorKind, Message, PublishOutcome, Refusal, StreamFrom};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::amqp::{Mark, size_hint};
@@ -35,13 +35,10 @@ pub(crate) struct Appender {
 /// Who waits for which mark.
 struct Tail {
     waiting: Mutex<Waiting>,
-    /// The last append is done with.
-    idle: Notify,
 }
 
 #[derive(Default)]
 struct Waiting {
-    count: u64,
     by_mark: HashMap<Mark, oneshot::Sender<u64>>,
     /// Why nothing is found any more.
     over: Option<BrokerError>,
@@ -106,7 +103,7 @@ impl Appender {
             .client
             .consumer(self.producer.stream(), StreamFrom::Next, ConsumerOptions::default())
             .await?;
-        let tail = Arc::new(Tail { waiting: Mutex::default(), idle: Notify::new() });
+        let tail = Arc::new(Tail { waiting: Mutex::default() });
         let (mark, offset) = tail.expect(self.origin).ok_or_else(|| lost("the broker is closed"))?;
         self.client.inner.spawn(tail.clone().read(consumer));
         *slot = Some(tail.clone());
@@ -121,7 +118,6 @@ impl Tail {
         if waiting.over.is_some() {
             return None;
         }
-        waiting.count += 1;
         let mut mark = [0; 16];
         mark[..8].copy_from_slice(&origin.to_be_bytes());
         // Tails of one appender come one after the other: their marks must differ, too.

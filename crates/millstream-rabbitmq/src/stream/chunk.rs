@@ -50,9 +50,7 @@ pub(crate) enum ChunkError {
 #[derive(Clone, Debug)]
 pub(crate) struct Chunk {
     /// Offset of its first message.
-    pub(crate) first: u64,
-    /// How many messages it has; offsets behind it begin so much later.
-    pub(crate) messages: u32,
+    first: u64,
     /// When it was written, in milliseconds since 1970.
     pub(crate) time: i64,
     entries: u16,
@@ -68,7 +66,7 @@ impl Chunk {
         if magic != MAGIC {
             return Err(ChunkError::Magic(magic));
         }
-        let (kind, entries, messages) = (input.u8()?, input.u16()?, input.u32()?);
+        let (kind, entries, _messages) = (input.u8()?, input.u16()?, input.u32()?);
         let (time, _epoch, first) = (input.i64()?, input.u64()?, input.u64()?);
         let (found, len, _trailer, _reserved) = (input.u32()?, input.u32()?, input.u32()?, input.u32()?);
         input.take(len as usize)?;
@@ -77,7 +75,7 @@ impl Chunk {
         if found != computed {
             return Err(ChunkError::Checksum { found, computed });
         }
-        Ok(Chunk { first, messages, time, entries, kind, data })
+        Ok(Chunk { first, time, entries, kind, data })
     }
 
     /// First offset and number of messages, without a look at the rest.

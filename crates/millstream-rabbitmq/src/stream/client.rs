@@ -282,6 +282,10 @@ impl StreamClient {
     /// # Errors
     /// `NotFound` when there is no such super stream.
     pub async fn route(&self, super_stream: &str, key: &str) -> Result<Vec<String>, BrokerError> {
+        if key.len() > i16::MAX as usize {
+            let text = format!("a routing key of {} bytes is too long", key.len());
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, text));
+        }
         let request = Request::Route { key: key.to_owned(), super_stream: super_stream.to_owned() };
         match self.inner.ask(super_stream, request).await? {
             (Body::Names(names), code::OK) => Ok(names),

@@ -355,8 +355,9 @@ impl Driver {
             let more = self.read(cx)?;
             self.tick(cx)?;
             self.flush();
-            // What is not written waits for the socket.
-            if !more && !(all_written && !self.writing.is_empty()) {
+            // What could not be written before waits for the socket.
+            let more_to_write = all_written && !self.writing.is_empty();
+            if !more && !more_to_write {
                 return Ok(());
             }
         }

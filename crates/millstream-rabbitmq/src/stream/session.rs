@@ -39,8 +39,6 @@ pub(crate) struct Server {
     pub(crate) version: String,
     pub(crate) frame_max: u32,
     pub(crate) heartbeat: Duration,
-    /// Where it says it can be reached.
-    pub(crate) advertised: Option<(String, u16)>,
     /// Known from 3.11 on.
     commands: Vec<Versions>,
 }
@@ -368,9 +366,7 @@ impl Session {
                 self.phase = Phase::Login;
             }
             (Phase::Login, Body::Challenge(_)) => self.phase = Phase::Tune,
-            (Phase::Open, Body::Properties(properties)) => {
-                let port = find(&properties, "advertised_port").and_then(|port| port.parse().ok());
-                self.server.advertised = find(&properties, "advertised_host").zip(port);
+            (Phase::Open, Body::Properties(_)) => {
                 if version(&self.server.version) < EXCHANGES_VERSIONS {
                     self.phase = Phase::Ready;
                     on(self, Event::Opened);
@@ -507,7 +503,6 @@ mod tests {
         assert!(session.is_ready());
         assert_eq!(session.server.frame_max, 4096);
         assert_eq!(session.server.heartbeat, Duration::from_secs(10));
-        assert_eq!(session.server.advertised, Some(("node".to_owned(), 5552)));
         assert!(!session.server.knows(key::CONSUMER_UPDATE));
         let mut asked = Vec::new();
         let mut out = &session.out[..];

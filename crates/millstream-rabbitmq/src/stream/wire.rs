@@ -113,9 +113,12 @@ impl<'a> Reader<'a> {
 
 /// Writes a text. Whoever takes texts from users has checked their length; a longer one is cut, at a character.
 pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
-    let text = &text[..text.floor_char_boundary(i16::MAX as usize)];
-    out.put_u16(text.len() as u16);
-    out.put_slice(text.as_bytes());
+    let mut len = text.len().min(i16::MAX as usize);
+    while !text.is_char_boundary(len) {
+        len -= 1;
+    }
+    out.put_u16(len as u16);
+    out.put_slice(&text.as_bytes()[..len]);
 }
 
 pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {

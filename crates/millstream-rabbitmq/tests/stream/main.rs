@@ -10,7 +10,7 @@ use std::time::Duration;
 use millstream_message::conformance::{self, Backend};
 use millstream_message::{BoxFuture, Broker};
 use millstream_rabbitmq::stream::StreamBroker;
-use support::{node, url};
+use support::{Node, node, url};
 
 struct Rabbit;
 
@@ -25,7 +25,7 @@ impl Backend for Rabbit {
         Box::pin(async move {
             broker.close().await.expect("closes");
             drop(broker);
-            support::restart().await;
+            support::restart(Node::stop).await;
             self.open().await
         })
     }

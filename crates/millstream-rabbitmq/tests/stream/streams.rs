@@ -49,6 +49,7 @@ async fn a_batch_is_confirmed_and_read_back_as_it_was() {
     assert_eq!(bodies, [&messages[..], &messages[..]].concat());
     let offsets: Vec<_> = read.iter().map(|item| item.offset).collect();
     assert_eq!(offsets, (0..8).collect::<Vec<_>>());
+    #[expect(clippy::disallowed_methods, reason = "the broker's clock is compared with this one")]
     let age = SystemTime::now().duration_since(read[0].time).expect("in the past");
     assert!(age < Duration::from_secs(60), "{age:?}");
     let mut middle = open(&client, &stream, StreamFrom::Offset(6)).await;
@@ -285,4 +286,21 @@ async fn a_client_that_is_closed_says_so() {
     assert!(error.to_string().contains("closed"), "{error}");
     let end = tokio::time::timeout(Duration::from_secs(10), reader.next_chunk(1)).await.expect("ends");
     assert!(end.expect("an end").is_empty());
+}
+
+#[tokio::test]
+async fn a_node_that_says_a_wrong_name_is_reached_by_the_url() {
+    let _alone = node().turn.write().await;
+    let say = async |host: &'static str| {
+        let set = format!("application:set_env(rabbitmq_stream, advertised_host, <<\"{host}\">>).");
+        let command = move || node().command("rabbitmqctl", &["eval", &set]);
+        tokio::task::spawn_blocking(command).await.expect("set");
+    };
+    say("nowhere.invalid").await;
+    let client = client(&url("")).await;
+    let stream = stream(&client, "nowhere").await;
+    let producer = client.producer(&stream, ProducerOptions::default()).await.expect("a producer");
+    assert!(producer.send(&numbers(0..3)).await.expect("sent").await.all_confirmed());
+    assert_eq!(all(&client, &stream).await.len(), 3);
+    say("127.0.0.1").await;
 }

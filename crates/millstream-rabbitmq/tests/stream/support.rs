@@ -18,7 +18,7 @@ const BIN: &str = "/usr/lib/rabbitmq/bin";
 const NODE: &str = "mstream@localhost";
 const PORT_AMQP: u16 = 26_673;
 const PORT_DISTRIBUTION: u16 = 26_674;
-pub const PORT: u16 = 26_675;
+pub(crate) const PORT: u16 = 26_675;
 
 /// Starts and stops the server as it is told, and stops it for good when nobody can tell it anything any more: however
 /// the tests end, nothing stays.
@@ -35,17 +35,17 @@ rm -rf "$DIR"
 "#;
 
 /// The node: one for all tests of a binary.
-pub struct Node {
+pub(crate) struct Node {
     keeper: std::sync::Mutex<ChildStdin>,
     dir: PathBuf,
     /// Held by tests that use the node, and alone by one that stops it.
-    pub turn: tokio::sync::RwLock<()>,
+    pub(crate) turn: tokio::sync::RwLock<()>,
 }
 
 static THE_NODE: LazyLock<Node> = LazyLock::new(Node::start);
 
 /// The node, running.
-pub fn node() -> &'static Node {
+pub(crate) fn node() -> &'static Node {
     &THE_NODE
 }
 
@@ -87,6 +87,7 @@ impl Node {
                  disk_free_limit.absolute = 1MB\n"
             ),
         );
+        #[expect(clippy::zombie_processes, reason = "it ends after this process, which is what it is for")]
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER])
             .envs(environment(&dir))
@@ -112,7 +113,7 @@ impl Node {
     }
 
     /// Starts the server and waits until it is ready.
-    pub fn up(&self) {
+    pub(crate) fn up(&self) {
         let _ = std::fs::remove_file(self.dir.join("out"));
         self.tell("start");
         for _ in 0..480 {
@@ -127,12 +128,12 @@ impl Node {
     }
 
     /// Stops the server as an administrator would.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.down("stop");
     }
 
     /// Kills the server.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         self.down("kill");
     }
 
@@ -148,7 +149,7 @@ impl Node {
     }
 
     /// Runs one of RabbitMQ's commands.
-    pub fn command(&self, program: &str, args: &[&str]) {
+    pub(crate) fn command(&self, program: &str, args: &[&str]) {
         let output = Command::new(format!("{BIN}/{program}"))
             .args(["-n", NODE])
             .args(args)
@@ -167,19 +168,19 @@ fn pause() {
 }
 
 /// A URL of the node, with options.
-pub fn url(options: &str) -> String {
+pub(crate) fn url(options: &str) -> String {
     format!("rabbitmq-stream://guest:guest@127.0.0.1:{PORT}/?{options}")
 }
 
 /// Hands bytes on between clients and the node, until it is told to cut.
-pub struct Proxy {
-    pub address: SocketAddr,
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
     cuts: watch::Sender<u64>,
     open: watch::Sender<bool>,
 }
 
 impl Proxy {
-    pub async fn start() -> Proxy {
+    pub(crate) async fn start() -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let (cuts, cut) = watch::channel(0);
@@ -207,23 +208,23 @@ impl Proxy {
     }
 
     /// Cuts every connection.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
 
     /// Whether new connections are let through.
-    pub fn let_in(&self, open: bool) {
+    pub(crate) fn let_in(&self, open: bool) {
         let _ = self.open.send(open);
     }
 
     /// A URL that leads through it.
-    pub fn url(&self, options: &str) -> String {
+    pub(crate) fn url(&self, options: &str) -> String {
         format!("rabbitmq-stream://guest:guest@{}/?hosts_only=true&{options}", self.address)
     }
 }
 
 /// A server that says these bytes to whoever connects, and nothing else.
-pub async fn says(bytes: &'static [u8]) -> SocketAddr {
+pub(crate) async fn says(bytes: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
     let address = listener.local_addr().expect("bound");
     tokio::spawn(async move {
@@ -236,39 +237,39 @@ pub async fn says(bytes: &'static [u8]) -> SocketAddr {
     address
 }
 
-/// Stops the node and starts it again.
-pub async fn restart() {
-    let restart = || {
-        node().stop();
+/// Stops the node, in this way, and starts it again.
+pub(crate) async fn restart(down: fn(&Node)) {
+    let restart = move || {
+        down(node());
         node().up();
     };
     tokio::task::spawn_blocking(restart).await.expect("restarts");
 }
 
 /// A client of the node.
-pub async fn client(url: &str) -> StreamClient {
+pub(crate) async fn client(url: &str) -> StreamClient {
     StreamClient::connect(StreamSettings::parse(url).expect("a URL")).await.expect("connects")
 }
 
 /// A stream that nobody else uses.
-pub async fn stream(client: &StreamClient, name: &str) -> String {
+pub(crate) async fn stream(client: &StreamClient, name: &str) -> String {
     client.delete_stream(name).await.expect("deleted");
     client.create_stream(name, &[]).await.expect("made");
     name.to_owned()
 }
 
 /// Numbered messages.
-pub fn numbers(range: Range<u64>) -> Vec<Message> {
+pub(crate) fn numbers(range: Range<u64>) -> Vec<Message> {
     range.map(|number| Message::new(number.to_string())).collect()
 }
 
 /// The number of a message.
-pub fn number(item: &StreamItem) -> u64 {
+pub(crate) fn number(item: &StreamItem) -> u64 {
     std::str::from_utf8(item.message.body()).expect("text").parse().expect("a number")
 }
 
 /// Reads until `count` items are there.
-pub async fn take(reader: &mut StreamReader, count: usize) -> Vec<StreamItem> {
+pub(crate) async fn take(reader: &mut StreamReader, count: usize) -> Vec<StreamItem> {
     let mut items = Vec::new();
     while items.len() < count {
         let next = tokio::time::timeout(Duration::from_secs(60), reader.next_chunk(count - items.len()));
@@ -281,7 +282,7 @@ pub async fn take(reader: &mut StreamReader, count: usize) -> Vec<StreamItem> {
 }
 
 /// All that is in a stream now.
-pub async fn all(client: &StreamClient, stream: &str) -> Vec<StreamItem> {
+pub(crate) async fn all(client: &StreamClient, stream: &str) -> Vec<StreamItem> {
     let next = client.stats(stream).await.expect("stats").next;
     let mut reader = open(client, stream, StreamFrom::First).await;
     let mut items = Vec::new();
@@ -292,6 +293,6 @@ pub async fn all(client: &StreamClient, stream: &str) -> Vec<StreamItem> {
 }
 
 /// A reader.
-pub async fn open(client: &StreamClient, stream: &str, from: StreamFrom) -> StreamReader {
+pub(crate) async fn open(client: &StreamClient, stream: &str, from: StreamFrom) -> StreamReader {
     client.consumer(stream, from, ConsumerOptions::default()).await.expect("subscribed").into_reader()
 }
