@@ -1,6 +1,7 @@
 //! The client: which node has which stream, connections by node and use, and what is asked of the broker as a whole.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -56,31 +57,24 @@ pub(crate) fn backoff(attempt: u32) -> Duration {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct StreamClient {
     pub(crate) inner: Arc<Inner>,
 }
 
 /// What handles, producers and consumers share.
-#[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) settings: StreamSettings,
-    links: tokio::sync::Mutex<Links>,
+    /// The connection for questions. Locked while it is made, so that it is made once.
+    control: tokio::sync::Mutex<Option<Arc<Link>>>,
+    pools: Mutex<BTreeMap<(Use, String, u16), Arc<Pool>>>,
     tasks: Mutex<JoinSet<()>>,
     closed: watch::Sender<bool>,
 }
 
-#[derive(Default)]
-struct Links {
-    control: Option<Arc<Link>>,
-    by_use: BTreeMap<(Use, String, u16), Vec<Weak<Link>>>,
-}
-
-impl std::fmt::Debug for Links {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_map().entries(self.by_use.iter().map(|(key, links)| (key, links.len()))).finish()
-    }
-}
+/// Connections of one use to one node. Locked while another is made: a node that does not answer holds up nobody who
+/// does not need it.
+type Pool = tokio::sync::Mutex<Vec<Weak<Link>>>;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,7 +133,8 @@ impl StreamClient {
     pub async fn connect(settings: StreamSettings) -> Result<StreamClient, BrokerError> {
         let inner = Arc::new(Inner {
             settings,
-            links: tokio::sync::Mutex::default(),
+            control: tokio::sync::Mutex::default(),
+            pools: Mutex::default(),
             tasks: Mutex::default(),
             closed: watch::Sender::new(false),
         });
@@ -327,16 +322,18 @@ impl StreamClient {
     /// is not done after [`timeout`](StreamSettings::timeout) is given up. Closing twice is fine.
     pub async fn close(&self) {
         self.inner.closed.send_replace(true);
-        {
-            let mut links = self.inner.links.lock().await;
-            links.control = None;
-            links.by_use.clear();
-        }
+        *self.inner.control.lock().await = None;
         let mut tasks = std::mem::take(&mut *self.inner.tasks.lock());
         let all = async { while tasks.join_next().await.is_some() {} };
         if timeout(self.inner.settings.timeout, all).await.is_err() {
             tracing::warn!("the broker does not let go of all connections in time");
         }
+    }
+}
+
+impl fmt::Debug for StreamClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamClient").field("settings", &self.inner.settings).finish_non_exhaustive()
     }
 }
 
@@ -378,16 +375,16 @@ impl Inner {
 
     /// The connection for questions.
     async fn control(&self) -> Result<Arc<Link>, BrokerError> {
-        let mut links = self.links.lock().await;
+        let mut control = self.control.lock().await;
         self.check()?;
-        if let Some(link) = links.control.as_ref().filter(|link| link.is_alive()) {
+        if let Some(link) = control.as_ref().filter(|link| link.is_alive()) {
             return Ok(link.clone());
         }
         let mut error = lost("the URL names no host");
         for host in &self.settings.hosts {
             match self.connect(host).await {
                 Ok(link) => {
-                    links.control = Some(link.clone());
+                    *control = Some(link.clone());
                     return Ok(link);
                 }
                 Err(other) => error = other,
@@ -403,9 +400,9 @@ impl Inner {
     /// A connection to this node. A node may give a name that only its neighbours know: then those of the URL are
     /// tried, of which each leads to every stream, if not always by the shortest way.
     async fn link(&self, used: Use, node: &(String, u16)) -> Result<Arc<Link>, BrokerError> {
-        let mut links = self.links.lock().await;
+        let pool = self.pools.lock().entry((used, node.0.clone(), node.1)).or_default().clone();
+        let mut pool = pool.lock().await;
         self.check()?;
-        let pool = links.by_use.entry((used, node.0.clone(), node.1)).or_default();
         pool.retain(|link| link.upgrade().is_some_and(|link| link.is_alive()));
         let free = pool.iter().filter_map(Weak::upgrade).find(|link| link.load() < LOAD_MAX);
         if let Some(link) = free {

@@ -18,7 +18,7 @@ const FRAME_MAX_BEFORE: u32 = 64 << 10;
 const EXCHANGES_VERSIONS: (u32, u32) = (3, 11);
 
 /// What this side wants of a connection.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) user: String,
     pub(crate) password: String,

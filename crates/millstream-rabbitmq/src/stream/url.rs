@@ -1,5 +1,6 @@
 //! `rabbitmq-stream://user:password@host:5552/vhost?heartbeat=60&…`
 
+use std::fmt;
 use std::time::Duration;
 
 use millstream_message::{BrokerError, BrokerErrorKind};
@@ -9,7 +10,7 @@ const PORT: u16 = 5552;
 
 /// How to reach a cluster by the stream protocol, and how to behave there. Plain data; [`parse`](StreamSettings::parse)
 /// makes it from a URL.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamSettings {
     /// Nodes to begin with, in the order in which they are tried; where streams are, the cluster tells. Default
@@ -57,6 +58,18 @@ impl Default for StreamSettings {
             patience: Duration::from_secs(60),
             hosts_only: false,
         }
+    }
+}
+
+impl fmt::Debug for StreamSettings {
+    /// Without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamSettings")
+            .field("hosts", &self.hosts)
+            .field("user", &self.user)
+            .field("vhost", &self.vhost)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -173,6 +186,7 @@ mod tests {
         assert_eq!((settings.heartbeat, settings.frame_bytes_max), (Duration::from_secs(5), 70_000));
         assert_eq!((settings.chunk_bytes_max, &*settings.name), (9, "x y"));
         assert!(settings.hosts_only);
+        assert!(!format!("{settings:?}").contains("p:ss"), "a password is never shown");
         assert_eq!((settings.timeout, settings.patience), (Duration::from_secs(3), Duration::from_secs(4)));
         assert_eq!(StreamSettings::parse("rabbitmq-stream://").expect("parses"), StreamSettings::default());
     }
