@@ -22,7 +22,9 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Features {
-    /// Durable queues and persistent messages survive a restart of the broker.
+    /// Exchanges, queues, publishing and consuming. A broker without them has streams alone.
+    pub queues: bool,
+    /// Durable queues and persistent messages, and streams, survive a restart of the broker.
     pub durable: bool,
     /// Messages with a delay stay invisible until they are due.
     pub delay: bool,
@@ -39,6 +41,10 @@ pub struct Features {
     pub browse: bool,
     /// Append-only streams.
     pub streams: bool,
+    /// Offsets count messages and nothing else. Elsewhere the broker's own records take offsets, too.
+    pub dense_offsets: bool,
+    /// [`StreamStats::bytes`] is known; elsewhere it is zero.
+    pub stream_bytes: bool,
     /// [`Broker::position`], and [`Batch::with_position`], which stores the position when the batch is stored.
     pub positions: bool,
     /// A batch with a position is one step: all of its messages and the position are stored, or nothing is. Without that the
@@ -56,6 +62,7 @@ impl Features {
     /// Everything, with messages up to this size. Backends switch off what they lack.
     pub fn all(max_message_bytes: u64) -> Features {
         Features {
+            queues: true,
             durable: true,
             delay: true,
             delayed_stats: true,
@@ -64,6 +71,8 @@ impl Features {
             delivery_limit: true,
             browse: true,
             streams: true,
+            dense_offsets: true,
+            stream_bytes: true,
             positions: true,
             atomic_batches: true,
             list: true,

@@ -64,7 +64,8 @@ pub enum StreamFrom {
 /// One message of a stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamItem {
-    /// Its place: 0, 1, 2 … in the order of appending, for ever.
+    /// Its place: 0, 1, 2 … in the order of appending, for ever. Where the broker's
+    /// [`Features`](crate::Features::dense_offsets) say so, its own records take places, too.
     pub offset: u64,
     /// When it was appended, to the millisecond.
     pub time: SystemTime,
@@ -77,9 +78,9 @@ pub struct StreamItem {
 pub struct StreamStats {
     /// Offset of the oldest message that is kept.
     pub first: u64,
-    /// Offset that the next message will get.
+    /// Offset that the next message will get; at least, without [`dense_offsets`](crate::Features::dense_offsets).
     pub next: u64,
-    /// Bytes kept.
+    /// Bytes kept; zero where the broker does not tell.
     pub bytes: u64,
 }
 

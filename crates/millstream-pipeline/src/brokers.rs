@@ -72,6 +72,10 @@ pub async fn open_broker(url: &BrokerUrl, memory_bytes: u64) -> Result<Arc<dyn B
         }
         #[cfg(feature = "rabbitmq")]
         BrokerUrl::Amqp(url) => Ok(Arc::new(millstream_rabbitmq::RabbitMq::connect(url).await?)),
+        #[cfg(feature = "rabbitmq")]
+        BrokerUrl::RabbitmqStream(url) => {
+            Ok(Arc::new(millstream_rabbitmq::stream::StreamBroker::connect(url).await?))
+        }
         other => Err(BrokerError::new(
             BrokerErrorKind::Unsupported,
             format!(

@@ -44,6 +44,7 @@ mod proto;
 mod publisher;
 mod restore;
 mod socket;
+pub mod stream;
 mod topology;
 mod unsettled;
 

@@ -74,7 +74,7 @@ pub mod prelude {
 }
 
 /// Opens the broker that a URL names: `memory:`, `embedded:PATH` for a durable one in a directory, or `amqp://HOST` for
-/// RabbitMQ (feature `rabbitmq`).
+/// RabbitMQ and `rabbitmq-stream://HOST` for its streams (feature `rabbitmq`).
 ///
 /// # Errors
 /// If the URL is of no known kind, or the broker cannot be opened: the directory cannot be written, or another
@@ -84,6 +84,10 @@ pub async fn open(url: &str) -> Result<std::sync::Arc<dyn message::Broker>, flow
     match url.parse()? {
         #[cfg(feature = "rabbitmq")]
         message::BrokerUrl::Amqp(url) => Ok(std::sync::Arc::new(rabbitmq::RabbitMq::connect(&url).await?)),
+        #[cfg(feature = "rabbitmq")]
+        message::BrokerUrl::RabbitmqStream(url) => {
+            Ok(std::sync::Arc::new(rabbitmq::stream::StreamBroker::connect(&url).await?))
+        }
         url => Ok(embedded::open(&url).await?),
     }
 }

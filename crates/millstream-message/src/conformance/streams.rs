@@ -98,8 +98,11 @@ async fn a_stream_forgets_its_oldest_beyond_its_size(bench: &mut Bench<'_>) {
     }
     let stats = bench.broker().stream_stats(&name).await.expect("stats");
     assert_eq!(stats.next, total);
-    assert!(stats.first > 0 && stats.bytes < total * 1024, "{stats:?}");
-    assert!(stats.bytes >= 1 << 20, "never less than asked for: {stats:?}");
+    assert!(stats.first > 0, "{stats:?}");
+    if bench.broker().features().stream_bytes {
+        assert!(stats.bytes < total * 1024, "{stats:?}");
+        assert!(stats.bytes >= 1 << 20, "never less than asked for: {stats:?}");
+    }
     let mut reader = open(bench, &name, StreamFrom::Offset(0)).await;
     assert_eq!(take(bench, &mut reader, 1).await[0].offset, stats.first);
 }
@@ -134,7 +137,10 @@ async fn streams_survive_a_restart(bench: &mut Bench<'_>) {
     bench.broker().store_offset(&name, "reader", 3).await.expect("stored");
     bench.restart().await;
     assert_eq!(bench.broker().stored_offset(&name, "reader").await.expect("looked up"), Some(3));
-    assert_eq!(append(bench, &name, 5..6).await, 5);
+    let sixth = append(bench, &name, 5..6).await;
+    assert!(if bench.broker().features().dense_offsets { sixth == 5 } else { sixth >= 5 }, "{sixth}");
     let mut reader = open(bench, &name, StreamFrom::Offset(3)).await;
-    assert_eq!(offsets(&take(bench, &mut reader, 3).await), [3, 4, 5]);
+    let items = take(bench, &mut reader, 3).await;
+    assert_eq!(offsets(&items[..2]), [3, 4]);
+    assert_eq!((items[2].offset, items[2].message.body().as_ref()), (sixth, &b"5"[..]));
 }

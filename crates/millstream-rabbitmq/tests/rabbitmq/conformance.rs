@@ -14,7 +14,7 @@ struct Real(Mutex<Node>);
 
 impl Backend for Real {
     /// A broker that starts, while others use the processor too, takes its time.
-    fn patience(&self) -> Duration {
+    fn restart_takes(&self) -> Duration {
         Duration::from_secs(90)
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millstream_message::{
@@ -19,12 +20,25 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Publishes so many numbers in small batches, a window of them at once. What became of those that were not confirmed.
 fn publish_numbers(broker: Arc<RabbitMq>, queue: String, count: u32) -> JoinHandle<Vec<PublishOutcome>> {
+    let publishing = publish_until(broker, queue, move |next| next >= count);
+    tokio::spawn(async move { publishing.await.expect("no panic").1 })
+}
+
+/// Publishes numbers until `stop` says so of the next one. How many there were, and what became of those that were not
+/// confirmed.
+fn publish_until(
+    broker: Arc<RabbitMq>,
+    queue: String,
+    stop: impl Fn(u32) -> bool + Send + 'static,
+) -> JoinHandle<(u32, Vec<PublishOutcome>)> {
     tokio::spawn(async move {
         let to = Address::queue(queue);
         let mut window: std::collections::VecDeque<Confirm> = Default::default();
         let mut others = Vec::new();
-        for first in (0..count).step_by(10) {
-            let numbers = (first..count.min(first + 10)).map(|n| Message::new(n.to_be_bytes().to_vec()));
+        let mut count = 0;
+        while !stop(count) {
+            let numbers = (count..count + 10).map(|n| Message::new(n.to_be_bytes().to_vec()));
+            count += 10;
             window.push_back(broker.submit(Batch::to(&to, numbers)).await.expect("taken"));
             if window.len() > 50 {
                 others.extend(window.pop_front().expect("there is one").await.into_others());
@@ -33,11 +47,14 @@ fn publish_numbers(broker: Arc<RabbitMq>, queue: String, count: u32) -> JoinHand
         for confirm in window {
             others.extend(confirm.await.into_others());
         }
-        others.into_iter().map(|(_, outcome)| outcome).collect()
+        (count, others.into_iter().map(|(_, outcome)| outcome).collect())
     })
 }
 
-/// Consumes until so many different numbers have come. How often each came.
+/// The word that ends a consumer.
+const END: &str = "end";
+
+/// Consumes until so many different numbers have come, or the last word. How often each came.
 fn consume_numbers(broker: Arc<RabbitMq>, queue: String, count: u32) -> JoinHandle<BTreeMap<u32, u32>> {
     tokio::spawn(async move {
         let mut consumer =
@@ -45,6 +62,10 @@ fn consume_numbers(broker: Arc<RabbitMq>, queue: String, count: u32) -> JoinHand
         let mut seen = BTreeMap::new();
         while seen.len() < count as usize {
             let delivery = consumer.next().await.expect("it goes on").expect("it can be read");
+            if delivery.message.body() == END {
+                delivery.ack();
+                break;
+            }
             let number = u32::from_be_bytes(delivery.message.body()[..].try_into().expect("four bytes"));
             *seen.entry(number).or_insert(0) += 1;
             delivery.ack();
@@ -137,12 +158,12 @@ async fn a_broker_that_is_stopped_or_killed_and_started_again_has_everything_tha
     broker.bind(Binding::new(&exchange, "a.*", &copies)).await.expect("bound");
     let mut silent = broker.consume(&copies, ConsumeOptions::default()).await.expect("consumed");
 
-    let count = 60_000;
-    let consuming = consume_numbers(broker.clone(), queue.clone(), count);
-    let publishing = publish_numbers(broker.clone(), queue.clone(), count);
+    let enough = Arc::new(AtomicBool::new(false));
+    let stop = enough.clone();
+    let publishing = publish_until(broker.clone(), queue.clone(), move |_| stop.load(Ordering::SeqCst));
+    let consuming = consume_numbers(broker.clone(), queue.clone(), u32::MAX);
     for killed in [false, true] {
         sleep(Duration::from_millis(300)).await;
-        assert!(!publishing.is_finished(), "there is nothing left to interrupt");
         if killed {
             node.kill()
         } else {
@@ -160,8 +181,12 @@ async fn a_broker_that_is_stopped_or_killed_and_started_again_has_everything_tha
         let delivery = next.expect("within five seconds").expect("it goes on").expect("it can be read");
         assert!(delivery.ack());
     }
-    let others = timeout(60 * SECOND, publishing).await.expect("it goes on").expect("no panic");
-    assert!(others.is_empty(), "{others:?}");
+    enough.store(true, Ordering::SeqCst);
+    let (count, others) = timeout(60 * SECOND, publishing).await.expect("it goes on").expect("no panic");
+    assert!(others.is_empty() && count > 1000, "{count} published, {others:?}");
+    // The last one, behind which nothing comes, ends the consumer.
+    let end = broker.publish(&Address::queue(&queue), Message::new(END)).await.expect("taken");
+    assert!(end.is_confirmed());
     let seen = timeout(60 * SECOND, consuming).await.expect("all arrive").expect("no panic");
     assert_eq!(seen.len(), count as usize);
     broker.close().await.expect("closed");

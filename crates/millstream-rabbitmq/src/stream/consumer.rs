@@ -1,0 +1,552 @@
+//! Reading one stream: chunks come as credit allows, and reading goes on where it was when the connection is lost.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use millstream_message::{
+    BrokerError, BrokerErrorKind, Message, StreamFrom, StreamItem, StreamReader, StreamSource, Value,
+};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::amqp::{self, Mark};
+use super::chunk::{Chunk, ChunkError, Entries, time};
+use super::client::{Inner, backoff, check_name};
+use super::command::{CONSUMER_UPDATE, OffsetSpec, Pairs, Request, code};
+use super::link::{Link, credit, lost, refused};
+
+/// The most chunks that may be on their way, however small they are: the next ones may be large. A stream of chunks of
+/// one message is read at sixteen messages a round trip.
+const CREDIT_MAX: u64 = 16;
+
+/// The header that says why a message is handed out as the bytes it is stored as.
+pub const UNDECODED: &str = "millstream-undecoded";
+
+/// How to read a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsumerOptions {
+    /// The name under which the broker keeps an offset for this reader. Needed to store offsets by the reader itself,
+    /// and for a single active consumer.
+    pub name: Option<String>,
+    /// About how many bytes of chunks may be on their way or waiting here. At least one chunk is, and one more is
+    /// being read. Default 2 MiB.
+    pub bytes_max: usize,
+    /// Whether only one consumer of this name is given messages at a time; when it goes, the next goes on from the
+    /// stored offset. RabbitMQ 3.11 and later.
+    pub single_active: bool,
+    /// Whether to begin at the offset that is stored under the name, when there is one.
+    pub resume: bool,
+}
+
+impl Default for ConsumerOptions {
+    fn default() -> ConsumerOptions {
+        ConsumerOptions { name: None, bytes_max: 2 << 20, single_active: false, resume: false }
+    }
+}
+
+impl ConsumerOptions {
+    /// Names the reader.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> ConsumerOptions {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Lets about so many bytes be on their way.
+    #[must_use]
+    pub fn bytes_max(mut self, bytes: usize) -> ConsumerOptions {
+        self.bytes_max = bytes;
+        self
+    }
+
+    /// Begins at the offset that is stored under the name, when there is one.
+    #[must_use]
+    pub fn resume(mut self) -> ConsumerOptions {
+        self.resume = true;
+        self
+    }
+
+    /// Makes this one of several consumers of its name, of which one at a time is given messages.
+    #[must_use]
+    pub fn single_active(mut self) -> ConsumerOptions {
+        self.single_active = true;
+        self
+    }
+}
+
+/// Reads one stream. Made by [`StreamClient::consumer`](crate::stream::StreamClient::consumer); it is the
+/// [`StreamSource`] of a [`StreamReader`].
+///
+/// When the connection is lost the consumer connects again by itself, to a replica if there is one, and goes on behind
+/// the last chunk it was given: nothing is lost and nothing comes twice.
+///
+/// # Backpressure
+/// The broker sends chunks as it is given credit, and credit is given as chunks are read. A message shares the memory of
+/// its chunk: whoever keeps one small message keeps a whole chunk, so copy what is kept for long.
+pub struct StreamConsumer {
+    shared: Arc<Shared>,
+    client: Arc<Inner>,
+    /// The chunk at hand.
+    entries: Option<(Entries, i64)>,
+    /// The offset wanted next.
+    next: u64,
+    /// Nothing written before this time is wanted, in milliseconds.
+    not_before: i64,
+    /// What broke reading for good.
+    broken: Option<BrokerError>,
+}
+
+/// What the consumer shares with its supervisor and with its link.
+pub(crate) struct Shared {
+    stream: String,
+    options: ConsumerOptions,
+    state: Mutex<State>,
+    /// The supervisor has something to look at.
+    wake: Notify,
+}
+
+struct State {
+    chunks: VecDeque<Bytes>,
+    waker: Option<Waker>,
+    attached: Option<(Arc<Link>, u8)>,
+    /// Chunks that the broker may send.
+    credit: u64,
+    /// About how large chunks are.
+    chunk_bytes: usize,
+    /// The most credit at present: one more with every chunk, since streams begin with small chunks and go on with
+    /// large ones.
+    credit_max: u64,
+    /// Where reading goes on on another connection.
+    resume: OffsetSpec,
+    /// What the server asked: whether this consumer is now the active one.
+    elected: Option<(u32, bool)>,
+    over: Option<BrokerError>,
+    closing: bool,
+}
+
+impl StreamConsumer {
+    /// Subscribes.
+    pub(crate) async fn open(
+        client: Arc<Inner>,
+        stream: &str,
+        from: StreamFrom,
+        options: ConsumerOptions,
+    ) -> Result<StreamConsumer, BrokerError> {
+        if let Some(name) = &options.name {
+            check_name("consumer", name)?;
+        } else if options.single_active {
+            let text = "a single active consumer needs a name, by which it is known from the others";
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, text));
+        }
+        let stored = match &options.name {
+            Some(name) if options.resume => client.stored_offset(stream, name).await?,
+            _ => None,
+        };
+        // Places that move are looked up once, so that reconnecting cannot move them.
+        let resume = match stored.map_or(from, StreamFrom::Offset) {
+            StreamFrom::Next => match client.ends(stream).await?.1 {
+                Some((first, messages)) => OffsetSpec::Offset(first + u64::from(messages)),
+                None => OffsetSpec::First,
+            },
+            StreamFrom::Last => match client.ends(stream).await?.1 {
+                Some((first, messages)) => OffsetSpec::Offset(first + u64::from(messages.saturating_sub(1))),
+                None => OffsetSpec::First,
+            },
+            other => other.into(),
+        };
+        let shared = Arc::new(Shared {
+            stream: stream.to_owned(),
+            options,
+            state: Mutex::new(State {
+                chunks: VecDeque::new(),
+                waker: None,
+                attached: None,
+                credit: 0,
+                chunk_bytes: 0,
+                credit_max: 1,
+                resume,
+                elected: None,
+                over: None,
+                closing: false,
+            }),
+            wake: Notify::new(),
+        });
+        let mut patience = client.patience();
+        while let Err(error) = attach(&client, &shared).await {
+            patience.after(error).await?;
+        }
+        client.spawn(supervise(client.clone(), shared.clone()));
+        let mut consumer =
+            StreamConsumer { shared, client, entries: None, next: 0, not_before: i64::MIN, broken: None };
+        consumer.begin(resume);
+        Ok(consumer)
+    }
+
+    fn begin(&mut self, from: OffsetSpec) {
+        (self.next, self.not_before) = match from {
+            OffsetSpec::Offset(offset) => (offset, i64::MIN),
+            OffsetSpec::Timestamp(time) => (0, time),
+            _ => (0, i64::MIN),
+        };
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> &str {
+        &self.shared.stream
+    }
+
+    /// The offset of the message that comes next, at least.
+    pub fn position(&self) -> u64 {
+        self.next
+    }
+
+    /// Durably remembers, under the consumer's name, the offset it wants next, at the broker. Once every few thousand
+    /// messages is enough: each time takes a record in the stream.
+    ///
+    /// # Errors
+    /// `Invalid` without a name; otherwise as every operation.
+    pub async fn store_offset(&self, offset: u64) -> Result<(), BrokerError> {
+        self.client.store_offset(&self.shared.stream, self.name()?, offset).await
+    }
+
+    /// The offset stored under the consumer's name.
+    ///
+    /// # Errors
+    /// `Invalid` without a name; otherwise as every operation.
+    pub async fn stored_offset(&self) -> Result<Option<u64>, BrokerError> {
+        self.client.stored_offset(&self.shared.stream, self.name()?).await
+    }
+
+    fn name(&self) -> Result<&str, BrokerError> {
+        self.shared.options.name.as_deref().ok_or_else(|| {
+            BrokerError::new(BrokerErrorKind::Invalid, "offsets are stored by name: give the consumer one")
+        })
+    }
+
+    /// A reader over this consumer.
+    pub fn into_reader(self) -> StreamReader {
+        StreamReader::new(Box::new(self))
+    }
+
+    /// The next message with its offset, its time and its mark; `None` when there is none in the chunk at hand.
+    fn step(&mut self) -> Result<Option<(u64, i64, Bytes)>, ChunkError> {
+        let Some((entries, time)) = &mut self.entries else { return Ok(None) };
+        Ok(entries.next()?.map(|(offset, message)| (offset, *time, message)))
+    }
+
+    /// Takes the next chunk, if there is one. The broker is then given credit for as many as fit.
+    fn take_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BrokerError>> {
+        let (chunk, give) = {
+            let mut state = self.shared.state.lock();
+            let Some(chunk) = state.chunks.pop_front() else {
+                if let Some(error) = &state.over {
+                    return Poll::Ready(Err(error.clone()));
+                }
+                if state.closing {
+                    return Poll::Ready(Ok(false));
+                }
+                if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    state.waker = Some(cx.waker().clone());
+                }
+                return Poll::Pending;
+            };
+            (chunk, state.give(self.shared.options.bytes_max))
+        };
+        if let Some((link, number, count)) = give {
+            link.send(credit(number, count));
+        }
+        let read = Chunk::read(chunk).and_then(|chunk| {
+            let time = chunk.time;
+            let mut entries = chunk.entries();
+            if time >= self.not_before {
+                entries.skip_to(self.next)?;
+                self.entries = Some((entries, time));
+            }
+            Ok(())
+        });
+        Poll::Ready(read.map(|()| true).map_err(|error| self.fail(error)))
+    }
+
+    fn fail(&mut self, error: ChunkError) -> BrokerError {
+        let text = format!("stream `{}` cannot be read at offset {}", self.shared.stream, self.next);
+        let kind = match error {
+            ChunkError::Compression(_) => BrokerErrorKind::Unsupported,
+            _ => BrokerErrorKind::Damaged,
+        };
+        let error = BrokerError::with_source(kind, text, error);
+        self.broken = Some(error.clone());
+        error
+    }
+
+    /// Hands out up to `max` messages with what marks them.
+    pub(crate) fn poll_each(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+        mut each: impl FnMut(u64, i64, Message, Option<Mark>),
+    ) -> Poll<Result<usize, BrokerError>> {
+        if let Some(error) = &self.broken {
+            return Poll::Ready(Err(error.clone()));
+        }
+        let mut count = 0;
+        loop {
+            while count < max {
+                match self.step() {
+                    Ok(Some((offset, time, bytes))) => {
+                        self.next = offset + 1;
+                        let (message, mark) = amqp::decode(&bytes).unwrap_or_else(|error| {
+                            let reason = Value::Text(error.to_string());
+                            (Message::new(bytes).with_header(UNDECODED, reason), None)
+                        });
+                        each(offset, time, message, mark);
+                        count += 1;
+                    }
+                    Ok(None) => {
+                        self.entries = None;
+                        break;
+                    }
+                    Err(error) => {
+                        let error = self.fail(error);
+                        self.entries = None;
+                        return Poll::Ready(if count > 0 { Ok(count) } else { Err(error) });
+                    }
+                }
+            }
+            if count > 0 {
+                return Poll::Ready(Ok(count));
+            }
+            match self.take_chunk(cx) {
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(false)) => return Poll::Ready(Ok(0)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+impl StreamSource for StreamConsumer {
+    fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+        into: &mut Vec<StreamItem>,
+    ) -> Poll<Result<usize, BrokerError>> {
+        // The time is the chunk's: made once for all of its messages.
+        let mut last = (i64::MIN, time(0));
+        self.poll_each(cx, max, |offset, millis, message, _| {
+            if last.0 != millis {
+                last = (millis, time(millis));
+            }
+            into.push(StreamItem { offset, time: last.1, message });
+        })
+    }
+}
+
+impl Drop for StreamConsumer {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl fmt::Debug for StreamConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamConsumer")
+            .field("stream", &self.shared.stream)
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// How much credit to give now.
+    fn give(&mut self, bytes_max: usize) -> Option<(Arc<Link>, u8, u16)> {
+        // The first chunk comes alone: how large they are is not known before.
+        let target = bytes_max.checked_div(self.chunk_bytes)? as u64;
+        let have = self.credit + self.chunks.len() as u64;
+        let give = target.clamp(1, self.credit_max).saturating_sub(have);
+        let (link, number) = self.attached.as_ref()?;
+        if give == 0 {
+            return None;
+        }
+        self.credit += give;
+        Some((link.clone(), *number, give as u16))
+    }
+}
+
+impl Shared {
+    pub(crate) fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// Ends it: readers see the end, the supervisor unsubscribes.
+    pub(crate) fn close(&self) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.closing = true;
+            state.waker.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
+        self.wake.notify_one();
+    }
+
+    /// A chunk has come.
+    pub(crate) fn push(&self, chunk: Bytes) {
+        let waker = {
+            let mut state = self.state.lock();
+            match state.credit.checked_sub(1) {
+                Some(left) => state.credit = left,
+                None => {
+                    state.over = Some(lost("the broker sends more chunks than it was given credit for"));
+                    state.attached = None;
+                    self.wake.notify_one();
+                }
+            }
+            if let Some((first, messages)) = Chunk::range(&chunk) {
+                state.resume = OffsetSpec::Offset(first.saturating_add(messages.into()));
+            }
+            // Quick to see that they are large, slow to see that they are small.
+            state.chunk_bytes = chunk.len().max(state.chunk_bytes - state.chunk_bytes / 64);
+            state.credit_max = CREDIT_MAX.min(state.credit_max + 1);
+            state.chunks.push_back(chunk);
+            state.waker.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// The link is lost, or the stream is not there any more.
+    pub(crate) fn detached(&self, error: &BrokerError) {
+        tracing::debug!(stream = self.stream, %error, "a consumer is detached");
+        self.state.lock().attached = None;
+        self.wake.notify_one();
+    }
+
+    /// The server says whether this consumer is the active one.
+    pub(crate) fn elected(&self, correlation: u32, active: bool) {
+        self.state.lock().elected = Some((correlation, active));
+        self.wake.notify_one();
+    }
+}
+
+/// Finds a node that has the stream, and subscribes there.
+async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>) -> Result<(), BrokerError> {
+    let stream = shared.stream.as_str();
+    let link = client.replica(stream).await?;
+    let mut properties = Pairs::new();
+    if let Some(name) = &shared.options.name {
+        properties.push(("name".to_owned(), name.clone()));
+    }
+    if shared.options.single_active {
+        if !link.server.knows(CONSUMER_UPDATE) {
+            let text = format!(
+                "RabbitMQ {} has no single active consumer for streams: it came with 3.11; leave `single_active` away, \
+                 or update the broker",
+                link.server.version
+            );
+            return Err(BrokerError::new(BrokerErrorKind::Unsupported, text));
+        }
+        properties.push(("single-active-consumer".to_owned(), "true".to_owned()));
+    }
+    let number = link.add_consumer(shared);
+    let number = number.ok_or_else(|| lost("all subscriptions of a connection are taken"))?;
+    let from = {
+        let mut state = shared.state.lock();
+        (state.credit, state.credit_max) = (1, 1);
+        state.elected = None;
+        state.resume
+    };
+    let subscribe =
+        Request::Subscribe { subscription: number, stream: stream.to_owned(), from, credit: 1, properties };
+    let subscribed = match link.ask(subscribe).await {
+        Ok(response) if response.code == code::OK => Ok(()),
+        Ok(response) => Err(refused(response.code, stream)),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = subscribed {
+        link.remove_consumer(number);
+        return Err(error);
+    }
+    let mut state = shared.state.lock();
+    if !link.is_alive() {
+        return Err(lost("the connection was lost"));
+    }
+    state.attached = Some((link, number));
+    // A chunk may have come and been taken before the link was known here.
+    if let Some((link, number, count)) = state.give(shared.options.bytes_max) {
+        link.send(credit(number, count));
+    }
+    Ok(())
+}
+
+/// Subscribes again whenever the consumer is detached, until it is closed.
+async fn supervise(client: Arc<Inner>, shared: Arc<Shared>) {
+    let mut attempts = 0;
+    loop {
+        let (attached, elected, done) = {
+            let mut state = shared.state.lock();
+            (state.attached.clone(), state.elected.take(), state.closing || state.over.is_some())
+        };
+        if done {
+            break;
+        }
+        let Some((link, _)) = attached else {
+            tokio::time::sleep(backoff(attempts)).await;
+            attempts += 1;
+            match attach(&client, &shared).await {
+                Ok(()) => tracing::info!(stream = shared.stream, "a consumer is back"),
+                Err(error)
+                    if matches!(error.kind(), BrokerErrorKind::NotFound | BrokerErrorKind::Unsupported) =>
+                {
+                    shared.end(Some(error));
+                }
+                Err(_) if client.is_closed() => shared.end(None),
+                Err(error) => tracing::debug!(stream = shared.stream, %error, "a consumer is not back yet"),
+            }
+            continue;
+        };
+        attempts = 0;
+        if let Some((correlation, active)) = elected {
+            let from = if active { Some(activation(&client, &shared).await) } else { None };
+            link.activate(correlation, from);
+            continue;
+        }
+        tokio::select! {
+            () = shared.wake.notified() => {}
+            () = client.closed() => shared.end(None),
+        }
+    }
+    let attached = shared.state.lock().attached.take();
+    if let Some((link, number)) = attached {
+        // Gone or not, the number is free.
+        let _ = link.ask(Request::Unsubscribe { subscription: number }).await;
+        link.remove_consumer(number);
+    }
+}
+
+/// Where a consumer begins that has become the active one: at the stored offset, if there is one.
+async fn activation(client: &Arc<Inner>, shared: &Arc<Shared>) -> OffsetSpec {
+    let name = shared.options.name.as_deref().unwrap_or_default();
+    let stored = client.stored_offset(&shared.stream, name).await.ok().flatten();
+    let mut state = shared.state.lock();
+    if let Some(stored) = stored {
+        state.resume = OffsetSpec::Offset(stored);
+    }
+    state.resume
+}
+
+impl Shared {
+    fn end(&self, error: Option<BrokerError>) {
+        let waker = {
+            let mut state = self.state.lock();
+            match error {
+                Some(error) => state.over = Some(error),
+                None => state.closing = true,
+            }
+            state.waker.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
+    }
+}

@@ -1,0 +1,137 @@
+//! The fields of the stream protocol, read and written: big-endian numbers, texts behind two bytes of length, bytes behind
+//! four, arrays behind four bytes of count.
+
+use bytes::BufMut;
+
+/// What is wrong with bytes that should have been a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WireError {
+    #[error("a field goes beyond its frame")]
+    Short,
+    #[error("bytes are left over after the last field")]
+    Trailing,
+    #[error("a text is not UTF-8")]
+    Utf8,
+    #[error("a count of {0} elements does not fit into its frame")]
+    Count(u32),
+    #[error("no command {0:#06x} of version {1} is known")]
+    Command(u16, u16),
+    #[error("`{0}` is no place to begin in a stream")]
+    OffsetType(u16),
+}
+
+/// Takes fields off the front of a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Reader<'a> {
+        Reader(bytes)
+    }
+
+    pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], WireError> {
+        let (taken, rest) = self.0.split_at_checked(len).ok_or(WireError::Short)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or(WireError::Short)?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    pub(crate) fn u8(&mut self) -> Result<u8, WireError> {
+        self.array().map(u8::from_be_bytes)
+    }
+
+    pub(crate) fn u16(&mut self) -> Result<u16, WireError> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32, WireError> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64, WireError> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    pub(crate) fn i64(&mut self) -> Result<i64, WireError> {
+        self.array().map(i64::from_be_bytes)
+    }
+
+    /// A text; a length of -1 is none, which is read as empty.
+    pub(crate) fn text(&mut self) -> Result<&'a str, WireError> {
+        let len = match self.u16()? {
+            u16::MAX => 0,
+            len => len,
+        };
+        std::str::from_utf8(self.take(len.into())?).map_err(|_| WireError::Utf8)
+    }
+
+    /// Bytes behind four bytes of length; -1 is none.
+    pub(crate) fn bytes(&mut self) -> Result<Option<&'a [u8]>, WireError> {
+        match self.u32()? {
+            u32::MAX => Ok(None),
+            len => self.take(len as usize).map(Some),
+        }
+    }
+
+    /// A count of elements, each of at least `least` bytes: whoever makes room for so many makes no more room than the
+    /// frame has bytes.
+    pub(crate) fn count(&mut self, least: usize) -> Result<usize, WireError> {
+        let count = self.u32()?;
+        let bytes = (count as usize).checked_mul(least);
+        if bytes.is_none_or(|bytes| bytes > self.0.len()) {
+            return Err(WireError::Count(count));
+        }
+        Ok(count as usize)
+    }
+
+    pub(crate) fn array_of<T>(
+        &mut self,
+        least: usize,
+        mut element: impl FnMut(&mut Reader<'a>) -> Result<T, WireError>,
+    ) -> Result<Vec<T>, WireError> {
+        (0..self.count(least)?).map(|_| element(self)).collect()
+    }
+
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Nothing may be left.
+    pub(crate) fn end(self) -> Result<(), WireError> {
+        if self.0.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
+    }
+}
+
+/// Writes a text. Whoever takes texts from users has checked their length; a longer one is cut, at a character.
+pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
+    let mut len = text.len().min(i16::MAX as usize);
+    while !text.is_char_boundary(len) {
+        len -= 1;
+    }
+    out.put_u16(len as u16);
+    out.put_slice(&text.as_bytes()[..len]);
+}
+
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    match bytes {
+        Some(bytes) => {
+            out.put_u32(bytes.len() as u32);
+            out.put_slice(bytes);
+        }
+        None => out.put_i32(-1),
+    }
+}
+
+pub(crate) fn put_array<T>(out: &mut Vec<u8>, elements: &[T], mut put: impl FnMut(&mut Vec<u8>, &T)) {
+    out.put_u32(elements.len() as u32);
+    elements.iter().for_each(|element| put(out, element));
+}
