@@ -20,8 +20,10 @@ use crate::{
     Refusal, Tag,
 };
 
+mod request;
 mod spill;
 
+pub use request::{ERROR, RequestError, Requester, respond};
 pub use spill::QueueSpill;
 
 /// Deliveries taken from the consumer at once.

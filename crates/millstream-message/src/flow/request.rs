@@ -1,0 +1,282 @@
+//! Requests and their replies over queues.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use millstream_flow::{BoxError, Concurrency, Flow, Pipe, Retry, Token, chain};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::messages;
+use crate::{
+    Address, Broker, BrokerError, ConsumeOptions, Consumer, Message, Publish, PublishOutcome, Queue, Refusal,
+    Value,
+};
+
+/// A header of a reply that is an error: why there is no other.
+pub const ERROR: &str = "millstream-error";
+
+/// Requests that may be under way at once, unless said otherwise.
+const UNDER_WAY: usize = 10_000;
+
+/// Why a request has no reply.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// Nobody takes requests there.
+    #[error("nobody takes requests at {to}: {reason}")]
+    Unroutable {
+        /// Where it was sent.
+        to: Address,
+        /// What the broker says.
+        reason: String,
+    },
+    /// The broker did not take it.
+    #[error("the request was refused")]
+    Refused(#[source] Refusal),
+    /// It is not known whether the broker has taken it; a reply may come and finds nobody.
+    #[error("the request was not confirmed")]
+    Unconfirmed(#[source] BrokerError),
+    /// No reply came in time. The request may be done all the same.
+    #[error("no reply within {limit:?}")]
+    Timeout {
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// Whoever took the request says that it failed.
+    #[error("the request failed: {reason}")]
+    Failed {
+        /// Why, in its words.
+        reason: String,
+    },
+    /// The broker is closed, or the queue for replies is gone.
+    #[error("no replies are received any more")]
+    Closed,
+}
+
+/// Sends requests and receives their replies, through a queue of its own that goes with it. Works on every broker; on
+/// RabbitMQ the queue is declared again when the connection was lost, and replies that were in it then are not answered.
+///
+/// ```
+/// use millstream_message::flow::{Requester, respond};
+/// use millstream_message::{Address, Broker, ConsumeOptions, Message, Queue};
+/// # use std::sync::Arc;
+/// # async fn example(broker: Arc<dyn Broker>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// broker.declare_queue(Queue::durable("square")).await?;
+/// let requests = broker.consume("square", ConsumeOptions::default()).await?;
+/// let square = async |request: Message| {
+///     let n: u64 = std::str::from_utf8(request.body())?.parse()?;
+///     Ok(Message::new((n * n).to_string()))
+/// };
+/// let _serving = respond(broker.clone(), requests, 8, square).for_each(drop).start();
+///
+/// let requester = Requester::open(broker.clone()).await?;
+/// let to = Address::queue("square");
+/// let reply = requester.request(&to, Message::new("12"), std::time::Duration::from_secs(5)).await?;
+/// assert_eq!(reply.body(), "144");
+/// # Ok(())
+/// # }
+/// ```
+pub struct Requester {
+    broker: Arc<dyn Broker>,
+    replies: String,
+    waiting: Arc<Mutex<Waiting>>,
+    room: Semaphore,
+    receiving: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    callers: HashMap<u64, oneshot::Sender<Message>>,
+    closed: bool,
+}
+
+fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Forgets a caller that does not wait any more.
+struct Caller<'a> {
+    waiting: &'a Mutex<Waiting>,
+    id: u64,
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        lock(self.waiting).callers.remove(&self.id);
+    }
+}
+
+impl Requester {
+    /// Declares a queue for replies, and receives them in a task until it is dropped.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn open(broker: Arc<dyn Broker>) -> Result<Requester, BrokerError> {
+        let random = || RandomState::new().build_hasher().finish();
+        let replies = format!("millstream.replies.{:016x}{:016x}", random(), random());
+        broker.declare_queue(Queue::exclusive(&replies)).await?;
+        let consumer = broker.consume(&replies, ConsumeOptions::default().name("replies")).await?;
+        let waiting = Arc::new(Mutex::new(Waiting::default()));
+        let receiving = tokio::spawn(receive(consumer, waiting.clone()));
+        Ok(Requester { broker, replies, waiting, room: Semaphore::new(UNDER_WAY), receiving })
+    }
+
+    /// Lets so many requests be under way at once; more wait. 10,000 unless said otherwise.
+    ///
+    /// # Panics
+    /// If `requests` is 0.
+    #[must_use]
+    pub fn under_way(mut self, requests: usize) -> Requester {
+        assert!(requests > 0, "no request would ever be sent");
+        self.room = Semaphore::new(requests);
+        self
+    }
+
+    /// Sends a request and waits for its reply. A request that has no time to live of its own gets `limit`: what
+    /// nobody waits for any more is not worked on.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    ///
+    /// # Cancel safety
+    /// A request that was sent may be worked on all the same; its reply is dropped.
+    pub async fn request(
+        &self,
+        to: &Address,
+        message: Message,
+        limit: Duration,
+    ) -> Result<Message, RequestError> {
+        match timeout(limit, self.call(to, message, limit)).await {
+            Ok(reply) => reply,
+            Err(_) => Err(RequestError::Timeout { limit }),
+        }
+    }
+
+    async fn call(&self, to: &Address, message: Message, limit: Duration) -> Result<Message, RequestError> {
+        let _room = self.room.acquire().await.map_err(|_| RequestError::Closed)?;
+        let (reply, answered) = oneshot::channel();
+        let id = {
+            let mut waiting = lock(&self.waiting);
+            if waiting.closed {
+                return Err(RequestError::Closed);
+            }
+            waiting.next += 1;
+            let id = waiting.next;
+            waiting.callers.insert(id, reply);
+            id
+        };
+        let _caller = Caller { waiting: &self.waiting, id };
+        let mut message = message.with_reply_to(&self.replies).with_correlation_id(id.to_string());
+        if message.properties().ttl.is_none() {
+            message = message.with_ttl(limit);
+        }
+        match self.broker.publish(to, message).await.map_err(RequestError::Unconfirmed)? {
+            PublishOutcome::Confirmed => {}
+            PublishOutcome::Unroutable(returned) => {
+                return Err(RequestError::Unroutable { to: to.clone(), reason: returned.reason });
+            }
+            PublishOutcome::Refused(refusal) => return Err(RequestError::Refused(refusal)),
+            PublishOutcome::Unconfirmed(error) => return Err(RequestError::Unconfirmed(error)),
+        }
+        let reply = answered.await.map_err(|_| RequestError::Closed)?;
+        match reply.header(ERROR) {
+            None => Ok(reply),
+            Some(reason) => {
+                let reason = reason.as_text().map_or_else(|| format!("{reason:?}"), str::to_owned);
+                Err(RequestError::Failed { reason })
+            }
+        }
+    }
+
+    /// How many requests wait for their reply.
+    pub fn waiting(&self) -> usize {
+        lock(&self.waiting).callers.len()
+    }
+}
+
+impl Drop for Requester {
+    fn drop(&mut self) {
+        self.receiving.abort();
+    }
+}
+
+impl fmt::Debug for Requester {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requester").field("replies", &self.replies).field("waiting", &self.waiting()).finish()
+    }
+}
+
+/// Gives replies to their callers. One that nobody waits for is dropped.
+async fn receive(mut consumer: Consumer, waiting: Arc<Mutex<Waiting>>) {
+    while let Some(Ok(delivery)) = consumer.next().await {
+        delivery.ack();
+        let id = delivery.message.properties().correlation_id.as_deref().and_then(|id| id.parse().ok());
+        let caller = id.and_then(|id: u64| lock(&waiting).callers.remove(&id));
+        if let Some(caller) = caller {
+            let _ = caller.send(delivery.message);
+        }
+    }
+    let mut waiting = lock(&waiting);
+    waiting.closed = true;
+    waiting.callers.clear();
+}
+
+/// Answers the requests of a queue: a flow of nothing that calls `handle` for each, up to `concurrency` at once. What `handle`
+/// fails with, by an error or a panic, is the reply's [`ERROR`].
+///
+/// A request is acknowledged when its reply is stored, or nobody waits for one any more: a request that was in hand when the
+/// process died is answered by another.
+///
+/// # Errors
+/// A broker that fails, fails the run.
+pub fn respond<H>(
+    broker: Arc<dyn Broker>,
+    requests: Consumer,
+    concurrency: impl Into<Concurrency>,
+    handle: H,
+) -> Pipe<impl Flow<Item = (), Token = Token>>
+where
+    H: AsyncFn(Message) -> Result<Message, BoxError> + 'static,
+{
+    let concurrency = concurrency.into();
+    messages(requests)
+        .try_map_async(concurrency, Retry::never(), async move |request: &Message| {
+            let reply = handle(request.clone()).await?;
+            Ok::<_, BoxError>(addressed(request, reply))
+        })
+        .named("respond")
+        .map(|answered| match answered {
+            Ok(reply) => reply,
+            Err(failed) => {
+                let reason = Value::Text(chain(&*failed.error));
+                addressed(&failed.input, Message::new("").with_header(ERROR, reason))
+            }
+        })
+        .try_map_async(concurrency, Retry::never(), async move |reply: &Option<Publish>| {
+            let Some(Publish { to, message }) = reply else { return Ok(()) };
+            match broker.publish(to, message.clone()).await? {
+                // Whoever asked is gone, or has no room.
+                PublishOutcome::Confirmed | PublishOutcome::Unroutable(_) | PublishOutcome::Refused(_) => {
+                    Ok(())
+                }
+                PublishOutcome::Unconfirmed(error) => Err(error),
+            }
+        })
+        .named("reply")
+        .fail_fast()
+}
+
+/// A reply on its way to who asked, if anybody waits for it.
+fn addressed(request: &Message, reply: Message) -> Option<Publish> {
+    let properties = request.properties();
+    let to = Address::queue(properties.reply_to.as_deref()?);
+    let mut message = reply.transient();
+    message.properties_mut().correlation_id = properties.correlation_id.clone();
+    Some(Publish { to, message })
+}

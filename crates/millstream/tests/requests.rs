@@ -1,0 +1,92 @@
+//! Requests and replies over queues, in memory and on RabbitMQ.
+
+#[path = "../../millstream-rabbitmq/tests/rabbitmq/node.rs"]
+#[allow(dead_code, reason = "the tests there use all of it")]
+mod node;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream::message::{Broker, Value};
+use millstream::prelude::*;
+use millstream::queue::{RequestError, Requester, respond};
+use node::unique;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Squares numbers, slowly if they are large; fails at others, and panics at 13.
+async fn square(request: Message) -> Result<Message, BoxError> {
+    let n: u64 = std::str::from_utf8(request.body())?.parse()?;
+    assert_ne!(n, 13, "bad luck");
+    if n >= 1000 {
+        tokio::time::sleep(n as u32 * Duration::from_millis(1)).await;
+    }
+    Ok(Message::new((n * n).to_string()).with_header("asked", n as i64))
+}
+
+async fn ask(requester: &Requester, to: &Address, what: &str) -> Result<Message, RequestError> {
+    requester.request(to, Message::new(what.to_owned()), 5 * SECOND).await
+}
+
+async fn requests_are_answered(url: &str) {
+    let broker: Arc<dyn Broker> = millstream::open(url).await.expect("opened");
+    let queue = unique("square");
+    broker.declare_queue(Queue::durable(&queue)).await.expect("declared");
+    let to = Address::queue(&queue);
+    let requester = Arc::new(Requester::open(broker.clone()).await.expect("open"));
+
+    // Nobody is there yet: it waits in the queue for as long as the request does.
+    let early = requester.request(&to, Message::new("2"), SECOND / 5).await;
+    assert!(matches!(early, Err(RequestError::Timeout { .. })), "{early:?}");
+    let consumer = broker.consume(&queue, ConsumeOptions::default()).await.expect("consumed");
+    let serving =
+        respond(broker.clone(), consumer, Concurrency::unordered(100), square).for_each(drop).start();
+
+    let reply = ask(&requester, &to, "12").await.expect("a reply");
+    assert_eq!((reply.body(), reply.header("asked")), (&"144".into(), Some(&Value::Int(12))));
+    // Many at once, each its own reply, whatever the order in which they are done.
+    let asked = (0..500_u64).map(|n| {
+        let (requester, to) = (requester.clone(), to.clone());
+        tokio::spawn(async move { (n, ask(&requester, &to, &n.to_string()).await) })
+    });
+    for (n, reply) in
+        futures_util::future::join_all(asked.collect::<Vec<_>>()).await.into_iter().map(Result::unwrap)
+    {
+        match (n, reply) {
+            (13, Err(RequestError::Failed { reason })) => assert!(reason.contains("bad luck"), "{reason}"),
+            (_, reply) => assert_eq!(reply.expect("a reply").body(), (n * n).to_string().as_bytes()),
+        }
+    }
+    let failed = ask(&requester, &to, "twelve").await.expect_err("it is no number");
+    assert!(failed.to_string().contains("invalid digit"), "{failed}");
+    let slow = requester.request(&to, Message::new("100000"), SECOND / 5).await;
+    assert!(matches!(slow, Err(RequestError::Timeout { .. })), "{slow:?}");
+    let nowhere = ask(&requester, &Address::queue("nowhere"), "1").await;
+    assert!(matches!(nowhere, Err(RequestError::Unroutable { .. })), "{nowhere:?}");
+    assert_eq!(requester.waiting(), 0, "nobody is forgotten there");
+    drop(serving);
+    broker.close().await.expect("closed");
+    assert!(ask(&requester, &to, "1").await.is_err(), "it does not wait for a broker that is closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_are_answered_in_memory() {
+    requests_are_answered("memory:").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_are_answered_on_rabbitmq() {
+    requests_are_answered(&node::shared().await.url()).await;
+}
+
+#[tokio::test]
+async fn no_more_requests_are_under_way_than_may_be() {
+    let broker: Arc<dyn Broker> = millstream::open("memory:").await.expect("opened");
+    broker.declare_queue(Queue::durable("q")).await.expect("declared");
+    let requester = Requester::open(broker.clone()).await.expect("open").under_way(2);
+    let to = Address::queue("q");
+    let ask = |limit| requester.request(&to, Message::new("x").with_ttl(60 * SECOND), limit);
+    let (one, two, three) = tokio::join!(ask(SECOND / 2), ask(SECOND / 2), ask(SECOND / 5));
+    assert!(one.is_err() && two.is_err() && three.is_err());
+    assert_eq!(broker.stats("q").await.expect("there").total(), 2, "the third was never sent");
+}
