@@ -21,7 +21,7 @@ use crate::confirms::Entry;
 use crate::consumer::ConsumerCore;
 use crate::options::Options;
 use crate::proto::{Closed, Connection, Event, Method, ProtocolError, Server, Settings};
-use crate::publisher::Outbox;
+use crate::publisher::{Outbox, Window};
 use crate::socket::Socket;
 
 /// How a connection is.
@@ -122,6 +122,8 @@ pub(crate) struct Link {
     pub(crate) options: Arc<Options>,
     name: String,
     state: Mutex<State>,
+    /// What may be published and not confirmed.
+    pub(crate) window: Arc<Window>,
     /// The task that owns the socket.
     waker: AtomicWaker,
     /// It has been woken and has not looked since.
@@ -140,8 +142,10 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(options: Arc<Options>, name: String) -> Arc<Link> {
-        let outbox = Outbox::new(&options);
+        let window = Arc::new(Window::new(&options));
+        let outbox = Outbox::new(window.clone());
         Arc::new(Link {
+            window,
             options,
             name,
             state: Mutex::new(State {
@@ -418,7 +422,7 @@ impl Link {
     }
 
     pub(crate) fn closed_error(&self) -> BrokerError {
-        BrokerError::new(BrokerErrorKind::Unavailable, "the broker handle is closed")
+        closed_error()
     }
 
     /// Asks the task to end the connection in good order.
@@ -582,6 +586,10 @@ impl Link {
             }
         }
     }
+}
+
+pub(crate) fn closed_error() -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Unavailable, "the broker handle is closed")
 }
 
 /// The largest body that is taken from a broker that has not said its version yet.

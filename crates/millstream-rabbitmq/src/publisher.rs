@@ -14,7 +14,7 @@ use crate::proto::{Closed, Connection};
 /// Messages on their way to the broker, in order. It outlives connections: what was not confirmed is sent again.
 pub(crate) struct Outbox {
     confirms: Confirms,
-    pub(crate) window: Arc<Window>,
+    window: Arc<Window>,
 }
 
 /// How much may be published and not confirmed.
@@ -27,19 +27,32 @@ pub(crate) struct Window {
     pub(crate) confirmed: AtomicU64,
 }
 
-impl Outbox {
-    pub(crate) fn new(options: &Options) -> Outbox {
+impl Window {
+    pub(crate) fn new(options: &Options) -> Window {
         // A semaphore is asked for at most 2^32 - 1.
         let most = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let (items_max, bytes_max) = (most(options.publish_window), most(options.publish_window_bytes));
-        let window = Window {
+        Window {
             items: Semaphore::new(items_max as usize),
             bytes: Semaphore::new(bytes_max as usize),
             items_max,
             bytes_max,
             confirmed: AtomicU64::new(0),
-        };
-        Outbox { confirms: Confirms::default(), window: Arc::new(window) }
+        }
+    }
+
+    /// Gives back what batches have taken.
+    fn release(&self, (items, bytes): (usize, usize)) {
+        if items > 0 {
+            self.items.add_permits(items);
+            self.bytes.add_permits(bytes);
+        }
+    }
+}
+
+impl Outbox {
+    pub(crate) fn new(window: Arc<Window>) -> Outbox {
+        Outbox { confirms: Confirms::default(), window }
     }
 
     /// Takes a batch, and sends it if there is a channel.
@@ -79,17 +92,17 @@ impl Outbox {
 
     /// Tells those who wait for what is known now.
     pub(crate) fn resolve(&mut self) {
+        let (mut count, mut items, mut bytes) = (0, 0, 0);
         while let Some(entry) = self.confirms.pop_known() {
-            self.release(&entry);
-            self.window.confirmed.fetch_add(entry.publishes().len() as u64, Ordering::Relaxed);
+            count += entry.publishes().len() as u64;
+            items += entry.permits.0 as usize;
+            bytes += entry.permits.1 as usize;
             entry.resolve();
         }
-    }
-
-    fn release(&self, entry: &Entry) {
-        let (items, bytes) = entry.permits;
-        self.window.items.add_permits(items as usize);
-        self.window.bytes.add_permits(bytes as usize);
+        if items > 0 {
+            self.window.confirmed.fetch_add(count, Ordering::Relaxed);
+            self.window.release((items, bytes));
+        }
     }
 
     /// The server closed the channel. What it did not like is refused; the rest will be sent again.
@@ -110,7 +123,7 @@ impl Outbox {
     pub(crate) fn expire(&mut self, now: Duration) {
         while self.confirms.deadline().is_some_and(|deadline| deadline <= now) {
             let Some(entry) = self.confirms.pop_first() else { return };
-            self.release(&entry);
+            self.window.release((entry.permits.0 as usize, entry.permits.1 as usize));
             let text = "no confirm came within `confirm_timeout`; the message may be stored or not";
             entry.give_up(&BrokerError::new(BrokerErrorKind::Unavailable, text));
         }
@@ -119,7 +132,7 @@ impl Outbox {
     /// Nothing will be sent any more.
     pub(crate) fn fail(&mut self, error: &BrokerError) {
         while let Some(entry) = self.confirms.pop_first() {
-            self.release(&entry);
+            self.window.release((entry.permits.0 as usize, entry.permits.1 as usize));
             entry.give_up(error);
         }
         self.window.items.close();
