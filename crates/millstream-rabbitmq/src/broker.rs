@@ -14,7 +14,7 @@ use millstream_message::{
     ConsumeOptions, Consumer, Exchange, Features, Message, Outcomes, Publish, PublishOutcome, Queue,
     QueueStats, Refusal, StreamFrom, StreamReader, StreamSpec, StreamStats,
 };
-use tokio::sync::{Mutex, OnceCell, oneshot, watch};
+use tokio::sync::{Mutex, OnceCell, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::confirms::Entry;
@@ -457,21 +457,10 @@ impl Inner {
         refused: Vec<(usize, PublishOutcome)>,
         room: (u32, u32),
     ) -> Result<Confirm, BrokerError> {
-        let (done, told) = oneshot::channel();
         let deadline = self.options.confirm_timeout.map(|after| link.now() + after);
-        let total = publishes.len();
-        self.published.fetch_add(total as u64, Ordering::Relaxed);
-        let entry = Entry::new(publishes, refused, room, deadline, done);
-        if !link.push(entry) {
-            return Err(closed_error());
-        }
-        Ok(Confirm::pending(async move {
-            match told.await {
-                Ok(outcomes) => outcomes,
-                // The task is gone with its runtime.
-                Err(_) => Outcomes::all(total, &PublishOutcome::Unconfirmed(closed_error())),
-            }
-        }))
+        self.published.fetch_add(publishes.len() as u64, Ordering::Relaxed);
+        let entry = Entry::new(publishes, refused, room, deadline);
+        link.push(entry).map(Confirm::pending).ok_or_else(closed_error)
     }
 
     async fn consume(&self, queue: &str, options: ConsumeOptions) -> Result<Consumer, BrokerError> {

@@ -13,6 +13,7 @@ mod proto;
 mod publisher;
 mod restore;
 mod socket;
+mod told;
 mod topology;
 mod unsettled;
 

@@ -23,6 +23,7 @@ use crate::options::Options;
 use crate::proto::{Closed, Connection, Event, Method, ProtocolError, Server, Settings};
 use crate::publisher::{Outbox, Window};
 use crate::socket::Socket;
+use crate::told::Told;
 
 /// How a connection is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -534,18 +535,18 @@ impl Link {
         self.wake();
     }
 
-    /// Takes a batch to publish. False if the link is closed.
-    pub(crate) fn push(&self, entry: Entry) -> bool {
+    /// Takes a batch to publish. What will become of it; `None` if the link is closed.
+    pub(crate) fn push(&self, entry: Entry) -> Option<Told> {
         let mut state = self.state();
         let State { connection, outbox, publisher, closing, .. } = &mut *state;
         if *closing {
-            return false;
+            return None;
         }
         let to = connection.as_mut().zip(*publisher);
-        outbox.push(entry, to);
+        let told = outbox.push(entry, to);
         drop(state);
         self.wake();
-        true
+        Some(told)
     }
 
     /// A consumer is to be given another channel.

@@ -10,11 +10,15 @@ use tokio::sync::Semaphore;
 use crate::confirms::{Confirms, Entry};
 use crate::options::Options;
 use crate::proto::{Closed, Connection};
+use crate::told::{Board, Told};
 
 /// Messages on their way to the broker, in order. It outlives connections: what was not confirmed is sent again.
 pub(crate) struct Outbox {
     confirms: Confirms,
     window: Arc<Window>,
+    board: Arc<Board>,
+    /// How many batches were handed over.
+    batches: u64,
 }
 
 /// How much may be published and not confirmed.
@@ -52,16 +56,19 @@ impl Window {
 
 impl Outbox {
     pub(crate) fn new(window: Arc<Window>) -> Outbox {
-        Outbox { confirms: Confirms::default(), window }
+        Outbox { confirms: Confirms::default(), window, board: Arc::default(), batches: 0 }
     }
 
-    /// Takes a batch, and sends it if there is a channel.
-    pub(crate) fn push(&mut self, entry: Entry, to: Option<(&mut Connection, u16)>) {
+    /// Takes a batch, and sends it if there is a channel. What will become of it.
+    pub(crate) fn push(&mut self, entry: Entry, to: Option<(&mut Connection, u16)>) -> Told {
+        let told = Told::new(self.board.clone(), self.batches, entry.total());
+        self.batches += 1;
         let entry = self.confirms.push(entry);
         if let Some((connection, channel)) = to {
             send(entry, connection, channel);
         }
         self.resolve();
+        told
     }
 
     /// A new channel is there: what is not settled is sent on it.
@@ -92,16 +99,22 @@ impl Outbox {
 
     /// Tells those who wait for what is known now.
     pub(crate) fn resolve(&mut self) {
+        let (mut batches, mut others) = (0, Vec::new());
         let (mut count, mut items, mut bytes) = (0, 0, 0);
         while let Some(entry) = self.confirms.pop_known() {
             count += entry.publishes().len() as u64;
             items += entry.permits.0 as usize;
             bytes += entry.permits.1 as usize;
-            entry.resolve();
+            let outcomes = entry.outcomes();
+            if !outcomes.all_confirmed() {
+                others.push((batches, outcomes));
+            }
+            batches += 1;
         }
-        if items > 0 {
+        if batches > 0 {
             self.window.confirmed.fetch_add(count, Ordering::Relaxed);
             self.window.release((items, bytes));
+            self.board.tell(batches, others);
         }
     }
 
@@ -125,7 +138,8 @@ impl Outbox {
             let Some(entry) = self.confirms.pop_first() else { return };
             self.window.release((entry.permits.0 as usize, entry.permits.1 as usize));
             let text = "no confirm came within `confirm_timeout`; the message may be stored or not";
-            entry.give_up(&BrokerError::new(BrokerErrorKind::Unavailable, text));
+            let error = BrokerError::new(BrokerErrorKind::Unavailable, text);
+            self.board.tell(1, vec![(0, entry.give_up(&error))]);
         }
     }
 
@@ -133,7 +147,7 @@ impl Outbox {
     pub(crate) fn fail(&mut self, error: &BrokerError) {
         while let Some(entry) = self.confirms.pop_first() {
             self.window.release((entry.permits.0 as usize, entry.permits.1 as usize));
-            entry.give_up(error);
+            self.board.tell(1, vec![(0, entry.give_up(error))]);
         }
         self.window.items.close();
         self.window.bytes.close();
@@ -141,6 +155,12 @@ impl Outbox {
 
     pub(crate) fn in_flight(&self) -> u64 {
         self.confirms.in_flight()
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.board.end();
     }
 }
 
