@@ -418,11 +418,15 @@ impl Inner {
         let second = link.window.bytes.acquire_many(bytes).await.map_err(closed)?;
         first.forget();
         second.forget();
-        self.push(link, publishes, refused, (items, bytes))
+        let (confirm, crowded) = self.push(link, publishes, refused, (items, bytes))?;
+        if crowded {
+            tokio::task::yield_now().await;
+        }
+        Ok(confirm)
     }
 
     /// Takes a batch of which nothing must be asked and for which there is room. Gives back any other.
-    fn submit_at_once(&self, batch: Batch) -> Result<Result<Confirm, BrokerError>, Batch> {
+    fn submit_at_once(&self, batch: Batch) -> Result<Result<(Confirm, bool), BrokerError>, Batch> {
         let Some(link) = self.publishing.get() else { return Err(batch) };
         if batch.position.is_some() || batch.publishes.is_empty() {
             return Err(batch);
@@ -449,18 +453,19 @@ impl Inner {
         Ok(self.push(link, batch.publishes, Vec::new(), (items, bytes)))
     }
 
-    /// Publishes what there is room for.
+    /// Publishes what there is room for, and says whether it is time to let it be written.
     fn push(
         &self,
         link: &Arc<Link>,
         publishes: Vec<Publish>,
         refused: Vec<(usize, PublishOutcome)>,
         room: (u32, u32),
-    ) -> Result<Confirm, BrokerError> {
+    ) -> Result<(Confirm, bool), BrokerError> {
         let deadline = self.options.confirm_timeout.map(|after| link.now() + after);
         self.published.fetch_add(publishes.len() as u64, Ordering::Relaxed);
         let entry = Entry::new(publishes, refused, room, deadline);
-        link.push(entry).map(Confirm::pending).ok_or_else(closed_error)
+        let (told, crowded) = link.push(entry).ok_or_else(closed_error)?;
+        Ok((Confirm::pending(told), crowded))
     }
 
     async fn consume(&self, queue: &str, options: ConsumeOptions) -> Result<Consumer, BrokerError> {
@@ -549,6 +554,8 @@ struct Submit<'a> {
 
 enum Step<'a> {
     Fresh(Batch),
+    /// It is done, and others are to have their turn.
+    Done(Option<Confirm>),
     Waiting(BoxFuture<'a, Result<Confirm, BrokerError>>),
 }
 
@@ -559,12 +566,20 @@ impl Future for Submit<'_> {
         let Submit { inner, step } = self.get_mut();
         if let Step::Fresh(batch) = step {
             match inner.submit_at_once(std::mem::take(batch)) {
-                Ok(done) => return Poll::Ready(done),
+                Ok(Ok((confirm, true))) => {
+                    *step = Step::Done(Some(confirm));
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Ok(done) => return Poll::Ready(done.map(|(confirm, _)| confirm)),
                 Err(batch) => *step = Step::Waiting(Box::pin(inner.submit(batch))),
             }
         }
-        let Step::Waiting(waiting) = step else { unreachable!("it was made to wait just now") };
-        waiting.as_mut().poll(cx)
+        match step {
+            Step::Waiting(waiting) => waiting.as_mut().poll(cx),
+            Step::Done(confirm) => Poll::Ready(Ok(confirm.take().expect("a submit is awaited once"))),
+            Step::Fresh(_) => unreachable!("it was taken just now"),
+        }
     }
 }
 

@@ -535,8 +535,9 @@ impl Link {
         self.wake();
     }
 
-    /// Takes a batch to publish. What will become of it; `None` if the link is closed.
-    pub(crate) fn push(&self, entry: Entry) -> Option<Told> {
+    /// Takes a batch to publish. What will become of it, and whether so much waits to be written that the publisher should let
+    /// it be written; `None` if the link is closed.
+    pub(crate) fn push(&self, entry: Entry) -> Option<(Told, bool)> {
         let mut state = self.state();
         let State { connection, outbox, publisher, closing, .. } = &mut *state;
         if *closing {
@@ -544,9 +545,10 @@ impl Link {
         }
         let to = connection.as_mut().zip(*publisher);
         let told = outbox.push(entry, to);
+        let crowded = connection.as_ref().is_some_and(|connection| connection.output().len() >= WRITE);
         drop(state);
         self.wake();
-        Some(told)
+        Some((told, crowded))
     }
 
     /// A consumer is to be given another channel.
@@ -644,6 +646,9 @@ struct Io {
 
 /// Bytes that are read at once.
 const READ: usize = 64 << 10;
+/// Bytes to be written from which on publishers let the socket's task run: what is written while it is in the processor's cache
+/// costs half.
+const WRITE: usize = 64 << 10;
 /// A buffer that had to be larger than this is given back.
 const KEEP: usize = 1 << 20;
 
