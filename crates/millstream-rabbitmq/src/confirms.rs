@@ -11,7 +11,7 @@ pub(crate) struct Entry {
     /// The number of the first publish on the channel.
     first: u64,
     /// What is not settled, or was not when the channel was opened.
-    publishes: Vec<Publish>,
+    publishes: Publishes,
     /// The place of each in the batch; `None` while they are all of it.
     places: Option<Vec<u32>>,
     /// How many the batch had.
@@ -23,6 +23,41 @@ pub(crate) struct Entry {
     pub(crate) permits: (u32, u32),
 }
 
+/// A batch of one lies among the entries themselves: the vector that it came in is free at once, still in the cache, for the next
+/// one to come in.
+#[derive(Debug)]
+enum Publishes {
+    One(Publish),
+    Many(Vec<Publish>),
+}
+
+impl Default for Publishes {
+    fn default() -> Publishes {
+        Publishes::Many(Vec::new())
+    }
+}
+
+impl From<Vec<Publish>> for Publishes {
+    fn from(mut publishes: Vec<Publish>) -> Publishes {
+        match publishes.pop() {
+            Some(only) if publishes.is_empty() => Publishes::One(only),
+            last => {
+                publishes.extend(last);
+                Publishes::Many(publishes)
+            }
+        }
+    }
+}
+
+impl Publishes {
+    fn into_vec(self) -> Vec<Publish> {
+        match self {
+            Publishes::One(publish) => vec![publish],
+            Publishes::Many(publishes) => publishes,
+        }
+    }
+}
+
 impl Entry {
     /// A batch of which `refused` were not let in; the rest is to be published.
     pub(crate) fn new(
@@ -32,6 +67,7 @@ impl Entry {
         deadline: Option<Duration>,
     ) -> Entry {
         let total = publishes.len();
+        let publishes = Publishes::from(publishes);
         let mut entry =
             Entry { first: 0, publishes, places: None, total, others: Vec::new(), deadline, permits };
         if !refused.is_empty() {
@@ -55,16 +91,18 @@ impl Entry {
 
     /// Keeps the publishes of which `keep` says so, by their place in the batch.
     fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
-        let places = self.places.take().unwrap_or_else(|| (0..self.publishes.len() as u32).collect());
+        let places = self.places.take().unwrap_or_else(|| (0..self.publishes().len() as u32).collect());
         let kept: Vec<bool> = places.iter().map(|place| keep(*place as usize)).collect();
         let mut flags = kept.iter();
-        self.publishes.retain(|_| *flags.next().expect("a flag for each"));
+        let mut publishes = std::mem::take(&mut self.publishes).into_vec();
+        publishes.retain(|_| *flags.next().expect("a flag for each"));
+        self.publishes = Publishes::Many(publishes);
         self.places =
             Some(places.into_iter().zip(kept).filter_map(|(place, kept)| kept.then_some(place)).collect());
     }
 
     fn end(&self) -> u64 {
-        self.first + self.publishes.len() as u64
+        self.first + self.publishes().len() as u64
     }
 
     /// How many messages the batch has, with those that were not let in.
@@ -73,7 +111,10 @@ impl Entry {
     }
 
     pub(crate) fn publishes(&self) -> &[Publish] {
-        &self.publishes
+        match &self.publishes {
+            Publishes::One(publish) => std::slice::from_ref(publish),
+            Publishes::Many(publishes) => publishes,
+        }
     }
 
     /// What became of it.
@@ -84,7 +125,7 @@ impl Entry {
 
     /// The same when nothing will be known of what is not settled.
     pub(crate) fn give_up(mut self, error: &BrokerError) -> Outcomes {
-        for at in 0..self.publishes.len() {
+        for at in 0..self.publishes().len() {
             let place = self.place(at);
             if !self.others.iter().any(|(other, _)| *other == place) {
                 self.others.push((place, PublishOutcome::Unconfirmed(error.clone())));
@@ -203,7 +244,7 @@ impl Confirms {
             let entry = &mut self.entries[at];
             let index = (number - entry.first) as usize;
             let place = entry.place(index);
-            let refusal = full(&entry.publishes[index].to);
+            let refusal = full(&entry.publishes()[index].to);
             if !entry.others.iter().any(|(other, _)| *other == place) {
                 entry.others.push((place, PublishOutcome::Refused(refusal)));
             }
@@ -222,7 +263,7 @@ impl Confirms {
         let entry = &mut self.entries[at];
         self.returned = entry.first + index as u64 + 1;
         let place = entry.place(index);
-        let publish = entry.publishes[index].clone();
+        let publish = entry.publishes()[index].clone();
         let returned = Returned { publish, reason: reason.to_owned() };
         entry.others.push((place, PublishOutcome::Unroutable(Box::new(returned))));
         true
@@ -232,7 +273,7 @@ impl Confirms {
     fn find(&self, from: u64, exchange: &str, key: &str, body: &[u8]) -> Option<(usize, usize)> {
         let begin = self.entries.partition_point(|entry| entry.end() <= from);
         for (at, entry) in self.entries.iter().enumerate().skip(begin) {
-            for (index, Publish { to, message }) in entry.publishes.iter().enumerate() {
+            for (index, Publish { to, message }) in entry.publishes().iter().enumerate() {
                 let number = entry.first + index as u64;
                 let same = to.key() == key && to.exchange() == exchange && message.body() == body;
                 let told = || entry.others.iter().any(|(place, _)| *place == entry.place(index));
@@ -252,10 +293,10 @@ impl Confirms {
             number < first || settled.get((at / 64) as usize).is_some_and(|word| word & (1 << (at % 64)) != 0)
         };
         for entry in &mut self.entries {
-            for index in 0..entry.publishes.len() {
+            for index in 0..entry.publishes().len() {
                 let place = entry.place(index);
                 let told = entry.others.iter().any(|(other, _)| *other == place);
-                let of_it = entry.publishes[index].to.exchange() == exchange;
+                let of_it = entry.publishes()[index].to.exchange() == exchange;
                 if of_it && !told && !is_settled(entry.first + index as u64) {
                     let refusal = Refusal::NoExchange { exchange: exchange.to_owned() };
                     entry.others.push((place, PublishOutcome::Refused(refusal)));
