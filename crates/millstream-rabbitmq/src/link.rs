@@ -1,6 +1,6 @@
 //! One connection that stays: a task owns its socket, connects again when it is lost, and has everything restored.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
+use hashbrown::HashMap;
 use millstream_message::{BoxFuture, BrokerError, BrokerErrorKind};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
