@@ -9,6 +9,7 @@ mod engine;
 mod instructions;
 mod log;
 mod machine;
+mod rabbitmq;
 mod runner;
 mod table;
 mod whole;
@@ -39,6 +40,8 @@ enum Section {
     Engine(Options),
     /// The log and the broker on it: durable appends, acknowledgements, reopening, disk use.
     Log(Options),
+    /// The RabbitMQ client: publishing, consuming and both, against a raw socket and other clients.
+    Rabbitmq(Options),
     /// The binary: start, memory, and a pipeline file against Redpanda Connect.
     Whole(Options),
     /// Instructions an item of the engine's cases, by callgrind.
@@ -85,6 +88,7 @@ fn section(name: &str) -> Option<Vec<Case>> {
     match name {
         "engine" => Some(engine::cases()),
         "log" => Some(log::cases()),
+        "rabbitmq" => Some(rabbitmq::cases()),
         "whole" => Some(whole::cases()),
         _ => None,
     }
@@ -94,6 +98,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().section {
         Section::Engine(options) => measure("engine", options),
         Section::Log(options) => measure("log", options),
+        Section::Rabbitmq(options) => measure("rabbitmq", options),
         Section::Whole(options) => measure("whole", options),
         Section::Instructions { filter } => {
             cases("engine", &filter).and_then(|cases| instructions::print(&cases))

@@ -108,10 +108,13 @@ fn bench(arguments: &[String]) -> Outcome {
     let section = arguments.first().map_or("", String::as_str);
     let measures = !arguments.iter().any(|argument| argument == "--help" || argument == "--list");
     let mut words = vec!["run", "--profile", "bench", "--package", "millstream-bench"];
-    // The log's peers take minutes to build, so only its section has them.
-    if section == "log" {
-        words.extend(["--features", "peers-log"]);
-    }
+    // Peers take minutes to build, so only their section has them.
+    let features = match section {
+        "log" => Some("peers-log"),
+        "rabbitmq" => Some("peers-rabbitmq"),
+        _ => None,
+    };
+    words.extend(features.iter().flat_map(|features| ["--features", features]));
     // What is measured there is the binary, beside the benchmarks.
     if section == "whole" && measures {
         cargo(&["build", "--release", "--locked", "--package", "millstream-cli"])?;
@@ -119,7 +122,8 @@ fn bench(arguments: &[String]) -> Outcome {
     words.push("--");
     words.extend(arguments.iter().map(String::as_str));
     let given = std::env::var_os(AMQP).is_some();
-    let node = if section == "log" && measures && !given { started() } else { None };
+    let compares = matches!(section, "log" | "rabbitmq");
+    let node = if compares && measures && !given { started() } else { None };
     let mut command = steps::command("cargo").args(words);
     if let Some(node) = &node {
         command = command.env(AMQP, &node.url());

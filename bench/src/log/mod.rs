@@ -13,6 +13,7 @@ mod reopen;
 
 use crate::case::{Absent, Case, Sample, Scale};
 
+pub(crate) use disk::noise;
 pub(crate) use reopen::populate;
 
 pub(crate) fn cases() -> Vec<Case> {

@@ -1,7 +1,10 @@
 //! RabbitMQ as a [`Broker`].
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -19,11 +22,12 @@ use crate::consumer::ConsumerCore;
 use crate::delays::Delays;
 use crate::headers;
 use crate::hub::{Errand, Hub, Way};
-use crate::link::{CallError, Channel, ConnectionState, Link, Role};
+use crate::link::{CallError, Channel, ConnectionState, Link, Role, closed_error};
 use crate::options::Options;
 use crate::positions;
 use crate::proto::wire::cut;
 use crate::proto::{Closed, Method, properties};
+use crate::publisher::Window;
 use crate::restore::{self, Consuming, Publishing};
 use crate::topology;
 
@@ -162,7 +166,7 @@ impl RabbitMq {
             figures.bytes_out += count(&link.counters.bytes_out);
             figures.writes += count(&link.counters.writes);
             let state = link.state();
-            figures.settled += state.outbox.window.confirmed.load(Ordering::Relaxed);
+            figures.settled += link.window.confirmed.load(Ordering::Relaxed);
             figures.in_flight += state.outbox.in_flight();
         }
         figures.consumers =
@@ -421,31 +425,61 @@ impl Inner {
         }
         let link = self.publisher().await?;
         let refused = self.prepare(&mut publishes).await?;
-        let window = link.state().outbox.window.clone();
-        let bytes: usize = publishes.iter().map(|publish| publish.message.size() + OVERHEAD).sum();
-        let items = u32::try_from(publishes.len()).unwrap_or(u32::MAX).min(window.items_max);
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(window.bytes_max);
+        let (items, bytes) = room(&publishes, &link.window);
         let closed = |_| link.closed_error();
-        window.items.acquire_many(items).await.map_err(closed)?.forget();
-        match window.bytes.acquire_many(bytes).await {
-            Ok(permits) => permits.forget(),
-            Err(error) => return Err(closed(error)),
+        // Whoever gives up while waiting for the second leaves the first behind.
+        let first = link.window.items.acquire_many(items).await.map_err(closed)?;
+        let second = link.window.bytes.acquire_many(bytes).await.map_err(closed)?;
+        first.forget();
+        second.forget();
+        let (confirm, crowded) = self.push(link, publishes, refused, (items, bytes))?;
+        if crowded {
+            tokio::task::yield_now().await;
         }
-        let (done, told) = oneshot::channel();
+        Ok(confirm)
+    }
+
+    /// Takes a batch of which nothing must be asked and for which there is room. Gives back any other.
+    fn submit_at_once(&self, batch: Batch) -> Result<Result<(Confirm, bool), BrokerError>, Batch> {
+        let Some(link) = self.publishing.get() else { return Err(batch) };
+        if batch.position.is_some() || batch.publishes.is_empty() {
+            return Err(batch);
+        }
+        let mut checked: Option<&Address> = None;
+        for Publish { to, message } in &batch.publishes {
+            if !message.is_plain() || message.body().len() as u64 > self.max_message_bytes {
+                return Err(batch);
+            }
+            if checked.is_some_and(|checked| checked.same(to)) {
+                continue;
+            }
+            let known = to.exchange().is_empty() || self.hub.exchanges.lock().contains(to.exchange());
+            if !known || to.key().len() > 255 {
+                return Err(batch);
+            }
+            checked = Some(to);
+        }
+        let (items, bytes) = room(&batch.publishes, &link.window);
+        let Ok(first) = link.window.items.try_acquire_many(items) else { return Err(batch) };
+        let Ok(second) = link.window.bytes.try_acquire_many(bytes) else { return Err(batch) };
+        first.forget();
+        second.forget();
+        Ok(self.push(link, batch.publishes, Vec::new(), (items, bytes)))
+    }
+
+    /// Publishes what there is room for, and says whether it is time to let it be written.
+    fn push(
+        &self,
+        link: &Arc<Link>,
+        publishes: Vec<Publish>,
+        refused: Vec<(usize, PublishOutcome)>,
+        room: (u32, u32),
+    ) -> Result<(Confirm, bool), BrokerError> {
         let deadline = self.options.confirm_timeout.map(|after| link.now() + after);
         self.published.fetch_add(publishes.len() as u64, Ordering::Relaxed);
-        let entry = Entry::new(publishes, refused, (items, bytes), deadline, done);
-        if !link.push(entry) {
-            return Err(link.closed_error());
-        }
-        let error = link.closed_error();
-        Ok(Confirm::pending(async move {
-            match told.await {
-                Ok(outcomes) => outcomes,
-                // The task is gone with its runtime.
-                Err(_) => Outcomes::all(1, &PublishOutcome::Unconfirmed(error)),
-            }
-        }))
+        let entry = Entry::new(publishes, refused, room, deadline);
+        let (told, crowded) = link.push(entry).ok_or_else(closed_error)?;
+        Ok((Confirm::pending(told), crowded))
     }
 
     /// Publishes a batch, and when all of it is confirmed its position. Positions are stored in the order of their batches.
@@ -586,6 +620,50 @@ async fn store_positions(inner: Weak<Inner>, mut row: mpsc::Receiver<PositionJob
 
 /// What a message takes in the window besides its own size.
 const OVERHEAD: usize = 128;
+
+/// What a batch takes of the window: items, bytes. One that is larger than the window takes all of it.
+fn room(publishes: &[Publish], window: &Window) -> (u32, u32) {
+    let bytes: usize = publishes.iter().map(|publish| publish.message.size() + OVERHEAD).sum();
+    let most = |number: usize, max: u32| u32::try_from(number).unwrap_or(u32::MAX).min(max);
+    (most(publishes.len(), window.items_max), most(bytes, window.bytes_max))
+}
+
+/// A batch that is submitted: at once, as nearly all are, or after waiting for whatever it needs.
+struct Submit<'a> {
+    inner: &'a Inner,
+    step: Step<'a>,
+}
+
+enum Step<'a> {
+    Fresh(Batch),
+    /// It is done, and others are to have their turn.
+    Done(Option<Confirm>),
+    Waiting(BoxFuture<'a, Result<Confirm, BrokerError>>),
+}
+
+impl Future for Submit<'_> {
+    type Output = Result<Confirm, BrokerError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Submit { inner, step } = self.get_mut();
+        if let Step::Fresh(batch) = step {
+            match inner.submit_at_once(std::mem::take(batch)) {
+                Ok(Ok((confirm, true))) => {
+                    *step = Step::Done(Some(confirm));
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Ok(done) => return Poll::Ready(done.map(|(confirm, _)| confirm)),
+                Err(batch) => *step = Step::Waiting(Box::pin(inner.submit(batch))),
+            }
+        }
+        match step {
+            Step::Waiting(waiting) => waiting.as_mut().poll(cx),
+            Step::Done(confirm) => Poll::Ready(Ok(confirm.take().expect("a submit is awaited once"))),
+            Step::Fresh(_) => unreachable!("it was taken just now"),
+        }
+    }
+}
 
 /// Ends a consumer when its queue is empty, if that is asked for.
 async fn watch_for_the_end(consumer: Arc<ConsumerCore>) {
@@ -794,7 +872,7 @@ impl Broker for RabbitMq {
     }
 
     fn submit(&self, batch: Batch) -> BoxFuture<'_, Result<Confirm, BrokerError>> {
-        Box::pin(self.0.submit(batch))
+        Box::pin(Submit { inner: &self.0, step: Step::Fresh(batch) })
     }
 
     fn consume<'a>(

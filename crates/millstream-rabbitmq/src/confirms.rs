@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use millstream_message::{Address, BrokerError, Outcomes, Publish, PublishOutcome, Refusal, Returned};
-use tokio::sync::oneshot;
 
 /// A batch on its way, to be resolved when all of it is known.
 #[derive(Debug)]
@@ -12,17 +11,51 @@ pub(crate) struct Entry {
     /// The number of the first publish on the channel.
     first: u64,
     /// What is not settled, or was not when the channel was opened.
-    publishes: Vec<Publish>,
+    publishes: Publishes,
     /// The place of each in the batch; `None` while they are all of it.
     places: Option<Vec<u32>>,
     /// How many the batch had.
     total: usize,
     others: Vec<(usize, PublishOutcome)>,
-    done: oneshot::Sender<Outcomes>,
     /// When the one who waits is told that nothing is known.
     pub(crate) deadline: Option<Duration>,
     /// What it takes of the publisher's window: items, bytes.
     pub(crate) permits: (u32, u32),
+}
+
+/// A batch of one lies among the entries themselves: the vector that it came in is free at once, still in the cache, for the next
+/// one to come in.
+#[derive(Debug)]
+enum Publishes {
+    One(Publish),
+    Many(Vec<Publish>),
+}
+
+impl Default for Publishes {
+    fn default() -> Publishes {
+        Publishes::Many(Vec::new())
+    }
+}
+
+impl From<Vec<Publish>> for Publishes {
+    fn from(mut publishes: Vec<Publish>) -> Publishes {
+        match publishes.pop() {
+            Some(only) if publishes.is_empty() => Publishes::One(only),
+            last => {
+                publishes.extend(last);
+                Publishes::Many(publishes)
+            }
+        }
+    }
+}
+
+impl Publishes {
+    fn into_vec(self) -> Vec<Publish> {
+        match self {
+            Publishes::One(publish) => vec![publish],
+            Publishes::Many(publishes) => publishes,
+        }
+    }
 }
 
 impl Entry {
@@ -32,11 +65,11 @@ impl Entry {
         refused: Vec<(usize, PublishOutcome)>,
         permits: (u32, u32),
         deadline: Option<Duration>,
-        done: oneshot::Sender<Outcomes>,
     ) -> Entry {
         let total = publishes.len();
+        let publishes = Publishes::from(publishes);
         let mut entry =
-            Entry { first: 0, publishes, places: None, total, others: Vec::new(), done, deadline, permits };
+            Entry { first: 0, publishes, places: None, total, others: Vec::new(), deadline, permits };
         if !refused.is_empty() {
             let mut refused = refused.into_iter().peekable();
             let mut others = Vec::new();
@@ -58,37 +91,47 @@ impl Entry {
 
     /// Keeps the publishes of which `keep` says so, by their place in the batch.
     fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
-        let places = self.places.take().unwrap_or_else(|| (0..self.publishes.len() as u32).collect());
+        let places = self.places.take().unwrap_or_else(|| (0..self.publishes().len() as u32).collect());
         let kept: Vec<bool> = places.iter().map(|place| keep(*place as usize)).collect();
         let mut flags = kept.iter();
-        self.publishes.retain(|_| *flags.next().expect("a flag for each"));
+        let mut publishes = std::mem::take(&mut self.publishes).into_vec();
+        publishes.retain(|_| *flags.next().expect("a flag for each"));
+        self.publishes = Publishes::Many(publishes);
         self.places =
             Some(places.into_iter().zip(kept).filter_map(|(place, kept)| kept.then_some(place)).collect());
     }
 
     fn end(&self) -> u64 {
-        self.first + self.publishes.len() as u64
+        self.first + self.publishes().len() as u64
+    }
+
+    /// How many messages the batch has, with those that were not let in.
+    pub(crate) fn total(&self) -> usize {
+        self.total
     }
 
     pub(crate) fn publishes(&self) -> &[Publish] {
-        &self.publishes
+        match &self.publishes {
+            Publishes::One(publish) => std::slice::from_ref(publish),
+            Publishes::Many(publishes) => publishes,
+        }
     }
 
-    /// Tells who waits. Nobody may be there.
-    pub(crate) fn resolve(mut self) {
+    /// What became of it.
+    pub(crate) fn outcomes(mut self) -> Outcomes {
         self.others.sort_by_key(|(place, _)| *place);
-        let _ = self.done.send(Outcomes::with_others(self.total, self.others));
+        Outcomes::with_others(self.total, self.others)
     }
 
-    /// Tells that nothing is known of what is not settled.
-    pub(crate) fn give_up(mut self, error: &BrokerError) {
-        for at in 0..self.publishes.len() {
+    /// The same when nothing will be known of what is not settled.
+    pub(crate) fn give_up(mut self, error: &BrokerError) -> Outcomes {
+        for at in 0..self.publishes().len() {
             let place = self.place(at);
             if !self.others.iter().any(|(other, _)| *other == place) {
                 self.others.push((place, PublishOutcome::Unconfirmed(error.clone())));
             }
         }
-        self.resolve();
+        self.outcomes()
     }
 }
 
@@ -201,7 +244,7 @@ impl Confirms {
             let entry = &mut self.entries[at];
             let index = (number - entry.first) as usize;
             let place = entry.place(index);
-            let refusal = full(&entry.publishes[index].to);
+            let refusal = full(&entry.publishes()[index].to);
             if !entry.others.iter().any(|(other, _)| *other == place) {
                 entry.others.push((place, PublishOutcome::Refused(refusal)));
             }
@@ -220,7 +263,7 @@ impl Confirms {
         let entry = &mut self.entries[at];
         self.returned = entry.first + index as u64 + 1;
         let place = entry.place(index);
-        let publish = entry.publishes[index].clone();
+        let publish = entry.publishes()[index].clone();
         let returned = Returned { publish, reason: reason.to_owned() };
         entry.others.push((place, PublishOutcome::Unroutable(Box::new(returned))));
         true
@@ -230,7 +273,7 @@ impl Confirms {
     fn find(&self, from: u64, exchange: &str, key: &str, body: &[u8]) -> Option<(usize, usize)> {
         let begin = self.entries.partition_point(|entry| entry.end() <= from);
         for (at, entry) in self.entries.iter().enumerate().skip(begin) {
-            for (index, Publish { to, message }) in entry.publishes.iter().enumerate() {
+            for (index, Publish { to, message }) in entry.publishes().iter().enumerate() {
                 let number = entry.first + index as u64;
                 let same = to.key() == key && to.exchange() == exchange && message.body() == body;
                 let told = || entry.others.iter().any(|(place, _)| *place == entry.place(index));
@@ -250,10 +293,10 @@ impl Confirms {
             number < first || settled.get((at / 64) as usize).is_some_and(|word| word & (1 << (at % 64)) != 0)
         };
         for entry in &mut self.entries {
-            for index in 0..entry.publishes.len() {
+            for index in 0..entry.publishes().len() {
                 let place = entry.place(index);
                 let told = entry.others.iter().any(|(other, _)| *other == place);
-                let of_it = entry.publishes[index].to.exchange() == exchange;
+                let of_it = entry.publishes()[index].to.exchange() == exchange;
                 if of_it && !told && !is_settled(entry.first + index as u64) {
                     let refusal = Refusal::NoExchange { exchange: exchange.to_owned() };
                     entry.others.push((place, PublishOutcome::Refused(refusal)));
@@ -336,48 +379,40 @@ mod tests {
         Publish { to: Address::queue(key), message: Message::new(body.to_string()) }
     }
 
-    fn entry(publishes: Vec<Publish>) -> (Entry, oneshot::Receiver<Outcomes>) {
-        let (done, told) = oneshot::channel();
-        (Entry::new(publishes, Vec::new(), (0, 0), None, done), told)
+    fn entry(publishes: Vec<Publish>) -> Entry {
+        Entry::new(publishes, Vec::new(), (0, 0), None)
     }
 
-    fn batch(confirms: &mut Confirms, bodies: std::ops::Range<u64>) -> oneshot::Receiver<Outcomes> {
-        let (entry, told) = entry(bodies.map(|body| publish("q", body)).collect());
-        confirms.push(entry);
-        told
+    fn batch(confirms: &mut Confirms, bodies: std::ops::Range<u64>) {
+        confirms.push(entry(bodies.map(|body| publish("q", body)).collect()));
     }
 
-    fn resolve(confirms: &mut Confirms) {
-        while let Some(entry) = confirms.pop_known() {
-            entry.resolve();
-        }
+    /// The outcomes of the batches that are known, in their order.
+    fn resolve(confirms: &mut Confirms) -> Vec<Outcomes> {
+        std::iter::from_fn(|| confirms.pop_known()).map(Entry::outcomes).collect()
     }
 
     #[test]
     fn batches_resolve_in_order_when_all_of_them_is_known() {
         let mut confirms = Confirms::default();
-        let (mut one, mut two) = (batch(&mut confirms, 0..3), batch(&mut confirms, 3..5));
+        batch(&mut confirms, 0..3);
+        batch(&mut confirms, 3..5);
         assert!(confirms.ack(5, false) && confirms.ack(4, false) && confirms.ack(1, false));
-        resolve(&mut confirms);
-        assert!(one.try_recv().is_err() && two.try_recv().is_err(), "the second waits for the first");
+        assert!(resolve(&mut confirms).is_empty(), "the second waits for the first");
         assert_eq!(confirms.in_flight(), 2);
         assert!(confirms.ack(3, true));
-        resolve(&mut confirms);
-        assert!(one.try_recv().expect("known").all_confirmed());
-        assert!(two.try_recv().expect("known").all_confirmed());
+        let told = resolve(&mut confirms);
+        assert!(told.len() == 2 && told.iter().all(Outcomes::all_confirmed));
     }
 
     #[test]
     fn refused_and_returned_ones_are_told_by_their_place() {
         let mut confirms = Confirms::default();
-        let (entry, mut told) =
-            entry(vec![publish("a", 0), publish("b", 1), publish("a", 2), publish("b", 1)]);
-        confirms.push(entry);
+        confirms.push(entry(vec![publish("a", 0), publish("b", 1), publish("a", 2), publish("b", 1)]));
         assert!(confirms.returned("", "b", b"1", "NO_ROUTE") && confirms.returned("", "b", b"1", "NO_ROUTE"));
         assert!(!confirms.returned("", "b", b"1", "NO_ROUTE"), "both have come");
         assert!(confirms.nack(3, false) && confirms.ack(4, true));
-        resolve(&mut confirms);
-        let outcomes = told.try_recv().expect("known");
+        let outcomes = resolve(&mut confirms).remove(0);
         assert!(outcomes.get(0).is_confirmed());
         let PublishOutcome::Unroutable(returned) = outcomes.get(1) else { panic!("{outcomes:?}") };
         assert_eq!((returned.publish, returned.reason.as_str()), (publish("b", 1), "NO_ROUTE"));
@@ -389,15 +424,12 @@ mod tests {
 
     #[test]
     fn what_was_refused_beforehand_is_not_sent() {
-        let (done, mut told) = oneshot::channel();
         let refused = PublishOutcome::Refused(Refusal::TooLarge { len: 2, max: 1 });
-        let entry =
-            Entry::new((0..3).map(|n| publish("q", n)).collect(), vec![(1, refused)], (0, 0), None, done);
+        let entry = Entry::new((0..3).map(|n| publish("q", n)).collect(), vec![(1, refused)], (0, 0), None);
         let mut confirms = Confirms::default();
         assert_eq!(confirms.push(entry).publishes(), [publish("q", 0), publish("q", 2)]);
         assert!(confirms.nack(2, false) && confirms.ack(1, false));
-        resolve(&mut confirms);
-        let outcomes = told.try_recv().expect("known");
+        let outcomes = resolve(&mut confirms).remove(0);
         assert!(matches!(outcomes.get(1), PublishOutcome::Refused(Refusal::TooLarge { .. })));
         assert!(matches!(outcomes.get(2), PublishOutcome::Refused(Refusal::Full { .. })));
     }
@@ -405,15 +437,15 @@ mod tests {
     #[test]
     fn a_new_channel_gets_what_was_not_settled_in_its_order() {
         let mut confirms = Confirms::default();
-        let (mut one, mut two) = (batch(&mut confirms, 0..3), batch(&mut confirms, 3..6));
+        batch(&mut confirms, 0..3);
+        batch(&mut confirms, 3..6);
         assert!(confirms.ack(2, false) && confirms.nack(4, false) && confirms.ack(6, false));
         let again: Vec<_> = confirms.restart().flat_map(|entry| entry.publishes().to_vec()).collect();
         assert_eq!(again, [0, 2, 4].map(|body| publish("q", body)));
         assert!(confirms.ack(3, true));
-        resolve(&mut confirms);
-        assert!(one.try_recv().expect("known").all_confirmed());
-        let outcomes = two.try_recv().expect("known");
-        assert_eq!(outcomes.others().iter().map(|(place, _)| *place).collect::<Vec<_>>(), [0]);
+        let told = resolve(&mut confirms);
+        assert!(told[0].all_confirmed());
+        assert_eq!(told[1].others().iter().map(|(place, _)| *place).collect::<Vec<_>>(), [0]);
     }
 
     #[test]
@@ -421,7 +453,7 @@ mod tests {
         let mut confirms = Confirms::default();
         assert!(!confirms.ack(1, false) && !confirms.ack(1, true) && !confirms.nack(0, false));
         assert!(confirms.ack(0, true), "all of nothing");
-        let _told = batch(&mut confirms, 0..2);
+        batch(&mut confirms, 0..2);
         assert!(!confirms.ack(3, true) && confirms.ack(0, true));
         assert!(confirms.pop_known().is_some());
     }
@@ -429,11 +461,10 @@ mod tests {
     #[test]
     fn who_gives_up_is_told_what_is_not_known() {
         let mut confirms = Confirms::default();
-        let mut told = batch(&mut confirms, 0..2);
+        batch(&mut confirms, 0..2);
         assert!(confirms.nack(1, false));
         let error = BrokerError::new(BrokerErrorKind::Unavailable, "gone");
-        confirms.pop_first().expect("there is one").give_up(&error);
-        let outcomes = told.try_recv().expect("told");
+        let outcomes = confirms.pop_first().expect("there is one").give_up(&error);
         assert!(matches!(outcomes.get(0), PublishOutcome::Refused(_)));
         assert!(matches!(outcomes.get(1), PublishOutcome::Unconfirmed(_)));
         assert_eq!(confirms.in_flight(), 0);
@@ -448,9 +479,9 @@ mod tests {
         ) {
             let mut confirms = Confirms::default();
             let total: u64 = sizes.iter().sum();
-            let (mut told, mut from) = (Vec::new(), 0);
+            let mut from = 0;
             for size in &sizes {
-                told.push(batch(&mut confirms, from..from + size));
+                batch(&mut confirms, from..from + size);
                 from += size;
             }
             // The model: what each number of the channel stands for, and how each message was settled.
@@ -478,10 +509,10 @@ mod tests {
                 prop_assert_eq!(confirms.in_flight(), settled.iter().filter(|s| s.is_none()).count() as u64);
             }
             prop_assert!(confirms.ack(0, true));
-            resolve(&mut confirms);
+            let told = resolve(&mut confirms);
+            prop_assert_eq!(told.len(), sizes.len());
             let mut at = 0;
-            for (size, mut told) in sizes.into_iter().zip(told) {
-                let outcomes = told.try_recv().expect("all is known");
+            for (size, outcomes) in sizes.into_iter().zip(told) {
                 for place in 0..size as usize {
                     prop_assert_eq!(outcomes.get(place).is_confirmed(), settled[at].unwrap_or(true));
                     at += 1;

@@ -45,6 +45,7 @@ mod publisher;
 mod restore;
 mod socket;
 pub mod stream;
+mod told;
 mod topology;
 mod unsettled;
 

@@ -1,6 +1,6 @@
 //! One connection that stays: a task owns its socket, connects again when it is lost, and has everything restored.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
+use hashbrown::HashMap;
 use millstream_message::{BoxFuture, BrokerError, BrokerErrorKind};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,8 +22,9 @@ use crate::confirms::Entry;
 use crate::consumer::ConsumerCore;
 use crate::options::Options;
 use crate::proto::{Closed, Connection, Event, Method, ProtocolError, Server, Settings};
-use crate::publisher::Outbox;
+use crate::publisher::{Outbox, Window};
 use crate::socket::Socket;
+use crate::told::Told;
 
 /// How a connection is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +124,8 @@ pub(crate) struct Link {
     pub(crate) options: Arc<Options>,
     name: String,
     state: Mutex<State>,
+    /// What may be published and not confirmed.
+    pub(crate) window: Arc<Window>,
     /// The task that owns the socket.
     waker: AtomicWaker,
     /// It has been woken and has not looked since.
@@ -140,8 +144,10 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(options: Arc<Options>, name: String) -> Arc<Link> {
-        let outbox = Outbox::new(&options);
+        let window = Arc::new(Window::new(&options));
+        let outbox = Outbox::new(window.clone());
         Arc::new(Link {
+            window,
             options,
             name,
             state: Mutex::new(State {
@@ -418,7 +424,7 @@ impl Link {
     }
 
     pub(crate) fn closed_error(&self) -> BrokerError {
-        BrokerError::new(BrokerErrorKind::Unavailable, "the broker handle is closed")
+        closed_error()
     }
 
     /// Asks the task to end the connection in good order.
@@ -530,18 +536,20 @@ impl Link {
         self.wake();
     }
 
-    /// Takes a batch to publish. False if the link is closed.
-    pub(crate) fn push(&self, entry: Entry) -> bool {
+    /// Takes a batch to publish. What will become of it, and whether so much waits to be written that the publisher should let
+    /// it be written; `None` if the link is closed.
+    pub(crate) fn push(&self, entry: Entry) -> Option<(Told, bool)> {
         let mut state = self.state();
         let State { connection, outbox, publisher, closing, .. } = &mut *state;
         if *closing {
-            return false;
+            return None;
         }
         let to = connection.as_mut().zip(*publisher);
-        outbox.push(entry, to);
+        let told = outbox.push(entry, to);
+        let crowded = connection.as_ref().is_some_and(|connection| connection.output().len() >= WRITE);
         drop(state);
         self.wake();
-        true
+        Some((told, crowded))
     }
 
     /// A consumer is to be given another channel.
@@ -582,6 +590,10 @@ impl Link {
             }
         }
     }
+}
+
+pub(crate) fn closed_error() -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Unavailable, "the broker handle is closed")
 }
 
 /// The largest body that is taken from a broker that has not said its version yet.
@@ -635,6 +647,9 @@ struct Io {
 
 /// Bytes that are read at once.
 const READ: usize = 64 << 10;
+/// Bytes to be written from which on publishers let the socket's task run: what is written while it is in the processor's cache
+/// costs half.
+const WRITE: usize = 64 << 10;
 /// A buffer that had to be larger than this is given back.
 const KEEP: usize = 1 << 20;
 

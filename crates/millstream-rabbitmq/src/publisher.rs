@@ -10,11 +10,15 @@ use tokio::sync::Semaphore;
 use crate::confirms::{Confirms, Entry};
 use crate::options::Options;
 use crate::proto::{Closed, Connection};
+use crate::told::{Board, Told};
 
 /// Messages on their way to the broker, in order. It outlives connections: what was not confirmed is sent again.
 pub(crate) struct Outbox {
     confirms: Confirms,
-    pub(crate) window: Arc<Window>,
+    window: Arc<Window>,
+    board: Arc<Board>,
+    /// How many batches were handed over.
+    batches: u64,
 }
 
 /// How much may be published and not confirmed.
@@ -27,28 +31,44 @@ pub(crate) struct Window {
     pub(crate) confirmed: AtomicU64,
 }
 
-impl Outbox {
-    pub(crate) fn new(options: &Options) -> Outbox {
+impl Window {
+    pub(crate) fn new(options: &Options) -> Window {
         // A semaphore is asked for at most 2^32 - 1.
         let most = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let (items_max, bytes_max) = (most(options.publish_window), most(options.publish_window_bytes));
-        let window = Window {
+        Window {
             items: Semaphore::new(items_max as usize),
             bytes: Semaphore::new(bytes_max as usize),
             items_max,
             bytes_max,
             confirmed: AtomicU64::new(0),
-        };
-        Outbox { confirms: Confirms::default(), window: Arc::new(window) }
+        }
     }
 
-    /// Takes a batch, and sends it if there is a channel.
-    pub(crate) fn push(&mut self, entry: Entry, to: Option<(&mut Connection, u16)>) {
+    /// Gives back what batches have taken.
+    fn release(&self, (items, bytes): (usize, usize)) {
+        if items > 0 {
+            self.items.add_permits(items);
+            self.bytes.add_permits(bytes);
+        }
+    }
+}
+
+impl Outbox {
+    pub(crate) fn new(window: Arc<Window>) -> Outbox {
+        Outbox { confirms: Confirms::default(), window, board: Arc::default(), batches: 0 }
+    }
+
+    /// Takes a batch, and sends it if there is a channel. What will become of it.
+    pub(crate) fn push(&mut self, entry: Entry, to: Option<(&mut Connection, u16)>) -> Told {
+        let told = Told::new(self.board.clone(), self.batches, entry.total());
+        self.batches += 1;
         let entry = self.confirms.push(entry);
         if let Some((connection, channel)) = to {
             send(entry, connection, channel);
         }
         self.resolve();
+        told
     }
 
     /// A new channel is there: what is not settled is sent on it.
@@ -79,17 +99,23 @@ impl Outbox {
 
     /// Tells those who wait for what is known now.
     pub(crate) fn resolve(&mut self) {
+        let (mut batches, mut others) = (0, Vec::new());
+        let (mut count, mut items, mut bytes) = (0, 0, 0);
         while let Some(entry) = self.confirms.pop_known() {
-            self.release(&entry);
-            self.window.confirmed.fetch_add(entry.publishes().len() as u64, Ordering::Relaxed);
-            entry.resolve();
+            count += entry.publishes().len() as u64;
+            items += entry.permits.0 as usize;
+            bytes += entry.permits.1 as usize;
+            let outcomes = entry.outcomes();
+            if !outcomes.all_confirmed() {
+                others.push((batches, outcomes));
+            }
+            batches += 1;
         }
-    }
-
-    fn release(&self, entry: &Entry) {
-        let (items, bytes) = entry.permits;
-        self.window.items.add_permits(items as usize);
-        self.window.bytes.add_permits(bytes as usize);
+        if batches > 0 {
+            self.window.confirmed.fetch_add(count, Ordering::Relaxed);
+            self.window.release((items, bytes));
+            self.board.tell(batches, others);
+        }
     }
 
     /// The server closed the channel. What it did not like is refused; the rest will be sent again.
@@ -110,17 +136,18 @@ impl Outbox {
     pub(crate) fn expire(&mut self, now: Duration) {
         while self.confirms.deadline().is_some_and(|deadline| deadline <= now) {
             let Some(entry) = self.confirms.pop_first() else { return };
-            self.release(&entry);
+            self.window.release((entry.permits.0 as usize, entry.permits.1 as usize));
             let text = "no confirm came within `confirm_timeout`; the message may be stored or not";
-            entry.give_up(&BrokerError::new(BrokerErrorKind::Unavailable, text));
+            let error = BrokerError::new(BrokerErrorKind::Unavailable, text);
+            self.board.tell(1, vec![(0, entry.give_up(&error))]);
         }
     }
 
     /// Nothing will be sent any more.
     pub(crate) fn fail(&mut self, error: &BrokerError) {
         while let Some(entry) = self.confirms.pop_first() {
-            self.release(&entry);
-            entry.give_up(error);
+            self.window.release((entry.permits.0 as usize, entry.permits.1 as usize));
+            self.board.tell(1, vec![(0, entry.give_up(error))]);
         }
         self.window.items.close();
         self.window.bytes.close();
@@ -128,6 +155,12 @@ impl Outbox {
 
     pub(crate) fn in_flight(&self) -> u64 {
         self.confirms.in_flight()
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.board.end();
     }
 }
 

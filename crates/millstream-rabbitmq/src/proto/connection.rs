@@ -626,16 +626,17 @@ impl Connection {
             let content = &mut channel.content;
             match id {
                 DELIVER => {
-                    reader.shortstr()?;
+                    // The consumer's tag: a channel has one consumer.
+                    reader.short_bytes()?;
                     content.tag = reader.longlong()?;
                     content.redelivered = reader.octet()? & 1 != 0;
-                    content.expect(false, reader.shortstr()?, reader.shortstr()?);
+                    content.expect(false, reader.short_bytes()?, reader.short_bytes()?)?;
                 }
                 RETURN => {
                     reader.short()?;
                     content.reason.clear();
                     content.reason.push_str(reader.shortstr()?);
-                    content.expect(true, reader.shortstr()?, reader.shortstr()?);
+                    content.expect(true, reader.short_bytes()?, reader.short_bytes()?)?;
                 }
                 _ => {
                     let (tag, bits) = (reader.longlong()?, reader.octet()?);
@@ -756,13 +757,17 @@ impl Connection {
 }
 
 impl Assembly {
-    fn expect(&mut self, is_return: bool, exchange: &str, key: &str) {
+    fn expect(&mut self, is_return: bool, exchange: &[u8], key: &[u8]) -> Result<(), WireError> {
         self.is_return = is_return;
-        self.exchange.clear();
-        self.exchange.push_str(exchange);
-        self.key.clear();
-        self.key.push_str(key);
+        // Mostly the names of the message before, which were looked at then.
+        for (name, bytes) in [(&mut self.exchange, exchange), (&mut self.key, key)] {
+            if name.as_bytes() != bytes {
+                name.clear();
+                name.push_str(std::str::from_utf8(bytes).map_err(|_| WireError::Utf8)?);
+            }
+        }
         self.awaited = Awaited::Header;
+        Ok(())
     }
 
     fn finish(&mut self, channel: u16, on: &mut impl FnMut(Event<'_>)) {

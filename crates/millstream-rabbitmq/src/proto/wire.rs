@@ -62,8 +62,13 @@ impl<'a> Reader<'a> {
 
     /// A name: up to 255 bytes.
     pub(crate) fn shortstr(&mut self) -> Result<&'a str, WireError> {
+        std::str::from_utf8(self.short_bytes()?).map_err(|_| WireError::Utf8)
+    }
+
+    /// The bytes of a name, which may not be text.
+    pub(crate) fn short_bytes(&mut self) -> Result<&'a [u8], WireError> {
         let len = self.octet()?;
-        std::str::from_utf8(self.bytes(len.into())?).map_err(|_| WireError::Utf8)
+        self.bytes(len.into())
     }
 
     pub(crate) fn longstr(&mut self) -> Result<&'a [u8], WireError> {
