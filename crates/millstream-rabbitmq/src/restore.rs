@@ -90,6 +90,8 @@ async fn give_channel(link: &Arc<Link>, consumer: &Arc<ConsumerCore>) -> Result<
             }
             Ok(())
         }
+        // Its last handle went meanwhile, and its channel with it.
+        Err(CallError::Lost) if !consumer.goes_on() => Ok(()),
         other => other,
     }
 }
