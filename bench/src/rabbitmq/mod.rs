@@ -81,7 +81,7 @@ fn recovery() -> Case {
     let case = case.peer("lapin", without_peers);
     case.ours("ours, two threads", recovery::ours)
         .goal_on(recovery::MS, Bound::AtMost(500.0), "until a new message has come back; the longest of five")
-        .remark("amqprs and amqp091-go do not recover by themselves.")
+        .remark("lapin's publish is given up and repeated after a second; amqprs and amqp091-go do not recover by themselves.")
 }
 
 /// A case with every client.

@@ -141,7 +141,7 @@ pub(super) fn ours(_: Scale) -> Result<Sample, Absent> {
     })
 }
 
-/// How long a publish of lapin's may take: after a reset one may wait for ever.
+/// How long a publish of lapin's and its recovery may take: after a reset one may wait for ever.
 #[cfg(feature = "peers-rabbitmq")]
 const TRY: Duration = Duration::from_secs(1);
 
@@ -187,12 +187,21 @@ pub(super) fn lapin(_: Scale) -> Result<Sample, Absent> {
                 let options = BasicPublishOptions::default();
                 let properties = BasicProperties::default();
                 let confirmed = async {
-                    publisher.basic_publish("".into(), QUEUE.into(), options, &body, properties).await?.await
+                    let confirm = async {
+                        publisher
+                            .basic_publish("".into(), QUEUE.into(), options, &body, properties)
+                            .await?
+                            .await
+                    };
+                    match confirm.await {
+                        Ok(_) => Ok(true),
+                        Err(error) => publisher.wait_for_recovery(error).await.map(|()| false),
+                    }
                 };
-                let Ok(confirmed) = tokio::time::timeout(TRY, confirmed).await else { continue };
-                match confirmed {
-                    Ok(_) => return Ok(()),
-                    Err(error) => publisher.wait_for_recovery(error).await.map_err(told)?,
+                match tokio::time::timeout(TRY, confirmed).await {
+                    Ok(Ok(true)) => return Ok(()),
+                    Ok(Err(error)) => return Err(told(error)),
+                    Ok(Ok(false)) | Err(_) => {}
                 }
             }
         })
