@@ -10,6 +10,7 @@ mod foreign;
 mod lapin;
 mod ours;
 mod raw;
+mod recovery;
 mod work;
 
 #[cfg(not(feature = "peers-rabbitmq"))]
@@ -68,7 +69,19 @@ pub(crate) fn cases() -> Vec<Case> {
         against_all("end to end, durable", Work { count: 50_000, ..both.into(Kind::Durable) }, Acks::Many)
             .goal_on(RATE, Bound::RateOf(0.97, FLOOR), "")
             .goal_on(CPU, Bound::TimesAtMost(1.49, FLOOR), "≤ 5.5 µs at the floor's 3.7"),
+        recovery(),
     ]
+}
+
+fn recovery() -> Case {
+    let case = Case::new("recovery after a reset");
+    #[cfg(feature = "peers-rabbitmq")]
+    let case = case.peer("lapin", recovery::lapin);
+    #[cfg(not(feature = "peers-rabbitmq"))]
+    let case = case.peer("lapin", without_peers);
+    case.ours("ours, two threads", recovery::ours)
+        .goal_on(recovery::MS, Bound::AtMost(500.0), "until a new message has come back; the longest of five")
+        .remark("lapin's publish is given up and repeated after a second; amqprs and amqp091-go do not recover by themselves.")
 }
 
 /// A case with every client.
@@ -91,8 +104,10 @@ fn with_peers(case: Case, work: Work) -> Case {
 
 #[cfg(not(feature = "peers-rabbitmq"))]
 fn with_peers(case: Case, _: Work) -> Case {
-    fn without(_: Scale) -> Result<Sample, Absent> {
-        Err("this build has no other clients; `cargo xtask bench rabbitmq` has them".to_owned())
-    }
-    case.peer("lapin", without).peer("lapin, many at once", without).peer("amqprs", without)
+    case.peer("lapin", without_peers).peer("lapin, many at once", without_peers).peer("amqprs", without_peers)
+}
+
+#[cfg(not(feature = "peers-rabbitmq"))]
+fn without_peers(_: Scale) -> Result<Sample, Absent> {
+    Err("this build has no other clients; `cargo xtask bench rabbitmq` has them".to_owned())
 }
