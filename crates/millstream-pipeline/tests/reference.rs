@@ -26,7 +26,9 @@ fn kind(schema: &Value) -> String {
         (Some("string"), Some(pattern)) if pattern.contains("[KMGT]iB") => "size".to_owned(),
         (Some("string"), Some(pattern)) if pattern.contains("ms|s") => "time".to_owned(),
         (Some("string"), Some(pattern)) if pattern.contains('%') => "share".to_owned(),
-        (Some("string"), Some(pattern)) if pattern.contains("embedded") => "`embedded:PATH`".to_owned(),
+        (Some("string"), Some(pattern)) if pattern.contains("embedded") => {
+            "`embedded:PATH`, `amqp://HOST`".to_owned()
+        }
         (Some("string"), Some(pattern)) if pattern.contains("http") => "URL".to_owned(),
         (Some("string"), Some(_)) => "`HOST:PORT`".to_owned(),
         _ if schema["properties"].is_object() => "map".to_owned(),
