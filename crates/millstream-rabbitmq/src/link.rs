@@ -863,10 +863,14 @@ impl Io {
                 }
                 self.written = 0;
                 let now = self.link.now();
+                let ends = self.link.state().closing && !self.close_sent;
+                if ends {
+                    // What was acked before somebody closed is said before.
+                    self.link.talk();
+                }
                 let mut state = self.link.state.lock();
-                let closing = state.closing;
                 let Some(connection) = &mut state.connection else { return Poll::Ready(Ok(wrote)) };
-                if closing && !self.close_sent {
+                if ends {
                     connection.close();
                     self.close_sent = true;
                 }

@@ -376,3 +376,24 @@ async fn what_is_not_settled_when_a_process_dies_goes_to_another() {
     sleep(Duration::from_millis(300)).await;
     assert!(!taken[1].ack(), "a late ack of the lost connection changes nothing");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acked_before_the_handle_was_closed_does_not_come_again() {
+    let url = shared().await.url();
+    let watching = RabbitMq::connect(&url).await.expect("connected");
+    let queue = queue(&watching).await;
+    for round in 0..60 {
+        let batch = Batch::to(&Address::queue(&queue), (0..50).map(|_| Message::new("x")));
+        assert!(watching.publish_batch(batch).await.expect("taken").all_confirmed());
+        let broker = RabbitMq::connect(&url).await.expect("connected");
+        let mut consumer = broker.consume(&queue, ConsumeOptions::default()).await.expect("consumed");
+        let mut taken = 0;
+        while taken < 50 {
+            taken +=
+                consumer.next_chunk(50).await.expect("read").iter().filter(|delivery| delivery.ack()).count();
+        }
+        drop(consumer);
+        broker.close().await.expect("closed");
+        assert_eq!(watching.stats(&queue).await.expect("there").ready, 0, "round {round}");
+    }
+}
