@@ -152,8 +152,8 @@ fn docs() -> Outcome {
 const AMQP: &str = "MILLSTREAM_BENCH_AMQP";
 
 /// A RabbitMQ to compare with, where one can be had; the table names what could not be measured.
-fn started() -> Option<rabbitmq::Node> {
-    rabbitmq::Node::start().inspect_err(|why| eprintln!("xtask: without RabbitMQ: {why}")).ok()
+fn started() -> Option<millstream_testing::Node> {
+    rabbitmq::start().inspect_err(|why| eprintln!("xtask: without RabbitMQ: {why}")).ok()
 }
 
 fn soak() -> Outcome {

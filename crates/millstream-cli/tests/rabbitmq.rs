@@ -1,14 +1,11 @@
 //! The same commands and the same pipeline file on RabbitMQ: only the URL is another.
 
-#[path = "../../millstream-rabbitmq/tests/rabbitmq/node.rs"]
-#[allow(dead_code, reason = "the tests there use all of it")]
-mod node;
 mod support;
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
-use node::{shared, unique};
+use millstream_testing::{shared, unique};
 use serde_json::Value;
 use support::Place;
 

@@ -1,16 +1,12 @@
 //! Requests and replies over queues, in memory and on RabbitMQ.
 
-#[path = "../../millstream-rabbitmq/tests/rabbitmq/node.rs"]
-#[allow(dead_code, reason = "the tests there use all of it")]
-mod node;
-
 use std::sync::Arc;
 use std::time::Duration;
 
 use millstream::message::{Broker, Value};
 use millstream::prelude::*;
 use millstream::queue::{RequestError, Requester, respond};
-use node::unique;
+use millstream_testing::{shared, unique};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -76,7 +72,7 @@ async fn requests_are_answered_in_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_are_answered_on_rabbitmq() {
-    requests_are_answered(&node::shared().await.url()).await;
+    requests_are_answered(&shared().await.url()).await;
 }
 
 #[tokio::test]

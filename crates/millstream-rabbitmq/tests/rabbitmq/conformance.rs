@@ -6,11 +6,9 @@ use std::time::Duration;
 use millstream_message::conformance::{self, Backend};
 use millstream_message::{BoxFuture, Broker};
 use millstream_rabbitmq::RabbitMq;
-use tokio::sync::Mutex;
+use millstream_testing::{Node, Setup};
 
-use crate::node::Node;
-
-struct Real(Mutex<Node>);
+struct Real(Node);
 
 impl Backend for Real {
     /// A broker that starts, while others use the processor too, takes its time.
@@ -20,18 +18,15 @@ impl Backend for Real {
 
     fn open(&self) -> BoxFuture<'_, Arc<dyn Broker>> {
         Box::pin(async {
-            let url = self.0.lock().await.url();
-            Arc::new(RabbitMq::connect(&url).await.expect("connected")) as Arc<dyn Broker>
+            Arc::new(RabbitMq::connect(&self.0.url()).await.expect("connected")) as Arc<dyn Broker>
         })
     }
 
     fn restart(&self, broker: Arc<dyn Broker>) -> BoxFuture<'_, Arc<dyn Broker>> {
         Box::pin(async move {
             broker.close().await.expect("closed");
-            let mut node = self.0.lock().await;
-            node.stop().await;
-            node.run().await;
-            drop(node);
+            self.0.stop().await;
+            self.0.run().await.expect("it starts again");
             self.open().await
         })
     }
@@ -39,7 +34,7 @@ impl Backend for Real {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rabbitmq_does_what_every_broker_does() {
-    let backend = Real(Mutex::new(Node::start("").await));
+    let backend = Real(Node::start(Setup::default()).await.expect("it starts"));
     let report = conformance::run(&backend).await;
     let mut absent: Vec<_> = report.skipped.iter().map(|(_, feature)| *feature).collect();
     absent.dedup();

@@ -6,10 +6,8 @@ use millstream_message::{
     Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Message, PublishOutcome, Queue, Refusal,
 };
 use millstream_rabbitmq::{ConnectionState, RabbitMq};
+use millstream_testing::{Node, Proxy, Setup, free_port, shared, unique};
 use tokio::time::{Instant, sleep, timeout};
-
-use crate::node::{Node, free_port, shared, unique};
-use crate::proxy::Proxy;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -83,8 +81,12 @@ async fn the_first_host_that_answers_is_taken_and_the_next_one_when_it_is_lost()
 async fn the_broker_knows_the_name_and_the_limits_that_were_asked_for() {
     let node = shared().await;
     let broker = connected("name=my%20service&channel_max=3&frame_max=4096&heartbeat=7").await;
-    let listed =
-        node.control(&["list_connections", "client_properties", "channel_max", "frame_max", "timeout"]).await;
+    let listed = node
+        .tell(
+            "rabbitmqctl",
+            &["list_connections", "client_properties", "channel_max", "frame_max", "timeout"],
+        )
+        .await;
     let own = listed.lines().find(|line| line.contains("my service")).expect("it is listed");
     assert!(own.ends_with("3\t4096\t7"), "{own}");
     assert_eq!(broker.frame_max(), 4096);
@@ -111,12 +113,13 @@ async fn consumers_are_spread_over_connections() {
     for _ in 0..6 {
         consumers.push(broker.consume(&queue, ConsumeOptions::default()).await.expect("consumed"));
     }
-    let listed = node.control(&["list_connections", "client_properties", "channels"]).await;
+    let listed = node.tell("rabbitmqctl", &["list_connections", "client_properties", "channels"]).await;
     assert_eq!(listed.lines().filter(|line| line.contains("\"spread")).count(), 3, "{listed}");
     assert_eq!(broker.statistics().connections, 3);
     drop(broker);
     let gone = async {
-        while node.control(&["list_connections", "client_properties"]).await.contains("\"spread") {
+        while node.tell("rabbitmqctl", &["list_connections", "client_properties"]).await.contains("\"spread")
+        {
             sleep(Duration::from_millis(20)).await;
         }
     };
@@ -242,14 +245,15 @@ async fn secure_node() -> (Node, tempfile::TempDir, u16) {
     }
     let port = free_port();
     let place = directory.path().display();
-    let node = Node::start(&format!(
+    let configuration = format!(
         "listeners.ssl.default = 127.0.0.1:{port}\nssl_options.cacertfile = {place}/ca.pem\n\
          ssl_options.certfile = {place}/server.pem\nssl_options.keyfile = {place}/server.key\n\
          ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n\
          ssl_cert_login_from = common_name\nauth_mechanisms.1 = PLAIN\nauth_mechanisms.2 = AMQPLAIN\n\
          auth_mechanisms.3 = EXTERNAL\n"
-    ))
-    .await;
+    );
+    let setup = Setup::default().plugin("rabbitmq_auth_mechanism_ssl").configured(&configuration);
+    let node = Node::start(setup).await.expect("it starts");
     (node, directory, port)
 }
 

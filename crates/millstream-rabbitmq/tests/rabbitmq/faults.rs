@@ -10,11 +10,9 @@ use millstream_message::{
     Message, Nack, PublishOutcome, Queue, Refusal,
 };
 use millstream_rabbitmq::{ConnectionState, RabbitMq};
+use millstream_testing::{Node, Proxy, Setup, shared, unique};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-
-use crate::node::{Node, shared, unique};
-use crate::proxy::Proxy;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -148,7 +146,7 @@ async fn cut_at_every_step_of_the_protocol_it_comes_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_is_stopped_or_killed_and_started_again_has_everything_that_was_confirmed() {
-    let mut node = Node::start("").await;
+    let node = Node::start(Setup::default()).await.expect("it starts");
     let broker = Arc::new(RabbitMq::connect(&node.url()).await.expect("connected"));
     let queue = queue(&broker).await;
     // Gone with the broker, and declared again with its binding.
@@ -170,7 +168,7 @@ async fn a_broker_that_is_stopped_or_killed_and_started_again_has_everything_tha
             node.stop().await
         }
         sleep(Duration::from_millis(500)).await;
-        node.run().await;
+        node.run().await.expect("it starts again");
         let back = Instant::now();
         // Publishing goes on, and the consumer of another queue, within five seconds.
         let to = Address::new(&exchange, "a.b");
@@ -231,7 +229,7 @@ async fn silence_is_noticed_by_heartbeats() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publishers_wait_while_the_broker_is_short_of_memory() {
-    let node = Node::start("").await;
+    let node = Node::start(Setup::default()).await.expect("it starts");
     let url = format!("{}?publish_window=100", node.url());
     let broker = Arc::new(RabbitMq::connect(&url).await.expect("connected"));
     let queue = queue(&broker).await;
@@ -239,7 +237,7 @@ async fn publishers_wait_while_the_broker_is_short_of_memory() {
     assert!(broker.publish(&to, Message::new("x")).await.expect("taken").is_confirmed());
     let mut publishing = broker.publishing_state().expect("something was published");
 
-    node.control(&["set_vm_memory_high_watermark", "0.00001"]).await;
+    node.tell("rabbitmqctl", &["set_vm_memory_high_watermark", "0.00001"]).await;
     // The alarm is told when somebody publishes.
     let waiting = publish_numbers(broker.clone(), queue.clone(), 5000);
     let blocked = publishing.wait_for(|state| matches!(state, ConnectionState::Blocked { .. }));
@@ -258,7 +256,7 @@ async fn publishers_wait_while_the_broker_is_short_of_memory() {
         .expect("read")
         .ack();
 
-    node.control(&["set_vm_memory_high_watermark", "0.6"]).await;
+    node.tell("rabbitmqctl", &["set_vm_memory_high_watermark", "0.6"]).await;
     let others = timeout(30 * SECOND, waiting).await.expect("it goes on").expect("no panic");
     assert!(others.is_empty(), "{others:?}");
     drop(consumer);

@@ -3,5 +3,3 @@
 mod conformance;
 mod connecting;
 mod faults;
-mod node;
-mod proxy;

@@ -7,7 +7,9 @@ use std::time::Duration;
 use millstream_message::{BrokerErrorKind, StreamFrom};
 use millstream_rabbitmq::stream::{Producer, ProducerOptions, StreamClient};
 
-use crate::support::{Node, Proxy, all, client, node, number, numbers, open, restart, stream, take, url};
+use crate::support::{
+    Down, TURN, all, around, client, number, numbers, open, proxy, restart, stream, take, url,
+};
 
 /// Publishes numbers from 0 in batches of ten until told to stop; returns how many. All must be confirmed.
 async fn publish(producer: &Producer, batches: u64, pause: Duration) -> u64 {
@@ -45,10 +47,10 @@ async fn check(client: &StreamClient, stream: &str, total: u64) -> BTreeMap<u64,
 
 #[tokio::test]
 async fn what_a_named_producer_publishes_through_cuts_is_there_once_and_in_order() {
-    let _turn = node().turn.read().await;
-    let proxy = Proxy::start().await;
-    let through = client(&proxy.url("")).await;
-    let direct = client(&url("")).await;
+    let _turn = TURN.read().await;
+    let proxy = proxy().await;
+    let through = client(&around(&proxy, "")).await;
+    let direct = client(&url("").await).await;
     for (name, options) in [
         ("cut-named", ProducerOptions::default().name("cutter")),
         ("cut-named-entries", ProducerOptions::default().name("cutter").entry_messages(4)),
@@ -69,9 +71,9 @@ async fn what_a_named_producer_publishes_through_cuts_is_there_once_and_in_order
 
 #[tokio::test]
 async fn what_a_nameless_producer_publishes_through_cuts_is_there_at_least_once() {
-    let _turn = node().turn.read().await;
-    let proxy = Proxy::start().await;
-    let (through, direct) = (client(&proxy.url("")).await, client(&url("")).await);
+    let _turn = TURN.read().await;
+    let proxy = proxy().await;
+    let (through, direct) = (client(&around(&proxy, "")).await, client(&url("").await).await);
     let stream = stream(&direct, "cut-nameless").await;
     let producer = through.producer(&stream, ProducerOptions::default()).await.expect("a producer");
     let cutting = async {
@@ -86,9 +88,9 @@ async fn what_a_nameless_producer_publishes_through_cuts_is_there_at_least_once(
 
 #[tokio::test]
 async fn a_reader_goes_on_through_cuts_without_a_gap_and_without_a_repetition() {
-    let _turn = node().turn.read().await;
-    let proxy = Proxy::start().await;
-    let (through, direct) = (client(&proxy.url("")).await, client(&url("")).await);
+    let _turn = TURN.read().await;
+    let proxy = proxy().await;
+    let (through, direct) = (client(&around(&proxy, "")).await, client(&url("").await).await);
     let stream = stream(&direct, "cut-read").await;
     let producer = direct.producer(&stream, ProducerOptions::default()).await.expect("a producer");
     // Nothing is there yet: `Next` must not move while the connection is away.
@@ -119,9 +121,9 @@ async fn a_reader_goes_on_through_cuts_without_a_gap_and_without_a_repetition() 
 }
 
 /// Publishes and reads while the node goes away in this way and comes back.
-async fn through(name: &str, down: fn(&Node)) {
-    let _alone = node().turn.write().await;
-    let client = client(&url("")).await;
+async fn through(name: &str, down: Down) {
+    let _alone = TURN.write().await;
+    let client = client(&url("").await).await;
     let stream = stream(&client, name).await;
     let producer =
         client.producer(&stream, ProducerOptions::default().name("through")).await.expect("a producer");
@@ -142,7 +144,7 @@ async fn through(name: &str, down: fn(&Node)) {
 
 #[tokio::test]
 async fn a_restart_of_the_broker_loses_nothing() {
-    through("restarted", Node::stop).await;
+    through("restarted", Down::Stopped).await;
 }
 
 #[tokio::test]
@@ -150,29 +152,30 @@ async fn a_broker_that_is_killed_loses_nothing() {
     {
         // Killed within minutes of its first stream, RabbitMQ 3.10 does not start its stream coordinator again, and no
         // stream has a leader. Stopped properly once, it does.
-        let _alone = node().turn.write().await;
-        stream(&client(&url("")).await, "first").await;
-        restart(Node::stop).await;
+        let _alone = TURN.write().await;
+        stream(&client(&url("").await).await, "first").await;
+        restart(Down::Stopped).await;
     }
-    through("killed", Node::kill).await;
+    through("killed", Down::Killed).await;
 }
 
 #[tokio::test]
 async fn patience_ends() {
-    let _turn = node().turn.read().await;
-    let proxy = Proxy::start().await;
-    let (through, direct) = (client(&proxy.url("patience=1&timeout=1")).await, client(&url("")).await);
+    let _turn = TURN.read().await;
+    let proxy = proxy().await;
+    let (through, direct) =
+        (client(&around(&proxy, "patience=1&timeout=1")).await, client(&url("").await).await);
     let stream = stream(&direct, "patience").await;
     let producer = through.producer(&stream, ProducerOptions::default().name("p")).await.expect("a producer");
     assert!(producer.send(&numbers(0..1)).await.expect("sent").await.all_confirmed());
-    proxy.let_in(false);
+    proxy.refuse(true);
     proxy.cut();
     let lost = producer.send(&numbers(1..3)).await.expect("sent").await;
     assert_eq!(lost.confirmed_count(), 0);
     let error = producer.send(&numbers(3..4)).await.expect_err("away");
     assert_eq!(error.kind(), BrokerErrorKind::Unavailable);
     assert_eq!(through.stats(&stream).await.expect_err("away").kind(), BrokerErrorKind::Unavailable);
-    proxy.let_in(true);
+    proxy.refuse(false);
     let back = async {
         loop {
             if let Ok(confirm) = producer.send(&numbers(1..2)).await {
@@ -188,8 +191,8 @@ async fn patience_ends() {
 
 #[tokio::test]
 async fn a_stream_that_is_deleted_ends_its_producers_and_readers() {
-    let _turn = node().turn.read().await;
-    let client = client(&url("")).await;
+    let _turn = TURN.read().await;
+    let client = client(&url("").await).await;
     let stream = stream(&client, "doomed").await;
     let producer = client.producer(&stream, ProducerOptions::default()).await.expect("a producer");
     assert!(producer.send(&numbers(0..10)).await.expect("sent").await.all_confirmed());
@@ -219,8 +222,8 @@ fn size() -> u64 {
 
 #[tokio::test]
 async fn memory_is_bounded_whatever_the_other_side_does() {
-    let _alone = node().turn.write().await;
-    let client = client(&url("")).await;
+    let _alone = TURN.write().await;
+    let client = client(&url("").await).await;
     let stream = stream(&client, "memory").await;
     let producer = client.producer(&stream, ProducerOptions::default()).await.expect("a producer");
     let batch = vec![millstream_message::Message::new(vec![7; 1024]); 100];

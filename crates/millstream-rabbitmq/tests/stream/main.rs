@@ -10,14 +10,14 @@ use std::time::Duration;
 use millstream_message::conformance::{self, Backend};
 use millstream_message::{BoxFuture, Broker};
 use millstream_rabbitmq::stream::StreamBroker;
-use support::{Node, node, url};
+use support::{Down, TURN, url};
 
 struct Rabbit;
 
 impl Backend for Rabbit {
     fn open(&self) -> BoxFuture<'_, Arc<dyn Broker>> {
         Box::pin(async {
-            Arc::new(StreamBroker::connect(&url("")).await.expect("connects")) as Arc<dyn Broker>
+            Arc::new(StreamBroker::connect(&url("").await).await.expect("connects")) as Arc<dyn Broker>
         })
     }
 
@@ -25,7 +25,7 @@ impl Backend for Rabbit {
         Box::pin(async move {
             broker.close().await.expect("closes");
             drop(broker);
-            support::restart(Node::stop).await;
+            support::restart(Down::Stopped).await;
             self.open().await
         })
     }
@@ -37,7 +37,7 @@ impl Backend for Rabbit {
 
 #[tokio::test]
 async fn streams_pass_all_that_is_not_about_queues() {
-    let _alone = node().turn.write().await;
+    let _alone = TURN.write().await;
     let report = conformance::run(&Rabbit).await;
     for (claim, feature) in &report.skipped {
         assert_eq!(*feature, "queues", "{claim}");

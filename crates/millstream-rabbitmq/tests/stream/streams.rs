@@ -10,12 +10,12 @@ use millstream_rabbitmq::stream::{
     ConsumerOptions, ProducerOptions, Routing, StreamBroker, StreamClient, StreamSettings,
 };
 
-use crate::support::{PORT, all, client, node, number, numbers, open, says, stream, take, url};
+use crate::support::{TURN, all, client, node, number, numbers, open, says, stream, take, url};
 
 #[tokio::test]
 async fn a_batch_is_confirmed_and_read_back_as_it_was() {
-    let _turn = node().turn.read().await;
-    let client = client(&url("")).await;
+    let _turn = TURN.read().await;
+    let client = client(&url("").await).await;
     let stream = stream(&client, "whole").await;
     let nested =
         Value::Map(Headers::from([("list".to_owned(), Value::List(vec![1_i64.into(), Value::Null]))]));
@@ -58,8 +58,8 @@ async fn a_batch_is_confirmed_and_read_back_as_it_was() {
 
 #[tokio::test]
 async fn a_message_that_is_too_large_is_refused_and_the_others_are_not() {
-    let _turn = node().turn.read().await;
-    let client = client(&url("frame_max=100000")).await;
+    let _turn = TURN.read().await;
+    let client = client(&url("frame_max=100000").await).await;
     let stream = stream(&client, "large").await;
     let producer = client.producer(&stream, ProducerOptions::default()).await.expect("a producer");
     let mut messages = vec![Message::new(vec![0; 40_000]); 7];
@@ -73,8 +73,8 @@ async fn a_message_that_is_too_large_is_refused_and_the_others_are_not() {
 
 #[tokio::test]
 async fn a_named_producer_goes_on_where_its_predecessor_was() {
-    let _turn = node().turn.read().await;
-    let client = client(&url("")).await;
+    let _turn = TURN.read().await;
+    let client = client(&url("").await).await;
     let stream = stream(&client, "dedup").await;
     let options = || ProducerOptions::default().name("importer");
     let lines = |range: std::ops::RangeInclusive<u64>| -> Vec<(u64, Message)> {
@@ -97,8 +97,8 @@ async fn a_named_producer_goes_on_where_its_predecessor_was() {
 
 #[tokio::test]
 async fn offsets_are_kept_by_name_as_other_clients_keep_them() {
-    let _turn = node().turn.read().await;
-    let client = client(&url("")).await;
+    let _turn = TURN.read().await;
+    let client = client(&url("").await).await;
     let stream = stream(&client, "kept").await;
     let producer = client.producer(&stream, ProducerOptions::default()).await.expect("a producer");
     assert!(producer.send(&numbers(0..10)).await.expect("sent").await.all_confirmed());
@@ -121,8 +121,8 @@ async fn offsets_are_kept_by_name_as_other_clients_keep_them() {
 
 #[tokio::test]
 async fn a_single_active_consumer_is_refused_where_the_broker_has_none() {
-    let _turn = node().turn.read().await;
-    let client = client(&url("")).await;
+    let _turn = TURN.read().await;
+    let client = client(&url("").await).await;
     let stream = stream(&client, "single").await;
     let options = ConsumerOptions::default().name("group").single_active();
     let error = client.consumer(&stream, StreamFrom::First, options).await.expect_err("3.10");
@@ -135,15 +135,12 @@ async fn a_single_active_consumer_is_refused_where_the_broker_has_none() {
 
 #[tokio::test]
 async fn super_streams_are_written_by_key_and_read_as_one() {
-    let _turn = node().turn.read().await;
-    let client = client(&url("")).await;
-    tokio::task::spawn_blocking(|| {
-        node().command("rabbitmq-streams", &["add_super_stream", "hashed", "--partitions", "3"]);
-        node()
-            .command("rabbitmq-streams", &["add_super_stream", "keyed", "--routing-keys", "amer,emea,apac"]);
-    })
-    .await
-    .expect("made");
+    let _turn = TURN.read().await;
+    let client = client(&url("").await).await;
+    for parts in [["hashed", "--partitions", "3"], ["keyed", "--routing-keys", "amer,emea,apac"]] {
+        let words = [&["add_super_stream"], &parts[..]].concat();
+        node().await.tell("rabbitmq-streams", &words).await;
+    }
     assert_eq!(client.partitions("hashed").await.expect("asked"), ["hashed-0", "hashed-1", "hashed-2"]);
     let missing = client.partitions("missing").await.expect_err("there is none");
     assert_eq!(missing.kind(), BrokerErrorKind::NotFound);
@@ -181,8 +178,8 @@ async fn super_streams_are_written_by_key_and_read_as_one() {
 
 #[tokio::test]
 async fn appends_of_many_at_once_know_their_offsets() {
-    let _turn = node().turn.read().await;
-    let broker = std::sync::Arc::new(StreamBroker::connect(&url("")).await.expect("connects"));
+    let _turn = TURN.read().await;
+    let broker = std::sync::Arc::new(StreamBroker::connect(&url("").await).await.expect("connects"));
     let stream = stream(broker.client(), "appends").await;
     let mut tasks = tokio::task::JoinSet::new();
     for writer in 0..8_u64 {
@@ -211,14 +208,15 @@ async fn appends_of_many_at_once_know_their_offsets() {
 
 #[tokio::test]
 async fn what_goes_wrong_says_what_to_do() {
-    let _turn = node().turn.read().await;
+    let _turn = TURN.read().await;
+    let port = node().await.stream_port;
     let complaint = async |url: String| {
         let error = StreamClient::connect(StreamSettings::parse(&url).expect("a URL")).await.expect_err(&url);
         (error.kind(), error.to_string())
     };
-    let (kind, text) = complaint(format!("rabbitmq-stream://guest:wrong@127.0.0.1:{PORT}")).await;
+    let (kind, text) = complaint(format!("rabbitmq-stream://guest:wrong@127.0.0.1:{port}")).await;
     assert!(kind == BrokerErrorKind::Invalid && text.contains("the password"), "{text}");
-    let (kind, text) = complaint(format!("rabbitmq-stream://127.0.0.1:{PORT}/nowhere")).await;
+    let (kind, text) = complaint(format!("rabbitmq-stream://127.0.0.1:{port}/nowhere")).await;
     assert!(kind == BrokerErrorKind::Invalid && text.contains("`nowhere`"), "{text}");
     let (kind, text) = complaint("rabbitmq-stream://127.0.0.1:1".to_owned()).await;
     assert!(kind == BrokerErrorKind::Unavailable && text.contains("rabbitmq_stream"), "{text}");
@@ -229,7 +227,7 @@ async fn what_goes_wrong_says_what_to_do() {
     let (_, text) = complaint(format!("rabbitmq-stream://{silent}")).await;
     assert!(text.contains("closed the connection"), "{text}");
 
-    let broker = StreamBroker::connect(&url("")).await.expect("connects");
+    let broker = StreamBroker::connect(&url("").await).await.expect("connects");
     for error in [
         broker.client().producer("missing", ProducerOptions::default()).await.expect_err("missing"),
         broker.read("missing", StreamFrom::First).await.expect_err("missing"),
@@ -268,8 +266,9 @@ async fn what_goes_wrong_says_what_to_do() {
 
 #[tokio::test]
 async fn another_host_is_tried_when_one_is_gone() {
-    let _turn = node().turn.read().await;
-    let client = client(&format!("rabbitmq-stream://127.0.0.1:1,127.0.0.1:{PORT}")).await;
+    let _turn = TURN.read().await;
+    let port = node().await.stream_port;
+    let client = client(&format!("rabbitmq-stream://127.0.0.1:1,127.0.0.1:{port}")).await;
     let stream = stream(&client, "hosts").await;
     assert_eq!(client.stats(&stream).await.expect("asked").next, 0);
     assert_eq!(client.server_version().await.expect("asked"), "3.10.8");
@@ -277,8 +276,8 @@ async fn another_host_is_tried_when_one_is_gone() {
 
 #[tokio::test]
 async fn a_client_that_is_closed_says_so() {
-    let _turn = node().turn.read().await;
-    let client = client(&url("")).await;
+    let _turn = TURN.read().await;
+    let client = client(&url("").await).await;
     let stream = stream(&client, "closing").await;
     let mut reader = open(&client, &stream, StreamFrom::First).await;
     client.close().await;
@@ -290,14 +289,13 @@ async fn a_client_that_is_closed_says_so() {
 
 #[tokio::test]
 async fn a_node_that_says_a_wrong_name_is_reached_by_the_url() {
-    let _alone = node().turn.write().await;
+    let _alone = TURN.write().await;
     let say = async |host: &'static str| {
         let set = format!("application:set_env(rabbitmq_stream, advertised_host, <<\"{host}\">>).");
-        let command = move || node().command("rabbitmqctl", &["eval", &set]);
-        tokio::task::spawn_blocking(command).await.expect("set");
+        node().await.tell("rabbitmqctl", &["eval", &set]).await;
     };
     say("nowhere.invalid").await;
-    let client = client(&url("")).await;
+    let client = client(&url("").await).await;
     let stream = stream(&client, "nowhere").await;
     let producer = client.producer(&stream, ProducerOptions::default()).await.expect("a producer");
     assert!(producer.send(&numbers(0..3)).await.expect("sent").await.all_confirmed());

@@ -1,4 +1,4 @@
-//! A proxy between client and broker that cuts, stops and counts.
+//! A proxy between client and broker that cuts, stops and refuses.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -10,11 +10,15 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-pub(crate) struct Proxy {
-    pub(crate) port: u16,
+/// Hands bytes on between clients and a port of this machine, until it is told otherwise.
+#[derive(Debug)]
+pub struct Proxy {
+    /// Where it listens.
+    pub port: u16,
     shared: Arc<Shared>,
 }
 
+#[derive(Debug)]
 struct Shared {
     /// Connections are cut when it changes.
     cuts: watch::Sender<u64>,
@@ -28,7 +32,10 @@ struct Shared {
 
 impl Proxy {
     /// To a port of this machine.
-    pub(crate) async fn to(target: u16) -> Proxy {
+    ///
+    /// # Panics
+    /// If there is no port to listen at.
+    pub async fn to(target: u16) -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let shared = Arc::new(Shared {
@@ -58,29 +65,33 @@ impl Proxy {
         proxy
     }
 
-    pub(crate) fn url(&self) -> String {
+    /// A broker's address by AMQP, through it.
+    pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
     }
 
     /// Cuts every connection there is.
-    pub(crate) fn cut(&self) {
+    pub fn cut(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
     /// Cuts the connections when the server has said so many bytes more, all of them together.
-    pub(crate) fn cut_after(&self, bytes: u64) {
+    pub fn cut_after(&self, bytes: u64) {
         self.shared.budget.store(bytes, Ordering::SeqCst);
     }
 
-    pub(crate) fn let_all_through(&self) {
+    /// Cuts nothing more by itself.
+    pub fn let_all_through(&self) {
         self.shared.budget.store(u64::MAX, Ordering::SeqCst);
     }
 
-    pub(crate) fn freeze(&self, frozen: bool) {
+    /// Whether bytes stay where they are.
+    pub fn freeze(&self, frozen: bool) {
         self.shared.frozen.store(frozen, Ordering::SeqCst);
     }
 
-    pub(crate) fn refuse(&self, refusing: bool) {
+    /// Whether new connections are closed at once.
+    pub fn refuse(&self, refusing: bool) {
         self.shared.refusing.store(refusing, Ordering::SeqCst);
     }
 }

@@ -1,0 +1,216 @@
+//! A RabbitMQ of our own: Debian's server, with a directory and ports of its own, beside whatever else runs on the machine.
+
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
+use tokio::time::sleep;
+
+use crate::free_port;
+
+/// The server's own script: the one in the path changes its user.
+pub const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
+
+/// How long it may take to start and to stop, in looks a twentieth of a second apart.
+const LOOKS: u32 = 1200;
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What a node is to be.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    configuration: String,
+    plugins: Vec<&'static str>,
+}
+
+impl Setup {
+    /// Further lines of its configuration.
+    #[must_use]
+    pub fn configured(mut self, lines: &str) -> Setup {
+        self.configuration.push_str(lines);
+        self.configuration.push('\n');
+        self
+    }
+
+    /// A plugin of those that come with it.
+    #[must_use]
+    pub fn plugin(mut self, name: &'static str) -> Setup {
+        self.plugins.push(name);
+        self
+    }
+}
+
+/// A node; gone, with its directory, when it is dropped or the process ends, however that ends.
+#[derive(Debug)]
+pub struct Node {
+    directory: tempfile::TempDir,
+    /// Where AMQP is spoken.
+    pub port: u16,
+    /// Where the stream protocol is, with the plugin `rabbitmq_stream`.
+    pub stream_port: u16,
+    distribution: u16,
+    server: Mutex<Option<Child>>,
+}
+
+impl Node {
+    /// Starts a node, and waits until it takes connections.
+    ///
+    /// # Errors
+    /// If RabbitMQ is not installed, or does not start.
+    pub async fn start(setup: Setup) -> Result<Node, String> {
+        if !Path::new(SERVER).exists() {
+            return Err(format!(
+                "{SERVER} is missing: `cargo xtask test` installs it, or `apt-get install rabbitmq-server`"
+            ));
+        }
+        let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let (port, stream_port, distribution) = (free_port(), free_port(), free_port());
+        // Little room is enough for tests, and a full disk of the machine is not what they are about.
+        let mut configuration = format!("disk_free_limit.absolute = 1MB\n{}", setup.configuration);
+        if setup.plugins.contains(&"rabbitmq_stream") {
+            configuration.push_str(&format!(
+                "stream.listeners.tcp.1 = 127.0.0.1:{stream_port}\nstream.advertised_host = 127.0.0.1\n\
+                 stream.advertised_port = {stream_port}\n"
+            ));
+        }
+        let write = |name: &str, text: String| {
+            std::fs::write(directory.path().join(name), text).map_err(|error| format!("{name}: {error}"))
+        };
+        write("rabbitmq.conf", configuration)?;
+        write("plugins", format!("[{}].", setup.plugins.join(",")))?;
+        let node = Node { directory, port, stream_port, distribution, server: Mutex::default() };
+        node.run().await?;
+        Ok(node)
+    }
+
+    fn below(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn name(&self) -> String {
+        format!("millstream{}@localhost", self.port)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("HOME", self.directory.path())
+            .env("RABBITMQ_NODENAME", self.name())
+            .env("RABBITMQ_ERLANG_COOKIE", "millstream")
+            .env("RABBITMQ_NODE_IP_ADDRESS", Ipv4Addr::LOCALHOST.to_string())
+            .env("RABBITMQ_NODE_PORT", self.port.to_string())
+            .env("RABBITMQ_DIST_PORT", self.distribution.to_string())
+            .env("RABBITMQ_MNESIA_BASE", self.below("data"))
+            .env("RABBITMQ_LOG_BASE", self.below("log"))
+            .env("RABBITMQ_PID_FILE", self.below("pid"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.below("plugins"))
+            .env("RABBITMQ_CONFIG_FILE", self.below("rabbitmq.conf"))
+            .env("RABBITMQ_CONF_ENV_FILE", self.below("none"));
+        command
+    }
+
+    /// Starts the server of a node that was stopped, and waits until it takes connections.
+    ///
+    /// # Errors
+    /// If it does not start; with what it says.
+    ///
+    /// # Panics
+    /// If it runs.
+    pub async fn run(&self) -> Result<(), String> {
+        let failed = |error: std::io::Error| format!("{SERVER}: {error}");
+        let log = std::fs::File::create(self.below("out")).map_err(failed)?;
+        // The shell ends what it started when this process has ended, however that was: then its input ends.
+        let directory = self.directory.path().display();
+        let script = format!("{SERVER} & cat > /dev/null; rm -rf {directory}; kill -KILL 0");
+        let mut command = self.command("sh");
+        command
+            .args(["-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone().map_err(failed)?)
+            .stderr(log);
+        // The script starts Erlang as a child: they are ended as a group.
+        let child = command.process_group(0).spawn().map_err(failed)?;
+        let before = self.server.lock().unwrap_or_else(PoisonError::into_inner).replace(child);
+        assert!(before.is_none(), "it runs already");
+        for _ in 0..LOOKS {
+            // It listens before it is done starting, so its own words are what counts.
+            if self.said().contains("completed with")
+                && TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok()
+            {
+                return Ok(());
+            }
+            sleep(LOOK).await;
+        }
+        Err(format!("rabbitmq-server does not listen:\n{}", self.said()))
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.below("out")).unwrap_or_default()
+    }
+
+    /// Stops it at once, as a power cut would, but for what the system has in its buffers.
+    pub fn kill(&self) {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut server) = server else { return };
+        let group = format!("-{}", server.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+        let _ = server.wait();
+    }
+
+    /// Stops it in good order: connections are closed, and what is left is written.
+    pub async fn stop(&self) {
+        let pid = std::fs::read_to_string(self.below("pid")).unwrap_or_default();
+        let pid = pid.trim();
+        let _ = Command::new("kill").args(["-TERM", pid]).status();
+        for _ in 0..LOOKS {
+            if pid.is_empty() || !Path::new("/proc").join(pid).exists() {
+                break;
+            }
+            sleep(LOOK).await;
+        }
+        self.kill();
+    }
+
+    /// Runs one of RabbitMQ's programs on it, such as `rabbitmqctl`, and gives what it prints.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub async fn tell(&self, program: &str, arguments: &[&str]) -> String {
+        let mut command = tokio::process::Command::from(self.command(&format!("{PROGRAMS}/{program}")));
+        let name = self.name();
+        let output = command.args(["-n", &name, "-q"]).args(arguments).output().await.expect("it can be run");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {arguments:?}: {text}{complaint}");
+        text
+    }
+
+    /// Its address by AMQP.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+    }
+
+    /// Its address by the stream protocol, with options.
+    pub fn stream_url(&self, options: &str) -> String {
+        format!("rabbitmq-stream://guest:guest@127.0.0.1:{}/?{options}", self.stream_port)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The node of all tests of a process that do not stop it.
+///
+/// # Panics
+/// If it does not start.
+pub async fn shared() -> &'static Node {
+    static SHARED: OnceCell<Node> = OnceCell::const_new();
+    SHARED.get_or_init(async || Node::start(Setup::default()).await.expect("it starts")).await
+}
