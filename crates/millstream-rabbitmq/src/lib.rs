@@ -35,6 +35,7 @@ mod broker;
 mod confirms;
 mod consumer;
 mod delays;
+mod fields;
 mod headers;
 mod hub;
 mod link;

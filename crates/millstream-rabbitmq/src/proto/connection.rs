@@ -621,25 +621,25 @@ impl Connection {
             return Err(ProtocolError::new(UNEXPECTED_FRAME, text));
         }
         let mut reader = Reader::new(payload);
-        let (class, id) = (reader.short()?, reader.short()?);
+        let (class, id) = (reader.u16()?, reader.u16()?);
         if class == BASIC && matches!(id, RETURN | DELIVER | ACK | NACK) {
             let content = &mut channel.content;
             match id {
                 DELIVER => {
                     // The consumer's tag: a channel has one consumer.
                     reader.short_bytes()?;
-                    content.tag = reader.longlong()?;
-                    content.redelivered = reader.octet()? & 1 != 0;
+                    content.tag = reader.u64()?;
+                    content.redelivered = reader.u8()? & 1 != 0;
                     content.expect(false, reader.short_bytes()?, reader.short_bytes()?)?;
                 }
                 RETURN => {
-                    reader.short()?;
+                    reader.u16()?;
                     content.reason.clear();
                     content.reason.push_str(reader.shortstr()?);
                     content.expect(true, reader.short_bytes()?, reader.short_bytes()?)?;
                 }
                 _ => {
-                    let (tag, bits) = (reader.longlong()?, reader.octet()?);
+                    let (tag, bits) = (reader.u64()?, reader.u8()?);
                     let multiple = bits & 1 != 0;
                     if !closing {
                         on(match id {
@@ -710,7 +710,7 @@ impl Connection {
             return Err(ProtocolError::new(UNEXPECTED_FRAME, text));
         }
         let mut reader = Reader::new(payload);
-        let (class, _weight, size) = (reader.short()?, reader.short()?, reader.longlong()?);
+        let (class, _weight, size) = (reader.u16()?, reader.u16()?, reader.u64()?);
         if class != BASIC {
             return Err(ProtocolError::new(FRAME_ERROR, format!("a header of class {class}")));
         }

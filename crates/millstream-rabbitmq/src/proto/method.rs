@@ -28,20 +28,32 @@ macro_rules! read_field {
     ($reader:ident, longstr) => {
         $reader.longstr()?.to_vec()
     };
+    ($reader:ident, octet) => {
+        $reader.u8()?
+    };
+    ($reader:ident, short) => {
+        $reader.u16()?
+    };
+    ($reader:ident, long) => {
+        $reader.u32()?
+    };
+    ($reader:ident, longlong) => {
+        $reader.u64()?
+    };
     ($reader:ident, bits1) => {
-        bits($reader.octet()?)
+        bits($reader.u8()?)
     };
     ($reader:ident, bits2) => {
-        bits($reader.octet()?)
+        bits($reader.u8()?)
     };
     ($reader:ident, bits3) => {
-        bits($reader.octet()?)
+        bits($reader.u8()?)
     };
     ($reader:ident, bits4) => {
-        bits($reader.octet()?)
+        bits($reader.u8()?)
     };
     ($reader:ident, bits5) => {
-        bits($reader.octet()?)
+        bits($reader.u8()?)
     };
     ($reader:ident, $other:ident) => {
         $reader.$other()?
@@ -96,7 +108,7 @@ macro_rules! methods {
             /// Reads the whole of a method frame.
             pub(crate) fn read(payload: &[u8]) -> Result<Method, WireError> {
                 let mut reader = Reader::new(payload);
-                let (class, id) = (reader.short()?, reader.short()?);
+                let (class, id) = (reader.u16()?, reader.u16()?);
                 let method = match (class, id) {
                     $(($class, $id) => Method::$name { $($field: read_field!(reader, $kind)),* },)*
                     _ => return Err(WireError::Method(class, id)),

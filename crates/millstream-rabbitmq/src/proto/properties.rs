@@ -147,7 +147,7 @@ fn names_too_long(headers: &Headers) -> bool {
 /// persistent.
 pub(crate) fn read(bytes: &[u8]) -> Result<Option<Properties>, WireError> {
     let mut reader = Reader::new(bytes);
-    let flags = reader.short()?;
+    let flags = reader.u16()?;
     if flags & MORE != 0 {
         return Err(WireError::Trailing);
     }
@@ -161,13 +161,13 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Option<Properties>, WireError> {
     let content_type = text(&mut reader, CONTENT_TYPE)?;
     let content_encoding = text(&mut reader, CONTENT_ENCODING)?;
     let mut headers = if has(HEADERS) { reader.table()? } else { Headers::new() };
-    let persistent = has(DELIVERY_MODE) && reader.octet()? == PERSISTENT;
-    let priority = if has(PRIORITY) { reader.octet()? } else { 0 };
+    let persistent = has(DELIVERY_MODE) && reader.u8()? == PERSISTENT;
+    let priority = if has(PRIORITY) { reader.u8()? } else { 0 };
     let correlation_id = text(&mut reader, CORRELATION_ID)?;
     let reply_to = text(&mut reader, REPLY_TO)?;
     let ttl = text(&mut reader, EXPIRATION)?.and_then(|text| text.parse().ok()).map(Duration::from_millis);
     let message_id = text(&mut reader, MESSAGE_ID)?;
-    let seconds = if has(TIMESTAMP) { Some(reader.longlong()?) } else { None };
+    let seconds = if has(TIMESTAMP) { Some(reader.u64()?) } else { None };
     // A time that cannot be is none.
     let timestamp = seconds.and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s)));
     for (flag, name) in [(KIND, TYPE), (USER, USER_ID), (APP, APP_ID)] {

@@ -3,6 +3,8 @@
 use bytes::BufMut;
 use millstream_message::{Headers, Value};
 
+use crate::fields::{Fields, Short, cut};
+
 /// What is wrong with bytes that should have been fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WireError {
@@ -23,43 +25,16 @@ pub(crate) enum WireError {
 /// How deep tables and lists may be nested: what is deeper comes from somebody who wants to fill a stack.
 const DEPTH_MAX: u32 = 32;
 
+impl From<Short> for WireError {
+    fn from(Short: Short) -> WireError {
+        WireError::Short
+    }
+}
+
 /// Takes fields off the front of a frame.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Reader<'a>(&'a [u8]);
+pub(crate) type Reader<'a> = Fields<'a, WireError>;
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(bytes: &'a [u8]) -> Reader<'a> {
-        Reader(bytes)
-    }
-
-    pub(crate) fn bytes(&mut self, len: usize) -> Result<&'a [u8], WireError> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(WireError::Short)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(WireError::Short)?;
-        self.0 = rest;
-        Ok(*taken)
-    }
-
-    pub(crate) fn octet(&mut self) -> Result<u8, WireError> {
-        self.array().map(u8::from_be_bytes)
-    }
-
-    pub(crate) fn short(&mut self) -> Result<u16, WireError> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    pub(crate) fn long(&mut self) -> Result<u32, WireError> {
-        self.array().map(u32::from_be_bytes)
-    }
-
-    pub(crate) fn longlong(&mut self) -> Result<u64, WireError> {
-        self.array().map(u64::from_be_bytes)
-    }
-
     /// A name: up to 255 bytes.
     pub(crate) fn shortstr(&mut self) -> Result<&'a str, WireError> {
         std::str::from_utf8(self.short_bytes()?).map_err(|_| WireError::Utf8)
@@ -67,13 +42,13 @@ impl<'a> Reader<'a> {
 
     /// The bytes of a name, which may not be text.
     pub(crate) fn short_bytes(&mut self) -> Result<&'a [u8], WireError> {
-        let len = self.octet()?;
-        self.bytes(len.into())
+        let len = self.u8()?;
+        self.take(len.into())
     }
 
     pub(crate) fn longstr(&mut self) -> Result<&'a [u8], WireError> {
-        let len = self.long()?;
-        self.bytes(len as usize)
+        let len = self.u32()?;
+        self.take(len as usize)
     }
 
     pub(crate) fn table(&mut self) -> Result<Headers, WireError> {
@@ -82,9 +57,9 @@ impl<'a> Reader<'a> {
 
     fn table_within(&mut self, depth: u32) -> Result<Headers, WireError> {
         let depth = depth.checked_sub(1).ok_or(WireError::Depth)?;
-        let mut inner = Reader(self.longstr()?);
+        let mut inner = Reader::new(self.longstr()?);
         let mut table = Headers::new();
-        while !inner.0.is_empty() {
+        while !inner.is_empty() {
             let name = inner.shortstr()?.to_owned();
             table.insert(name, inner.value(depth)?);
         }
@@ -94,21 +69,21 @@ impl<'a> Reader<'a> {
     /// A value with its type. Types that our values do not have become the nearest they have: all whole numbers are
     /// 64 bits wide, a decimal is a float, a time is seconds since 1970.
     fn value(&mut self, depth: u32) -> Result<Value, WireError> {
-        Ok(match self.octet()? {
-            b't' => Value::Bool(self.octet()? != 0),
+        Ok(match self.u8()? {
+            b't' => Value::Bool(self.u8()? != 0),
             b'b' => Value::Int(i8::from_be_bytes(self.array()?).into()),
-            b'B' => Value::Int(self.octet()?.into()),
+            b'B' => Value::Int(self.u8()?.into()),
             // RabbitMQ's and most clients' reading; the specification has `U` here and `s` for short strings.
             b's' | b'U' => Value::Int(i16::from_be_bytes(self.array()?).into()),
-            b'u' => Value::Int(self.short()?.into()),
+            b'u' => Value::Int(self.u16()?.into()),
             b'I' => Value::Int(i32::from_be_bytes(self.array()?).into()),
-            b'i' => Value::Int(self.long()?.into()),
+            b'i' => Value::Int(self.u32()?.into()),
             b'l' | b'L' => Value::Int(i64::from_be_bytes(self.array()?)),
-            b'T' => Value::Int(self.longlong()?.cast_signed()),
+            b'T' => Value::Int(self.u64()?.cast_signed()),
             b'f' => Value::Float(f32::from_be_bytes(self.array()?).into()),
             b'd' => Value::Float(f64::from_be_bytes(self.array()?)),
             b'D' => {
-                let scale = i32::from(self.octet()?);
+                let scale = i32::from(self.u8()?);
                 Value::Float(f64::from(i32::from_be_bytes(self.array()?)) / 10_f64.powi(scale))
             }
             // Text by the specification; some put bytes into it.
@@ -122,9 +97,9 @@ impl<'a> Reader<'a> {
             b'x' => Value::Bytes(self.longstr()?.to_vec().into()),
             b'A' => {
                 let depth = depth.checked_sub(1).ok_or(WireError::Depth)?;
-                let mut inner = Reader(self.longstr()?);
+                let mut inner = Reader::new(self.longstr()?);
                 let mut list = Vec::new();
-                while !inner.0.is_empty() {
+                while !inner.is_empty() {
                     list.push(inner.value(depth)?);
                 }
                 Value::List(list)
@@ -137,7 +112,7 @@ impl<'a> Reader<'a> {
 
     /// Nothing may be left.
     pub(crate) fn end(self) -> Result<(), WireError> {
-        if self.0.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
+        if self.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
     }
 }
 
@@ -148,15 +123,6 @@ pub(crate) fn put_shortstr(out: &mut Vec<u8>, text: &str) {
     let text = cut(text, 255);
     out.put_u8(text.len() as u8);
     out.put_slice(text.as_bytes());
-}
-
-/// The text, or as many whole characters of it as fit.
-pub(crate) fn cut(text: &str, most: usize) -> &str {
-    let mut end = most.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
 }
 
 pub(crate) fn put_longstr(out: &mut Vec<u8>, bytes: &[u8]) {

@@ -3,6 +3,8 @@
 
 use bytes::BufMut;
 
+use crate::fields::{Fields, Short, cut};
+
 /// What is wrong with bytes that should have been a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WireError {
@@ -20,47 +22,16 @@ pub(crate) enum WireError {
     OffsetType(u16),
 }
 
+impl From<Short> for WireError {
+    fn from(Short: Short) -> WireError {
+        WireError::Short
+    }
+}
+
 /// Takes fields off the front of a frame.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Reader<'a>(&'a [u8]);
+pub(crate) type Reader<'a> = Fields<'a, WireError>;
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(bytes: &'a [u8]) -> Reader<'a> {
-        Reader(bytes)
-    }
-
-    pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], WireError> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(WireError::Short)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(WireError::Short)?;
-        self.0 = rest;
-        Ok(*taken)
-    }
-
-    pub(crate) fn u8(&mut self) -> Result<u8, WireError> {
-        self.array().map(u8::from_be_bytes)
-    }
-
-    pub(crate) fn u16(&mut self) -> Result<u16, WireError> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    pub(crate) fn u32(&mut self) -> Result<u32, WireError> {
-        self.array().map(u32::from_be_bytes)
-    }
-
-    pub(crate) fn u64(&mut self) -> Result<u64, WireError> {
-        self.array().map(u64::from_be_bytes)
-    }
-
-    pub(crate) fn i64(&mut self) -> Result<i64, WireError> {
-        self.array().map(i64::from_be_bytes)
-    }
-
     /// A text; a length of -1 is none, which is read as empty.
     pub(crate) fn text(&mut self) -> Result<&'a str, WireError> {
         let len = match self.u16()? {
@@ -83,7 +54,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn count(&mut self, least: usize) -> Result<usize, WireError> {
         let count = self.u32()?;
         let bytes = (count as usize).checked_mul(least);
-        if bytes.is_none_or(|bytes| bytes > self.0.len()) {
+        if bytes.is_none_or(|bytes| bytes > self.len()) {
             return Err(WireError::Count(count));
         }
         Ok(count as usize)
@@ -97,28 +68,17 @@ impl<'a> Reader<'a> {
         (0..self.count(least)?).map(|_| element(self)).collect()
     }
 
-    pub(crate) fn rest(&mut self) -> &'a [u8] {
-        std::mem::take(&mut self.0)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Nothing may be left.
     pub(crate) fn end(self) -> Result<(), WireError> {
-        if self.0.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
+        if self.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
     }
 }
 
 /// Writes a text. Whoever takes texts from users has checked their length; a longer one is cut, at a character.
 pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
-    let mut len = text.len().min(i16::MAX as usize);
-    while !text.is_char_boundary(len) {
-        len -= 1;
-    }
-    out.put_u16(len as u16);
-    out.put_slice(&text.as_bytes()[..len]);
+    let text = cut(text, i16::MAX as usize);
+    out.put_u16(text.len() as u16);
+    out.put_slice(text.as_bytes());
 }
 
 pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
