@@ -124,7 +124,7 @@ fn bench(arguments: &[String]) -> Outcome {
     let given = std::env::var_os(AMQP).is_some();
     let compares = matches!(section, "log" | "rabbitmq");
     let node = if compares && measures && !given { started() } else { None };
-    let mut command = steps::command("cargo").args(words);
+    let mut command = steps::command("cargo").args(words).unhurried();
     if let Some(node) = &node {
         command = command.env(AMQP, &node.url());
     }
@@ -176,6 +176,7 @@ fn soak() -> Outcome {
         .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true")
         // Users' functions panic by the thousand there.
         .env("RUST_BACKTRACE", "0")
+        .unhurried()
         .run()
 }
 

@@ -1,10 +1,17 @@
 //! Running the parts of a chore: each named, timed, and counted when it fails.
 
 use std::ffi::OsStr;
-use std::process::Command;
+use std::io::IsTerminal;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::{Outcome, root};
+
+/// The longest that one program may run where nobody watches: several times what the tests take on two cores. A
+/// test that hangs then fails its step, after libtest has named it, and the next steps still run.
+const TIME_MAX: Duration = Duration::from_secs(25 * 60);
 
 /// The steps of one chore. A failed step does not stop the next ones: one run shows all that is wrong.
 pub(crate) struct Steps<'a> {
@@ -50,14 +57,14 @@ impl<'a> Steps<'a> {
     }
 }
 
-/// A program to run in the root of the workspace.
-pub(crate) struct Program(Command);
+/// A program to run in the root of the workspace, and how long it may take where nobody watches.
+pub(crate) struct Program(Command, Option<Duration>);
 
 /// `program`, to be run in the root of the workspace with this process's output.
 pub(crate) fn command(program: &str) -> Program {
     let mut command = Command::new(program);
     command.current_dir(root());
-    Program(command)
+    Program(command, Some(TIME_MAX))
 }
 
 impl Program {
@@ -76,41 +83,73 @@ impl Program {
         self
     }
 
+    /// Lets it run as long as it takes.
+    pub(crate) fn unhurried(mut self) -> Self {
+        self.1 = None;
+        self
+    }
+
     /// Runs it to its end; an error unless it exits with 0.
-    pub(crate) fn run(mut self) -> Outcome {
-        let shown = format!("{:?}", self.0).replace('"', "");
-        match self.0.status() {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(format!("`{shown}` ended with {status}")),
-            Err(error) => Err(format!("`{shown}` could not be started: {error}")),
-        }
+    pub(crate) fn run(self) -> Outcome {
+        self.ended().map(drop)
     }
 
     /// Runs it to its end and returns what it wrote to its standard output.
     pub(crate) fn output(mut self) -> Result<Vec<u8>, String> {
-        self.0.stderr(std::process::Stdio::inherit());
-        Ok(self.captured()?.stdout)
+        self.0.stdout(Stdio::piped());
+        Ok(self.ended()?.stdout)
     }
 
     /// Runs it to its end, shows what it wrote to its standard error, and returns that.
     pub(crate) fn errors(mut self) -> Result<String, String> {
-        self.0.stdout(std::process::Stdio::inherit()).stderr(std::process::Stdio::piped());
-        let text = String::from_utf8_lossy(&self.captured()?.stderr).into_owned();
+        self.0.stderr(Stdio::piped());
+        let text = String::from_utf8_lossy(&self.ended()?.stderr).into_owned();
         eprint!("{text}");
         Ok(text)
     }
 
-    fn captured(mut self) -> Result<std::process::Output, String> {
+    fn ended(mut self) -> Result<Output, String> {
         let shown = format!("{:?}", self.0).replace('"', "");
-        match self.0.output() {
-            Ok(output) if output.status.success() => Ok(output),
-            Ok(output) => {
-                eprint!("{}", String::from_utf8_lossy(&output.stderr));
-                Err(format!("`{shown}` ended with {}", output.status))
-            }
-            Err(error) => Err(format!("`{shown}` could not be started: {error}")),
+        // At a terminal its user ends what hangs, and Ctrl-C has to reach all of it.
+        let limit = self.1.filter(|_| !std::io::stdin().is_terminal());
+        if limit.is_some() {
+            self.0.process_group(0);
         }
+        let started = self.0.spawn().map_err(|error| format!("`{shown}` could not be started: {error}"))?;
+        let (output, cut) = match limit {
+            Some(limit) => within(started, limit),
+            None => (started.wait_with_output(), false),
+        };
+        let output = output.map_err(|error| format!("`{shown}` was lost: {error}"))?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
+        Err(if cut {
+            let minutes = TIME_MAX.as_secs() / 60;
+            format!(
+                "`{shown}` had not ended after {minutes} minutes; its last lines name the test that hangs"
+            )
+        } else {
+            format!("`{shown}` ended with {}", output.status)
+        })
     }
+}
+
+/// Waits for the leader of a process group, and kills the whole group when its time is over; whether that was so.
+fn within(leader: Child, limit: Duration) -> (std::io::Result<Output>, bool) {
+    let group = format!("-{}", leader.id());
+    let (done, waited) = mpsc::channel::<()>();
+    let watch = std::thread::spawn(move || {
+        let over = waited.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout);
+        if over {
+            let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+        }
+        over
+    });
+    let output = leader.wait_with_output();
+    drop(done);
+    (output, watch.join().unwrap_or(false))
 }
 
 /// Runs cargo in the root of the workspace.

@@ -192,7 +192,7 @@ fn a_closed_standard_output_is_a_quiet_end() {
     place.run_with_input(&["queue", "publish", URL, "orders", "--lines"], input.as_bytes());
     let mut child = place.command(&["queue", "consume", URL, "orders"]).spawn().expect("the binary starts");
     drop(child.stdout.take());
-    let end = ended(child.wait_with_output().expect("it ends"));
+    let end = ended(child);
     assert_eq!((end.code, end.err.as_str()), (Some(0), ""));
     // What nobody read is still there.
     let stats = place.done(&["queue", "stats", URL, "orders", "--json"]);
@@ -205,8 +205,8 @@ fn a_full_disk_behind_standard_output_is_an_error_not_a_panic() {
     let place = place(&["orders"]);
     place.done(&["queue", "publish", URL, "orders", "x"]);
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
-    let output = place.command(&["queue", "consume", URL, "orders"]).stdout(Stdio::from(full)).output();
-    let end = ended(output.expect("the binary starts"));
+    let child = place.command(&["queue", "consume", URL, "orders"]).stdout(Stdio::from(full)).spawn();
+    let end = ended(child.expect("the binary starts"));
     assert_eq!(end.code, Some(1));
     assert!(end.err.contains("cannot write to standard output"), "{}", end.err);
     assert_eq!(place.done(&["queue", "consume", URL, "orders"]), "x\n");

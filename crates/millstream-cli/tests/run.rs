@@ -125,7 +125,7 @@ fn a_signal_drains_and_its_number_is_the_exit_code() {
 /// Waits for the end without closing standard input, which would end the run by itself.
 fn wait_with_open_input(mut child: Child) -> Ended {
     let input = child.stdin.take();
-    let end = ended(child.wait_with_output().expect("it ends"));
+    let end = ended(child);
     drop(input);
     end
 }
@@ -187,7 +187,7 @@ fn a_drain_ends_at_its_deadline() {
     let (child, writer, out) =
         stuck(&place, &["run", "echo.yaml", "--drain", "50ms", "--report", "report.json"]);
     signal(&child, "TERM");
-    let end = ended(child.wait_with_output().expect("it ends"));
+    let end = ended(child);
     assert_eq!(end.code, Some(143), "{}", end.err);
     assert!(report(&place, "report.json")["ledger"]["in_flight"].as_u64() > Some(0));
     drop(out);
@@ -275,16 +275,11 @@ fn a_report_that_cannot_be_written_is_told_before_anything_is_read() {
 #[test]
 fn a_directory_in_use_is_told_with_its_owner() {
     let place = Place::with_examples();
-    place.done(&["queue", "declare", "embedded:examples/state", "other"]);
-    let mut holder =
-        place.command(&["queue", "consume", "embedded:examples/state", "other", "--follow", "--json"]);
-    let mut holder = holder.spawn().expect("the binary starts");
-    let end = loop {
-        let end = place.run(&["run", "examples/quickstart.yaml"]);
-        if end.code != Some(0) {
-            break end;
-        }
-    };
+    let state = "embedded:examples/state";
+    place.done(&["queue", "declare", state, "other"]);
+    place.done(&["queue", "publish", state, "other", "held"]);
+    let mut holder = place.holding(state, "other");
+    let end = place.run(&["run", "examples/quickstart.yaml"]);
     assert_eq!(end.code, Some(1));
     assert!(end.err.contains(&holder.id().to_string()), "{}", end.err);
     signal(&holder, "TERM");

@@ -3,7 +3,13 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// The longest that any command of these tests may run: hundreds of times what they take. One that hangs fails its
+/// test by name, and the suite goes on.
+const TIME_MAX: Duration = Duration::from_secs(300);
 
 /// A directory that is gone after the test, and the binary in it.
 pub(crate) struct Place(tempfile::TempDir);
@@ -52,7 +58,7 @@ impl Place {
 
     /// Runs the binary to its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
-        ended(self.command(arguments).output().expect("the binary starts"))
+        ended(self.command(arguments).spawn().expect("the binary starts"))
     }
 
     /// Runs the binary with this on its standard input.
@@ -61,7 +67,7 @@ impl Place {
         let mut stdin = child.stdin.take().expect("it is piped");
         let input = input.to_vec();
         let writer = std::thread::spawn(move || stdin.write_all(&input));
-        let end = ended(child.wait_with_output().expect("it ends"));
+        let end = ended(child);
         // A process that refuses its input may end before it has read all of it.
         let _ = writer.join();
         end
@@ -87,12 +93,26 @@ impl Place {
     }
 }
 
-pub(crate) fn ended(output: Output) -> Ended {
-    Ended {
+/// Waits for its end, at most [`TIME_MAX`].
+pub(crate) fn ended(child: Child) -> Ended {
+    let id = child.id().to_string();
+    let (done, waited) = mpsc::channel::<()>();
+    let watch = std::thread::spawn(move || {
+        let hangs = waited.recv_timeout(TIME_MAX) == Err(mpsc::RecvTimeoutError::Timeout);
+        if hangs {
+            let _ = Command::new("kill").args(["-KILL", &id]).status();
+        }
+        hangs
+    });
+    let output = child.wait_with_output().expect("it is ours");
+    drop(done);
+    let end = Ended {
         code: output.status.code(),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    };
+    assert!(!watch.join().expect("it does not panic"), "it did not end within {TIME_MAX:?}: {}", end.err);
+    end
 }
 
 /// Sends a signal, by the name that `kill` knows.
