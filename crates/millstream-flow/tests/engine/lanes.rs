@@ -60,6 +60,14 @@ async fn a_custom_partition_sends_where_it_says_and_a_lane_that_is_not_there_is_
 }
 
 #[tokio::test]
+async fn a_split_keeps_the_order_on_either_side() {
+    let (even, odd) = Pipe::from_iter(0..1000u64).split(7, |n| n % 2 == 0);
+    let odd = odd.collect().start();
+    assert!(even.collect().await.unwrap().0.into_iter().eq((0..1000).step_by(2)));
+    assert!(odd.join().await.unwrap().0.into_iter().eq((1..1000).step_by(2)));
+}
+
+#[tokio::test]
 async fn round_robin_deals_out_equally_and_in_order() {
     let lanes = Pipe::from_iter(0..8).round_robin(3, 16);
     let lanes = all(lanes).await;

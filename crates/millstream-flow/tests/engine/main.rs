@@ -18,6 +18,7 @@ mod properties;
 mod replay;
 mod runs;
 mod selecting;
+mod statements;
 mod streamz;
 mod support;
 mod threads;

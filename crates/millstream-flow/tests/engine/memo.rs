@@ -34,6 +34,20 @@ async fn many_who_ask_at_once_look_up_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_looked_up_comes_in_order_or_as_it_is_there_as_declared() {
+    async fn passed(concurrency: Concurrency) -> Vec<u32> {
+        let look_up = async |key: &u32| {
+            sleep(SECOND / *key).await;
+            Ok::<_, std::io::Error>(())
+        };
+        let pipe = Pipe::from_iter([1, 2, 3]).memoize(concurrency, Memo::new(10), |n| *n, look_up);
+        pipe.reject().map(|(key, ())| key).collect().await.unwrap().0
+    }
+    assert_eq!(passed(Concurrency::ordered(3)).await, [1, 2, 3]);
+    assert_eq!(passed(Concurrency::unordered(3)).await, [3, 2, 1]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_key_that_came_first_is_forgotten_first_when_there_is_no_room() {
     let memo = Memo::new(2);
     for key in [1, 2, 1, 3, 2, 1] {
