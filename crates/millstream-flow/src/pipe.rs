@@ -3,13 +3,11 @@
 use std::convert::identity;
 use std::fmt;
 use std::future::Future;
-use std::hash::{BuildHasher, Hash};
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_core::Stream;
-use hashbrown::DefaultHashBuilder;
-use tokio::sync::Mutex;
 
 use crate::channel::{FromChannel, Sender, channel};
 use crate::clock::Clock;
@@ -23,6 +21,7 @@ use crate::op::flat_map::{FlatMap, Unbatch};
 use crate::op::inputs::{Changing, Inputs};
 use crate::op::map_async::{Concurrency, MapAsync};
 use crate::op::meter::{Meter, Metered};
+use crate::op::turns::Turns;
 use crate::replay::{Recorded, Replay};
 use crate::run::Monitor;
 use crate::scope::{PanicPolicy, Scope};
@@ -84,9 +83,6 @@ const HOP_AUTO: usize = 1024;
 const HOP_AUTO_MAX: usize = 16 << 10;
 /// The most memory of slots that an automatic hop may reach, for fat items.
 const HOP_AUTO_BYTES: usize = 4 << 20;
-/// Groups of keys that are called one after the other, for each call in flight: with so many more groups than calls, two that
-/// run at once seldom meet.
-const KEY_GROUPS: usize = 16;
 /// Before a terminal a quantum may grow to this many items.
 const QUANTUM_MAX: usize = 8192;
 
@@ -436,16 +432,11 @@ impl<F: Flow> Pipe<F> {
         M: AsyncFn(F::Item) -> U + 'static,
     {
         let concurrency = concurrency.into();
-        let groups = concurrency.knob(String::new()).bounds().1.saturating_mul(KEY_GROUPS);
-        // The fair lock of tokio: who asks first has it first, and calls ask in the order of their items.
-        let locks: Arc<[Mutex<()>]> = (0..groups).map(|_| Mutex::new(())).collect();
-        let (map, hasher) = (Arc::new(map), DefaultHashBuilder::default());
-        self.scope.add_memory("map_async_by_key".into(), groups.saturating_mul(size_of::<Mutex<()>>()));
+        let (turns, map) = (Turns::new(&concurrency, &self.scope, "map_async_by_key"), Arc::new(map));
         let call = move |item| {
-            let group = (hasher.hash_one(key(&item)) % groups as u64) as usize;
-            let (locks, map) = (locks.clone(), map.clone());
+            let (turn, map) = (turns.of(&key(&item)), map.clone());
             async move {
-                let _turn = locks[group].lock().await;
+                let _turn = turn.wait().await;
                 map(item).await
             }
         };

@@ -33,6 +33,7 @@ pub(crate) mod spill;
 pub(crate) mod switch;
 pub(crate) mod try_async;
 pub(crate) mod try_map;
+pub(crate) mod turns;
 pub(crate) mod window;
 pub(crate) mod zip;
 

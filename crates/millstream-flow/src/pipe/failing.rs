@@ -13,6 +13,7 @@ use crate::op::errors::{DeadLetter, FailFast, Fallback, Reject, SkipErrors};
 use crate::op::map_async::Concurrency;
 use crate::op::try_async::catching;
 use crate::op::try_map::TryMap;
+use crate::op::turns::Turns;
 use crate::retry::Retry;
 
 /// An item with what was looked up for it, or the item for which that failed.
@@ -249,6 +250,66 @@ where
                 let at = position;
                 position += 1;
                 crate::op::try_async::call(shared.clone(), scope.clone(), input, at)
+            }
+        })
+    }
+
+    /// As [`try_map_async`](Pipe::try_map_async), with calls for one key one after the other, in the order of their items. A
+    /// call that is tried again keeps its key's turn meanwhile.
+    ///
+    /// # Ordering
+    /// Calls and results of one key keep their order. Results of different keys as [`Concurrency`] says. Keys are told
+    /// apart as by [`map_async_by_key`](Pipe::map_async_by_key).
+    ///
+    /// # Backpressure
+    /// A call that waits for another of its key counts as in flight.
+    ///
+    /// ```
+    /// use millstream_flow::{Concurrency, Pipe, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// # use std::sync::atomic::{AtomicBool, Ordering};
+    /// let busy = AtomicBool::new(true);
+    /// let (sent, _) = Pipe::from_iter([("a", 1), ("a", 2), ("b", 3)])
+    ///     .try_map_async_by_key(
+    ///         Concurrency::unordered(8),
+    ///         Retry::attempts(2).unwrap(),
+    ///         |update| update.0,
+    ///         async move |update: &(&str, i32)| match busy.swap(false, Ordering::Relaxed) {
+    ///             true => Err("busy"),
+    ///             false => Ok(update.1),
+    ///         },
+    ///     )
+    ///     .reject()
+    ///     .collect()
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!(sent, [3, 1, 2]); // the first of `a` is tried again, and its second waits for it
+    /// # }
+    /// ```
+    pub fn try_map_async_by_key<Q: Hash, U, E, M>(
+        self,
+        concurrency: impl Into<Concurrency>,
+        retry: Retry,
+        mut key: impl FnMut(&F::Item) -> Q,
+        map: M,
+    ) -> Pipe<impl Flow<Item = Result<U, Failed<F::Item>>, Token = F::Token>>
+    where
+        M: AsyncFn(&F::Item) -> Result<U, E> + 'static,
+        E: Into<BoxError>,
+    {
+        let concurrency = concurrency.into();
+        self.calls("try_map_async_by_key", concurrency, |op, scope| {
+            let turns = Turns::new(&concurrency, scope, "try_map_async_by_key");
+            let (scope, shared, mut position) = (scope.clone(), Arc::new((map, retry, op)), 0);
+            move |input| {
+                let (turn, shared, scope, at) =
+                    (turns.of(&key(&input)), shared.clone(), scope.clone(), position);
+                position += 1;
+                async move {
+                    let _turn = turn.wait().await;
+                    crate::op::try_async::call(shared, scope, input, at).await
+                }
             }
         })
     }

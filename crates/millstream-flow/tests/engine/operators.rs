@@ -281,6 +281,37 @@ async fn calls_of_one_key_are_one_after_the_other_and_those_of_others_at_once() 
     assert!(began.elapsed() < Duration::from_millis(10 * 100 * 3));
 }
 
+#[tokio::test(start_paused = true)]
+async fn tried_calls_of_one_key_wait_for_each_other_and_for_each_others_retries() {
+    let began = Instant::now();
+    let tried = Mutex::new(HashMap::<u64, u32>::new());
+    let retry = Retry::attempts(2).unwrap().first_delay(Duration::from_secs(1));
+    let (results, report) = Pipe::from_iter(0..20u64)
+        .try_map_async_by_key(
+            Concurrency::unordered(32),
+            retry,
+            |n| n % 2,
+            async move |n: &u64| {
+                let attempt = *tried.lock().unwrap().entry(*n).and_modify(|times| *times += 1).or_insert(1);
+                match (n, attempt) {
+                    (0, 1) => Err("once more"),
+                    (4, _) => Err("never"),
+                    _ => Ok((*n, began.elapsed().as_secs())),
+                }
+            },
+        )
+        .reject()
+        .collect()
+        .await
+        .unwrap();
+    let of = |rest| results.iter().copied().filter(|(n, _)| n % 2 == rest).collect::<Vec<_>>();
+    assert!(of(1).iter().map(|(n, _)| *n).eq((1..20).step_by(2)));
+    assert!(of(0).iter().map(|(n, _)| *n).eq((0..20).step_by(2).filter(|n| *n != 4)));
+    // A second for the retry of 0, and one for that of 4.
+    assert!(of(0)[0].1 == 1 && of(0)[1].1 == 1 && of(0)[2].1 == 2, "{results:?}");
+    assert_eq!(report.ledger.dead, 1);
+}
+
 #[tokio::test]
 async fn a_function_that_blocks_is_reported_by_its_stage() {
     #[expect(clippy::disallowed_methods, reason = "a function that blocks is what this is about")]

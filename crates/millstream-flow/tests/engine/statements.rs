@@ -114,6 +114,10 @@ static OPERATORS: LazyLock<Vec<Seen>> = LazyLock::new(|| {
         "try_map_async" holds 4: |pipe| {
             pipe.try_map_async(5, Retry::never(), async |n: &u64| Ok::<_, String>(late(*n).await)).reject()
         };
+        "try_map_async_by_key" holds 4: |pipe| {
+            let call = async |n: &u64| Ok::<_, String>(late(*n).await);
+            pipe.try_map_async_by_key(5, Retry::never(), |n| *n, call).reject()
+        };
         "map_err" holds 0: |pipe| pipe.try_map(|n| Ok::<_, String>(*n)).map_err(|e| e).reject();
         "inspect_err" holds 0: |pipe| pipe.try_map(|n| Ok::<_, String>(*n)).inspect_err(|_| ()).reject();
         "and_then" holds 0: |pipe| pipe.try_map(|n| Ok::<_, String>(*n)).and_then(Ok).reject();
@@ -214,6 +218,16 @@ const SHOWN: &[(&str, &str, &str)] = &[
     ("time", "try_map_retry", "retries_wait_twice_as_long_each_time_and_keep_the_order"),
     ("order", "try_map_async", "results_keep_their_places_though_later_calls_are_faster_and_some_fail"),
     ("time", "try_map_async", "an_attempt_that_takes_too_long_is_dropped_then_and_tried_again"),
+    (
+        "order",
+        "try_map_async_by_key",
+        "tried_calls_of_one_key_wait_for_each_other_and_for_each_others_retries",
+    ),
+    (
+        "time",
+        "try_map_async_by_key",
+        "tried_calls_of_one_key_wait_for_each_other_and_for_each_others_retries",
+    ),
     ("order", "parallel", "parallel_keeps_the_order_unless_told_otherwise_and_loses_nothing"),
     ("order", "conflate", "a_slow_reader_of_a_conflating_buffer_sees_the_newest_of_each_key_once"),
     ("order", "merge", "merging_gives_each_input_its_turn"),
