@@ -74,7 +74,8 @@ impl Retry {
         self
     }
 
-    pub(crate) fn limit(&self) -> Option<Duration> {
+    /// How long one attempt may take, if that is limited.
+    pub fn limit(&self) -> Option<Duration> {
         self.timeout
     }
 

@@ -22,9 +22,11 @@ use crate::{
 
 mod request;
 mod spill;
+mod work;
 
 pub use request::{ERROR, RequestError, Requester, respond};
 pub use spill::QueueSpill;
+pub use work::{ATTEMPTS, FAILURES, FAILURES_MAX, FIRST_EXCHANGE, FIRST_KEY, Failure, Job, Work};
 
 /// Deliveries taken from the consumer at once.
 const CHUNK: usize = 256;
@@ -140,7 +142,47 @@ fn lock(tags: &Mutex<Tags>) -> MutexGuard<'_, Tags> {
 }
 
 /// The stream behind [`messages`], for sources that are more than a queue.
-pub struct Messages {
+pub struct Messages(Deliveries);
+
+impl Messages {
+    /// Messages that are acknowledged as [`messages`] says.
+    pub fn new(consumer: Consumer) -> Messages {
+        Messages(Deliveries::settling(consumer, true))
+    }
+
+    /// As [`new`](Messages::new), but a message whose item dies is acknowledged: somebody else keeps it.
+    pub fn without_dead_letters(consumer: Consumer) -> Messages {
+        Messages(Deliveries::settling(consumer, false))
+    }
+
+    /// What became of the messages.
+    pub fn account(&self) -> Arc<Account> {
+        self.0.account()
+    }
+
+    /// Stops the consumer from any thread.
+    pub fn acker(&self) -> Acker {
+        self.0.consumer.acker()
+    }
+
+    /// How many messages are here and come next without waiting.
+    pub fn waiting(&self) -> usize {
+        self.0.ready.len()
+    }
+}
+
+impl Stream for Messages {
+    type Item = Result<Tracked<Message>, BoxError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = ready!(Pin::new(&mut self.0).poll_next(cx));
+        let message = |Tracked { value, token }: Tracked<Delivery>| Tracked { value: value.message, token };
+        Poll::Ready(next.map(|next| next.map(message)))
+    }
+}
+
+/// As [`Messages`], with all that is known of a message.
+struct Deliveries {
     consumer: Consumer,
     ready: VecDeque<Delivery>,
     scratch: Vec<Delivery>,
@@ -149,52 +191,35 @@ pub struct Messages {
     ended: bool,
 }
 
-impl Messages {
-    /// Messages that are acknowledged as [`messages`] says.
-    pub fn new(consumer: Consumer) -> Messages {
-        Messages::settling(consumer, true)
+impl Deliveries {
+    fn new(consumer: Consumer) -> Deliveries {
+        Deliveries::settling(consumer, true)
     }
 
-    /// As [`new`](Messages::new), but a message whose item dies is acknowledged: somebody else keeps it.
-    pub fn without_dead_letters(consumer: Consumer) -> Messages {
-        Messages::settling(consumer, false)
-    }
-
-    fn settling(consumer: Consumer, dead_letters: bool) -> Messages {
+    fn settling(consumer: Consumer, dead_letters: bool) -> Deliveries {
         let tags = Arc::new(Mutex::new(Tags::default()));
         let tracker = Tracker::new(Acknowledge { acker: consumer.acker(), dead_letters, tags: tags.clone() });
-        Messages { consumer, ready: VecDeque::new(), scratch: Vec::new(), tags, tracker, ended: false }
+        Deliveries { consumer, ready: VecDeque::new(), scratch: Vec::new(), tags, tracker, ended: false }
     }
 
-    /// What became of the messages.
-    pub fn account(&self) -> Arc<Account> {
+    fn account(&self) -> Arc<Account> {
         self.tracker.account()
-    }
-
-    /// Stops the consumer from any thread.
-    pub fn acker(&self) -> Acker {
-        self.consumer.acker()
-    }
-
-    /// How many messages are here and come next without waiting.
-    pub fn waiting(&self) -> usize {
-        self.ready.len()
     }
 }
 
-impl Stream for Messages {
-    type Item = Result<Tracked<Message>, BoxError>;
+impl Stream for Deliveries {
+    type Item = Result<Tracked<Delivery>, BoxError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if let Some(delivery) = self.ready.pop_front() {
                 let token = self.tracker.issue();
-                return Poll::Ready(Some(Ok(Tracked { value: delivery.message, token })));
+                return Poll::Ready(Some(Ok(Tracked { value: delivery, token })));
             }
             if self.ended {
                 return Poll::Ready(None);
             }
-            let Messages { consumer, scratch, ready, tags, ended, .. } = &mut *self;
+            let Deliveries { consumer, scratch, ready, tags, ended, .. } = &mut *self;
             match ready!(consumer.poll_chunk(cx, CHUNK, scratch)) {
                 Ok(0) => *ended = true,
                 Ok(_) => {
