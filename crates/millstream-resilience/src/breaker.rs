@@ -189,9 +189,8 @@ impl CircuitBreaker {
 
     #[inline]
     fn end(&self, era: u64, ended: Ended) {
-        let now = Instant::now();
         let mut book = self.book();
-        let change = book.end(era, ended, now);
+        let change = book.end(era, ended, Instant::now);
         if change.is_some() {
             self.tell(book, change);
         }

@@ -125,19 +125,19 @@ impl Book {
     }
 
     /// A call that was admitted in that era has ended.
-    pub(super) fn end(&mut self, era: u64, ended: Ended, now: Instant) -> Option<Change> {
+    pub(super) fn end(&mut self, era: u64, ended: Ended, now: impl Fn() -> Instant) -> Option<Change> {
         if era != self.era {
             return None;
         }
         match (&mut self.phase, ended) {
             (Phase::Closed, Ended::Counted(call)) => self.count(call, now),
             (Phase::HalfOpen { .. }, Ended::Counted(call)) if call.failed => {
-                Some(self.open(Cause::ProbeFailed, now))
+                Some(self.open(Cause::ProbeFailed, now()))
             }
             (Phase::HalfOpen { running, succeeded, .. }, Ended::Counted(_)) => {
                 *running -= 1;
                 *succeeded += 1;
-                (*succeeded >= self.settings.probes).then(|| self.close(Cause::ProbesSucceeded, now))
+                (*succeeded >= self.settings.probes).then(|| self.close(Cause::ProbesSucceeded, now()))
             }
             (Phase::HalfOpen { running, .. }, Ended::Ignored) => {
                 *running -= 1;
@@ -148,11 +148,11 @@ impl Book {
     }
 
     #[inline]
-    fn count(&mut self, call: Call, now: Instant) -> Option<Change> {
+    fn count(&mut self, call: Call, now: impl Fn() -> Instant) -> Option<Change> {
         if self.mode == Mode::Disabled {
             return None;
         }
-        let Tally { calls, failures, slow } = self.calls.add(call, now);
+        let Tally { calls, failures, slow } = self.calls.add(call, &now);
         // A good call never makes it worse.
         if !(call.failed || call.slow)
             || self.mode != Mode::Automatic
@@ -161,11 +161,11 @@ impl Book {
             return None;
         }
         if failures as f64 >= self.settings.failure_rate * calls as f64 {
-            return Some(self.open(Cause::FailureRate { failures, calls }, now));
+            return Some(self.open(Cause::FailureRate { failures, calls }, now()));
         }
         match self.settings.slow {
             Some(Slow { rate, .. }) if slow as f64 >= rate * calls as f64 => {
-                Some(self.open(Cause::SlowRate { slow, calls }, now))
+                Some(self.open(Cause::SlowRate { slow, calls }, now()))
             }
             _ => None,
         }

@@ -32,7 +32,8 @@ pub(super) struct Slow {
 /// Which calls count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Window {
-    /// Those that ended in the last so-and-so long, which is forgotten a tenth at a time.
+    /// Those that ended in the last so-and-so long, which is forgotten a tenth at a time. Where more than a thousand fall into one
+    /// tenth, up to fifteen good ones may be forgotten a little early, for the sake of fewer looks at the clock.
     Time(Duration),
     /// The last so many.
     Count(u32),
