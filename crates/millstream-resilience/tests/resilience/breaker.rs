@@ -34,6 +34,15 @@ fn ends(breaker: &CircuitBreaker, results: impl IntoIterator<Item = bool>) {
     }
 }
 
+/// A call that succeeds after this time.
+async fn takes(breaker: &CircuitBreaker, time: Duration) {
+    let call = breaker.call(async || {
+        sleep(time).await;
+        Ok::<_, BoxError>(())
+    });
+    call.await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn it_opens_when_the_rate_is_reached_and_not_before_there_are_enough_calls() {
     let rule = |settings: BreakerSettings| settings.failure_rate(0.5).calls_min(4);
@@ -87,13 +96,13 @@ async fn slow_calls_open_it_though_they_succeed() {
     let breaker = breaker(|settings| settings.calls_min(4).slow_rate(0.75, SECOND));
     for time in [2 * SECOND, SECOND, 2 * SECOND, 2 * SECOND] {
         assert_eq!(breaker.state(), BreakerState::Closed);
-        breaker.call(async || Ok::<_, BoxError>(sleep(time).await)).await.unwrap();
+        takes(&breaker, time).await;
     }
     assert_eq!(breaker.state(), BreakerState::Open);
     let mut events = breaker.events();
     breaker.reset();
     for _ in 0..4 {
-        breaker.call(async || Ok::<_, BoxError>(sleep(2 * SECOND).await)).await.unwrap();
+        takes(&breaker, 2 * SECOND).await;
     }
     events.recv().await.unwrap();
     assert_eq!(events.recv().await.unwrap().cause, Cause::SlowRate { slow: 4, calls: 4 });
