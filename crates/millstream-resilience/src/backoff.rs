@@ -86,6 +86,13 @@ impl Backoff {
         self
     }
 
+    /// The first delay.
+    #[must_use]
+    pub const fn first(mut self, first: Duration) -> Self {
+        self.first = first;
+        self
+    }
+
     /// The longest delay.
     #[must_use]
     pub const fn max(mut self, max: Duration) -> Self {

@@ -153,10 +153,7 @@ impl Book {
             return None;
         }
         let Tally { calls, failures, slow } = self.calls.add(call, &now);
-        // A good call never makes it worse.
-        if !(call.failed || call.slow)
-            || self.mode != Mode::Automatic
-            || calls < u64::from(self.settings.calls_min)
+        if failures + slow == 0 || self.mode != Mode::Automatic || calls < u64::from(self.settings.calls_min)
         {
             return None;
         }

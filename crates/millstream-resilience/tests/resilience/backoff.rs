@@ -17,6 +17,7 @@ fn delays_grow_as_declared_up_to_their_cap() {
     assert_eq!(first(Backoff::fixed(ms(70)), 3), [70, 70, 70]);
     assert_eq!(first(Backoff::linear(ms(100)).max(ms(350)), 5), [100, 200, 300, 350, 350]);
     assert_eq!(first(Backoff::exponential(ms(100)).max(ms(500)), 4), [100, 200, 400, 500]);
+    assert_eq!(first(Backoff::exponential(ms(100)).first(ms(7)), 3), [7, 14, 28]);
     assert_eq!(first(Backoff::exponential(ms(100)).factor(3.0), 4), [100, 300, 900, 2700]);
     assert_eq!(first(Backoff::exponential(ms(100)), 12).last(), Some(&30_000), "30 s if nothing is said");
     assert_eq!(

@@ -47,6 +47,9 @@ async fn takes(breaker: &CircuitBreaker, time: Duration) {
 async fn it_opens_when_the_rate_is_reached_and_not_before_there_are_enough_calls() {
     let rule = |settings: BreakerSettings| settings.failure_rate(0.5).calls_min(4);
     let (few, half, less) = (breaker(rule), breaker(rule), breaker(rule));
+    let last_is_good = breaker(rule);
+    ends(&last_is_good, [false, false, true, true]);
+    assert_eq!(last_is_good.state(), BreakerState::Open);
     ends(&few, [false, false, false]);
     assert_eq!(few.state(), BreakerState::Closed);
     ends(&half, [true, false, true, false]);

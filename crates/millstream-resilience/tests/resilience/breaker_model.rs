@@ -85,7 +85,7 @@ impl Model {
                 self.calls.push_back((now, ok));
                 self.forget(now);
                 let bad = self.calls.iter().filter(|(_, ok)| !ok).count();
-                if !ok
+                if bad > 0
                     && self.calls.len() >= self.calls_min
                     && bad as f64 >= self.rate * self.calls.len() as f64
                 {

@@ -167,7 +167,7 @@ async fn dropping_it_ends_the_attempt_and_the_delay() {
 #[tokio::test(start_paused = true)]
 async fn attempts_can_be_made_by_somebody_else() {
     let retry = every_second(3).budget(Budget::new(10, 0.1));
-    let mut attempts = retry.attempts();
+    let mut attempts = retry.attempts(None);
     assert_eq!(attempts.failed(&retry, Class::Transient), Ok(SECOND));
     sleep(SECOND).await;
     assert_eq!(attempts.failed(&retry, Class::Transient), Ok(SECOND));

@@ -161,7 +161,7 @@ async fn layers_do_what_the_policies_do() {
     let flaky = Answers(move |n| {
         boxed(0, if count.fetch_add(1, Ordering::Relaxed) < 2 { Err(transient().into()) } else { Ok(n) })
     });
-    let breaker = breaker(|settings| settings.calls_min(3));
+    let breaker = breaker(|settings| settings.calls_min(4));
     let mut service = (every_second(5), breaker.clone(), Timeout::new(SECOND)).layer(flaky);
     let began = Instant::now();
     assert_eq!(call(&mut service, 17).await.unwrap(), 17);
