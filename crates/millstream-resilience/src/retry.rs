@@ -132,7 +132,8 @@ impl Retry {
     /// Calls until it succeeds or it makes no sense to go on; errors are of the class that they say themselves.
     ///
     /// # Errors
-    /// The last attempt's, with what was before.
+    /// The last attempt's, with what was before. For policies around this one, [`FromRetry::from_retry`] makes it an error that can be
+    /// theirs too.
     ///
     /// # Cancel safety
     /// Dropping it drops the attempt, or the delay, that it is in.

@@ -22,13 +22,23 @@ pub(super) struct Book {
     pauses: Delays,
     pub(super) opened: u64,
     pub(super) rejected: u64,
+    /// All calls that ended, and those of them that failed.
+    pub(super) ended: u64,
+    pub(super) failed: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Closed,
-    Open { until: Option<Instant> },
-    HalfOpen { running: u32, succeeded: u32, until: Instant },
+    Open {
+        until: Option<Instant>,
+    },
+    HalfOpen {
+        running: u32,
+        succeeded: u32,
+        /// When it counts as failed that those that run have not ended.
+        until: Instant,
+    },
 }
 
 /// Whether a call may be made.
@@ -72,6 +82,8 @@ impl Book {
             since: now,
             opened: 0,
             rejected: 0,
+            ended: 0,
+            failed: 0,
         }
     }
 
@@ -99,8 +111,7 @@ impl Book {
         let mut change = None;
         match self.phase {
             Phase::Open { until: Some(until) } if until <= now => {
-                let until = later(now, self.settings.probe_time.unwrap_or(self.settings.pause.nominal(1)));
-                let phase = Phase::HalfOpen { running: 0, succeeded: 0, until };
+                let phase = Phase::HalfOpen { running: 0, succeeded: 0, until: now };
                 change = Some(self.turn(phase, Cause::PauseOver, now));
             }
             Phase::HalfOpen { running, until, .. } if until <= now && running > 0 => {
@@ -108,14 +119,18 @@ impl Book {
             }
             _ => {}
         }
-        (self.place(), change)
+        (self.place(now), change)
     }
 
-    fn place(&mut self) -> Admission {
+    fn place(&mut self, now: Instant) -> Admission {
         let (era, probes) = (self.era, self.settings.probes);
+        let probe_time = self.settings.probe_time.unwrap_or(self.settings.pause.nominal(1));
         match &mut self.phase {
             Phase::Closed => Admission::Now(era),
-            Phase::HalfOpen { running, succeeded, .. } if *running + *succeeded < probes => {
+            Phase::HalfOpen { running, succeeded, until } if *running + *succeeded < probes => {
+                if *running == 0 {
+                    *until = later(now, probe_time);
+                }
                 *running += 1;
                 Admission::Now(era)
             }
@@ -126,6 +141,10 @@ impl Book {
 
     /// A call that was admitted in that era has ended.
     pub(super) fn end(&mut self, era: u64, ended: Ended, now: impl Fn() -> Instant) -> Option<Change> {
+        if let Ended::Counted(call) = ended {
+            self.ended += 1;
+            self.failed += u64::from(call.failed);
+        }
         if era != self.era {
             return None;
         }

@@ -137,8 +137,12 @@ impl BreakerSettings {
     }
 
     /// The same, longer each time that a try has failed.
+    ///
+    /// # Panics
+    /// If the first is zero.
     #[must_use]
     pub fn pauses(mut self, pauses: Backoff) -> Self {
+        assert!(!pauses.nominal(1).is_zero(), "a pause of no time is none");
         self.pause = pauses;
         self
     }
@@ -155,8 +159,8 @@ impl BreakerSettings {
         self
     }
 
-    /// How long those calls may take together before it counts as failed that they have not ended; as long as the first pause by
-    /// default.
+    /// How long those calls may take, from when the first of them began, before it counts as failed that they have not ended; as
+    /// long as the first pause by default.
     ///
     /// # Panics
     /// If `time` is zero.

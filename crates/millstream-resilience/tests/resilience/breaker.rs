@@ -178,6 +178,16 @@ async fn probes_that_never_end_count_as_failed_when_their_time_is_over() {
     assert_eq!(breaker.state(), BreakerState::HalfOpen, "it came too late to count");
     next.succeed();
     assert_eq!(breaker.state(), BreakerState::Closed);
+    // A probe has all of its time, however long ago the last one gave up.
+    let breaker = open(rule);
+    sleep(10 * SECOND).await;
+    drop(breaker.try_acquire().unwrap());
+    sleep(100 * SECOND).await;
+    let probe = breaker.try_acquire().unwrap();
+    sleep(2 * SECOND).await;
+    assert_eq!(breaker.try_acquire().unwrap_err().state, BreakerState::HalfOpen);
+    probe.succeed();
+    assert_eq!(breaker.state(), BreakerState::Closed);
     // Whoever waits meanwhile is not forgotten: the first pause's length is the time of probes by default.
     let breaker = open(|settings| settings.pause(10 * SECOND).probes(1));
     sleep(10 * SECOND).await;
@@ -251,6 +261,7 @@ async fn an_open_one_says_its_name_and_for_how_long() {
     );
     assert_eq!((snapshot.age, snapshot.retry_after), (10 * SECOND, Some(20 * SECOND)));
     assert_eq!((snapshot.opened, snapshot.rejected), (1, 1));
+    assert_eq!((snapshot.calls_total, snapshot.failures_total, snapshot.calls), (1, 1, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -311,6 +322,17 @@ async fn events_tell_each_change_and_wait_for_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn several_can_tell_their_events_in_one_place() {
+    let events = tokio::sync::broadcast::Sender::new(16);
+    let mut told = events.subscribe();
+    for name in ["a", "b"] {
+        let settings = BreakerSettings::default().name(name);
+        CircuitBreaker::with_events(settings, events.clone()).trip();
+    }
+    assert_eq!((&*told.recv().await.unwrap().name, &*told.recv().await.unwrap().name), ("a", "b"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn among_very_many_calls_few_good_ones_are_forgotten_early_and_no_bad_one() {
     let breaker = breaker(|settings| settings.calls_min(1).failure_rate(0.5).time_window(10 * SECOND));
     ends(&breaker, (0..100_000).map(|n| n % 100 != 99));
@@ -337,6 +359,7 @@ fn settings_that_cannot_work_are_refused() {
     assert!(refused(|settings| settings.count_window(0)));
     assert!(refused(|settings| settings.count_window(u32::MAX)));
     assert!(refused(|settings| settings.pause(Duration::ZERO)));
+    assert!(refused(|settings| settings.pauses(Backoff::fixed(Duration::ZERO))));
     assert!(refused(|settings| settings.probes(0)));
     assert!(refused(|settings| settings.probe_time(Duration::ZERO)));
 }

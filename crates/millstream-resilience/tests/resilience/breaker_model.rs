@@ -45,7 +45,7 @@ impl Model {
     fn admit(&mut self, now: u64) -> bool {
         match self.state {
             State::Open(until) if until <= now => {
-                self.turn(State::HalfOpen { running: 0, good: 0, until: now + PROBE_TIME });
+                self.turn(State::HalfOpen { running: 0, good: 0, until: now });
             }
             State::HalfOpen { running, until, .. } if running > 0 && until <= now => {
                 self.turn(State::Open(now + PAUSE));
@@ -54,7 +54,10 @@ impl Model {
         }
         match &mut self.state {
             State::Closed => true,
-            State::HalfOpen { running, good, .. } if *running + *good < PROBES => {
+            State::HalfOpen { running, good, until } if *running + *good < PROBES => {
+                if *running == 0 {
+                    *until = now + PROBE_TIME;
+                }
                 *running += 1;
                 true
             }

@@ -302,6 +302,38 @@ async fn each_key_has_its_own_and_only_so_many_have_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_key_takes_the_place_of_one_that_is_not_asked_for() {
+    let made = Arc::new(AtomicUsize::new(0));
+    let count = made.clone();
+    let bulkheads = Keyed::new(1000, move |_: &u32| {
+        count.fetch_add(1, Ordering::Relaxed);
+        Bulkhead::new(1)
+    });
+    let often = || (0..10).for_each(|key| drop(bulkheads.of(&key)));
+    often();
+    for key in 10..5000 {
+        often();
+        let own = bulkheads.of(&key);
+        let _place = own.try_acquire().expect("it is its own");
+    }
+    assert_eq!((bulkheads.len(), made.load(Ordering::Relaxed)), (1000, 5000), "none was made twice");
+    // Also when all were asked for lately.
+    (0..5000).for_each(|key| drop(bulkheads.of(&key)));
+    let (one, other) = (bulkheads.of(&9000), bulkheads.of(&9001));
+    assert!(one.try_acquire().is_some_and(|_place| other.try_acquire().is_some()), "each has its own");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_value_cannot_be_made_harms_no_other() {
+    let bulkheads =
+        Keyed::new(10, |key: &u32| if *key == 7 { panic!("on purpose") } else { Bulkhead::new(1) });
+    let seventh = std::panic::AssertUnwindSafe(|| bulkheads.of(&7));
+    assert!(std::panic::catch_unwind(seventh).is_err());
+    assert!(bulkheads.of(&8).try_acquire().is_some());
+    assert_eq!(bulkheads.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn keys_without_a_place_share_one() {
     let bulkheads = Keyed::new(2, |_: &u32| Bulkhead::new(1));
     let held: Vec<_> = [1, 2].iter().map(|key| bulkheads.of(key).try_acquire().unwrap()).collect();
