@@ -126,6 +126,12 @@ impl Backoff {
         delay.min(self.max)
     }
 
+    /// The delay number `n`, counted from 1, with its part of chance, for whoever counts attempts himself. With decorrelated jitter
+    /// the previous delay counts as the first, whatever it was.
+    pub fn delay(&self, n: u32) -> Duration {
+        Delays { made: n.max(1) - 1, ..self.delays() }.next_delay()
+    }
+
     /// The delays, one after the other, without end.
     pub fn delays(&self) -> Delays {
         Delays { backoff: *self, made: 0, previous: self.first, dice: None }

@@ -57,6 +57,15 @@ fn full_jitter_is_anything_up_to_the_delay_and_equal_jitter_its_upper_half() {
 }
 
 #[test]
+fn one_delay_is_as_it_would_be_in_its_turn() {
+    let backoff = Backoff::exponential(ms(100)).max(ms(1000));
+    assert_eq!([0, 1, 2, 3, 99].map(|n| backoff.delay(n)), [100, 100, 200, 400, 1000].map(ms));
+    let chance: Vec<_> = (0..100).map(|_| backoff.jitter(Jitter::Equal).delay(3)).collect();
+    assert!(chance.iter().all(|delay| (ms(200)..=ms(400)).contains(delay)));
+    assert!(chance.iter().any(|delay| delay != &chance[0]));
+}
+
+#[test]
 fn decorrelated_jitter_is_up_to_three_times_the_previous_delay() {
     let mut delays = Backoff::decorrelated(ms(100)).max(ms(5000)).delays_seeded(7);
     let (mut previous, mut longest) = (ms(100), ms(0));
