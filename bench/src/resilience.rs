@@ -212,7 +212,7 @@ mod peers {
             let retry = ConstantBuilder::default().with_max_times(2);
             measure(scale, || async move |n| (|| direct(n)).retry(retry).await)
         };
-        case.peer("backon", run).goal(Bound::TimesAtMost(1.0, "backon"), "")
+        case.peer("backon", run)
     }
 
     pub(super) fn breaker(case: Case) -> Case {

@@ -140,6 +140,7 @@ impl Book {
     }
 
     /// A call that was admitted in that era has ended.
+    #[inline]
     pub(super) fn end(&mut self, era: u64, ended: Ended, now: impl Fn() -> Instant) -> Option<Change> {
         if let Ended::Counted(call) = ended {
             self.ended += 1;
@@ -150,19 +151,26 @@ impl Book {
         }
         match (&mut self.phase, ended) {
             (Phase::Closed, Ended::Counted(call)) => self.count(call, now),
+            _ => self.end_other(ended, now()),
+        }
+    }
+
+    #[cold]
+    fn end_other(&mut self, ended: Ended, now: Instant) -> Option<Change> {
+        match (&mut self.phase, ended) {
             (Phase::HalfOpen { .. }, Ended::Counted(call)) if call.failed => {
-                Some(self.open(Cause::ProbeFailed, now()))
+                Some(self.open(Cause::ProbeFailed, now))
             }
             (Phase::HalfOpen { running, succeeded, .. }, Ended::Counted(_)) => {
                 *running -= 1;
                 *succeeded += 1;
-                (*succeeded >= self.settings.probes).then(|| self.close(Cause::ProbesSucceeded, now()))
+                (*succeeded >= self.settings.probes).then(|| self.close(Cause::ProbesSucceeded, now))
             }
             (Phase::HalfOpen { running, .. }, Ended::Ignored) => {
                 *running -= 1;
                 Some(Change::Place)
             }
-            (Phase::Closed, Ended::Ignored) | (Phase::Open { .. }, _) => None,
+            (Phase::Closed | Phase::Open { .. }, _) => None,
         }
     }
 

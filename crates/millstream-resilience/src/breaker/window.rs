@@ -15,10 +15,13 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    #[inline]
     fn add(&mut self, call: Call) {
         self.calls += 1;
-        self.failures += u64::from(call.failed);
-        self.slow += u64::from(call.slow);
+        if call.failed || call.slow {
+            self.failures += u64::from(call.failed);
+            self.slow += u64::from(call.slow);
+        }
     }
 
     fn remove(&mut self, other: Tally) {
