@@ -118,7 +118,12 @@ impl Retry {
 
     /// An item's first attempt has failed, which began to wait then, if it did. `None` if there is never another.
     pub(crate) fn begin(&self, began: Option<Instant>) -> Option<Attempts> {
-        (self.policy.attempts_max() > 1).then(|| self.policy.attempts(began))
+        self.repeats().then(|| self.policy.attempts(began))
+    }
+
+    /// Whether there is ever a second attempt.
+    pub(crate) fn repeats(&self) -> bool {
+        self.policy.attempts_max() > 1
     }
 
     /// Another attempt has failed: how long to wait for the next one, if there is one.

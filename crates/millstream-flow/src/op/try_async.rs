@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 use millstream_resilience::{Attempts, Timeout};
 use tokio::time::{Instant, sleep};
@@ -34,7 +33,7 @@ where
     let mut began = None;
     let mut attempts = None;
     let (error, made) = loop {
-        let error = match attempt(map(&input), retry.limit(), &mut began).await {
+        let error = match attempt(map(&input), retry, &mut began).await {
             Ok(output) => {
                 retry.succeeded();
                 return Ok(output);
@@ -54,22 +53,22 @@ where
     Err(failed(error, made).map_input(|()| input).with_history(history))
 }
 
-/// One attempt, with a limit if there is one; notes when it first waits.
+/// One attempt; notes when it first waits, if there may be another.
 async fn attempt<U, E: Into<BoxError>>(
     call: impl Future<Output = Result<U, E>>,
-    limit: Option<Duration>,
+    retry: &Retry,
     began: &mut Option<Instant>,
 ) -> Result<U, BoxError> {
     let calling = async { catching(call).await?.map_err(Into::into) };
     let mut timed = pin!(async {
-        match limit {
+        match retry.limit() {
             None => calling.await,
             Some(limit) => Timeout::new(limit).wrap(calling).await,
         }
     });
     poll_fn(|cx| {
         let poll = timed.as_mut().poll(cx);
-        if poll.is_pending() {
+        if poll.is_pending() && retry.repeats() {
             began.get_or_insert_with(Instant::now);
         }
         poll

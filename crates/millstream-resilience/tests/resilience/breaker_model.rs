@@ -167,6 +167,7 @@ async fn compare(kind: Kind, calls_min: usize, rate: f64, seed: u64) {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn a_breaker_decides_as_one_that_remembers_everything(
         kind in prop_oneof![(1u64..30).prop_map(|n| Kind::Time(10 * n)), (1usize..30).prop_map(Kind::Count)],
