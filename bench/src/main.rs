@@ -10,6 +10,7 @@ mod instructions;
 mod log;
 mod machine;
 mod rabbitmq;
+mod resilience;
 mod runner;
 mod table;
 mod whole;
@@ -42,6 +43,8 @@ enum Section {
     Log(Options),
     /// The RabbitMQ client: publishing, consuming and both, against a raw socket and other clients.
     Rabbitmq(Options),
+    /// Retries, circuit breakers and their like around a call that is ready at once.
+    Resilience(Options),
     /// The binary: start, memory, and a pipeline file against Redpanda Connect.
     Whole(Options),
     /// Instructions an item of the engine's cases, by callgrind.
@@ -89,6 +92,7 @@ fn section(name: &str) -> Option<Vec<Case>> {
         "engine" => Some(engine::cases()),
         "log" => Some(log::cases()),
         "rabbitmq" => Some(rabbitmq::cases()),
+        "resilience" => Some(resilience::cases()),
         "whole" => Some(whole::cases()),
         _ => None,
     }
@@ -99,6 +103,7 @@ fn main() -> ExitCode {
         Section::Engine(options) => measure("engine", options),
         Section::Log(options) => measure("log", options),
         Section::Rabbitmq(options) => measure("rabbitmq", options),
+        Section::Resilience(options) => measure("resilience", options),
         Section::Whole(options) => measure("whole", options),
         Section::Instructions { filter } => {
             cases("engine", &filter).and_then(|cases| instructions::print(&cases))
