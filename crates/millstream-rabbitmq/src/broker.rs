@@ -62,7 +62,9 @@ struct Inner {
 }
 
 impl RabbitMq {
-    /// Connects.
+    /// Connects, as the URL says: `amqp://user:password@host:5672,other-host/vhost?heartbeat=10`.
+    ///
+    #[doc = include_str!("options.md")]
     ///
     /// # Errors
     /// `Invalid` if the URL makes no sense, or the broker knows neither user nor vhost; `Unavailable` if no host answers.

@@ -8,28 +8,7 @@ use millstream_message::{BrokerError, BrokerErrorKind};
 use crate::proto::Login;
 
 /// What an AMQP URL says: `amqp://user:password@host:5672,other-host/vhost?heartbeat=10`.
-///
-/// The options are those of RabbitMQ's own [query parameters](https://www.rabbitmq.com/docs/uri-query-parameters) and some more:
-///
-/// | option | default | meaning |
-/// |---|---|---|
-/// | `name` | `millstream` and the process | what the broker's management shows |
-/// | `heartbeat` | 30 | seconds; after twice that without a word the connection counts as lost; 0 switches it off |
-/// | `connection_timeout` | 10,000 | milliseconds for one try, handshake included |
-/// | `channel_max`, `frame_max` | the broker's | limits; the lower of the two sides' counts |
-/// | `auth_mechanism` | `plain` | or `amqplain`, or `external`: by the client's certificate |
-/// | `cacertfile` | the system's | certificates that the broker's must be signed by (`amqps`) |
-/// | `certfile`, `keyfile` | none | the client's certificate and its key, PEM (`amqps`) |
-/// | `server_name_indication` | the host | the name that must be in the broker's certificate (`amqps`) |
-/// | `connections` | 1 | consumers are spread over so many connections |
-/// | `publish_window`, `publish_window_bytes` | 8,192; 16 MiB | what may be published and not confirmed |
-/// | `confirm_timeout` | none | milliseconds after which a publish is told as unconfirmed |
-/// | `reconnect_min`, `reconnect_max` | 50; 3,000 | milliseconds between tries; the longest is doubled each time, the true one is by chance |
-/// | `operation_timeout` | 30,000 | milliseconds that an operation waits for a connection that is away |
-/// | `max_message_bytes` | by the broker's version | the largest body |
-/// | `nodelay` | true | whether small packets are sent at once |
-/// | `keepalive` | 60 | seconds of silence before the system asks whether the other side is there; 0 never |
-/// | `send_buffer`, `receive_buffer` | the system's | bytes of the socket's buffers |
+/// The options are told in `options.md`, which the documentation of [`RabbitMq::connect`](crate::RabbitMq::connect) shows.
 #[derive(Clone)]
 pub(crate) struct Options {
     /// Tried one after the other, from a different one each time.
@@ -235,13 +214,7 @@ impl Options {
             }
             "send_buffer" => self.send_buffer = Some(positive()?),
             "receive_buffer" => self.receive_buffer = Some(positive()?),
-            "verify" if value == "verify_peer" => {}
-            "verify" => {
-                return Err(invalid(
-                    "only `verify=verify_peer` is offered: give `cacertfile` for a certificate of your own",
-                ));
-            }
-            "cacertfile" | "certfile" | "keyfile" | "server_name_indication" => {
+            "cacertfile" | "certfile" | "keyfile" | "server_name_indication" | "verify" => {
                 let Some(tls) = &mut self.tls else {
                     return Err(invalid(format!("`{name}` has an effect only with `amqps://`")));
                 };
@@ -249,6 +222,12 @@ impl Options {
                     "cacertfile" => tls.ca = Some(value.into()),
                     "certfile" => tls.certificate = Some(value.into()),
                     "keyfile" => tls.key = Some(value.into()),
+                    "verify" if value == "verify_peer" => {}
+                    "verify" => {
+                        return Err(invalid(
+                            "only `verify=verify_peer` is offered: give `cacertfile` for a certificate of your own",
+                        ));
+                    }
                     _ => tls.server_name = Some(value.to_owned()),
                 }
             }
@@ -342,10 +321,24 @@ mod tests {
         assert!(complaint("amqp://host?frame_max=100").contains("4096"));
         assert!(complaint("amqp://host?cacertfile=x").contains("amqps://"));
         assert!(complaint("amqps://host?verify=verify_none").contains("cacertfile"));
+        assert!(complaint("amqp://host?verify=verify_peer").contains("amqps://"));
         assert!(complaint("amqp://host?auth_mechanism=external").contains("certfile"));
         assert!(complaint("amqp://host?publish_window=0").contains("nothing through"));
         assert!(complaint("amqp://host?reconnect_min=50&reconnect_max=5").contains("above"));
         assert!(!complaint("amqp://me:secret@host:x").contains("secret"));
+    }
+
+    #[test]
+    fn the_documentation_names_every_option_and_no_other() {
+        let rows = include_str!("options.md").lines().filter_map(|line| line.strip_prefix("| `"));
+        let told = rows.flat_map(|row| {
+            let names = row.split(" |").next().unwrap_or(row);
+            names.split("`, `").map(|name| name.trim_matches('`'))
+        });
+        let (mut told, mut known) = (told.collect::<Vec<_>>(), KNOWN.to_vec());
+        told.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(told, known);
     }
 
     #[test]
