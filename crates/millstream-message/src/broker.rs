@@ -37,6 +37,12 @@ pub struct Features {
     pub prefetch_bytes: bool,
     /// Queues may limit how often a message is given back.
     pub delivery_limit: bool,
+    /// Consumers have a [priority](ConsumeOptions::priority).
+    pub consumer_priority: bool,
+    /// Queues may go by themselves when nobody uses them ([`Queue::expires`]).
+    pub queue_expiry: bool,
+    /// Queues may be [streams](crate::QueueKind::Stream) that are consumed like queues.
+    pub stream_queues: bool,
     /// [`Broker::browse`]: looking at messages without consuming them.
     pub browse: bool,
     /// Append-only streams.
@@ -69,6 +75,9 @@ impl Features {
             lease: true,
             prefetch_bytes: true,
             delivery_limit: true,
+            consumer_priority: true,
+            queue_expiry: true,
+            stream_queues: true,
             browse: true,
             streams: true,
             dense_offsets: true,
@@ -148,7 +157,7 @@ pub trait Broker: Send + Sync {
     /// messages went with it; deleting what is not there is fine and returns zero.
     fn delete_queue<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<u64, BrokerError>>;
 
-    /// Leads messages from an exchange to a queue. Binding twice is the same as once.
+    /// Leads messages from an exchange to a queue, or to another exchange. Binding twice is the same as once.
     fn bind(&self, binding: Binding) -> BoxFuture<'_, Result<(), BrokerError>>;
 
     /// Removes a binding. Removing what is not there is fine.

@@ -58,6 +58,8 @@ pub use error::{BrokerError, BrokerErrorKind};
 pub use message::{Message, Properties};
 pub use publish::{Address, Batch, Confirm, Outcomes, Publish, PublishOutcome, Refusal, Returned};
 pub use stream::{StreamFrom, StreamItem, StreamReader, StreamSource, StreamSpec, StreamStats};
-pub use topology::{Binding, Exchange, ExchangeKind, HeaderMatch, Overflow, Queue, differences};
+pub use topology::{
+    Binding, Exchange, ExchangeKind, HeaderMatch, Overflow, Queue, QueueKind, Target, differences,
+};
 pub use url::{BrokerUrl, BrokerUrlError};
 pub use value::{Headers, Value};

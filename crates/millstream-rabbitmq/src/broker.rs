@@ -162,7 +162,6 @@ impl Broker for RabbitMq {
     fn features(&self) -> Features {
         let mut features = Features::all(self.0.max_message_bytes);
         features.lease = false;
-        features.prefetch_bytes = false;
         features.streams = false;
         features.atomic_batches = false;
         features.list = false;
@@ -223,8 +222,7 @@ impl Broker for RabbitMq {
     fn bind(&self, binding: Binding) -> BoxFuture<'_, Result<(), BrokerError>> {
         Box::pin(async move {
             check_binding(&binding)?;
-            let what = || format!("binding of queue `{}` to exchange `{}`", binding.queue, binding.exchange);
-            self.0.asked(what, &topology::bind(&binding)).await?;
+            self.0.asked(|| binding.to_string(), &topology::bind(&binding)).await?;
             let mut topology = self.0.hub.topology.lock();
             if !topology.bindings.contains(&binding) {
                 topology.bindings.push(binding);
@@ -240,7 +238,7 @@ impl Broker for RabbitMq {
             match self.0.control(&topology::unbind(&binding)).await {
                 // Without its queue or exchange there is no binding.
                 Ok(_) | Err(CallError::Refused(Closed { code: 404, .. })) => Ok(()),
-                Err(error) => Err(failed(&format!("binding of queue `{}`", binding.queue), error)),
+                Err(error) => Err(failed(&binding.to_string(), error)),
             }
         })
     }
@@ -407,6 +405,6 @@ impl Broker for RabbitMq {
 
 fn check_binding(binding: &Binding) -> Result<(), BrokerError> {
     topology::check_name("exchange", &binding.exchange)?;
-    topology::check_name("queue", &binding.queue)?;
+    topology::check_name("queue", &binding.target)?;
     topology::check_name("key", &binding.key)
 }

@@ -34,6 +34,7 @@
 mod broker;
 mod confirms;
 mod consumer;
+mod credit;
 mod delays;
 mod fields;
 mod headers;

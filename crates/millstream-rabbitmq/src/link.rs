@@ -87,10 +87,12 @@ struct Use {
 }
 
 /// Who waits for a method's answer.
-enum Waiter {
+pub(crate) enum Waiter {
     Call(oneshot::Sender<Result<Method, CallError>>),
     /// A consumer is cancelled.
     Cancel,
+    /// An answer comes, and nobody needs it.
+    Nobody,
 }
 
 /// What the socket's task and everybody else share.
@@ -369,8 +371,10 @@ impl Link {
         let talkers = std::mem::take(&mut *self.talkers.lock());
         for consumer in talkers {
             // The order of locks is: this link's state, then a consumer's.
-            if let Some(used) = consumer.talk(connection).and_then(|channel| channels.get_mut(&channel)) {
-                used.waiting.push_back(Waiter::Cancel);
+            if let Some((channel, waiters)) = consumer.talk(connection)
+                && let Some(used) = channels.get_mut(&channel)
+            {
+                used.waiting.extend(waiters);
             }
         }
     }

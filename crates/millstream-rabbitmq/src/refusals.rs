@@ -91,7 +91,10 @@ fn our_name(argument: &str) -> &str {
         "x-dead-letter-routing-key" => "dead_letter_key",
         "x-max-priority" => "max_priority",
         "x-delivery-limit" => "delivery_limit",
-        "x-queue-type" => "kind of queue",
+        "x-queue-type" => "kind",
+        "x-single-active-consumer" => "single_active_consumer",
+        "x-expires" => "expires in ms",
+        "alternate-exchange" => "alternate",
         "type" => "kind",
         other => other,
     }

@@ -107,6 +107,11 @@ impl Inner {
             }
             *checked = Some(publish.to.clone());
         }
+        if publish.message.properties().ttl.is_some_and(|ttl| ttl.as_millis() > u32::MAX.into()) {
+            return Ok(invalid(
+                "a time to live is at most 49 days, which is what RabbitMQ can count".to_owned(),
+            ));
+        }
         let Some(delay) = publish.message.properties().delay.filter(|delay| !delay.is_zero()) else {
             return Ok(None);
         };

@@ -174,7 +174,7 @@ impl Io {
                                 consumer.cancelled();
                             }
                         }
-                        None => {}
+                        Some(Waiter::Nobody) | None => {}
                     }
                 }
                 Event::Cancelled { channel, .. } => {

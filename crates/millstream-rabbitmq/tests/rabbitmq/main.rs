@@ -2,4 +2,5 @@
 
 mod conformance;
 mod connecting;
+mod consuming;
 mod faults;
