@@ -50,11 +50,7 @@ pub(crate) async fn queue(command: args::Queue) -> Result<(), Failure> {
 }
 
 async fn list(broker: Arc<dyn Broker>, json: bool) -> Result<(), Failure> {
-    let names = broker.queues().await.map_err(|error| Failure::of("cannot list the queues", &error))?;
-    let mut all = Vec::with_capacity(names.len());
-    for name in &names {
-        all.push(stats_of(&broker, name).await?);
-    }
+    let all = broker.all_stats().await.map_err(|error| Failure::of("cannot list the queues", &error))?;
     let mut out = Out::new();
     if json {
         out.json(&json!(all))?;

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use millstream_message::{
     Batch, Binding, BoxFuture, Broker, BrokerError, BrokerErrorKind, BrokerUrl, Browsed, Confirm,
-    ConsumeOptions, Consumer, Exchange, ExchangeKind, Features, Message, Queue as Spec, QueueKind,
-    QueueStats, StreamFrom, StreamReader, StreamSpec, StreamStats, differences,
+    ConsumeOptions, Consumer, Declaration as Declared, Exchange, ExchangeKind, Features, Message,
+    Queue as Spec, QueueKind, QueueStats, Standing, StreamFrom, StreamReader, StreamSpec, StreamStats,
+    differences,
 };
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
@@ -341,6 +342,31 @@ impl Broker for EmbeddedBroker {
             let _one = self.core.declaring.lock().await;
             let declared = Some(Declaration::Unbind(binding.clone()));
             self.core.declare(declared, |topology| _ = topology.unbind(&binding), |_| {}).await
+        })
+    }
+
+    fn standing<'a>(&'a self, what: &'a Declared) -> BoxFuture<'a, Result<Standing, BrokerError>> {
+        Box::pin(async move {
+            self.core.shared.check_open()?;
+            let topology = self.core.topology.read();
+            let found = match what {
+                Declared::Exchange(exchange) => {
+                    topology.exchanges.get(&exchange.name).map(|bound| differences(&bound.exchange, exchange))
+                }
+                Declared::Queue(queue) => {
+                    topology.queues.get(&queue.name).map(|known| differences(&known.spec, queue))
+                }
+                Declared::Binding(binding) => topology
+                    .exchanges
+                    .get(&binding.exchange)
+                    .filter(|bound| bound.bindings.iter().any(|(known, _)| known == binding))
+                    .map(|_| None),
+            };
+            Ok(match found {
+                None => Standing::Missing,
+                Some(None) => Standing::Same,
+                Some(Some(text)) => Standing::Different(text),
+            })
         })
     }
 

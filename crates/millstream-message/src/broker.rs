@@ -7,7 +7,8 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::consume::{ConsumeOptions, Consumer};
-use crate::error::BrokerError;
+use crate::declaration::{Declaration, Standing};
+use crate::error::{BrokerError, BrokerErrorKind};
 use crate::message::Message;
 use crate::publish::{Address, Batch, Confirm, Outcomes, Publish, PublishOutcome};
 use crate::stream::{StreamFrom, StreamReader, StreamSpec, StreamStats};
@@ -163,6 +164,17 @@ pub trait Broker: Send + Sync {
     /// Removes a binding. Removing what is not there is fine.
     fn unbind(&self, binding: Binding) -> BoxFuture<'_, Result<(), BrokerError>>;
 
+    /// How something that is to be declared stands here. Changes nothing.
+    ///
+    /// # Errors
+    /// `Unsupported` by brokers without [queues](Features::queues).
+    fn standing<'a>(&'a self, what: &'a Declaration) -> BoxFuture<'a, Result<Standing, BrokerError>> {
+        Box::pin(async move {
+            let text = format!("{what}: {} has no queues and exchanges", self.url());
+            Err(BrokerError::new(BrokerErrorKind::Unsupported, text))
+        })
+    }
+
     /// Removes every ready message and returns how many. Deliveries and delayed messages stay.
     fn purge<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<u64, BrokerError>>;
 
@@ -217,6 +229,23 @@ pub trait Broker: Send + Sync {
 
     /// The names of all queues, in order.
     fn queues(&self) -> BoxFuture<'_, Result<Vec<String>, BrokerError>>;
+
+    /// What every queue holds, in the order of their names. Where the broker collects figures now and then they are some seconds
+    /// old; [`stats`](Broker::stats) of one queue is not.
+    fn all_stats(&self) -> BoxFuture<'_, Result<Vec<QueueStats>, BrokerError>> {
+        Box::pin(async move {
+            let mut all = Vec::new();
+            for name in self.queues().await? {
+                match self.stats(&name).await {
+                    Ok(stats) => all.push(stats),
+                    // It was deleted meanwhile.
+                    Err(error) if error.kind() == BrokerErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(all)
+        })
+    }
 
     /// The value stored under `name` by [`Batch::with_position`] or [`store_position`](Broker::store_position), as
     /// far as it is durable.

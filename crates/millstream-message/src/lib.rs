@@ -39,6 +39,7 @@ pub mod codec;
 pub mod conformance;
 mod consume;
 pub mod dead;
+mod declaration;
 mod error;
 #[cfg(feature = "flow")]
 pub mod flow;
@@ -54,6 +55,7 @@ pub use codec::{Codec, CodecError, Json, Raw};
 pub use consume::{
     Acker, ConsumeOptions, Consumer, ConsumerSource, Delivery, Nack, Settle, Settled, StopWhen, Tag,
 };
+pub use declaration::{Declaration, Standing, Topology};
 pub use error::{BrokerError, BrokerErrorKind};
 pub use message::{Message, Properties};
 pub use publish::{Address, Batch, Confirm, Outcomes, Publish, PublishOutcome, Refusal, Returned};

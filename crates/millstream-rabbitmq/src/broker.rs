@@ -7,6 +7,7 @@ mod errands;
 mod positions;
 mod statistics;
 mod submit;
+mod telling;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -14,8 +15,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use bytes::Bytes;
 use millstream_message::{
     Batch, Binding, BoxFuture, Broker, BrokerError, BrokerErrorKind, BrokerUrl, Browsed, Confirm,
-    ConsumeOptions, Consumer, Exchange, Features, Message, PublishOutcome, Queue, QueueStats, StreamFrom,
-    StreamReader, StreamSpec, StreamStats,
+    ConsumeOptions, Consumer, Declaration, Exchange, Features, Message, PublishOutcome, Queue, QueueStats,
+    Standing, StreamFrom, StreamReader, StreamSpec, StreamStats,
 };
 use tokio::sync::{Mutex, OnceCell, mpsc, watch};
 
@@ -27,7 +28,7 @@ use crate::hub::Hub;
 use crate::link::{CallError, Channel, ConnectionState, Link};
 use crate::options::Options;
 use crate::proto::{Closed, Method};
-use crate::refusals::{failed, no_streams, unsupported};
+use crate::refusals::{failed, no_streams};
 use crate::restore::Consuming;
 use crate::topology;
 
@@ -164,7 +165,7 @@ impl Broker for RabbitMq {
         features.lease = false;
         features.streams = false;
         features.atomic_batches = false;
-        features.list = false;
+        features.list = self.0.options.management.is_some();
         features.delayed_stats = false;
         features
     }
@@ -243,6 +244,12 @@ impl Broker for RabbitMq {
         })
     }
 
+    /// As it is asked for, and as the management tells it: without that of a difference only the first is known, and of a binding
+    /// nothing.
+    fn standing<'a>(&'a self, what: &'a Declaration) -> BoxFuture<'a, Result<Standing, BrokerError>> {
+        Box::pin(self.0.standing(what))
+    }
+
     fn purge<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<u64, BrokerError>> {
         Box::pin(async move {
             topology::check_name("queue", queue)?;
@@ -317,17 +324,32 @@ impl Broker for RabbitMq {
         })
     }
 
-    /// As it was declared through this handle; of a queue that somebody else has declared only the name is known.
+    /// As it was declared through this handle, or else as the management tells it. Of a queue that somebody else has declared only
+    /// the name is known where the URL does not say where the management is and it is not where it usually is.
     fn queue<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Queue>, BrokerError>> {
         Box::pin(async move {
-            let known = |name: &str| self.0.hub.topology.lock().queues.get(name).cloned();
-            let there = self.0.check_queue(name).await?.is_some();
-            Ok(there.then(|| known(name).unwrap_or_else(|| Queue::durable(name))))
+            if self.0.check_queue(name).await?.is_none() {
+                return Ok(None);
+            }
+            let known = self.0.hub.topology.lock().queues.get(name).cloned();
+            if known.is_some() {
+                return Ok(known);
+            }
+            match self.0.told_queue(name).await {
+                Err(error) if self.features().list => Err(error),
+                Err(_) => Ok(Some(Queue::durable(name))),
+                told => told,
+            }
         })
     }
 
     fn queues(&self) -> BoxFuture<'_, Result<Vec<String>, BrokerError>> {
-        Box::pin(async { Err(unsupported("list of queues; `rabbitmqctl list_queues` shows it")) })
+        Box::pin(self.0.told_queues())
+    }
+
+    /// By the management, whose figures are up to five seconds old.
+    fn all_stats(&self) -> BoxFuture<'_, Result<Vec<QueueStats>, BrokerError>> {
+        Box::pin(self.0.told_figures())
     }
 
     /// Positions are kept in queues of their own, which begin with `millstream.position.`.

@@ -28,7 +28,7 @@
 //! A client for everything that AMQP can say: no transactions (confirms say more, sooner), no `basic.get`, no `immediate`.
 //!
 //! # Features
-//! `tls` (default): `amqps://`, by rustls.
+//! `tls` (default): `amqps://`, by rustls. `management`: lists of queues and how they were declared, by RabbitMQ's management.
 #![forbid(unsafe_code)]
 
 mod broker;
@@ -40,6 +40,8 @@ mod fields;
 mod headers;
 mod hub;
 mod link;
+#[cfg(feature = "management")]
+mod management;
 mod options;
 mod proto;
 mod publisher;

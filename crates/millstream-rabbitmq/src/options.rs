@@ -33,6 +33,15 @@ pub(crate) struct Options {
     pub(crate) keepalive: Option<Duration>,
     pub(crate) send_buffer: Option<usize>,
     pub(crate) receive_buffer: Option<usize>,
+    /// Where the management is, if the URL says so.
+    pub(crate) management: Option<Place>,
+}
+
+/// Where something is reached by HTTP.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Place {
+    pub(crate) secure: bool,
+    pub(crate) place: (String, u16),
 }
 
 /// What TLS needs besides the host.
@@ -44,7 +53,7 @@ pub(crate) struct TlsFiles {
     pub(crate) server_name: Option<String>,
 }
 
-const KNOWN: [&str; 23] = [
+const KNOWN: [&str; 24] = [
     "name",
     "heartbeat",
     "connection_timeout",
@@ -68,6 +77,7 @@ const KNOWN: [&str; 23] = [
     "keepalive",
     "send_buffer",
     "receive_buffer",
+    "management",
 ];
 
 fn invalid(message: impl Into<String>) -> BrokerError {
@@ -132,6 +142,7 @@ impl Options {
             keepalive: Some(Duration::from_secs(60)),
             send_buffer: None,
             receive_buffer: None,
+            management: None,
         };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -213,6 +224,7 @@ impl Options {
                 self.keepalive = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
             }
             "send_buffer" => self.send_buffer = Some(positive()?),
+            "management" => self.management = Some(place(value)?),
             "receive_buffer" => self.receive_buffer = Some(positive()?),
             "cacertfile" | "certfile" | "keyfile" | "server_name_indication" | "verify" => {
                 let Some(tls) = &mut self.tls else {
@@ -240,6 +252,27 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// The place in `http://host:15672`.
+fn place(url: &str) -> Result<Place, BrokerError> {
+    let bad = |what: &str| invalid(format!("`management`: {what}, as in `management=http://host:15672`"));
+    if cfg!(not(feature = "management")) {
+        return Err(bad("this build has no feature `management`; it would be an HTTP address"));
+    }
+    let (secure, rest) = match url.split_once("://") {
+        Some(("http", rest)) => (false, rest),
+        Some(("https", rest)) => (true, rest),
+        _ => return Err(bad("write an HTTP address")),
+    };
+    if rest.contains('@') {
+        return Err(bad("name and password are those of the broker, and stand before its host alone"));
+    }
+    let host = rest.strip_suffix('/').unwrap_or(rest);
+    if host.contains(['/', '?']) {
+        return Err(bad("write a host and a port, and no path"));
+    }
+    Ok(Place { secure, place: host_and_port(host, if secure { 15671 } else { 15672 })? })
 }
 
 fn host_and_port(text: &str, usual: u16) -> Result<(String, u16), BrokerError> {
@@ -325,6 +358,10 @@ mod tests {
         assert!(complaint("amqp://host?auth_mechanism=external").contains("certfile"));
         assert!(complaint("amqp://host?publish_window=0").contains("nothing through"));
         assert!(complaint("amqp://host?reconnect_min=50&reconnect_max=5").contains("above"));
+        assert!(complaint("amqp://host?management=host:1").contains("http://host:15672"));
+        assert!(complaint("amqp://host?management=http://me:secret@host").contains("those of the broker"));
+        assert!(!complaint("amqp://host?management=http://me:secret@host").contains("secret"));
+        assert!(complaint("amqp://host?management=http://host/api").contains("no path"));
         assert!(!complaint("amqp://me:secret@host:x").contains("secret"));
     }
 
@@ -344,7 +381,7 @@ mod tests {
     #[test]
     fn every_option_that_is_named_is_read() {
         for name in KNOWN {
-            let tried = ["1", "5000", "true", "plain", "verify_peer"].map(|value| {
+            let tried = ["1", "5000", "true", "plain", "verify_peer", "http://host"].map(|value| {
                 let url = format!("amqps://host?reconnect_max=60000&{name}={value}");
                 Options::parse(&url)
             });

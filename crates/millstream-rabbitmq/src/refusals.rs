@@ -59,7 +59,7 @@ pub(crate) fn failed(what: &str, error: CallError) -> BrokerError {
 /// The server's words about a declaration that differs from what is there, in ours: `PRECONDITION_FAILED - inequivalent arg
 /// 'x-max-length' for queue 'q' in vhost '/': received the value '6' of type 'long' but current is the value '5' of type
 /// 'long'`.
-fn mismatch(what: &str, closed: &Closed) -> BrokerError {
+pub(crate) fn difference(closed: &Closed) -> String {
     let text = &closed.text;
     let quoted = |after: &str| {
         let (_, rest) = text.split_once(after)?;
@@ -74,7 +74,11 @@ fn mismatch(what: &str, closed: &Closed) -> BrokerError {
         let has = quoted("but current is ").unwrap_or("?");
         format!("{}: has {has}, asked for {asked}", our_name(argument))
     });
-    let told = told.unwrap_or_else(|| text.clone());
+    told.unwrap_or_else(|| text.clone())
+}
+
+fn mismatch(what: &str, closed: &Closed) -> BrokerError {
+    let told = difference(closed);
     let message =
         format!("{what} is there, declared otherwise ({told}); declare it as it is, or delete it first");
     BrokerError::new(BrokerErrorKind::Mismatch, message)

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Bench, claims, text, texts};
 use crate::consume::{ConsumeOptions, StopWhen};
+use crate::declaration::{Standing, Topology};
 use crate::error::BrokerErrorKind;
 use crate::message::Message;
 use crate::publish::{Address, PublishOutcome, Refusal};
@@ -17,6 +18,7 @@ claims![
     an_internal_exchange_is_reached_by_others_only,
     a_deleted_exchange_takes_its_bindings_along,
     a_difference_of_an_exchange_is_explained,
+    how_a_topology_stands_is_told_and_changes_nothing,
     bindings_between_exchanges_survive_a_restart needs durable,
     a_paused_consumer_is_silent_until_it_goes_on,
     one_consumer_at_a_time_receives_and_the_next_takes_over,
@@ -112,6 +114,32 @@ async fn a_difference_of_an_exchange_is_explained(bench: &mut Bench<'_>) {
     let text = error.to_string();
     assert_eq!(error.kind(), BrokerErrorKind::Mismatch);
     assert!(text.contains("alternate: has") && text.contains("other") && text.contains("another"), "{text}");
+}
+
+async fn how_a_topology_stands_is_told_and_changes_nothing(bench: &mut Bench<'_>) {
+    let (exchange, queue) = (bench.name("exchange"), bench.name("queue"));
+    let topology = Topology::default()
+        .exchange(Exchange::durable(&exchange, ExchangeKind::Topic).alternate("amq.fanout"))
+        .queue(Queue::durable(&queue).max_items(5))
+        .binding(Binding::new(&exchange, "a.*", &queue));
+    let broker = &**bench.broker();
+    for _ in 0..2 {
+        let standings = topology.standings(broker).await.expect("asked");
+        let missing =
+            |(_, standing): &(_, Standing)| matches!(standing, Standing::Missing | Standing::Unknown(_));
+        assert!(standings.iter().all(missing), "{standings:?}");
+    }
+    assert_eq!(broker.queue(&queue).await.expect("looked up"), None);
+    topology.declare(broker).await.expect("declared");
+    topology.declare(broker).await.expect("again");
+    let standings = topology.standings(broker).await.expect("asked");
+    let same = |(_, standing): &(_, Standing)| matches!(standing, Standing::Same | Standing::Unknown(_));
+    assert!(standings.iter().all(same), "{standings:?}");
+    let other = Topology::default().queue(Queue::durable(&queue).max_items(6));
+    let standings = other.standings(broker).await.expect("asked");
+    let [(_, Standing::Different(text))] = &standings[..] else { panic!("{standings:?}") };
+    assert!(text.contains("max_items: has 5, asked for 6"), "{text}");
+    broker.declare_queue(Queue::durable(&queue).max_items(5)).await.expect("it is as it was");
 }
 
 async fn bindings_between_exchanges_survive_a_restart(bench: &mut Bench<'_>) {

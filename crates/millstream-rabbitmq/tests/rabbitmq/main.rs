@@ -4,3 +4,4 @@ mod conformance;
 mod connecting;
 mod consuming;
 mod faults;
+mod management;
