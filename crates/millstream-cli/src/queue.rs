@@ -104,6 +104,15 @@ async fn declare(broker: Arc<dyn Broker>, asked: args::Declare) -> Result<(), Fa
     if let Some(priority) = asked.max_priority {
         queue = queue.max_priority(priority);
     }
+    if let Some(kind) = asked.kind {
+        queue = queue.kind(kind);
+    }
+    if asked.single_active_consumer {
+        queue = queue.single_active_consumer();
+    }
+    if let Some(after) = asked.expires {
+        queue = queue.expires(after);
+    }
     broker.declare_queue(queue).await.map_err(|error| on_queue("declare", name, broker.url(), &error))
 }
 
@@ -350,6 +359,15 @@ fn described(queue: &Queue) -> String {
     }
     if let Some(priority) = queue.max_priority {
         words.push(format!("priorities up to {priority}"));
+    }
+    if let Some(kind) = queue.kind {
+        words.push(format!("kept as {}", json!(kind).as_str().unwrap_or_default()));
+    }
+    if queue.single_active_consumer {
+        words.push("one consumer at a time".to_owned());
+    }
+    if let Some(after) = queue.expires {
+        words.push(format!("goes by itself after {}", millstream_pipeline::show_duration(after)));
     }
     words.join(", ")
 }

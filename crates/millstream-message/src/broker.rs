@@ -46,6 +46,8 @@ pub struct Features {
     pub stream_queues: bool,
     /// [`Broker::browse`]: looking at messages without consuming them.
     pub browse: bool,
+    /// To browse is no delivery: it is counted nowhere.
+    pub uncounted_browse: bool,
     /// Append-only streams.
     pub streams: bool,
     /// Offsets count messages and nothing else. Elsewhere the broker's own records take offsets, too.
@@ -80,6 +82,7 @@ impl Features {
             queue_expiry: true,
             stream_queues: true,
             browse: true,
+            uncounted_browse: true,
             streams: true,
             dense_offsets: true,
             stream_bytes: true,

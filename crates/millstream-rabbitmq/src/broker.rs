@@ -165,6 +165,7 @@ impl Broker for RabbitMq {
         features.lease = false;
         features.streams = false;
         features.atomic_batches = false;
+        features.uncounted_browse = false;
         features.list = self.0.options.management.is_some();
         features.delayed_stats = false;
         features
