@@ -6,7 +6,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::consume::{ConsumeOptions, Consumer};
+use crate::consume::{ConsumeOptions, Consumer, DirectReplies};
 use crate::declaration::{Declaration, Standing};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::message::Message;
@@ -215,6 +215,12 @@ pub trait Broker: Send + Sync {
         queue: &'a str,
         options: ConsumeOptions,
     ) -> BoxFuture<'a, Result<Consumer, BrokerError>>;
+
+    /// Replies to requests that are published through this handle, without a queue for them; `None` where the broker has no such
+    /// thing. What is on its way when a connection is lost is not answered.
+    fn direct_replies(&self) -> BoxFuture<'_, Result<Option<DirectReplies>, BrokerError>> {
+        Box::pin(async { Ok(None) })
+    }
 
     /// Looks at up to `max` ready messages after skipping `skip`, in the order of delivery, without taking them.
     fn browse<'a>(

@@ -335,6 +335,17 @@ fn ranges(tags: impl IntoIterator<Item = Tag>) -> Vec<Range<Tag>> {
     out
 }
 
+/// Replies that come without a queue: see [`Broker::direct_replies`](crate::Broker::direct_replies).
+#[derive(Debug)]
+pub struct DirectReplies {
+    /// What requests say in [`reply_to`](crate::Properties::reply_to).
+    pub reply_to: String,
+    /// What their correlation ids begin with, so that replies find the way.
+    pub correlation_prefix: String,
+    /// Receives the replies. There is nothing to settle: one that nobody takes is gone.
+    pub consumer: Consumer,
+}
+
 /// What a backend does for a [`Consumer`].
 pub trait ConsumerSource: Send {
     /// Appends up to `max` deliveries that are ready to `into` and returns how many: zero means that the consumer

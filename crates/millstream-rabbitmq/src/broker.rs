@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use bytes::Bytes;
 use millstream_message::{
     Batch, Binding, BoxFuture, Broker, BrokerError, BrokerErrorKind, BrokerUrl, Browsed, Confirm,
-    ConsumeOptions, Consumer, Declaration, Exchange, Features, Message, PublishOutcome, Queue, QueueStats,
-    Standing, StreamFrom, StreamReader, StreamSpec, StreamStats,
+    ConsumeOptions, Consumer, Declaration, DirectReplies, Exchange, Features, Message, PublishOutcome, Queue,
+    QueueStats, Standing, StreamFrom, StreamReader, StreamSpec, StreamStats,
 };
 use tokio::sync::{Mutex, OnceCell, mpsc, watch};
 
@@ -272,6 +272,14 @@ impl Broker for RabbitMq {
         options: ConsumeOptions,
     ) -> BoxFuture<'a, Result<Consumer, BrokerError>> {
         Box::pin(self.0.consume(queue, options))
+    }
+
+    /// By `amq.rabbitmq.reply-to`.
+    fn direct_replies(&self) -> BoxFuture<'_, Result<Option<DirectReplies>, BrokerError>> {
+        Box::pin(async {
+            let link = self.0.publisher().await?;
+            link.replies().await.map(Some).map_err(|error| failed("replies", error))
+        })
     }
 
     /// Takes them and gives them back, for RabbitMQ has no other way: they count as delivered once more.

@@ -46,6 +46,7 @@ mod options;
 mod proto;
 mod publisher;
 mod refusals;
+mod replies;
 mod restore;
 mod socket;
 pub mod stream;

@@ -5,16 +5,16 @@ mod io;
 mod life;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use hashbrown::HashMap;
-use millstream_message::{BoxFuture, BrokerError, BrokerErrorKind};
+use millstream_message::{BoxFuture, BrokerError, BrokerErrorKind, DirectReplies};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use self::io::WRITE;
 use crate::confirms::Entry;
@@ -22,6 +22,7 @@ use crate::consumer::ConsumerCore;
 use crate::options::Options;
 use crate::proto::{Closed, Connection, Method, Server};
 use crate::publisher::{Outbox, Window};
+use crate::replies::Replies;
 use crate::told::Told;
 
 /// How a connection is.
@@ -103,11 +104,31 @@ pub(crate) struct State {
     /// The channel on which this link publishes, and what is on its way.
     pub(crate) outbox: Outbox,
     pub(crate) publisher: Option<u16>,
+    /// The channel on which replies come.
+    replying: Option<u16>,
     closing: bool,
     opened: bool,
     blocked: bool,
     /// Why the life ended, if the server said so.
     end: Option<String>,
+}
+
+/// What comes when a method is answered.
+type Answer = oneshot::Receiver<Result<Method, CallError>>;
+
+impl State {
+    /// Writes a method whose answer somebody waits for.
+    fn send_call(&mut self, channel: Channel, method: &Method) -> Result<Answer, CallError> {
+        let (caller, answer) = oneshot::channel();
+        let State { connection: Some(connection), channels, life, .. } = self else {
+            return Err(CallError::Lost);
+        };
+        let used =
+            channels.get_mut(&channel.number).filter(|_| *life == channel.life).ok_or(CallError::Lost)?;
+        used.waiting.push_back(Waiter::Call(caller));
+        connection.send(channel.number, method);
+        Ok(answer)
+    }
 }
 
 /// Figures of a connection since it was first made.
@@ -132,6 +153,8 @@ pub(crate) struct Link {
     woken: AtomicBool,
     /// Consumers with something to tell the broker.
     talkers: Mutex<Vec<Arc<ConsumerCore>>>,
+    /// Who waits for replies, once somebody does.
+    replies: OnceLock<Replies>,
     /// Channels that the server closed under a consumer that wants to go on.
     broken: Mutex<Vec<Arc<ConsumerCore>>>,
     /// Notified when something was closed that is to be opened again.
@@ -156,6 +179,7 @@ impl Link {
                 channels: HashMap::new(),
                 outbox,
                 publisher: None,
+                replying: None,
                 closing: false,
                 opened: false,
                 blocked: false,
@@ -164,6 +188,7 @@ impl Link {
             waker: AtomicWaker::new(),
             woken: AtomicBool::new(false),
             talkers: Mutex::new(Vec::new()),
+            replies: OnceLock::new(),
             broken: Mutex::new(Vec::new()),
             repair: Notify::new(),
             status: watch::channel(ConnectionState::Connecting).0,
@@ -281,21 +306,8 @@ impl Link {
         answer.await.unwrap_or(Err(CallError::Lost))
     }
 
-    fn send_call(
-        &self,
-        channel: Channel,
-        method: &Method,
-    ) -> Result<oneshot::Receiver<Result<Method, CallError>>, CallError> {
-        let (caller, answer) = oneshot::channel();
-        let mut state = self.state();
-        let State { connection: Some(connection), channels, life, .. } = &mut *state else {
-            return Err(CallError::Lost);
-        };
-        let used =
-            channels.get_mut(&channel.number).filter(|_| *life == channel.life).ok_or(CallError::Lost)?;
-        used.waiting.push_back(Waiter::Call(caller));
-        connection.send(channel.number, method);
-        Ok(answer)
+    fn send_call(&self, channel: Channel, method: &Method) -> Result<Answer, CallError> {
+        self.state().send_call(channel, method)
     }
 
     /// Has a channel closed; nobody waits for it.
@@ -320,6 +332,50 @@ impl Link {
         }
         drop(state);
         self.wake();
+    }
+
+    /// Has the broker send replies on a channel that is about to be the one for publishing, if anybody waits for some.
+    pub(crate) async fn reply_on(&self, channel: Channel) -> Result<(), CallError> {
+        if self.replies.get().is_some() {
+            self.call(channel, &Replies::consume()).await?;
+            let mut state = self.state();
+            if state.life == channel.life {
+                state.replying = Some(channel.number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives replies to what is published on this link, over any number of connections.
+    pub(crate) async fn replies(&self) -> Result<DirectReplies, CallError> {
+        let replies = self.replies.get_or_init(Replies::default);
+        loop {
+            let answer = {
+                let mut state = self.state();
+                match state.publisher {
+                    Some(number) if state.replying == Some(number) => return Ok(replies.receiver()),
+                    Some(number) => {
+                        state.replying = Some(number);
+                        let channel = Channel { number, life: state.life };
+                        // While nobody else can publish, since a request must not come before this.
+                        Some(state.send_call(channel, &Replies::consume())?)
+                    }
+                    None => None,
+                }
+            };
+            self.wake();
+            match answer {
+                Some(answer) => match answer.await.unwrap_or(Err(CallError::Lost)) {
+                    Ok(_) | Err(CallError::Lost) => {}
+                    Err(error) => return Err(error),
+                },
+                // The channel is being opened: whoever does that has the broker send replies, too.
+                None => {
+                    self.up().await.map_err(|_| CallError::Lost)?;
+                    sleep(OPENING).await;
+                }
+            }
+        }
     }
 
     /// Takes a batch to publish. What will become of it, and whether so much waits to be written that the publisher should let
@@ -379,6 +435,9 @@ impl Link {
         }
     }
 }
+
+/// How long to wait before looking again whether a channel has been opened.
+const OPENING: Duration = Duration::from_millis(5);
 
 pub(crate) fn closed_error() -> BrokerError {
     BrokerError::new(BrokerErrorKind::Unavailable, "the broker handle is closed")

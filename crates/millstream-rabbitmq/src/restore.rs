@@ -118,6 +118,7 @@ impl Publishing {
     async fn open(&self, link: &Arc<Link>) -> Result<(), CallError> {
         let channel = link.open_channel(Role::Publisher).await?;
         link.call(channel, &Method::ConfirmSelect { nowait: [false] }).await?;
+        link.reply_on(channel).await?;
         link.publish_on(channel);
         Ok(())
     }

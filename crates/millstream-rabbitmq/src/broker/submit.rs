@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use millstream_message::{
-    Address, Batch, BoxFuture, BrokerError, BrokerErrorKind, Confirm, Outcomes, Publish, PublishOutcome,
-    Refusal,
+    Address, Batch, BoxFuture, BrokerError, BrokerErrorKind, Confirm, Message, Outcomes, Publish,
+    PublishOutcome, Refusal,
 };
 
 use super::Inner;
@@ -75,28 +75,46 @@ impl Inner {
         Ok(refusals)
     }
 
+    /// Why a message cannot be published, wherever to.
+    fn wrong(&self, message: &Message) -> Option<Refusal> {
+        let (len, max) = (message.body().len() as u64, self.max_message_bytes);
+        if len > max {
+            return Some(Refusal::TooLarge { len, max });
+        }
+        if message.is_plain() {
+            return None;
+        }
+        if message.properties().ttl.is_some_and(|ttl| ttl.as_millis() > u32::MAX.into()) {
+            return Some(invalid(
+                "a time to live is at most 49 days, which is what RabbitMQ can count".to_owned(),
+            ));
+        }
+        let said = message.size() - message.body().len();
+        // Whatever takes no more in all than one name may.
+        if said <= 255 {
+            return None;
+        }
+        if let Some(name) = properties::too_long(message) {
+            return Some(invalid(format!("{name} has more than AMQP's 255 bytes")));
+        }
+        let frame_max = self.main.server.lock().as_ref().map_or(4096, |server| server.frame_max as usize);
+        if said > frame_max / 2 && !properties::fits(message, frame_max) {
+            return Some(invalid(format!(
+                "what is said about the message takes more than a frame of {frame_max} bytes"
+            )));
+        }
+        None
+    }
+
     async fn check(
         &self,
         publish: &mut Publish,
         checked: &mut Option<Address>,
     ) -> Result<Option<Refusal>, BrokerError> {
-        let (len, max) = (publish.message.body().len() as u64, self.max_message_bytes);
-        if len > max {
-            return Ok(Some(Refusal::TooLarge { len, max }));
+        if let Some(refusal) = self.wrong(&publish.message) {
+            return Ok(Some(refusal));
         }
-        let invalid = |text: String| Some(Refusal::Broker(BrokerError::new(BrokerErrorKind::Invalid, text)));
-        if !publish.message.is_plain() {
-            if let Some(name) = properties::too_long(&publish.message) {
-                return Ok(invalid(format!("{name} has more than AMQP's 255 bytes")));
-            }
-            let frame_max = self.main.server.lock().as_ref().map_or(4096, |server| server.frame_max as usize);
-            let said = publish.message.size() - publish.message.body().len();
-            if said > frame_max / 2 && !properties::fits(&publish.message, frame_max) {
-                return Ok(invalid(format!(
-                    "what is said about the message takes more than a frame of {frame_max} bytes"
-                )));
-            }
-        }
+        let invalid = |text: String| Some(invalid(text));
         if !checked.as_ref().is_some_and(|checked| checked.same(&publish.to)) {
             let (exchange, key) = (publish.to.exchange(), publish.to.key());
             if exchange.len() > 255 || key.len() > 255 {
@@ -106,11 +124,6 @@ impl Inner {
                 return Ok(Some(Refusal::NoExchange { exchange: exchange.to_owned() }));
             }
             *checked = Some(publish.to.clone());
-        }
-        if publish.message.properties().ttl.is_some_and(|ttl| ttl.as_millis() > u32::MAX.into()) {
-            return Ok(invalid(
-                "a time to live is at most 49 days, which is what RabbitMQ can count".to_owned(),
-            ));
         }
         let Some(delay) = publish.message.properties().delay.filter(|delay| !delay.is_zero()) else {
             return Ok(None);
@@ -169,7 +182,7 @@ impl Inner {
         }
         let mut checked: Option<&Address> = None;
         for Publish { to, message } in &batch.publishes {
-            if !message.is_plain() || message.body().len() as u64 > self.max_message_bytes {
+            if is_delayed(message) || self.wrong(message).is_some() {
                 return Err(batch);
             }
             if checked.is_some_and(|checked| checked.same(to)) {
@@ -203,6 +216,14 @@ impl Inner {
         let (told, crowded) = link.push(entry).ok_or_else(closed_error)?;
         Ok((Confirm::pending(told), crowded))
     }
+}
+
+fn invalid(text: String) -> Refusal {
+    Refusal::Broker(BrokerError::new(BrokerErrorKind::Invalid, text))
+}
+
+fn is_delayed(message: &Message) -> bool {
+    !message.is_plain() && message.properties().delay.is_some_and(|delay| !delay.is_zero())
 }
 
 /// What a message takes in the window besides its own size.

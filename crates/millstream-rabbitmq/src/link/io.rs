@@ -137,7 +137,8 @@ impl Io {
         let mut status = None;
         {
             let mut state = link.state.lock();
-            let State { connection, channels, outbox, publisher, opened, blocked, .. } = &mut *state;
+            let State { connection, channels, outbox, publisher, replying, opened, blocked, .. } =
+                &mut *state;
             let Some(connection) = connection else { return Ok(()) };
             let mut on = |event: Event<'_>| match event {
                 Event::Ack { channel, tag, multiple } if *publisher == Some(channel) => {
@@ -148,8 +149,16 @@ impl Io {
                 }
                 Event::Ack { .. } | Event::Nack { .. } => {}
                 Event::Deliver { channel, redelivered, exchange, key, content, .. } => {
-                    if let Some(Use { role: Role::Consumer(consumer), .. }) = channels.get(&channel) {
-                        wakers.extend(consumer.deliver(redelivered, exchange, key, content));
+                    match channels.get(&channel).map(|used| &used.role) {
+                        Some(Role::Consumer(consumer)) => {
+                            wakers.extend(consumer.deliver(redelivered, exchange, key, content));
+                        }
+                        Some(Role::Publisher) => {
+                            let replies = link.replies.get();
+                            wakers
+                                .extend(replies.and_then(|replies| replies.deliver(content.into_message())));
+                        }
+                        Some(Role::Control) | None => {}
                     }
                 }
                 Event::Returned { channel, reason, exchange, key, content }
@@ -205,6 +214,7 @@ impl Io {
                         }
                         Role::Publisher => {
                             *publisher = None;
+                            *replying = None;
                             outbox.channel_closed(&closed);
                             link.repair.notify_one();
                         }

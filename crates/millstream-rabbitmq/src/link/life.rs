@@ -173,6 +173,9 @@ impl Link {
     /// No life follows: consumers that waited for one are told.
     fn end_consumers(&self) {
         let talkers = std::mem::take(&mut *self.talkers.lock());
+        if let Some(replies) = self.replies.get() {
+            replies.end();
+        }
         for consumer in self.take_broken().into_iter().chain(talkers) {
             consumer.lost();
         }
@@ -184,6 +187,7 @@ impl Link {
             let mut state = self.state();
             state.connection = None;
             state.publisher = None;
+            state.replying = None;
             state.opened = false;
             state.blocked = false;
             std::mem::take(&mut state.channels)
