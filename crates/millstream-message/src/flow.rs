@@ -20,9 +20,11 @@ use crate::{
     Refusal, Tag,
 };
 
+mod produce;
 mod request;
 mod spill;
 
+pub use produce::{ProduceError, Producer, Sending};
 pub use request::{ERROR, RequestError, Requester, respond};
 pub use spill::QueueSpill;
 
