@@ -168,6 +168,14 @@ pub(crate) enum Queue {
         #[arg(long)]
         yes: bool,
     },
+    /// Remove a queue with its messages and bindings
+    Delete {
+        #[command(flatten)]
+        on: OnQueue,
+        /// Really remove it
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -46,6 +46,7 @@ pub(crate) async fn queue(command: args::Queue) -> Result<(), Failure> {
             broker::with(&on.url, |broker| stats(broker, &on.queue, json)).await
         }
         args::Queue::Purge { on, yes } => purge(on, yes).await,
+        args::Queue::Delete { on, yes } => delete(on, yes).await,
     }
 }
 
@@ -385,6 +386,24 @@ async fn purge(on: OnQueue, yes: bool) -> Result<(), Failure> {
         let purged = broker.purge(&on.queue).await;
         let purged = purged.map_err(|error| on_queue("purge", &on.queue, broker.url(), &error))?;
         complain(&format!("removed {}", counted(purged, "message")));
+        Ok(())
+    })
+    .await
+}
+
+async fn delete(on: OnQueue, yes: bool) -> Result<(), Failure> {
+    broker::with(&on.url, |broker| async move {
+        let ready = stats_of(&broker, &on.queue).await?.ready;
+        if !yes {
+            return Err(Failure::Refused(format!(
+                "this removes the queue `{}` for good, with {} that wait in it; repeat it with --yes",
+                on.queue,
+                counted(ready, "message")
+            )));
+        }
+        let removed = broker.delete_queue(&on.queue).await;
+        let removed = removed.map_err(|error| on_queue("delete", &on.queue, broker.url(), &error))?;
+        complain(&format!("removed the queue and {}", counted(removed, "message")));
         Ok(())
     })
     .await

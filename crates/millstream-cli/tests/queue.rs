@@ -329,3 +329,15 @@ bindings:
     assert_eq!(wrong.code, Some(2));
     assert!(wrong.err.contains("topology.yaml:2:12: unknown key `max_item`"), "{}", wrong.err);
 }
+
+#[test]
+fn a_queue_is_deleted_when_that_is_really_meant() {
+    let place = place(&["orders"]);
+    place.done(&["queue", "publish", URL, "orders", "tea"]);
+    let asked = place.run(&["queue", "delete", URL, "orders"]);
+    assert_eq!(asked.code, Some(2));
+    assert!(asked.err.contains("1 message") && asked.err.contains("--yes"), "{}", asked.err);
+    place.done(&["queue", "delete", URL, "orders", "--yes"]);
+    assert!(place.done(&["queue", "list", URL]).contains("has no queue"));
+    assert_eq!(place.run(&["queue", "delete", URL, "orders", "--yes"]).code, Some(1), "it is not there");
+}

@@ -45,6 +45,9 @@ struct State {
     bytes: u64,
     credit: Credit,
     intake: Intake,
+    /// The answer to the last asking is not there. Until then nothing may be cancelled: the channel of RabbitMQ 3.10 crashes when
+    /// it hears of a consumer that has gone already, and takes the connection along (541).
+    asking: bool,
     paused: bool,
     is_stream: bool,
     /// The offset at which a stream goes on when the connection was lost.
@@ -126,7 +129,7 @@ impl State {
 
     /// What to ask the broker for from now on, if it is not what it was asked for.
     fn turns_to(&self) -> Option<Intake> {
-        if self.cancel != Cancel::No || self.end.is_some() || self.channel.is_none() {
+        if self.asking || self.cancel != Cancel::No || self.end.is_some() || self.channel.is_none() {
             return None;
         }
         match self.intake {
@@ -170,6 +173,7 @@ impl ConsumerCore {
                 bytes: 0,
                 credit,
                 intake: Intake::Opening,
+                asking: false,
                 paused: false,
                 is_stream,
                 resume: None,
@@ -222,7 +226,8 @@ impl ConsumerCore {
     pub(crate) fn first_words(&self) -> Option<(u16, [Method; 2])> {
         let mut state = self.state.lock();
         let count = state.credit.first();
-        (!state.paused).then(|| (count, self.ask(&mut state, count)))
+        state.asking = !state.paused;
+        state.asking.then(|| (count, self.ask(&mut state, count)))
     }
 
     /// The broker has taken it, and was asked so.
@@ -230,11 +235,8 @@ impl ConsumerCore {
         let mut state = self.state.lock();
         state.established = true;
         state.intake = asked.map_or(Intake::Paused, Intake::Running);
-        let talks = state.turns_to().is_some() && self.talks(&mut state);
         drop(state);
-        if talks {
-            self.link.has_words(self.clone());
-        }
+        self.asked();
     }
 
     /// Asks the broker for up to so many deliveries, under a new name.
@@ -285,8 +287,8 @@ impl ConsumerCore {
         }
     }
 
-    /// Has the broker deliver otherwise than until now. How many answers there will be.
-    fn turn(&self, state: &mut State, to: Intake, connection: &mut Connection, channel: u16) -> usize {
+    /// Has the broker deliver otherwise than until now. Who waits for its answers.
+    fn turn(&self, state: &mut State, to: Intake, connection: &mut Connection, channel: u16) -> Vec<Waiter> {
         let was_running = matches!(state.intake, Intake::Running(_));
         let cancel =
             was_running.then(|| Method::BasicCancel { consumer_tag: self.tag(state), nowait: [false] });
@@ -295,11 +297,26 @@ impl ConsumerCore {
             Intake::Opening | Intake::Paused => None,
         };
         state.intake = to;
+        state.asking = ask.is_some();
         // The new one first, so that the queue is never without: it may go with its last consumer. None may be beside an
         // exclusive one.
         let (before, after) = if self.options.exclusive { (cancel, None) } else { (None, cancel) };
         let methods = before.into_iter().chain(ask.into_iter().flatten()).chain(after);
-        methods.inspect(|method| connection.send(channel, method)).count()
+        let answered = methods.map(|method| {
+            connection.send(channel, &method);
+            if matches!(method, Method::BasicConsume { .. }) { Waiter::Consume } else { Waiter::Nobody }
+        });
+        answered.collect()
+    }
+
+    /// The broker delivers as it was asked last.
+    pub(crate) fn asked(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        state.asking = false;
+        let more = state.cancel == Cancel::Wanted || state.turns_to().is_some();
+        if more && self.talks(&mut state) {
+            self.link.has_words(self.clone());
+        }
     }
 
     pub(crate) fn channel(&self) -> Option<Channel> {
@@ -363,6 +380,7 @@ impl ConsumerCore {
     fn forget(&self, state: &mut State) {
         state.channel = None;
         state.intake = Intake::Opening;
+        state.asking = false;
         if state.is_stream {
             // Of what is not settled the oldest; or what comes behind everything that came.
             let oldest = state.unsettled.iter().find_map(|kept| kept.offset());
@@ -428,15 +446,14 @@ impl ConsumerCore {
         let offset = state.offset;
         let mut waiters = Vec::new();
         // This goes first: an ack makes room, into which the broker would deliver more.
-        if state.cancel == Cancel::Wanted {
+        if state.cancel == Cancel::Wanted && !state.asking {
             state.cancel = Cancel::Sent;
             // What is paused has nothing to cancel; nobody waits longer for that.
             let cancel = Method::BasicCancel { consumer_tag: self.tag(&state), nowait: [false] };
             connection.send(channel, &cancel);
             waiters.push(Waiter::Cancel);
         } else if let Some(to) = state.turns_to() {
-            let answers = self.turn(&mut state, to, connection, channel);
-            waiters.extend((0..answers).map(|_| Waiter::Nobody));
+            waiters = self.turn(&mut state, to, connection, channel);
         }
         state.unsettled.words(|word| match word {
             Word::Ack { tag, multiple } => connection.ack(channel, tag - offset, multiple),

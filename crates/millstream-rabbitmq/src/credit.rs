@@ -52,17 +52,14 @@ impl Credit {
 
     /// What to ask for instead of `asked`, if it is worth asking, with so many deliveries unsettled that are so many bytes.
     pub(crate) fn better(&self, asked: u16, items: u64, bytes: u64) -> Option<u16> {
-        let mean = self.mean.div_ceil(256);
-        let now = u64::from(asked);
+        let (fits, now) = (self.count(self.bytes_max, self.mean.div_ceil(256)), u64::from(asked));
         if self.fixed {
             None
         } else if bytes > self.bytes_max {
-            // What is on its way comes on top of what is here.
-            let fewer = self.count(self.bytes_max / 2, mean);
-            (u64::from(fewer) * 4 < now * 3).then_some(fewer)
+            // Too much may be here of what was asked for before: what counts is whether this is too much to ask for.
+            (u64::from(fits) * 4 < now * 3).then_some(fits)
         } else if items >= now && now < self.items_max {
-            let more = self.count(self.bytes_max, mean);
-            let more = u64::from(more).min(now * STEP);
+            let more = u64::from(fits).min(now * STEP);
             (more >= 2 * now || (more > now && more == self.items_max)).then_some(more as u16)
         } else {
             None
@@ -94,11 +91,11 @@ mod tests {
     }
 
     #[test]
-    fn large_messages_are_asked_for_one_by_one() {
+    fn large_messages_are_asked_for_in_the_number_that_fits() {
         let mut credit = credit(1000, 16 << 20);
         (0..16).for_each(|_| credit.came(8 << 20));
-        assert_eq!(credit.better(16, 16, 128 << 20), Some(1));
-        assert_eq!(credit.better(1, 16, 128 << 20), None, "less than one is nothing");
+        assert_eq!(credit.better(16, 16, 128 << 20), Some(2));
+        assert_eq!(credit.better(2, 16, 128 << 20), None, "what was asked for before must be settled first");
         assert_eq!(credit.better(1, 1, 8 << 20), Some(2), "two are within the bound");
     }
 

@@ -92,6 +92,8 @@ pub(crate) enum Waiter {
     Call(oneshot::Sender<Result<Method, CallError>>),
     /// A consumer is cancelled.
     Cancel,
+    /// A consumer was asked for on a channel that has one.
+    Consume,
     /// An answer comes, and nobody needs it.
     Nobody,
 }

@@ -183,6 +183,11 @@ impl Io {
                                 consumer.cancelled();
                             }
                         }
+                        Some(Waiter::Consume) => {
+                            if let Role::Consumer(consumer) = &used.role {
+                                consumer.asked();
+                            }
+                        }
                         Some(Waiter::Nobody) | None => {}
                     }
                 }

@@ -56,7 +56,7 @@ async fn large_messages_stay_at_the_broker_beyond_the_prefetch_in_bytes() {
     while seen < 400 {
         assert!(taken.len() <= 10);
         let oldest = taken.remove(0);
-        assert!(oldest.ack());
+        assert!(oldest.ack(), "the channel stays as it is: {:?}", broker.statistics());
         taken.push(next(&mut consumer).await);
         seen += 1;
     }
@@ -147,6 +147,31 @@ async fn a_paused_consumer_leaves_messages_to_others_and_stays_paused_over_a_los
     assert_eq!(broker.stats(&queue).await.expect("there").ready, 1, "it is there for others");
     acker.resume();
     assert!(next(&mut consumer).await.ack());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumers_may_be_paused_and_dropped_as_fast_as_one_likes() {
+    // RabbitMQ's channel crashes when it hears of a consumer that was cancelled meanwhile, and takes the connection along.
+    let broker = connected().await;
+    let queue = filled(&broker, Queue::durable(unique("hurried")), vec![10; 500]).await;
+    for round in 0..100 {
+        let options = ConsumeOptions::default().prefetch(100 + round);
+        let consumer = broker.consume(&queue, options).await.expect("consumed");
+        let acker = consumer.acker();
+        for _ in 0..round % 7 {
+            acker.pause();
+            tokio::task::yield_now().await;
+            acker.resume();
+            if round % 3 == 0 {
+                sleep(Duration::from_micros(300)).await;
+            }
+        }
+    }
+    let mut consumer = broker.consume(&queue, ConsumeOptions::default()).await.expect("consumed");
+    for _ in 0..500 {
+        assert!(next(&mut consumer).await.ack());
+    }
+    assert_eq!(broker.statistics().connects, 2, "one connection consumes and one publishes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
