@@ -52,6 +52,8 @@ pub struct Node {
     pub port: u16,
     /// Where the stream protocol is, with the plugin `rabbitmq_stream`.
     pub stream_port: u16,
+    /// Where the management is, with the plugin `rabbitmq_management`.
+    pub management_port: u16,
     distribution: u16,
     server: Mutex<Option<Child>>,
 }
@@ -69,6 +71,7 @@ impl Node {
         }
         let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
         let (port, stream_port, distribution) = (free_port(), free_port(), free_port());
+        let management_port = free_port();
         // Little room is enough for tests, and a full disk of the machine is not what they are about.
         let mut configuration = format!("disk_free_limit.absolute = 1MB\n{}", setup.configuration);
         if setup.plugins.contains(&"rabbitmq_stream") {
@@ -77,12 +80,18 @@ impl Node {
                  stream.advertised_port = {stream_port}\n"
             ));
         }
+        if setup.plugins.contains(&"rabbitmq_management") {
+            configuration.push_str(&format!(
+                "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management_port}\n"
+            ));
+        }
         let write = |name: &str, text: String| {
             std::fs::write(directory.path().join(name), text).map_err(|error| format!("{name}: {error}"))
         };
         write("rabbitmq.conf", configuration)?;
         write("plugins", format!("[{}].", setup.plugins.join(",")))?;
-        let node = Node { directory, port, stream_port, distribution, server: Mutex::default() };
+        let node =
+            Node { directory, port, stream_port, management_port, distribution, server: Mutex::default() };
         node.run().await?;
         Ok(node)
     }
@@ -192,6 +201,11 @@ impl Node {
     /// Its address by AMQP.
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+    }
+
+    /// The same, with where its management is.
+    pub fn managed_url(&self) -> String {
+        format!("{}?management=http://127.0.0.1:{}", self.url(), self.management_port)
     }
 
     /// Its address by the stream protocol, with options.

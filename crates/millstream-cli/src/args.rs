@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use millstream_message::{BrokerUrl, Overflow};
+use millstream_message::{BrokerUrl, Overflow, QueueKind};
 
 use crate::units;
 
@@ -40,6 +40,9 @@ pub(crate) enum Command {
     /// Look at queues and use them, on any broker
     #[command(subcommand)]
     Queue(Queue),
+    /// Declare exchanges, queues and bindings from a file
+    #[command(subcommand)]
+    Topology(Topology),
     /// Look at dead letters, put them back where they came from, or discard them
     #[command(subcommand)]
     DeadLetters(DeadLetters),
@@ -104,14 +107,14 @@ pub(crate) struct Test {
 
 #[derive(Debug, Args)]
 pub(crate) struct OnBroker {
-    /// The broker: `embedded:DIRECTORY`, `memory:`
+    /// The broker: `embedded:DIRECTORY`, `memory:`, `amqp://HOST`
     #[arg(value_name = "URL")]
     pub(crate) url: BrokerUrl,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct OnQueue {
-    /// The broker: `embedded:DIRECTORY`, `memory:`
+    /// The broker: `embedded:DIRECTORY`, `memory:`, `amqp://HOST`
     #[arg(value_name = "URL")]
     pub(crate) url: BrokerUrl,
     /// The name of the queue
@@ -165,6 +168,14 @@ pub(crate) enum Queue {
         #[arg(long)]
         yes: bool,
     },
+    /// Remove a queue with its messages and bindings
+    Delete {
+        #[command(flatten)]
+        on: OnQueue,
+        /// Really remove it
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -195,6 +206,24 @@ pub(crate) struct Declare {
     /// The highest priority that is looked at
     #[arg(long, value_name = "LEVEL")]
     pub(crate) max_priority: Option<u8>,
+    /// How it is kept: `classic`, `quorum` or `stream`
+    #[arg(long, value_parser = kind)]
+    pub(crate) kind: Option<QueueKind>,
+    /// Deliver to one consumer at a time; the next takes over when it has gone
+    #[arg(long)]
+    pub(crate) single_active_consumer: bool,
+    /// How long it may be unused before it goes by itself, as in `1h`
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    pub(crate) expires: Option<Duration>,
+}
+
+fn kind(word: &str) -> Result<QueueKind, String> {
+    match word {
+        "classic" => Ok(QueueKind::Classic),
+        "quorum" => Ok(QueueKind::Quorum),
+        "stream" => Ok(QueueKind::Stream),
+        _ => Err("write `classic`, `quorum` or `stream`".into()),
+    }
 }
 
 fn overflow(word: &str) -> Result<Overflow, String> {
@@ -245,6 +274,24 @@ pub(crate) struct Consume {
     /// Print a JSON object a line, with headers and properties
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Topology {
+    /// Show how everything in a topology file stands on a broker; changes nothing
+    Check(OnTopology),
+    /// Show the same, and declare what is missing; changes nothing if something is there, declared otherwise
+    Apply(OnTopology),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OnTopology {
+    /// The topology file
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The broker: `embedded:DIRECTORY`, `amqp://HOST`
+    #[arg(long, value_name = "URL")]
+    pub(crate) broker: BrokerUrl,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use millstream_message::{
-    Acker, Address, Batch, Broker, ConsumeOptions, Delivery, Message, Outcomes, Publish, Value, dead,
+    Acker, Address, Batch, Broker, ConsumeOptions, Delivery, Message, Outcomes, Publish, QueueKind, Value,
+    dead,
 };
 use serde_json::json;
 
@@ -144,13 +145,24 @@ fn row((cause, group): &(Cause, Group)) -> Vec<String> {
 async fn queues_with_letters(broker: &Arc<dyn Broker>) -> Result<Vec<String>, Failure> {
     let names = broker.queues().await.map_err(|error| Failure::of("cannot list the queues", &error))?;
     let mut named = BTreeSet::new();
-    for name in &names {
+    let mut looked_into = Vec::new();
+    // Millstream's own keep positions, replies and what waits for its time: no letters.
+    for name in names.into_iter().filter(|name| !name.starts_with("millstream.")) {
         let declared =
-            broker.queue(name).await.map_err(|error| on_queue("look at", name, broker.url(), &error))?;
-        named.extend(declared.and_then(|queue| queue.dead_letter_key));
+            broker.queue(&name).await.map_err(|error| on_queue("look at", &name, broker.url(), &error))?;
+        let Some(declared) = declared else { continue };
+        // A stream holds no letters, and who is exclusive lets nobody look.
+        if declared.kind != Some(QueueKind::Stream) && !declared.exclusive {
+            looked_into.push((name, declared.delivery_limit.is_some()));
+        }
+        named.extend(declared.dead_letter_key);
     }
     let mut found = Vec::new();
-    for name in names {
+    for (name, counts_deliveries) in looked_into {
+        // Where a look counts as a delivery, to look too often would make letters of what is none.
+        if counts_deliveries && !named.contains(&name) && !broker.features().uncounted_browse {
+            continue;
+        }
         let first = browse(broker, &name, 0, 1).await?;
         let first_is_letter = first.iter().any(|first| first.message.header(dead::REASON).is_some());
         if first_is_letter || (named.contains(&name) && !first.is_empty()) {

@@ -12,6 +12,7 @@ mod queue;
 mod run;
 mod signals;
 mod table;
+mod topology;
 mod units;
 
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Graph(file) => lint::graph(&file),
         Command::Test(test) => lint::test(&test),
         Command::Queue(command) => wait(queue::queue(command)),
+        Command::Topology(command) => wait(topology::topology(command)),
         Command::DeadLetters(command) => wait(dead_letters::dead_letters(command)),
         Command::Log(command) => log::log(command),
         Command::Schema => schema(),

@@ -46,15 +46,12 @@ pub(crate) async fn queue(command: args::Queue) -> Result<(), Failure> {
             broker::with(&on.url, |broker| stats(broker, &on.queue, json)).await
         }
         args::Queue::Purge { on, yes } => purge(on, yes).await,
+        args::Queue::Delete { on, yes } => delete(on, yes).await,
     }
 }
 
 async fn list(broker: Arc<dyn Broker>, json: bool) -> Result<(), Failure> {
-    let names = broker.queues().await.map_err(|error| Failure::of("cannot list the queues", &error))?;
-    let mut all = Vec::with_capacity(names.len());
-    for name in &names {
-        all.push(stats_of(&broker, name).await?);
-    }
+    let all = broker.all_stats().await.map_err(|error| Failure::of("cannot list the queues", &error))?;
     let mut out = Out::new();
     if json {
         out.json(&json!(all))?;
@@ -107,6 +104,15 @@ async fn declare(broker: Arc<dyn Broker>, asked: args::Declare) -> Result<(), Fa
     }
     if let Some(priority) = asked.max_priority {
         queue = queue.max_priority(priority);
+    }
+    if let Some(kind) = asked.kind {
+        queue = queue.kind(kind);
+    }
+    if asked.single_active_consumer {
+        queue = queue.single_active_consumer();
+    }
+    if let Some(after) = asked.expires {
+        queue = queue.expires(after);
     }
     broker.declare_queue(queue).await.map_err(|error| on_queue("declare", name, broker.url(), &error))
 }
@@ -355,6 +361,15 @@ fn described(queue: &Queue) -> String {
     if let Some(priority) = queue.max_priority {
         words.push(format!("priorities up to {priority}"));
     }
+    if let Some(kind) = queue.kind {
+        words.push(format!("kept as {}", json!(kind).as_str().unwrap_or_default()));
+    }
+    if queue.single_active_consumer {
+        words.push("one consumer at a time".to_owned());
+    }
+    if let Some(after) = queue.expires {
+        words.push(format!("goes by itself after {}", millstream_pipeline::show_duration(after)));
+    }
     words.join(", ")
 }
 
@@ -371,6 +386,24 @@ async fn purge(on: OnQueue, yes: bool) -> Result<(), Failure> {
         let purged = broker.purge(&on.queue).await;
         let purged = purged.map_err(|error| on_queue("purge", &on.queue, broker.url(), &error))?;
         complain(&format!("removed {}", counted(purged, "message")));
+        Ok(())
+    })
+    .await
+}
+
+async fn delete(on: OnQueue, yes: bool) -> Result<(), Failure> {
+    broker::with(&on.url, |broker| async move {
+        let ready = stats_of(&broker, &on.queue).await?.ready;
+        if !yes {
+            return Err(Failure::Refused(format!(
+                "this removes the queue `{}` for good, with {} that wait in it; repeat it with --yes",
+                on.queue,
+                counted(ready, "message")
+            )));
+        }
+        let removed = broker.delete_queue(&on.queue).await;
+        let removed = removed.map_err(|error| on_queue("delete", &on.queue, broker.url(), &error))?;
+        complain(&format!("removed the queue and {}", counted(removed, "message")));
         Ok(())
     })
     .await

@@ -294,3 +294,50 @@ fn the_memory_broker_is_empty_and_a_server_is_refused_with_the_reason() {
     assert_eq!(end.code, Some(1));
     assert!(end.err.contains("amqp://localhost"), "{}", end.err);
 }
+
+#[test]
+fn a_topology_is_declared_from_a_file_and_what_differs_is_shown_first() {
+    let place = Place::new();
+    let text = "
+exchanges:
+  orders: { kind: topic, alternate: rest }
+  rest: { kind: fanout }
+queues:
+  north: { max_items: 5 }
+  others:
+bindings:
+  - { from: orders, to: north, key: '*.north' }
+  - { from: rest, to: others }
+";
+    place.write("topology.yaml", text);
+    let on = ["topology.yaml", "--broker", URL];
+    let check = place.run(&[&["topology", "check"], &on[..]].concat());
+    assert_eq!(check.code, Some(1));
+    assert!(check.err.contains("6 missing, 0 declared otherwise"), "{}", check.err);
+    place.done(&[&["topology", "apply"], &on[..]].concat());
+    let all = place.done(&[&["topology", "check"], &on[..]].concat());
+    assert_eq!(all.matches("as declared").count(), 6, "{all}");
+
+    place.write("topology.yaml", &text.replace("max_items: 5", "max_items: 6").replace("others", "more"));
+    let apply = place.run(&[&["topology", "apply"], &on[..]].concat());
+    assert_eq!(apply.code, Some(1));
+    assert!(apply.out.contains("max_items: has 5, asked for 6"), "{}", apply.out);
+    assert!(!place.done(&["queue", "list", URL]).contains("more"), "nothing was changed");
+
+    place.write("topology.yaml", "queues:\n  north: { max_item: 5 }\n");
+    let wrong = place.run(&[&["topology", "apply"], &on[..]].concat());
+    assert_eq!(wrong.code, Some(2));
+    assert!(wrong.err.contains("topology.yaml:2:12: unknown key `max_item`"), "{}", wrong.err);
+}
+
+#[test]
+fn a_queue_is_deleted_when_that_is_really_meant() {
+    let place = place(&["orders"]);
+    place.done(&["queue", "publish", URL, "orders", "tea"]);
+    let asked = place.run(&["queue", "delete", URL, "orders"]);
+    assert_eq!(asked.code, Some(2));
+    assert!(asked.err.contains("1 message") && asked.err.contains("--yes"), "{}", asked.err);
+    place.done(&["queue", "delete", URL, "orders", "--yes"]);
+    assert!(place.done(&["queue", "list", URL]).contains("has no queue"));
+    assert_eq!(place.run(&["queue", "delete", URL, "orders", "--yes"]).code, Some(1), "it is not there");
+}

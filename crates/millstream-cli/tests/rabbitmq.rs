@@ -137,3 +137,75 @@ async fn dead_letters_are_listed_shown_and_replayed() {
     let stats: Value = serde_json::from_str(&stats).expect("JSON");
     assert_eq!(stats["stats"]["ready"], 0);
 }
+
+#[tokio::test]
+async fn queues_and_dead_letters_are_listed_by_the_management() {
+    let setup = millstream_testing::Setup::default()
+        .plugin("rabbitmq_management")
+        .configured("collect_statistics_interval = 500");
+    let node = millstream_testing::Node::start(setup).await.expect("it starts");
+    let (url, place) = (node.managed_url(), Place::new());
+    place.done(&["queue", "declare", &url, "dead"]);
+    place.done(&["queue", "declare", &url, "orders", "--dead-letters", "dead", "--ttl", "100ms"]);
+    place.done(&["queue", "declare", &url, "counting", "--delivery-limit", "1", "--kind", "quorum"]);
+    place.done(&["queue", "publish", &url, "orders", "tea"]);
+    place.done(&["queue", "publish", &url, "counting", "once"]);
+    // A process that declared nothing of it.
+    let stats = place.done(&["queue", "stats", &url, "orders"]);
+    assert!(stats.contains("messages expire after 100ms") && stats.contains("queue `dead`"), "{stats}");
+    let listed = async {
+        loop {
+            let list = place.done(&["queue", "list", &url, "--json"]);
+            let list: Value = serde_json::from_str(&list).expect("JSON");
+            let names: Vec<_> = list.as_array().expect("a list").iter().map(|queue| &queue["name"]).collect();
+            assert_eq!(names, ["counting", "dead", "orders"]);
+            if list[1]["ready"] == 1 && list[1]["ready_bytes"] == 3 {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), listed).await.expect("the letter arrives");
+    for _ in 0..3 {
+        let letters = place.done(&["dead-letters", "list", &url]);
+        assert!(letters.contains("dead: 1 dead letter") && letters.contains("expired"), "{letters}");
+    }
+    assert_eq!(
+        place.done(&["queue", "consume", &url, "counting"]),
+        "once\n",
+        "it was not looked at to death"
+    );
+
+    let (url, name) = (shared().await.url(), unique("listed"));
+    place.done(&["queue", "declare", &url, &name]);
+    let off = place.run(&["queue", "list", &format!("{url}?management=http://127.0.0.1:1")]);
+    assert_eq!(off.code, Some(1));
+    assert!(off.err.contains("rabbitmq-plugins enable rabbitmq_management"), "{}", off.err);
+}
+
+#[tokio::test]
+async fn a_topology_is_shown_before_it_is_applied_on_rabbitmq() {
+    let (url, place) = (shared().await.url(), Place::new());
+    let (queue, exchange) = (unique("north"), unique("orders"));
+    let text = |items: u32| {
+        format!(
+            "exchanges:\n  {exchange}: {{ kind: topic }}\nqueues:\n  {queue}: {{ max_items: {items} }}\n\
+             bindings:\n  - {{ from: {exchange}, to: {queue}, key: '*.north' }}\n"
+        )
+    };
+    place.write("topology.yaml", &text(5));
+    let check = place.run(&["topology", "check", "topology.yaml", "--broker", &url]);
+    assert_eq!(check.code, Some(1));
+    assert!(check.out.contains("missing") && check.err.contains("2 missing"), "{}{}", check.out, check.err);
+    assert_eq!(place.run(&["queue", "stats", &url, &queue]).code, Some(1), "nothing was declared");
+    place.done(&["topology", "apply", "topology.yaml", "--broker", &url]);
+    let again = place.done(&["topology", "apply", "topology.yaml", "--broker", &url]);
+    assert!(again.contains("as declared") && !again.contains("missing"), "{again}");
+    // Without the management nobody knows of bindings; to make one again is fine.
+    assert!(again.contains("not known"), "{again}");
+    place.write("topology.yaml", &text(6));
+    let other = place.run(&["topology", "apply", "topology.yaml", "--broker", &url]);
+    assert_eq!(other.code, Some(1));
+    assert!(other.out.contains("max_items: has 5, asked for 6"), "{}", other.out);
+    assert!(other.err.contains("nothing was changed"), "{}", other.err);
+}

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use millstream_message::{
     Batch, Binding, BoxFuture, Broker, BrokerError, BrokerErrorKind, BrokerUrl, Browsed, Confirm,
-    ConsumeOptions, Consumer, Exchange, ExchangeKind, Features, Message, Queue as Spec, QueueStats,
-    StreamFrom, StreamReader, StreamSpec, StreamStats, differences,
+    ConsumeOptions, Consumer, Declaration as Declared, Exchange, ExchangeKind, Features, Message,
+    Queue as Spec, QueueKind, QueueStats, Standing, StreamFrom, StreamReader, StreamSpec, StreamStats,
+    differences,
 };
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
@@ -216,6 +217,9 @@ impl Broker for EmbeddedBroker {
         let max = self.core.shared.settings.message_bytes_max as u64;
         let mut features = Features::all(max);
         features.durable = self.core.shared.journal.is_some();
+        features.consumer_priority = false;
+        features.queue_expiry = false;
+        features.stream_queues = false;
         features
     }
 
@@ -238,7 +242,7 @@ impl Broker for EmbeddedBroker {
                 .declare(
                     declared,
                     |topology| topology.declare(exchange),
-                    |topology| _ = topology.exchanges.remove(&name),
+                    |topology| topology.remove_exchange(&name),
                 )
                 .await
         })
@@ -250,7 +254,7 @@ impl Broker for EmbeddedBroker {
             let _one = self.core.declaring.lock().await;
             let known = self.core.topology.read().exchanges.get(name).map(|bound| bound.exchange.durable);
             let declared = (known == Some(true)).then(|| Declaration::DeleteExchange(name.to_owned()));
-            self.core.declare(declared, |topology| _ = topology.exchanges.remove(name), |_| {}).await
+            self.core.declare(declared, |topology| topology.remove_exchange(name), |_| {}).await
         })
     }
 
@@ -298,25 +302,34 @@ impl Broker for EmbeddedBroker {
 
     fn bind(&self, binding: Binding) -> BoxFuture<'_, Result<(), BrokerError>> {
         Box::pin(async move {
-            let queue = self.existing(&binding.queue)?;
+            self.core.shared.check_open()?;
             let _one = self.core.declaring.lock().await;
-            let durable = {
+            let (leads, durable) = {
                 let topology = self.core.topology.read();
                 let Some(bound) = topology.exchanges.get(&binding.exchange) else {
                     return Err(not_found("exchange", &binding.exchange));
+                };
+                let Some(leads) = topology.target(&binding) else {
+                    let what = if binding.target_kind == millstream_message::Target::Queue {
+                        "queue"
+                    } else {
+                        "exchange"
+                    };
+                    return Err(not_found(what, &binding.target));
                 };
                 check_binding(&bound.exchange, &binding)?;
                 if bound.bindings.iter().any(|(known, _)| *known == binding) {
                     return Ok(());
                 }
-                bound.exchange.durable && queue.durable
+                let durable = topology.is_durable(bound, &leads);
+                (leads, durable)
             };
             let declared = durable.then(|| Declaration::Bind(binding.clone()));
             let undo = binding.clone();
             self.core
                 .declare(
                     declared,
-                    |topology| _ = topology.bind(binding, &queue),
+                    |topology| _ = topology.bind(binding, &leads),
                     |topology| _ = topology.unbind(&undo),
                 )
                 .await
@@ -329,6 +342,31 @@ impl Broker for EmbeddedBroker {
             let _one = self.core.declaring.lock().await;
             let declared = Some(Declaration::Unbind(binding.clone()));
             self.core.declare(declared, |topology| _ = topology.unbind(&binding), |_| {}).await
+        })
+    }
+
+    fn standing<'a>(&'a self, what: &'a Declared) -> BoxFuture<'a, Result<Standing, BrokerError>> {
+        Box::pin(async move {
+            self.core.shared.check_open()?;
+            let topology = self.core.topology.read();
+            let found = match what {
+                Declared::Exchange(exchange) => {
+                    topology.exchanges.get(&exchange.name).map(|bound| differences(&bound.exchange, exchange))
+                }
+                Declared::Queue(queue) => {
+                    topology.queues.get(&queue.name).map(|known| differences(&known.spec, queue))
+                }
+                Declared::Binding(binding) => topology
+                    .exchanges
+                    .get(&binding.exchange)
+                    .filter(|bound| bound.bindings.iter().any(|(known, _)| known == binding))
+                    .map(|_| None),
+            };
+            Ok(match found {
+                None => Standing::Missing,
+                Some(None) => Standing::Same,
+                Some(Some(text)) => Standing::Different(text),
+            })
         })
     }
 
@@ -520,6 +558,17 @@ fn check_queue(queue: &Spec) -> Result<(), BrokerError> {
             "a dead-letter key without a dead-letter exchange has no effect; set `dead_letter_exchange` (\"\" is the default exchange)",
         );
     }
+    if queue.kind == Some(QueueKind::Stream) || queue.expires.is_some() {
+        let text = if queue.expires.is_some() {
+            "queues do not go by themselves here: leave `expires` out, and delete it when it is no longer used"
+        } else {
+            "streams are declared by `declare_stream` here, and read by `read`"
+        };
+        return Err(BrokerError::new(
+            BrokerErrorKind::Unsupported,
+            format!("queue `{}`: {text}", queue.name),
+        ));
+    }
     if queue.ttl.is_some_and(|ttl| ttl.subsec_nanos() % 1_000_000 != 0) {
         return fail("the TTL is kept in whole milliseconds; round it");
     }
@@ -533,8 +582,5 @@ fn check_binding(exchange: &Exchange, binding: &Binding) -> Result<(), BrokerErr
         None if by_headers => "gives no headers to compare; use `Binding::headers`",
         _ => return Ok(()),
     };
-    Err(BrokerError::new(
-        BrokerErrorKind::Invalid,
-        format!("the binding of queue `{}` to exchange `{}` {text}", binding.queue, exchange.name),
-    ))
+    Err(BrokerError::new(BrokerErrorKind::Invalid, format!("the {binding} {text}")))
 }

@@ -73,14 +73,14 @@ fn capture(core: &Core, next_id: u32) -> (Image, Vec<Captured>) {
         let topology = core.topology.read();
         queues.extend(topology.queues.values().filter(|queue| queue.durable).cloned());
         let durable = topology.exchanges.values().filter(|bound| bound.exchange.durable);
-        let bindings = durable.clone().flat_map(|bound| &bound.bindings);
+        let bindings = durable.clone().flat_map(|bound| {
+            let kept = bound.bindings.iter().filter(|(_, leads)| topology.is_durable(bound, leads));
+            kept.map(|(binding, _)| binding.clone())
+        });
         image.topology = TopologyImage {
             next_id,
             exchanges: durable.clone().map(|bound| bound.exchange.clone()).collect(),
-            bindings: bindings
-                .filter(|(_, queue)| queue.durable)
-                .map(|(binding, _)| binding.clone())
-                .collect(),
+            bindings: bindings.collect(),
             queues: queues.iter().map(|queue| (queue.id, queue.spec.clone())).collect(),
             streams: core.streams.logged(),
         };

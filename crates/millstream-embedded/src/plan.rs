@@ -87,6 +87,15 @@ pub(crate) fn plan(
                     plan.others.insert(at, PublishOutcome::Refused(Refusal::NoExchange { exchange }));
                     continue;
                 }
+                Route::Internal => {
+                    let text = format!(
+                        "exchange `{}` is internal: only other exchanges lead to it",
+                        publish.to.exchange()
+                    );
+                    let refusal = Refusal::Broker(BrokerError::new(BrokerErrorKind::Invalid, text));
+                    plan.others.insert(at, PublishOutcome::Refused(refusal));
+                    continue;
+                }
                 Route::Queues { queues, .. } if queues.is_empty() => {
                     plan.others.insert(at, unroutable(publish));
                     continue;

@@ -1,6 +1,6 @@
 //! Recovery: from a checkpoint and the records behind it to topology, queues and positions.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -96,7 +96,7 @@ impl Image {
             }
             Declaration::DeleteExchange(name) => {
                 topology.exchanges.retain(|known| known.name != name);
-                topology.bindings.retain(|known| known.exchange != name);
+                topology.bindings.retain(|known| !known.touches_exchange(&name));
             }
             Declaration::Queue { id, queue } => {
                 topology.next_id = topology.next_id.max(id.saturating_add(1));
@@ -105,7 +105,7 @@ impl Image {
             }
             Declaration::DeleteQueue(id) => {
                 if let Some(queue) = topology.queues.remove(&id) {
-                    topology.bindings.retain(|known| known.queue != queue.name);
+                    topology.bindings.retain(|known| !known.leads_to_queue(&queue.name));
                 }
                 self.queues.remove(&id);
             }
@@ -243,18 +243,16 @@ pub(crate) fn topology(
     shared: &Arc<Shared>,
 ) -> Topology {
     let mut topology = Topology::default();
-    let mut by_name: HashMap<String, Arc<Queue>> = HashMap::new();
     let now = shared.clock.now();
     for (id, spec) in image.queues {
         let state = state(&spec, queues.remove(&id).unwrap_or_default(), now);
         let queue = Arc::new(Queue::recovered(id, spec, shared.clone(), state));
-        by_name.insert(queue.name().to_owned(), queue.clone());
         topology.queues.insert(queue.name().to_owned(), queue);
     }
     image.exchanges.into_iter().for_each(|exchange| topology.declare(exchange));
     for binding in image.bindings {
-        if let Some(queue) = by_name.get(&binding.queue) {
-            topology.bind(binding, queue);
+        if let Some(leads) = topology.target(&binding) {
+            topology.bind(binding, &leads);
         }
     }
     topology

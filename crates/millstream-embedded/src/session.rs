@@ -17,6 +17,17 @@ use crate::state::{Count, Held, Session, State};
 
 /// Starts to consume a queue.
 pub(crate) fn consume(queue: &Arc<Queue>, options: ConsumeOptions) -> Result<Consumer, BrokerError> {
+    if options.priority != 0 || options.from.is_some() {
+        let text = if options.priority != 0 {
+            "consumers have no priorities here; leave `priority` out"
+        } else {
+            "a queue is consumed from its head; leave `from` out, or read a stream"
+        };
+        return Err(BrokerError::new(
+            BrokerErrorKind::Unsupported,
+            format!("queue `{}`: {text}", queue.name()),
+        ));
+    }
     let mut state = queue.lock();
     if state.deleted {
         return Err(queue.gone());
@@ -49,6 +60,7 @@ pub(crate) fn consume(queue: &Arc<Queue>, options: ConsumeOptions) -> Result<Con
         unwritten: 0,
         waker: None,
         stopped: false,
+        paused: false,
     });
     drop(state);
     let acker = Acker::new(Arc::new(Handle { queue: queue.clone(), id }));
@@ -130,6 +142,14 @@ impl Source {
         if session.stopped {
             return Found::End;
         }
+        if session.paused {
+            return Found::Nothing;
+        }
+        let first = state.sessions.iter().find(|session| !session.stopped);
+        if self.queue.spec.single_active_consumer && first.is_some_and(|first| first.id != self.id) {
+            return Found::Nothing;
+        }
+        let Some(session) = state.session(self.id) else { return Found::End };
         let lease = session.options.lease;
         let (items, mut bytes) = session.credit();
         let mut tag = session.next_tag();
@@ -251,6 +271,16 @@ impl Handle {
         settled
     }
 
+    /// Changes the session, and has its consumer look again.
+    fn change(&self, change: impl FnOnce(&mut Session)) {
+        let mut state = self.queue.lock();
+        let Some(session) = state.session(self.id) else { return };
+        change(session);
+        let waker = session.waker.take();
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
+    }
+
     /// The session's settlements are not durable yet.
     fn owe(&self, state: &mut State, count: u64) {
         if !self.queue.durable || count == 0 {
@@ -340,15 +370,18 @@ impl Settle for Handle {
     }
 
     fn stop(&self, when: StopWhen) {
-        let mut state = self.queue.lock();
-        let Some(session) = state.session(self.id) else { return };
-        match when {
+        self.change(|session| match when {
             StopWhen::Now => session.stopped = true,
             StopWhen::Empty => session.stop_when_empty = true,
+        });
+        if self.queue.spec.single_active_consumer {
+            // It is another's turn.
+            self.wake_all();
         }
-        let waker = session.waker.take();
-        drop(state);
-        waker.into_iter().for_each(Waker::wake);
+    }
+
+    fn pause(&self, paused: bool) {
+        self.change(|session| session.paused = paused);
     }
 
     fn release(&self) {

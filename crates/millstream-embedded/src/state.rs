@@ -83,6 +83,8 @@ pub(crate) struct Session {
     pub(crate) waker: Option<Waker>,
     /// Takes no more.
     pub(crate) stopped: bool,
+    /// Takes nothing until it goes on.
+    pub(crate) paused: bool,
     pub(crate) stop_when_empty: bool,
 }
 

@@ -6,8 +6,9 @@ use std::pin::Pin;
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::consume::{ConsumeOptions, Consumer};
-use crate::error::BrokerError;
+use crate::consume::{ConsumeOptions, Consumer, DirectReplies};
+use crate::declaration::{Declaration, Standing};
+use crate::error::{BrokerError, BrokerErrorKind};
 use crate::message::Message;
 use crate::publish::{Address, Batch, Confirm, Outcomes, Publish, PublishOutcome};
 use crate::stream::{StreamFrom, StreamReader, StreamSpec, StreamStats};
@@ -37,8 +38,16 @@ pub struct Features {
     pub prefetch_bytes: bool,
     /// Queues may limit how often a message is given back.
     pub delivery_limit: bool,
+    /// Consumers have a [priority](ConsumeOptions::priority).
+    pub consumer_priority: bool,
+    /// Queues may go by themselves when nobody uses them ([`Queue::expires`]).
+    pub queue_expiry: bool,
+    /// Queues may be [streams](crate::QueueKind::Stream) that are consumed like queues.
+    pub stream_queues: bool,
     /// [`Broker::browse`]: looking at messages without consuming them.
     pub browse: bool,
+    /// To browse is no delivery: it is counted nowhere.
+    pub uncounted_browse: bool,
     /// Append-only streams.
     pub streams: bool,
     /// Offsets count messages and nothing else. Elsewhere the broker's own records take offsets, too.
@@ -69,7 +78,11 @@ impl Features {
             lease: true,
             prefetch_bytes: true,
             delivery_limit: true,
+            consumer_priority: true,
+            queue_expiry: true,
+            stream_queues: true,
             browse: true,
+            uncounted_browse: true,
             streams: true,
             dense_offsets: true,
             stream_bytes: true,
@@ -148,11 +161,22 @@ pub trait Broker: Send + Sync {
     /// messages went with it; deleting what is not there is fine and returns zero.
     fn delete_queue<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<u64, BrokerError>>;
 
-    /// Leads messages from an exchange to a queue. Binding twice is the same as once.
+    /// Leads messages from an exchange to a queue, or to another exchange. Binding twice is the same as once.
     fn bind(&self, binding: Binding) -> BoxFuture<'_, Result<(), BrokerError>>;
 
     /// Removes a binding. Removing what is not there is fine.
     fn unbind(&self, binding: Binding) -> BoxFuture<'_, Result<(), BrokerError>>;
+
+    /// How something that is to be declared stands here. Changes nothing.
+    ///
+    /// # Errors
+    /// `Unsupported` by brokers without [queues](Features::queues).
+    fn standing<'a>(&'a self, what: &'a Declaration) -> BoxFuture<'a, Result<Standing, BrokerError>> {
+        Box::pin(async move {
+            let text = format!("{what}: {} has no queues and exchanges", self.url());
+            Err(BrokerError::new(BrokerErrorKind::Unsupported, text))
+        })
+    }
 
     /// Removes every ready message and returns how many. Deliveries and delayed messages stay.
     fn purge<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<u64, BrokerError>>;
@@ -192,6 +216,12 @@ pub trait Broker: Send + Sync {
         options: ConsumeOptions,
     ) -> BoxFuture<'a, Result<Consumer, BrokerError>>;
 
+    /// Replies to requests that are published through this handle, without a queue for them; `None` where the broker has no such
+    /// thing. What is on its way when a connection is lost is not answered.
+    fn direct_replies(&self) -> BoxFuture<'_, Result<Option<DirectReplies>, BrokerError>> {
+        Box::pin(async { Ok(None) })
+    }
+
     /// Looks at up to `max` ready messages after skipping `skip`, in the order of delivery, without taking them.
     fn browse<'a>(
         &'a self,
@@ -208,6 +238,23 @@ pub trait Broker: Send + Sync {
 
     /// The names of all queues, in order.
     fn queues(&self) -> BoxFuture<'_, Result<Vec<String>, BrokerError>>;
+
+    /// What every queue holds, in the order of their names. Where the broker collects figures now and then they are some seconds
+    /// old; [`stats`](Broker::stats) of one queue is not.
+    fn all_stats(&self) -> BoxFuture<'_, Result<Vec<QueueStats>, BrokerError>> {
+        Box::pin(async move {
+            let mut all = Vec::new();
+            for name in self.queues().await? {
+                match self.stats(&name).await {
+                    Ok(stats) => all.push(stats),
+                    // It was deleted meanwhile.
+                    Err(error) if error.kind() == BrokerErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(all)
+        })
+    }
 
     /// The value stored under `name` by [`Batch::with_position`] or [`store_position`](Broker::store_position), as
     /// far as it is durable.

@@ -14,6 +14,7 @@ use futures_core::Stream;
 use crate::error::BrokerError;
 use crate::message::Message;
 use crate::publish::Address;
+use crate::stream::StreamFrom;
 
 /// Names a delivery within its consumer: 1, 2, 3 … in the order of delivery, never used twice. A message that is
 /// delivered again gets a new tag, so a late settlement of its old one cannot touch it.
@@ -35,6 +36,11 @@ pub struct ConsumeOptions {
     /// How long a delivery may stay unsettled before it goes back to the queue and its tag becomes stale. `None`, the
     /// default, lets it stay for as long as the consumer lives.
     pub lease: Option<Duration>,
+    /// Among several consumers of a queue, those with the highest number receive first, and others only what these have no
+    /// prefetch left for. Default 0. Brokers without [`Features::consumer_priority`](crate::Features) refuse any other.
+    pub priority: i32,
+    /// Where to begin in a queue of kind [`Stream`](crate::QueueKind::Stream), which is required there and refused elsewhere.
+    pub from: Option<StreamFrom>,
     /// Whether to end once nothing is ready or delayed. What is unsettled does not count: it may come back, and
     /// whoever drains a queue looks at its stats afterwards.
     pub stop_when_empty: bool,
@@ -48,6 +54,8 @@ impl Default for ConsumeOptions {
             exclusive: false,
             name: String::new(),
             lease: None,
+            priority: 0,
+            from: None,
             stop_when_empty: false,
         }
     }
@@ -86,6 +94,20 @@ impl ConsumeOptions {
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> ConsumeOptions {
         self.lease = Some(lease);
+        self
+    }
+
+    /// Goes before consumers with a lower number.
+    #[must_use]
+    pub fn priority(mut self, priority: i32) -> ConsumeOptions {
+        self.priority = priority;
+        self
+    }
+
+    /// Begins there, in a queue that is a stream.
+    #[must_use]
+    pub fn from(mut self, from: StreamFrom) -> ConsumeOptions {
+        self.from = Some(from);
         self
     }
 
@@ -202,6 +224,8 @@ pub trait Settle: Send + Sync {
     fn nack(&self, tags: &[Range<Tag>], how: &Nack) -> Settled;
     /// Ends the consumer's intake; what it has received can still be settled.
     fn stop(&self, when: StopWhen);
+    /// Whether the consumer hands out nothing until it is told otherwise.
+    fn pause(&self, paused: bool);
     /// Returns everything unsettled to the queue at once.
     fn release(&self);
     /// How many deliveries are unsettled.
@@ -262,6 +286,17 @@ impl Acker {
         self.0.stop(when);
     }
 
+    /// Has the consumer hand out nothing until it is [resumed](Acker::resume). What it has handed out can be settled, and other
+    /// consumers of the queue go on. A broker in another process may have sent up to the prefetch already: that waits here.
+    pub fn pause(&self) {
+        self.0.pause(true);
+    }
+
+    /// Has a paused consumer go on.
+    pub fn resume(&self) {
+        self.0.pause(false);
+    }
+
     /// Returns everything unsettled to the queue at once; settling it later is stale.
     pub fn release(&self) {
         self.0.release();
@@ -298,6 +333,17 @@ fn ranges(tags: impl IntoIterator<Item = Tag>) -> Vec<Range<Tag>> {
         }
     }
     out
+}
+
+/// Replies that come without a queue: see [`Broker::direct_replies`](crate::Broker::direct_replies).
+#[derive(Debug)]
+pub struct DirectReplies {
+    /// What requests say in [`reply_to`](crate::Properties::reply_to).
+    pub reply_to: String,
+    /// What their correlation ids begin with, so that replies find the way.
+    pub correlation_prefix: String,
+    /// Receives the replies. There is nothing to settle: one that nobody takes is gone.
+    pub consumer: Consumer,
 }
 
 /// What a backend does for a [`Consumer`].

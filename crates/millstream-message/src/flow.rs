@@ -20,10 +20,12 @@ use crate::{
     Refusal, Tag,
 };
 
+mod produce;
 mod request;
 mod spill;
 mod work;
 
+pub use produce::{ProduceError, Producer, Sending};
 pub use request::{ERROR, RequestError, Requester, respond};
 pub use spill::QueueSpill;
 pub use work::{ATTEMPTS, FAILURES, FAILURES_MAX, FIRST_EXCHANGE, FIRST_KEY, Failure, Job, Work};

@@ -39,6 +39,7 @@ pub mod codec;
 pub mod conformance;
 mod consume;
 pub mod dead;
+mod declaration;
 mod error;
 #[cfg(feature = "flow")]
 pub mod flow;
@@ -52,12 +53,16 @@ mod value;
 pub use broker::{BoxFuture, Broker, Browsed, Features, QueueStats};
 pub use codec::{Codec, CodecError, Json, Raw};
 pub use consume::{
-    Acker, ConsumeOptions, Consumer, ConsumerSource, Delivery, Nack, Settle, Settled, StopWhen, Tag,
+    Acker, ConsumeOptions, Consumer, ConsumerSource, Delivery, DirectReplies, Nack, Settle, Settled,
+    StopWhen, Tag,
 };
+pub use declaration::{Declaration, Standing, Topology};
 pub use error::{BrokerError, BrokerErrorKind};
 pub use message::{Message, Properties};
 pub use publish::{Address, Batch, Confirm, Outcomes, Publish, PublishOutcome, Refusal, Returned};
 pub use stream::{StreamFrom, StreamItem, StreamReader, StreamSource, StreamSpec, StreamStats};
-pub use topology::{Binding, Exchange, ExchangeKind, HeaderMatch, Overflow, Queue, differences};
+pub use topology::{
+    Binding, Exchange, ExchangeKind, HeaderMatch, Overflow, Queue, QueueKind, Target, differences,
+};
 pub use url::{BrokerUrl, BrokerUrlError};
 pub use value::{Headers, Value};

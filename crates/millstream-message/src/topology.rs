@@ -35,18 +35,51 @@ pub struct Exchange {
     pub kind: ExchangeKind,
     /// Whether it survives a restart.
     pub durable: bool,
+    /// Whether only other exchanges may lead to it: what is published to it is refused.
+    #[serde(default)]
+    pub internal: bool,
+    /// The exchange that gets what this one leads nowhere.
+    #[serde(default)]
+    pub alternate: Option<String>,
 }
 
 impl Exchange {
     /// A durable exchange.
     pub fn durable(name: impl Into<String>, kind: ExchangeKind) -> Exchange {
-        Exchange { name: name.into(), kind, durable: true }
+        Exchange { name: name.into(), kind, durable: true, internal: false, alternate: None }
     }
 
     /// An exchange that a restart forgets.
     pub fn transient(name: impl Into<String>, kind: ExchangeKind) -> Exchange {
-        Exchange { name: name.into(), kind, durable: false }
+        Exchange { durable: false, ..Exchange::durable(name, kind) }
     }
+
+    /// Lets only other exchanges lead to it.
+    #[must_use]
+    pub fn internal(mut self) -> Exchange {
+        self.internal = true;
+        self
+    }
+
+    /// Leads to this exchange what it leads nowhere else.
+    #[must_use]
+    pub fn alternate(mut self, exchange: impl Into<String>) -> Exchange {
+        self.alternate = Some(exchange.into());
+        self
+    }
+}
+
+/// How a broker keeps a queue. The embedded broker has one way, which serves as either of the first two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueKind {
+    /// On one node.
+    Classic,
+    /// Replicated over several nodes, always durable.
+    Quorum,
+    /// A log that consumers read without taking anything off; they begin [where they say](crate::ConsumeOptions::from). See
+    /// [`Features::stream_queues`](crate::Features); other brokers have streams apart from queues.
+    Stream,
 }
 
 /// What a queue does with a publish when a limit is reached.
@@ -111,6 +144,17 @@ pub struct Queue {
     /// How many times a message may be given back before it is dead-lettered with reason `delivery_limit`.
     #[serde(default)]
     pub delivery_limit: Option<NonZeroU32>,
+    /// How it is kept; `None` leaves it to the broker and to what else is asked for.
+    #[serde(default)]
+    pub kind: Option<QueueKind>,
+    /// Whether one consumer receives everything, the first one, and the next only when that one is gone: order holds though
+    /// several stand by.
+    #[serde(default)]
+    pub single_active_consumer: bool,
+    /// How long it may be without consumers and without being declared before it goes by itself; whole milliseconds. See
+    /// [`Features::queue_expiry`](crate::Features).
+    #[serde(default)]
+    pub expires: Option<Duration>,
 }
 
 impl Queue {
@@ -128,6 +172,9 @@ impl Queue {
             dead_letter_key: None,
             max_priority: None,
             delivery_limit: None,
+            kind: None,
+            single_active_consumer: false,
+            expires: None,
         }
     }
 
@@ -184,6 +231,27 @@ impl Queue {
         self
     }
 
+    /// Says how it is kept.
+    #[must_use]
+    pub fn kind(mut self, kind: QueueKind) -> Queue {
+        self.kind = Some(kind);
+        self
+    }
+
+    /// Delivers to one consumer at a time.
+    #[must_use]
+    pub fn single_active_consumer(mut self) -> Queue {
+        self.single_active_consumer = true;
+        self
+    }
+
+    /// Lets it go by itself when nobody has used it for so long.
+    #[must_use]
+    pub fn expires(mut self, after: Duration) -> Queue {
+        self.expires = Some(after);
+        self
+    }
+
     /// Limits how often a message may be given back. Zero is read as one.
     #[must_use]
     pub fn delivery_limit(mut self, times: u32) -> Queue {
@@ -202,13 +270,28 @@ pub enum HeaderMatch {
     Any,
 }
 
-/// Leads messages from an exchange to a queue.
+/// What a binding leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// A queue.
+    #[default]
+    Queue,
+    /// Another exchange, which chooses in its turn.
+    Exchange,
+}
+
+/// Leads messages from an exchange to a queue, or to another exchange.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Binding {
     /// From this exchange.
     pub exchange: String,
-    /// To this queue.
-    pub queue: String,
+    /// To the queue, or the exchange, of this name.
+    #[serde(rename = "queue")]
+    pub target: String,
+    /// Which of both it is.
+    #[serde(default)]
+    pub target_kind: Target,
     /// The key (direct), the pattern (topic); not looked at by fanout and headers exchanges.
     #[serde(default)]
     pub key: String,
@@ -220,7 +303,36 @@ pub struct Binding {
 impl Binding {
     /// Leads messages with this key, or matching this pattern, from `exchange` to `queue`.
     pub fn new(exchange: impl Into<String>, key: impl Into<String>, queue: impl Into<String>) -> Binding {
-        Binding { exchange: exchange.into(), queue: queue.into(), key: key.into(), headers: None }
+        Binding {
+            exchange: exchange.into(),
+            target: queue.into(),
+            target_kind: Target::Queue,
+            key: key.into(),
+            headers: None,
+        }
+    }
+
+    /// Leads to the exchange `target` what it would have led to a queue of that name.
+    ///
+    /// ```
+    /// use millstream_message::{Binding, Target};
+    /// let binding = Binding::new("events", "order.*", "orders").to_exchange();
+    /// assert_eq!((binding.target.as_str(), binding.target_kind), ("orders", Target::Exchange));
+    /// ```
+    #[must_use]
+    pub fn to_exchange(mut self) -> Binding {
+        self.target_kind = Target::Exchange;
+        self
+    }
+
+    /// Whether it leads to this queue.
+    pub fn leads_to_queue(&self, queue: &str) -> bool {
+        self.target_kind == Target::Queue && self.target == queue
+    }
+
+    /// Whether it leads from or to this exchange.
+    pub fn touches_exchange(&self, exchange: &str) -> bool {
+        self.exchange == exchange || (self.target_kind == Target::Exchange && self.target == exchange)
     }
 
     /// Leads messages whose headers match from a headers exchange to `queue`.
@@ -231,6 +343,17 @@ impl Binding {
         queue: impl Into<String>,
     ) -> Binding {
         Binding { headers: Some((matching, headers)), ..Binding::new(exchange, "", queue) }
+    }
+}
+
+impl std::fmt::Display for Binding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let what = match self.target_kind {
+            Target::Queue => "queue",
+            Target::Exchange => "exchange",
+        };
+        write!(f, "binding of {what} `{}` to exchange `{}`", self.target, self.exchange)?;
+        if self.key.is_empty() { Ok(()) } else { write!(f, " for `{}`", self.key) }
     }
 }
 

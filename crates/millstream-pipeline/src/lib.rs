@@ -69,6 +69,7 @@ pub use file::Pipeline;
 pub use file::place::At;
 pub use file::problem::{Problem, Problems};
 pub use file::schema::schema;
+pub use file::topology::TopologyFile;
 pub use file::units::{duration, show_duration, show_size, size};
 pub use offline::{FailedCase, Tested};
 pub use run::{Monitor, Report, Run, RunError};

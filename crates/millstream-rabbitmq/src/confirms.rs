@@ -285,24 +285,31 @@ impl Confirms {
         None
     }
 
-    /// The exchange of those publishes is not there: they are refused, whatever becomes of the channel.
-    pub(crate) fn no_exchange(&mut self, exchange: &str) {
+    /// Publishes of which `of_it` says so are refused, whatever becomes of the channel. Whether there was one.
+    pub(crate) fn refuse(
+        &mut self,
+        of_it: impl Fn(&Publish) -> bool,
+        why: impl Fn(&Publish) -> Refusal,
+    ) -> bool {
         let (first, settled, base) = (self.first, &self.settled, self.base);
         let is_settled = |number: u64| {
             let at = number.saturating_sub(base);
             number < first || settled.get((at / 64) as usize).is_some_and(|word| word & (1 << (at % 64)) != 0)
         };
+        let mut any = false;
         for entry in &mut self.entries {
             for index in 0..entry.publishes().len() {
                 let place = entry.place(index);
                 let told = entry.others.iter().any(|(other, _)| *other == place);
-                let of_it = entry.publishes()[index].to.exchange() == exchange;
-                if of_it && !told && !is_settled(entry.first + index as u64) {
-                    let refusal = Refusal::NoExchange { exchange: exchange.to_owned() };
-                    entry.others.push((place, PublishOutcome::Refused(refusal)));
+                let publish = &entry.publishes()[index];
+                if of_it(publish) && !told && !is_settled(entry.first + index as u64) {
+                    let refusal = PublishOutcome::Refused(why(publish));
+                    entry.others.push((place, refusal));
+                    any = true;
                 }
             }
         }
+        any
     }
 
     /// The first batch, if all of it is known.

@@ -1,21 +1,25 @@
 //! A consumer: what was delivered and not taken, what was taken and not settled, what the broker is to be told.
 
+mod handles;
+
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::slice;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
+use std::time::SystemTime;
 
 use millstream_message::{
-    Acker, Address, BrokerError, BrokerErrorKind, ConsumeOptions, Consumer, ConsumerSource, Delivery,
-    Message, Nack, Settle, Settled, StopWhen, Tag,
+    Acker, Address, BrokerError, BrokerErrorKind, ConsumeOptions, Consumer, Headers, Message, Settled,
+    StopWhen, StreamFrom, Tag, Value,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use self::handles::{Handle, Source};
+use crate::credit::Credit;
 use crate::headers;
 use crate::hub::{Errand, Hub, Way};
-use crate::link::{Channel, Link};
+use crate::link::{Channel, Link, Waiter};
 use crate::proto::{Closed, Connection, Content, Method};
 use crate::unsettled::{Unsettled, Word};
 
@@ -23,8 +27,8 @@ use crate::unsettled::{Unsettled, Word};
 pub(crate) struct ConsumerCore {
     queue: String,
     pub(crate) options: ConsumeOptions,
-    /// The name that the broker knows it by.
-    pub(crate) name: String,
+    /// What the names begin with that the broker knows it by.
+    name: String,
     link: Arc<Link>,
     hub: Arc<Hub>,
     state: Mutex<State>,
@@ -35,7 +39,23 @@ pub(crate) struct ConsumerCore {
 struct State {
     channel: Option<Channel>,
     ready: VecDeque<Ready>,
+    ready_bytes: u64,
     unsettled: Unsettled<Kept>,
+    /// The bytes of what is unsettled, with those of what is ready.
+    bytes: u64,
+    credit: Credit,
+    intake: Intake,
+    /// The answer to the last asking is not there. Until then nothing may be cancelled: the channel of RabbitMQ 3.10 crashes when
+    /// it hears of a consumer that has gone already, and takes the connection along (541).
+    asking: bool,
+    paused: bool,
+    is_stream: bool,
+    /// The offset at which a stream goes on when the connection was lost.
+    resume: Option<u64>,
+    /// The last offset that came.
+    last: Option<u64>,
+    /// How often the broker was asked to deliver, for each time has a name of its own.
+    asked: u64,
     /// What a tag of the channel is less than ours.
     offset: Tag,
     /// The last address, which the next delivery often has too.
@@ -51,6 +71,17 @@ struct State {
     waker: Option<Waker>,
     /// Among those with something to tell the broker.
     talking: bool,
+}
+
+/// What the broker was asked to do on the channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Intake {
+    /// Nothing yet, or its answer is not there.
+    Opening,
+    /// To deliver up to so many.
+    Running(u16),
+    /// To deliver nothing.
+    Paused,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +104,45 @@ struct Kept {
     message: Message,
     address: Address,
     redeliveries: u32,
+    bytes: u64,
+}
+
+/// Where a message is in its stream, as RabbitMQ tells it.
+const STREAM_OFFSET: &str = "x-stream-offset";
+
+impl Kept {
+    fn offset(&self) -> Option<u64> {
+        self.message.header(STREAM_OFFSET)?.as_int().and_then(|offset| u64::try_from(offset).ok())
+    }
+}
+
+impl State {
+    /// Whether the next delivery may be handed out: there is room for it within both bounds, or it is alone.
+    fn has_room(&self, options: &ConsumeOptions) -> bool {
+        let Some(next) = self.ready.front() else { return false };
+        let items = self.unsettled.live() - self.ready.len();
+        let bytes = self.bytes - self.ready_bytes;
+        !self.paused
+            && items < options.prefetch_items.get()
+            && (items == 0 || bytes + next.kept.bytes <= options.prefetch_bytes.get() as u64)
+    }
+
+    /// What to ask the broker for from now on, if it is not what it was asked for.
+    fn turns_to(&self) -> Option<Intake> {
+        if self.asking || self.cancel != Cancel::No || self.end.is_some() || self.channel.is_none() {
+            return None;
+        }
+        match self.intake {
+            Intake::Opening => None,
+            Intake::Paused => (!self.paused).then(|| Intake::Running(self.credit.first())),
+            // A stream that is paused holds what came, since it must not be asked from elsewhere while more is on its way.
+            Intake::Running(_) if self.paused => (!self.is_stream).then_some(Intake::Paused),
+            Intake::Running(asked) => {
+                let items = self.unsettled.live() as u64;
+                self.credit.better(asked, items, self.bytes).map(Intake::Running)
+            }
+        }
+    }
 }
 
 impl ConsumerCore {
@@ -85,6 +155,10 @@ impl ConsumerCore {
         hub: Arc<Hub>,
     ) -> Arc<ConsumerCore> {
         let stop = options.stop_when_empty.then_some(StopWhen::Empty);
+        // Asked anew, a stream would begin elsewhere, and a queue with one active consumer would make another one active.
+        let fixed = options.from.is_some() || hub.has_one_active_consumer(&queue);
+        let credit = Credit::new(&options, fixed);
+        let is_stream = options.from.is_some();
         Arc::new(ConsumerCore {
             queue,
             options,
@@ -94,7 +168,17 @@ impl ConsumerCore {
             state: Mutex::new(State {
                 channel: None,
                 ready: VecDeque::new(),
+                ready_bytes: 0,
                 unsettled: Unsettled::from(1),
+                bytes: 0,
+                credit,
+                intake: Intake::Opening,
+                asking: false,
+                paused: false,
+                is_stream,
+                resume: None,
+                last: None,
+                asked: 0,
                 offset: 0,
                 address: Address::queue(""),
                 delivered: 0,
@@ -134,12 +218,105 @@ impl ConsumerCore {
     pub(crate) fn opened(&self, channel: Channel) {
         let mut state = self.state.lock();
         state.channel = Some(channel);
+        state.intake = Intake::Opening;
         state.offset = state.unsettled.next() - 1;
     }
 
-    /// The broker has taken it.
-    pub(crate) fn established(&self) {
-        self.state.lock().established = true;
+    /// What has the broker deliver, on a channel that was opened just now; nothing while it is paused.
+    pub(crate) fn first_words(&self) -> Option<(u16, [Method; 2])> {
+        let mut state = self.state.lock();
+        let count = state.credit.first();
+        state.asking = !state.paused;
+        state.asking.then(|| (count, self.ask(&mut state, count)))
+    }
+
+    /// The broker has taken it, and was asked so.
+    pub(crate) fn established(self: &Arc<Self>, asked: Option<u16>) {
+        let mut state = self.state.lock();
+        state.established = true;
+        state.intake = asked.map_or(Intake::Paused, Intake::Running);
+        drop(state);
+        self.asked();
+    }
+
+    /// Asks the broker for up to so many deliveries, under a new name.
+    fn ask(&self, state: &mut State, prefetch_count: u16) -> [Method; 2] {
+        state.asked += 1;
+        let consume = Method::BasicConsume {
+            reserved_1: 0,
+            queue: self.queue.clone(),
+            consumer_tag: self.tag(state),
+            flags: [false, false, self.options.exclusive, false],
+            arguments: self.arguments(state),
+        };
+        [Method::BasicQos { prefetch_size: 0, prefetch_count, global: [false] }, consume]
+    }
+
+    fn arguments(&self, state: &State) -> Headers {
+        let mut arguments = Headers::new();
+        if self.options.priority != 0 {
+            arguments.insert("x-priority".to_owned(), Value::Int(self.options.priority.into()));
+        }
+        let offset = |offset: u64| Value::Int(i64::try_from(offset).unwrap_or(i64::MAX));
+        let from = match (state.resume, self.options.from) {
+            (Some(next), Some(_)) => Some(offset(next)),
+            (_, from) => from.map(|from| match from {
+                StreamFrom::First => "first".into(),
+                StreamFrom::Next => "next".into(),
+                StreamFrom::Last => "last".into(),
+                StreamFrom::Offset(first) => offset(first),
+                StreamFrom::Timestamp(time) => {
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "the broker counts back from its own clock"
+                    )]
+                    let ago = SystemTime::now().duration_since(time).unwrap_or_default();
+                    Value::Text(format!("{}s", ago.as_secs_f64().ceil() as u64))
+                }
+            }),
+        };
+        arguments.extend(from.map(|from| (STREAM_OFFSET.to_owned(), from)));
+        arguments
+    }
+
+    /// The name by which the broker knows what it was asked last.
+    fn tag(&self, state: &State) -> String {
+        match state.asked {
+            1 => self.name.clone(),
+            asked => format!("{}.{asked}", self.name),
+        }
+    }
+
+    /// Has the broker deliver otherwise than until now. Who waits for its answers.
+    fn turn(&self, state: &mut State, to: Intake, connection: &mut Connection, channel: u16) -> Vec<Waiter> {
+        let was_running = matches!(state.intake, Intake::Running(_));
+        let cancel =
+            was_running.then(|| Method::BasicCancel { consumer_tag: self.tag(state), nowait: [false] });
+        let ask = match to {
+            Intake::Running(count) => Some(self.ask(state, count)),
+            Intake::Opening | Intake::Paused => None,
+        };
+        state.intake = to;
+        state.asking = ask.is_some();
+        // The new one first, so that the queue is never without: it may go with its last consumer. None may be beside an
+        // exclusive one.
+        let (before, after) = if self.options.exclusive { (cancel, None) } else { (None, cancel) };
+        let methods = before.into_iter().chain(ask.into_iter().flatten()).chain(after);
+        let answered = methods.map(|method| {
+            connection.send(channel, &method);
+            if matches!(method, Method::BasicConsume { .. }) { Waiter::Consume } else { Waiter::Nobody }
+        });
+        answered.collect()
+    }
+
+    /// The broker delivers as it was asked last.
+    pub(crate) fn asked(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        state.asking = false;
+        let more = state.cancel == Cancel::Wanted || state.turns_to().is_some();
+        if more && self.talks(&mut state) {
+            self.link.has_words(self.clone());
+        }
     }
 
     pub(crate) fn channel(&self) -> Option<Channel> {
@@ -161,19 +338,30 @@ impl ConsumerCore {
         let address = state.address.clone();
         let (message, address, redeliveries) =
             headers::received(content.into_message(), address, redelivered, &self.queue);
-        let kept = Kept { message, address, redeliveries };
+        let bytes = message.size() as u64;
+        let kept = Kept { message, address, redeliveries, bytes };
+        if state.is_stream {
+            state.last = kept.offset();
+        }
         let tag = state.unsettled.add(kept.clone());
         state.delivered += 1;
+        state.bytes += bytes;
+        state.credit.came(bytes);
         if state.end.is_some() || state.abandoned {
             // It was on its way when the intake ended. The cancel is before this in the channel: it does not come again.
-            state.unsettled.nack(&one(tag), true);
+            let State { unsettled, bytes, .. } = &mut *state;
+            unsettled.nack(&one(tag), true, |kept| *bytes -= kept.bytes);
             if self.talks(&mut state) {
                 self.link.has_words(self.clone());
             }
             return None;
         }
         state.ready.push_back(Ready { tag, kept });
-        state.waker.take()
+        state.ready_bytes += bytes;
+        if state.turns_to().is_some() && self.talks(&mut state) {
+            self.link.has_words(self.clone());
+        }
+        if state.has_room(&self.options) { state.waker.take() } else { None }
     }
 
     /// The connection is lost: the broker gives what is unsettled to somebody again.
@@ -191,8 +379,16 @@ impl ConsumerCore {
     /// Nothing of the old channel counts any more.
     fn forget(&self, state: &mut State) {
         state.channel = None;
+        state.intake = Intake::Opening;
+        state.asking = false;
+        if state.is_stream {
+            // Of what is not settled the oldest; or what comes behind everything that came.
+            let oldest = state.unsettled.iter().find_map(|kept| kept.offset());
+            state.resume = oldest.or(state.last.map(|last| last + 1)).or(state.resume);
+        }
         state.ready.clear();
         state.unsettled.forget();
+        (state.ready_bytes, state.bytes) = (0, 0);
         state.talking = false;
         if matches!(state.cancel, Cancel::Wanted | Cancel::Sent) {
             state.cancel = Cancel::Done;
@@ -242,18 +438,22 @@ impl ConsumerCore {
         state.channel.is_some() && !std::mem::replace(&mut state.talking, true)
     }
 
-    /// Tells the broker what there is to tell. The channel, if the consumer is cancelled by that.
-    pub(crate) fn talk(&self, connection: &mut Connection) -> Option<u16> {
+    /// Tells the broker what there is to tell. The channel, if answers are to come, and who waits for them.
+    pub(crate) fn talk(&self, connection: &mut Connection) -> Option<(u16, Vec<Waiter>)> {
         let mut state = self.state.lock();
         state.talking = false;
         let channel = state.channel?.number;
         let offset = state.offset;
-        // The cancel goes first: an ack makes room, into which the broker would deliver more.
-        let cancels = state.cancel == Cancel::Wanted;
-        if cancels {
+        let mut waiters = Vec::new();
+        // This goes first: an ack makes room, into which the broker would deliver more.
+        if state.cancel == Cancel::Wanted && !state.asking {
             state.cancel = Cancel::Sent;
-            let cancel = Method::BasicCancel { consumer_tag: self.name.clone(), nowait: [false] };
+            // What is paused has nothing to cancel; nobody waits longer for that.
+            let cancel = Method::BasicCancel { consumer_tag: self.tag(&state), nowait: [false] };
             connection.send(channel, &cancel);
+            waiters.push(Waiter::Cancel);
+        } else if let Some(to) = state.turns_to() {
+            waiters = self.turn(&mut state, to, connection, channel);
         }
         state.unsettled.words(|word| match word {
             Word::Ack { tag, multiple } => connection.ack(channel, tag - offset, multiple),
@@ -266,7 +466,7 @@ impl ConsumerCore {
             // What is unsettled goes back with the channel.
             connection.close_channel(channel);
         }
-        cancels.then_some(channel)
+        (!waiters.is_empty()).then_some((channel, waiters))
     }
 
     /// Changes the state, has the broker told and the reader woken.
@@ -301,8 +501,10 @@ impl ConsumerCore {
         }
         if let Some(first) = state.ready.front() {
             let untaken = first.tag..state.unsettled.next();
-            state.unsettled.nack(&[untaken], true);
+            let State { unsettled, bytes, .. } = &mut *state;
+            unsettled.nack(&[untaken], true, |kept| *bytes -= kept.bytes);
             state.ready.clear();
+            state.ready_bytes = 0;
         }
         state.end.get_or_insert(Ok(()));
         self.drained.notify_one();
@@ -348,12 +550,20 @@ impl ConsumerCore {
     fn settle(self: &Arc<Self>, apply: impl FnOnce(&mut State) -> Settled) -> Settled {
         let mut state = self.state.lock();
         let settled = apply(&mut state);
-        let talks = state.unsettled.has_words() && self.talks(&mut state);
+        let talks = (state.unsettled.has_words() || state.turns_to().is_some()) && self.talks(&mut state);
+        // Whoever waits for room has it.
+        let waker = if state.has_room(&self.options) { state.waker.take() } else { None };
         drop(state);
         if talks {
             self.link.has_words(self.clone());
         }
+        waker.into_iter().for_each(Waker::wake);
         settled
+    }
+
+    /// Has the broker deliver nothing, or again.
+    fn pause(self: &Arc<Self>, paused: bool) {
+        self.change(|state| state.paused = paused);
     }
 
     /// What was to be brought elsewhere has arrived; or it has not, and is for the broker to deal with.
@@ -372,8 +582,10 @@ impl ConsumerCore {
             self.hub.delay(&self.queue, *delay);
         }
         let settled = self.settle(|state| {
-            state.unsettled.park(tags, |tag, kept| {
-                let Kept { message, address, redeliveries } = kept;
+            let State { unsettled, bytes, .. } = state;
+            unsettled.park(tags, |tag, kept| {
+                *bytes -= kept.bytes;
+                let Kept { message, address, redeliveries, .. } = kept;
                 let consumer = self.clone();
                 errands.push(Errand { consumer, tag, message, address, redeliveries, way: way.clone() });
             })
@@ -386,102 +598,4 @@ impl ConsumerCore {
 /// The range of one tag.
 fn one(tag: Tag) -> [Range<Tag>; 1] {
     std::array::from_fn(|_| tag..tag + 1)
-}
-
-/// What deliveries, ackers and the consumer hold: when the last one goes, what is unsettled goes back.
-struct Handle(Arc<ConsumerCore>);
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        let core = &self.0;
-        core.change(|state| {
-            core.end(state);
-            state.abandoned = true;
-        });
-    }
-}
-
-impl Settle for Handle {
-    fn queue(&self) -> &str {
-        &self.0.queue
-    }
-
-    fn ack(&self, tags: &[Range<Tag>]) -> Settled {
-        self.0.settle(|state| state.unsettled.ack(tags))
-    }
-
-    fn nack(&self, tags: &[Range<Tag>], how: &Nack) -> Settled {
-        match how {
-            Nack::Requeue => self.0.settle(|state| state.unsettled.nack(tags, true)),
-            Nack::Discard => self.0.settle(|state| state.unsettled.ack(tags)),
-            Nack::RequeueAfter(delay) => self.0.send_away(tags, &Way::Later(*delay)),
-            Nack::DeadLetter { reason, stage } => match self.0.hub.dead_letters_of(&self.0.queue) {
-                Some(to) => {
-                    let (reason, stage) = (reason.clone(), stage.clone());
-                    self.0.send_away(tags, &Way::DeadLetter { to, reason, stage })
-                }
-                // The queue was declared by somebody else, or has no dead letters: the broker knows.
-                None => self.0.settle(|state| state.unsettled.nack(tags, false)),
-            },
-        }
-    }
-
-    fn stop(&self, when: StopWhen) {
-        self.0.stop(when);
-    }
-
-    fn release(&self) {
-        self.0.settle(|state| {
-            state.ready.clear();
-            state.unsettled.nack(slice::from_ref(&(0..Tag::MAX)), true)
-        });
-    }
-
-    fn unsettled(&self) -> usize {
-        let state = self.0.state.lock();
-        state.unsettled.live() - state.ready.len()
-    }
-}
-
-/// Where users' consumers take deliveries from.
-struct Source {
-    core: Arc<ConsumerCore>,
-    acker: Acker,
-}
-
-impl ConsumerSource for Source {
-    fn poll_chunk(
-        &mut self,
-        cx: &mut Context<'_>,
-        max: usize,
-        into: &mut Vec<Delivery>,
-    ) -> Poll<Result<usize, BrokerError>> {
-        let mut state = self.core.state.lock();
-        let count = state.ready.len().min(max);
-        if count > 0 {
-            into.extend(state.ready.drain(..count).map(|Ready { tag, kept }| {
-                let Kept { message, address, redeliveries } = kept;
-                Delivery { message, address, tag, redeliveries, acker: self.acker.clone() }
-            }));
-            return Poll::Ready(Ok(count));
-        }
-        match &state.end {
-            Some(Ok(())) => Poll::Ready(Ok(0)),
-            Some(Err(error)) => {
-                let error = error.clone();
-                // It is told once; after that the consumer has ended.
-                state.end = Some(Ok(()));
-                Poll::Ready(Err(error))
-            }
-            None => {
-                if state.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
-                    state.waker = Some(cx.waker().clone());
-                }
-                if state.stop == Some(StopWhen::Empty) {
-                    self.core.drained.notify_one();
-                }
-                Poll::Pending
-            }
-        }
-    }
 }

@@ -82,6 +82,11 @@ impl Hub {
         Some((queue.dead_letter_exchange.clone()?, queue.dead_letter_key.clone()))
     }
 
+    /// Whether a queue is known to deliver to one consumer at a time, the one that was first.
+    pub(crate) fn has_one_active_consumer(&self, queue: &str) -> bool {
+        self.topology.lock().queues.get(queue).is_some_and(|queue| queue.single_active_consumer)
+    }
+
     /// A number for a consumer, which no other of this handle has.
     pub(crate) fn next_consumer(&self) -> u64 {
         self.consumers_made.fetch_add(1, Ordering::Relaxed)

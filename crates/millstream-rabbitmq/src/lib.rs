@@ -28,21 +28,25 @@
 //! A client for everything that AMQP can say: no transactions (confirms say more, sooner), no `basic.get`, no `immediate`.
 //!
 //! # Features
-//! `tls` (default): `amqps://`, by rustls.
+//! `tls` (default): `amqps://`, by rustls. `management`: lists of queues and how they were declared, by RabbitMQ's management.
 #![forbid(unsafe_code)]
 
 mod broker;
 mod confirms;
 mod consumer;
+mod credit;
 mod delays;
 mod fields;
 mod headers;
 mod hub;
 mod link;
+#[cfg(feature = "management")]
+mod management;
 mod options;
-mod positions;
 mod proto;
 mod publisher;
+mod refusals;
+mod replies;
 mod restore;
 mod socket;
 pub mod stream;

@@ -8,28 +8,7 @@ use millstream_message::{BrokerError, BrokerErrorKind};
 use crate::proto::Login;
 
 /// What an AMQP URL says: `amqp://user:password@host:5672,other-host/vhost?heartbeat=10`.
-///
-/// The options are those of RabbitMQ's own [query parameters](https://www.rabbitmq.com/docs/uri-query-parameters) and some more:
-///
-/// | option | default | meaning |
-/// |---|---|---|
-/// | `name` | `millstream` and the process | what the broker's management shows |
-/// | `heartbeat` | 30 | seconds; after twice that without a word the connection counts as lost; 0 switches it off |
-/// | `connection_timeout` | 10,000 | milliseconds for one try, handshake included |
-/// | `channel_max`, `frame_max` | the broker's | limits; the lower of the two sides' counts |
-/// | `auth_mechanism` | `plain` | or `amqplain`, or `external`: by the client's certificate |
-/// | `cacertfile` | the system's | certificates that the broker's must be signed by (`amqps`) |
-/// | `certfile`, `keyfile` | none | the client's certificate and its key, PEM (`amqps`) |
-/// | `server_name_indication` | the host | the name that must be in the broker's certificate (`amqps`) |
-/// | `connections` | 1 | consumers are spread over so many connections |
-/// | `publish_window`, `publish_window_bytes` | 8,192; 16 MiB | what may be published and not confirmed |
-/// | `confirm_timeout` | none | milliseconds after which a publish is told as unconfirmed |
-/// | `reconnect_min`, `reconnect_max` | 50; 3,000 | milliseconds between tries; the longest is doubled each time, the true one is by chance |
-/// | `operation_timeout` | 30,000 | milliseconds that an operation waits for a connection that is away |
-/// | `max_message_bytes` | by the broker's version | the largest body |
-/// | `nodelay` | true | whether small packets are sent at once |
-/// | `keepalive` | 60 | seconds of silence before the system asks whether the other side is there; 0 never |
-/// | `send_buffer`, `receive_buffer` | the system's | bytes of the socket's buffers |
+/// The options are told in `options.md`, which the documentation of [`RabbitMq::connect`](crate::RabbitMq::connect) shows.
 #[derive(Clone)]
 pub(crate) struct Options {
     /// Tried one after the other, from a different one each time.
@@ -54,6 +33,15 @@ pub(crate) struct Options {
     pub(crate) keepalive: Option<Duration>,
     pub(crate) send_buffer: Option<usize>,
     pub(crate) receive_buffer: Option<usize>,
+    /// Where the management is, if the URL says so.
+    pub(crate) management: Option<Place>,
+}
+
+/// Where something is reached by HTTP.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Place {
+    pub(crate) secure: bool,
+    pub(crate) place: (String, u16),
 }
 
 /// What TLS needs besides the host.
@@ -65,7 +53,7 @@ pub(crate) struct TlsFiles {
     pub(crate) server_name: Option<String>,
 }
 
-const KNOWN: [&str; 23] = [
+const KNOWN: [&str; 24] = [
     "name",
     "heartbeat",
     "connection_timeout",
@@ -89,6 +77,7 @@ const KNOWN: [&str; 23] = [
     "keepalive",
     "send_buffer",
     "receive_buffer",
+    "management",
 ];
 
 fn invalid(message: impl Into<String>) -> BrokerError {
@@ -153,6 +142,7 @@ impl Options {
             keepalive: Some(Duration::from_secs(60)),
             send_buffer: None,
             receive_buffer: None,
+            management: None,
         };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -234,14 +224,9 @@ impl Options {
                 self.keepalive = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
             }
             "send_buffer" => self.send_buffer = Some(positive()?),
+            "management" => self.management = Some(place(value)?),
             "receive_buffer" => self.receive_buffer = Some(positive()?),
-            "verify" if value == "verify_peer" => {}
-            "verify" => {
-                return Err(invalid(
-                    "only `verify=verify_peer` is offered: give `cacertfile` for a certificate of your own",
-                ));
-            }
-            "cacertfile" | "certfile" | "keyfile" | "server_name_indication" => {
+            "cacertfile" | "certfile" | "keyfile" | "server_name_indication" | "verify" => {
                 let Some(tls) = &mut self.tls else {
                     return Err(invalid(format!("`{name}` has an effect only with `amqps://`")));
                 };
@@ -249,6 +234,12 @@ impl Options {
                     "cacertfile" => tls.ca = Some(value.into()),
                     "certfile" => tls.certificate = Some(value.into()),
                     "keyfile" => tls.key = Some(value.into()),
+                    "verify" if value == "verify_peer" => {}
+                    "verify" => {
+                        return Err(invalid(
+                            "only `verify=verify_peer` is offered: give `cacertfile` for a certificate of your own",
+                        ));
+                    }
                     _ => tls.server_name = Some(value.to_owned()),
                 }
             }
@@ -261,6 +252,27 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// The place in `http://host:15672`.
+fn place(url: &str) -> Result<Place, BrokerError> {
+    let bad = |what: &str| invalid(format!("`management`: {what}, as in `management=http://host:15672`"));
+    if cfg!(not(feature = "management")) {
+        return Err(bad("this build has no feature `management`; it would be an HTTP address"));
+    }
+    let (secure, rest) = match url.split_once("://") {
+        Some(("http", rest)) => (false, rest),
+        Some(("https", rest)) => (true, rest),
+        _ => return Err(bad("write an HTTP address")),
+    };
+    if rest.contains('@') {
+        return Err(bad("name and password are those of the broker, and stand before its host alone"));
+    }
+    let host = rest.strip_suffix('/').unwrap_or(rest);
+    if host.contains(['/', '?']) {
+        return Err(bad("write a host and a port, and no path"));
+    }
+    Ok(Place { secure, place: host_and_port(host, if secure { 15671 } else { 15672 })? })
 }
 
 fn host_and_port(text: &str, usual: u16) -> Result<(String, u16), BrokerError> {
@@ -342,16 +354,34 @@ mod tests {
         assert!(complaint("amqp://host?frame_max=100").contains("4096"));
         assert!(complaint("amqp://host?cacertfile=x").contains("amqps://"));
         assert!(complaint("amqps://host?verify=verify_none").contains("cacertfile"));
+        assert!(complaint("amqp://host?verify=verify_peer").contains("amqps://"));
         assert!(complaint("amqp://host?auth_mechanism=external").contains("certfile"));
         assert!(complaint("amqp://host?publish_window=0").contains("nothing through"));
         assert!(complaint("amqp://host?reconnect_min=50&reconnect_max=5").contains("above"));
+        assert!(complaint("amqp://host?management=host:1").contains("http://host:15672"));
+        assert!(complaint("amqp://host?management=http://me:secret@host").contains("those of the broker"));
+        assert!(!complaint("amqp://host?management=http://me:secret@host").contains("secret"));
+        assert!(complaint("amqp://host?management=http://host/api").contains("no path"));
         assert!(!complaint("amqp://me:secret@host:x").contains("secret"));
+    }
+
+    #[test]
+    fn the_documentation_names_every_option_and_no_other() {
+        let rows = include_str!("options.md").lines().filter_map(|line| line.strip_prefix("| `"));
+        let told = rows.flat_map(|row| {
+            let names = row.split(" |").next().unwrap_or(row);
+            names.split("`, `").map(|name| name.trim_matches('`'))
+        });
+        let (mut told, mut known) = (told.collect::<Vec<_>>(), KNOWN.to_vec());
+        told.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(told, known);
     }
 
     #[test]
     fn every_option_that_is_named_is_read() {
         for name in KNOWN {
-            let tried = ["1", "5000", "true", "plain", "verify_peer"].map(|value| {
+            let tried = ["1", "5000", "true", "plain", "verify_peer", "http://host"].map(|value| {
                 let url = format!("amqps://host?reconnect_max=60000&{name}={value}");
                 Options::parse(&url)
             });

@@ -1,14 +1,16 @@
 //! What is published: a window of messages that are not confirmed, kept until they are.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millstream_message::{BrokerError, BrokerErrorKind};
+use millstream_message::{BrokerError, BrokerErrorKind, Refusal, Value};
 use tokio::sync::Semaphore;
 
 use crate::confirms::{Confirms, Entry};
 use crate::options::Options;
+use crate::proto::properties::USER_ID;
 use crate::proto::{Closed, Connection};
 use crate::told::{Board, Told};
 
@@ -19,6 +21,8 @@ pub(crate) struct Outbox {
     board: Arc<Board>,
     /// How many batches were handed over.
     batches: u64,
+    /// How many messages were settled when the channel was last closed, and how often it was since.
+    closes: (u64, u32),
 }
 
 /// How much may be published and not confirmed.
@@ -56,7 +60,7 @@ impl Window {
 
 impl Outbox {
     pub(crate) fn new(window: Arc<Window>) -> Outbox {
-        Outbox { confirms: Confirms::default(), window, board: Arc::default(), batches: 0 }
+        Outbox { confirms: Confirms::default(), window, board: Arc::default(), batches: 0, closes: (0, 0) }
     }
 
     /// Takes a batch, and sends it if there is a channel. What will become of it.
@@ -120,11 +124,39 @@ impl Outbox {
 
     /// The server closed the channel. What it did not like is refused; the rest will be sent again.
     pub(crate) fn channel_closed(&mut self, closed: &Closed) {
-        match missing_exchange(&closed.text).filter(|_| closed.code == 404) {
-            Some(exchange) => self.confirms.no_exchange(exchange),
-            None => {
-                tracing::warn!(error = %closed.text, "the publishing channel was closed; opening another")
-            }
+        let refused = match Disliked::of(closed) {
+            Some(Disliked::Missing(exchange)) => self.confirms.refuse(
+                |publish| publish.to.exchange() == exchange,
+                |_| Refusal::NoExchange { exchange: exchange.to_owned() },
+            ),
+            Some(Disliked::Forbidden { exchange, key }) => self.confirms.refuse(
+                |publish| publish.to.exchange() == exchange && key.is_none_or(|key| key == publish.to.key()),
+                |_| invalid(closed),
+            ),
+            Some(Disliked::Larger(max)) => self.confirms.refuse(
+                |publish| publish.message.body().len() as u64 > max,
+                |publish| Refusal::TooLarge { len: publish.message.body().len() as u64, max },
+            ),
+            Some(Disliked::User(user)) => self.confirms.refuse(
+                |publish| publish.message.header(USER_ID).and_then(Value::as_text) == Some(user),
+                |_| invalid(closed),
+            ),
+            None => false,
+        };
+        let confirmed = self.window.confirmed.load(Ordering::Relaxed);
+        if refused || self.closes.0 != confirmed {
+            self.closes = (confirmed, 0);
+        }
+        if refused {
+            return;
+        }
+        tracing::warn!(error = %closed.text, "the publishing channel was closed; opening another");
+        self.closes.1 += 1;
+        if self.closes.1 >= CLOSES_MAX {
+            // Again and again, and nothing was confirmed between: what is sent first is what it does not like.
+            let first = Cell::new(true);
+            self.confirms.refuse(|_| first.replace(false), |_| invalid(closed));
+            self.closes.1 = 0;
         }
     }
 
@@ -170,10 +202,53 @@ fn send(entry: &Entry, connection: &mut Connection, channel: u16) {
     }
 }
 
-/// The exchange in `NOT_FOUND - no exchange 'x' in vhost '/'`.
-pub(crate) fn missing_exchange(text: &str) -> Option<&str> {
-    let (_, rest) = text.split_once("no exchange '")?;
-    rest.rsplit_once("' in vhost").map(|(exchange, _)| exchange)
+/// How often a channel may be closed for a reason that is not known here, with nothing confirmed between.
+const CLOSES_MAX: u32 = 3;
+
+fn invalid(closed: &Closed) -> Refusal {
+    let text = format!("{} ({})", closed.text, closed.code);
+    Refusal::Broker(BrokerError::new(BrokerErrorKind::Invalid, text))
+}
+
+/// What the server did not like, as it says.
+#[derive(Debug, PartialEq)]
+enum Disliked<'a> {
+    /// `NOT_FOUND - no exchange 'x' in vhost '/'`.
+    Missing(&'a str),
+    /// `ACCESS_REFUSED - cannot publish to internal exchange 'x' in vhost '/'`; `access to exchange 'x' in vhost '/' refused for
+    /// user 'u'`; `access to topic 'k' in exchange 'x' in vhost …`.
+    Forbidden { exchange: &'a str, key: Option<&'a str> },
+    /// `PRECONDITION_FAILED - message size 11 is larger than configured max size 10`.
+    Larger(u64),
+    /// `PRECONDITION_FAILED - user_id property set to 'x' but authenticated user was 'y'`.
+    User(&'a str),
+}
+
+impl Disliked<'_> {
+    fn of(closed: &Closed) -> Option<Disliked<'_>> {
+        let text = closed.text.as_str();
+        let exchange = || {
+            let (_, rest) = text.split_once("exchange '")?;
+            let (name, _) = rest.rsplit_once("' in vhost")?;
+            Some(if name == "amq.default" { "" } else { name })
+        };
+        match closed.code {
+            404 => exchange().map(Disliked::Missing),
+            403 => {
+                let topic =
+                    text.split_once("topic '").and_then(|(_, rest)| rest.split_once("' in exchange '"));
+                exchange().map(|exchange| Disliked::Forbidden { exchange, key: topic.map(|(key, _)| key) })
+            }
+            406 => match text.split_once("configured max size ") {
+                Some((_, max)) => max.trim().parse().ok().map(Disliked::Larger),
+                None => {
+                    let (_, rest) = text.split_once("user_id property set to '")?;
+                    rest.rsplit_once("' but ").map(|(user, _)| Disliked::User(user))
+                }
+            },
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -181,9 +256,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_missing_exchange_is_read_from_the_servers_words() {
-        let text = "NOT_FOUND - no exchange 'it's mine' in vhost '/'";
-        assert_eq!(missing_exchange(text), Some("it's mine"));
-        assert_eq!(missing_exchange("NOT_FOUND - no queue 'x' in vhost '/'"), None);
+    fn what_the_server_did_not_like_is_read_from_its_words() {
+        let of = |code: u16, text: &str| {
+            let closed = Closed { code, text: text.to_owned(), cause: (60, 40) };
+            format!("{:?}", Disliked::of(&closed))
+        };
+        assert_eq!(
+            of(404, "NOT_FOUND - no exchange 'it's mine' in vhost '/'"),
+            "Some(Missing(\"it's mine\"))"
+        );
+        assert_eq!(of(404, "NOT_FOUND - no queue 'x' in vhost '/'"), "None");
+        let text = "ACCESS_REFUSED - cannot publish to internal exchange 'x' in vhost '/'";
+        assert_eq!(of(403, text), "Some(Forbidden { exchange: \"x\", key: None })");
+        let text = "ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user 'u'";
+        assert_eq!(of(403, text), "Some(Forbidden { exchange: \"\", key: None })");
+        let text = "ACCESS_REFUSED - access to topic 'a.b' in exchange 'x' in vhost '/' refused for user 'u'";
+        assert_eq!(of(403, text), "Some(Forbidden { exchange: \"x\", key: Some(\"a.b\") })");
+        let text = "PRECONDITION_FAILED - message size 11 is larger than configured max size 10";
+        assert_eq!(of(406, text), "Some(Larger(10))");
+        let text = "PRECONDITION_FAILED - user_id property set to 'x' but authenticated user was 'y'";
+        assert_eq!(of(406, text), "Some(User(\"x\"))");
+        assert_eq!(of(541, "INTERNAL_ERROR"), "None");
     }
 }

@@ -100,18 +100,11 @@ async fn give_channel(link: &Arc<Link>, consumer: &Arc<ConsumerCore>) -> Result<
 pub(crate) async fn open(link: &Arc<Link>, consumer: &Arc<ConsumerCore>) -> Result<(), CallError> {
     let channel = link.open_channel(Role::Consumer(consumer.clone())).await?;
     consumer.opened(channel);
-    let options = &consumer.options;
-    let prefetch_count = u16::try_from(options.prefetch_items.get()).unwrap_or(u16::MAX);
-    link.call(channel, &Method::BasicQos { prefetch_size: 0, prefetch_count, global: [false] }).await?;
-    let consume = Method::BasicConsume {
-        reserved_1: 0,
-        queue: consumer.queue().to_owned(),
-        consumer_tag: consumer.name.clone(),
-        flags: [false, false, options.exclusive, false],
-        arguments: Default::default(),
-    };
-    link.call(channel, &consume).await?;
-    consumer.established();
+    let words = consumer.first_words();
+    for method in words.iter().flat_map(|(_, methods)| methods) {
+        link.call(channel, method).await?;
+    }
+    consumer.established(words.map(|(prefetch, _)| prefetch));
     Ok(())
 }
 
@@ -125,6 +118,7 @@ impl Publishing {
     async fn open(&self, link: &Arc<Link>) -> Result<(), CallError> {
         let channel = link.open_channel(Role::Publisher).await?;
         link.call(channel, &Method::ConfirmSelect { nowait: [false] }).await?;
+        link.reply_on(channel).await?;
         link.publish_on(channel);
         Ok(())
     }

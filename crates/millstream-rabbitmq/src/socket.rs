@@ -139,3 +139,44 @@ impl AsyncWrite for Socket {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::net::TcpListener;
+
+    /// A socket that was made with these options of a URL.
+    async fn made(options: &str) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let options = Options::parse(&format!("amqp://127.0.0.1:{port}?{options}")).expect("good");
+        match Socket::connect(&options, "127.0.0.1", port).await.expect("connected") {
+            Socket::Plain(stream) => stream,
+            #[cfg(feature = "tls")]
+            Socket::Tls(_) => panic!("nobody has asked for TLS"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_as_the_url_says() {
+        let usual = made("").await;
+        assert!(usual.nodelay().expect("told"));
+        let usual = SockRef::from(&usual);
+        assert!(usual.keepalive().expect("told"));
+        assert_eq!(usual.tcp_keepalive_time().expect("told"), Duration::from_secs(60));
+
+        let other = made("nodelay=false&keepalive=0&send_buffer=16384&receive_buffer=20480").await;
+        assert!(!other.nodelay().expect("told"));
+        let other = SockRef::from(&other);
+        assert!(!other.keepalive().expect("told"));
+        // Linux takes twice what it is asked for, and tells that: socket(7).
+        let (send, receive) =
+            (other.send_buffer_size().expect("told"), other.recv_buffer_size().expect("told"));
+        assert!([16384, 32768].contains(&send) && [20480, 40960].contains(&receive), "{send} {receive}");
+        assert_ne!(usual.send_buffer_size().expect("told"), send);
+
+        let silent = made("keepalive=7").await;
+        assert_eq!(SockRef::from(&silent).tcp_keepalive_time().expect("told"), Duration::from_secs(7));
+    }
+}

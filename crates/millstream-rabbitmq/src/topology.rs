@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use millstream_message::{
     Binding, BrokerError, BrokerErrorKind, Exchange, ExchangeKind, HeaderMatch, Headers, Overflow, Queue,
-    Value,
+    QueueKind, Target, Value,
 };
 
-use crate::proto::{Closed, Method};
+use crate::proto::Method;
 
 /// Everything that was declared and not deleted through this handle.
 #[derive(Debug, Default)]
@@ -29,12 +29,12 @@ impl Topology {
 
     pub(crate) fn forget_exchange(&mut self, name: &str) {
         self.exchanges.remove(name);
-        self.bindings.retain(|binding| binding.exchange != name);
+        self.bindings.retain(|binding| !binding.touches_exchange(name));
     }
 
     pub(crate) fn forget_queue(&mut self, name: &str) {
         self.queues.remove(name);
-        self.bindings.retain(|binding| binding.queue != name);
+        self.bindings.retain(|binding| !binding.leads_to_queue(name));
     }
 }
 
@@ -52,8 +52,12 @@ pub(crate) fn declare_exchange(exchange: &Exchange) -> Method {
         reserved_1: 0,
         exchange: exchange.name.clone(),
         kind: kind(exchange.kind).to_owned(),
-        flags: [false, exchange.durable, false, false, false],
-        arguments: Headers::new(),
+        flags: [false, exchange.durable, false, exchange.internal, false],
+        arguments: exchange
+            .alternate
+            .iter()
+            .map(|alternate| ("alternate-exchange".to_owned(), alternate.as_str().into()))
+            .collect(),
     }
 }
 
@@ -95,12 +99,24 @@ fn millis(time: Duration) -> Value {
     number(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A queue's arguments. A limit of deliveries makes it a quorum queue, which is the only kind that has one.
+/// What is kept in a queue, by the name of RabbitMQ. A limit of deliveries makes it a quorum queue, which is the only kind that has
+/// one.
+fn queue_kind(queue: &Queue) -> Option<&'static str> {
+    match queue.kind {
+        Some(QueueKind::Classic) => Some("classic"),
+        Some(QueueKind::Quorum) => Some("quorum"),
+        Some(QueueKind::Stream) => Some("stream"),
+        None => queue.delivery_limit.map(|_| "quorum"),
+    }
+}
+
 fn arguments(queue: &Queue) -> Headers {
     let mut arguments = Headers::new();
     let mut set = |name: &str, value: Value| _ = arguments.insert(name.to_owned(), value);
+    if let Some(kind) = queue_kind(queue) {
+        set("x-queue-type", kind.into());
+    }
     if let Some(limit) = queue.delivery_limit {
-        set("x-queue-type", "quorum".into());
         set("x-delivery-limit", Value::Int(limit.get().into()));
     }
     if let Some(ttl) = queue.ttl {
@@ -112,7 +128,14 @@ fn arguments(queue: &Queue) -> Headers {
     if let Some(bytes) = queue.max_bytes {
         set("x-max-length-bytes", number(bytes.get()));
     }
-    if queue.max_items.is_some() || queue.max_bytes.is_some() {
+    if queue.single_active_consumer {
+        set("x-single-active-consumer", Value::Bool(true));
+    }
+    if let Some(after) = queue.expires {
+        set("x-expires", millis(after));
+    }
+    // A stream always forgets what is oldest.
+    if (queue.max_items.is_some() || queue.max_bytes.is_some()) && queue.kind != Some(QueueKind::Stream) {
         let overflow = match queue.overflow {
             Overflow::Reject => "reject-publish",
             Overflow::DropHead => "drop-head",
@@ -132,23 +155,43 @@ fn arguments(queue: &Queue) -> Headers {
 }
 
 pub(crate) fn bind(binding: &Binding) -> Method {
-    Method::QueueBind {
-        reserved_1: 0,
-        queue: binding.queue.clone(),
-        exchange: binding.exchange.clone(),
-        routing_key: binding.key.clone(),
-        nowait: [false],
-        arguments: binding_arguments(binding),
+    let (target, exchange) = (binding.target.clone(), binding.exchange.clone());
+    let (routing_key, arguments) = (binding.key.clone(), binding_arguments(binding));
+    match binding.target_kind {
+        Target::Queue => Method::QueueBind {
+            reserved_1: 0,
+            queue: target,
+            exchange,
+            routing_key,
+            nowait: [false],
+            arguments,
+        },
+        Target::Exchange => Method::ExchangeBind {
+            reserved_1: 0,
+            destination: target,
+            source: exchange,
+            routing_key,
+            nowait: [false],
+            arguments,
+        },
     }
 }
 
 pub(crate) fn unbind(binding: &Binding) -> Method {
-    Method::QueueUnbind {
-        reserved_1: 0,
-        queue: binding.queue.clone(),
-        exchange: binding.exchange.clone(),
-        routing_key: binding.key.clone(),
-        arguments: binding_arguments(binding),
+    let (target, exchange) = (binding.target.clone(), binding.exchange.clone());
+    let (routing_key, arguments) = (binding.key.clone(), binding_arguments(binding));
+    match binding.target_kind {
+        Target::Queue => {
+            Method::QueueUnbind { reserved_1: 0, queue: target, exchange, routing_key, arguments }
+        }
+        Target::Exchange => Method::ExchangeUnbind {
+            reserved_1: 0,
+            destination: target,
+            source: exchange,
+            routing_key,
+            nowait: [false],
+            arguments,
+        },
     }
 }
 
@@ -193,16 +236,34 @@ pub(crate) fn check_declared(queue: &Queue) -> Result<(), BrokerError> {
             "queue `{name}` is exclusive, so it ends with its connection and cannot be durable"
         )));
     }
-    if queue.delivery_limit.is_some() && (!queue.durable || queue.exclusive) {
-        let text = format!(
-            "queue `{name}`: only quorum queues limit deliveries, and they are durable; leave `delivery_limit` out, or make it durable"
-        );
-        return Err(invalid(text));
+    let kind = queue_kind(queue);
+    let of_kind = kind.unwrap_or("classic");
+    let asked_by = if queue.kind.is_none() { ", which `delivery_limit` asks for," } else { "" };
+    if matches!(kind, Some("quorum" | "stream")) && (!queue.durable || queue.exclusive) {
+        return Err(invalid(format!(
+            "queue `{name}`: a {of_kind} queue{asked_by} is durable; make it durable, or leave that out"
+        )));
     }
-    if queue.delivery_limit.is_some() && queue.max_priority.is_some() {
-        let text =
-            format!("queue `{name}`: a quorum queue, which `delivery_limit` asks for, has no `max_priority`");
-        return Err(invalid(text));
+    let cannot: &[(&str, bool)] = match of_kind {
+        "classic" => &[("delivery_limit", queue.delivery_limit.is_some())],
+        "quorum" => &[("max_priority", queue.max_priority.is_some())],
+        _ => &[
+            ("max_priority", queue.max_priority.is_some()),
+            ("delivery_limit", queue.delivery_limit.is_some()),
+            ("ttl", queue.ttl.is_some()),
+            ("max_items", queue.max_items.is_some()),
+            ("dead_letter_exchange", queue.dead_letter_exchange.is_some()),
+            ("expires", queue.expires.is_some()),
+            ("single_active_consumer", queue.single_active_consumer),
+        ],
+    };
+    if let Some((what, _)) = cannot.iter().find(|(_, asked)| *asked) {
+        return Err(invalid(format!(
+            "queue `{name}`: a {of_kind} queue{asked_by} has no `{what}`; leave one of them out"
+        )));
+    }
+    if queue.expires.is_some_and(|after| after.is_zero() || after.as_millis() > u32::MAX.into()) {
+        return Err(invalid(format!("queue `{name}`: `expires` is from 1 ms to 49 days")));
     }
     if queue.dead_letter_key.is_some() && queue.dead_letter_exchange.is_none() {
         return Err(invalid(format!("queue `{name}` has a `dead_letter_key` and no `dead_letter_exchange`")));
@@ -210,77 +271,9 @@ pub(crate) fn check_declared(queue: &Queue) -> Result<(), BrokerError> {
     Ok(())
 }
 
-/// The server's words about a declaration that differs from what is there, in ours: `PRECONDITION_FAILED - inequivalent arg
-/// 'x-max-length' for queue 'q' in vhost '/': received the value '6' of type 'long' but current is the value '5' of type
-/// 'long'`.
-pub(crate) fn mismatch(what: &str, closed: &Closed) -> BrokerError {
-    let text = &closed.text;
-    let quoted = |after: &str| {
-        let (_, rest) = text.split_once(after)?;
-        let rest = rest.trim_start();
-        if rest.starts_with("none") {
-            return Some("none");
-        }
-        rest.split_once('\'')?.1.split('\'').next()
-    };
-    let told = quoted("inequivalent arg ").map(|argument| {
-        let asked = quoted("received ").unwrap_or("?");
-        let has = quoted("but current is ").unwrap_or("?");
-        format!("{}: has {has}, asked for {asked}", our_name(argument))
-    });
-    let told = told.unwrap_or_else(|| text.clone());
-    let message =
-        format!("{what} is there, declared otherwise ({told}); declare it as it is, or delete it first");
-    BrokerError::new(BrokerErrorKind::Mismatch, message)
-}
-
-/// A field of our declaration by the name of its argument.
-fn our_name(argument: &str) -> &str {
-    match argument {
-        "x-message-ttl" => "ttl in ms",
-        "x-max-length" => "max_items",
-        "x-max-length-bytes" => "max_bytes",
-        "x-overflow" => "overflow",
-        "x-dead-letter-exchange" => "dead_letter_exchange",
-        "x-dead-letter-routing-key" => "dead_letter_key",
-        "x-max-priority" => "max_priority",
-        "x-delivery-limit" => "delivery_limit",
-        "x-queue-type" => "kind of queue",
-        "type" => "kind",
-        other => other,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn said(text: &str) -> String {
-        let closed = Closed { code: 406, text: text.to_owned(), cause: (50, 10) };
-        mismatch("queue `q`", &closed).to_string()
-    }
-
-    #[test]
-    fn the_servers_words_about_a_difference_become_ours() {
-        let text = said(
-            "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'q' in vhost '/': received the value '6' of type \
-             'long' but current is the value '5' of type 'long'",
-        );
-        assert!(text.contains("max_items: has 5, asked for 6"), "{text}");
-        let text = said(
-            "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': received none but current is the \
-             value '5' of type 'signedint'",
-        );
-        assert!(text.contains("ttl in ms: has 5, asked for none"), "{text}");
-        let text = said(
-            "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'",
-        );
-        assert!(text.contains("durable: has false, asked for true"), "{text}");
-        assert!(
-            said("PRECONDITION_FAILED - whatever").contains("whatever"),
-            "unknown words are told as they are"
-        );
-    }
 
     #[test]
     fn what_amqp_cannot_have_is_refused_with_the_remedy() {

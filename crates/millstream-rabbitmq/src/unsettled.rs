@@ -55,6 +55,11 @@ impl<K> Unsettled<K> {
         tag
     }
 
+    /// What is kept of those in somebody's hands, the oldest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &K> {
+        self.marks.iter().filter_map(|(_, kept)| kept.as_ref())
+    }
+
     /// How many are in somebody's hands.
     pub(crate) fn live(&self) -> usize {
         self.live
@@ -83,15 +88,20 @@ impl<K> Unsettled<K> {
         settled
     }
 
-    pub(crate) fn ack(&mut self, ranges: &[Range<Tag>]) -> Settled {
-        let settled = self.settle(ranges, Mark::Acked, |_, _| {});
+    /// Settles what the broker may forget, and gives up what was kept of it.
+    pub(crate) fn ack(&mut self, ranges: &[Range<Tag>], mut each: impl FnMut(K)) -> Settled {
+        let settled = self.settle(ranges, Mark::Acked, |_, kept| each(kept));
         self.acked += settled.applied as usize;
         settled
     }
 
-    pub(crate) fn nack(&mut self, ranges: &[Range<Tag>], requeue: bool) -> Settled {
+    /// Settles what the broker is to have back, and gives up what was kept of it.
+    pub(crate) fn nack(&mut self, ranges: &[Range<Tag>], requeue: bool, mut each: impl FnMut(K)) -> Settled {
         let mut nacks = std::mem::take(&mut self.nacks);
-        let settled = self.settle(ranges, Mark::Told, |tag, _| nacks.push((tag, requeue)));
+        let settled = self.settle(ranges, Mark::Told, |tag, kept| {
+            nacks.push((tag, requeue));
+            each(kept);
+        });
         self.nacks = nacks;
         settled
     }
@@ -186,11 +196,11 @@ mod tests {
     fn what_is_settled_from_the_oldest_on_is_one_word() {
         let mut unsettled = with(10);
         for tag in [3, 1, 2, 5] {
-            assert_eq!(unsettled.ack(&one(tag)).applied, 1);
+            assert_eq!(unsettled.ack(&one(tag), drop).applied, 1);
         }
         let told = words(&mut unsettled);
         assert_eq!(told, [Word::Ack { tag: 3, multiple: true }, Word::Ack { tag: 5, multiple: false }]);
-        unsettled.ack(&one(4));
+        unsettled.ack(&one(4), drop);
         assert_eq!(words(&mut unsettled), [Word::Ack { tag: 4, multiple: false }]);
         assert!(!unsettled.has_words() && unsettled.live() == 5);
     }
@@ -198,8 +208,8 @@ mod tests {
     #[test]
     fn an_ack_of_many_takes_nothing_along_that_was_given_back() {
         let mut unsettled = with(4);
-        unsettled.ack(&[1..3, 4..5]);
-        unsettled.nack(&one(3), true);
+        unsettled.ack(&[1..3, 4..5], drop);
+        unsettled.nack(&one(3), true, drop);
         let told = words(&mut unsettled);
         assert_eq!(told, [Word::Nack { tag: 3, requeue: true }, Word::Ack { tag: 4, multiple: true }]);
     }
@@ -209,7 +219,7 @@ mod tests {
         let mut unsettled = with(4);
         let mut parked = Vec::new();
         assert_eq!(unsettled.park(&[1..3], |tag, ()| parked.push(tag)).applied, 2);
-        unsettled.ack(&[3..5]);
+        unsettled.ack(&[3..5], drop);
         assert_eq!(words(&mut unsettled).len(), 2, "one by one above what is parked");
         unsettled.unpark(1, true);
         unsettled.unpark(2, false);
@@ -222,10 +232,10 @@ mod tests {
     #[test]
     fn what_the_broker_forgot_is_stale() {
         let mut unsettled = with(3);
-        unsettled.ack(&one(1));
+        unsettled.ack(&one(1), drop);
         unsettled.park(&one(2), |_, ()| {});
         unsettled.forget();
-        assert_eq!(unsettled.ack(&[0..u64::MAX]), Settled { applied: 0, stale: u64::MAX });
+        assert_eq!(unsettled.ack(&[0..u64::MAX], drop), Settled { applied: 0, stale: u64::MAX });
         unsettled.unpark(2, true);
         assert!(words(&mut unsettled).is_empty());
         assert_eq!(unsettled.add(()), 4, "tags go on");
@@ -248,8 +258,8 @@ mod tests {
                 };
                 match step {
                     0 => { for _ in 0..len { unsettled.add(()); wanted.push(None); broker.push(None); } }
-                    1 | 2 => { note(1); unsettled.ack(&range); }
-                    3 => { note(2); unsettled.nack(&range, true); }
+                    1 | 2 => { note(1); unsettled.ack(&range, drop); }
+                    3 => { note(2); unsettled.nack(&range, true, drop); }
                     4 => {
                         note(1);
                         let mut parked = Vec::new();

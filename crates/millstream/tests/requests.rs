@@ -6,7 +6,7 @@ use std::time::Duration;
 use millstream::message::{Broker, Value};
 use millstream::prelude::*;
 use millstream::queue::{RequestError, Requester, respond};
-use millstream_testing::{shared, unique};
+use millstream_testing::{Proxy, shared, unique};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -73,6 +73,39 @@ async fn requests_are_answered_in_memory() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_are_answered_on_rabbitmq() {
     requests_are_answered(&shared().await.url()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_rabbitmq_replies_need_no_queue_and_come_again_after_a_lost_connection() {
+    let proxy = Proxy::to(shared().await.port).await;
+    let asking: Arc<dyn Broker> = millstream::open(&proxy.url()).await.expect("opened");
+    let answering: Arc<dyn Broker> = millstream::open(&shared().await.url()).await.expect("opened");
+    let queue = unique("square");
+    answering.declare_queue(Queue::durable(&queue)).await.expect("declared");
+    let consumer = answering.consume(&queue, ConsumeOptions::default()).await.expect("consumed");
+    let serving = respond(answering.clone(), consumer, 8, square).for_each(drop).start();
+    let to = Address::queue(&queue);
+    // Several on one handle, each with its own replies.
+    let (one, two) = (
+        Requester::open(asking.clone()).await.expect("open"),
+        Requester::open(asking.clone()).await.expect("open"),
+    );
+    for round in 0..5 {
+        let (first, second) = tokio::join!(ask(&one, &to, "3"), ask(&two, &to, "4"));
+        assert_eq!(
+            (first.expect("a reply").body(), second.expect("a reply").body()),
+            (&"9".into(), &"16".into())
+        );
+        let listed = shared().await.tell("rabbitmqctl", &["list_queues", "name"]).await;
+        assert!(!listed.contains("millstream.replies."), "{listed}");
+        if round < 4 {
+            proxy.cut();
+        }
+    }
+    drop(serving);
+    asking.close().await.expect("closed");
+    assert!(matches!(ask(&one, &to, "1").await, Err(RequestError::Closed | RequestError::Unconfirmed(_))));
+    answering.close().await.expect("closed");
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ mod limits;
 mod routing;
 mod settling;
 mod streams;
+mod topology;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -92,6 +93,7 @@ pub async fn run(backend: &dyn Backend) -> Report {
         (routing::CLAIMS, queues),
         (settling::CLAIMS, queues),
         (limits::CLAIMS, queues),
+        (topology::CLAIMS, queues),
         (durable::CLAIMS, queues),
         (streams::CLAIMS, &[]),
     ];

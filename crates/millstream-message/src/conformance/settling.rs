@@ -31,6 +31,7 @@ claims![
     a_lease_ends_and_its_late_ack_changes_nothing needs lease exact_settlement,
     a_message_given_back_too_often_dies needs delivery_limit,
     browsing_takes_nothing needs browse,
+    a_look_is_no_delivery needs browse uncounted_browse,
 ];
 
 async fn an_acked_message_is_gone(bench: &mut Bench<'_>) {
@@ -307,4 +308,14 @@ async fn browsing_takes_nothing(bench: &mut Bench<'_>) {
     assert_eq!(bench.broker().browse(&queue, 0, 1).await.expect("browsed").len(), 1);
     bench.until(&queue, 3, 0, 0).await;
     assert_eq!(bench.drain(&queue).await, ["a", "b", "c"]);
+}
+
+async fn a_look_is_no_delivery(bench: &mut Bench<'_>) {
+    let queue = bench.queue(|name| Queue::durable(name).delivery_limit(1)).await;
+    bench.publish(&queue, &["a"]).await;
+    for _ in 0..3 {
+        let seen = bench.broker().browse(&queue, 0, 1).await.expect("browsed");
+        assert_eq!(seen[0].deliveries, 0);
+    }
+    assert_eq!(bench.take(&mut bench.consumer(&queue).await, 1).await[0].redeliveries, 0);
 }

@@ -58,8 +58,8 @@ pub enum RequestError {
     Closed,
 }
 
-/// Sends requests and receives their replies, through a queue of its own that goes with it. Works on every broker; on
-/// RabbitMQ the queue is declared again when the connection was lost, and replies that were in it then are not answered.
+/// Sends requests and receives their replies: without a queue where the broker can do that (RabbitMQ's direct reply-to), elsewhere
+/// through a queue of its own that goes with it. Replies that are on their way when a connection is lost do not come.
 ///
 /// ```
 /// use millstream_message::flow::{Requester, respond};
@@ -84,6 +84,8 @@ pub enum RequestError {
 pub struct Requester {
     broker: Arc<dyn Broker>,
     replies: String,
+    /// What correlation ids begin with.
+    prefix: String,
     waiting: Arc<Mutex<Waiting>>,
     room: Semaphore,
     receiving: JoinHandle<()>,
@@ -113,18 +115,24 @@ impl Drop for Caller<'_> {
 }
 
 impl Requester {
-    /// Declares a queue for replies, and receives them in a task until it is dropped.
+    /// Receives replies in a task until it is dropped, through a queue for them if the broker needs one.
     ///
     /// # Errors
     /// The broker's.
     pub async fn open(broker: Arc<dyn Broker>) -> Result<Requester, BrokerError> {
-        let random = || RandomState::new().build_hasher().finish();
-        let replies = format!("millstream.replies.{:016x}{:016x}", random(), random());
-        broker.declare_queue(Queue::exclusive(&replies)).await?;
-        let consumer = broker.consume(&replies, ConsumeOptions::default().name("replies")).await?;
+        let (replies, prefix, consumer) = match broker.direct_replies().await? {
+            Some(direct) => (direct.reply_to, direct.correlation_prefix, direct.consumer),
+            None => {
+                let random = || RandomState::new().build_hasher().finish();
+                let replies = format!("millstream.replies.{:016x}{:016x}", random(), random());
+                broker.declare_queue(Queue::exclusive(&replies)).await?;
+                let consumer = broker.consume(&replies, ConsumeOptions::default().name("replies")).await?;
+                (replies, String::new(), consumer)
+            }
+        };
         let waiting = Arc::new(Mutex::new(Waiting::default()));
-        let receiving = tokio::spawn(receive(consumer, waiting.clone()));
-        Ok(Requester { broker, replies, waiting, room: Semaphore::new(UNDER_WAY), receiving })
+        let receiving = tokio::spawn(receive(consumer, prefix.clone(), waiting.clone()));
+        Ok(Requester { broker, replies, prefix, waiting, room: Semaphore::new(UNDER_WAY), receiving })
     }
 
     /// Lets so many requests be under way at once; more wait. 10,000 unless said otherwise.
@@ -172,7 +180,8 @@ impl Requester {
             id
         };
         let _caller = Caller { waiting: &self.waiting, id };
-        let mut message = message.with_reply_to(&self.replies).with_correlation_id(id.to_string());
+        let mut message =
+            message.with_reply_to(&self.replies).with_correlation_id(format!("{}{id}", self.prefix));
         if message.properties().ttl.is_none() {
             message = message.with_ttl(limit);
         }
@@ -213,10 +222,11 @@ impl fmt::Debug for Requester {
 }
 
 /// Gives replies to their callers. One that nobody waits for is dropped.
-async fn receive(mut consumer: Consumer, waiting: Arc<Mutex<Waiting>>) {
+async fn receive(mut consumer: Consumer, prefix: String, waiting: Arc<Mutex<Waiting>>) {
     while let Some(Ok(delivery)) = consumer.next().await {
         delivery.ack();
-        let id = delivery.message.properties().correlation_id.as_deref().and_then(|id| id.parse().ok());
+        let id = delivery.message.properties().correlation_id.as_deref();
+        let id = id.and_then(|id| id.strip_prefix(&*prefix)?.parse().ok());
         let caller = id.and_then(|id: u64| lock(&waiting).callers.remove(&id));
         if let Some(caller) = caller {
             let _ = caller.send(delivery.message);

@@ -353,16 +353,16 @@ fn tagged<'n>(root: &'n Node, key: &str) -> Option<(&'n Key, &'n Node)> {
     root.get(key)?.entries().first().map(|(tag, node)| (tag, node))
 }
 
-fn spanned(node: &Node, key: &str) -> Option<Spanned<String>> {
+pub(super) fn spanned(node: &Node, key: &str) -> Option<Spanned<String>> {
     let node = node.get(key)?;
     Some(Spanned::new(node.text()?.to_owned(), node.at)).filter(|text| !text.is_empty())
 }
 
-fn text(node: &Node, key: &str) -> Option<String> {
+pub(super) fn text(node: &Node, key: &str) -> Option<String> {
     spanned(node, key).map(|text| text.value)
 }
 
-fn number(node: &Node) -> Option<u64> {
+pub(super) fn number(node: &Node) -> Option<u64> {
     node.text()?.parse().ok()
 }
 
@@ -390,7 +390,7 @@ fn time(node: &Node, key: &str, default: Duration) -> Setting<Duration> {
     setting(node, key, default, |node| units::duration(node.text()?))
 }
 
-fn flag(node: &Node, key: &str, default: bool) -> Setting<bool> {
+pub(super) fn flag(node: &Node, key: &str, default: bool) -> Setting<bool> {
     setting(node, key, default, |node| node.text()?.parse().ok())
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod rules;
 pub(crate) mod schema;
 pub(crate) mod shape;
 pub(crate) mod template;
+pub(crate) mod topology;
 pub(crate) mod tree;
 pub(crate) mod units;
 pub(crate) mod weave;
@@ -18,7 +19,7 @@ use self::place::{At, Spanned, Texts};
 use self::problem::{Findings, Problems};
 use std::path::{Path, PathBuf};
 
-/// The largest pipeline file that is read.
+/// The largest file that is read.
 const FILE_MAX: u64 = 1 << 20;
 
 /// A pipeline file that has been checked: it parses, its settings agree, its expressions compile.
@@ -50,26 +51,7 @@ impl Pipeline {
     ///
     /// Everything that is wrong with the file, each with its place and its remedy.
     pub fn open(file: &Path, overrides: &[String]) -> Result<Self, Problems> {
-        let place = file.display().to_string();
-        let unreadable =
-            |message: String, remedy: &str| Problems::of(place.clone(), message, remedy.to_owned());
-        let length = std::fs::metadata(file).map_err(|error| {
-            unreadable(format!("cannot be read: {error}"), "check the path, and that you may read the file")
-        })?;
-        if length.len() > FILE_MAX {
-            return Err(unreadable(
-                format!("has {} bytes; {FILE_MAX} is the most", length.len()),
-                "a pipeline file is a page or two; check that this is one",
-            ));
-        }
-        let source = std::fs::read(file).map_err(|error| {
-            unreadable(format!("cannot be read: {error}"), "check the path, and that you may read the file")
-        })?;
-        let source = String::from_utf8(source).map_err(|error| {
-            let line =
-                error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
-            unreadable(format!("is not UTF-8 on line {}", line + 1), "save the file as UTF-8")
-        })?;
+        let source = read(file)?;
         let base = file.parent().unwrap_or(Path::new("")).to_owned();
         Self::check(file.to_owned(), base, source, overrides, &|name| std::env::var(name).ok())
     }
@@ -137,4 +119,27 @@ impl Pipeline {
     pub(crate) fn source(&self) -> &Spanned<Source> {
         self.draft.source.as_ref().expect("a checked pipeline has a source: the shape requires it")
     }
+}
+
+/// The text of a file.
+fn read(file: &Path) -> Result<String, Problems> {
+    let place = file.display().to_string();
+    let unreadable = |message: String, remedy: &str| Problems::of(place.clone(), message, remedy.to_owned());
+    let length = std::fs::metadata(file).map_err(|error| {
+        unreadable(format!("cannot be read: {error}"), "check the path, and that you may read the file")
+    })?;
+    if length.len() > FILE_MAX {
+        return Err(unreadable(
+            format!("has {} bytes; {FILE_MAX} is the most", length.len()),
+            "such a file is a page or two; check that this is one",
+        ));
+    }
+    let source = std::fs::read(file).map_err(|error| {
+        unreadable(format!("cannot be read: {error}"), "check the path, and that you may read the file")
+    })?;
+    String::from_utf8(source).map_err(|error| {
+        let line =
+            error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+        unreadable(format!("is not UTF-8 on line {}", line + 1), "save the file as UTF-8")
+    })
 }

@@ -210,6 +210,28 @@ async fn a_broker_that_is_away_is_waited_for_as_long_as_was_said() {
 }
 
 #[tokio::test]
+async fn what_is_not_confirmed_takes_no_more_bytes_than_were_said() {
+    let proxy = Proxy::to(shared().await.port).await;
+    let broker =
+        RabbitMq::connect(&format!("{}?publish_window_bytes=10000", proxy.url())).await.expect("connected");
+    let to = Address::queue(queue(&broker).await);
+    assert!(broker.publish(&to, Message::new("x")).await.expect("taken").is_confirmed());
+    proxy.freeze(true);
+    let mut confirms = Vec::new();
+    let one = || Batch::to(&to, [Message::new(vec![0; 1000])]);
+    while let Ok(confirm) = timeout(SECOND, broker.submit(one())).await {
+        confirms.push(confirm.expect("taken"));
+    }
+    assert_eq!(confirms.len(), 8, "a message counts with its names and a little more: nine are over 10,000");
+    proxy.freeze(false);
+    // One that is larger than the window takes all of it, and goes alone.
+    confirms.push(broker.submit(Batch::to(&to, [Message::new(vec![0; 50_000])])).await.expect("taken"));
+    for confirm in confirms {
+        assert!(timeout(5 * SECOND, confirm).await.expect("it goes on").all_confirmed());
+    }
+}
+
+#[tokio::test]
 async fn statistics_count_what_happened() {
     let broker = connected("").await;
     let queue = queue(&broker).await;

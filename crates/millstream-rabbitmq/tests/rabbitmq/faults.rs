@@ -395,3 +395,51 @@ async fn what_was_acked_before_the_handle_was_closed_does_not_come_again() {
         assert_eq!(watching.stats(&queue).await.expect("there").ready, 0, "round {round}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_does_not_like_is_refused_and_all_else_arrives() {
+    let setup = Setup::default().configured("max_message_size = 5000");
+    let node = Node::start(setup).await.expect("it starts");
+    for step in [
+        ["add_user", "ada", "pw"].as_slice(),
+        &["set_permissions", "ada", ".*", "^(good|amq\\.default)$", ".*"],
+    ] {
+        node.tell("rabbitmqctl", step).await;
+    }
+    let admin = RabbitMq::connect(&node.url()).await.expect("connected");
+    for (name, internal) in [("good", false), ("bad", false)] {
+        let exchange = Exchange::durable(name, ExchangeKind::Fanout);
+        admin
+            .declare_exchange(if internal { exchange.internal() } else { exchange })
+            .await
+            .expect("declared");
+    }
+    admin.declare_queue(Queue::durable("queue")).await.expect("declared");
+    admin.bind(Binding::new("good", "", "queue")).await.expect("bound");
+    let url = node.url().replace("guest:guest", "ada:pw");
+    let broker = RabbitMq::connect(&url).await.expect("connected");
+    let (good, bad) = (Address::new("good", ""), Address::new("bad", ""));
+    let as_other = Message::new("x").with_header(millstream_rabbitmq::USER_ID, "somebody");
+    let batch = [
+        (&good, Message::new("a")),
+        (&bad, Message::new("forbidden")),
+        (&good, Message::new(vec![0; 5001])),
+        (&good, as_other),
+        (&good, Message::new("b")),
+    ];
+    for _ in 0..3 {
+        let publishes =
+            batch.clone().map(|(to, message)| millstream_message::Publish { to: to.clone(), message });
+        let published = broker.publish_batch(Batch::from(publishes.to_vec()));
+        let outcomes = timeout(20 * SECOND, published).await.expect("it ends").expect("taken");
+        let refusal = |at: usize| match outcomes.get(at) {
+            PublishOutcome::Refused(Refusal::Broker(error)) => error.to_string(),
+            PublishOutcome::Refused(refusal) => refusal.to_string(),
+            other => panic!("{at}: {other:?}"),
+        };
+        assert!(outcomes.get(0).is_confirmed() && outcomes.get(4).is_confirmed(), "{:?}", outcomes.others());
+        assert!(refusal(1).contains("refused for user 'ada'"), "{}", refusal(1));
+        assert!(refusal(2).contains("5001 bytes, at most 5000"), "{}", refusal(2));
+        assert!(refusal(3).contains("somebody"), "{}", refusal(3));
+    }
+}

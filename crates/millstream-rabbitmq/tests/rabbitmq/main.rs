@@ -2,4 +2,6 @@
 
 mod conformance;
 mod connecting;
+mod consuming;
 mod faults;
+mod management;

@@ -1,0 +1,94 @@
+//! `millstream topology`: exchanges, queues and bindings from a file.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use millstream_message::{Broker, Declaration, Standing};
+use millstream_pipeline::TopologyFile;
+
+use crate::args;
+use crate::broker;
+use crate::failure::Failure;
+use crate::out::{Out, complain};
+use crate::table::{counted, table};
+
+pub(crate) async fn topology(command: args::Topology) -> Result<(), Failure> {
+    match command {
+        args::Topology::Check(on) => {
+            let file = read(&on.file)?;
+            broker::with(&on.broker, |broker| check(broker, file)).await
+        }
+        args::Topology::Apply(on) => {
+            let file = read(&on.file)?;
+            broker::with(&on.broker, |broker| apply(broker, file)).await
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<TopologyFile, Failure> {
+    TopologyFile::open(file).map_err(|problems| Failure::Refused(problems.to_string()))
+}
+
+async fn check(broker: Arc<dyn Broker>, file: TopologyFile) -> Result<(), Failure> {
+    let standings = shown(&*broker, &file).await?;
+    let (missing, different) = counts(&standings);
+    if missing + different == 0 {
+        return Ok(());
+    }
+    Err(Failure::Failed(format!(
+        "{} does not have what {} declares: {missing} missing, {different} declared otherwise",
+        broker.url(),
+        file.file().display()
+    )))
+}
+
+/// Shows what differs first, and changes nothing if something cannot be made so.
+async fn apply(broker: Arc<dyn Broker>, file: TopologyFile) -> Result<(), Failure> {
+    let standings = shown(&*broker, &file).await?;
+    let (missing, different) = counts(&standings);
+    if different > 0 {
+        return Err(Failure::Failed(format!(
+            "{} is there, declared otherwise, and nothing was changed: change the file, or delete it first",
+            counted(different, "declaration")
+        )));
+    }
+    file.topology()
+        .declare(&*broker)
+        .await
+        .map_err(|error| Failure::of(format_args!("cannot declare {}", file.file().display()), &error))?;
+    complain(&format!("declared what was missing: {missing}"));
+    Ok(())
+}
+
+fn counts(standings: &[(Declaration, Standing)]) -> (u64, u64) {
+    let count = |of_it: fn(&Standing) -> bool| {
+        standings.iter().filter(|(_, standing)| of_it(standing)).count() as u64
+    };
+    (
+        count(|standing| *standing == Standing::Missing),
+        count(|standing| matches!(standing, Standing::Different(_))),
+    )
+}
+
+/// Prints how everything stands.
+async fn shown(broker: &dyn Broker, file: &TopologyFile) -> Result<Vec<(Declaration, Standing)>, Failure> {
+    let standings = file.topology().standings(broker).await;
+    let standings =
+        standings.map_err(|error| Failure::of(format_args!("cannot look at `{}`", broker.url()), &error))?;
+    let rows: Vec<Vec<String>> = standings
+        .iter()
+        .map(|(declaration, standing)| {
+            let (word, why) = match standing {
+                Standing::Missing => ("missing", ""),
+                Standing::Same => ("as declared", ""),
+                Standing::Different(text) => ("different", text.as_str()),
+                Standing::Unknown(text) => ("not known", text.as_str()),
+            };
+            vec![declaration.to_string(), word.to_owned(), why.to_owned()]
+        })
+        .collect();
+    let mut out = Out::new();
+    out.line(table(&["declared", "there", ""], &rows))?;
+    out.flush()?;
+    Ok(standings)
+}

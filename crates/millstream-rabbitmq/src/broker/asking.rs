@@ -1,0 +1,114 @@
+//! Asking the broker: the channel on which things are declared and looked at, and the links of a handle.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use millstream_message::BrokerError;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout_at};
+
+use super::Inner;
+use crate::link::{CallError, Link, Role};
+use crate::proto::{Closed, Method};
+use crate::refusals::failed;
+use crate::restore::{Consuming, Publishing};
+use crate::topology;
+
+impl Inner {
+    pub(super) fn links(&self) -> impl Iterator<Item = &Arc<Link>> {
+        let others = self.others.iter().filter_map(OnceCell::get);
+        std::iter::once(&self.main).chain(self.publishing.get()).chain(others)
+    }
+
+    /// The link that publishes, connected when it is first needed.
+    pub(super) async fn publisher(&self) -> Result<&Arc<Link>, BrokerError> {
+        let connect = async {
+            if self.main.is_closing() {
+                return Err(self.main.closed_error());
+            }
+            let link = Link::new(self.options.clone(), format!("{} (publishing)", self.options.name));
+            link.start(Arc::new(Publishing { declaring: Arc::downgrade(&self.main) })).await?;
+            Ok(link)
+        };
+        self.publishing.get_or_try_init(|| connect).await
+    }
+
+    /// The link for a new consumer: they take turns.
+    pub(super) async fn consuming(&self) -> Result<&Arc<Link>, BrokerError> {
+        let turn = self.consumers_made.fetch_add(1, Ordering::Relaxed) % (self.others.len() + 1);
+        let Some(other) = turn.checked_sub(1).and_then(|at| self.others.get(at)) else {
+            return Ok(&self.main);
+        };
+        let connect = async {
+            let link = Link::new(self.options.clone(), format!("{} ({})", self.options.name, turn + 1));
+            let after = Some(self.main.clone());
+            link.start(Arc::new(Consuming { hub: self.hub.clone(), declares: false, after })).await?;
+            Ok(link)
+        };
+        other.get_or_try_init(|| connect).await
+    }
+
+    /// Has a method answered on the control channel, over losses of the connection.
+    pub(super) async fn control(&self, method: &Method) -> Result<Method, CallError> {
+        let until = Instant::now() + self.options.operation_timeout;
+        loop {
+            if self.main.up().await.is_err() {
+                return Err(CallError::Lost);
+            }
+            let mut control = self.control.lock().await;
+            let answer = async {
+                let channel = match *control {
+                    Some(channel) if self.main.is_current(channel) => channel,
+                    _ => self.main.open_channel(Role::Control).await?,
+                };
+                *control = Some(channel);
+                self.main.call(channel, method).await
+            };
+            let answer = timeout_at(until, answer).await.unwrap_or(Err(CallError::Lost));
+            match answer {
+                Err(CallError::Lost) if Instant::now() < until && !self.main.is_closing() => *control = None,
+                Err(error) => {
+                    *control = None;
+                    return Err(error);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    pub(super) async fn asked(
+        &self,
+        what: impl FnOnce() -> String,
+        method: &Method,
+    ) -> Result<Method, BrokerError> {
+        self.control(method).await.map_err(|error| failed(&what(), error))
+    }
+
+    /// Whether a queue is there; how many messages are ready in it, and its consumers.
+    pub(super) async fn check_queue(&self, name: &str) -> Result<Option<(u64, u64)>, BrokerError> {
+        topology::check_name("queue", name)?;
+        match self.control(&topology::check_queue(name)).await {
+            Ok(Method::QueueDeclareOk { messages, consumers, .. }) => {
+                Ok(Some((messages.into(), consumers.into())))
+            }
+            Err(CallError::Refused(Closed { code: 404, .. })) => Ok(None),
+            Ok(_) => Ok(None),
+            Err(error) => Err(failed(&format!("queue `{name}`"), error)),
+        }
+    }
+
+    /// Whether messages can be published to an exchange.
+    pub(super) async fn has_exchange(&self, name: &str) -> Result<bool, BrokerError> {
+        if name.is_empty() || self.hub.exchanges.lock().contains(name) {
+            return Ok(true);
+        }
+        match self.control(&topology::check_exchange(name)).await {
+            Ok(_) => {
+                self.hub.exchanges.lock().insert(name.to_owned());
+                Ok(true)
+            }
+            Err(CallError::Refused(Closed { code: 404, .. })) => Ok(false),
+            Err(error) => Err(failed(&format!("exchange `{name}`"), error)),
+        }
+    }
+}

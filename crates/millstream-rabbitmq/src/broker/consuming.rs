@@ -1,0 +1,93 @@
+//! How consuming begins, and how a handle ends.
+
+use std::time::Duration;
+
+use millstream_message::{BrokerError, BrokerErrorKind, ConsumeOptions, Consumer};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::Inner;
+use super::draining::watch_for_the_end;
+use super::positions::PositionJob;
+use crate::consumer::ConsumerCore;
+use crate::fields::cut;
+use crate::link::{CallError, ConnectionState};
+use crate::refusals::{failed, unsupported};
+use crate::restore;
+use crate::topology;
+
+impl Inner {
+    pub(super) async fn consume(
+        &self,
+        queue: &str,
+        options: ConsumeOptions,
+    ) -> Result<Consumer, BrokerError> {
+        topology::check_name("queue", queue)?;
+        if options.lease.is_some() {
+            return Err(unsupported("leases: leave `lease` out, and set the broker's `consumer_timeout`"));
+        }
+        let link = self.consuming().await?.clone();
+        let what = || format!("queue `{queue}`");
+        let until = Instant::now() + self.options.operation_timeout;
+        let cancelling = timeout_at(until, self.hub.none_cancelling(queue)).await;
+        if cancelling.is_err() {
+            let text = format!("queue `{queue}`: another consumer of this handle is still being cancelled");
+            return Err(BrokerError::new(BrokerErrorKind::Unavailable, text));
+        }
+        let number = self.hub.next_consumer();
+        let name = match options.name.as_str() {
+            "" => format!("millstream-{}-{number}", std::process::id()),
+            // The name is the consumer's tag, which is unique on its channel; a number makes it so in lists, too.
+            name => format!("{}-{number}", cut(name, 200)),
+        };
+        loop {
+            link.up().await?;
+            let core = ConsumerCore::new(
+                queue.to_owned(),
+                name.clone(),
+                options.clone(),
+                link.clone(),
+                self.hub.clone(),
+            );
+            match restore::open(&link, &core).await {
+                Ok(()) => {
+                    self.hub.add_consumer(&core);
+                    tokio::spawn(watch_for_the_end(core.clone()));
+                    return Ok(core.consumer());
+                }
+                Err(CallError::Lost) if Instant::now() < until && !link.is_closing() => {}
+                Err(error) => return Err(failed(&what(), error)),
+            }
+        }
+    }
+
+    pub(super) async fn close(&self) -> Result<(), BrokerError> {
+        // Publishing first: what was accepted is confirmed before the connection goes.
+        let drained = async {
+            let waits = |jobs: &mpsc::Sender<PositionJob>| jobs.capacity() < jobs.max_capacity();
+            while waits(&*self.positions.lock().await)
+                || self.links().any(|link| link.state().outbox.in_flight() > 0)
+            {
+                if self.links().all(|link| link.is_closing()) {
+                    return;
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let _ = timeout(self.options.operation_timeout, drained).await;
+        for consumer in self.hub.consumers() {
+            consumer.stop_for_good();
+        }
+        self.links().for_each(|link| link.close());
+        self.hub.any_errands.notify_one();
+        for link in self.links() {
+            let mut status = link.status();
+            let ended = status.wait_for(|state| *state == ConnectionState::Closed);
+            let _ = timeout(Duration::from_secs(5), ended).await;
+        }
+        for consumer in self.hub.consumers() {
+            consumer.lost();
+        }
+        Ok(())
+    }
+}

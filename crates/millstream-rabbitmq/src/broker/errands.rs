@@ -1,0 +1,79 @@
+//! Deliveries that are brought elsewhere before they are acked: dead letters, and what comes back later.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use millstream_message::dead::{self, DeadReason, Death};
+use millstream_message::{Address, Batch, Outcomes, Publish, PublishOutcome, Refusal};
+use tokio::time::sleep;
+
+use super::Inner;
+use crate::headers;
+use crate::hub::{Errand, Way};
+
+/// Brings deliveries elsewhere and then has them acked, as long as the handle is open.
+pub(super) async fn run(inner: Arc<Inner>) {
+    let hub = inner.hub.clone();
+    loop {
+        let errands: Vec<Errand> = hub.take_errands().into();
+        if errands.is_empty() {
+            if inner.main.is_closing() {
+                return;
+            }
+            hub.any_errands.notified().await;
+            continue;
+        }
+        let publishes = errands.iter().map(publish_of).collect::<Vec<_>>();
+        let outcomes = match inner.submit(Batch::from(publishes)).await {
+            Ok(confirm) => confirm.await,
+            Err(error) => Outcomes::all(errands.len(), &PublishOutcome::Unconfirmed(error)),
+        };
+        let mut again = Vec::new();
+        for (at, errand) in errands.into_iter().enumerate() {
+            let outcome = if at < outcomes.len() { outcomes.get(at) } else { continue };
+            match outcome {
+                PublishOutcome::Confirmed => errand.consumer.unpark(errand.tag, true),
+                // A dead letter that no queue wants is dropped, as the broker does it.
+                PublishOutcome::Unroutable(_) | PublishOutcome::Refused(Refusal::NoExchange { .. }) => {
+                    errand.consumer.unpark(errand.tag, false);
+                }
+                PublishOutcome::Refused(_) | PublishOutcome::Unconfirmed(_) => again.push(errand),
+            }
+        }
+        if !again.is_empty() {
+            if inner.main.is_closing() {
+                return;
+            }
+            // The dead letters' queue is full, or the broker away: nothing is lost, it holds back the consumer.
+            sleep(Duration::from_millis(250)).await;
+            hub.send(again);
+        }
+    }
+}
+
+fn publish_of(errand: &Errand) -> Publish {
+    let Errand { consumer, message, address, redeliveries, way, .. } = errand;
+    match way {
+        Way::Later(delay) => {
+            let message = headers::given_back(message.clone(), address, *redeliveries).with_delay(*delay);
+            Publish { to: Address::queue(consumer.queue()), message }
+        }
+        Way::DeadLetter { to: (exchange, key), reason, stage } => {
+            #[expect(clippy::disallowed_methods, reason = "a death's time is told to people")]
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let death = Death {
+                reason: DeadReason::Rejected,
+                detail: Some(reason),
+                stage: stage.as_deref(),
+                queue: consumer.queue(),
+                address,
+                time: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            };
+            let key = key.clone().unwrap_or_else(|| address.key().to_owned());
+            Publish {
+                to: Address::new(exchange.clone(), key),
+                message: dead::letter(message.clone(), &death),
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Figures of a handle.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::RabbitMq;
+
+/// Figures of a broker handle since it was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// Connections that are there now.
+    pub connections: u64,
+    /// How often a connection was made.
+    pub connects: u64,
+    /// Tries that failed.
+    pub failed_connects: u64,
+    /// Bytes read.
+    pub bytes_in: u64,
+    /// Bytes written.
+    pub bytes_out: u64,
+    /// System calls that wrote.
+    pub writes: u64,
+    /// Messages handed over to be published.
+    pub published: u64,
+    /// Messages whose outcome is known.
+    pub settled: u64,
+    /// Messages published and not confirmed.
+    pub in_flight: u64,
+    /// Consumers.
+    pub consumers: u64,
+}
+
+impl RabbitMq {
+    /// Figures since it was opened.
+    pub fn statistics(&self) -> Statistics {
+        let inner = &self.0;
+        let mut figures =
+            Statistics { published: inner.published.load(Ordering::Relaxed), ..Statistics::default() };
+        for link in inner.links() {
+            let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            figures.connections += u64::from(link.state().connection.is_some());
+            figures.connects += count(&link.counters.connects);
+            figures.failed_connects += count(&link.counters.failed_connects);
+            figures.bytes_in += count(&link.counters.bytes_in);
+            figures.bytes_out += count(&link.counters.bytes_out);
+            figures.writes += count(&link.counters.writes);
+            let state = link.state();
+            figures.settled += link.window.confirmed.load(Ordering::Relaxed);
+            figures.in_flight += state.outbox.in_flight();
+        }
+        figures.consumers =
+            inner.hub.consumers().iter().filter(|consumer| !consumer.has_ended()).count() as u64;
+        figures
+    }
+}

@@ -1,0 +1,237 @@
+//! Publishing: what is looked at before a batch is handed to its link, and the wait for room in the window.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use millstream_message::{
+    Address, Batch, BoxFuture, BrokerError, BrokerErrorKind, Confirm, Message, Outcomes, Publish,
+    PublishOutcome, Refusal,
+};
+
+use super::Inner;
+use crate::confirms::Entry;
+use crate::headers;
+use crate::link::{Link, closed_error};
+use crate::proto::properties;
+use crate::publisher::Window;
+
+/// A batch that is submitted: at once, as nearly all are, or after waiting for whatever it needs.
+pub(super) struct Submit<'a> {
+    inner: &'a Inner,
+    step: Step<'a>,
+}
+
+enum Step<'a> {
+    Fresh(Batch),
+    /// It is done, and others are to have their turn.
+    Done(Option<Confirm>),
+    Waiting(BoxFuture<'a, Result<Confirm, BrokerError>>),
+}
+
+impl Future for Submit<'_> {
+    type Output = Result<Confirm, BrokerError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Submit { inner, step } = self.get_mut();
+        if let Step::Fresh(batch) = step {
+            match inner.submit_at_once(std::mem::take(batch)) {
+                Ok(Ok((confirm, true))) => {
+                    *step = Step::Done(Some(confirm));
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Ok(done) => return Poll::Ready(done.map(|(confirm, _)| confirm)),
+                Err(batch) => *step = Step::Waiting(Box::pin(inner.submit(batch))),
+            }
+        }
+        match step {
+            Step::Waiting(waiting) => waiting.as_mut().poll(cx),
+            Step::Done(confirm) => Poll::Ready(Ok(confirm.take().expect("a submit is awaited once"))),
+            Step::Fresh(_) => unreachable!("it was taken just now"),
+        }
+    }
+}
+
+impl<'a> Submit<'a> {
+    pub(super) fn new(inner: &'a Inner, batch: Batch) -> Submit<'a> {
+        Submit { inner, step: Step::Fresh(batch) }
+    }
+}
+
+impl Inner {
+    /// Looks at what is to be published: which messages cannot be, and where those go that wait.
+    async fn prepare(&self, publishes: &mut [Publish]) -> Result<Vec<(usize, PublishOutcome)>, BrokerError> {
+        let mut refusals = Vec::new();
+        let mut checked: Option<Address> = None;
+        for (at, publish) in publishes.iter_mut().enumerate() {
+            let refusal = self.check(publish, &mut checked).await?;
+            if let Some(refusal) = refusal {
+                refusals.push((at, PublishOutcome::Refused(refusal)));
+            }
+        }
+        Ok(refusals)
+    }
+
+    /// Why a message cannot be published, wherever to.
+    fn wrong(&self, message: &Message) -> Option<Refusal> {
+        let (len, max) = (message.body().len() as u64, self.max_message_bytes);
+        if len > max {
+            return Some(Refusal::TooLarge { len, max });
+        }
+        if message.is_plain() {
+            return None;
+        }
+        if message.properties().ttl.is_some_and(|ttl| ttl.as_millis() > u32::MAX.into()) {
+            return Some(invalid(
+                "a time to live is at most 49 days, which is what RabbitMQ can count".to_owned(),
+            ));
+        }
+        let said = message.size() - message.body().len();
+        // Whatever takes no more in all than one name may.
+        if said <= 255 {
+            return None;
+        }
+        if let Some(name) = properties::too_long(message) {
+            return Some(invalid(format!("{name} has more than AMQP's 255 bytes")));
+        }
+        let frame_max = self.main.server.lock().as_ref().map_or(4096, |server| server.frame_max as usize);
+        if said > frame_max / 2 && !properties::fits(message, frame_max) {
+            return Some(invalid(format!(
+                "what is said about the message takes more than a frame of {frame_max} bytes"
+            )));
+        }
+        None
+    }
+
+    async fn check(
+        &self,
+        publish: &mut Publish,
+        checked: &mut Option<Address>,
+    ) -> Result<Option<Refusal>, BrokerError> {
+        if let Some(refusal) = self.wrong(&publish.message) {
+            return Ok(Some(refusal));
+        }
+        let invalid = |text: String| Some(invalid(text));
+        if !checked.as_ref().is_some_and(|checked| checked.same(&publish.to)) {
+            let (exchange, key) = (publish.to.exchange(), publish.to.key());
+            if exchange.len() > 255 || key.len() > 255 {
+                return Ok(invalid(format!("{}: a name has more than AMQP's 255 bytes", publish.to)));
+            }
+            if !self.has_exchange(exchange).await? {
+                return Ok(Some(Refusal::NoExchange { exchange: exchange.to_owned() }));
+            }
+            *checked = Some(publish.to.clone());
+        }
+        let Some(delay) = publish.message.properties().delay.filter(|delay| !delay.is_zero()) else {
+            return Ok(None);
+        };
+        if publish.message.properties().ttl.is_some() {
+            return Ok(invalid(
+                "a message with a delay cannot have a time to live, too: RabbitMQ forgets it".to_owned(),
+            ));
+        }
+        match self.delays.queue(delay, &publish.to) {
+            Err(text) => Ok(invalid(text)),
+            Ok((queue, declare)) => {
+                if let Some(declare) = declare {
+                    self.asked(|| "a queue for messages with a delay".to_owned(), &declare).await?;
+                    self.delays.declared(&queue);
+                }
+                // What is given back was counted when it left its queue.
+                if publish.to.exchange().is_empty() && !headers::is_given_back(&publish.message) {
+                    self.hub.delay(publish.to.key(), delay);
+                }
+                publish.to = Address::queue(queue);
+                Ok(None)
+            }
+        }
+    }
+
+    pub(super) async fn submit(&self, batch: Batch) -> Result<Confirm, BrokerError> {
+        let Batch { mut publishes, position } = batch;
+        if let Some((name, value)) = position {
+            return self.submit_with_position(publishes, name, value).await;
+        }
+        if publishes.is_empty() {
+            return Ok(Confirm::known(Outcomes::confirmed(0)));
+        }
+        let link = self.publisher().await?;
+        let refused = self.prepare(&mut publishes).await?;
+        let (items, bytes) = room(&publishes, &link.window);
+        let closed = |_| link.closed_error();
+        // Whoever gives up while waiting for the second leaves the first behind.
+        let first = link.window.items.acquire_many(items).await.map_err(closed)?;
+        let second = link.window.bytes.acquire_many(bytes).await.map_err(closed)?;
+        first.forget();
+        second.forget();
+        let (confirm, crowded) = self.push(link, publishes, refused, (items, bytes))?;
+        if crowded {
+            tokio::task::yield_now().await;
+        }
+        Ok(confirm)
+    }
+
+    /// Takes a batch of which nothing must be asked and for which there is room. Gives back any other.
+    fn submit_at_once(&self, batch: Batch) -> Result<Result<(Confirm, bool), BrokerError>, Batch> {
+        let Some(link) = self.publishing.get() else { return Err(batch) };
+        if batch.position.is_some() || batch.publishes.is_empty() {
+            return Err(batch);
+        }
+        let mut checked: Option<&Address> = None;
+        for Publish { to, message } in &batch.publishes {
+            if is_delayed(message) || self.wrong(message).is_some() {
+                return Err(batch);
+            }
+            if checked.is_some_and(|checked| checked.same(to)) {
+                continue;
+            }
+            let known = to.exchange().is_empty() || self.hub.exchanges.lock().contains(to.exchange());
+            if !known || to.key().len() > 255 {
+                return Err(batch);
+            }
+            checked = Some(to);
+        }
+        let (items, bytes) = room(&batch.publishes, &link.window);
+        let Ok(first) = link.window.items.try_acquire_many(items) else { return Err(batch) };
+        let Ok(second) = link.window.bytes.try_acquire_many(bytes) else { return Err(batch) };
+        first.forget();
+        second.forget();
+        Ok(self.push(link, batch.publishes, Vec::new(), (items, bytes)))
+    }
+
+    /// Publishes what there is room for, and says whether it is time to let it be written.
+    fn push(
+        &self,
+        link: &Arc<Link>,
+        publishes: Vec<Publish>,
+        refused: Vec<(usize, PublishOutcome)>,
+        room: (u32, u32),
+    ) -> Result<(Confirm, bool), BrokerError> {
+        let deadline = self.options.confirm_timeout.map(|after| link.now() + after);
+        self.published.fetch_add(publishes.len() as u64, Ordering::Relaxed);
+        let entry = Entry::new(publishes, refused, room, deadline);
+        let (told, crowded) = link.push(entry).ok_or_else(closed_error)?;
+        Ok((Confirm::pending(told), crowded))
+    }
+}
+
+fn invalid(text: String) -> Refusal {
+    Refusal::Broker(BrokerError::new(BrokerErrorKind::Invalid, text))
+}
+
+fn is_delayed(message: &Message) -> bool {
+    !message.is_plain() && message.properties().delay.is_some_and(|delay| !delay.is_zero())
+}
+
+/// What a message takes in the window besides its own size.
+const OVERHEAD: usize = 128;
+
+/// What a batch takes of the window: items, bytes. One that is larger than the window takes all of it.
+fn room(publishes: &[Publish], window: &Window) -> (u32, u32) {
+    let bytes: usize = publishes.iter().map(|publish| publish.message.size() + OVERHEAD).sum();
+    let most = |number: usize, max: u32| u32::try_from(number).unwrap_or(u32::MAX).min(max);
+    (most(publishes.len(), window.items_max), most(bytes, window.bytes_max))
+}

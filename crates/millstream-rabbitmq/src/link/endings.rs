@@ -1,0 +1,61 @@
+//! What is said of a connection that could not be made, or that ended.
+
+use std::io;
+
+use millstream_message::{BrokerError, BrokerErrorKind};
+
+use super::Link;
+use super::io::End;
+use crate::proto::{Closed, Login};
+
+pub(super) fn unreachable_host(place: &str, error: io::Error) -> BrokerError {
+    let text = format!(
+        "{place} cannot be reached: {error}; is RabbitMQ running there, and are host and port of the URL right?"
+    );
+    BrokerError::with_source(BrokerErrorKind::Unavailable, text, error)
+}
+
+impl Link {
+    /// The error of a handshake, or of a life, that ended in this way.
+    pub(super) fn refused(&self, place: &str, end: End) -> BrokerError {
+        let said = self.state().end.take();
+        let user = match &self.options.login {
+            Login::Plain(user, _) | Login::Amqplain(user, _) => user.as_str(),
+            Login::External => "the certificate's",
+        };
+        match end {
+            End::Closed(Closed { code: 403, text, .. }) => BrokerError::new(
+                BrokerErrorKind::Invalid,
+                format!(
+                    "{place} does not let `{user}` in: {text}; give the right name and password in the URL, or let the user in \
+                     with `rabbitmqctl set_permissions`"
+                ),
+            ),
+            End::Closed(Closed { code: 530, text, .. }) => BrokerError::new(
+                BrokerErrorKind::Invalid,
+                format!(
+                    "{place}: vhost `{}`: {text}; the URL's path is the vhost (`/` is written `%2f`), `rabbitmqctl add_vhost` \
+                     makes one",
+                    self.options.vhost
+                ),
+            ),
+            End::Closed(Closed { code, text, .. }) => BrokerError::new(
+                BrokerErrorKind::Unavailable,
+                format!("{place} closed the connection: {text} ({code})"),
+            ),
+            End::Protocol(error) => {
+                let kind =
+                    if error.code == 403 { BrokerErrorKind::Invalid } else { BrokerErrorKind::Unavailable };
+                BrokerError::with_source(kind, format!("{place}: {error}"), error)
+            }
+            End::Io(error) => {
+                let text = match said {
+                    Some(said) => format!("{place}: {said}"),
+                    None => format!("{place}: the connection was lost: {error}"),
+                };
+                BrokerError::with_source(BrokerErrorKind::Unavailable, text, error)
+            }
+            End::Asked => self.closed_error(),
+        }
+    }
+}

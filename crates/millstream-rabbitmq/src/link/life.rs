@@ -1,0 +1,208 @@
+//! The lives of a connection: one follows the other until the link is closed.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io::{Error, ErrorKind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+
+use millstream_message::{BrokerError, BrokerErrorKind};
+use millstream_resilience::Backoff;
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+
+use super::endings::unreachable_host;
+use super::io::Io;
+use super::{CallError, ConnectionState, Link, Restore, Role, Use, Waiter};
+use crate::proto::{Connection, Settings};
+use crate::socket::Socket;
+
+/// The largest body that is taken from a broker that has not said its version yet.
+const BODY_MAX: u64 = 512 << 20;
+
+impl Link {
+    pub(super) async fn supervise(
+        self: Arc<Link>,
+        restore: Arc<dyn Restore>,
+        told: oneshot::Sender<Result<(), BrokerError>>,
+    ) {
+        let mut told = Some(told);
+        let mut attempts = 0_u32;
+        // Any time up to the longest: many clients that lost one broker do not come back as one.
+        let (first, max) = (self.options.reconnect_min, self.options.reconnect_max);
+        let mut delays = Backoff::exponential(first).max(max).full_jitter().delays();
+        let mut host =
+            if self.options.hosts.len() > 1 { fastrand::usize(..self.options.hosts.len()) } else { 0 };
+        loop {
+            let mut was_up = false;
+            let end = self.live(host, &*restore, &mut was_up, &mut told).await;
+            self.end_of_life();
+            if self.state().closing {
+                break;
+            }
+            if was_up {
+                attempts = 0;
+                delays.reset();
+            } else {
+                attempts += 1;
+                self.counters.failed_connects.fetch_add(1, Ordering::Relaxed);
+            }
+            if let Some(first) = told.take() {
+                if (attempts as usize) < self.options.hosts.len() {
+                    told = Some(first);
+                } else {
+                    let _ = first.send(Err(end));
+                    break;
+                }
+            }
+            host = (host + 1) % self.options.hosts.len();
+            let error = end.to_string();
+            tracing::warn!(connection = %self.name, attempts, %error, "the connection to RabbitMQ is away");
+            self.status.send_replace(ConnectionState::Reconnecting { attempts, error });
+            let mut delay = pin!(sleep(delays.next_delay()));
+            let closed = poll_fn(|cx| {
+                self.waker.register(cx.waker());
+                self.woken.store(false, Ordering::Release);
+                self.expire();
+                if self.state().closing { Poll::Ready(true) } else { delay.as_mut().poll(cx).map(|()| false) }
+            });
+            if closed.await {
+                break;
+            }
+        }
+        let error = self.closed_error();
+        {
+            let mut state = self.state();
+            state.closing = true;
+            state.outbox.fail(&error);
+        }
+        self.end_consumers();
+        self.status.send_replace(ConnectionState::Closed);
+    }
+
+    /// One life: from connecting to the loss.
+    async fn live(
+        self: &Arc<Link>,
+        host: usize,
+        restore: &dyn Restore,
+        was_up: &mut bool,
+        told: &mut Option<oneshot::Sender<Result<(), BrokerError>>>,
+    ) -> BrokerError {
+        let (host, port) = &self.options.hosts[host];
+        let place = format!("{host}:{port}");
+        let connecting =
+            timeout(self.options.connection_timeout, Socket::connect(&self.options, host, *port));
+        let socket = match connecting.await {
+            Ok(Ok(socket)) => socket,
+            Ok(Err(error)) => return unreachable_host(&place, error),
+            Err(_) => {
+                let error = Error::new(ErrorKind::TimedOut, "no answer within `connection_timeout`");
+                return unreachable_host(&place, error);
+            }
+        };
+        let settings = Settings {
+            login: self.options.login.clone(),
+            vhost: self.options.vhost.clone(),
+            name: self.name.clone(),
+            frame_max: self.options.frame_max,
+            channel_max: self.options.channel_max,
+            heartbeat: self.options.heartbeat,
+            body_max: self.options.max_message_bytes.unwrap_or(BODY_MAX),
+        };
+        {
+            let mut state = self.state();
+            state.life += 1;
+            state.connection = Some(Connection::new(settings, self.now()));
+            state.opened = false;
+            state.end = None;
+        }
+        let mut io = pin!(Io::new(self.clone(), socket).run());
+        // The handshake.
+        let handshake = poll_fn(|cx| match io.as_mut().poll(cx) {
+            Poll::Ready(end) => Poll::Ready(Err(end)),
+            Poll::Pending if self.state().opened => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        });
+        match timeout(self.options.connection_timeout, handshake).await {
+            Ok(Ok(())) => {}
+            Ok(Err(end)) => return self.refused(&place, end),
+            Err(_) => {
+                let error = Error::new(ErrorKind::TimedOut, "no handshake within `connection_timeout`");
+                return unreachable_host(&place, error);
+            }
+        }
+        self.counters.connects.fetch_add(1, Ordering::Relaxed);
+        let mut upkeep = pin!(self.upkeep(restore, was_up, told));
+        poll_fn(|cx| {
+            // Upkeep first: what it writes is sent by the socket's turn.
+            if let Poll::Ready(Err(error)) = upkeep.as_mut().poll(cx) {
+                let text = format!("{place}: what was declared could not be restored: {error:?}");
+                return Poll::Ready(BrokerError::new(BrokerErrorKind::Unavailable, text));
+            }
+            io.as_mut().poll(cx).map(|end| self.refused(&place, end))
+        })
+        .await
+    }
+
+    /// Restores everything, and then what breaks. Its end is the life's.
+    async fn upkeep(
+        self: &Arc<Link>,
+        restore: &dyn Restore,
+        was_up: &mut bool,
+        told: &mut Option<oneshot::Sender<Result<(), BrokerError>>>,
+    ) -> Result<Infallible, CallError> {
+        restore.restore(self).await?;
+        *was_up = true;
+        self.set_up();
+        if let Some(first) = told.take() {
+            let _ = first.send(Ok(()));
+        }
+        loop {
+            self.repair.notified().await;
+            restore.repair(self).await?;
+        }
+    }
+
+    fn set_up(&self) {
+        let blocked = self.state().blocked;
+        if !blocked {
+            self.status.send_replace(ConnectionState::Connected);
+        }
+    }
+
+    /// No life follows: consumers that waited for one are told.
+    fn end_consumers(&self) {
+        let talkers = std::mem::take(&mut *self.talkers.lock());
+        if let Some(replies) = self.replies.get() {
+            replies.end();
+        }
+        for consumer in self.take_broken().into_iter().chain(talkers) {
+            consumer.lost();
+        }
+    }
+
+    /// Everything that waited for this life's answers gets none.
+    fn end_of_life(&self) {
+        let channels = {
+            let mut state = self.state();
+            state.connection = None;
+            state.publisher = None;
+            state.replying = None;
+            state.opened = false;
+            state.blocked = false;
+            std::mem::take(&mut state.channels)
+        };
+        for (_, Use { role, waiting }) in channels {
+            for waiter in waiting {
+                if let Waiter::Call(caller) = waiter {
+                    let _ = caller.send(Err(CallError::Lost));
+                }
+            }
+            if let Role::Consumer(consumer) = role {
+                consumer.lost();
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Consumers: what bounds them, what ends them, and what they get over.
+
+use std::time::Duration;
+
+use millstream_message::{
+    Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Consumer, Delivery, Message, Queue, QueueKind,
+    StreamFrom,
+};
+use millstream_rabbitmq::RabbitMq;
+use millstream_testing::{Node, Proxy, Setup, shared, unique};
+use tokio::time::{sleep, timeout};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn connected() -> RabbitMq {
+    RabbitMq::connect(&shared().await.url()).await.expect("connected")
+}
+
+async fn filled(broker: &RabbitMq, queue: Queue, sizes: impl IntoIterator<Item = usize>) -> String {
+    let name = queue.name.clone();
+    broker.declare_queue(queue).await.expect("declared");
+    let messages = sizes.into_iter().map(|size| Message::new(vec![b'x'; size]));
+    let outcomes = broker.publish_batch(Batch::to(&Address::queue(&name), messages)).await.expect("taken");
+    assert!(outcomes.all_confirmed(), "{:?}", outcomes.others());
+    name
+}
+
+async fn next(consumer: &mut Consumer) -> Delivery {
+    let next = timeout(10 * SECOND, consumer.next()).await.expect("it comes");
+    next.expect("it goes on").expect("it can be read")
+}
+
+/// What the broker counts as delivered and not acked.
+async fn unacked(queue: &str) -> u64 {
+    let listed =
+        shared().await.tell("rabbitmqctl", &["list_queues", "name", "messages_unacknowledged"]).await;
+    let line = listed.lines().find(|line| line.split('\t').next() == Some(queue)).expect("it is listed");
+    line.split('\t').nth(1).and_then(|count| count.trim().parse().ok()).expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_messages_stay_at_the_broker_beyond_the_prefetch_in_bytes() {
+    let broker = connected().await;
+    let queue = filled(&broker, Queue::durable(unique("large")), vec![100_000; 400]).await;
+    let options = ConsumeOptions::default().prefetch(1000).prefetch_bytes(1_000_000);
+    let mut consumer = broker.consume(&queue, options).await.expect("consumed");
+    let mut taken = Vec::new();
+    while let Ok(delivery) = timeout(SECOND, consumer.next()).await {
+        taken.push(delivery.expect("on").expect("read"));
+    }
+    assert_eq!(taken.len(), 10, "as many as fit are handed out");
+    let held = unacked(&queue).await;
+    assert!((10..=20).contains(&held), "the rest has not left the broker: {held}");
+    // All of them come in time, and never more than fit at once.
+    let mut seen = taken.len();
+    while seen < 400 {
+        assert!(taken.len() <= 10);
+        let oldest = taken.remove(0);
+        assert!(oldest.ack(), "the channel stays as it is: {:?}", broker.statistics());
+        taken.push(next(&mut consumer).await);
+        seen += 1;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_messages_use_the_whole_prefetch_though_it_begins_low() {
+    let broker = connected().await;
+    let queue = filled(&broker, Queue::durable(unique("small")), vec![10; 3000]).await;
+    let options = ConsumeOptions::default().prefetch(2500);
+    let mut consumer = broker.consume(&queue, options).await.expect("consumed");
+    let mut taken = Vec::new();
+    while taken.len() < 2500 {
+        taken.push(next(&mut consumer).await);
+    }
+    assert!(timeout(SECOND / 2, consumer.next()).await.is_err(), "and no more");
+    let tags = taken.iter().map(|delivery| delivery.tag).collect::<Vec<_>>();
+    assert!(tags.is_sorted(), "in the order of the queue, though it was asked for anew");
+    drop(taken);
+    drop(consumer);
+    // Nothing was lost or doubled by asking anew.
+    let all = ConsumeOptions::default().stop_when_empty();
+    let mut rest = broker.consume(&queue, all).await.expect("consumed");
+    let mut count = 0;
+    while let Some(delivery) = timeout(10 * SECOND, rest.next()).await.expect("it goes on") {
+        assert!(delivery.expect("read").ack());
+        count += 1;
+    }
+    assert_eq!(count, 3000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_grow_are_asked_for_in_smaller_numbers() {
+    let broker = connected().await;
+    let sizes = std::iter::repeat_n(10, 2000).chain(std::iter::repeat_n(50_000, 2000));
+    let queue = filled(&broker, Queue::durable(unique("growing")), sizes).await;
+    let options = ConsumeOptions::default().prefetch(500).prefetch_bytes(1_000_000);
+    let mut consumer = broker.consume(&queue, options).await.expect("consumed");
+    for _ in 0..3000 {
+        assert!(next(&mut consumer).await.ack());
+    }
+    let mut held = u64::MAX;
+    for _ in 0..50 {
+        held = unacked(&queue).await;
+        if held <= 40 {
+            break;
+        }
+        for _ in 0..10 {
+            assert!(next(&mut consumer).await.ack());
+        }
+    }
+    assert!(held <= 40, "twenty fit, and five hundred had: {held}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exclusive_consumer_is_asked_anew_without_a_second_one() {
+    let broker = connected().await;
+    let queue = filled(&broker, Queue::durable(unique("exclusive")), vec![10; 900]).await;
+    let options = ConsumeOptions::default().prefetch(900).exclusive();
+    let mut consumer = broker.consume(&queue, options).await.expect("consumed");
+    let mut taken = Vec::new();
+    while taken.len() < 900 {
+        taken.push(next(&mut consumer).await);
+    }
+    let other = broker.consume(&queue, ConsumeOptions::default()).await.expect_err("it stays alone");
+    assert_eq!(other.kind(), BrokerErrorKind::InUse);
+    assert!(taken.iter().all(Delivery::ack), "all of them are of this life: no channel was closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_consumer_leaves_messages_to_others_and_stays_paused_over_a_lost_connection() {
+    let proxy = Proxy::to(shared().await.port).await;
+    let broker = RabbitMq::connect(&proxy.url()).await.expect("connected");
+    let queue = filled(&broker, Queue::durable(unique("paused")), []).await;
+    let mut consumer = broker.consume(&queue, ConsumeOptions::default()).await.expect("consumed");
+    let acker = consumer.acker();
+    acker.pause();
+    let stopped = async {
+        while broker.stats(&queue).await.expect("there").consumers > 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(5 * SECOND, stopped).await.expect("the broker is told");
+    proxy.cut();
+    let outcome = broker.publish(&Address::queue(&queue), Message::new("x")).await.expect("taken");
+    assert!(outcome.is_confirmed());
+    assert!(timeout(SECOND, consumer.next()).await.is_err());
+    assert_eq!(broker.stats(&queue).await.expect("there").ready, 1, "it is there for others");
+    acker.resume();
+    assert!(next(&mut consumer).await.ack());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumers_may_be_paused_and_dropped_as_fast_as_one_likes() {
+    // RabbitMQ's channel crashes when it hears of a consumer that was cancelled meanwhile, and takes the connection along.
+    let broker = connected().await;
+    let queue = filled(&broker, Queue::durable(unique("hurried")), vec![10; 500]).await;
+    for round in 0..100 {
+        let options = ConsumeOptions::default().prefetch(100 + round);
+        let consumer = broker.consume(&queue, options).await.expect("consumed");
+        let acker = consumer.acker();
+        for _ in 0..round % 7 {
+            acker.pause();
+            tokio::task::yield_now().await;
+            acker.resume();
+            if round % 3 == 0 {
+                sleep(Duration::from_micros(300)).await;
+            }
+        }
+    }
+    let mut consumer = broker.consume(&queue, ConsumeOptions::default()).await.expect("consumed");
+    for _ in 0..500 {
+        assert!(next(&mut consumer).await.ack());
+    }
+    assert_eq!(broker.statistics().connects, 2, "one connection consumes and one publishes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_goes_on_behind_what_was_settled_when_the_connection_was_lost() {
+    let proxy = Proxy::to(shared().await.port).await;
+    let broker = RabbitMq::connect(&proxy.url()).await.expect("connected");
+    let stream = Queue::durable(unique("stream")).kind(QueueKind::Stream);
+    let queue = stream.name.clone();
+    broker.declare_queue(stream).await.expect("declared");
+    let to = Address::queue(&queue);
+    let batch = Batch::to(&to, (0..100).map(|n| Message::new(n.to_string())));
+    assert!(broker.publish_batch(batch).await.expect("taken").all_confirmed());
+    let options = ConsumeOptions::default().from(StreamFrom::First).prefetch(10);
+    let mut consumer = broker.consume(&queue, options).await.expect("consumed");
+    // Those that were settled, in order.
+    let mut settled = Vec::new();
+    let mut held = None;
+    while settled.last() != Some(&99) {
+        let delivery = next(&mut consumer).await;
+        let number = String::from_utf8_lossy(delivery.message.body()).parse::<u32>().expect("a number");
+        if number == 40 && held.is_none() {
+            // It is in somebody's hands when the connection is lost, so it comes again.
+            held = Some(delivery);
+            continue;
+        }
+        if delivery.ack() {
+            settled.push(number);
+        }
+        if settled.len() == 41 {
+            proxy.cut();
+            let lost = async {
+                while delivery.acker.unsettled() > 0 {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(5 * SECOND, lost).await.expect("it is noticed");
+        }
+    }
+    let expected = (0..40).chain([41]).chain(40..100).collect::<Vec<_>>();
+    assert_eq!(settled, expected);
+    assert!(!held.expect("one was held").ack(), "it is stale");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delivery_that_is_held_too_long_for_the_broker_comes_again() {
+    // RabbitMQ looks every minute by default, and gives half an hour.
+    let setup = Setup::default().configured("consumer_timeout = 1000");
+    let node = Node::start(setup).await.expect("it starts");
+    node.tell("rabbitmqctl", &["eval", "application:set_env(rabbit, channel_tick_interval, 1000)."]).await;
+    let broker = RabbitMq::connect(&node.url()).await.expect("connected");
+    let queue = filled(&broker, Queue::durable(unique("held")), [1, 2]).await;
+    let mut consumer = broker.consume(&queue, ConsumeOptions::default().prefetch(1)).await.expect("consumed");
+    let held = next(&mut consumer).await;
+    // Nobody settles it: the broker closes the channel, and the consumer gets another.
+    let again = timeout(30 * SECOND, consumer.next()).await.expect("it comes").expect("on").expect("read");
+    assert_eq!((again.message.body().len(), again.redeliveries), (1, 1));
+    assert!(!held.ack(), "the late ack changes nothing");
+    assert!(again.ack());
+    let second = next(&mut consumer).await;
+    assert!(second.ack());
+    assert_eq!(broker.statistics().connects, 2, "no connection was lost for it");
+}

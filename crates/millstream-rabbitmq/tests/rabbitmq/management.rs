@@ -1,0 +1,119 @@
+//! What AMQP cannot tell.
+
+use std::time::Duration;
+
+use millstream_message::{
+    Address, Batch, Binding, Broker, BrokerErrorKind, Declaration, Exchange, ExchangeKind, Message, Overflow,
+    Queue, QueueKind, Standing,
+};
+use millstream_rabbitmq::RabbitMq;
+use millstream_testing::{Node, Setup, free_port, shared, unique};
+use tokio::time::{sleep, timeout};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queues_of_others_are_listed_with_their_figures_and_declarations() {
+    let setup =
+        Setup::default().plugin("rabbitmq_management").configured("collect_statistics_interval = 500");
+    let node = Node::start(setup).await.expect("it starts");
+    node.tell("rabbitmqctl", &["add_vhost", "a/b c"]).await;
+    node.tell("rabbitmqctl", &["set_permissions", "-p", "a/b c", "guest", ".*", ".*", ".*"]).await;
+    let url = node.managed_url().replace("%2f", "a%2fb%20c");
+    let (owner, other) = (
+        RabbitMq::connect(&url).await.expect("connected"),
+        RabbitMq::connect(&url).await.expect("connected"),
+    );
+    assert_eq!(other.queues().await.expect("listed"), Vec::<String>::new());
+    let queues = [
+        Queue::durable("plain/with a slash"),
+        Queue::durable("limited")
+            .max_items(5)
+            .overflow(Overflow::DropHead)
+            .ttl(Duration::from_millis(60_500))
+            .dead_letter("", "dead")
+            .max_priority(4),
+        Queue::durable("quorum").delivery_limit(3).single_active_consumer(),
+        Queue::durable("stream").kind(QueueKind::Stream),
+        Queue::transient("idle").expires(Duration::from_secs(600)),
+    ];
+    for queue in &queues {
+        owner.declare_queue(queue.clone()).await.expect("declared");
+        let told = other.queue(&queue.name).await.expect("looked up").expect("it is there");
+        assert_eq!(Queue { overflow: queue.overflow, ..told.clone() }, *queue);
+        if queue.max_items.is_some() {
+            assert_eq!(told.overflow, queue.overflow);
+        }
+    }
+    assert_eq!(other.queue("none").await.expect("looked up"), None);
+    let mut names: Vec<_> = queues.iter().map(|queue| queue.name.clone()).collect();
+    names.sort();
+    assert_eq!(other.queues().await.expect("listed"), names);
+    let batch = Batch::to(&Address::queue("limited"), ["a", "bc"].map(Message::new));
+    assert!(owner.publish_batch(batch).await.expect("taken").all_confirmed());
+    let figures = async {
+        loop {
+            let all = other.all_stats().await.expect("listed");
+            assert_eq!(all.len(), 5);
+            let limited = all.into_iter().find(|stats| stats.name == "limited").expect("listed");
+            if (limited.ready, limited.ready_bytes) == (2, 3) {
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), figures).await.expect("the figures come in time");
+
+    // All differences at once, where AMQP tells the first.
+    let asked = Declaration::Queue(Queue::durable("limited").max_items(6).dead_letter("", "dead"));
+    let Standing::Different(text) = other.standing(&asked).await.expect("asked") else { panic!("same") };
+    for part in
+        ["max_items: has 5, asked for 6", "ttl: has 60.5s, asked for none", "overflow", "max_priority"]
+    {
+        assert!(text.contains(part), "{text}");
+    }
+    other.declare_exchange(Exchange::durable("e", ExchangeKind::Topic)).await.expect("declared");
+    let binding = Binding::new("e", "a.*", "limited");
+    let standing = async || other.standing(&Declaration::Binding(binding.clone())).await.expect("asked");
+    assert_eq!(standing().await, Standing::Missing);
+    other.bind(binding.clone()).await.expect("bound");
+    assert_eq!(standing().await, Standing::Same);
+    let exchange = Declaration::Exchange(Exchange::transient("e", ExchangeKind::Direct));
+    let Standing::Different(text) = other.standing(&exchange).await.expect("asked") else { panic!("same") };
+    assert!(text.contains("durable") && text.contains("kind"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_management_that_is_off_or_lets_nobody_in_is_told_with_the_remedy() {
+    let node = shared().await;
+    let name = unique("queue");
+    let broker = RabbitMq::connect(&node.url()).await.expect("connected");
+    broker.declare_queue(Queue::durable(&name).max_items(7)).await.expect("declared");
+    let url = format!("{}?management=http://127.0.0.1:{}", node.url(), free_port());
+    let off = RabbitMq::connect(&url).await.expect("AMQP is there");
+    for error in [
+        off.queues().await.expect_err("it is off"),
+        off.all_stats().await.expect_err("it is off"),
+        off.queue(&name).await.expect_err("somebody else's, and the URL says who knows"),
+    ] {
+        let text = error.to_string();
+        assert_eq!(error.kind(), BrokerErrorKind::Unavailable);
+        assert!(text.contains("rabbitmq-plugins enable rabbitmq_management"), "{text}");
+        assert!(text.contains("`management`") && !text.contains("guest:guest"), "{text}");
+    }
+    let asked = Declaration::Queue(Queue::durable(&name).max_items(8));
+    let Standing::Different(text) = off.standing(&asked).await.expect("AMQP tells") else { panic!("same") };
+    assert!(text.contains("max_items: has 7, asked for 8"), "{text}");
+    let binding = Declaration::Binding(Binding::new("amq.topic", "k", &name));
+    let standing = off.standing(&binding).await.expect("asked");
+    assert!(matches!(&standing, Standing::Unknown(why) if why.contains("management")), "{standing:?}");
+
+    let node = Node::start(Setup::default().plugin("rabbitmq_management")).await.expect("it starts");
+    node.tell("rabbitmqctl", &["add_user", "ada", "pw"]).await;
+    node.tell("rabbitmqctl", &["set_permissions", "ada", ".*", ".*", ".*"]).await;
+    let url = node.managed_url().replace("guest:guest", "ada:pw");
+    let broker = RabbitMq::connect(&url).await.expect("AMQP lets her in");
+    let error = broker.queues().await.expect_err("no tag");
+    assert_eq!(error.kind(), BrokerErrorKind::Invalid);
+    assert!(error.to_string().contains("set_user_tags"), "{error}");
+    node.tell("rabbitmqctl", &["set_user_tags", "ada", "management"]).await;
+    assert_eq!(broker.queues().await.expect("listed"), Vec::<String>::new());
+}
