@@ -78,7 +78,8 @@ impl RabbitMq {
         let main = Link::new(options.clone(), options.name.clone());
         let restore = Consuming { hub: hub.clone(), declares: true, after: None };
         main.start(Arc::new(restore)).await?;
-        let most = max_message_bytes(&options, &main);
+        let version = version(&main);
+        let most = max_message_bytes(&options, version);
         let others = (1..options.connections).map(|_| OnceCell::new()).collect();
         let (jobs, row) = mpsc::channel(POSITIONS);
         let inner = Arc::new(Inner {
@@ -89,7 +90,7 @@ impl RabbitMq {
             others,
             publishing: OnceCell::new(),
             control: Mutex::new(None),
-            delays: Delays::default(),
+            delays: Delays::new(version),
             positions: Mutex::new(jobs),
             consumers_made: AtomicUsize::new(0),
             published: AtomicU64::new(0),
@@ -144,15 +145,17 @@ impl std::fmt::Debug for RabbitMq {
     }
 }
 
-/// RabbitMQ's default limit of a message's size, which it does not tell: 128 MiB, and 16 MiB from version 4 on.
-fn max_message_bytes(options: &Options, link: &Link) -> u64 {
+/// The first two numbers of the broker's version.
+fn version(link: &Link) -> Option<(u32, u32)> {
     let server = link.server.lock();
-    let major = server.as_ref().and_then(|server| server.version.split('.').next()?.parse::<u32>().ok());
-    options.max_message_bytes.unwrap_or(if major.is_some_and(|major| major >= 4) {
-        16 << 20
-    } else {
-        128 << 20
-    })
+    let mut numbers = server.as_ref()?.version.split('.').map_while(|number| number.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+/// RabbitMQ's default limit of a message's size, which it does not tell: 128 MiB, and 16 MiB from version 4 on.
+fn max_message_bytes(options: &Options, version: Option<(u32, u32)>) -> u64 {
+    let small = version.is_some_and(|(major, _)| major >= 4);
+    options.max_message_bytes.unwrap_or(if small { 16 << 20 } else { 128 << 20 })
 }
 
 impl Broker for RabbitMq {

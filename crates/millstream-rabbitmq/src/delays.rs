@@ -12,14 +12,25 @@ use crate::proto::Method;
 
 /// The queues in which this handle has messages wait: one for each delay and address, which go by themselves when they are no longer
 /// used.
-#[derive(Default)]
-pub(crate) struct Delays(Mutex<HashMap<String, Instant>>);
+///
+/// A classic queue lets an expired message go whether or not the queue it goes to takes it: one that is full and refuses loses it. A
+/// quorum queue can wait for a confirm ("at-least-once dead lettering", RabbitMQ 3.10 and later), and tries again every three
+/// minutes, so that is what they are where the broker can.
+pub(crate) struct Delays {
+    confirmed: bool,
+    declared: Mutex<HashMap<String, Instant>>,
+}
 
 /// A queue is declared again when that was so long ago. It lives for at least its delay and twice this after that, so no
 /// message in it is lost.
 const RENEW: Duration = Duration::from_secs(30);
 
 impl Delays {
+    /// None yet, on a broker of this version.
+    pub(crate) fn new(version: Option<(u32, u32)>) -> Self {
+        Delays { confirmed: version.is_some_and(|version| version >= (3, 10)), declared: Mutex::default() }
+    }
+
     /// The queue for a delay and an address, and its declaration if it must be declared first.
     ///
     /// # Errors
@@ -36,28 +47,36 @@ impl Delays {
         if name.len() > 255 {
             name = format!("{DELAY_QUEUE}{millis}.{:032x}", fnv(&format!("{}\0{}", to.exchange(), to.key())));
         }
-        let fresh = self.0.lock().get(&name).is_some_and(|declared| declared.elapsed() < RENEW);
-        let declare = (!fresh).then(|| declaration(&name, millis, to));
+        let fresh = self.declared.lock().get(&name).is_some_and(|declared| declared.elapsed() < RENEW);
+        let declare = (!fresh).then(|| declaration(&name, millis, to, self.confirmed));
         Ok((name, declare))
     }
 
     /// It has been declared just now.
     pub(crate) fn declared(&self, name: &str) {
-        let mut declared = self.0.lock();
+        let mut declared = self.declared.lock();
         // What is to be declared again anyway need not be remembered.
         declared.retain(|_, declared| declared.elapsed() < RENEW);
         declared.insert(name.to_owned(), Instant::now());
     }
 }
 
-fn declaration(name: &str, millis: u64, to: &Address) -> Method {
+fn declaration(name: &str, millis: u64, to: &Address, confirmed: bool) -> Method {
     let millis = millis as i64;
-    let arguments = Headers::from([
+    let mut arguments = Headers::from([
         ("x-message-ttl".to_owned(), Value::Int(millis)),
         ("x-expires".to_owned(), Value::Int(millis + 2 * RENEW.as_millis() as i64)),
         ("x-dead-letter-exchange".to_owned(), to.exchange().into()),
         ("x-dead-letter-routing-key".to_owned(), to.key().into()),
     ]);
+    if confirmed {
+        arguments.extend([
+            ("x-queue-type".to_owned(), "quorum".into()),
+            ("x-dead-letter-strategy".to_owned(), "at-least-once".into()),
+            // Without it RabbitMQ falls back to the other strategy.
+            ("x-overflow".to_owned(), "reject-publish".into()),
+        ]);
+    }
     const DURABLE: [bool; 5] = [false, true, false, false, false];
     Method::QueueDeclare { reserved_1: 0, queue: name.to_owned(), flags: DURABLE, arguments }
 }
@@ -75,7 +94,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_queue_is_declared_again_before_it_could_go() {
-        let delays = Delays::default();
+        let delays = Delays::new(None);
         let ask =
             || delays.queue(Duration::from_micros(1500), &Address::new("ex", "key")).expect("short enough");
         let (name, declare) = ask();
@@ -90,8 +109,23 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_is_let_go_only_when_it_is_taken_where_the_broker_can() {
+        let strategy = |version| {
+            let delay = Delays::new(version).queue(RENEW, &Address::queue("q")).expect("short enough");
+            let Some(Method::QueueDeclare { arguments, .. }) = delay.1 else {
+                panic!("it is to be declared")
+            };
+            arguments.get("x-dead-letter-strategy").cloned()
+        };
+        assert_eq!(strategy(Some((3, 10))), Some("at-least-once".into()));
+        assert_eq!(strategy(Some((4, 0))), Some("at-least-once".into()));
+        assert_eq!(strategy(Some((3, 9))), None);
+        assert_eq!(strategy(None), None);
+    }
+
+    #[test]
     fn a_long_name_becomes_a_short_one_and_too_long_a_delay_an_error() {
-        let delays = Delays::default();
+        let delays = Delays::new(Some((3, 10)));
         let far = Address::new("x".repeat(200), "y".repeat(200));
         let (name, _) = delays.queue(Duration::from_secs(1), &far).expect("short enough");
         assert!(name.len() < 100 && name.starts_with("millstream.delay.1000."), "{name}");

@@ -16,6 +16,7 @@ claims![
     a_full_queue_drops_its_head,
     higher_priority_goes_first,
     a_delayed_message_is_invisible_until_due needs delay,
+    a_delayed_message_whose_queue_is_full_at_its_time_is_not_lost needs delay,
     purging_removes_what_is_ready,
     a_message_that_is_too_large_is_refused,
     a_dead_letter_does_not_circle_by_itself,
@@ -102,6 +103,29 @@ async fn a_delayed_message_is_invisible_until_due(bench: &mut Bench<'_>) {
     assert_eq!((stats.ready, stats.delayed), (1, 1));
     let mut consumer = bench.consumer(&queue).await;
     assert_eq!(texts(&bench.take(&mut consumer, 2).await), ["now", "late"]);
+}
+
+async fn a_delayed_message_whose_queue_is_full_at_its_time_is_not_lost(bench: &mut Bench<'_>) {
+    let queue = bench.queue(|name| Queue::durable(name).max_items(3).overflow(Overflow::Reject)).await;
+    bench.send(&queue, [Message::new("late").with_delay(Duration::from_millis(100))]).await;
+    let mut taken = 1;
+    loop {
+        let early = bench.broker().publish(&Address::queue(&queue), Message::new("early")).await;
+        match early.expect("an answer") {
+            PublishOutcome::Confirmed => taken += 1,
+            refused => break assert!(matches!(refused, PublishOutcome::Refused(_)), "{refused:?}"),
+        }
+        assert!(taken < 10, "a queue of three refuses the tenth");
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut consumer = bench.consumer(&queue).await;
+    let mut got = Vec::new();
+    for _ in 0..taken {
+        let delivery = bench.take(&mut consumer, 1).await.remove(0);
+        assert!(delivery.ack());
+        got.extend(texts(&[delivery]));
+    }
+    assert!(got.contains(&"late".to_owned()), "{got:?}");
 }
 
 async fn purging_removes_what_is_ready(bench: &mut Bench<'_>) {
