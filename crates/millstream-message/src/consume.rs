@@ -39,7 +39,7 @@ pub struct ConsumeOptions {
     /// Among several consumers of a queue, those with the highest number receive first, and others only what these have no
     /// prefetch left for. Default 0. Brokers without [`Features::consumer_priority`](crate::Features) refuse any other.
     pub priority: i32,
-    /// Where to begin in a queue of kind [`Stream`](crate::QueueKind::Stream), which is required there and refused elsewhere.
+    /// Where to begin in a queue of kind [`Stream`](crate::QueueKind::Stream), where it is required; other queues have no such place.
     pub from: Option<StreamFrom>,
     /// Whether to end once nothing is ready or delayed. What is unsettled does not count: it may come back, and
     /// whoever drains a queue looks at its stats afterwards.
@@ -287,7 +287,8 @@ impl Acker {
     }
 
     /// Has the consumer hand out nothing until it is [resumed](Acker::resume). What it has handed out can be settled, and other
-    /// consumers of the queue go on. A broker in another process may have sent up to the prefetch already: that waits here.
+    /// consumers of the queue go on. A broker in another process may have sent up to the prefetch already: that waits here. A
+    /// [`Consumer`] that is read one by one takes some ahead, up to 64, which still come.
     pub fn pause(&self) {
         self.0.pause(true);
     }

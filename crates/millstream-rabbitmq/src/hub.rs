@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hashbrown::HashSet;
-use millstream_message::{Address, Message, Tag};
+use millstream_message::{Address, Message, QueueKind, Tag};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -85,6 +85,11 @@ impl Hub {
     /// Whether a queue is known to deliver to one consumer at a time, the one that was first.
     pub(crate) fn has_one_active_consumer(&self, queue: &str) -> bool {
         self.topology.lock().queues.get(queue).is_some_and(|queue| queue.single_active_consumer)
+    }
+
+    /// Whether a queue is a stream, if it was declared through this handle.
+    pub(crate) fn is_stream(&self, queue: &str) -> Option<bool> {
+        self.topology.lock().queues.get(queue).map(|queue| queue.kind == Some(QueueKind::Stream))
     }
 
     /// A number for a consumer, which no other of this handle has.

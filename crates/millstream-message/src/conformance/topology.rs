@@ -229,6 +229,11 @@ async fn a_queue_can_be_a_stream(bench: &mut Bench<'_>) {
         assert!(taken.iter().all(|delivery| delivery.ack()));
         assert_eq!(texts(&taken), ["a", "b", "c"], "to take is not to take off");
     }
+    let nowhere = bench.broker().consume(&queue, ConsumeOptions::default()).await.expect_err("from where?");
+    assert_eq!(nowhere.kind(), BrokerErrorKind::Invalid);
+    let plain = bench.queue(Queue::durable).await;
+    let no_stream = bench.broker().consume(&plain, from(StreamFrom::First)).await.expect_err("no stream");
+    assert_eq!(no_stream.kind(), BrokerErrorKind::Invalid);
     let mut later = bench.consume(&queue, from(StreamFrom::Offset(1))).await;
     assert_eq!(texts(&bench.take(&mut later, 2).await), ["b", "c"]);
     let mut new = bench.consume(&queue, from(StreamFrom::Next)).await;

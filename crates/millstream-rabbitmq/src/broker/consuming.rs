@@ -26,6 +26,16 @@ impl Inner {
         if options.lease.is_some() {
             return Err(unsupported("leases: leave `lease` out, and set the broker's `consumer_timeout`"));
         }
+        let is_stream = self.hub.is_stream(queue);
+        let mistaken = match options.from {
+            None if is_stream == Some(true) => "is a stream: say where to begin by `from`",
+            Some(_) if is_stream == Some(false) => "is no stream: leave `from` out",
+            _ => "",
+        };
+        if !mistaken.is_empty() {
+            let text = format!("queue `{queue}` {mistaken}");
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, text));
+        }
         let link = self.consuming().await?.clone();
         let what = || format!("queue `{queue}`");
         let until = Instant::now() + self.options.operation_timeout;
