@@ -1,0 +1,5 @@
+//! The behaviours that come with the crate.
+
+mod timeout;
+
+pub use timeout::Timeout;

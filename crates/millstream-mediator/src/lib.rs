@@ -1,0 +1,44 @@
+//! Requests to their handlers, notifications to everyone concerned, streams on demand: through behaviours that are declared
+//! once, at the cost of a function call.
+
+#![forbid(unsafe_code)]
+
+mod behaviour;
+mod behaviours;
+mod builder;
+mod call;
+mod describe;
+mod error;
+mod handler;
+mod json;
+mod mediator;
+mod message;
+pub mod metrics;
+mod notify;
+mod stream;
+mod supervise;
+mod typed;
+
+pub use behaviour::{Behaviour, Next, Scope};
+pub use behaviours::Timeout;
+pub use builder::{BuildError, Builder};
+pub use call::{Call, Context, Correlation, Detached};
+pub use describe::{Description, Line};
+pub use error::{Error, ErrorKind};
+pub use handler::{Handler, Notified};
+pub use mediator::{Handle, Mediator};
+pub use message::{About, Kind, Notification, Request, StreamRequest};
+pub use metrics::Metrics;
+pub use notify::{Full, Notifications, Outcome, Publish, PublishError, Published, Subscribe};
+pub use stream::{
+    ItemErrors, ItemFlow, Opening, StreamBehaviour, StreamError, StreamHandler, StreamNext, StreamOptions,
+    Streaming,
+};
+pub use typed::BehaviourOf;
+
+/// What the builder makes of behaviours, for whoever must name its types.
+pub mod stacks {
+    pub use crate::behaviour::{Around, Bare, Behaviours, Inside, Stage};
+    pub use crate::stream::{Failing, Guarded, SharedStream, StreamAround, StreamBehaviours, StreamInside, StreamStage};
+    pub use crate::typed::Only;
+}
