@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_flow::BoxError;
+use millstream_resilience::{Class, Classify};
 
 use crate::message::About;
 
@@ -210,5 +211,40 @@ impl fmt::Debug for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// What retries and breakers decide by. A handler's error is of the class that it says itself, by
+/// [`Classify`] of a [`Classified`](millstream_resilience::Classified) error or a known one anywhere in its chain, and transient
+/// if nobody says anything.
+impl Classify for Error {
+    fn class(&self) -> Class {
+        match &self.0.kind {
+            ErrorKind::Failed => match &self.0.source {
+                Some(source) => source.class(),
+                None => Class::Transient,
+            },
+            ErrorKind::TimedOut { .. } => Class::Transient,
+            ErrorKind::CircuitOpen { .. }
+            | ErrorKind::Full
+            | ErrorKind::Throttled { .. }
+            | ErrorKind::Shed => Class::Throttled { retry_after: self.0.kind.retry_after() },
+            ErrorKind::NoHandler
+            | ErrorKind::Panicked
+            | ErrorKind::Invalid
+            | ErrorKind::Denied
+            | ErrorKind::Duplicate
+            | ErrorKind::Malformed => Class::Permanent,
+        }
+    }
+}
+
+/// The word of a class in metrics' labels.
+pub(crate) fn class_word(class: Class) -> &'static str {
+    match class {
+        Class::Transient => "transient",
+        Class::Permanent => "permanent",
+        Class::Throttled { .. } => "throttled",
+        Class::Cancelled => "cancelled",
     }
 }

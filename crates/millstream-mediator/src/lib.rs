@@ -2,6 +2,7 @@
 //! once, at the cost of a function call.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod behaviour;
 mod behaviours;
@@ -20,7 +21,13 @@ mod supervise;
 mod typed;
 
 pub use behaviour::{Behaviour, Next, Scope};
-pub use behaviours::Timeout;
+pub use behaviours::{
+    Admission, Authorize, Breaker, Bulkhead, Cache, Check, Dedupe, Fallback, Hedging, Intercept, InterceptAll,
+    Interceptor, InterceptorOf, Logging, Memory, RateLimit, Reserved, Retries, Timeout, Timing,
+};
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use behaviours::{Passing, Tower, TowerNext, TowerService};
 pub use builder::{BuildError, Builder};
 pub use call::{Call, Context, Correlation, Detached};
 pub use describe::{Description, Line};

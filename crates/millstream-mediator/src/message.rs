@@ -63,6 +63,19 @@ pub trait StreamRequest: Sized + Send + Sync + 'static {
     fn repeat(&self) -> Option<Self> {
         None
     }
+
+    /// The request for what comes after the first `position` items, if the handler can go on from there. See
+    /// [`Resume::Position`](crate::Resume::Position).
+    fn resume(&self, position: u64) -> Option<Self> {
+        let _ = position;
+        None
+    }
+
+    /// What tells an item from others, if something does. See [`Resume::Dedupe`](crate::Resume::Dedupe).
+    fn key(item: &Self::Item) -> Option<u64> {
+        let _ = item;
+        None
+    }
 }
 
 /// What a message is to the mediator.

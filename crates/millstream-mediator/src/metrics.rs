@@ -55,6 +55,11 @@ impl Counter {
     pub fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
+    /// Counts one more, and says how many there were before.
+    #[inline]
+    pub(crate) fn number(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
     /// The count.
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)

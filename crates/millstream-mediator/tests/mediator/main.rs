@@ -1,5 +1,6 @@
 //! What the mediator promises, at its boundary, with virtual time.
 
+mod behaviours;
 mod dispatch;
 mod json;
 mod notifications;
