@@ -17,6 +17,7 @@ mod message;
 pub mod metrics;
 mod notify;
 mod stream;
+mod streams;
 mod supervise;
 mod typed;
 
@@ -40,6 +41,11 @@ pub use notify::{Full, Notifications, Outcome, Publish, PublishError, Published,
 pub use stream::{
     ItemErrors, ItemFlow, Opening, StreamBehaviour, StreamError, StreamHandler, StreamNext, StreamOptions,
     Streaming,
+};
+pub use streams::{
+    Backpressure, Health, HealthBoard, Pressure, PressureEvent, Resume, Severity, Strategy, StreamAdmission,
+    StreamBreaker, StreamBulkhead, StreamHealth, StreamIntercept, StreamInterceptor, StreamLogging, StreamRateLimit,
+    StreamRetries, StreamTimeout, StreamTiming, Warning, flows,
 };
 pub use typed::BehaviourOf;
 

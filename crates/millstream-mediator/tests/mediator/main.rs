@@ -4,6 +4,7 @@ mod behaviours;
 mod dispatch;
 mod json;
 mod notifications;
+mod stream_behaviours;
 mod streams;
 
 use millstream_mediator::{Kind, Request};

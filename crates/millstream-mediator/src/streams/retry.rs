@@ -1,0 +1,378 @@
+//! Streams that are opened anew when they break.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use futures_util::future::BoxFuture;
+use hashbrown::HashSet;
+use millstream_flow::{Flow, Pipe, Step};
+use millstream_resilience::{Attempts, Classify, Retry};
+use tokio::time::sleep;
+
+use crate::behaviours::Counted;
+use crate::call::{Call, Detached};
+use crate::error::Error;
+use crate::message::{About, StreamRequest};
+use crate::metrics::{Counter, stream_dropped};
+use crate::stream::{StreamBehaviour, StreamError, StreamNext};
+
+/// How a stream goes on that broke after it had delivered items, and so what its reader may rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Resume {
+    /// Not at all: only a stream that has delivered nothing is opened anew. Every item comes *at most once*. The
+    /// default.
+    #[default]
+    Never,
+    /// From its beginning, with [`StreamRequest::repeat`]. What was delivered is delivered again: *at least once*.
+    Restart,
+    /// From the position, with [`StreamRequest::resume`]: *exactly once*, if the handler means the same items by it.
+    Position,
+    /// From its beginning, leaving out as many items as were delivered: *exactly once*, if the handler gives the same items in
+    /// the same order each time.
+    Skip,
+    /// From its beginning, leaving out what has the [key](StreamRequest::key) of one of the last so many items that were delivered:
+    /// *exactly once*, if keys are unique and no more items than that come again. Items without a key are delivered again.
+    Dedupe(usize),
+}
+
+impl Resume {
+    /// What a reader may rely on, in words.
+    pub fn delivery(self) -> &'static str {
+        match self {
+            Resume::Never => "at most once",
+            Resume::Restart => "at least once",
+            Resume::Position => "exactly once, by position",
+            Resume::Skip => "exactly once, by count",
+            Resume::Dedupe(_) => "exactly once, by key",
+        }
+    }
+}
+
+/// Opens a stream again that did not open or that broke, as a [`Retry`] says. The reader notices nothing, but for what
+/// [`Resume`] declares; if no try is left, the last error is the last item, with the position and the number of items
+/// delivered in all tries.
+///
+/// Where new items have come since the last error, tries are counted from the beginning again (not with
+/// [`Resume::Restart`], which would go on for ever).
+///
+/// ```
+/// use millstream_mediator::{Mediator, Resume, StreamRetries};
+/// use millstream_resilience::Retry;
+///
+/// let builder = Mediator::builder().stream_behaviour(StreamRetries::new(Retry::new(3), Resume::Position));
+/// # let _ = builder;
+/// ```
+#[derive(Clone)]
+pub struct StreamRetries {
+    retry: Retry,
+    resume: Resume,
+    counted: Counted,
+    duplicates: Counter,
+}
+
+impl StreamRetries {
+    /// Tries as `retry` says, and goes on as `resume` says.
+    ///
+    /// # Panics
+    /// If it is to remember 0 keys.
+    pub fn new(retry: Retry, resume: Resume) -> Self {
+        assert!(resume != Resume::Dedupe(0), "to remember no keys leaves nothing out");
+        StreamRetries { retry, resume, counted: Counted::default(), duplicates: Counter::default() }
+    }
+}
+
+impl StreamBehaviour for StreamRetries {
+    type Flow<R: StreamRequest, N: StreamNext<R>> = Reopening<R, N>;
+
+    fn name(&self) -> Cow<'static, str> {
+        format!("retry {}, {}", self.retry, self.resume.delivery()).into()
+    }
+
+    fn of(&self, about: &About) -> Self {
+        let (retry, resume) = (self.retry.clone(), self.resume);
+        StreamRetries { retry, resume, counted: Counted::of(about), duplicates: stream_dropped(about, "duplicate") }
+    }
+
+    async fn open<R: StreamRequest, N: StreamNext<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
+        let mut spare = request.repeat();
+        let mut request = Some(request);
+        let mut attempts = None;
+        let pipe = loop {
+            let Some(asked) = request.take() else { unreachable!("it is there for each try") };
+            let error = match next.open(call, asked).await {
+                Ok(pipe) => break pipe,
+                Err(error) => error,
+            };
+            let class = error.class();
+            let Some(again) = &spare else {
+                if class.is_retryable() {
+                    self.counted.unrepeatable();
+                }
+                return Err(error);
+            };
+            let attempts = attempts.get_or_insert_with(|| self.retry.attempts());
+            match attempts.failed(&self.retry, class) {
+                Ok(delay) => {
+                    self.counted.again(class);
+                    request = again.repeat();
+                    sleep(delay).await;
+                }
+                Err(stop) => {
+                    self.counted.given_up(stop);
+                    return Err(error);
+                }
+            }
+            if request.is_none() {
+                return Err(error);
+            }
+        };
+        let (rule, next, call) = (self.clone(), next.clone(), call.detach());
+        Ok(pipe.via("retry", |first| Reopening {
+            request: spare.take(),
+            next,
+            call,
+            rule,
+            state: State::First(first),
+            attempts,
+            base: 0,
+            taken: 0,
+            skip: 0,
+            delivered: 0,
+            fresh: 0,
+            seen: Seen::default(),
+        }))
+    }
+}
+
+/// A flow that is opened anew when it breaks.
+pub struct Reopening<R: StreamRequest, N: StreamNext<R>> {
+    /// What is asked again; `None` if that may not be.
+    request: Option<R>,
+    next: N,
+    call: Detached,
+    rule: StreamRetries,
+    state: State<N::Flow>,
+    attempts: Option<Attempts>,
+    /// The position at which the present try began, and how many items it gave.
+    base: u64,
+    taken: u64,
+    /// Items of the present try that are still to be left out.
+    skip: u64,
+    delivered: u64,
+    /// Of those, since the last error.
+    fresh: u64,
+    seen: Seen,
+}
+
+type Opened<F> = BoxFuture<'static, Result<Pipe<F>, Error>>;
+
+enum State<F> {
+    First(F),
+    Opening(Opened<F>),
+    Again(Pipe<F>),
+    Over,
+}
+
+/// The keys that were delivered last.
+#[derive(Default)]
+struct Seen {
+    keys: HashSet<u64>,
+    order: VecDeque<u64>,
+}
+
+impl Seen {
+    /// False if it is there already.
+    fn add(&mut self, key: u64, keys_max: usize) -> bool {
+        if !self.keys.insert(key) {
+            return false;
+        }
+        self.order.push_back(key);
+        if self.order.len() > keys_max
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.keys.remove(&oldest);
+        }
+        true
+    }
+}
+
+impl<R: StreamRequest, N: StreamNext<R>> Reopening<R, N> {
+    /// Whether the next item of the present try goes to the reader.
+    #[inline]
+    fn delivers(&mut self, item: &R::Item) -> bool {
+        self.taken += 1;
+        if self.skip > 0 {
+            self.skip -= 1;
+            self.rule.duplicates.add(1);
+            return false;
+        }
+        if let Resume::Dedupe(keys_max) = self.rule.resume
+            && let Some(key) = R::key(item)
+            && !self.seen.add(key, keys_max)
+        {
+            self.rule.duplicates.add(1);
+            return false;
+        }
+        if self.fresh == 0 {
+            self.first_fresh();
+        }
+        self.fresh += 1;
+        self.delivered += 1;
+        true
+    }
+
+    /// A try has brought what the ones before had not.
+    fn first_fresh(&mut self) {
+        if matches!(self.state, State::First(_)) {
+            return;
+        }
+        if let Some(attempts) = &self.attempts {
+            self.rule.counted.saved(attempts.elapsed());
+        }
+        if self.rule.resume != Resume::Restart {
+            self.attempts = None;
+        }
+    }
+
+    /// Begins another try, or says that there is none.
+    fn reopen(&mut self, broken: &Error) -> bool {
+        let again = match (self.rule.resume, self.delivered) {
+            (_, 0) => self.request.as_ref().and_then(R::repeat),
+            (Resume::Never, _) => return false,
+            (Resume::Position, delivered) => self.request.as_ref().and_then(|request| request.resume(delivered)),
+            (Resume::Restart | Resume::Skip | Resume::Dedupe(_), _) => self.request.as_ref().and_then(R::repeat),
+        };
+        let class = broken.class();
+        let Some(again) = again else {
+            if class.is_retryable() {
+                self.rule.counted.unrepeatable();
+            }
+            return false;
+        };
+        let retry = &self.rule.retry;
+        let attempts = self.attempts.get_or_insert_with(|| retry.attempts());
+        let delay = match attempts.failed(retry, class) {
+            Ok(delay) => delay,
+            Err(stop) => {
+                self.rule.counted.given_up(stop);
+                return false;
+            }
+        };
+        self.rule.counted.again(class);
+        self.fresh = 0;
+        self.taken = 0;
+        self.base = if self.rule.resume == Resume::Position { self.delivered } else { 0 };
+        self.skip = if self.rule.resume == Resume::Skip { self.delivered } else { 0 };
+        let (next, call) = (self.next.clone(), self.call.clone());
+        self.state = State::Opening(Box::pin(async move {
+            sleep(delay).await;
+            next.open(&call.call(), again).await
+        }));
+        true
+    }
+}
+
+impl<R: StreamRequest, N: StreamNext<R>> Flow for Reopening<R, N> {
+    type Item = Result<R::Item, StreamError>;
+    type Token = ();
+
+    #[inline]
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(Self::Item, ()) -> ControlFlow<()>,
+    {
+        loop {
+            let broken = match std::mem::replace(&mut self.state, State::Over) {
+                State::Over => return Poll::Ready(Step::End),
+                State::First(mut flow) => {
+                    let mut broken = None;
+                    // In place while the sink is called, so that an item knows which try it is of.
+                    let mut first = None;
+                    let dedupes = matches!(self.rule.resume, Resume::Dedupe(_));
+                    let mut count = 0;
+                    let step = flow.poll_drive(cx, max, &mut |item, ()| match item {
+                        Ok(item) => {
+                            count += 1;
+                            if dedupes && let Some(key) = R::key(&item) {
+                                first.get_or_insert_with(Vec::new).push(key);
+                            }
+                            sink(Ok(item), ())
+                        }
+                        Err(error) if error.is_last() => {
+                            broken = Some(error);
+                            ControlFlow::Break(())
+                        }
+                        Err(error) => sink(Err(error), ()),
+                    });
+                    self.taken += count;
+                    self.delivered += count;
+                    self.fresh += count;
+                    if let Resume::Dedupe(keys_max) = self.rule.resume {
+                        for key in first.into_iter().flatten() {
+                            self.seen.add(key, keys_max);
+                        }
+                    }
+                    match broken {
+                        Some(broken) => broken,
+                        None => {
+                            if step != Poll::Ready(Step::End) {
+                                self.state = State::First(flow);
+                            }
+                            return step;
+                        }
+                    }
+                }
+                State::Opening(mut opening) => match opening.as_mut().poll(cx) {
+                    Poll::Pending => {
+                        self.state = State::Opening(opening);
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(pipe)) => {
+                        self.state = State::Again(pipe);
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => StreamError::new(error, 0, true),
+                },
+                State::Again(mut pipe) => {
+                    let mut room = max;
+                    loop {
+                        let polled = Pin::new(&mut pipe).poll_next(cx);
+                        let item = match polled {
+                            Poll::Ready(item) => item,
+                            Poll::Pending => {
+                                self.state = State::Again(pipe);
+                                return Poll::Pending;
+                            }
+                        };
+                        let item = match item {
+                            None => return Poll::Ready(Step::End),
+                            Some(Err(error)) if error.is_last() => break error,
+                            Some(Ok(item)) if !self.delivers(&item) => continue,
+                            Some(item) => item,
+                        };
+                        room -= 1;
+                        if sink(item, ()).is_break() || room == 0 {
+                            self.state = State::Again(pipe);
+                            return Poll::Ready(Step::More);
+                        }
+                    }
+                }
+            };
+            if !self.reopen(broken.error()) {
+                let position = self.base + self.taken.max(broken.position());
+                let broken = broken.at(position).delivered_in_all(self.delivered);
+                let _ = sink(Err(broken), ());
+                return Poll::Ready(Step::End);
+            }
+        }
+    }
+}
