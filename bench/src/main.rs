@@ -1,6 +1,6 @@
 //! Workloads, peers and limits of Millstream, as ratios in one run.
 //!
-//! `cargo xtask bench engine`, `log` and `whole`; `README.md` says how to read what they print.
+//! `cargo xtask bench engine`, `log`, `mediator`, `rabbitmq` and `whole`; `README.md` says how to read what they print.
 
 mod alloc;
 mod case;
@@ -9,6 +9,7 @@ mod engine;
 mod instructions;
 mod log;
 mod machine;
+mod mediator;
 mod rabbitmq;
 mod runner;
 mod table;
@@ -40,6 +41,8 @@ enum Section {
     Engine(Options),
     /// The log and the broker on it: durable appends, acknowledgements, reopening, disk use.
     Log(Options),
+    /// The mediator: what dispatch, behaviours, notifications and streams cost over direct calls.
+    Mediator(Options),
     /// The RabbitMQ client: publishing, consuming and both, against a raw socket and other clients.
     Rabbitmq(Options),
     /// The binary: start, memory, and a pipeline file against Redpanda Connect.
@@ -88,6 +91,7 @@ fn section(name: &str) -> Option<Vec<Case>> {
     match name {
         "engine" => Some(engine::cases()),
         "log" => Some(log::cases()),
+        "mediator" => Some(mediator::cases()),
         "rabbitmq" => Some(rabbitmq::cases()),
         "whole" => Some(whole::cases()),
         _ => None,
@@ -98,6 +102,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().section {
         Section::Engine(options) => measure("engine", options),
         Section::Log(options) => measure("log", options),
+        Section::Mediator(options) => measure("mediator", options),
         Section::Rabbitmq(options) => measure("rabbitmq", options),
         Section::Whole(options) => measure("whole", options),
         Section::Instructions { filter } => {

@@ -15,6 +15,7 @@ mod json;
 mod mediator;
 mod message;
 pub mod metrics;
+pub mod presets;
 mod notify;
 mod stream;
 mod streams;

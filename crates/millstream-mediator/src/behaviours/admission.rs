@@ -40,6 +40,7 @@ struct Budget {
     low: u64,
     reserved: AtomicU64,
     probe: Option<Probe>,
+    growth_max: Option<u64>,
     short: AtomicBool,
     /// What to do when it becomes short, and how often that was done.
     shrink: Vec<Box<dyn Fn() + Send + Sync>>,
@@ -50,7 +51,16 @@ struct Budget {
 struct Probe {
     every: Duration,
     read: Box<dyn Fn() -> Option<u64> + Send + Sync>,
-    last: Mutex<(Option<Instant>, u64)>,
+    last: Mutex<Probed>,
+}
+
+/// What a probe found last.
+#[derive(Clone, Copy, Default)]
+struct Probed {
+    at: Option<Instant>,
+    used: u64,
+    /// Since the time before, more than may be in a second.
+    rushes: bool,
 }
 
 impl Memory {
@@ -66,6 +76,7 @@ impl Memory {
             low: part(bytes, 0.8),
             reserved: AtomicU64::new(0),
             probe: None,
+            growth_max: None,
             short: AtomicBool::new(false),
             shrink: Vec::new(),
             shrunk: AtomicU64::new(0),
@@ -95,8 +106,17 @@ impl Memory {
     /// If the budget is already shared.
     #[must_use]
     pub fn probe(self, every: Duration, read: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
-        let probe = Probe { every, read: Box::new(read), last: Mutex::new((None, 0)) };
+        let probe = Probe { every, read: Box::new(read), last: Mutex::default() };
         self.with(|budget| budget.probe = Some(probe))
+    }
+
+    /// It is short also while the process grows by more than so many bytes a second, from one probe to the next.
+    ///
+    /// # Panics
+    /// If the budget is already shared.
+    #[must_use]
+    pub fn growth_max(self, bytes_per_second: u64) -> Self {
+        self.with(|budget| budget.growth_max = Some(bytes_per_second))
     }
 
     /// Does this each time that memory becomes short: empty a cache, give back a pool.
@@ -118,13 +138,22 @@ impl Memory {
     /// How many bytes are held: those reserved, or those the process uses if that is more.
     pub fn used(&self) -> u64 {
         let reserved = self.0.reserved.load(Ordering::Acquire);
-        let Some(probe) = &self.0.probe else { return reserved };
+        reserved.max(self.probed().used)
+    }
+
+    /// What the probe finds, or found lately.
+    fn probed(&self) -> Probed {
+        let Some(probe) = &self.0.probe else { return Probed::default() };
         let mut last = probe.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let now = Instant::now();
-        if last.0.is_none_or(|at| now - at >= probe.every) {
-            *last = (Some(now), (probe.read)().unwrap_or(0));
+        if last.at.is_none_or(|at| now - at >= probe.every) {
+            let used = (probe.read)().unwrap_or(0);
+            let seconds = last.at.map(|at| (now - at).as_secs_f64());
+            let rate = seconds.map(|seconds| used.saturating_sub(last.used) as f64 / seconds.max(1e-9));
+            let rushes = self.0.growth_max.zip(rate).is_some_and(|(most, rate)| rate > most as f64);
+            *last = Probed { at: Some(now), used, rushes };
         }
-        reserved.max(last.1)
+        *last
     }
 
     /// How many bytes there are.
@@ -137,7 +166,7 @@ impl Memory {
         let Budget { high, low, short, shrink, shrunk, .. } = &*self.0;
         let used = self.used();
         let was = short.load(Ordering::Acquire);
-        let is = used >= if was { *low + 1 } else { *high };
+        let is = used >= if was { *low + 1 } else { *high } || self.probed().rushes;
         if is != was && short.compare_exchange(was, is, Ordering::AcqRel, Ordering::Acquire).is_ok() && is {
             tracing::warn!(used, limit = self.0.limit, "memory is short: calls are held back");
             for shrink in shrink {

@@ -4,6 +4,7 @@ mod behaviours;
 mod dispatch;
 mod json;
 mod notifications;
+mod presets;
 mod stream_behaviours;
 mod streams;
 
