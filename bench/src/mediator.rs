@@ -7,8 +7,8 @@ use std::time::Duration;
 use millstream_flow::Pipe;
 use millstream_mediator::presets::{Environment, Profile, RetryPreset, Service, StreamPackage};
 use millstream_mediator::{
-    Breaker, Bulkhead, Error, Kind, Logging, Mediator, Notification, Publish, RateLimit, Request, Resume, Retries,
-    StreamRequest, Timeout, Timing,
+    Breaker, Bulkhead, Error, Kind, Logging, Mediator, Notification, Publish, RateLimit, Request, Resume,
+    Retries, StreamRequest, Timeout, Timing,
 };
 use millstream_resilience::BreakerSettings;
 use tokio::runtime::{Builder, Runtime};
@@ -104,7 +104,9 @@ fn behaviour(name: &'static str, make: impl Fn() -> Mediator + 'static) -> Case 
         .goal_on(OVER, Bound::AtMost(25.0), "over the same without it")
 }
 
-fn with<B: millstream_mediator::Behaviour>(behaviour: impl Fn() -> B + 'static) -> impl Fn() -> Mediator + 'static {
+fn with<B: millstream_mediator::Behaviour>(
+    behaviour: impl Fn() -> B + 'static,
+) -> impl Fn() -> Mediator + 'static {
     move || Mediator::builder().behaviour(behaviour()).request(answer).build().expect("it is complete")
 }
 
@@ -178,7 +180,8 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("allocations: send, a web service's profile")
             .ours("ours", |_| {
                 let profile = Profile::new(Service::Web, Environment::Production);
-                let mediator = Mediator::builder().profile(&profile).request(answer).build().expect("it is complete");
+                let mediator =
+                    Mediator::builder().profile(&profile).request(answer).build().expect("it is complete");
                 let count = allocations(async |call| mediator.send(Ask(call)).await.unwrap_or(0));
                 Sample::new().with(ALLOCATIONS, count)
             })
@@ -189,13 +192,17 @@ pub(crate) fn cases() -> Vec<Case> {
         behaviour("behaviour: timeout", with(|| Timeout::new(SECOND))),
         behaviour("behaviour: retry", with(|| Retries::new(RetryPreset::Database.retry()))),
         behaviour("behaviour: breaker, time window", with(|| Breaker::new(BreakerSettings::default()))),
-        behaviour("behaviour: breaker, count window", with(|| Breaker::new(BreakerSettings::default().count_window(100)))),
+        behaviour(
+            "behaviour: breaker, count window",
+            with(|| Breaker::new(BreakerSettings::default().count_window(100))),
+        ),
         behaviour("behaviour: bulkhead", with(|| Bulkhead::new(100))),
         behaviour("behaviour: rate limit", with(|| RateLimit::new(u64::MAX, SECOND).burst(u64::MAX >> 8))),
         Case::new("send, a web service's profile of six")
             .ours("ours", |scale| {
                 let profile = Profile::new(Service::Web, Environment::Production);
-                let mediator = Mediator::builder().profile(&profile).request(answer).build().expect("it is complete");
+                let mediator =
+                    Mediator::builder().profile(&profile).request(answer).build().expect("it is complete");
                 compare(scale, direct, async |call| mediator.send(Ask(call)).await.unwrap_or(0))
             })
             .goal_on(OVER, Bound::AtMost(175.0), "over the direct call: seven times 25"),
@@ -209,7 +216,9 @@ pub(crate) fn cases() -> Vec<Case> {
                     }
                     call
                 };
-                compare(scale, base, async |call| mediator.publish(Told(call)).await.failures().count() as u64)
+                compare(scale, base, async |call| {
+                    mediator.publish(Told(call)).await.failures().count() as u64
+                })
             })
             .goal_on(OVER, Bound::AtMost(150.0), "over the direct calls"),
         Case::new("stream request, no behaviour")

@@ -6,6 +6,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures_util::future::{BoxFuture, Either};
+
 use crate::call::Call;
 use crate::error::Error;
 use crate::message::{About, Kind, Request};
@@ -14,11 +16,7 @@ use crate::message::{About, Kind, Request};
 /// times, and clones lead to the same handler.
 pub trait Next<R: Request>: Clone + Send + Sync + 'static {
     /// Goes on with this request.
-    fn call(
-        &self,
-        call: &Call<'_>,
-        request: R,
-    ) -> impl Future<Output = Result<R::Response, Error>> + Send;
+    fn call(&self, call: &Call<'_>, request: R) -> impl Future<Output = Result<R::Response, Error>> + Send;
 }
 
 /// A handler with the behaviours around it. Made by [`Behaviours`].
@@ -256,11 +254,48 @@ pub struct Around<B, N> {
 }
 
 impl<R: Request, B: Behaviour, N: Stage<R>> Stage<R> for Around<B, N> {
+    // Not an async function: that would be one more type around each, and the compiler counts how deep they lie.
     #[inline]
-    async fn run(&self, call: &Call<'_>, request: R) -> Result<R::Response, Error> {
+    fn run(&self, call: &Call<'_>, request: R) -> impl Future<Output = Result<R::Response, Error>> + Send {
         match &self.behaviour {
-            Some(behaviour) => behaviour.call(call, request, &self.inner).await,
-            None => self.inner.call(call, request).await,
+            Some(behaviour) => Either::Left(behaviour.call(call, request, &self.inner)),
+            None => Either::Right(self.inner.call(call, request)),
         }
+    }
+}
+
+/// Behaviours with a box inside, see [`Builder::boxed`](crate::Builder::boxed).
+pub struct Boxed<O>(pub(crate) O);
+
+impl<O: Behaviours> Behaviours for Boxed<O> {
+    type Around<R: Request, N: Stage<R>> = O::Around<R, BoxedStage<R>>;
+
+    fn around<R: Request, N: Stage<R>>(&self, about: &About, end: N) -> Self::Around<R, N> {
+        self.0.around(about, BoxedStage(Box::new(end)))
+    }
+    fn names(&self, about: &About, names: &mut Vec<Cow<'static, str>>) {
+        self.0.names(about, names);
+    }
+    fn unreached(&self, problems: &mut Vec<String>) {
+        self.0.unreached(problems);
+    }
+}
+
+/// A stage whose type is forgotten, but for the request's.
+pub struct BoxedStage<R: Request>(Box<dyn DynStage<R>>);
+
+trait DynStage<R: Request>: Send + Sync {
+    fn run_boxed<'a>(&'a self, call: &'a Call<'_>, request: R) -> BoxFuture<'a, Result<R::Response, Error>>;
+}
+
+impl<R: Request, S: Stage<R>> DynStage<R> for S {
+    fn run_boxed<'a>(&'a self, call: &'a Call<'_>, request: R) -> BoxFuture<'a, Result<R::Response, Error>> {
+        Box::pin(self.run(call, request))
+    }
+}
+
+impl<R: Request> Stage<R> for BoxedStage<R> {
+    async fn run(&self, call: &Call<'_>, request: R) -> Result<R::Response, Error> {
+        self.0.run_boxed(call, request).await
     }
 }

@@ -30,8 +30,8 @@ pub use intercept::{Intercept, InterceptAll, Interceptor, InterceptorOf};
 pub use logging::Logging;
 pub(crate) use logging::log;
 pub use rate_limit::RateLimit;
-pub use retries::Retries;
 pub(crate) use retries::Counted;
+pub use retries::Retries;
 pub use timeout::Timeout;
 pub use timing::Timing;
 #[cfg(feature = "tower")]

@@ -1,8 +1,7 @@
 //! How a mediator is put together, and refused if it cannot work.
 
-use std::any::{Any, TypeId, type_name};
+use std::any::{TypeId, type_name};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
@@ -12,20 +11,25 @@ use millstream_flow::{BoxError, Flow, Pipe};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::behaviour::{Bare, Behaviour, Behaviours, Inside, Placed, Scope};
+use crate::behaviour::{Bare, Behaviour, Behaviours, Boxed, Inside, Placed, Scope};
 use crate::describe::{Description, Line};
 use crate::handler::{End, Function, Handler, Notified, Stateful};
 use crate::json::{Doors, ToRequest, ToStream, ToTopic};
 use crate::mediator::{Dispatch, Inner, Mediator, Route, Table};
 use crate::message::{About, Kind, Notification, Request, StreamRequest, handler_name};
-use crate::metrics::Metrics;
-use crate::notify::{Publish, Topic};
+use crate::notify::Publish;
 use crate::stream::{
     Open, Opening, Source, StreamBehaviour, StreamBehaviours, StreamFunction, StreamHandler, StreamInside,
     StreamOptions,
 };
 use crate::supervise::Supervisor;
 use crate::typed::{BehaviourOf, Only};
+
+mod error;
+mod parts;
+
+pub use error::BuildError;
+use parts::{Parts, Tables};
 
 /// Puts a mediator together: first behaviours, outermost first, then handlers.
 ///
@@ -35,62 +39,6 @@ pub struct Builder<B = Bare, S = Bare> {
     behaviours: B,
     stream_behaviours: S,
     parts: Parts,
-}
-
-/// Everything but the behaviours, whose type changes with each.
-#[derive(Default)]
-struct Parts {
-    requests: Table,
-    streams: Table,
-    topics: BTreeMap<Cow<'static, str>, Box<dyn Gathered>>,
-    doors: Vec<DoorMaker>,
-    declared: Vec<(TypeId, Cow<'static, str>, &'static str)>,
-    options: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
-    lines: Vec<Line>,
-    /// The full names of the types behind names, to tell two of one name apart.
-    names: HashMap<(bool, Cow<'static, str>), &'static str>,
-    publish_default: Publish,
-    detached_max: Option<usize>,
-    metrics: Metrics,
-    problems: Vec<String>,
-}
-
-type DoorMaker = Box<dyn FnOnce(&Tables<'_>, &mut Doors) -> Result<(), String>>;
-
-struct Tables<'a> {
-    requests: &'a Table,
-    streams: &'a Table,
-    topics: &'a Table,
-}
-
-/// The handlers of one notification while they are gathered.
-trait Gathered {
-    fn finish(self: Box<Self>, parts: &mut Parts) -> (TypeId, Box<dyn Any + Send + Sync>);
-    fn as_any(&mut self) -> &mut dyn Any;
-}
-
-struct Gathering<N: Notification> {
-    handlers: Vec<Arc<dyn Dispatch<Notified<N>>>>,
-    /// Functions and types without state, which are the same handler if they are of the same type.
-    known: Vec<TypeId>,
-    publish: Option<Publish>,
-}
-
-impl<N: Notification> Gathered for Gathering<N> {
-    fn finish(self: Box<Self>, parts: &mut Parts) -> (TypeId, Box<dyn Any + Send + Sync>) {
-        let publish = self.publish.unwrap_or(parts.publish_default);
-        let name = N::name();
-        let labels = [("type", &*name)];
-        let counter = |name, help| parts.metrics.counter(name, help, &labels);
-        let published = counter("mediator_notifications_total", "Notifications that were published.");
-        let failed = counter("mediator_notification_failures_total", "Calls of handlers of notifications that failed.");
-        let dropped = counter("mediator_notifications_dropped_total", "Notifications that subscribers had no room for.");
-        let topic = Topic::new(self.handlers, publish, published, failed, dropped);
-        (TypeId::of::<N>(), Box::new(topic))
-    }
-    fn as_any(&mut self) -> &mut dyn Any {
-        self
-    }
 }
 
 /// How many detached publishes are under way at once, unless it is said.
@@ -140,6 +88,15 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         behaviour: X,
     ) -> Builder<Inside<B, Only<R, X>>, S> {
         self.behaviour_for(Scope::of::<R>(), Only::new(behaviour))
+    }
+
+    /// Puts a box between the behaviours of requests so far and those that follow, which costs a call one allocation more.
+    ///
+    /// A builder's type holds all of its behaviours, and the compiler gives up on types that lie too deep ("queries overflow the
+    /// depth limit"), which a dozen behaviours around one handler may reach. This, in the middle of them, is the remedy.
+    pub fn boxed(self) -> Builder<Boxed<B>, S> {
+        let Builder { behaviours, stream_behaviours, parts } = self;
+        Builder { behaviours: Boxed(behaviours), stream_behaviours, parts }
     }
 
     /// Stands a behaviour around all streams as long as they flow, inside of those that were added before.
@@ -242,7 +199,8 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         if let Some(known) = known {
             if gathering.known.contains(&known) {
                 let notification = N::name();
-                let problem = format!("the handler `{name}` of {notification} is registered twice; remove one of them");
+                let problem =
+                    format!("the handler `{name}` of {notification} is registered twice; remove one of them");
                 self.parts.problems.push(problem);
                 return self;
             }
@@ -281,7 +239,9 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
     pub fn detached_max(mut self, publishes: usize) -> Self {
         self.parts.detached_max = Some(publishes);
         if publishes == 0 {
-            self.parts.problems.push("detached_max is 0: no detached publish could ever begin; give at least 1".into());
+            self.parts
+                .problems
+                .push("detached_max is 0: no detached publish could ever begin; give at least 1".into());
         }
         self
     }
@@ -455,12 +415,16 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         for (id, name, what) in std::mem::take(&mut parts.declared) {
             let table = if what == "stream" { &parts.streams } else { &parts.requests };
             if !table.contains_key(&id) {
-                parts.problems.push(format!("the {what} {name} is declared and has no handler; register one"));
+                parts
+                    .problems
+                    .push(format!("the {what} {name} is declared and has no handler; register one"));
             }
         }
         if !parts.options.is_empty() {
             let count = parts.options.len();
-            parts.problems.push(format!("options are given for {count} streams without handlers; register them"));
+            parts
+                .problems
+                .push(format!("options are given for {count} streams without handlers; register them"));
         }
         let topics = std::mem::take(&mut parts.topics);
         let topics: Table = topics.into_values().map(|gathered| gathered.finish(&mut parts)).collect();
@@ -511,85 +475,19 @@ fn known<F: 'static>() -> Option<TypeId> {
 }
 
 trait MakeRoute: Behaviours {
-    fn route<R: Request, E: crate::behaviour::Stage<R>>(&self, about: &Arc<About>, end: E) -> Arc<dyn Dispatch<R>> {
+    fn route<R: Request, E: crate::behaviour::Stage<R>>(
+        &self,
+        about: &Arc<About>,
+        end: E,
+    ) -> Arc<dyn Dispatch<R>> {
         Arc::new(Route { about: about.clone(), stage: self.around(about, end) })
     }
 }
 
 impl<B: Behaviours> MakeRoute for B {}
 
-impl Parts {
-    fn about<M: 'static>(&self, name: Cow<'static, str>, kind: Kind, handler: String) -> Arc<About> {
-        Arc::new(About::new::<M>(name, kind, handler.into(), &self.metrics))
-    }
-
-    fn after_handlers(&mut self, behaviour: &str) {
-        if let Some(Line { message, .. }) = self.lines.first() {
-            self.problems.push(format!(
-                "the behaviour `{behaviour}` comes after the handler of {message}, around which it cannot stand; add behaviours first"
-            ));
-        }
-    }
-
-    /// Whether the name is that of another type.
-    fn names_twice<M: 'static>(&mut self, request: bool, about: &About) -> bool {
-        let full = type_name::<M>();
-        let known = *self.names.entry((request, about.name.to_string().into())).or_insert(full);
-        if known != full {
-            let name = &about.name;
-            self.problems.push(format!(
-                "{known} and {full} are both called {name}; give one of them another by its `name` function"
-            ));
-        }
-        known != full
-    }
-
-    fn handled_twice<M: 'static>(&mut self, request: bool, about: &About) -> bool {
-        let table = if request { &self.requests } else { &self.streams };
-        let twice = table.contains_key(&TypeId::of::<M>());
-        if twice {
-            let first = self.lines.iter().find(|line| line.message == about.name);
-            let first = first.map_or("another", |line| &*line.handler);
-            self.problems.push(format!(
-                "{} has two handlers, `{first}` and `{}`; remove one of them",
-                about.name, about.handler
-            ));
-        }
-        twice
-    }
-
-    fn topic<N: Notification>(&mut self) -> &mut Gathering<N> {
-        let key = type_name::<N>();
-        let gathered = self.topics.entry(key.into()).or_insert_with(|| {
-            Box::new(Gathering::<N> { handlers: Vec::new(), known: Vec::new(), publish: None })
-        });
-        gathered.as_any().downcast_mut().expect("two types have two full names")
-    }
-}
-
 impl<B: Behaviours, S: StreamBehaviours> fmt::Debug for Builder<B, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder").field("handlers", &self.parts.lines.len()).finish_non_exhaustive()
     }
 }
-
-/// Why a mediator was not built: every problem, each with its remedy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BuildError {
-    problems: Vec<String>,
-}
-
-impl BuildError {
-    /// The problems.
-    pub fn problems(&self) -> &[String] {
-        &self.problems
-    }
-}
-
-impl fmt::Display for BuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the mediator cannot be built: {}", self.problems.join("; "))
-    }
-}
-
-impl std::error::Error for BuildError {}

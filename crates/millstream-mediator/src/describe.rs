@@ -66,7 +66,10 @@ impl fmt::Display for Description {
             if line.by_name {
                 around.push_str(if around.is_empty() { "(json)" } else { " (json)" });
             }
-            let text = format!("{:message$}  {:kind$}  {:handler$}  {around}", line.message, line.kind, line.handler);
+            let text = format!(
+                "{:message$}  {:kind$}  {:handler$}  {around}",
+                line.message, line.kind, line.handler
+            );
             writeln!(f, "{}", text.trim_end())?;
         }
         Ok(())

@@ -174,6 +174,10 @@ impl Mediator {
 
 impl fmt::Debug for Doors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.requests.keys()).entries(self.notifications.keys()).entries(self.streams.keys()).finish()
+        f.debug_list()
+            .entries(self.requests.keys())
+            .entries(self.notifications.keys())
+            .entries(self.streams.keys())
+            .finish()
     }
 }

@@ -4,6 +4,7 @@ use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -13,6 +14,7 @@ use crate::behaviour::Stage;
 use crate::call::{Call, Context};
 use crate::describe::Description;
 use crate::error::{Error, ErrorKind};
+use crate::handler::{Catching, panicked};
 use crate::json::Doors;
 use crate::message::{About, Notification, Request, StreamRequest};
 use crate::metrics::Metrics;
@@ -87,11 +89,7 @@ impl Hasher for AsItIs {
 /// A handler with its behaviours whose types are forgotten, but for the request's.
 pub(crate) trait Dispatch<R: Request>: Send + Sync {
     fn about(&self) -> &Arc<About>;
-    fn dispatch<'a>(
-        &'a self,
-        context: &'a Context,
-        request: R,
-    ) -> BoxFuture<'a, Result<R::Response, Error>>;
+    fn dispatch<'a>(&'a self, context: &'a Context, request: R) -> BoxFuture<'a, Result<R::Response, Error>>;
 }
 
 pub(crate) struct Route<S> {
@@ -105,12 +103,15 @@ impl<R: Request, S: Stage<R>> Dispatch<R> for Route<S> {
     }
 
     #[inline]
-    fn dispatch<'a>(
-        &'a self,
-        context: &'a Context,
-        request: R,
-    ) -> BoxFuture<'a, Result<R::Response, Error>> {
-        Box::pin(async move { self.stage.run(&Call::new(&self.about, context), request).await })
+    fn dispatch<'a>(&'a self, context: &'a Context, request: R) -> BoxFuture<'a, Result<R::Response, Error>> {
+        Box::pin(async move {
+            let call = Call::new(&self.about, context);
+            // The handler's panics are caught where it is called, so that behaviours see them; these are the behaviours' own.
+            match Catching(pin!(self.stage.run(&call, request))).await {
+                Ok(ended) => ended,
+                Err(payload) => Err(panicked(&call, payload)),
+            }
+        })
     }
 }
 

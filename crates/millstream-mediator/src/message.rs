@@ -115,6 +115,7 @@ pub struct About {
     pub handler: Arc<str>,
     /// The message's type.
     pub message: TypeId,
+    label: Arc<str>,
     metrics: Metrics,
 }
 
@@ -125,12 +126,23 @@ impl About {
         handler: Arc<str>,
         metrics: &Metrics,
     ) -> Self {
-        About { name: name.into(), kind, handler, message: TypeId::of::<M>(), metrics: metrics.clone() }
+        let name: Arc<str> = name.into();
+        let label = match kind {
+            // Each handler's calls are counted for themselves.
+            Kind::Notification => format!("{name} > {handler}").into(),
+            Kind::Query | Kind::Command | Kind::Stream => name.clone(),
+        };
+        About { name, kind, handler, message: TypeId::of::<M>(), label, metrics: metrics.clone() }
     }
 
     /// Whether it is about this type of message.
     pub fn is<M: 'static>(&self) -> bool {
         self.message == TypeId::of::<M>()
+    }
+
+    /// The value of the label `type` in metrics: the name, and for one of a notification's handlers that handler's too.
+    pub fn label(&self) -> &str {
+        &self.label
     }
 
     /// Where to register numbers of one's own; see [`Metrics`].

@@ -5,6 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+mod snapshot;
+
+pub use snapshot::{Metric, Snapshot, Value};
+
 /// The most series that one metric shows. Labels are names of registered types and fixed words, so that a mediator
 /// reaches this only by being very large; what does not fit is counted in [`Snapshot::omitted`].
 pub const SERIES_MAX: usize = 500;
@@ -156,7 +160,11 @@ impl Histogram {
 /// Items of a stream that were not delivered, and why: part of what every stream has.
 pub(crate) fn stream_dropped(about: &crate::message::About, reason: &str) -> Counter {
     let help = "Items of streams that were not delivered.";
-    about.metrics().counter("mediator_stream_dropped_items", help, &[("type", &about.name), ("reason", reason)])
+    about.metrics().counter(
+        "mediator_stream_dropped_items",
+        help,
+        &[("type", about.label()), ("reason", reason)],
+    )
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -175,7 +183,12 @@ impl Metrics {
     }
 
     /// A counter, or the one that is already there with this name and these labels.
-    pub fn counter(&self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+    pub fn counter(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+    ) -> Counter {
         let make = || Source::Counter(Counter::default());
         self.source(name, help, MetricKind::Counter, labels, make, |source| match source {
             Source::Counter(counter) => Some(counter.clone()),
@@ -295,124 +308,6 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// All numbers at one moment. It prints itself in the text format of Prometheus, version 0.0.4.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Snapshot {
-    /// By name, in its order.
-    pub metrics: Vec<Metric>,
-    /// How many series did not fit: see [`SERIES_MAX`].
-    pub omitted: u64,
-}
-
-/// One metric at one moment.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Metric {
-    /// Its name.
-    pub name: &'static str,
-    /// What it means, in a sentence.
-    pub help: &'static str,
-    /// What its numbers do over time.
-    pub kind: MetricKind,
-    /// A value for each set of labels.
-    pub series: Vec<(Labels, Value)>,
-}
-
-/// What a series shows.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Value {
-    /// A counter's or a gauge's number.
-    Number(f64),
-    /// A histogram's buckets, each with its bound in seconds and how many were not longer; how many there were, and their
-    /// sum in seconds.
-    Histogram {
-        /// The bounds and the counts up to them; the last bound is infinite.
-        buckets: Vec<(f64, u64)>,
-        /// All of them.
-        count: u64,
-        /// Their sum in seconds.
-        sum: f64,
-    },
-}
-
-impl Snapshot {
-    /// The number of a series: of a metric, and of labels of which these are a part; a histogram's is its count. The sum, if
-    /// there are several. `None` if there is none.
-    pub fn number(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let metric = self.metrics.iter().find(|metric| metric.name == name)?;
-        let fits = |known: &Labels| labels.iter().all(|(n, v)| known.iter().any(|(kn, kv)| kn == n && kv == v));
-        let numbers = metric.series.iter().filter(|(known, _)| fits(known)).map(|(_, value)| match value {
-            Value::Number(number) => *number,
-            Value::Histogram { count, .. } => *count as f64,
-        });
-        numbers.fold(None, |sum, number| Some(sum.unwrap_or(0.0) + number))
-    }
-}
-
-impl fmt::Display for Snapshot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Metric { name, help, kind, series } in &self.metrics {
-            if series.is_empty() {
-                continue;
-            }
-            let kind = match kind {
-                MetricKind::Counter => "counter",
-                MetricKind::Gauge => "gauge",
-                MetricKind::Histogram => "histogram",
-            };
-            writeln!(f, "# HELP {name} {help}\n# TYPE {name} {kind}")?;
-            for (labels, value) in series {
-                match value {
-                    Value::Number(number) => sample(f, name, "", labels, None, *number)?,
-                    Value::Histogram { buckets, count, sum } => {
-                        for (bound, count) in buckets {
-                            sample(f, name, "_bucket", labels, Some(*bound), *count as f64)?;
-                        }
-                        sample(f, name, "_sum", labels, None, *sum)?;
-                        sample(f, name, "_count", labels, None, *count as f64)?;
-                    }
-                }
-            }
-        }
-        writeln!(f, "# HELP mediator_metrics_series_omitted Series that did not fit into their metric.")?;
-        writeln!(f, "# TYPE mediator_metrics_series_omitted gauge")?;
-        writeln!(f, "mediator_metrics_series_omitted {}", self.omitted)
-    }
-}
-
-fn sample(
-    f: &mut fmt::Formatter<'_>,
-    name: &str,
-    suffix: &str,
-    labels: &Labels,
-    bound: Option<f64>,
-    value: f64,
-) -> fmt::Result {
-    write!(f, "{name}{suffix}")?;
-    let mut open = '{';
-    for (name, value) in labels {
-        write!(f, "{open}{name}=\"")?;
-        for c in value.chars() {
-            match c {
-                '\\' => f.write_str("\\\\")?,
-                '"' => f.write_str("\\\"")?,
-                '\n' => f.write_str("\\n")?,
-                c => write!(f, "{c}")?,
-            }
-        }
-        f.write_str("\"")?;
-        open = ',';
-    }
-    match bound {
-        Some(bound) if bound.is_infinite() => write!(f, "{open}le=\"+Inf\"")?,
-        Some(bound) => write!(f, "{open}le=\"{bound}\"")?,
-        None => {}
-    }
-    if open == ',' || bound.is_some() {
-        f.write_str("}")?;
-    }
-    writeln!(f, " {value}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -421,7 +316,9 @@ mod tests {
     fn the_text_is_what_a_scraper_reads() {
         let metrics = Metrics::default();
         metrics.counter("b_total", "Of b.", &[("type", "a\"\\\n")]).add(2);
-        metrics.histogram("a_seconds", "Of a.", &[], &[Duration::from_millis(5)]).observe(Duration::from_millis(5));
+        metrics
+            .histogram("a_seconds", "Of a.", &[], &[Duration::from_millis(5)])
+            .observe(Duration::from_millis(5));
         metrics.histogram("a_seconds", "Of a.", &[], &[]).observe(Duration::from_millis(6));
         metrics.read("c", "Of c.", MetricKind::Gauge, &[], || 0.5);
         let text = metrics.snapshot().to_string();

@@ -16,8 +16,8 @@ use crate::supervise::Supervisor;
 
 mod subscribe;
 
-pub use subscribe::{Full, Notifications, Subscribe};
 use subscribe::Subscribers;
+pub use subscribe::{Full, Notifications, Subscribe};
 
 /// How a notification goes to its handlers. Given with [`Builder::publish`](crate::Builder::publish) for one type, with
 /// [`Builder::publish_default`](crate::Builder::publish_default) for those without their own.
@@ -127,7 +127,8 @@ impl<N: Notification> Topic<N> {
     ) -> Published {
         self.published.add(1);
         let notification = Arc::new(notification);
-        let subscribers = if self.subscribers.is_empty() { 0 } else { self.subscribers.tell(&notification).await };
+        let subscribers =
+            if self.subscribers.is_empty() { 0 } else { self.subscribers.tell(&notification).await };
         let handlers = &self.route;
         let mut published = Published { subscribers, ..Published::of(handlers) };
         match handlers.publish.mode {

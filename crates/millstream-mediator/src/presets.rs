@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use millstream_resilience::{Backoff, BreakerSettings, Retry};
 
-use crate::behaviours::{Breaker, Memory, Retries};
 use crate::behaviour::Behaviour;
+use crate::behaviours::{Breaker, Memory, Retries};
 use crate::stream::StreamBehaviour;
 use crate::streams::{Backpressure, Health, Strategy};
 

@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use millstream_flow::flows::{BoxFlow, Either};
 use millstream_flow::{BoxError, Flow, Pipe};
 
@@ -201,12 +202,10 @@ impl<S> Clone for SharedStream<S> {
 impl<R: StreamRequest, S: StreamStage<R>> StreamNext<R> for SharedStream<S> {
     type Flow = S::Flow;
 
-    fn open(
-        &self,
-        call: &Call<'_>,
-        request: R,
-    ) -> impl Future<Output = Result<Pipe<S::Flow>, Error>> + Send {
-        self.0.open(call, request)
+    async fn open(&self, call: &Call<'_>, request: R) -> Result<Pipe<S::Flow>, Error> {
+        // A box for each behaviour and opening: next to what flows then it is nothing, and types stay shallow.
+        let opening: BoxFuture<'_, _> = Box::pin(self.0.open(call, request));
+        opening.await
     }
 }
 
@@ -278,7 +277,7 @@ impl<R: StreamRequest, B: StreamBehaviour, S: StreamStage<R>> StreamStage<R> for
                 let pipe = behaviour.open(call, request, &self.inner).await?;
                 pipe.via("behaviour", Either::Left)
             }
-            None => self.inner.0.open(call, request).await?.via("bare", Either::Right),
+            None => self.inner.open(call, request).await?.via("bare", Either::Right),
         })
     }
 }
@@ -303,7 +302,8 @@ pub(crate) struct Open<S>(pub(crate) S);
 
 impl<R: StreamRequest, S: StreamStage<R>> Stage<Opening<R>> for Open<S> {
     async fn run(&self, call: &Call<'_>, request: Opening<R>) -> Result<Streaming<R::Item>, Error> {
-        Ok(self.0.open(call, request.0).await?.boxed())
+        let opening: BoxFuture<'_, _> = Box::pin(self.0.open(call, request.0));
+        Ok(opening.await?.boxed())
     }
 }
 

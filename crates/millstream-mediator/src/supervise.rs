@@ -27,11 +27,7 @@ impl Supervisor {
     }
 
     /// Begins a task in that room. It is dropped where it is when the supervisor is.
-    pub(crate) fn spawn(
-        &self,
-        room: OwnedSemaphorePermit,
-        task: impl Future<Output = ()> + Send + 'static,
-    ) {
+    pub(crate) fn spawn(&self, room: OwnedSemaphorePermit, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             let _room = room;

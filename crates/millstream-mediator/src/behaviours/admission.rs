@@ -96,7 +96,10 @@ impl Memory {
     /// If they are not in order within 0 and 1, or the budget is already shared.
     #[must_use]
     pub fn marks(self, high: f64, low: f64) -> Self {
-        assert!(0.0 < low && low <= high && high <= 1.0, "marks are 0 < low <= high <= 1, not {low} and {high}");
+        assert!(
+            0.0 < low && low <= high && high <= 1.0,
+            "marks are 0 < low <= high <= 1, not {low} and {high}"
+        );
         self.with(|budget| (budget.high, budget.low) = (part(budget.limit, high), part(budget.limit, low)))
     }
 
@@ -196,7 +199,7 @@ impl Memory {
     }
 
     pub(crate) fn register(&self, about: &About) {
-        let (metrics, labels) = (about.metrics(), [("type", &*about.name), ("resource", "memory")]);
+        let (metrics, labels) = (about.metrics(), [("type", about.label()), ("resource", "memory")]);
         let memory = self.clone();
         let help = "Of a resource, how much is free: places for calls, bytes of memory.";
         metrics.read("mediator_resources_available", help, MetricKind::Gauge, &labels, move || {
@@ -209,9 +212,13 @@ impl Memory {
         });
         let memory = self.clone();
         let help = "How often something was shrunk because memory was short.";
-        metrics.read("mediator_resource_cleanup_triggered_total", help, MetricKind::Counter, &[], move || {
-            memory.0.shrunk.load(Ordering::Relaxed) as f64
-        });
+        metrics.read(
+            "mediator_resource_cleanup_triggered_total",
+            help,
+            MetricKind::Counter,
+            &[],
+            move || memory.0.shrunk.load(Ordering::Relaxed) as f64,
+        );
     }
 }
 
@@ -283,7 +290,11 @@ impl Admission {
 
 impl Behaviour for Admission {
     fn name(&self) -> Cow<'static, str> {
-        let wait = if self.wait_max.is_zero() { String::new() } else { format!(", waiting up to {:?}", self.wait_max) };
+        let wait = if self.wait_max.is_zero() {
+            String::new()
+        } else {
+            format!(", waiting up to {:?}", self.wait_max)
+        };
         format!("admission within {} MiB{wait}", self.memory.limit() >> 20).into()
     }
 

@@ -83,7 +83,7 @@ pub(crate) fn breaker_of(about: &About, open: Open) -> Error {
 
 /// Shows a breaker's state and counts in the metrics.
 pub(crate) fn register_breaker(about: &About, breaker: &CircuitBreaker) {
-    let (metrics, labels) = (about.metrics(), [("type", &*about.name)]);
+    let (metrics, labels) = (about.metrics(), [("type", about.label())]);
     let state = breaker.clone();
     let help = "What the circuit breaker does: 0 closed, 1 half-open, 2 open.";
     metrics.read("mediator_circuit_state", help, MetricKind::Gauge, &labels, move || match state.state() {
@@ -111,7 +111,7 @@ impl Behaviour for Breaker {
         if let Sharing::One(breaker) = &sharing {
             register_breaker(about, breaker);
         }
-        let labels = [("type", &*about.name), ("outcome", "rejected")];
+        let labels = [("type", about.label()), ("outcome", "rejected")];
         let rejected = about.metrics().counter(OPERATIONS.0, OPERATIONS.1, &labels);
         Breaker { sharing, settings: self.settings.clone(), rejected, classify: self.classify.clone() }
     }

@@ -81,9 +81,12 @@ fn places(concurrent: usize, queue: usize, wait_max: Option<Duration>) -> Places
 
 /// Shows how full it is.
 pub(crate) fn register(about: &About, places: &Places, concurrent: usize) {
-    let (metrics, labels) = (about.metrics(), [("type", &*about.name), ("resource", "calls")]);
+    let (metrics, labels) = (about.metrics(), [("type", about.label()), ("resource", "calls")]);
     let each = [
-        ("mediator_resources_available", "Of a resource, how much is free: places for calls, bytes of memory."),
+        (
+            "mediator_resources_available",
+            "Of a resource, how much is free: places for calls, bytes of memory.",
+        ),
         ("mediator_resources_utilization", "Of a resource, the part that is used, from 0 to 1."),
         ("mediator_requests_queued", "Calls that wait for a place."),
     ];

@@ -70,10 +70,10 @@ where
     fn of(&self, about: &About) -> Self {
         let help = "Answers from memory and others.";
         for (outcome, read) in [("hit", Memo::hits as fn(&_) -> u64), ("miss", Memo::misses)] {
-            let (memo, labels) = (self.memo.clone(), [("type", &*about.name), ("outcome", outcome)]);
-            about.metrics().read("mediator_cache_total", help, MetricKind::Counter, &labels, move || {
-                read(&memo) as f64
-            });
+            let (memo, labels) = (self.memo.clone(), [("type", about.label()), ("outcome", outcome)]);
+            about
+                .metrics()
+                .read("mediator_cache_total", help, MetricKind::Counter, &labels, move || read(&memo) as f64);
         }
         Cache { memo: self.memo.clone(), key: self.key.clone() }
     }

@@ -66,7 +66,7 @@ impl<R: Request> BehaviourOf<R> for Fallback<R::Response> {
 
     fn of(&self, about: &About) -> Self {
         let help = "Calls that failed and were answered in another way.";
-        let used = about.metrics().counter("mediator_fallbacks_total", help, &[("type", &about.name)]);
+        let used = about.metrics().counter("mediator_fallbacks_total", help, &[("type", about.label())]);
         Fallback { instead: self.instead.clone(), when: self.when.clone(), used }
     }
 

@@ -15,8 +15,7 @@ use crate::message::{About, Request};
 /// Makes a `tracing` span of each call, with its message, handler, kind and correlation, and tells how the call ended. What a
 /// message holds is never told.
 ///
-/// Targets are `millstream_mediator::request`, `::notification` and `::stream`. A level that nobody listens to costs a look
-/// at a flag.
+/// Target is `millstream_mediator::request`. While nobody listens to it, a call costs a look at a flag.
 ///
 /// ```
 /// use millstream_mediator::{Logging, Mediator};
@@ -100,7 +99,13 @@ impl Logging {
             }
             Err(error) => {
                 let (outcome, why) = (error.kind().word(), chain(error));
-                log!(self.level(error), "millstream_mediator::request", outcome, error = why, "a call has failed");
+                log!(
+                    self.level(error),
+                    "millstream_mediator::request",
+                    outcome,
+                    error = why,
+                    "a call has failed"
+                );
             }
         }
     }

@@ -76,12 +76,13 @@ impl Counted {
         let metrics = about.metrics();
         let help = "Tries after the first one, and how calls that had some ended.";
         let count = |outcome, class| {
-            let labels = [("operation", &*about.name), ("outcome", outcome), ("class", class)];
+            let labels = [("operation", about.label()), ("outcome", outcome), ("class", class)];
             metrics.counter("mediator_retry_attempts_total", help, &labels)
         };
-        let labels = [("operation", &*about.name)];
+        let labels = [("operation", about.label())];
         let help = "How long calls took that succeeded after the first try.";
-        let durations = metrics.histogram("mediator_retry_success_duration_seconds", help, &labels, &Histogram::BOUNDS);
+        let durations =
+            metrics.histogram("mediator_retry_success_duration_seconds", help, &labels, &Histogram::BOUNDS);
         Counted {
             again: Some(CLASSES.map(|class| count("again", class_word(class)))),
             saved: count("saved", ""),

@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
-use crate::error::ErrorKind;
 use crate::error::Error;
+use crate::error::ErrorKind;
 use crate::message::{About, Request};
 use crate::metrics::{Counter, Histogram, MetricKind};
 
@@ -121,9 +121,9 @@ impl Behaviour for Timing {
         let metrics = about.metrics();
         let count = |status| {
             let help = "Calls that have ended, by how.";
-            metrics.counter("mediator_requests_total", help, &[("type", &about.name), ("status", status)])
+            metrics.counter("mediator_requests_total", help, &[("type", about.label()), ("status", status)])
         };
-        let labels = [("type", &*about.name)];
+        let labels = [("type", about.label())];
         let help = "How long calls take.";
         let durations = metrics.histogram("mediator_request_duration_seconds", help, &labels, &self.bounds);
         let help = "Calls that took longer than they should.";
@@ -135,10 +135,10 @@ impl Behaviour for Timing {
             slow: metrics.counter("mediator_slow_requests_total", help, &labels),
             durations,
         });
-        let (read, before) = (stats.clone(), stats.ended());
+        let read = stats.clone();
         let help = "Calls that are under way.";
         metrics.read("mediator_active_requests", help, MetricKind::Gauge, &labels, move || {
-            (before + read.begun.value()).saturating_sub(read.ended()) as f64
+            read.begun.value().saturating_sub(read.ended()) as f64
         });
         Timing { stats: Some(stats), ..self.clone() }
     }
@@ -212,6 +212,9 @@ fn warn(call: &Call<'_>, stats: &Stats, elapsed: Duration) {
 
 impl fmt::Debug for Timing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Timing").field("slow", &self.slow).field("one_in", &self.one_in).finish_non_exhaustive()
+        f.debug_struct("Timing")
+            .field("slow", &self.slow)
+            .field("one_in", &self.one_in)
+            .finish_non_exhaustive()
     }
 }

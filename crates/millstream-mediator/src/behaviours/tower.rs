@@ -147,4 +147,3 @@ impl<R: Request> Service<R> for TowerService<R> {
         Box::pin(async move { handle.send(request).await })
     }
 }
-

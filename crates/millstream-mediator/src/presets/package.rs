@@ -94,11 +94,15 @@ impl fmt::Display for StreamPackage {
 }
 
 /// What a package adds.
-pub type Packaged<S = Bare> =
-    StreamInside<StreamInside<StreamInside<StreamInside<S, StreamLogging>, StreamTiming>, StreamBreaker>, StreamRetries>;
+pub type Packaged<S = Bare> = StreamInside<
+    StreamInside<StreamInside<StreamInside<S, StreamLogging>, StreamTiming>, StreamBreaker>,
+    StreamRetries,
+>;
 
-type Watched<S> =
-    StreamInside<StreamInside<StreamInside<StreamInside<S, StreamLogging>, StreamTiming>, Health>, StreamAdmission>;
+type Watched<S> = StreamInside<
+    StreamInside<StreamInside<StreamInside<S, StreamLogging>, StreamTiming>, Health>,
+    StreamAdmission,
+>;
 
 /// What the platinum package adds.
 pub type Platinum<S = Bare> =

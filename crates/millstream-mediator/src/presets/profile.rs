@@ -101,7 +101,14 @@ impl Profile {
     fn parts(&self) -> (Logging, Timing, Admission, Timeout, Breaker, Retries) {
         let admission = Admission::new(self.memory.clone());
         let timeout = Timeout::new(self.timeout);
-        (self.logging.clone(), self.timing.clone(), admission, timeout, self.breaker.behaviour(), self.retry.behaviour())
+        (
+            self.logging.clone(),
+            self.timing.clone(),
+            admission,
+            timeout,
+            self.breaker.behaviour(),
+            self.retry.behaviour(),
+        )
     }
 }
 

@@ -30,8 +30,10 @@ pub type Guarded<T, E, F> = Failing<T, Eaches<T, Either<Hop<Result<T, E>, (), Un
 
 type EachFn<T, E> = Box<dyn FnMut(Result<T, E>) -> EachFuture<T> + Send>;
 type EachFuture<T> = futures_util::future::BoxFuture<'static, Result<T, BoxError>>;
-type Eaches<T, F, E> =
-    Either<MapAsync<F, EachFn<T, E>, EachFuture<T>>, millstream_flow::flows::Map<F, fn(Result<T, E>) -> Result<T, BoxError>>>;
+type Eaches<T, F, E> = Either<
+    MapAsync<F, EachFn<T, E>, EachFuture<T>>,
+    millstream_flow::flows::Map<F, fn(Result<T, E>) -> Result<T, BoxError>>,
+>;
 
 impl<R, H> StreamStage<R> for Source<H, R::Item>
 where

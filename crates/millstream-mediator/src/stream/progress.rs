@@ -178,7 +178,9 @@ impl<F, W: Watch> Watched<F, W> {
     fn came(&mut self) {
         if let Some(since) = self.since.take() {
             let waited = self.progress.waited() + since.elapsed();
-            self.progress.waited.store(u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            self.progress
+                .waited
+                .store(u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
             self.progress.waiting.store(false, Ordering::Relaxed);
         }
     }

@@ -143,7 +143,10 @@ impl Backpressure {
     /// If they are not in order within 0 and 1.
     #[must_use]
     pub fn marks(mut self, high: f64, low: f64) -> Self {
-        assert!(0.0 <= low && low < high && high <= 1.0, "marks are 0 <= low < high <= 1, not {low} and {high}");
+        assert!(
+            0.0 <= low && low < high && high <= 1.0,
+            "marks are 0 <= low < high <= 1, not {low} and {high}"
+        );
         let capacity = self.marks.capacity;
         let high_items = ((capacity as f64 * high).ceil() as usize).clamp(1, capacity);
         let low_items = ((capacity as f64 * low).floor() as usize).min(high_items - 1);
@@ -196,12 +199,20 @@ impl StreamBehaviour for Backpressure {
     fn of(&self, about: &About) -> Self {
         let (metrics, labels) = (about.metrics(), [("handler", &*about.handler)]);
         let stats = Stats {
-            size: metrics.gauge("mediator_stream_buffer_size", "Items that wait in the buffer of the last stream that moved.", &labels),
-            usage: metrics.gauge("mediator_stream_buffer_usage", "The same, in percent of what may wait.", &labels),
+            size: metrics.gauge(
+                "mediator_stream_buffer_size",
+                "Items that wait in the buffer of the last stream that moved.",
+                &labels,
+            ),
+            usage: metrics.gauge(
+                "mediator_stream_buffer_usage",
+                "The same, in percent of what may wait.",
+                &labels,
+            ),
             events: metrics.counter(
                 "mediator_stream_backpressure_events",
                 "How often streams came under pressure.",
-                &[("type", &about.name)],
+                &[("type", about.label())],
             ),
             dropped: stream_dropped(about, "backpressure"),
         };

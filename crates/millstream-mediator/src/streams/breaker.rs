@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::task::{Context, Poll};
 
 use millstream_flow::{Flow, Pipe, Step};
-use millstream_resilience::{BreakerSettings, Class, CircuitBreaker, Classify, Permit};
+use millstream_resilience::{BreakerSettings, CircuitBreaker, Class, Classify, Permit};
 
 use crate::behaviours::{OPERATIONS, breaker_of, register_breaker};
 use crate::call::Call;
@@ -28,7 +28,13 @@ pub struct StreamBreaker {
 impl StreamBreaker {
     /// One for each handler.
     pub fn new(settings: BreakerSettings) -> Self {
-        StreamBreaker { settings, enough: u64::MAX, shared: None, breaker: None, rejected: Counter::default() }
+        StreamBreaker {
+            settings,
+            enough: u64::MAX,
+            shared: None,
+            breaker: None,
+            rejected: Counter::default(),
+        }
     }
 
     /// This one for all.
@@ -60,7 +66,7 @@ impl StreamBehaviour for StreamBreaker {
         let own = || CircuitBreaker::new(self.settings.clone().name(about.name.clone()));
         let breaker = self.shared.clone().unwrap_or_else(own);
         register_breaker(about, &breaker);
-        let labels = [("type", &*about.name), ("outcome", "rejected")];
+        let labels = [("type", about.label()), ("outcome", "rejected")];
         let rejected = about.metrics().counter(OPERATIONS.0, OPERATIONS.1, &labels);
         StreamBreaker { breaker: Some(breaker), rejected, ..self.clone() }
     }
@@ -113,7 +119,9 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Judged<F> {
         let step = upstream.poll_drive(cx, max, &mut |item, ()| {
             match &item {
                 Ok(_) => *items += 1,
-                Err(error) if error.is_last() => judge(permit, (*items < *enough).then(|| error.error().class())),
+                Err(error) if error.is_last() => {
+                    judge(permit, (*items < *enough).then(|| error.error().class()))
+                }
                 Err(_) => {}
             }
             sink(item, ())

@@ -39,7 +39,8 @@ impl StreamBehaviour for StreamAdmission {
     fn of(&self, about: &About) -> Self {
         self.memory.register(about);
         let help = "How often a stream was held back because memory was short.";
-        let held = about.metrics().counter("mediator_streams_held_back_total", help, &[("type", &about.name)]);
+        let held =
+            about.metrics().counter("mediator_streams_held_back_total", help, &[("type", about.label())]);
         StreamAdmission { memory: self.memory.clone(), held }
     }
 

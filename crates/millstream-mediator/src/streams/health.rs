@@ -1,14 +1,11 @@
 //! Whether streams are well, found out by the clock.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use millstream_flow::Pipe;
-use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use crate::behaviours::Memory;
@@ -18,95 +15,11 @@ use crate::message::{About, StreamRequest};
 use crate::stream::progress::{Ended, Progress, Task, Watch, Watched, per_second};
 use crate::stream::{StreamBehaviour, StreamNext};
 
-/// How well a stream is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// Nothing is wrong.
-    Healthy,
-    /// Something is not as it should be, and the stream flows.
-    Degraded,
-    /// It does not flow, or does harm: it stalls, too many items fail, or several things are wrong at once.
-    Unhealthy,
-}
+mod board;
+mod found;
 
-/// What is wrong with a stream, with what was found and what was declared.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Warning {
-    /// Somebody has waited so long for an item.
-    Stalled {
-        /// For how many seconds.
-        seconds: f64,
-    },
-    /// Fewer items a second than declared, while somebody waited for them.
-    LowThroughput {
-        /// Items a second since the last check.
-        rate: f64,
-        /// What was declared.
-        least: f64,
-    },
-    /// More of the items fail than declared.
-    HighErrorRate {
-        /// The part that failed since the last check.
-        rate: f64,
-        /// What was declared.
-        most: f64,
-    },
-    /// Memory has grown by more than declared since the stream was opened.
-    MemoryGrowth {
-        /// By so many bytes.
-        bytes: u64,
-        /// What was declared.
-        most: u64,
-    },
-}
-
-impl Warning {
-    fn is_critical(&self) -> bool {
-        matches!(self, Warning::Stalled { .. } | Warning::HighErrorRate { .. })
-    }
-}
-
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Warning::Stalled { seconds } => write!(f, "no item for {seconds:.1} s"),
-            Warning::LowThroughput { rate, least } => write!(f, "{rate:.1} items/s, fewer than {least}"),
-            Warning::HighErrorRate { rate, most } => {
-                write!(f, "{:.1} % of the items fail, more than {} %", rate * 100.0, most * 100.0)
-            }
-            Warning::MemoryGrowth { bytes, most } => write!(f, "memory grew by {bytes} bytes, more than {most}"),
-        }
-    }
-}
-
-/// What is known of a stream's health at one check.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct StreamHealth {
-    /// The stream's name.
-    pub stream: Arc<str>,
-    /// The correlation of its call.
-    pub correlation: String,
-    /// How well it is.
-    pub severity: Severity,
-    /// What is wrong now.
-    pub warnings: Vec<Warning>,
-    /// Items delivered so far.
-    pub items: u64,
-    /// Items that failed so far.
-    pub errors: u64,
-    /// Items a second since the check before.
-    pub rate: f64,
-    /// The most of that there was.
-    pub rate_max: f64,
-    /// Seconds since it was opened.
-    pub seconds: f64,
-    /// How it ended, in a word; `None` while it flows.
-    pub ended: Option<&'static str>,
-}
+pub use board::HealthBoard;
+pub use found::{Severity, StreamHealth, Warning};
 
 type Report = dyn Fn(StreamHealth) -> BoxFuture<'static, ()> + Send + Sync;
 
@@ -258,7 +171,10 @@ impl StreamBehaviour for Health {
             progress: progress.clone(),
             found: Arc::default(),
         };
-        let entry = Entry { place: self.board.as_ref().map(|board| (board.clone(), board.place())), check: check.clone() };
+        let entry = Entry {
+            place: self.board.as_ref().map(|board| (board.clone(), board.place())),
+            check: check.clone(),
+        };
         let place = entry.place.clone();
         let task = Task::spawn(check.run(place));
         Ok(pipe.via("health", |flow| Watched::new(flow, progress, entry, Some(task))))
@@ -338,7 +254,13 @@ impl Check {
         warnings
     }
 
-    fn health(&self, severity: Severity, warnings: Vec<Warning>, rate: f64, ended: Option<&'static str>) -> StreamHealth {
+    fn health(
+        &self,
+        severity: Severity,
+        warnings: Vec<Warning>,
+        rate: f64,
+        ended: Option<&'static str>,
+    ) -> StreamHealth {
         let mut found = self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         found.1 = found.1.max(rate);
         let health = StreamHealth {
@@ -391,7 +313,9 @@ impl Watch for Entry {
     fn ended(&mut self, progress: &Progress, how: &Ended) {
         let last = self.check.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).0.take();
         let (severity, warnings) = match (how, last) {
-            (Ended::Failed(..), last) => (Severity::Unhealthy, last.map(|last| last.warnings).unwrap_or_default()),
+            (Ended::Failed(..), last) => {
+                (Severity::Unhealthy, last.map(|last| last.warnings).unwrap_or_default())
+            }
             (_, Some(last)) => (last.severity, last.warnings),
             (_, None) => (Severity::Healthy, Vec::new()),
         };
@@ -399,58 +323,5 @@ impl Watch for Entry {
         if let Some((board, place)) = self.place.take() {
             board.end(place, health);
         }
-    }
-}
-
-/// The last check of every open stream, and how the last fifty ended. Clones are the same board.
-#[derive(Debug, Clone, Default)]
-pub struct HealthBoard(Arc<Mutex<Board>>);
-
-#[derive(Debug, Default)]
-struct Board {
-    places: u64,
-    open: BTreeMap<u64, StreamHealth>,
-    ended: VecDeque<StreamHealth>,
-}
-
-const ENDED_MAX: usize = 50;
-
-impl HealthBoard {
-    fn board(&self) -> MutexGuard<'_, Board> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn place(&self) -> u64 {
-        let mut board = self.board();
-        board.places += 1;
-        board.places
-    }
-
-    fn set(&self, place: u64, health: StreamHealth) {
-        self.board().open.insert(place, health);
-    }
-
-    fn end(&self, place: u64, health: StreamHealth) {
-        let mut board = self.board();
-        board.open.remove(&place);
-        if board.ended.len() == ENDED_MAX {
-            board.ended.pop_front();
-        }
-        board.ended.push_back(health);
-    }
-
-    /// The open streams, in the order of their openings. One that was not checked yet is not there.
-    pub fn open(&self) -> Vec<StreamHealth> {
-        self.board().open.values().cloned().collect()
-    }
-
-    /// The last fifty that ended, oldest first.
-    pub fn ended(&self) -> Vec<StreamHealth> {
-        self.board().ended.iter().cloned().collect()
-    }
-
-    /// Whether no open stream is unhealthy: what a readiness endpoint answers.
-    pub fn is_ready(&self) -> bool {
-        self.board().open.values().all(|health| health.severity < Severity::Unhealthy)
     }
 }

@@ -114,7 +114,11 @@ impl<F> Timed<F> {
     fn set(&mut self) {
         let StreamTimeout { first, next, total } = self.rule;
         let now = Instant::now();
-        let item = if self.items == 0 { first.map(|limit| (self.opened + limit, limit)) } else { next.map(|limit| (now + limit, limit)) };
+        let item = if self.items == 0 {
+            first.map(|limit| (self.opened + limit, limit))
+        } else {
+            next.map(|limit| (now + limit, limit))
+        };
         let total = total.map(|limit| (self.opened + limit, limit));
         let Some((due, limit)) = item.into_iter().chain(total).min() else { return };
         self.limit = limit;
@@ -146,7 +150,10 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Timed<F> {
         self.items += items;
         if step.is_ready() {
             self.timer = None;
-            let over = self.rule.total.filter(|total| step != Poll::Ready(Step::End) && self.opened.elapsed() > *total);
+            let over = self
+                .rule
+                .total
+                .filter(|total| step != Poll::Ready(Step::End) && self.opened.elapsed() > *total);
             let Some(limit) = over.filter(|_| items < max as u64) else { return step };
             // Busy all the time, so that no timer was ever polled.
             self.upstream = None;

@@ -103,7 +103,9 @@ fn tell_progress(level: Level, stream: &Names, progress: &Progress, lately: Opti
         Some(lately) => {
             log!(level, "millstream_mediator::stream", stream = %name, %correlation, items, rate, lately, "a stream flows");
         }
-        None => log!(level, "millstream_mediator::stream", stream = %name, %correlation, items, rate, "a stream flows"),
+        None => {
+            log!(level, "millstream_mediator::stream", stream = %name, %correlation, items, rate, "a stream flows")
+        }
     }
 }
 
@@ -121,7 +123,8 @@ impl Watch for Logger {
 
     fn ended(&mut self, progress: &Progress, how: &Ended) {
         let Names { name, correlation } = &self.stream;
-        let (items, rate, elapsed, first) = (progress.items(), progress.rate(), progress.elapsed(), self.first);
+        let (items, rate, elapsed, first) =
+            (progress.items(), progress.rate(), progress.elapsed(), self.first);
         let outcome = how.word();
         match how {
             Ended::Failed(_, why) => tracing::warn!(

@@ -94,7 +94,12 @@ impl StreamBehaviour for StreamRetries {
 
     fn of(&self, about: &About) -> Self {
         let (retry, resume) = (self.retry.clone(), self.resume);
-        StreamRetries { retry, resume, counted: Counted::of(about), duplicates: stream_dropped(about, "duplicate") }
+        StreamRetries {
+            retry,
+            resume,
+            counted: Counted::of(about),
+            duplicates: stream_dropped(about, "duplicate"),
+        }
     }
 
     async fn open<R: StreamRequest, N: StreamNext<R>>(
@@ -248,8 +253,12 @@ impl<R: StreamRequest, N: StreamNext<R>> Reopening<R, N> {
         let again = match (self.rule.resume, self.delivered) {
             (_, 0) => self.request.as_ref().and_then(R::repeat),
             (Resume::Never, _) => return false,
-            (Resume::Position, delivered) => self.request.as_ref().and_then(|request| request.resume(delivered)),
-            (Resume::Restart | Resume::Skip | Resume::Dedupe(_), _) => self.request.as_ref().and_then(R::repeat),
+            (Resume::Position, delivered) => {
+                self.request.as_ref().and_then(|request| request.resume(delivered))
+            }
+            (Resume::Restart | Resume::Skip | Resume::Dedupe(_), _) => {
+                self.request.as_ref().and_then(R::repeat)
+            }
         };
         let class = broken.class();
         let Some(again) = again else {

@@ -208,37 +208,58 @@ impl StreamBehaviour for StreamTiming {
     }
 
     fn of(&self, about: &About) -> Self {
-        let (metrics, labels) = (about.metrics(), [("type", &*about.name)]);
+        let (metrics, labels) = (about.metrics(), [("type", about.label())]);
         let count = |status| {
             let help = "Streams that have ended, by how.";
-            metrics.counter("mediator_streams_total", help, &[("type", &about.name), ("status", status)])
+            metrics.counter("mediator_streams_total", help, &[("type", about.label()), ("status", status)])
         };
         let warn = |warning| {
             let help = "Warnings of slow streams.";
-            metrics.counter("mediator_slow_streams_total", help, &[("type", &about.name), ("warning", warning)])
+            metrics.counter(
+                "mediator_slow_streams_total",
+                help,
+                &[("type", about.label()), ("warning", warning)],
+            )
         };
         let histogram = |name, help| metrics.histogram(name, help, &labels, &Histogram::BOUNDS);
         let stats = Arc::new(Stats {
             opened: metrics.counter("mediator_streams_opened_total", "Streams that were opened.", &labels),
-            items: metrics.counter("mediator_stream_items_total", "Items that streams have delivered.", &labels),
+            items: metrics.counter(
+                "mediator_stream_items_total",
+                "Items that streams have delivered.",
+                &labels,
+            ),
             ok: count("ok"),
             failed: ErrorKind::WORDS.map(count),
             cancelled: count("cancelled"),
-            throughput: metrics.gauge("mediator_stream_throughput", "Items a second, in the last interval.", &labels),
+            throughput: metrics.gauge(
+                "mediator_stream_throughput",
+                "Items a second, in the last interval.",
+                &labels,
+            ),
             latency: metrics.gauge(
                 "mediator_stream_latency",
                 "Milliseconds that an item was waited for, on average in the last interval.",
                 &labels,
             ),
             durations: histogram("mediator_stream_duration_seconds", "How long streams flow."),
-            first_items: histogram("mediator_stream_first_item_seconds", "How long the first item of a stream takes."),
+            first_items: histogram(
+                "mediator_stream_first_item_seconds",
+                "How long the first item of a stream takes.",
+            ),
             warnings: WARNINGS.map(warn),
         });
         let read = stats.clone();
-        metrics.read("mediator_active_streams", "Streams that are open.", MetricKind::Gauge, &labels, move || {
-            let failed: u64 = read.failed.iter().map(Counter::value).sum();
-            read.opened.value().saturating_sub(read.ok.value() + failed + read.cancelled.value()) as f64
-        });
+        metrics.read(
+            "mediator_active_streams",
+            "Streams that are open.",
+            MetricKind::Gauge,
+            &labels,
+            move || {
+                let failed: u64 = read.failed.iter().map(Counter::value).sum();
+                read.opened.value().saturating_sub(read.ok.value() + failed + read.cancelled.value()) as f64
+            },
+        );
         StreamTiming { stats: Some(stats), ..self.clone() }
     }
 

@@ -10,9 +10,7 @@ use millstream_mediator::{
     Admission, Authorize, Breaker, Bulkhead, Cache, Call, Check, Context, Dedupe, Error, ErrorKind, Fallback,
     Hedging, InterceptAll, Interceptor, Kind, Mediator, Memory, RateLimit, Retries, Scope, Timeout, Timing,
 };
-use millstream_resilience::{
-    Backoff, BreakerSettings, CircuitBreaker, Class, Classified, Hedge, Retry,
-};
+use millstream_resilience::{Backoff, BreakerSettings, CircuitBreaker, Class, Classified, Hedge, Retry};
 use tokio::time::{Instant, sleep};
 
 use crate::{Ask, Do};
@@ -20,7 +18,11 @@ use crate::{Ask, Do};
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A handler that fails so many times, each after so long.
-fn failing(times: u32, seconds: u64) -> (Arc<AtomicU32>, impl Fn(Ask) -> futures_util::future::BoxFuture<'static, Result<u64, BoxError>> + Clone) {
+fn failing(
+    times: u32,
+    seconds: u64,
+) -> (Arc<AtomicU32>, impl Fn(Ask) -> futures_util::future::BoxFuture<'static, Result<u64, BoxError>> + Clone)
+{
     let calls = Arc::new(AtomicU32::new(0));
     let count = calls.clone();
     (calls, move |ask: Ask| {
@@ -43,7 +45,11 @@ fn settings() -> BreakerSettings {
 }
 
 fn number(mediator: &Mediator, name: &str, labels: &[(&str, &str)]) -> f64 {
-    mediator.metrics().snapshot().number(name, labels).unwrap_or_else(|| panic!("there is no {name} {labels:?}"))
+    mediator
+        .metrics()
+        .snapshot()
+        .number(name, labels)
+        .unwrap_or_else(|| panic!("there is no {name} {labels:?}"))
 }
 
 #[tokio::test(start_paused = true)]
@@ -54,7 +60,11 @@ async fn a_retry_tries_again_what_may_be_repeated_and_helps() {
     assert_eq!(mediator.send(Ask(7)).await.unwrap(), 7);
     assert_eq!((calls.load(Ordering::SeqCst), began.elapsed()), (3, 5 * SECOND));
     let attempts = |outcome, class| {
-        number(&mediator, "mediator_retry_attempts_total", &[("operation", "Ask"), ("outcome", outcome), ("class", class)])
+        number(
+            &mediator,
+            "mediator_retry_attempts_total",
+            &[("operation", "Ask"), ("outcome", outcome), ("class", class)],
+        )
     };
     assert_eq!((attempts("again", "transient"), attempts("saved", "")), (2.0, 1.0));
     assert_eq!(number(&mediator, "mediator_retry_success_duration_seconds", &[]), 1.0);
@@ -87,7 +97,14 @@ async fn a_retry_leaves_alone_what_is_permanent_or_must_not_be_repeated() {
     assert_eq!(calls.swap(0, Ordering::SeqCst), 1);
     assert!(mediator.send(Do(String::new())).await.is_err());
     assert_eq!(calls.load(Ordering::SeqCst), 1);
-    assert_eq!(number(&mediator, "mediator_retry_attempts_total", &[("operation", "Do"), ("outcome", "unrepeatable")]), 1.0);
+    assert_eq!(
+        number(
+            &mediator,
+            "mediator_retry_attempts_total",
+            &[("operation", "Do"), ("outcome", "unrepeatable")]
+        ),
+        1.0
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,8 +126,12 @@ async fn errors_are_of_the_class_that_a_behaviour_is_told() {
 async fn a_breaker_and_retries_work_together_whichever_is_outside() {
     // Inside of the breaker retries see the handler's own errors, and the breaker counts what they could not save.
     let (calls, handler) = failing(4, 0);
-    let mediator =
-        Mediator::builder().behaviour(Breaker::new(settings())).behaviour(retry(2)).request(handler).build().unwrap();
+    let mediator = Mediator::builder()
+        .behaviour(Breaker::new(settings()))
+        .behaviour(retry(2))
+        .request(handler)
+        .build()
+        .unwrap();
     for _ in 0..2 {
         assert_eq!(mediator.send(Ask(1)).await.unwrap_err().kind(), &ErrorKind::Failed);
     }
@@ -120,15 +141,22 @@ async fn a_breaker_and_retries_work_together_whichever_is_outside() {
     assert_eq!(calls.load(Ordering::SeqCst), 4);
     let circuit = [("type", "Ask")];
     assert_eq!(number(&mediator, "mediator_circuit_state", &circuit), 2.0);
-    assert_eq!(number(&mediator, "mediator_circuit_operations", &[("type", "Ask"), ("outcome", "rejected")]), 1.0);
+    assert_eq!(
+        number(&mediator, "mediator_circuit_operations", &[("type", "Ask"), ("outcome", "rejected")]),
+        1.0
+    );
     sleep(10 * SECOND).await;
     assert_eq!(mediator.send(Ask(1)).await.unwrap(), 1);
     assert_eq!(number(&mediator, "mediator_circuit_state", &circuit), 0.0);
 
     // Outside of the breaker they wait until it lets them try.
     let (calls, handler) = failing(2, 0);
-    let mediator =
-        Mediator::builder().behaviour(retry(4)).behaviour(Breaker::new(settings())).request(handler).build().unwrap();
+    let mediator = Mediator::builder()
+        .behaviour(retry(4))
+        .behaviour(Breaker::new(settings()))
+        .request(handler)
+        .build()
+        .unwrap();
     let began = Instant::now();
     assert_eq!(mediator.send(Ask(1)).await.unwrap(), 1);
     assert_eq!((calls.load(Ordering::SeqCst), began.elapsed()), (3, 11 * SECOND));
@@ -145,10 +173,9 @@ async fn a_breaker_is_each_handlers_own_or_shared_or_by_key() {
             .unwrap()
     };
     let is_open = |error: Error| matches!(error.kind(), ErrorKind::CircuitOpen { .. });
-    for (breaker, open) in [
-        (Breaker::new(settings()), false),
-        (Breaker::shared(CircuitBreaker::new(settings())), true),
-    ] {
+    for (breaker, open) in
+        [(Breaker::new(settings()), false), (Breaker::shared(CircuitBreaker::new(settings())), true)]
+    {
         let mediator = fail_all(breaker);
         for _ in 0..2 {
             assert!(mediator.send(Ask(1)).await.is_err());
@@ -187,17 +214,28 @@ async fn a_bulkhead_runs_so_many_has_so_many_wait_and_refuses_the_rest() {
         Ok::<_, BoxError>(ask.0)
     };
     let mediator = Mediator::builder().behaviour(Bulkhead::new(2).queue(1)).request(slow).build().unwrap();
-    let sent: Vec<_> = (0..4).map(|_| tokio::spawn({ let m = mediator.clone(); async move { m.send(Ask(4)).await } })).collect();
+    let sent: Vec<_> = (0..4)
+        .map(|_| {
+            tokio::spawn({
+                let m = mediator.clone();
+                async move { m.send(Ask(4)).await }
+            })
+        })
+        .collect();
     sleep(SECOND).await;
     let labels = [("type", "Ask"), ("resource", "calls")];
     assert_eq!(number(&mediator, "mediator_resources_available", &labels), 0.0);
     assert_eq!(number(&mediator, "mediator_resources_utilization", &labels), 1.0);
     assert_eq!(number(&mediator, "mediator_requests_queued", &[("type", "Ask")]), 1.0);
-    let ended = join_all(sent).await.into_iter().map(|ended| ended.unwrap().map_err(|error| error.kind().clone()));
+    let ended =
+        join_all(sent).await.into_iter().map(|ended| ended.unwrap().map_err(|error| error.kind().clone()));
     assert_eq!(ended.collect::<Vec<_>>(), [Ok(4), Ok(4), Ok(4), Err(ErrorKind::Full)]);
 
-    let mediator =
-        Mediator::builder().behaviour(Bulkhead::new(1).queue(9).wait_max(SECOND)).request(slow).build().unwrap();
+    let mediator = Mediator::builder()
+        .behaviour(Bulkhead::new(1).queue(9).wait_max(SECOND))
+        .request(slow)
+        .build()
+        .unwrap();
     let (first, second) = tokio::join!(mediator.send(Ask(5)), mediator.send(Ask(5)));
     assert_eq!((first.unwrap(), second.unwrap_err().kind()), (5, &ErrorKind::Full));
 
@@ -235,15 +273,23 @@ async fn a_rate_limit_lets_a_burst_pass_and_others_wait_or_fail() {
     let error = mediator.send(Ask(1)).await.unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::Throttled { retry_after: SECOND / 10 });
 
-    let mediator = Mediator::builder().behaviour(limit.clone().wait_max(SECOND)).request(answer).build().unwrap();
+    let mediator =
+        Mediator::builder().behaviour(limit.clone().wait_max(SECOND)).request(answer).build().unwrap();
     let began = Instant::now();
     for _ in 0..13 {
         mediator.send(Ask(1)).await.unwrap();
     }
     assert_eq!(began.elapsed(), SECOND);
 
-    for (limit, refused) in [(limit.clone().shared(), true), (limit.by_key(4, |call| call.about().name.to_string()), false)] {
-        let mediator = Mediator::builder().behaviour(limit).request(answer).request(async |_: Do| Ok::<_, BoxError>(())).build().unwrap();
+    for (limit, refused) in
+        [(limit.clone().shared(), true), (limit.by_key(4, |call| call.about().name.to_string()), false)]
+    {
+        let mediator = Mediator::builder()
+            .behaviour(limit)
+            .request(answer)
+            .request(async |_: Do| Ok::<_, BoxError>(()))
+            .build()
+            .unwrap();
         for _ in 0..3 {
             mediator.send(Ask(1)).await.unwrap();
         }
@@ -290,7 +336,9 @@ async fn checks_refuse_before_the_handler_and_say_why() {
         .build()
         .unwrap();
     let (ada, root) = (Context::new().with(Principal("ada")), Context::new().with(Principal("root")));
-    let kind = async |context: &Context, n| mediator.send_in(context, Ask(n)).await.map_err(|error| error.kind().word());
+    let kind = async |context: &Context, n| {
+        mediator.send_in(context, Ask(n)).await.map_err(|error| error.kind().word())
+    };
     assert_eq!(kind(&Context::new(), 1).await, Err("denied"));
     assert_eq!(kind(&ada, 11).await, Err("denied"));
     assert_eq!(kind(&ada, 0).await, Err("invalid"));
@@ -359,7 +407,9 @@ async fn a_duplicate_is_refused_once_its_like_has_succeeded() {
 #[tokio::test]
 async fn a_fallback_answers_what_it_is_for() {
     let mediator = Mediator::builder()
-        .behaviour_of::<Ask, _>(Fallback::new(async |_| Ok(99)).when(|error| error.kind() == &ErrorKind::Failed))
+        .behaviour_of::<Ask, _>(
+            Fallback::new(async |_| Ok(99)).when(|error| error.kind() == &ErrorKind::Failed),
+        )
         .behaviour_of(Check::valid(|ask: &Ask| if ask.0 == 0 { Err("nothing".into()) } else { Ok(()) }))
         .request(async |_: Ask| Err::<u64, _>("busy"))
         .build()
@@ -409,7 +459,8 @@ async fn admission_refuses_or_waits_while_memory_is_short() {
         count.fetch_add(1, Ordering::SeqCst);
     });
     let answer = async |ask: Ask| Ok::<_, BoxError>(ask.0);
-    let mediator = Mediator::builder().behaviour(Admission::new(memory.clone())).request(answer).build().unwrap();
+    let mediator =
+        Mediator::builder().behaviour(Admission::new(memory.clone())).request(answer).build().unwrap();
     let mut held = memory.reserve(899);
     assert_eq!(mediator.send(Ask(1)).await.unwrap(), 1);
     held.set(900);
@@ -481,7 +532,8 @@ async fn timing_counts_how_calls_end_and_how_long_they_take() {
     assert_eq!(number(&mediator, "mediator_active_requests", &[]), 0.0);
     assert_eq!(number(&mediator, "mediator_slow_requests_total", &[]), 2.0);
     let snapshot = mediator.metrics().snapshot();
-    let metric = snapshot.metrics.iter().find(|metric| metric.name == "mediator_request_duration_seconds").unwrap();
+    let metric =
+        snapshot.metrics.iter().find(|metric| metric.name == "mediator_request_duration_seconds").unwrap();
     let Value::Histogram { buckets, count, sum } = &metric.series[0].1 else { panic!("it is a histogram") };
     assert_eq!((buckets, *count), (&vec![(1.5, 2), (5.0, 3), (f64::INFINITY, 4)], 4));
     assert!((10.0..10.1).contains(sum), "{sum}");
@@ -513,7 +565,10 @@ async fn a_tower_layer_stands_around_any_request() {
         .unwrap();
     assert_eq!(mediator.send(Ask(2)).await.unwrap(), 2);
     let error = mediator.send(Ask(0)).await.unwrap_err();
-    assert_eq!(millstream_flow::chain(&error), "Ask: its handler `closure in a_tower_layer_stands_around_any_request` failed: zero");
+    assert_eq!(
+        millstream_flow::chain(&error),
+        "Ask: its handler `closure in a_tower_layer_stands_around_any_request` failed: zero"
+    );
     assert_eq!(mediator.service::<Ask>().unwrap().oneshot(Ask(5)).await.unwrap(), 5);
     assert!(mediator.describe().to_string().contains("one at once"));
 }

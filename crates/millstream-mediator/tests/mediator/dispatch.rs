@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use millstream_flow::{BoxError, Panicked};
 use millstream_mediator::{
-    About, Behaviour, BehaviourOf, Call, Context, Error, ErrorKind, Handler, Kind, Mediator, Next, Request, Scope,
+    About, Behaviour, BehaviourOf, Call, Context, Error, ErrorKind, Handler, Kind, Mediator, Next, Request,
+    Scope,
 };
 
 use crate::{Ask, Do};
@@ -175,6 +176,45 @@ async fn behaviours_stand_around_what_their_scope_says_the_first_outermost() {
 }
 
 #[tokio::test]
+async fn any_number_of_behaviours_fits_with_boxes_between() {
+    let (a, b, c, d) = (Around("a"), Around("b"), Around("c"), Around("d"));
+    let mediator = Mediator::builder()
+        .behaviour(a)
+        .behaviour(b)
+        .behaviour(c)
+        .behaviour(d)
+        .behaviour(a)
+        .behaviour(b)
+        .behaviour(c)
+        .behaviour(d)
+        .boxed()
+        .behaviour(a)
+        .behaviour(b)
+        .behaviour(c)
+        .behaviour(d)
+        .behaviour(a)
+        .behaviour(b)
+        .behaviour(c)
+        .behaviour(d)
+        .boxed()
+        .behaviour(a)
+        .behaviour(b)
+        .behaviour(c)
+        .behaviour(d)
+        .behaviour(a)
+        .behaviour(b)
+        .behaviour(c)
+        .behaviour(d)
+        .request(double)
+        .build()
+        .unwrap();
+    let trace = Trace::default();
+    assert_eq!(mediator.send_in(&Context::new().with(trace.clone()), Ask(4)).await.unwrap(), 8);
+    assert_eq!(trace.0.lock().unwrap().len(), 48);
+    assert_eq!(mediator.describe().lines[0].behaviours.len(), 24);
+}
+
+#[tokio::test]
 async fn a_behaviour_of_one_type_changes_its_request_and_response() {
     let mediator =
         Mediator::builder().behaviour_of::<Ask, _>(Adding(10)).request(double).request(obey).build().unwrap();
@@ -214,7 +254,31 @@ async fn a_panic_is_an_error_with_the_handlers_name_and_harms_nobody_else() {
     assert_eq!((error.kind(), error.handler()), (&ErrorKind::Panicked, Some("explode")));
     assert_eq!(error.find::<Panicked>().unwrap().message(), "out of luck");
     assert_eq!(mediator.send(Ask(3)).await.unwrap(), 3);
-    assert_eq!(mediator.send(Do(String::new())).await.unwrap_err().find::<Panicked>().unwrap().message(), "at once");
+    assert_eq!(
+        mediator.send(Do(String::new())).await.unwrap_err().find::<Panicked>().unwrap().message(),
+        "at once"
+    );
+}
+
+#[tokio::test]
+async fn a_behaviour_that_panics_fails_its_call_alone() {
+    #[derive(Clone, Copy)]
+    struct Bomb;
+    impl BehaviourOf<Ask> for Bomb {
+        fn name(&self) -> Cow<'static, str> {
+            "bomb".into()
+        }
+        fn of(&self, _: &About) -> Self {
+            *self
+        }
+        async fn call<N: Next<Ask>>(&self, call: &Call<'_>, ask: Ask, next: &N) -> Result<u64, Error> {
+            assert!(ask.0 != 13, "unlucky");
+            next.call(call, ask).await
+        }
+    }
+    let mediator = Mediator::builder().behaviour_of::<Ask, _>(Bomb).request(double).build().unwrap();
+    assert_eq!(mediator.send(Ask(13)).await.unwrap_err().kind(), &ErrorKind::Panicked);
+    assert_eq!(mediator.send(Ask(14)).await.unwrap(), 28);
 }
 
 #[tokio::test(start_paused = true)]

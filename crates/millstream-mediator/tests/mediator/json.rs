@@ -55,7 +55,11 @@ async fn calls_by_name_go_through_the_same_handlers_and_behaviours() {
 
     let error = mediator.send_json("Greet", json!({"nam": "Ada"})).await.unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::Malformed);
-    assert!(millstream_flow::chain(&error).contains("missing field `name`"), "{}", millstream_flow::chain(&error));
+    assert!(
+        millstream_flow::chain(&error).contains("missing field `name`"),
+        "{}",
+        millstream_flow::chain(&error)
+    );
     for name in ["greet", "Happened"] {
         let error = mediator.send_json(name, json!(null)).await.unwrap_err();
         assert_eq!((error.kind(), error.message()), (&ErrorKind::NoHandler, name));
@@ -66,6 +70,7 @@ async fn calls_by_name_go_through_the_same_handlers_and_behaviours() {
 
 #[test]
 fn what_is_opened_to_json_has_a_handler() {
-    let error = Mediator::builder().json::<Greet>().json_notification::<Happened>().json_stream::<Count>().build();
+    let error =
+        Mediator::builder().json::<Greet>().json_notification::<Happened>().json_stream::<Count>().build();
     assert_eq!(error.unwrap_err().problems().len(), 3);
 }

@@ -3,6 +3,7 @@
 mod behaviours;
 mod dispatch;
 mod json;
+mod metrics;
 mod notifications;
 mod presets;
 mod stream_behaviours;

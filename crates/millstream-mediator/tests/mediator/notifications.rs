@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use millstream_flow::BoxError;
-use millstream_mediator::{ErrorKind, Full, Kind, Mediator, Notification, Outcome, Publish, Scope, Subscribe, Timeout};
+use millstream_mediator::{
+    ErrorKind, Full, Kind, Mediator, Notification, Outcome, Publish, Scope, Subscribe, Timeout,
+};
 use tokio::time::{Instant, sleep};
 
 struct Placed(u32);
@@ -70,7 +72,8 @@ async fn failures_become_one_error_or_none() {
     let error = mediator.publish(Placed(0)).await.into_result().unwrap_err();
     assert_eq!(error.to_string(), "1 of 3 handlers failed");
     assert_eq!(millstream_flow::chain(&error).matches("nothing to bill").count(), 1);
-    let failures = mediator.metrics().snapshot().number("mediator_notification_failures_total", &[("type", "Placed")]);
+    let failures =
+        mediator.metrics().snapshot().number("mediator_notification_failures_total", &[("type", "Placed")]);
     assert_eq!(failures, Some(1.0));
 }
 
@@ -97,9 +100,10 @@ async fn a_mediator_drains_detached_handlers_and_ends_them_with_itself() {
     assert_eq!((began.elapsed().as_secs(), ended.load(Ordering::SeqCst)), (5, 2));
     mediator.drain().await;
     assert_eq!((began.elapsed().as_secs(), ended.load(Ordering::SeqCst)), (10, 3));
-    assert_eq!(words(&mediator.publish(Placed(1)).await), [
-        "closure in a_mediator_drains_detached_handlers_and_ends_them_with_itself not called"
-    ]);
+    assert_eq!(
+        words(&mediator.publish(Placed(1)).await),
+        ["closure in a_mediator_drains_detached_handlers_and_ends_them_with_itself not called"]
+    );
 
     let mediator = build();
     let _ = mediator.publish(Placed(5)).await;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use millstream_flow::{BoxError, Pipe};
 use millstream_mediator::presets::{
-    BackpressurePreset, BreakerPreset, Environment, HealthPreset, Profile, ResourcePreset, RetryPreset, Service,
-    StreamPackage,
+    BackpressurePreset, BreakerPreset, Environment, HealthPreset, Profile, ResourcePreset, RetryPreset,
+    Service, StreamPackage,
 };
 use millstream_mediator::{Error, ErrorKind, Mediator, Memory, Resume};
 use tokio::time::{Instant, sleep};
@@ -67,7 +67,10 @@ fn profiles_print_what_they_stand_around_requests() {
          breaker opens at 50% failures of at least 5 in 60s; open 30s each time, then 3 probes\n\
          retry up to 4 attempts, exponential from 1s to 30s, within 30s\n"
     );
-    assert!(text(Service::Microservice, Environment::Staging).contains("slow above 500ms\nadmission within 256 MiB"));
+    assert!(
+        text(Service::Microservice, Environment::Staging)
+            .contains("slow above 500ms\nadmission within 256 MiB")
+    );
     assert!(text(Service::Background, Environment::Staging).starts_with("logging\ntiming, slow above 5s"));
     assert!(text(Service::Background, Environment::Development).contains("within 2048 MiB"));
 }
@@ -113,20 +116,28 @@ async fn breaker_presets_open_close_and_probe_at_their_numbers() {
             .request(async |ask: Ask| if ask.0 == 0 { Err("busy") } else { Ok(ask.0) })
             .build()
             .unwrap();
-        let is_open = async || mediator.metrics().snapshot().number("mediator_circuit_state", &[]).unwrap() == 2.0;
+        let is_open =
+            async || mediator.metrics().snapshot().number("mediator_circuit_state", &[]).unwrap() == 2.0;
         for n in 0..calls {
             assert!(!is_open().await, "{preset}: after {n}");
             let _ = mediator.send(Ask(0)).await;
         }
         assert!(is_open().await, "{preset}");
         sleep(pause * SECOND - SECOND / 10).await;
-        assert!(matches!(mediator.send(Ask(1)).await.unwrap_err().kind(), ErrorKind::CircuitOpen { .. }), "{preset}");
+        assert!(
+            matches!(mediator.send(Ask(1)).await.unwrap_err().kind(), ErrorKind::CircuitOpen { .. }),
+            "{preset}"
+        );
         sleep(SECOND).await;
         for _ in 0..probes {
             assert_ne!(mediator.metrics().snapshot().number("mediator_circuit_state", &[]).unwrap(), 0.0);
             assert_eq!(mediator.send(Ask(1)).await.unwrap(), 1, "{preset}");
         }
-        assert_eq!(mediator.metrics().snapshot().number("mediator_circuit_state", &[]).unwrap(), 0.0, "{preset}");
+        assert_eq!(
+            mediator.metrics().snapshot().number("mediator_circuit_state", &[]).unwrap(),
+            0.0,
+            "{preset}"
+        );
     }
 }
 
@@ -181,10 +192,15 @@ async fn a_profile_retries_within_its_timeout_and_counts_in_its_breaker() {
         .build()
         .unwrap();
     for n in 1..=10 {
-        assert_eq!(mediator.send(Ask(n)).await.unwrap(), n, "retries save each call, and the breaker stays closed");
+        assert_eq!(
+            mediator.send(Ask(n)).await.unwrap(),
+            n,
+            "retries save each call, and the breaker stays closed"
+        );
     }
     assert_eq!(calls.load(Ordering::SeqCst), 20);
-    let failing = Mediator::builder().profile(&profile).request(async |_: Ask| Err::<u64, _>("busy")).build().unwrap();
+    let failing =
+        Mediator::builder().profile(&profile).request(async |_: Ask| Err::<u64, _>("busy")).build().unwrap();
     let began = Instant::now();
     let error = failing.send(Ask(1)).await.unwrap_err();
     assert_eq!((error.kind(), began.elapsed()), (&ErrorKind::TimedOut { limit: 5 * SECOND }, 5 * SECOND));
@@ -212,11 +228,17 @@ async fn a_stream_package_retries_what_broke_inside_of_its_breaker() {
                 .build()
                 .unwrap()
         } else {
-            Mediator::builder().stream_package(&StreamPackage::resilience(Resume::Skip)).stream(handler).build().unwrap()
+            Mediator::builder()
+                .stream_package(&StreamPackage::resilience(Resume::Skip))
+                .stream(handler)
+                .build()
+                .unwrap()
         };
         for _ in 0..5 {
-            let items: Vec<_> = StreamExt::collect::<Vec<_>>(mediator.stream(Count(100)).await.unwrap()).await;
-            let items: Vec<_> = items.into_iter().map(|item| item.map_err(|error| error.to_string())).collect();
+            let items: Vec<_> =
+                StreamExt::collect::<Vec<_>>(mediator.stream(Count(100)).await.unwrap()).await;
+            let items: Vec<_> =
+                items.into_iter().map(|item| item.map_err(|error| error.to_string())).collect();
             assert_eq!(items, (0..100).map(Ok).collect::<Vec<_>>(), "platinum: {platinum}");
         }
         assert_eq!(opened.load(Ordering::SeqCst), 10);
@@ -226,7 +248,9 @@ async fn a_stream_package_retries_what_broke_inside_of_its_breaker() {
 
 #[tokio::test(start_paused = true)]
 async fn the_platinum_package_holds_no_more_than_its_buffer() {
-    for (preset, capacity) in [(BackpressurePreset::Balanced, 10_000), (BackpressurePreset::NoDataLoss, 50_000)] {
+    for (preset, capacity) in
+        [(BackpressurePreset::Balanced, 10_000), (BackpressurePreset::NoDataLoss, 50_000)]
+    {
         let made = Arc::new(AtomicU64::new(0));
         let count = made.clone();
         let memory = Memory::new(1 << 30);
@@ -234,7 +258,8 @@ async fn the_platinum_package_holds_no_more_than_its_buffer() {
             .platinum_package(&StreamPackage::platinum(Resume::Never), preset, &memory)
             .stream(move |to: Count| {
                 let count = count.clone();
-                let pipe = Pipe::from_iter(0..to.0).inspect(move |_| _ = count.fetch_add(1, Ordering::SeqCst));
+                let pipe =
+                    Pipe::from_iter(0..to.0).inspect(move |_| _ = count.fetch_add(1, Ordering::SeqCst));
                 std::future::ready(Ok::<_, Error>(pipe.map(Ok::<_, BoxError>)))
             })
             .build()

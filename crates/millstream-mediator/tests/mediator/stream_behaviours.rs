@@ -9,10 +9,10 @@ use futures_util::stream;
 use millstream_flow::flows::BoxFlow;
 use millstream_flow::{BoxError, Pipe};
 use millstream_mediator::{
-    Backpressure, Call, Error, ErrorKind, Health, HealthBoard, ItemErrors, Mediator, Memory, PressureEvent, Resume,
-    Severity, Strategy, StreamAdmission, StreamBehaviour, StreamBreaker, StreamBulkhead, StreamError, StreamHealth,
-    StreamIntercept, StreamInterceptor, StreamLogging, StreamOptions, StreamRateLimit, StreamRequest, StreamRetries,
-    StreamTimeout, StreamTiming, Streaming,
+    Backpressure, Call, Error, ErrorKind, Health, HealthBoard, ItemErrors, Mediator, Memory, PressureEvent,
+    Resume, Severity, Strategy, StreamAdmission, StreamBehaviour, StreamBreaker, StreamBulkhead, StreamError,
+    StreamHealth, StreamIntercept, StreamInterceptor, StreamLogging, StreamOptions, StreamRateLimit,
+    StreamRequest, StreamRetries, StreamTimeout, StreamTiming, Streaming,
 };
 use millstream_resilience::{Backoff, BreakerSettings, Class, Classified, Retry};
 use tokio::time::{Instant, sleep};
@@ -75,13 +75,18 @@ async fn all(stream: Streaming<u64>) -> (Vec<u64>, Option<StreamError>) {
 }
 
 fn number(mediator: &Mediator, name: &str, labels: &[(&str, &str)]) -> f64 {
-    mediator.metrics().snapshot().number(name, labels).unwrap_or_else(|| panic!("there is no {name} {labels:?}"))
+    mediator
+        .metrics()
+        .snapshot()
+        .number(name, labels)
+        .unwrap_or_else(|| panic!("there is no {name} {labels:?}"))
 }
 
 #[tokio::test(start_paused = true)]
 async fn logging_tells_of_streams_by_items_by_time_and_at_the_end() {
     use tracing::Level;
-    let logging = StreamLogging::new().every_items(2).every(3 * SECOND).level(Level::INFO).progress(Level::WARN);
+    let logging =
+        StreamLogging::new().every_items(2).every(3 * SECOND).level(Level::INFO).progress(Level::WARN);
     let mediator = mediator(logging, |_, to| each(2 * SECOND, to));
     let (text, _guard) = logged(Level::INFO);
     all(mediator.stream(Count(3)).await.unwrap()).await;
@@ -92,7 +97,10 @@ async fn logging_tells_of_streams_by_items_by_time_and_at_the_end() {
     for (line, part) in lines.iter().zip(parts) {
         assert!(line.contains(part) && line.contains("stream=Count"), "{line} has no {part}");
     }
-    assert!(lines[4].contains("outcome=\"ok\" items=3 rate=0.5") && lines[4].contains("first=Some(2s)"), "{text}");
+    assert!(
+        lines[4].contains("outcome=\"ok\" items=3 rate=0.5") && lines[4].contains("first=Some(2s)"),
+        "{text}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -130,11 +138,14 @@ async fn timing_counts_streams_and_shows_throughput_and_latency() {
 
 #[tokio::test(start_paused = true)]
 async fn timing_warns_by_the_clock_though_nothing_comes() {
-    let timing = StreamTiming::new().first_item(5 * SECOND).throughput(10.0).interval(30 * SECOND).total(100 * SECOND);
+    let timing =
+        StreamTiming::new().first_item(5 * SECOND).throughput(10.0).interval(30 * SECOND).total(100 * SECOND);
     let mediator = mediator(timing, |_, _| Pipe::from_stream(stream::pending()).boxed());
     let mut stream = mediator.stream(Count(1)).await.unwrap();
     let warned = |warning| number(&mediator, "mediator_slow_streams_total", &[("warning", warning)]);
-    for (seconds, first, throughput, total) in [(4, 0.0, 0.0, 0.0), (2, 1.0, 0.0, 0.0), (25, 1.0, 1.0, 0.0), (70, 1.0, 3.0, 1.0)] {
+    for (seconds, first, throughput, total) in
+        [(4, 0.0, 0.0, 0.0), (2, 1.0, 0.0, 0.0), (25, 1.0, 1.0, 0.0), (70, 1.0, 3.0, 1.0)]
+    {
         assert!(tokio::time::timeout(seconds * SECOND, stream.next()).await.is_err());
         assert_eq!((warned("first_item"), warned("throughput"), warned("total")), (first, throughput, total));
     }
@@ -200,12 +211,22 @@ async fn a_stream_that_broke_goes_on_as_declared() {
     // The first try breaks after 5 items, the second after 7 of its own, the third gives ten from its beginning.
     for (resume, items, failed, duplicates) in [
         (Resume::Never, vec![0, 1, 2, 3, 4], true, 0.0),
-        (Resume::Restart, [&[0, 1, 2, 3, 4][..], &[0, 1, 2, 3, 4, 5, 6], &(0..10).collect::<Vec<_>>()].concat(), false, 0.0),
+        (
+            Resume::Restart,
+            [&[0, 1, 2, 3, 4][..], &[0, 1, 2, 3, 4, 5, 6], &(0..10).collect::<Vec<_>>()].concat(),
+            false,
+            0.0,
+        ),
         (Resume::Position, (0..10).collect(), false, 0.0),
         (Resume::Skip, (0..10).collect(), false, 12.0),
         (Resume::Dedupe(100), (0..10).collect(), false, 12.0),
         // Of two keys only the newest two are left out.
-        (Resume::Dedupe(2), vec![0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9], false, 0.0),
+        (
+            Resume::Dedupe(2),
+            vec![0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+            false,
+            0.0,
+        ),
     ] {
         let opened = AtomicU64::new(0);
         let mediator = Mediator::builder()
@@ -234,7 +255,9 @@ async fn a_stream_that_broke_goes_on_as_declared() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_out_of_tries_ends_with_an_error_that_says_where() {
-    let mediator = mediator(StreamRetries::new(retry(3), Resume::Skip), |opened, _| breaks_at(0, if opened == 0 { 4 } else { 2 }));
+    let mediator = mediator(StreamRetries::new(retry(3), Resume::Skip), |opened, _| {
+        breaks_at(0, if opened == 0 { 4 } else { 2 })
+    });
     let (items, error) = all(mediator.stream(Count(0)).await.unwrap()).await;
     let error = error.unwrap();
     assert_eq!((items, error.position(), error.delivered()), (vec![0, 1, 2, 3], 2, 4));
@@ -264,7 +287,11 @@ async fn an_opening_is_tried_again_and_permanent_errors_are_not() {
             .stream(move |to: Count| {
                 let first = count.fetch_add(1, Ordering::SeqCst) < 2;
                 let class = if permanent { Class::Permanent } else { Class::Transient };
-                std::future::ready(if first { Err(Classified::new(class, "closed")) } else { Ok(at_once(to.0)) })
+                std::future::ready(if first {
+                    Err(Classified::new(class, "closed"))
+                } else {
+                    Ok(at_once(to.0))
+                })
             })
             .build()
             .unwrap()
@@ -287,7 +314,10 @@ async fn a_breaker_opens_when_streams_fail_and_is_left_alone_by_those_that_gave_
         let refused = mediator.stream(Count(1)).await.map(drop);
         assert_eq!(refused.is_err(), opens);
         if opens {
-            assert_eq!(refused.unwrap_err().kind(), &ErrorKind::CircuitOpen { retry_after: Some(10 * SECOND) });
+            assert_eq!(
+                refused.unwrap_err().kind(),
+                &ErrorKind::CircuitOpen { retry_after: Some(10 * SECOND) }
+            );
             assert_eq!(number(&mediator, "mediator_circuit_operations", &[("outcome", "rejected")]), 1.0);
             sleep(10 * SECOND).await;
             assert_eq!(all(mediator.stream(Count(1)).await.unwrap()).await.0, [0]);
@@ -383,7 +413,10 @@ async fn strategies_that_wait_lose_nothing_and_hold_no_more_than_they_may() {
         let (rest, error) = all(stream).await;
         assert_eq!((rest.len(), error.is_none()), (999, true), "{strategy}");
         assert_eq!(number(&mediator, "mediator_stream_dropped_items", &[("reason", "backpressure")]), 0.0);
-        assert!(number(&mediator, "mediator_stream_backpressure_events", &[("type", "Count")]) >= 1.0, "{strategy}");
+        assert!(
+            number(&mediator, "mediator_stream_backpressure_events", &[("type", "Count")]) >= 1.0,
+            "{strategy}"
+        );
     }
 }
 
@@ -465,7 +498,8 @@ async fn pressure_is_told_with_marks_triggers_and_fallback() {
 #[tokio::test(start_paused = true)]
 async fn what_waits_in_a_buffer_counts_as_held_memory() {
     let memory = Memory::new(1 << 20);
-    let mediator = mediator(Backpressure::new(Strategy::Buffer, 100).memory(memory.clone()), |_, to| at_once(to));
+    let mediator =
+        mediator(Backpressure::new(Strategy::Buffer, 100).memory(memory.clone()), |_, to| at_once(to));
     let mut stream = mediator.stream(Count(1000)).await.unwrap();
     stream.next().await.unwrap().unwrap();
     sleep(SECOND).await;
@@ -478,7 +512,10 @@ async fn what_waits_in_a_buffer_counts_as_held_memory() {
     assert_eq!(memory.used(), 0);
 }
 
-fn reports() -> (Arc<Mutex<Vec<StreamHealth>>>, impl Fn(StreamHealth) -> std::future::Ready<()> + Clone + Send + Sync + 'static) {
+fn reports() -> (
+    Arc<Mutex<Vec<StreamHealth>>>,
+    impl Fn(StreamHealth) -> std::future::Ready<()> + Clone + Send + Sync + 'static,
+) {
     let reports = Arc::new(Mutex::new(Vec::new()));
     let tell = reports.clone();
     (reports, move |health| {
@@ -512,7 +549,8 @@ async fn a_stall_is_found_by_the_clock_and_taken_back_with_hysteresis() {
     assert_eq!((found[0].severity, found[0].items, found[0].warnings.len()), (Severity::Unhealthy, 1, 1));
     reading.await.unwrap();
     let reports = reports.lock().unwrap();
-    let told: Vec<_> = reports.iter().map(|health| (health.severity, health.seconds.round() as u64)).collect();
+    let told: Vec<_> =
+        reports.iter().map(|health| (health.severity, health.seconds.round() as u64)).collect();
     assert_eq!(told, [(Severity::Unhealthy, 4), (Severity::Healthy, 13)], "three checks after it moved");
     assert!(board.is_ready() && board.open().is_empty());
     assert_eq!((board.ended()[0].ended, board.ended()[0].items), (Some("ok"), 40));
@@ -557,7 +595,9 @@ async fn throughput_errors_and_memory_are_each_found() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_nobody_reads_is_well_and_a_slow_reporter_stalls_nobody() {
     let health = Health::new(SECOND).stall(2 * SECOND).throughput(5.0).report(|_| std::future::pending());
-    let mediator = mediator(health, |_, to| if to == 0 { Pipe::from_stream(stream::pending()).boxed() } else { each(SECOND / 10, to) });
+    let mediator = mediator(health, |_, to| {
+        if to == 0 { Pipe::from_stream(stream::pending()).boxed() } else { each(SECOND / 10, to) }
+    });
     let (text, _guard) = logged(tracing::Level::INFO);
     let mut stream = mediator.stream(Count(50)).await.unwrap();
     stream.next().await.unwrap().unwrap();
@@ -589,7 +629,11 @@ async fn an_interceptor_sees_request_items_and_end() {
         }
     }
     let sees = Sees::default();
-    let mediator = mediator(StreamIntercept::new(sees.clone()), |_, to| if to == 5 { breaks_at(0, 1) } else { at_once(to) });
+    let mediator =
+        mediator(
+            StreamIntercept::new(sees.clone()),
+            |_, to| if to == 5 { breaks_at(0, 1) } else { at_once(to) },
+        );
     assert_eq!(all(mediator.stream(Count(2)).await.unwrap()).await.0, [0, 10, 20]);
     assert_eq!(all(mediator.stream(Count(4)).await.unwrap()).await.0, [0]);
     assert_eq!(mediator.stream(Count(10)).await.map(drop).unwrap_err().kind(), &ErrorKind::Invalid);

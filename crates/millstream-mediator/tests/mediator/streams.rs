@@ -18,7 +18,9 @@ impl StreamRequest for Count {
     }
 }
 
-async fn count(to: Count) -> Result<Pipe<impl millstream_flow::Flow<Item = Result<u64, BoxError>, Token = ()>>, Error> {
+async fn count(
+    to: Count,
+) -> Result<Pipe<impl millstream_flow::Flow<Item = Result<u64, BoxError>, Token = ()>>, Error> {
     Ok(Pipe::from_iter(0..to.0).map(|n| if n % 10 == 3 { Err("three".into()) } else { Ok(n) }))
 }
 
@@ -57,7 +59,11 @@ async fn an_item_that_fails_is_dealt_with_as_declared() {
         (ItemErrors::fail(), vec![0, 1, 2], 1),
         (ItemErrors::skip(), vec![0, 1, 2, 4, 5], 0),
         (ItemErrors::pass(), vec![0, 1, 2, 4, 5], 1),
-        (ItemErrors::fallback(|error, at| 100 * at + error.to_string().len() as u64), vec![0, 1, 2, 305, 4, 5], 0),
+        (
+            ItemErrors::fallback(|error, at| 100 * at + error.to_string().len() as u64),
+            vec![0, 1, 2, 305, 4, 5],
+            0,
+        ),
         (
             ItemErrors::dead_letter(move |error, at| put_aside.lock().unwrap().push((error.to_string(), at))),
             vec![0, 1, 2, 4, 5],
@@ -75,10 +81,18 @@ async fn an_item_that_fails_is_dealt_with_as_declared() {
         for error in bad.into_iter().map(Result::unwrap_err) {
             assert_eq!((error.position(), error.delivered()), (3, 3), "{words}");
             assert_eq!((error.error().kind(), error.is_last()), (&ErrorKind::Failed, words == "fail"));
-            assert_eq!(millstream_flow::chain(&error), "Count at item 3, 3 delivered: Count: its handler `count` failed: three");
+            assert_eq!(
+                millstream_flow::chain(&error),
+                "Count at item 3, 3 delivered: Count: its handler `count` failed: three"
+            );
         }
-        let dropped = mediator.metrics().snapshot().number("mediator_stream_dropped_items", &[("type", "Count")]);
-        assert_eq!(dropped, Some(if words == "skip" || words == "dead letter" { 1.0 } else { 0.0 }), "{words}");
+        let dropped =
+            mediator.metrics().snapshot().number("mediator_stream_dropped_items", &[("type", "Count")]);
+        assert_eq!(
+            dropped,
+            Some(if words == "skip" || words == "dead letter" { 1.0 } else { 0.0 }),
+            "{words}"
+        );
         assert!(report.ledger.received <= 6);
     }
     assert_eq!(*dead.lock().unwrap(), [("three".to_owned(), 3)]);
@@ -139,5 +153,7 @@ fn options_without_effect_are_refused() {
     let error = Mediator::builder().stream_options::<Count>(StreamOptions::new()).build().unwrap_err();
     assert_eq!(error.problems(), ["options are given for 1 streams without handlers; register them"]);
     let builder = Mediator::builder().stream(count).stream_options::<Count>(StreamOptions::new());
-    assert!(builder.build().unwrap_err().problems()[0].starts_with("the options of Count come after its handler"));
+    assert!(
+        builder.build().unwrap_err().problems()[0].starts_with("the options of Count come after its handler")
+    );
 }
