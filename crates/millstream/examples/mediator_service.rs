@@ -24,6 +24,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::StreamExt;
+use millstream::codec;
 use millstream::flow::{BoxError, Memo, Pipe};
 use millstream::mediator::presets::{
     Environment, HealthPreset, Profile, ResourcePreset, Service, StreamPackage,
@@ -105,7 +106,7 @@ impl App {
                 asked.article
             }))
             .request(price_of)
-            .notification(to_broker::<OrderPlaced>(broker, Address::queue("orders")))
+            .notification(to_broker::<OrderPlaced, _>(broker, Address::queue("orders"), codec::Json))
             .build()?;
         let place_order = async |inner: Mediator, order: PlaceOrder| {
             let PlaceOrder { article, count } = order;

@@ -31,22 +31,21 @@
 //! ```
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
-use millstream_mediator::Notification;
 pub use millstream_mediator::*;
-use millstream_message::{Address, Broker, Codec, Json, PublishOutcome};
-use serde::Serialize;
+use millstream_message::{Address, Broker, Codec, PublishOutcome};
 
 use crate::flow::BoxError;
 
-/// A handler of notifications that publishes each as JSON, and succeeds when the broker has stored it.
+/// A handler of notifications that publishes each as `codec` writes it, and succeeds when the broker has stored it.
 ///
 /// ```
 /// use millstream::mediator::{Mediator, Notification, to_broker};
 /// use millstream::prelude::*;
 ///
-/// #[derive(serde::Serialize)]
+/// #[derive(serde::Serialize, serde::Deserialize)]
 /// struct OrderPlaced { id: u32 }
 /// impl Notification for OrderPlaced {}
 ///
@@ -55,7 +54,7 @@ use crate::flow::BoxError;
 /// let broker = millstream::open("memory:").await?;
 /// broker.declare_queue(Queue::durable("orders")).await?;
 /// let mediator = Mediator::builder()
-///     .notification(to_broker::<OrderPlaced>(broker.clone(), Address::queue("orders"))) // the one line
+///     .notification(to_broker::<OrderPlaced, _>(broker.clone(), Address::queue("orders"), Json)) // the one line
 ///     .build()?;
 /// mediator.publish(OrderPlaced { id: 7 }).await.into_result()?;
 /// assert_eq!(broker.stats("orders").await?.ready, 1);
@@ -66,15 +65,19 @@ use crate::flow::BoxError;
 /// The handler fails with the broker's error, or with its reason if it stored nothing: nobody wants it, or it was refused. A
 /// connection that was lost before the confirm is transient: with [`Retries`] around it the notification may be stored
 /// twice.
-pub fn to_broker<N: Notification + Serialize>(
+pub fn to_broker<N, C>(
     broker: Arc<dyn Broker>,
     address: Address,
-) -> impl Fn(Arc<N>) -> std::pin::Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send + Sync + 'static
+    codec: C,
+) -> impl Fn(Arc<N>) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send + Sync + 'static
+where
+    N: Notification,
+    C: Codec<N> + Send + Sync + 'static,
 {
     move |notification| {
-        let (broker, address) = (broker.clone(), address.clone());
+        let (broker, address, message) = (broker.clone(), address.clone(), codec.encode(&notification));
         Box::pin(async move {
-            let message = Json::default().encode(&*notification)?;
+            let message = message?;
             match broker.publish(&address, message).await? {
                 PublishOutcome::Confirmed => Ok(()),
                 PublishOutcome::Unroutable(returned) => {

@@ -16,8 +16,8 @@ async fn a_notification_reaches_the_exchange_and_what_the_broker_does_not_store_
     let broker = millstream::open("memory:").await.unwrap();
     broker.declare_queue(Queue::transient("orders")).await.unwrap();
     let mediator = Mediator::builder()
-        .notification(to_broker::<Placed>(broker.clone(), Address::queue("orders")))
-        .notification(to_broker::<Placed>(broker.clone(), Address::queue("nowhere")))
+        .notification(to_broker::<Placed, _>(broker.clone(), Address::queue("orders"), Json))
+        .notification(to_broker::<Placed, _>(broker.clone(), Address::queue("nowhere"), Json))
         .build()
         .unwrap();
     let published = mediator.publish(Placed { id: 7 }).await;
@@ -25,7 +25,7 @@ async fn a_notification_reaches_the_exchange_and_what_the_broker_does_not_store_
     assert_eq!(failures.len(), 1);
     assert!(failures[0].contains("queue `nowhere`"), "{}", failures[0]);
     let consumer = broker.consume("orders", ConsumeOptions::default().stop_when_empty()).await.unwrap();
-    let (placed, _) = queue::decode::<Placed, _>(consumer, Json::default()).collect().await.unwrap();
+    let (placed, _) = queue::decode::<Placed, _>(consumer, Json).collect().await.unwrap();
     assert_eq!(placed, [Placed { id: 7 }]);
 }
 
