@@ -239,6 +239,9 @@ impl Classify for Error {
     }
 }
 
+/// Who says what class an error is of, instead of the error.
+pub(crate) type ClassOf = dyn Fn(&Error) -> Class + Send + Sync;
+
 /// The word of a class in metrics' labels.
 pub(crate) fn class_word(class: Class) -> &'static str {
     match class {

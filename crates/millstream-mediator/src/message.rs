@@ -156,7 +156,7 @@ pub(crate) fn short_name(full: &'static str) -> Cow<'static, str> {
     if !full.contains("::") {
         return Cow::Borrowed(full);
     }
-    if !full.contains(|c| matches!(c, '<' | '(' | '[' | '&' | '{')) {
+    if !full.contains(['<', '(', '[', '&', '{']) {
         return Cow::Borrowed(full.rsplit("::").next().unwrap_or(full));
     }
     let mut short = String::with_capacity(full.len());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::sharing::Sharing;
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
-use crate::error::{Error, ErrorKind};
+use crate::error::{ClassOf, Error, ErrorKind};
 use crate::message::{About, Request};
 use crate::metrics::{Counter, MetricKind};
 
@@ -34,7 +34,7 @@ pub struct Breaker {
     sharing: Sharing<CircuitBreaker>,
     settings: BreakerSettings,
     rejected: Counter,
-    classify: Option<Arc<dyn Fn(&Error) -> Class + Send + Sync>>,
+    classify: Option<Arc<ClassOf>>,
 }
 
 impl Breaker {

@@ -93,7 +93,9 @@ impl<R> fmt::Debug for Check<R> {
 /// # let _ = builder;
 /// ```
 #[derive(Clone)]
-pub struct Authorize(Arc<dyn Fn(&Call<'_>) -> Result<(), BoxError> + Send + Sync>);
+pub struct Authorize(Arc<CallRule>);
+
+type CallRule = dyn Fn(&Call<'_>) -> Result<(), BoxError> + Send + Sync;
 
 impl Authorize {
     /// Fails calls with [`ErrorKind::Denied`] that the rule does not allow; what it says is the source.

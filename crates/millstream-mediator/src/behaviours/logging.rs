@@ -93,7 +93,7 @@ impl Logging {
     fn told<T>(&self, ended: &Result<T, Error>) {
         match ended {
             Ok(_) => {
-                if self.count.fetch_add(1, Ordering::Relaxed) % self.one_in == 0 {
+                if self.count.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.one_in) {
                     log!(self.success, "millstream_mediator::request", outcome = "ok", "a call has ended");
                 }
             }

@@ -12,11 +12,9 @@ use tokio::time::sleep;
 
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
-use crate::error::{Error, class_word};
+use crate::error::{ClassOf, Error, class_word};
 use crate::message::{About, Request};
 use crate::metrics::{Counter, Histogram};
-
-type ClassOf = dyn Fn(&Error) -> Class + Send + Sync;
 
 /// Makes a call again that failed, as a [`Retry`] says, if its request [may be repeated](Request::repeat): others pass as if
 /// it were not there.

@@ -152,7 +152,7 @@ impl Behaviour for Timing {
     ) -> Result<R::Response, Error> {
         let Some(stats) = self.stats.as_deref() else { return next.call(call, request).await };
         let number = stats.begun.number();
-        let timed = self.one_in == 1 || number % self.one_in == 0;
+        let timed = self.one_in == 1 || number.is_multiple_of(self.one_in);
         let mut underway = Underway(Some(stats));
         let began = timed.then(Tick::now);
         let mut calling = pin!(next.call(call, request));

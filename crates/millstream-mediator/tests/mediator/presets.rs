@@ -187,7 +187,7 @@ async fn a_profile_retries_within_its_timeout_and_counts_in_its_breaker() {
         .profile(&profile)
         .request(move |ask: Ask| {
             let call = count.fetch_add(1, Ordering::SeqCst);
-            std::future::ready(if call % 2 == 0 { Err("busy") } else { Ok(ask.0) })
+            std::future::ready(if call.is_multiple_of(2) { Err("busy") } else { Ok(ask.0) })
         })
         .build()
         .unwrap();
@@ -212,7 +212,7 @@ async fn a_stream_package_retries_what_broke_inside_of_its_breaker() {
         let opened = Arc::new(AtomicU64::new(0));
         let count = opened.clone();
         let handler = move |to: Count| {
-            let broken = count.fetch_add(1, Ordering::SeqCst) % 2 == 0;
+            let broken = count.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
             let pipe = Pipe::from_iter(0..to.0).map(move |n| match n {
                 50 if broken => Err(BoxError::from("the cursor is gone")),
                 n => Ok(n),

@@ -334,7 +334,7 @@ async fn retries_inside_a_breaker_retry_what_the_handler_failed_with() {
         .stream_behaviour(StreamBreaker::new(BreakerSettings::default().calls_min(2)))
         .stream_behaviour(StreamRetries::new(retry(3), Resume::Skip))
         .stream(move |to: Count| {
-            let broken = count.fetch_add(1, Ordering::SeqCst) % 2 == 0;
+            let broken = count.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
             std::future::ready(Ok::<_, Error>(if broken { breaks_at(0, 2) } else { at_once(to.0) }))
         })
         .build()
@@ -477,9 +477,7 @@ async fn pressure_is_told_with_marks_triggers_and_fallback() {
     sleep(5 * SECOND).await;
     let (rest, _) = all(stream).await;
     assert!(rest.len() < 999, "it fell back to dropping");
-    let events = events.lock().unwrap();
-    assert_eq!(events[0], "entered at 8");
-    assert_eq!(events[1], "drop newest for Count");
+    assert_eq!(events.lock().unwrap()[..2], ["entered at 8", "drop newest for Count"]);
 
     let triggered = Arc::new(Mutex::new(Vec::new()));
     let told = triggered.clone();
