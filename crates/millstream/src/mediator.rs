@@ -39,6 +39,9 @@ use millstream_message::{Address, Broker, Codec, PublishOutcome};
 
 use crate::flow::BoxError;
 
+/// What a handler of [`to_broker`] does with one notification.
+pub type HandOver = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+
 /// A handler of notifications that publishes each as `codec` writes it, and succeeds when the broker has stored it.
 ///
 /// ```
@@ -69,7 +72,7 @@ pub fn to_broker<N, C>(
     broker: Arc<dyn Broker>,
     address: Address,
     codec: C,
-) -> impl Fn(Arc<N>) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send + Sync + 'static
+) -> impl Fn(Arc<N>) -> HandOver + Send + Sync + 'static
 where
     N: Notification,
     C: Codec<N> + Send + Sync + 'static,
