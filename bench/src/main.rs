@@ -11,6 +11,7 @@ mod log;
 mod machine;
 mod mediator;
 mod rabbitmq;
+mod resilience;
 mod runner;
 mod table;
 mod whole;
@@ -45,6 +46,8 @@ enum Section {
     Mediator(Options),
     /// The RabbitMQ client: publishing, consuming and both, against a raw socket and other clients.
     Rabbitmq(Options),
+    /// Retries, circuit breakers and their like around a call that is ready at once.
+    Resilience(Options),
     /// The binary: start, memory, and a pipeline file against Redpanda Connect.
     Whole(Options),
     /// Instructions an item of the engine's cases, by callgrind.
@@ -93,6 +96,7 @@ fn section(name: &str) -> Option<Vec<Case>> {
         "log" => Some(log::cases()),
         "mediator" => Some(mediator::cases()),
         "rabbitmq" => Some(rabbitmq::cases()),
+        "resilience" => Some(resilience::cases()),
         "whole" => Some(whole::cases()),
         _ => None,
     }
@@ -104,6 +108,7 @@ fn main() -> ExitCode {
         Section::Log(options) => measure("log", options),
         Section::Mediator(options) => measure("mediator", options),
         Section::Rabbitmq(options) => measure("rabbitmq", options),
+        Section::Resilience(options) => measure("resilience", options),
         Section::Whole(options) => measure("whole", options),
         Section::Instructions { filter } => {
             cases("engine", &filter).and_then(|cases| instructions::print(&cases))

@@ -112,6 +112,7 @@ fn bench(arguments: &[String]) -> Outcome {
     let features = match section {
         "log" => Some("peers-log"),
         "rabbitmq" => Some("peers-rabbitmq"),
+        "resilience" => Some("peers-resilience"),
         _ => None,
     };
     words.extend(features.iter().flat_map(|features| ["--features", features]));

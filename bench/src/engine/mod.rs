@@ -63,5 +63,6 @@ mod tests {
         check(&super::cases());
         check(&crate::log::cases());
         check(&crate::mediator::cases());
+        check(&crate::resilience::cases());
     }
 }

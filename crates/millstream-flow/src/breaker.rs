@@ -1,13 +1,9 @@
 //! A circuit breaker whose calls wait instead of failing: the flow behind them pauses up to its source.
 
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until};
-
-use crate::timer::bounded;
+use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker};
+use tokio::sync::watch;
 
 /// Stops calling what fails too often, for a while, and tries again with a few calls before it goes on.
 ///
@@ -16,7 +12,7 @@ use crate::timer::bounded;
 /// fails because others did. Clones are the same breaker, for several flows that call the same thing.
 ///
 /// Results count by the calls that were begun since the breaker last changed its mind; a call that is dropped counts as
-/// neither.
+/// neither. It is a [`CircuitBreaker`] whose calls wait, and can be made of any.
 ///
 /// ```
 /// use millstream_flow::{Breaker, BreakerState, Pipe, Retry};
@@ -41,62 +37,13 @@ use crate::timer::bounded;
 /// assert_eq!((breaker.state(), breaker.times_opened()), (BreakerState::Closed, 2));
 /// # }
 /// ```
-#[derive(Clone)]
-pub struct Breaker(Arc<Shared>);
+#[derive(Debug, Clone)]
+pub struct Breaker(CircuitBreaker);
 
-/// What a [`Breaker`] does with calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BreakerState {
-    /// They are made.
-    Closed,
-    /// They wait.
-    Open,
-    /// A few are made, to see how it goes; the others wait.
-    HalfOpen,
-}
-
-struct Shared {
-    book: Mutex<Book>,
-    /// Rung when waiting calls should look again.
-    change: Notify,
-    states: watch::Sender<BreakerState>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Rule {
-    rate: f64,
-    calls_min: u64,
-    window: Duration,
-    pause: Duration,
-    probes: usize,
-}
-
-/// The window is this many parts, of which the oldest is forgotten at a time.
-const PARTS: usize = 10;
-
-struct Book {
-    rule: Rule,
-    phase: Phase,
-    /// Which of its phases it is in, counted: results of calls of another do not count.
-    era: u64,
-    opened: u64,
-    parts: [Part; PARTS],
-    /// The part that counts now, and since when.
-    newest: usize,
-    began: Instant,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Part {
-    calls: u64,
-    failures: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Phase {
-    Closed,
-    Open { until: Instant },
-    HalfOpen { running: usize, succeeded: usize },
+impl From<CircuitBreaker> for Breaker {
+    fn from(breaker: CircuitBreaker) -> Self {
+        Breaker(breaker)
+    }
 }
 
 impl Breaker {
@@ -106,40 +53,27 @@ impl Breaker {
     /// # Panics
     /// If `rate` is not above 0 and at most 1, or `calls_min` is 0.
     pub fn new(rate: f64, calls_min: u64) -> Self {
-        assert!(rate > 0.0 && rate <= 1.0, "a failure rate is above 0 and at most 1, not {rate}");
-        assert!(calls_min > 0, "of no calls none has failed");
-        let (window, pause) = (Duration::from_secs(10), Duration::from_secs(30));
-        let rule = Rule { rate, calls_min, window, pause, probes: 3 };
-        let book = Book {
-            rule,
-            phase: Phase::Closed,
-            era: 0,
-            opened: 0,
-            parts: [Part::default(); PARTS],
-            newest: 0,
-            began: Instant::now(),
-        };
-        let states = watch::Sender::new(BreakerState::Closed);
-        Breaker(Arc::new(Shared { book: Mutex::new(book), change: Notify::new(), states }))
+        let calls_min = u32::try_from(calls_min).unwrap_or(u32::MAX);
+        let settings = BreakerSettings::default().failure_rate(rate).calls_min(calls_min);
+        Breaker(CircuitBreaker::new(settings))
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.0.book.lock().expect("nothing panics while the book is held")
+    /// The same as a breaker whose calls fail while it is open.
+    pub fn circuit(&self) -> &CircuitBreaker {
+        &self.0
     }
 
-    fn with(self, set: impl FnOnce(&mut Rule)) -> Self {
-        set(&mut self.book().rule);
-        self
+    fn with(self, set: impl FnOnce(BreakerSettings) -> BreakerSettings) -> Self {
+        Breaker(CircuitBreaker::new(set(self.0.settings())))
     }
 
-    /// How far back calls count; 10 s by default.
+    /// How far back calls count; 10 s by default. To be said before it is cloned, as all that follows.
     ///
     /// # Panics
     /// If `window` is zero.
     #[must_use]
     pub fn window(self, window: Duration) -> Self {
-        assert!(!window.is_zero(), "in no time nothing fails");
-        self.with(|rule| rule.window = bounded(window))
+        self.with(|settings| settings.time_window(window))
     }
 
     /// How long calls wait before it tries again; 30 s by default.
@@ -148,8 +82,7 @@ impl Breaker {
     /// If `pause` is zero.
     #[must_use]
     pub fn pause(self, pause: Duration) -> Self {
-        assert!(!pause.is_zero(), "a pause of no time is none");
-        self.with(|rule| rule.pause = bounded(pause))
+        self.with(|settings| settings.pause(pause))
     }
 
     /// How many calls must succeed after a pause, of as many that are made at once; 3 by default. One that fails begins the
@@ -159,8 +92,7 @@ impl Breaker {
     /// If `probes` is 0.
     #[must_use]
     pub fn probes(self, probes: usize) -> Self {
-        assert!(probes > 0, "without a try nobody knows");
-        self.with(|rule| rule.probes = probes)
+        self.with(|settings| settings.probes(u32::try_from(probes).unwrap_or(u32::MAX)))
     }
 
     /// Calls, when that is allowed.
@@ -171,175 +103,38 @@ impl Breaker {
     /// # Cancel safety
     /// Dropping it while it waits, or calls, changes nothing for other calls.
     pub async fn call<T, E>(&self, call: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
-        let mut permit = self.permit().await;
+        let permit = self.0.acquire().await;
         let result = call().await;
-        permit.end(result.is_ok());
-        result
-    }
-
-    async fn permit(&self) -> Permit {
-        loop {
-            let change = self.0.change.notified();
-            let mut change = std::pin::pin!(change);
-            change.as_mut().enable();
-            let until = {
-                let mut book = self.book();
-                if let Phase::Open { until } = book.phase
-                    && until <= Instant::now()
-                {
-                    self.turn(&mut book, Phase::HalfOpen { running: 0, succeeded: 0 });
-                }
-                let (era, probes) = (book.era, book.rule.probes);
-                match &mut book.phase {
-                    Phase::Closed => return Permit { breaker: self.clone(), era, ended: false },
-                    Phase::HalfOpen { running, succeeded } if *running + *succeeded < probes => {
-                        *running += 1;
-                        return Permit { breaker: self.clone(), era, ended: false };
-                    }
-                    Phase::HalfOpen { .. } => None,
-                    Phase::Open { until } => Some(*until),
-                }
-            };
-            match until {
-                None => change.await,
-                Some(until) => tokio::select! {
-                    () = sleep_until(until) => {}
-                    () = change => {}
-                },
-            }
+        if result.is_ok() {
+            permit.succeed()
+        } else {
+            permit.fail()
         }
-    }
-
-    /// Changes the phase, and tells.
-    fn turn(&self, book: &mut Book, phase: Phase) {
-        let state = phase.state();
-        book.phase = phase;
-        book.era += 1;
-        book.parts = [Part::default(); PARTS];
-        book.opened += u64::from(state == BreakerState::Open);
-        self.0.states.send_replace(state);
-        self.0.change.notify_waiters();
-    }
-
-    fn open(&self, book: &mut Book) {
-        let until = Instant::now() + book.rule.pause;
-        tracing::warn!(pause = ?book.rule.pause, "too many calls fail: a breaker opens");
-        self.turn(book, Phase::Open { until });
+        result
     }
 
     /// What it does with calls now.
     pub fn state(&self) -> BreakerState {
-        self.book().phase.state()
+        self.0.state()
     }
 
     /// How often it has opened.
     pub fn times_opened(&self) -> u64 {
-        self.book().opened
+        self.0.snapshot().opened
     }
 
     /// Its states, as they change.
     pub fn states(&self) -> watch::Receiver<BreakerState> {
-        self.0.states.subscribe()
+        self.0.states()
     }
 
     /// Opens it by hand, for one pause.
     pub fn trip(&self) {
-        self.open(&mut self.book());
+        self.0.trip();
     }
 
     /// Closes it by hand.
     pub fn reset(&self) {
-        self.turn(&mut self.book(), Phase::Closed);
-    }
-}
-
-impl Phase {
-    fn state(&self) -> BreakerState {
-        match self {
-            Phase::Closed => BreakerState::Closed,
-            Phase::Open { .. } => BreakerState::Open,
-            Phase::HalfOpen { .. } => BreakerState::HalfOpen,
-        }
-    }
-}
-
-impl Book {
-    /// Counts a call. True if too many have failed.
-    fn count(&mut self, succeeded: bool) -> bool {
-        let length = self.rule.window / PARTS as u32;
-        let passed = self.began.elapsed().as_nanos() / length.as_nanos().max(1);
-        for _ in 0..passed.min(PARTS as u128) {
-            self.newest = (self.newest + 1) % PARTS;
-            self.parts[self.newest] = Part::default();
-        }
-        self.began += length * u32::try_from(passed).unwrap_or(u32::MAX);
-        let part = &mut self.parts[self.newest];
-        part.calls += 1;
-        part.failures += u64::from(!succeeded);
-        let calls: u64 = self.parts.iter().map(|part| part.calls).sum();
-        let failures: u64 = self.parts.iter().map(|part| part.failures).sum();
-        calls >= self.rule.calls_min && failures as f64 >= self.rule.rate * calls as f64
-    }
-}
-
-/// A call that may be made.
-struct Permit {
-    breaker: Breaker,
-    era: u64,
-    ended: bool,
-}
-
-impl Permit {
-    fn end(&mut self, succeeded: bool) {
-        self.ended = true;
-        let breaker = &self.breaker;
-        let mut book = breaker.book();
-        if book.era != self.era {
-            return;
-        }
-        let probes = book.rule.probes;
-        match &mut book.phase {
-            Phase::Closed => {
-                if book.count(succeeded) {
-                    breaker.open(&mut book);
-                }
-            }
-            Phase::HalfOpen { .. } if !succeeded => breaker.open(&mut book),
-            Phase::HalfOpen { running, succeeded } => {
-                *running -= 1;
-                *succeeded += 1;
-                if *succeeded >= probes {
-                    breaker.turn(&mut book, Phase::Closed);
-                }
-            }
-            Phase::Open { .. } => {}
-        }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.ended {
-            return;
-        }
-        // Neither a success nor a failure: another call has its turn.
-        let mut book = self.breaker.book();
-        if book.era == self.era
-            && let Phase::HalfOpen { running, .. } = &mut book.phase
-        {
-            *running -= 1;
-            drop(book);
-            self.breaker.0.change.notify_waiters();
-        }
-    }
-}
-
-impl fmt::Debug for Breaker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let book = self.book();
-        f.debug_struct("Breaker")
-            .field("rule", &book.rule)
-            .field("phase", &book.phase)
-            .finish_non_exhaustive()
+        self.0.reset();
     }
 }

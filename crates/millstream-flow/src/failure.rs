@@ -4,10 +4,9 @@ use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-/// Any error that an item can fail with.
-pub type BoxError = Box<dyn Error + Send + Sync + 'static>;
+pub use millstream_resilience::BoxError;
 
 /// An item that failed, with everything needed to decide what happens next: try it again, repair it, or hand it
 /// to somebody who will.
@@ -148,21 +147,6 @@ impl fmt::Display for Failure {
         write!(f, "{}: {}", self.stage, self.reason)
     }
 }
-
-/// The error of an attempt that took longer than [`Retry::timeout`](crate::Retry::timeout) allows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TimedOut {
-    /// What was allowed.
-    pub limit: Duration,
-}
-
-impl fmt::Display for TimedOut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "it took longer than {:?}", self.limit)
-    }
-}
-
-impl Error for TimedOut {}
 
 /// The error of an item whose function panicked. The process goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]

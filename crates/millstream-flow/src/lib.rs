@@ -74,15 +74,16 @@ pub mod test;
 mod timer;
 mod token;
 
-pub use breaker::{Breaker, BreakerState};
+pub use breaker::Breaker;
 pub use channel::{SendError, Sender};
 pub use clock::{Clock, Tick};
 pub use context::{Carry, ContextKey, ContextRef, InContext, InContexts};
-pub use failure::{BoxError, Failed, Failure, Panicked, TimedOut, chain};
+pub use failure::{BoxError, Failed, Failure, Panicked, chain};
 pub use flow::{Flow, Step};
 pub use knob::{Frozen, Knob, Setting};
 pub use measure::{Capacity, Measure, Unmeasured};
 pub use memo::Memo;
+pub use millstream_resilience::{BreakerState, TimedOut};
 pub use op::batch::Batch;
 pub use op::burst::{Debounce, Throttle};
 pub use op::dedupe::Dedupe;

@@ -2,16 +2,23 @@
 
 use std::error::Error;
 use std::fmt;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-type Classify = dyn Fn(&(dyn Error + 'static)) -> bool + Send + Sync;
+use millstream_resilience::{Attempts, Backoff, Class, class_of};
+use tokio::time::Instant;
 
-/// A bounded number of attempts with exponential backoff between them.
+type Retryable = dyn Fn(&(dyn Error + 'static)) -> bool + Send + Sync;
+
+/// A bounded number of attempts with delays between them.
 ///
-/// The delay before attempt `n + 1` is `first * 2^(n-1)`, at most `max`: with the defaults 100 ms, 200 ms,
-/// 400 ms ... up to 30 s.
+/// By default the delay before attempt `n + 1` is `first * 2^(n-1)`, at most `max`: 100 ms, 200 ms, 400 ms ... up to 30 s. A
+/// [`millstream_resilience::Retry`] can be made one of these, for other delays, chance in them, a limit of time, a budget
+/// that calls share.
+///
+/// An error that says that another attempt cannot help is final at once, and one that says when to come back is obeyed, if its
+/// [class](class_of) is known: [`std::io::Error`]'s is, and any that somebody
+/// [`Classified`](millstream_resilience::Classified). All others are tried again.
 ///
 /// ```
 /// use millstream_flow::Retry;
@@ -25,42 +32,43 @@ type Classify = dyn Fn(&(dyn Error + 'static)) -> bool + Send + Sync;
 /// ```
 #[derive(Clone)]
 pub struct Retry {
-    attempts: NonZeroU32,
-    first: Duration,
-    max: Duration,
+    policy: millstream_resilience::Retry,
     timeout: Option<Duration>,
-    retryable: Option<Arc<Classify>>,
+    retryable: Option<Arc<Retryable>>,
+}
+
+impl From<millstream_resilience::Retry> for Retry {
+    fn from(policy: millstream_resilience::Retry) -> Self {
+        Retry { policy, timeout: None, retryable: None }
+    }
 }
 
 impl Retry {
     /// Up to `attempts` attempts in all, the first included. `None` for 0: an item is tried at least once.
     pub fn attempts(attempts: u32) -> Option<Self> {
-        let attempts = NonZeroU32::new(attempts)?;
-        let (first, max) = (Duration::from_millis(100), Duration::from_secs(30));
-        Some(Retry { attempts, first, max, timeout: None, retryable: None })
+        let backoff = Backoff::exponential(Duration::from_millis(100));
+        (attempts > 0).then(|| millstream_resilience::Retry::new(attempts).backoff(backoff).into())
     }
 
     /// One attempt.
     pub fn never() -> Self {
-        Retry {
-            attempts: NonZeroU32::MIN,
-            first: Duration::ZERO,
-            max: Duration::ZERO,
-            timeout: None,
-            retryable: None,
-        }
+        millstream_resilience::Retry::never().into()
+    }
+
+    fn with_backoff(mut self, change: impl FnOnce(Backoff) -> Backoff) -> Self {
+        let backoff = change(self.policy.backoff_used());
+        self.policy = self.policy.backoff(backoff);
+        self
     }
 
     /// The delay before the second attempt; each further one waits twice as long.
-    pub fn first_delay(mut self, delay: Duration) -> Self {
-        self.first = delay;
-        self
+    pub fn first_delay(self, delay: Duration) -> Self {
+        self.with_backoff(|backoff| backoff.first(delay))
     }
 
     /// The longest delay.
-    pub fn max_delay(mut self, delay: Duration) -> Self {
-        self.max = delay;
-        self
+    pub fn max_delay(self, delay: Duration) -> Self {
+        self.with_backoff(|backoff| backoff.max(delay))
     }
 
     /// How long one attempt may take. One that takes longer fails with [`TimedOut`](crate::TimedOut); an async one is
@@ -88,25 +96,52 @@ impl Retry {
     }
 
     /// How long to wait before the next attempt, when `attempts` have been made and the last one ended with
-    /// `error`; `None` if that was the last.
+    /// `error`; `None` if that was the last. Without what only a run knows: chance, the time that has passed, a budget.
     pub fn next_delay(&self, attempts: u32, error: &(dyn Error + 'static)) -> Option<Duration> {
-        if attempts >= self.attempts.get()
-            || self.retryable.as_ref().is_some_and(|retryable| !retryable(error))
-        {
+        let class = self.class(error);
+        if attempts >= self.policy.attempts_max() || !class.is_retryable() {
             return None;
         }
-        let doubled = 1u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
-        Some(self.first.saturating_mul(doubled).min(self.max))
+        let delay = self.policy.backoff_used().nominal(attempts);
+        Some(delay.max(class.retry_after().unwrap_or_default()))
+    }
+
+    fn class(&self, error: &(dyn Error + 'static)) -> Class {
+        let known = class_of(error);
+        match (&self.retryable, known) {
+            (None, known) => known.unwrap_or(Class::Transient),
+            (Some(retryable), _) if !retryable(error) => Class::Permanent,
+            (Some(_), Some(throttled @ Class::Throttled { .. })) => throttled,
+            (Some(_), _) => Class::Transient,
+        }
+    }
+
+    /// An item's first attempt has failed, which began to wait then, if it did. `None` if there is never another.
+    pub(crate) fn begin(&self, began: Option<Instant>) -> Option<Attempts> {
+        self.repeats().then(|| self.policy.attempts(began))
+    }
+
+    /// Whether there is ever a second attempt.
+    pub(crate) fn repeats(&self) -> bool {
+        self.policy.attempts_max() > 1
+    }
+
+    /// Another attempt has failed: how long to wait for the next one, if there is one.
+    pub(crate) fn failed(&self, attempts: &mut Attempts, error: &(dyn Error + 'static)) -> Option<Duration> {
+        attempts.failed(&self.policy, self.class(error)).ok()
+    }
+
+    #[inline]
+    pub(crate) fn succeeded(&self) {
+        self.policy.succeeded();
     }
 }
 
 impl fmt::Debug for Retry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Retry { attempts, first, max, timeout, retryable } = self;
+        let Retry { policy, timeout, retryable } = self;
         f.debug_struct("Retry")
-            .field("attempts", attempts)
-            .field("first", first)
-            .field("max", max)
+            .field("policy", policy)
             .field("timeout", timeout)
             .field("classified", &retryable.is_some())
             .finish()

@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use hashbrown::HashMap;
 use millstream_message::{BoxFuture, BrokerError, BrokerErrorKind};
+use millstream_resilience::Backoff;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, oneshot, watch};
@@ -215,7 +216,10 @@ impl Link {
         told: oneshot::Sender<Result<(), BrokerError>>,
     ) {
         let mut told = Some(told);
-        let (mut attempts, mut longest) = (0_u32, self.options.reconnect_min);
+        let mut attempts = 0_u32;
+        // Any time up to the longest: many clients that lost one broker do not come back as one.
+        let (first, max) = (self.options.reconnect_min, self.options.reconnect_max);
+        let mut delays = Backoff::exponential(first).max(max).full_jitter().delays();
         let mut host =
             if self.options.hosts.len() > 1 { fastrand::usize(..self.options.hosts.len()) } else { 0 };
         loop {
@@ -226,7 +230,8 @@ impl Link {
                 break;
             }
             if was_up {
-                (attempts, longest) = (0, self.options.reconnect_min);
+                attempts = 0;
+                delays.reset();
             } else {
                 attempts += 1;
                 self.counters.failed_connects.fetch_add(1, Ordering::Relaxed);
@@ -243,10 +248,7 @@ impl Link {
             let error = describe(&end);
             tracing::warn!(connection = %self.name, attempts, %error, "the connection to RabbitMQ is away");
             self.status.send_replace(ConnectionState::Reconnecting { attempts, error });
-            // Any time up to the longest: many clients that lost one broker do not come back as one (full jitter).
-            let delay = longest.mul_f64(fastrand::f64());
-            longest = (longest * 2).min(self.options.reconnect_max);
-            let mut delay = pin!(sleep(delay));
+            let mut delay = pin!(sleep(delays.next_delay()));
             let closed = poll_fn(|cx| {
                 self.waker.register(cx.waker());
                 self.woken.store(false, Ordering::Release);

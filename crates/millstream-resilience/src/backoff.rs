@@ -86,6 +86,13 @@ impl Backoff {
         self
     }
 
+    /// The first delay.
+    #[must_use]
+    pub const fn first(mut self, first: Duration) -> Self {
+        self.first = first;
+        self
+    }
+
     /// The longest delay.
     #[must_use]
     pub const fn max(mut self, max: Duration) -> Self {
@@ -117,6 +124,12 @@ impl Backoff {
             }
         };
         delay.min(self.max)
+    }
+
+    /// The delay number `n`, counted from 1, with its part of chance, for whoever counts attempts himself. With decorrelated jitter
+    /// the previous delay counts as the first, whatever it was.
+    pub fn delay(&self, n: u32) -> Duration {
+        Delays { made: n.max(1) - 1, ..self.delays() }.next_delay()
     }
 
     /// The delays, one after the other, without end.

@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast, watch};
@@ -59,7 +59,8 @@ struct Shared {
     /// Rung when waiting calls should look again.
     change: Notify,
     states: watch::Sender<BreakerState>,
-    events: broadcast::Sender<BreakerEvent>,
+    /// Once somebody listens.
+    events: OnceLock<broadcast::Sender<BreakerEvent>>,
 }
 
 const CLOSED: u64 = 1;
@@ -69,11 +70,15 @@ const EVENTS: usize = 64;
 impl CircuitBreaker {
     /// A closed one.
     pub fn new(settings: BreakerSettings) -> Self {
-        Self::telling(settings, broadcast::Sender::new(EVENTS))
+        Self::make(settings, OnceLock::new())
     }
 
-    /// One of several whose events go the same way.
-    pub fn telling(settings: BreakerSettings, events: broadcast::Sender<BreakerEvent>) -> Self {
+    /// One of several whose events go the same way: those of a [`Keyed`](crate::Keyed), for example.
+    pub fn with_events(settings: BreakerSettings, events: broadcast::Sender<BreakerEvent>) -> Self {
+        Self::make(settings, events.into())
+    }
+
+    fn make(settings: BreakerSettings, events: OnceLock<broadcast::Sender<BreakerEvent>>) -> Self {
         CircuitBreaker(Arc::new(Shared {
             gate: AtomicU64::new(CLOSED),
             slow: settings.slow.map(|slow| slow.longer_than),
@@ -189,9 +194,8 @@ impl CircuitBreaker {
 
     #[inline]
     fn end(&self, era: u64, ended: Ended) {
-        let now = Instant::now();
         let mut book = self.book();
-        let change = book.end(era, ended, now);
+        let change = book.end(era, ended, Instant::now);
         if change.is_some() {
             self.tell(book, change);
         }
@@ -213,7 +217,9 @@ impl CircuitBreaker {
                 _ => tracing::info!(breaker = %name, %cause, "a circuit breaker is {to}"),
             }
             states.send_replace(to);
-            let _ = events.send(BreakerEvent { name, from, to, cause });
+            if let Some(events) = events.get() {
+                let _ = events.send(BreakerEvent { name, from, to, cause });
+            }
         }
         drop(book);
         if change.is_some() {
@@ -267,7 +273,7 @@ impl CircuitBreaker {
 
     /// What happens from now on. A receiver that is 64 events behind loses the oldest, and is told so; nobody waits for it.
     pub fn events(&self) -> broadcast::Receiver<BreakerEvent> {
-        self.0.events.subscribe()
+        self.0.events.get_or_init(|| broadcast::Sender::new(EVENTS)).subscribe()
     }
 
     /// What it has counted and decided.
@@ -284,6 +290,8 @@ impl CircuitBreaker {
             calls: tally.calls,
             failures: tally.failures,
             slow: tally.slow,
+            calls_total: book.ended,
+            failures_total: book.failed,
             opened: book.opened,
             rejected: book.rejected,
         }

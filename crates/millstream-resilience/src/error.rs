@@ -45,7 +45,7 @@ impl<E> Error<E> {
         }
     }
 
-    /// How often the call was made, if a retry was among the policies; else 1.
+    /// How often it was tried to make the call, if a retry was among the policies; else 1.
     pub fn attempts(&self) -> u32 {
         match self {
             Error::Tried(tried) => tried.attempts(),

@@ -144,8 +144,11 @@ impl Hedge {
                 return Poll::Ready(ended);
             }
             while hedges > 0 && timer.as_mut().poll(cx).is_ready() {
-                // Without budget there is none for this call any more.
-                hedges = if self.0.budget.spend() { hedges - 1 } else { break };
+                if !self.0.budget.spend() {
+                    hedges = 0;
+                    break;
+                }
+                hedges -= 1;
                 self.0.made.fetch_add(1, Ordering::Relaxed);
                 race.extra.push(Box::pin(call()));
                 timer.as_mut().reset(Instant::now() + delay);

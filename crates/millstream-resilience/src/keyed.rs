@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
@@ -14,8 +14,8 @@ pub trait Idle {
 
 /// One breaker, limiter or bulkhead for each key: a tenant, a host, a type of request.
 ///
-/// At most `capacity` keys have one. A further key takes the place of one that was not asked for lately and is
-/// [idle](Idle), found by the *clock* algorithm (Corbató, "A Paging Experiment with the Multics System", 1968); if the 32 that it
+/// At most `capacity` keys have one. A further key takes the place of one that is [idle](Idle), rather of one that was not asked
+/// for lately, found by the *clock* algorithm (Corbató, "A Paging Experiment with the Multics System", 1968); if the 32 that it
 /// looks at are all in use, it shares one with all others that find no place, so that the number is bounded and no limit broken.
 /// Clones are the same.
 ///
@@ -63,7 +63,7 @@ where
     K::Owned: std::borrow::Borrow<K>,
     V: Idle + Clone,
 {
-    /// For up to `capacity` keys, each with what `make` makes.
+    /// For up to `capacity` keys, each with what `make` makes, which must not ask for another key meanwhile.
     ///
     /// # Panics
     /// If `capacity` is 0.
@@ -83,8 +83,8 @@ where
     pub fn of(&self, key: &K) -> V {
         use std::borrow::Borrow;
         let Shared { capacity, make, places } = &*self.0;
-        let mut places =
-            places.lock().expect("nothing panics while the places are held but what makes a value");
+        // What a key or `make` may panic with leaves the places as they were.
+        let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
         let Places { table, hasher, slots, hand, shared } = &mut *places;
         let hash = hasher.hash_one(key);
         if let Some(&place) = table.find(hash, |&place| slots[place].key.borrow() == key) {
@@ -100,7 +100,7 @@ where
             }
         };
         let value = make(key);
-        let slot = Slot { key: key.to_owned(), hash, value: value.clone(), used: true };
+        let slot = Slot { key: key.to_owned(), hash, value: value.clone(), used: false };
         if place == slots.len() {
             slots.push(slot);
         } else {
@@ -115,7 +115,7 @@ where
 
     /// How many keys have one.
     pub fn len(&self) -> usize {
-        self.0.places.lock().expect("nothing panics while the places are held").slots.len()
+        self.0.places.lock().unwrap_or_else(PoisonError::into_inner).slots.len()
     }
 
     /// True if no key has one yet.
@@ -128,23 +128,27 @@ where
     where
         K::Owned: Clone,
     {
-        let places = self.0.places.lock().expect("nothing panics while the places are held");
+        let places = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
         places.slots.iter().map(|slot| (slot.key.clone(), slot.value.clone())).collect()
     }
 }
 
 /// A place whose key can be forgotten.
 fn free<K, V: Idle>(slots: &mut [Slot<K, V>], hand: &mut usize) -> Option<usize> {
-    // Twice around at most: the first time each loses its mark.
-    for _ in 0..LOOKS.min(2 * slots.len()) {
+    let mut idle = None;
+    for _ in 0..LOOKS.min(slots.len()) {
         let place = *hand;
         *hand = (*hand + 1) % slots.len();
         let slot = &mut slots[place];
-        if !std::mem::take(&mut slot.used) && slot.value.is_idle() {
-            return Some(place);
+        let used = std::mem::take(&mut slot.used);
+        if slot.value.is_idle() {
+            if !used {
+                return Some(place);
+            }
+            idle = idle.or(Some(place));
         }
     }
-    None
+    idle
 }
 
 impl<K: ?Sized + ToOwned, V> Clone for Keyed<K, V> {

@@ -48,7 +48,7 @@
 //!
 //! # Features
 //!
-//! `tower`: the policies as layers ([`mod@tower`]).
+//! `tower`: the policies as layers of tower, in the module of this name.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -172,20 +172,18 @@ impl<C> Policy<C> {
         if let Some(limiter) = &self.rate_limit {
             limiter.acquire(1).await?;
         }
-        match &self.breaker {
-            None => self.timed(call).await,
-            Some(breaker) => breaker.call_with(&Within(&self.classifier), || self.timed(call)).await,
+        let permit = match &self.breaker {
+            None => None,
+            Some(breaker) => Some(breaker.try_acquire()?),
+        };
+        let called = async { call().await.map_err(Error::Failed) };
+        let result = match &self.attempt_timeout {
+            None => called.await,
+            Some(timeout) => timeout.wrap(called).await,
+        };
+        if let Some(permit) = permit {
+            permit.end(result.as_ref().err().map(|error| error.class_by(&self.classifier)));
         }
-    }
-
-    async fn timed<T, E, F>(&self, call: &impl Fn() -> F) -> Result<T, Error<E>>
-    where
-        F: Future<Output = Result<T, E>>,
-    {
-        let called = async || call().await.map_err(Error::Failed);
-        match &self.attempt_timeout {
-            None => called().await,
-            Some(timeout) => timeout.call(called).await,
-        }
+        result
     }
 }

@@ -140,12 +140,13 @@ struct Book {
 }
 
 impl RateLimiter {
-    /// Calls wait for as long as it takes.
+    /// Calls wait for as long as it takes, and as many as there are; [`wait_max`](Self::wait_max) bounds both.
     pub fn new(rate: Rate) -> Self {
         RateLimiter::make(rate, None)
     }
 
-    /// Calls that would have to wait longer than this fail at once; with zero, all that would have to wait. To be said before it is cloned.
+    /// Calls that would have to wait longer than this fail at once, so that no more wait than the rate lets through in this time; with
+    /// zero, all that would have to wait fail. To be said before it is cloned.
     #[must_use]
     pub fn wait_max(self, wait: Duration) -> Self {
         RateLimiter::make(self.0.rate, Some(wait))

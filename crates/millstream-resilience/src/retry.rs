@@ -132,7 +132,8 @@ impl Retry {
     /// Calls until it succeeds or it makes no sense to go on; errors are of the class that they say themselves.
     ///
     /// # Errors
-    /// The last attempt's, with what was before.
+    /// The last attempt's, with what was before. For policies around this one, [`FromRetry::from_retry`] makes it an error that can be
+    /// theirs too.
     ///
     /// # Cancel safety
     /// Dropping it drops the attempt, or the delay, that it is in.
@@ -177,7 +178,7 @@ impl Retry {
     where
         F: Future<Output = Result<T, E>>,
     {
-        let mut attempts = self.attempts_since(began);
+        let mut attempts = self.attempts(began);
         let mut earlier = VecDeque::new();
         loop {
             let class = classifier.classify(&error);
@@ -206,13 +207,8 @@ impl Retry {
     }
 
     /// The account of one call's attempts, for whoever makes them himself: a state machine between polls, a synchronous
-    /// function. The first attempt has begun.
-    pub fn attempts(&self) -> Attempts {
-        self.attempts_since(Some(Instant::now()))
-    }
-
-    /// The same, if the first attempt began to wait then; if it never did, it took no time.
-    pub(crate) fn attempts_since(&self, began: Option<Instant>) -> Attempts {
+    /// function. The first attempt began to wait at that time; if it never did, it took no time.
+    pub fn attempts(&self, began: Option<Instant>) -> Attempts {
         let delays = match self.seed {
             None => self.backoff.delays(),
             Some(seed) => self.backoff.delays_seeded(seed),

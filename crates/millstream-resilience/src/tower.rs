@@ -32,6 +32,8 @@
 //! [`Error`](crate::Error), one of yours. `classified_by` makes a layer that asks a [`Classifier`](crate::Classifier) instead of the
 //! error.
 //!
+//! A [`Policy`](crate::Policy) is a layer too, for services of any error type: its own is [`Error`](crate::Error).
+//!
 //! # Backpressure
 //!
 //! `poll_ready` is the inner service's. A bulkhead and a rate limit wait, or refuse, in the call itself, by their own rules: so
@@ -39,15 +41,19 @@
 //!
 //! # Cost
 //!
-//! Timeouts, breakers, and the first attempt of a retry allocate nothing; further attempts, a wait for a place or for the rate, and a
-//! hedged call take one box.
+//! Timeouts, breakers, and the first attempt of a retry allocate nothing; further attempts, a wait for a place or for the rate,
+//! a hedged call, and a [`Policy`](crate::Policy) take a box.
 
+use std::future::poll_fn;
 use std::pin::Pin;
+
+use tower_service::Service;
 
 mod admit;
 mod breaker;
 mod fallback;
 mod hedge;
+mod policy;
 mod retry;
 mod timeout;
 
@@ -55,6 +61,7 @@ pub use admit::{AdmitFuture, BulkheadService, RateLimitService};
 pub use breaker::{BreakerFuture, BreakerService};
 pub use fallback::{FallbackFuture, FallbackService};
 pub use hedge::HedgeService;
+pub use policy::PolicyService;
 pub use retry::{RetryFuture, RetryService};
 pub use timeout::TimeoutService;
 
@@ -88,10 +95,30 @@ fn ready<S: Clone>(service: &mut S) -> S {
 }
 
 /// A call of a service that has still to become ready.
-async fn oneshot<S: tower_service::Service<R>, R>(
-    mut service: S,
-    request: R,
-) -> Result<S::Response, S::Error> {
-    std::future::poll_fn(|cx| service.poll_ready(cx)).await?;
+async fn oneshot<S: Service<R>, R>(mut service: S, request: R) -> Result<S::Response, S::Error> {
+    poll_fn(|cx| service.poll_ready(cx)).await?;
     service.call(request).await
+}
+
+/// A service for several calls with one request: the first takes the service that was found ready, the others wait for theirs.
+struct Callee<S, R> {
+    ready: Option<S>,
+    spare: S,
+    request: R,
+}
+
+impl<S: Service<R> + Clone, R: Clone> Callee<S, R> {
+    fn new(ready: S, request: R) -> Self {
+        Callee { spare: ready.clone(), ready: Some(ready), request }
+    }
+
+    fn call(&mut self) -> impl Future<Output = Result<S::Response, S::Error>> + use<S, R> {
+        let (ready, spare, request) = (self.ready.take(), self.spare.clone(), self.request.clone());
+        async move {
+            match ready {
+                Some(mut service) => service.call(request).await,
+                None => oneshot(spare, request).await,
+            }
+        }
+    }
 }

@@ -44,8 +44,8 @@
 //! # Features
 //!
 //! `embedded` (default): the broker behind `memory:` and `embedded:PATH`. `rabbitmq`: RabbitMQ behind `amqp://`.
-//! `resilience`: retries, circuit breakers, rate limits and their like around any async call. `mediator`: requests, notifications
-//! and stream requests to handlers.
+//! `resilience`: retries, circuit breakers, rate limits and their like around any async call; `mediator`: requests, notifications
+//! and stream requests to handlers; `tower`: either with layers of tower.
 //! `pipeline`: pipeline files, for programs that load them; the `millstream` binary is its own crate. `msgpack`, `postcard`,
 //! `protobuf`, `gzip`, `zstd`, `lz4`: more of [`codec`]. `test`: `flow::test`, for your tests. Neither
 //! the default features nor `embedded` bring an HTTP, YAML or command-line dependency.

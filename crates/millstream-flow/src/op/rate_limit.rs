@@ -4,16 +4,15 @@ use std::ops::ControlFlow;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use millstream_resilience::{Bucket, Rate};
 
 use crate::flow::{Flow, Step};
 use crate::measure::{Measure, Unmeasured};
-use crate::timer::{Timer, bounded};
+use crate::timer::Timer;
 
 /// A token bucket: how fast items may flow, and how many at once after a pause.
 ///
-/// Kept as one moment, at which the bucket will be full again (the *generic cell rate algorithm*, ITU-T I.371), so
-/// that no time passes uncounted and nothing ticks.
+/// Its bucket is [`millstream_resilience::Bucket`]'s.
 ///
 /// ```
 /// use millstream_flow::RateLimit;
@@ -24,14 +23,9 @@ use crate::timer::{Timer, bounded};
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct RateLimit<W = Unmeasured> {
-    /// Time for one item, or one byte, in nanoseconds of 2^-32.
-    each: u128,
-    burst: u64,
+    rate: Rate,
     measure: W,
 }
-
-/// Nanoseconds as [`RateLimit`] counts them, exact for odd rates too.
-const NANOSECOND: u128 = 1 << 32;
 
 impl RateLimit {
     /// `count` items in each `period`, evenly spread: one at a time.
@@ -39,17 +33,13 @@ impl RateLimit {
     /// # Panics
     /// If `count` or `period` is zero.
     pub fn new(count: u64, period: Duration) -> Self {
-        assert!(count > 0, "a rate of nothing stops the flow for ever");
-        assert!(!period.is_zero(), "a rate needs a time");
-        let each = (bounded(period).as_nanos() * NANOSECOND / u128::from(count)).max(1);
-        RateLimit { each, burst: 1, measure: Unmeasured }
+        RateLimit { rate: Rate::new(count, period), measure: Unmeasured }
     }
 
     /// Counts bytes, as `measure` finds them, instead of items. An item passes as long as the bucket is not empty and
     /// may leave it in debt, so that one larger than the whole bucket passes too, and is paid for afterwards.
     pub fn bytes<W>(self, measure: W) -> RateLimit<W> {
-        let RateLimit { each, burst, .. } = self;
-        RateLimit { each, burst, measure }
+        RateLimit { rate: self.rate, measure }
     }
 }
 
@@ -59,8 +49,7 @@ impl<W> RateLimit<W> {
     /// # Panics
     /// If `burst` is 0.
     pub fn burst(mut self, burst: u64) -> Self {
-        assert!(burst > 0, "a bucket of nothing never lets anything pass");
-        self.burst = burst;
+        self.rate = self.rate.burst(burst);
         self
     }
 }
@@ -68,34 +57,15 @@ impl<W> RateLimit<W> {
 /// See [`Pipe::rate_limit`](crate::Pipe::rate_limit).
 pub struct RateLimited<F, W> {
     upstream: F,
-    limit: RateLimit<W>,
-    /// When the clock below began.
-    began: Instant,
-    /// When the bucket will be full again.
-    full: u128,
+    measure: W,
+    bucket: Bucket,
     timer: Timer,
 }
 
 impl<F, W> RateLimited<F, W> {
     pub(crate) fn new(upstream: F, limit: RateLimit<W>) -> Self {
-        RateLimited { upstream, limit, began: Instant::now(), full: 0, timer: Timer::default() }
-    }
-
-    /// How many items may pass now; when the next one may, if none.
-    fn allowance(&mut self, measures: bool) -> Result<usize, Instant> {
-        let now = self.began.elapsed().as_nanos() * NANOSECOND;
-        self.full = self.full.max(now);
-        let RateLimit { each, burst, .. } = self.limit;
-        // What the bucket holds, and how much of it the next item needs: all of itself, or anything if it may owe.
-        let bucket = each.saturating_mul(u128::from(burst));
-        let held = now.saturating_add(bucket).saturating_sub(self.full);
-        let needed = if measures { 1 } else { each };
-        if held >= needed {
-            return Ok(usize::try_from(held / each).unwrap_or(usize::MAX).max(1));
-        }
-        let wait = self.full.saturating_add(needed).saturating_sub(bucket).div_ceil(NANOSECOND);
-        let wait = Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX));
-        Err(self.began + bounded(wait))
+        let RateLimit { rate, measure } = limit;
+        RateLimited { upstream, measure, bucket: Bucket::new(rate), timer: Timer::default() }
     }
 }
 
@@ -108,27 +78,29 @@ impl<F: Flow, W: Measure<F::Item>> Flow for RateLimited<F, W> {
     where
         S: FnMut(F::Item, F::Token) -> ControlFlow<()>,
     {
+        let RateLimited { upstream, measure, bucket, timer } = self;
+        // How many items may pass now, or bytes: the last item may be larger than that.
         let allowed = loop {
-            match self.allowance(W::MEASURES) {
-                Ok(allowed) => break allowed,
-                Err(until) if self.timer.poll_until(cx, until).is_pending() => return Poll::Pending,
+            match if W::MEASURES { bucket.any() } else { bucket.tokens(1) } {
+                Ok(allowed) => break allowed.max(1),
+                Err(until) if timer.poll_until(cx, until).is_pending() => return Poll::Pending,
                 Err(_) => {}
             }
         };
-        let RateLimited { upstream, limit, full, .. } = self;
-        let each = limit.each;
         if !W::MEASURES {
+            let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
             return upstream.poll_drive(cx, max.min(allowed), &mut |item, token| {
-                *full = full.saturating_add(each);
+                bucket.take(1);
                 sink(item, token)
             });
         }
-        let most = full.saturating_add(each.saturating_mul(allowed as u128));
+        let mut left = allowed;
         upstream.poll_drive(cx, max, &mut |item, token| {
-            let bytes = limit.measure.measure(&item) as u128;
-            *full = full.saturating_add(each.saturating_mul(bytes));
+            let bytes = measure.measure(&item) as u64;
+            bucket.take(bytes);
+            left = left.saturating_sub(bytes);
             let flow = sink(item, token);
-            if *full >= most { ControlFlow::Break(()) } else { flow }
+            if left == 0 { ControlFlow::Break(()) } else { flow }
         })
     }
 }

@@ -6,9 +6,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use tokio::time::{sleep, timeout};
+use millstream_resilience::{Attempts, Timeout};
+use tokio::time::{Instant, sleep};
 
-use crate::failure::{BoxError, Failed, History, Panicked, TimedOut};
+use crate::failure::{BoxError, Failed, History, Panicked};
 use crate::retry::Retry;
 use crate::scope::Scope;
 use crate::stats::OpStats;
@@ -25,32 +26,54 @@ where
     E: Into<BoxError>,
 {
     let (map, retry, op) = &*shared;
-    let mut attempts = 1;
     let mut history = History::default();
     let failed = |error: BoxError, attempts| {
         Failed::new((), error, op.name(), scope.clock().now()).counted(position, attempts)
     };
-    let error = loop {
-        let calling = catching(map(&input));
-        let ended = match retry.limit() {
-            None => calling.await.map_err(BoxError::from),
-            Some(limit) => match timeout(limit, calling).await {
-                Ok(ended) => ended.map_err(BoxError::from),
-                Err(_) => Err(TimedOut { limit }.into()),
-            },
-        };
-        let error = match ended {
-            Ok(Ok(output)) => return Ok(output),
-            Ok(Err(error)) => error.into(),
+    let mut began = None;
+    let mut attempts = None;
+    let (error, made) = loop {
+        let error = match attempt(map(&input), retry, &mut began).await {
+            Ok(output) => {
+                retry.succeeded();
+                return Ok(output);
+            }
             Err(error) => error,
         };
-        let Some(delay) = retry.next_delay(attempts, &*error) else { break error };
-        history.add(failed(error, attempts).failure());
+        if attempts.is_none() {
+            attempts = retry.begin(began);
+        }
+        let delay = attempts.as_mut().and_then(|attempts| retry.failed(attempts, &*error));
+        let made = attempts.as_ref().map_or(1, Attempts::made);
+        let Some(delay) = delay else { break (error, made) };
+        history.add(failed(error, made).failure());
         sleep(delay).await;
-        attempts += 1;
     };
     op.add_failed(1);
-    Err(failed(error, attempts).map_input(|()| input).with_history(history))
+    Err(failed(error, made).map_input(|()| input).with_history(history))
+}
+
+/// One attempt; notes when it first waits, if there may be another.
+async fn attempt<U, E: Into<BoxError>>(
+    call: impl Future<Output = Result<U, E>>,
+    retry: &Retry,
+    began: &mut Option<Instant>,
+) -> Result<U, BoxError> {
+    let calling = async { catching(call).await?.map_err(Into::into) };
+    let mut timed = pin!(async {
+        match retry.limit() {
+            None => calling.await,
+            Some(limit) => Timeout::new(limit).wrap(calling).await,
+        }
+    });
+    poll_fn(|cx| {
+        let poll = timed.as_mut().poll(cx);
+        if poll.is_pending() && retry.repeats() {
+            began.get_or_insert_with(Instant::now);
+        }
+        poll
+    })
+    .await
 }
 
 /// A future whose panic is an error.

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use millstream_resilience::Attempts;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::failure::{BoxError, Failed, History, Panicked, TimedOut};
+use crate::TimedOut;
+use crate::failure::{BoxError, Failed, History, Panicked};
 use crate::flow::{Flow, Step};
 use crate::retry::Retry;
 use crate::scope::Scope;
@@ -40,7 +42,7 @@ struct Waiting<T, K> {
     input: T,
     token: K,
     position: u64,
-    attempts: u32,
+    attempts: Attempts,
     history: History,
     due: Pin<Box<Sleep>>,
 }
@@ -89,19 +91,21 @@ where
                 *waiting = Some(item);
                 return Poll::Pending;
             }
-            item.attempts += 1;
             let result = match attempt(map, &item.input, limit) {
-                Ok(output) => Ok(output),
-                Err(error) => match retry.next_delay(item.attempts, &*error) {
+                Ok(output) => {
+                    retry.succeeded();
+                    Ok(output)
+                }
+                Err(error) => match retry.failed(&mut item.attempts, &*error) {
                     Some(delay) => {
-                        item.history.add(failed(error, item.position, item.attempts).failure());
+                        item.history.add(failed(error, item.position, item.attempts.made()).failure());
                         item.due.as_mut().reset(Instant::now() + delay);
                         *waiting = Some(item);
                         continue;
                     }
                     None => {
                         op.add_failed(1);
-                        let failed = failed(error, item.position, item.attempts);
+                        let failed = failed(error, item.position, item.attempts.made());
                         Err(failed.map_input(|()| item.input).with_history(item.history))
                     }
                 },
@@ -119,20 +123,23 @@ where
             let at = *position;
             *position += 1;
             match attempt(map, &input, limit) {
-                Ok(output) => sink(Ok(output), token),
-                Err(error) => match retry.next_delay(1, &*error) {
-                    Some(delay) => {
-                        let due = Box::pin(sleep(delay));
-                        let mut history = History::default();
-                        history.add(failed(error, at, 1).failure());
-                        *waiting = Some(Waiting { input, token, position: at, attempts: 1, history, due });
-                        ControlFlow::Break(())
-                    }
-                    None => {
+                Ok(output) => {
+                    retry.succeeded();
+                    sink(Ok(output), token)
+                }
+                Err(error) => {
+                    let mut begun = retry.begin(None);
+                    let delay = begun.as_mut().and_then(|attempts| retry.failed(attempts, &*error));
+                    let Some((attempts, delay)) = begun.zip(delay) else {
                         op.add_failed(1);
-                        sink(Err(failed(error, at, 1).map_input(|()| input)), token)
-                    }
-                },
+                        return sink(Err(failed(error, at, 1).map_input(|()| input)), token);
+                    };
+                    let due = Box::pin(sleep(delay));
+                    let mut history = History::default();
+                    history.add(failed(error, at, 1).failure());
+                    *waiting = Some(Waiting { input, token, position: at, attempts, history, due });
+                    ControlFlow::Break(())
+                }
             }
         });
         if waiting.is_some() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use millstream_flow::test::{Script, virtual_time};
 use millstream_flow::{Breaker, BreakerState, Retry};
+use millstream_resilience::{BreakerSettings, CircuitBreaker};
 use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -166,4 +167,15 @@ fn rules_that_cannot_work_are_refused() {
     assert!(refused(|| _ = Breaker::new(0.5, 1).window(Duration::ZERO)));
     assert!(refused(|| _ = Breaker::new(0.5, 1).pause(Duration::ZERO)));
     assert!(refused(|| _ = Breaker::new(0.5, 1).probes(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_circuit_breaker_of_others_can_pause_a_flow_too() {
+    let circuit = CircuitBreaker::new(BreakerSettings::default().calls_min(1).pause(SECOND).probes(1));
+    let breaker = Breaker::from(circuit.clone());
+    calls(&breaker, [false]).await;
+    assert!(circuit.try_acquire().is_err());
+    let began = Instant::now();
+    calls(&breaker, [true]).await;
+    assert_eq!((began.elapsed(), breaker.circuit().state()), (SECOND, BreakerState::Closed));
 }

@@ -1,9 +1,11 @@
 //! Failed items: what they carry, what `Result` does for them, and how long an attempt may take.
 
+use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use millstream_flow::{Concurrency, Pipe, Retry, TimedOut};
+use millstream_flow::{BoxError, Concurrency, Failed, Pipe, Retry, TimedOut};
+use millstream_resilience::{Backoff, Budget, Class, Classified};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{End, tracked};
@@ -51,7 +53,7 @@ async fn an_attempt_that_takes_too_long_is_dropped_then_and_tried_again() {
         if calls.fetch_add(1, Ordering::Relaxed) < 3 {
             sleep(Duration::from_secs(3600)).await;
         }
-        Ok::<_, std::io::Error>(*n)
+        Ok::<_, io::Error>(*n)
     };
     let (results, _) = Pipe::from_iter([1, 2])
         .try_map_async(Concurrency::ordered(1), retry, slow_at_first)
@@ -70,7 +72,7 @@ async fn a_function_that_blocks_too_long_has_failed_when_it_returns() {
     let blocks = |n: &u64| {
         #[expect(clippy::disallowed_methods, reason = "the time that a function takes cannot be paused")]
         std::thread::sleep(Duration::from_millis(*n));
-        Ok::<_, std::io::Error>(*n)
+        Ok::<_, io::Error>(*n)
     };
     let limited = Retry::never().timeout(Duration::from_millis(100));
     let (results, _) = Pipe::from_iter([0, 150]).try_map_retry(limited, blocks).collect().await.unwrap();
@@ -98,4 +100,72 @@ async fn results_are_mapped_mended_and_followed_up_in_place() {
         .unwrap();
     assert_eq!((out, report.ledger.dead), (vec![14, -6, 0], 1));
     assert!(matches!(&ear.list()[1], End::Dead(reason) if reason.contains("invalid digit")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_says_that_another_attempt_cannot_help_is_final_and_one_that_says_when_is_obeyed() {
+    let second = Duration::from_secs(1);
+    let asks = Class::Throttled { retry_after: Some(5 * second) };
+    let call = move |n: &u32| match n {
+        0 => Err(BoxError::from(io::Error::from(io::ErrorKind::NotFound))),
+        1 => Err(Classified::new(asks, "busy").into()),
+        n => Ok(*n),
+    };
+    let retry = Retry::attempts(3).unwrap().first_delay(second);
+    assert_eq!(retry.next_delay(1, &*call(&0).unwrap_err()), None);
+    assert_eq!(retry.next_delay(1, &*call(&1).unwrap_err()), Some(5 * second));
+    for only_if in [false, true] {
+        let retry = if only_if { retry.clone().only_if(|_| true) } else { retry.clone() };
+        let began = Instant::now();
+        let by_hand = Pipe::from_iter(0..3).try_map_retry(retry.clone(), call).collect().await.unwrap().0;
+        let took = began.elapsed();
+        let by_async = Pipe::from_iter(0..3)
+            .try_map_async(1, retry, async move |n: &u32| call(n))
+            .collect()
+            .await
+            .unwrap()
+            .0;
+        for results in [by_hand, by_async] {
+            let attempts: Vec<_> =
+                results.iter().map(|result| result.as_ref().map_err(|failed| failed.attempts)).collect();
+            assert_eq!(attempts, [Err(if only_if { 3 } else { 1 }), Err(3), Ok(&2)]);
+        }
+        assert_eq!(took, if only_if { 13 * second } else { 10 * second });
+        assert_eq!(began.elapsed(), 2 * took);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_of_the_resilience_crate_brings_its_delays_its_time_and_its_budget() {
+    let second = Duration::from_secs(1);
+    let budget = Budget::new(5, 0.5);
+    let policy = millstream_resilience::Retry::new(10)
+        .backoff(Backoff::linear(second))
+        .elapsed_max(4 * second)
+        .budget(budget.clone());
+    let fails = |_: &u32| Err::<u32, _>("no");
+    let began = Instant::now();
+    let pipe = Pipe::from_iter([0]).try_map_retry(policy.clone().into(), fails);
+    let attempts = |results: Vec<Result<u32, Failed<u32>>>| results[0].as_ref().unwrap_err().attempts;
+    assert_eq!(attempts(pipe.collect().await.unwrap().0), 3, "one and two seconds; three more are too long");
+    assert_eq!((began.elapsed(), budget.left()), (3 * second, 3));
+    // The attempts themselves take time too.
+    let slow = async move |_: &u32| {
+        sleep(second).await;
+        Err::<u32, _>("no")
+    };
+    let pipe = Pipe::from_iter([0]).try_map_async(1, policy.clone().into(), slow);
+    assert_eq!(attempts(pipe.collect().await.unwrap().0), 2);
+    let pipe = Pipe::from_iter([0]).try_map_async(1, policy.clone().into(), async move |n: &u32| fails(n));
+    assert_eq!(attempts(pipe.collect().await.unwrap().0), 3);
+    let pipe = Pipe::from_iter([0]).try_map_retry(policy.clone().into(), fails);
+    assert_eq!((attempts(pipe.collect().await.unwrap().0), budget.left()), (1, 0));
+    let good = |n: &u32| Ok::<_, String>(*n);
+    Pipe::from_iter(0..4).try_map_retry(policy.clone().into(), good).collect().await.unwrap();
+    Pipe::from_iter(0..2)
+        .try_map_async(1, policy.into(), async move |n: &u32| good(n))
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(budget.left(), 3);
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_resilience::{Class, Classify, Retry, Stop};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
@@ -138,13 +138,13 @@ impl Behaviour for Retries {
         next: &N,
     ) -> Result<R::Response, Error> {
         let again = if self.retry.attempts_max() > 1 { request.repeat() } else { None };
-        let mut attempts = None;
+        let mut began = None;
         let mut first = pin!(next.call(call, request));
         let ended = poll_fn(|cx| {
             let polled = first.as_mut().poll(cx);
-            if polled.is_pending() && attempts.is_none() {
+            if polled.is_pending() && again.is_some() {
                 // What is ready at once costs no look at the clock.
-                attempts = Some(self.retry.attempts());
+                began.get_or_insert_with(Instant::now);
             }
             polled
         });
@@ -161,7 +161,7 @@ impl Behaviour for Retries {
             }
             return Err(error);
         };
-        let mut attempts = attempts.unwrap_or_else(|| self.retry.attempts());
+        let mut attempts = self.retry.attempts(began);
         loop {
             let class = self.class(&error);
             let delay = match attempts.failed(&self.retry, class) {

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use hashbrown::HashSet;
 use millstream_flow::{Flow, Pipe, Step};
 use millstream_resilience::{Attempts, Classify, Retry};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::behaviours::Counted;
 use crate::call::{Call, Detached};
@@ -110,7 +110,7 @@ impl StreamBehaviour for StreamRetries {
     ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
         let mut spare = request.repeat();
         let mut request = Some(request);
-        let mut attempts = None;
+        let (began, mut attempts) = (Instant::now(), None);
         let pipe = loop {
             let Some(asked) = request.take() else { unreachable!("it is there for each try") };
             let error = match next.open(call, asked).await {
@@ -124,7 +124,7 @@ impl StreamBehaviour for StreamRetries {
                 }
                 return Err(error);
             };
-            let attempts = attempts.get_or_insert_with(|| self.retry.attempts());
+            let attempts = attempts.get_or_insert_with(|| self.retry.attempts(Some(began)));
             match attempts.failed(&self.retry, class) {
                 Ok(delay) => {
                     self.counted.again(class);
@@ -268,7 +268,7 @@ impl<R: StreamRequest, N: StreamNext<R>> Reopening<R, N> {
             return false;
         };
         let retry = &self.rule.retry;
-        let attempts = self.attempts.get_or_insert_with(|| retry.attempts());
+        let attempts = self.attempts.get_or_insert_with(|| retry.attempts(None));
         let delay = match attempts.failed(retry, class) {
             Ok(delay) => delay,
             Err(stop) => {

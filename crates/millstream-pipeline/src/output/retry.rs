@@ -1,38 +1,40 @@
 //! Trying an output again.
 
-use crate::file::model::Retry;
 use std::time::Duration;
+
+use millstream_resilience::{Attempts, Backoff, Class, Retry};
+
+use crate::file::model;
 
 /// The longest wait between two tries.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// How often a write is tried; counts the tries of one write.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Tries {
-    attempts: u32,
-    backoff: Duration,
-    made: u32,
+    retry: Retry,
+    attempts: Attempts,
 }
 
 impl Tries {
-    pub(crate) fn new(retry: Option<Retry>) -> Self {
-        let (attempts, backoff) = retry.map_or((1, Duration::ZERO), |retry| (retry.attempts, retry.backoff));
-        Tries { attempts, backoff, made: 0 }
+    pub(crate) fn new(retry: Option<model::Retry>) -> Self {
+        let retry = retry.map_or_else(Retry::never, |retry| {
+            let backoff = Backoff::exponential(retry.backoff).max(WAIT_MAX);
+            Retry::new(retry.attempts).backoff(backoff).retry_after_max(WAIT_MAX)
+        });
+        Tries { attempts: retry.attempts(None), retry }
     }
 
     /// After a failed try: waits and says true, or says false when it was the last. `at_least` is a wait that
     /// the other side asked for; it is honoured up to a minute.
     pub(crate) async fn again(&mut self, at_least: Option<Duration>) -> bool {
-        self.made += 1;
-        if self.made >= self.attempts {
-            return false;
-        }
-        let doubled = self.backoff.saturating_mul(1 << (self.made - 1).min(16));
-        tokio::time::sleep(doubled.max(at_least.unwrap_or_default()).min(WAIT_MAX)).await;
+        let class = Class::Throttled { retry_after: at_least.map(|wait| wait.min(WAIT_MAX)) };
+        let Ok(delay) = self.attempts.failed(&self.retry, class) else { return false };
+        tokio::time::sleep(delay).await;
         true
     }
 
     pub(crate) fn made(&self) -> u32 {
-        self.made
+        self.attempts.made()
     }
 }

@@ -86,7 +86,7 @@ impl Outputs {
             Out::Stdout(out) => out.write(batch).map_err(Refused::Broken),
             Out::Queue(out) => out.write(batch).await,
             #[cfg(feature = "http")]
-            Out::Http(out) => out.write(batch, self.tries).await,
+            Out::Http(out) => out.write(batch, self.tries.clone()).await,
         }
     }
 
@@ -97,7 +97,7 @@ impl Outputs {
             if !batches.iter().any(|batch| batch.output == index) {
                 continue;
             }
-            let mut tries = self.tries;
+            let mut tries = self.tries.clone();
             loop {
                 // The disk may take its time: not on a thread that others need.
                 let (files, moved) = (files.clone(), std::mem::take(batches));

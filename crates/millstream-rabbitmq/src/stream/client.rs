@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millstream_message::{BrokerError, BrokerErrorKind, StreamFrom, StreamStats};
+use millstream_resilience::{Backoff, Jitter};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,14 +26,14 @@ const LOAD_MAX: usize = 64;
 /// A reference to no node.
 const NO_NODE: u16 = u16::MAX;
 
-const BACKOFF_FIRST: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Twice as long each time, up to five seconds, and by chance between half of that and all of it, so that not all clients come at
+/// once.
+const BACKOFF: Backoff =
+    Backoff::exponential(Duration::from_millis(50)).max(Duration::from_secs(5)).jitter(Jitter::Equal);
 
-/// How long to wait before attempt number `attempt` to connect again: twice as long each time, up to five seconds, and
-/// by chance between half of that and all of it, so that not all clients come at once.
+/// How long to wait before attempt number `attempt`, counted from 0, to connect again.
 pub(crate) fn backoff(attempt: u32) -> Duration {
-    let most = BACKOFF_FIRST.saturating_mul(1 << attempt.min(10)).min(BACKOFF_MAX);
-    most.mul_f64(0.5 + fastrand::f64() / 2.0)
+    BACKOFF.delay(attempt.saturating_add(1))
 }
 
 /// A client of RabbitMQ's streams by the stream protocol: declares streams, and makes producers and consumers.

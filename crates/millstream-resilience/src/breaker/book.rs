@@ -22,13 +22,23 @@ pub(super) struct Book {
     pauses: Delays,
     pub(super) opened: u64,
     pub(super) rejected: u64,
+    /// All calls that ended, and those of them that failed.
+    pub(super) ended: u64,
+    pub(super) failed: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Closed,
-    Open { until: Option<Instant> },
-    HalfOpen { running: u32, succeeded: u32, until: Instant },
+    Open {
+        until: Option<Instant>,
+    },
+    HalfOpen {
+        running: u32,
+        succeeded: u32,
+        /// When it counts as failed that those that run have not ended.
+        until: Instant,
+    },
 }
 
 /// Whether a call may be made.
@@ -72,6 +82,8 @@ impl Book {
             since: now,
             opened: 0,
             rejected: 0,
+            ended: 0,
+            failed: 0,
         }
     }
 
@@ -99,8 +111,7 @@ impl Book {
         let mut change = None;
         match self.phase {
             Phase::Open { until: Some(until) } if until <= now => {
-                let until = later(now, self.settings.probe_time.unwrap_or(self.settings.pause.nominal(1)));
-                let phase = Phase::HalfOpen { running: 0, succeeded: 0, until };
+                let phase = Phase::HalfOpen { running: 0, succeeded: 0, until: now };
                 change = Some(self.turn(phase, Cause::PauseOver, now));
             }
             Phase::HalfOpen { running, until, .. } if until <= now && running > 0 => {
@@ -108,14 +119,18 @@ impl Book {
             }
             _ => {}
         }
-        (self.place(), change)
+        (self.place(now), change)
     }
 
-    fn place(&mut self) -> Admission {
+    fn place(&mut self, now: Instant) -> Admission {
         let (era, probes) = (self.era, self.settings.probes);
+        let probe_time = self.settings.probe_time.unwrap_or(self.settings.pause.nominal(1));
         match &mut self.phase {
             Phase::Closed => Admission::Now(era),
-            Phase::HalfOpen { running, succeeded, .. } if *running + *succeeded < probes => {
+            Phase::HalfOpen { running, succeeded, until } if *running + *succeeded < probes => {
+                if *running == 0 {
+                    *until = later(now, probe_time);
+                }
                 *running += 1;
                 Admission::Now(era)
             }
@@ -125,12 +140,24 @@ impl Book {
     }
 
     /// A call that was admitted in that era has ended.
-    pub(super) fn end(&mut self, era: u64, ended: Ended, now: Instant) -> Option<Change> {
+    #[inline]
+    pub(super) fn end(&mut self, era: u64, ended: Ended, now: impl Fn() -> Instant) -> Option<Change> {
+        if let Ended::Counted(call) = ended {
+            self.ended += 1;
+            self.failed += u64::from(call.failed);
+        }
         if era != self.era {
             return None;
         }
         match (&mut self.phase, ended) {
             (Phase::Closed, Ended::Counted(call)) => self.count(call, now),
+            _ => self.end_other(ended, now()),
+        }
+    }
+
+    #[cold]
+    fn end_other(&mut self, ended: Ended, now: Instant) -> Option<Change> {
+        match (&mut self.phase, ended) {
             (Phase::HalfOpen { .. }, Ended::Counted(call)) if call.failed => {
                 Some(self.open(Cause::ProbeFailed, now))
             }
@@ -143,29 +170,26 @@ impl Book {
                 *running -= 1;
                 Some(Change::Place)
             }
-            (Phase::Closed, Ended::Ignored) | (Phase::Open { .. }, _) => None,
+            (Phase::Closed | Phase::Open { .. }, _) => None,
         }
     }
 
     #[inline]
-    fn count(&mut self, call: Call, now: Instant) -> Option<Change> {
+    fn count(&mut self, call: Call, now: impl Fn() -> Instant) -> Option<Change> {
         if self.mode == Mode::Disabled {
             return None;
         }
-        let Tally { calls, failures, slow } = self.calls.add(call, now);
-        // A good call never makes it worse.
-        if !(call.failed || call.slow)
-            || self.mode != Mode::Automatic
-            || calls < u64::from(self.settings.calls_min)
+        let Tally { calls, failures, slow } = self.calls.add(call, &now);
+        if failures + slow == 0 || self.mode != Mode::Automatic || calls < u64::from(self.settings.calls_min)
         {
             return None;
         }
         if failures as f64 >= self.settings.failure_rate * calls as f64 {
-            return Some(self.open(Cause::FailureRate { failures, calls }, now));
+            return Some(self.open(Cause::FailureRate { failures, calls }, now()));
         }
         match self.settings.slow {
             Some(Slow { rate, .. }) if slow as f64 >= rate * calls as f64 => {
-                Some(self.open(Cause::SlowRate { slow, calls }, now))
+                Some(self.open(Cause::SlowRate { slow, calls }, now()))
             }
             _ => None,
         }

@@ -127,6 +127,10 @@ pub struct BreakerSnapshot {
     pub failures: u64,
     /// Those of them that were too slow.
     pub slow: u64,
+    /// All calls that have ended since it was made, whatever its state and mode; those that said nothing are not counted.
+    pub calls_total: u64,
+    /// Those of them that failed.
+    pub failures_total: u64,
     /// How often it has opened.
     pub opened: u64,
     /// How many calls it has not let through; those that waited are not counted.

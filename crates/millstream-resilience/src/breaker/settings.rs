@@ -32,7 +32,8 @@ pub(super) struct Slow {
 /// Which calls count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Window {
-    /// Those that ended in the last so-and-so long, which is forgotten a tenth at a time.
+    /// Those that ended in the last so-and-so long, which is forgotten a tenth at a time. Where more than a thousand fall into one
+    /// tenth, up to fifteen good ones may be forgotten a little early, for the sake of fewer looks at the clock.
     Time(Duration),
     /// The last so many.
     Count(u32),
@@ -136,8 +137,12 @@ impl BreakerSettings {
     }
 
     /// The same, longer each time that a try has failed.
+    ///
+    /// # Panics
+    /// If the first is zero.
     #[must_use]
     pub fn pauses(mut self, pauses: Backoff) -> Self {
+        assert!(!pauses.nominal(1).is_zero(), "a pause of no time is none");
         self.pause = pauses;
         self
     }
@@ -154,8 +159,8 @@ impl BreakerSettings {
         self
     }
 
-    /// How long those calls may take together before it counts as failed that they have not ended; as long as the first pause by
-    /// default.
+    /// How long those calls may take, from when the first of them began, before it counts as failed that they have not ended; as
+    /// long as the first pause by default.
     ///
     /// # Panics
     /// If `time` is zero.

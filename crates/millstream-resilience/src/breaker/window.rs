@@ -15,10 +15,13 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    #[inline]
     fn add(&mut self, call: Call) {
         self.calls += 1;
-        self.failures += u64::from(call.failed);
-        self.slow += u64::from(call.slow);
+        if call.failed || call.slow {
+            self.failures += u64::from(call.failed);
+            self.slow += u64::from(call.slow);
+        }
     }
 
     fn remove(&mut self, other: Tally) {
@@ -43,11 +46,22 @@ pub(super) struct Calls {
 #[expect(clippy::large_enum_variant, reason = "a breaker has one, and looks at it with every call")]
 enum Kept {
     Time(Parts),
-    Last { ring: Box<[Call]>, next: usize },
+    Last { ring: Box<[Call]>, next: Place },
 }
 
 /// A window of time is this many parts, of which the oldest is forgotten at a time.
 const PARTS: usize = 10;
+/// From so many calls in one part on, the clock is looked at for every sixteenth good call only: it takes longer than all the rest.
+/// The fifteen others count in the part of the last look, so that up to fifteen of more than a thousand may be forgotten early.
+const MANY: u64 = 1024;
+const BETWEEN_LOOKS: u32 = 15;
+
+/// Where the next call goes, and whether there is one already.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    at: usize,
+    full: bool,
+}
 
 struct Parts {
     length: Duration,
@@ -55,6 +69,8 @@ struct Parts {
     /// The part that counts now, and since when.
     newest: usize,
     began: Instant,
+    /// Calls since the last look at the clock.
+    undated: u32,
 }
 
 impl Calls {
@@ -65,10 +81,11 @@ impl Calls {
                 parts: [Tally::default(); PARTS],
                 newest: 0,
                 began: now,
+                undated: 0,
             }),
             Window::Count(calls) => {
                 let ring = vec![Call { failed: false, slow: false }; calls as usize].into();
-                Kept::Last { ring, next: 0 }
+                Kept::Last { ring, next: Place::default() }
             }
         };
         Calls { total: Tally::default(), kept }
@@ -78,7 +95,7 @@ impl Calls {
         self.total = Tally::default();
         match &mut self.kept {
             Kept::Time(parts) => parts.parts = [Tally::default(); PARTS],
-            Kept::Last { next, .. } => *next = 0,
+            Kept::Last { next, .. } => *next = Place::default(),
         }
     }
 
@@ -90,33 +107,49 @@ impl Calls {
         self.total
     }
 
-    pub(super) fn add(&mut self, call: Call, now: Instant) -> Tally {
+    /// Adds a call that has ended `now`, if that matters.
+    #[inline]
+    pub(super) fn add(&mut self, call: Call, now: impl Fn() -> Instant) -> Tally {
         match &mut self.kept {
             Kept::Time(parts) => {
-                parts.turn(now, &mut self.total);
+                if parts.must_look(call) {
+                    parts.turn(now(), &mut self.total);
+                }
                 parts.parts[parts.newest].add(call);
             }
-            Kept::Last { ring, next } => {
-                let length = ring.len();
-                let place = &mut ring[*next % length];
-                if *next >= length {
-                    let mut oldest = Tally::default();
-                    oldest.add(*place);
-                    self.total.remove(oldest);
-                }
-                *place = call;
-                *next += 1;
-            }
+            Kept::Last { ring, next } => turn_ring(ring, next, call, &mut self.total),
         }
         self.total.add(call);
         self.total
     }
 }
 
+/// Puts a call in the place of the oldest.
+fn turn_ring(ring: &mut [Call], next: &mut Place, call: Call, total: &mut Tally) {
+    let oldest = std::mem::replace(&mut ring[next.at], call);
+    if next.full {
+        let mut gone = Tally::default();
+        gone.add(oldest);
+        total.remove(gone);
+    }
+    next.at += 1;
+    if next.at == ring.len() {
+        *next = Place { at: 0, full: true };
+    }
+}
+
 impl Parts {
+    #[inline]
+    fn must_look(&mut self, call: Call) -> bool {
+        let many = self.parts[self.newest].calls >= MANY;
+        self.undated += 1;
+        !many || self.undated > BETWEEN_LOOKS || call.failed || call.slow
+    }
+
     /// Forgets what is too long ago.
     #[inline]
     fn turn(&mut self, now: Instant, total: &mut Tally) {
+        self.undated = 0;
         let age = now.saturating_duration_since(self.began);
         if age >= self.length {
             self.forget(age, now, total);

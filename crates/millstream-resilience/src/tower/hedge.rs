@@ -3,7 +3,7 @@ use std::task::{Context, Poll};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{BoxFuture, oneshot};
+use super::{BoxFuture, Callee};
 use crate::Hedge;
 
 impl<S> Layer<S> for Hedge {
@@ -35,23 +35,7 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        // The first call takes the service that was found ready; the others wait for theirs.
-        let (hedge, service) = (self.hedge.clone(), super::ready(&mut self.inner));
-        Box::pin(async move {
-            let spare = service.clone();
-            let mut first = Some(service);
-            hedge
-                .call(move || {
-                    let (ready, service) = (first.take(), spare.clone());
-                    let request = request.clone();
-                    async move {
-                        match ready {
-                            Some(mut service) => service.call(request).await,
-                            None => oneshot(service, request).await,
-                        }
-                    }
-                })
-                .await
-        })
+        let (hedge, mut callee) = (self.hedge.clone(), Callee::new(super::ready(&mut self.inner), request));
+        Box::pin(async move { hedge.call(|| callee.call()).await })
     }
 }

@@ -1,0 +1,10 @@
+//! What the policies promise, each option by its effect, with a paused clock.
+
+mod backoff;
+mod breaker;
+mod breaker_model;
+mod classes;
+mod generic;
+mod limits;
+mod retry;
+mod together;
