@@ -91,14 +91,21 @@ pub enum Kind {
     Stream,
 }
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl Kind {
+    /// The kind in one word, as metrics and logs show it.
+    pub fn word(self) -> &'static str {
+        match self {
             Kind::Query => "query",
             Kind::Command => "command",
             Kind::Notification => "notification",
             Kind::Stream => "stream",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
     }
 }
 

@@ -330,8 +330,8 @@ async fn ask(server: SocketAddr) -> Result<(), BoxError> {
     expect(
         &http(server, "GET", "/metrics", "").await?,
         &[
-            "mediator_requests_total{type=\"PlaceOrder\",status=\"ok\"} 1",
-            "mediator_requests_total{type=\"PlaceOrder\",status=\"invalid\"} 1",
+            "mediator_requests_total{type=\"PlaceOrder\",status=\"ok\",kind=\"command\"} 1",
+            "mediator_requests_total{type=\"PlaceOrder\",status=\"invalid\",kind=\"command\"} 1",
             "mediator_stream_items_total{type=\"Ticks\"} 6",
         ],
     )?;

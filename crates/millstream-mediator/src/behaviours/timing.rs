@@ -121,7 +121,8 @@ impl Behaviour for Timing {
         let metrics = about.metrics();
         let count = |status| {
             let help = "Calls that have ended, by how.";
-            metrics.counter("mediator_requests_total", help, &[("type", about.label()), ("status", status)])
+            let labels = [("type", about.label()), ("status", status), ("kind", about.kind.word())];
+            metrics.counter("mediator_requests_total", help, &labels)
         };
         let labels = [("type", about.label())];
         let help = "How long calls take.";

@@ -96,6 +96,26 @@ pub trait Watch: Send + 'static {
     fn ended(&mut self, _progress: &Progress, _how: &Ended) {}
 }
 
+/// What passes in a quantum, counted also when a panic further down cuts it short.
+struct Tally<'a> {
+    items: u64,
+    errors: u64,
+    progress: &'a Progress,
+}
+
+impl Drop for Tally<'_> {
+    fn drop(&mut self) {
+        let Progress { items, errors, .. } = self.progress;
+        // The only writer needs no read-modify-write.
+        if self.items > 0 {
+            items.store(items.load(Ordering::Relaxed) + self.items, Ordering::Relaxed);
+        }
+        if self.errors > 0 {
+            errors.store(errors.load(Ordering::Relaxed) + self.errors, Ordering::Relaxed);
+        }
+    }
+}
+
 /// A flow that is watched.
 pub struct Watched<F, W: Watch> {
     upstream: F,
@@ -136,24 +156,18 @@ where
         if self.over {
             return Poll::Ready(Step::End);
         }
-        let (mut items, mut errors) = (0, 0);
         let mut last = None;
+        let mut tally = Tally { items: 0, errors: 0, progress: &self.progress };
         let step = self.upstream.poll_drive(cx, max, &mut |item, ()| {
             match &item {
-                Ok(_) => items += 1,
+                Ok(_) => tally.items += 1,
                 Err(error) if error.is_last() => last = Some(failed(error)),
-                Err(_) => errors += 1,
+                Err(_) => tally.errors += 1,
             }
             sink(item, ())
         });
-        let progress = &*self.progress;
-        if items > 0 {
-            // The only writer needs no read-modify-write.
-            progress.items.store(progress.items() + items, Ordering::Relaxed);
-        }
-        if errors > 0 {
-            progress.errors.store(progress.errors() + errors, Ordering::Relaxed);
-        }
+        let items = tally.items;
+        drop(tally);
         if step.is_pending() {
             if items > 0 || self.since.is_none() {
                 self.came();

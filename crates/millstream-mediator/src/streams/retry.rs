@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_core::Stream;
 use futures_util::future::BoxFuture;
@@ -140,13 +141,8 @@ impl StreamBehaviour for StreamRetries {
                 return Err(error);
             }
         };
-        let (rule, next, call) = (self.clone(), next.clone(), call.detach());
-        Ok(pipe.via("retry", |first| Reopening {
-            request: spare.take(),
-            next,
-            call,
-            rule,
-            state: State::First(first),
+        let account = Account {
+            rule: self.clone(),
             attempts,
             base: 0,
             taken: 0,
@@ -154,6 +150,14 @@ impl StreamBehaviour for StreamRetries {
             delivered: 0,
             fresh: 0,
             seen: Seen::default(),
+        };
+        let (next, call) = (next.clone(), call.detach());
+        Ok(pipe.via("retry", |first| Reopening {
+            request: spare.take(),
+            next,
+            call,
+            state: State::First(first),
+            account,
         }))
     }
 }
@@ -164,18 +168,8 @@ pub struct Reopening<R: StreamRequest, N: StreamNext<R>> {
     request: Option<R>,
     next: N,
     call: Detached,
-    rule: StreamRetries,
     state: State<N::Flow>,
-    attempts: Option<Attempts>,
-    /// The position at which the present try began, and how many items it gave.
-    base: u64,
-    taken: u64,
-    /// Items of the present try that are still to be left out.
-    skip: u64,
-    delivered: u64,
-    /// Of those, since the last error.
-    fresh: u64,
-    seen: Seen,
+    account: Account,
 }
 
 type Opened<F> = BoxFuture<'static, Result<Pipe<F>, Error>>;
@@ -185,6 +179,22 @@ enum State<F> {
     Opening(Opened<F>),
     Again(Pipe<F>),
     Over,
+}
+
+/// What came of the tries.
+struct Account {
+    rule: StreamRetries,
+    /// The tries since something new came; `None` if none has failed.
+    attempts: Option<Attempts>,
+    /// The position at which the present try began, and how many items it gave.
+    base: u64,
+    taken: u64,
+    /// Items of the present try that are still to be left out.
+    skip: u64,
+    delivered: u64,
+    /// Of those, in the present try.
+    fresh: u64,
+    seen: Seen,
 }
 
 /// The keys that were delivered last.
@@ -210,10 +220,10 @@ impl Seen {
     }
 }
 
-impl<R: StreamRequest, N: StreamNext<R>> Reopening<R, N> {
+impl Account {
     /// Whether the next item of the present try goes to the reader.
     #[inline]
-    fn delivers(&mut self, item: &R::Item) -> bool {
+    fn delivers<R: StreamRequest>(&mut self, item: &R::Item) -> bool {
         self.taken += 1;
         if self.skip > 0 {
             self.skip -= 1;
@@ -228,18 +238,16 @@ impl<R: StreamRequest, N: StreamNext<R>> Reopening<R, N> {
             return false;
         }
         if self.fresh == 0 {
-            self.first_fresh();
+            self.succeeded();
         }
         self.fresh += 1;
         self.delivered += 1;
         true
     }
 
-    /// A try has brought what the ones before had not.
-    fn first_fresh(&mut self) {
-        if matches!(self.state, State::First(_)) {
-            return;
-        }
+    /// The present try has brought something.
+    fn succeeded(&mut self) {
+        self.rule.retry.succeeded();
         if let Some(attempts) = &self.attempts {
             self.rule.counted.saved(attempts.elapsed());
         }
@@ -248,45 +256,36 @@ impl<R: StreamRequest, N: StreamNext<R>> Reopening<R, N> {
         }
     }
 
-    /// Begins another try, or says that there is none.
-    fn reopen(&mut self, broken: &Error) -> bool {
-        let again = match (self.rule.resume, self.delivered) {
-            (_, 0) => self.request.as_ref().and_then(R::repeat),
-            (Resume::Never, _) => return false,
-            (Resume::Position, delivered) => {
-                self.request.as_ref().and_then(|request| request.resume(delivered))
-            }
-            (Resume::Restart | Resume::Skip | Resume::Dedupe(_), _) => {
-                self.request.as_ref().and_then(R::repeat)
-            }
+    /// Begins another try after this error, at its delay, or says that there is none.
+    fn again<R: StreamRequest>(&mut self, request: Option<&R>, broken: &Error) -> Option<(R, Duration)> {
+        let StreamRetries { retry, resume, counted, .. } = &self.rule;
+        let (resume, class) = (*resume, broken.class());
+        let again = match (resume, self.delivered) {
+            (_, 0) => request.and_then(R::repeat),
+            (Resume::Never, _) => return None,
+            (Resume::Position, delivered) => request.and_then(|request| request.resume(delivered)),
+            (Resume::Restart | Resume::Skip | Resume::Dedupe(_), _) => request.and_then(R::repeat),
         };
-        let class = broken.class();
         let Some(again) = again else {
             if class.is_retryable() {
-                self.rule.counted.unrepeatable();
+                counted.unrepeatable();
             }
-            return false;
+            return None;
         };
-        let retry = &self.rule.retry;
         let attempts = self.attempts.get_or_insert_with(|| retry.attempts(None));
-        let delay = match attempts.failed(retry, class) {
-            Ok(delay) => delay,
-            Err(stop) => {
-                self.rule.counted.given_up(stop);
-                return false;
+        match attempts.failed(retry, class) {
+            Ok(delay) => {
+                counted.again(class);
+                (self.fresh, self.taken) = (0, 0);
+                self.base = if resume == Resume::Position { self.delivered } else { 0 };
+                self.skip = if resume == Resume::Skip { self.delivered } else { 0 };
+                Some((again, delay))
             }
-        };
-        self.rule.counted.again(class);
-        self.fresh = 0;
-        self.taken = 0;
-        self.base = if self.rule.resume == Resume::Position { self.delivered } else { 0 };
-        self.skip = if self.rule.resume == Resume::Skip { self.delivered } else { 0 };
-        let (next, call) = (self.next.clone(), self.call.clone());
-        self.state = State::Opening(Box::pin(async move {
-            sleep(delay).await;
-            next.open(&call.call(), again).await
-        }));
-        true
+            Err(stop) => {
+                counted.given_up(stop);
+                None
+            }
+        }
     }
 }
 
@@ -294,94 +293,66 @@ impl<R: StreamRequest, N: StreamNext<R>> Flow for Reopening<R, N> {
     type Item = Result<R::Item, StreamError>;
     type Token = ();
 
+    // The state stays in its place while the sink is called, which may panic.
     #[inline]
     fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
     where
         S: FnMut(Self::Item, ()) -> ControlFlow<()>,
     {
+        let Reopening { request, next, call, state, account } = self;
         loop {
-            let broken = match std::mem::replace(&mut self.state, State::Over) {
+            let broken = match state {
                 State::Over => return Poll::Ready(Step::End),
-                State::First(mut flow) => {
+                State::First(flow) => {
                     let mut broken = None;
-                    // In place while the sink is called, so that an item knows which try it is of.
-                    let mut first = None;
-                    let dedupes = matches!(self.rule.resume, Resume::Dedupe(_));
-                    let mut count = 0;
                     let step = flow.poll_drive(cx, max, &mut |item, ()| match item {
-                        Ok(item) => {
-                            count += 1;
-                            if dedupes && let Some(key) = R::key(&item) {
-                                first.get_or_insert_with(Vec::new).push(key);
-                            }
-                            sink(Ok(item), ())
-                        }
                         Err(error) if error.is_last() => {
                             broken = Some(error);
                             ControlFlow::Break(())
                         }
-                        Err(error) => sink(Err(error), ()),
+                        Ok(item) if !account.delivers::<R>(&item) => ControlFlow::Continue(()),
+                        item => sink(item, ()),
                     });
-                    self.taken += count;
-                    self.delivered += count;
-                    self.fresh += count;
-                    if let Resume::Dedupe(keys_max) = self.rule.resume {
-                        for key in first.into_iter().flatten() {
-                            self.seen.add(key, keys_max);
-                        }
-                    }
-                    match broken {
-                        Some(broken) => broken,
-                        None => {
-                            if step != Poll::Ready(Step::End) {
-                                self.state = State::First(flow);
-                            }
-                            return step;
-                        }
-                    }
+                    let Some(broken) = broken else { return step };
+                    broken
                 }
-                State::Opening(mut opening) => match opening.as_mut().poll(cx) {
-                    Poll::Pending => {
-                        self.state = State::Opening(opening);
-                        return Poll::Pending;
-                    }
+                State::Opening(opening) => match opening.as_mut().poll(cx) {
+                    Poll::Pending => return Poll::Pending,
                     Poll::Ready(Ok(pipe)) => {
-                        self.state = State::Again(pipe);
+                        *state = State::Again(pipe);
                         continue;
                     }
                     Poll::Ready(Err(error)) => StreamError::new(error, 0, true),
                 },
-                State::Again(mut pipe) => {
+                State::Again(pipe) => {
                     let mut room = max;
                     loop {
-                        let polled = Pin::new(&mut pipe).poll_next(cx);
-                        let item = match polled {
-                            Poll::Ready(item) => item,
-                            Poll::Pending => {
-                                self.state = State::Again(pipe);
-                                return Poll::Pending;
-                            }
-                        };
-                        let item = match item {
-                            None => return Poll::Ready(Step::End),
-                            Some(Err(error)) if error.is_last() => break error,
-                            Some(Ok(item)) if !self.delivers(&item) => continue,
-                            Some(item) => item,
+                        let item = match Pin::new(&mut *pipe).poll_next(cx) {
+                            Poll::Pending => return Poll::Pending,
+                            Poll::Ready(None) => return Poll::Ready(Step::End),
+                            Poll::Ready(Some(Err(error))) if error.is_last() => break error,
+                            Poll::Ready(Some(Ok(item))) if !account.delivers::<R>(&item) => continue,
+                            Poll::Ready(Some(item)) => item,
                         };
                         room -= 1;
                         if sink(item, ()).is_break() || room == 0 {
-                            self.state = State::Again(pipe);
                             return Poll::Ready(Step::More);
                         }
                     }
                 }
             };
-            if !self.reopen(broken.error()) {
-                let position = self.base + self.taken.max(broken.position());
-                let broken = broken.at(position).delivered_in_all(self.delivered);
+            let Some((again, delay)) = account.again(request.as_ref(), broken.error()) else {
+                *state = State::Over;
+                let position = account.base + account.taken.max(broken.position());
+                let broken = broken.at(position).delivered_in_all(account.delivered);
                 let _ = sink(Err(broken), ());
                 return Poll::Ready(Step::End);
-            }
+            };
+            let (next, call) = (next.clone(), call.clone());
+            *state = State::Opening(Box::pin(async move {
+                sleep(delay).await;
+                next.open(&call.call(), again).await
+            }));
         }
     }
 }

@@ -91,6 +91,8 @@ async fn each_handler_of_a_notification_has_its_own_numbers() {
     for (label, status) in [("Told > well", "ok"), ("Told > badly", "failed")] {
         let labels = [("type", label), ("status", status)];
         assert_eq!(snapshot.number("mediator_requests_total", &labels), Some(1.0), "{label}");
+        let kind = [("type", label), ("kind", "notification")];
+        assert_eq!(snapshot.number("mediator_requests_total", &kind), Some(1.0), "{label}");
         assert_eq!(snapshot.number("mediator_active_requests", &[("type", label)]), Some(0.0), "{label}");
     }
 }

@@ -265,6 +265,24 @@ async fn a_stream_out_of_tries_ends_with_an_error_that_says_where() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_panic_of_the_reader_costs_its_item_and_not_the_rest() {
+    let mediator = mediator(StreamRetries::new(retry(3), Resume::Skip), |opened, to| {
+        if opened == 0 { breaks_at(0, 5) } else { at_once(to) }
+    });
+    let stream = mediator.stream(Count(10)).await.unwrap().on_panic(millstream_flow::PanicPolicy::Dead);
+    let (items, report) = stream
+        .map(|item| {
+            let item = item.unwrap();
+            assert!(item != 2 && item != 7, "not this one");
+            item
+        })
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!((items, report.ledger.dead), (vec![0, 1, 3, 4, 5, 6, 8, 9], 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn tries_are_counted_anew_where_new_items_came_but_not_for_ever() {
     let mediator = mediator(StreamRetries::new(retry(2), Resume::Skip), |opened, to| {
         if opened < to { breaks_at(0, opened + 1) } else { at_once(to) }
