@@ -9,7 +9,7 @@ use super::{Labels, MetricKind};
 pub struct Snapshot {
     /// By name, in its order.
     pub metrics: Vec<Metric>,
-    /// How many series did not fit: see [`SERIES_MAX`].
+    /// How many series did not fit: see [`SERIES_MAX`](super::SERIES_MAX).
     pub omitted: u64,
 }
 
