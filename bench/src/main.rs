@@ -1,6 +1,6 @@
 //! Workloads, peers and limits of Millstream, as ratios in one run.
 //!
-//! `cargo xtask bench engine`, `log` and `whole`; `README.md` says how to read what they print.
+//! `cargo xtask bench engine`, `log`, `mediator`, `rabbitmq` and `whole`; `README.md` says how to read what they print.
 
 mod alloc;
 mod case;
@@ -9,6 +9,7 @@ mod engine;
 mod instructions;
 mod log;
 mod machine;
+mod mediator;
 mod rabbitmq;
 mod resilience;
 mod runner;
@@ -41,6 +42,8 @@ enum Section {
     Engine(Options),
     /// The log and the broker on it: durable appends, acknowledgements, reopening, disk use.
     Log(Options),
+    /// The mediator: what dispatch, behaviours, notifications and streams cost over direct calls.
+    Mediator(Options),
     /// The RabbitMQ client: publishing, consuming and both, against a raw socket and other clients.
     Rabbitmq(Options),
     /// Retries, circuit breakers and their like around a call that is ready at once.
@@ -91,6 +94,7 @@ fn section(name: &str) -> Option<Vec<Case>> {
     match name {
         "engine" => Some(engine::cases()),
         "log" => Some(log::cases()),
+        "mediator" => Some(mediator::cases()),
         "rabbitmq" => Some(rabbitmq::cases()),
         "resilience" => Some(resilience::cases()),
         "whole" => Some(whole::cases()),
@@ -102,6 +106,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().section {
         Section::Engine(options) => measure("engine", options),
         Section::Log(options) => measure("log", options),
+        Section::Mediator(options) => measure("mediator", options),
         Section::Rabbitmq(options) => measure("rabbitmq", options),
         Section::Resilience(options) => measure("resilience", options),
         Section::Whole(options) => measure("whole", options),

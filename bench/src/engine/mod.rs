@@ -62,6 +62,7 @@ mod tests {
     fn every_goal_is_about_contestants_that_run() {
         check(&super::cases());
         check(&crate::log::cases());
+        check(&crate::mediator::cases());
         check(&crate::resilience::cases());
     }
 }

@@ -45,7 +45,7 @@ impl Clock {
 /// processor's own counter. That one is used where Linux itself keeps time by it (it has found it steady then, and the
 /// same on all processors); everywhere else the system is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Tick(u64);
+pub struct Tick(u64);
 
 /// Nanoseconds a tick, in units of 2^-32. 0 until it is known.
 static SCALE: AtomicU64 = AtomicU64::new(0);
@@ -54,8 +54,9 @@ static SCALE: AtomicU64 = AtomicU64::new(0);
 const NANOSECONDS: u64 = 1 << 32;
 
 impl Tick {
+    /// The time now.
     #[inline]
-    pub(crate) fn now() -> Self {
+    pub fn now() -> Self {
         match SCALE.load(Ordering::Relaxed) {
             NANOSECONDS => Tick(nanoseconds()),
             0 => first(),
@@ -74,8 +75,9 @@ impl Tick {
         (raw != 0).then_some(Tick(raw))
     }
 
+    /// How long it is after `earlier`; no time if it is before.
     #[inline]
-    pub(crate) fn since(self, earlier: Tick) -> Duration {
+    pub fn since(self, earlier: Tick) -> Duration {
         let ticks = self.0.saturating_sub(earlier.0);
         let nanoseconds = (u128::from(ticks) * u128::from(SCALE.load(Ordering::Relaxed))) >> 32;
         Duration::from_nanos(nanoseconds as u64)

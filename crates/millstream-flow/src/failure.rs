@@ -155,7 +155,8 @@ pub struct Panicked {
 }
 
 impl Panicked {
-    pub(crate) fn new(payload: Box<dyn Any + Send>) -> Self {
+    /// Of what a panic was caught with.
+    pub fn new(payload: Box<dyn Any + Send>) -> Self {
         let message = match payload.downcast::<&'static str>() {
             Ok(text) => (*text).to_owned(),
             Err(payload) => match payload.downcast::<String>() {

@@ -76,7 +76,7 @@ mod token;
 
 pub use breaker::Breaker;
 pub use channel::{SendError, Sender};
-pub use clock::Clock;
+pub use clock::{Clock, Tick};
 pub use context::{Carry, ContextKey, ContextRef, InContext, InContexts};
 pub use failure::{BoxError, Failed, Failure, Panicked, chain};
 pub use flow::{Flow, Step};

@@ -1,0 +1,39 @@
+//! The behaviours that come with the crate, a file each.
+
+mod admission;
+mod breaker;
+mod bulkhead;
+mod cache;
+mod checks;
+mod fallback;
+mod hedging;
+mod intercept;
+mod logging;
+mod rate_limit;
+mod retries;
+mod sharing;
+mod timeout;
+mod timing;
+#[cfg(feature = "tower")]
+mod tower;
+
+pub use admission::{Admission, Memory, Reserved};
+pub use breaker::Breaker;
+pub(crate) use breaker::{OPERATIONS, breaker_of, register_breaker};
+pub use bulkhead::Bulkhead;
+pub(crate) use bulkhead::register as register_places;
+pub use cache::{Cache, Dedupe};
+pub use checks::{Authorize, Check};
+pub use fallback::Fallback;
+pub use hedging::Hedging;
+pub use intercept::{Intercept, InterceptAll, Interceptor, InterceptorOf};
+pub use logging::Logging;
+pub(crate) use logging::log;
+pub use rate_limit::RateLimit;
+pub(crate) use retries::Counted;
+pub use retries::Retries;
+pub use timeout::Timeout;
+pub use timing::Timing;
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use tower::{Passing, Tower, TowerNext, TowerService};

@@ -1,0 +1,319 @@
+//! No calls for which there is no memory.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use crate::behaviour::{Behaviour, Next};
+use crate::call::Call;
+use crate::error::{Error, ErrorKind};
+use crate::message::{About, Request};
+use crate::metrics::MetricKind;
+
+/// A budget of memory: what is known to be held ([reserved](Memory::reserve) bytes, those of streams' buffers among them), and what
+/// a probe finds that the process uses. Clones are the same budget.
+///
+/// It is *short* from the high mark on until it has come down to the low one.
+///
+/// ```
+/// use millstream_mediator::{Admission, Mediator, Memory};
+///
+/// let memory = Memory::new(512 << 20).marks(0.9, 0.7);
+/// let builder = Mediator::builder().behaviour(Admission::new(memory.clone()));
+/// let buffer = memory.reserve(500 << 20); // counts until it is dropped
+/// assert!(memory.is_short());
+/// drop(buffer);
+/// assert!(!memory.is_short());
+/// # let _ = builder;
+/// ```
+#[derive(Clone)]
+pub struct Memory(Arc<Budget>);
+
+struct Budget {
+    limit: u64,
+    high: u64,
+    low: u64,
+    reserved: AtomicU64,
+    probe: Option<Probe>,
+    growth_max: Option<u64>,
+    short: AtomicBool,
+    /// What to do when it becomes short, and how often that was done.
+    shrink: Vec<Box<dyn Fn() + Send + Sync>>,
+    shrunk: AtomicU64,
+    released: Notify,
+}
+
+struct Probe {
+    every: Duration,
+    read: Box<dyn Fn() -> Option<u64> + Send + Sync>,
+    last: Mutex<Probed>,
+}
+
+/// What a probe found last.
+#[derive(Clone, Copy, Default)]
+struct Probed {
+    at: Option<Instant>,
+    used: u64,
+    /// Since the time before, more than may be in a second.
+    rushes: bool,
+}
+
+impl Memory {
+    /// A budget of so many bytes, short from 90 % on until it is down to 80 %.
+    ///
+    /// # Panics
+    /// If `bytes` is 0.
+    pub fn new(bytes: u64) -> Self {
+        assert!(bytes > 0, "a budget of nothing lets nothing pass");
+        Memory(Arc::new(Budget {
+            limit: bytes,
+            high: part(bytes, 0.9),
+            low: part(bytes, 0.8),
+            reserved: AtomicU64::new(0),
+            probe: None,
+            growth_max: None,
+            short: AtomicBool::new(false),
+            shrink: Vec::new(),
+            shrunk: AtomicU64::new(0),
+            released: Notify::new(),
+        }))
+    }
+
+    fn with(self, set: impl FnOnce(&mut Budget)) -> Self {
+        let mut shared = self.0;
+        set(Arc::get_mut(&mut shared).expect("a budget is set up before it is shared"));
+        Memory(shared)
+    }
+
+    /// From which part of the budget on it is short, and down to which.
+    ///
+    /// # Panics
+    /// If they are not in order within 0 and 1, or the budget is already shared.
+    #[must_use]
+    pub fn marks(self, high: f64, low: f64) -> Self {
+        assert!(
+            0.0 < low && low <= high && high <= 1.0,
+            "marks are 0 < low <= high <= 1, not {low} and {high}"
+        );
+        self.with(|budget| (budget.high, budget.low) = (part(budget.limit, high), part(budget.limit, low)))
+    }
+
+    /// Asks also how many bytes the process uses, at most so often; `None` stands for not known.
+    ///
+    /// # Panics
+    /// If the budget is already shared.
+    #[must_use]
+    pub fn probe(self, every: Duration, read: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
+        let probe = Probe { every, read: Box::new(read), last: Mutex::default() };
+        self.with(|budget| budget.probe = Some(probe))
+    }
+
+    /// It is short also while the process grows by more than so many bytes a second, from one probe to the next.
+    ///
+    /// # Panics
+    /// If the budget is already shared.
+    #[must_use]
+    pub fn growth_max(self, bytes_per_second: u64) -> Self {
+        self.with(|budget| budget.growth_max = Some(bytes_per_second))
+    }
+
+    /// Does this each time that memory becomes short: empty a cache, give back a pool.
+    ///
+    /// # Panics
+    /// If the budget is already shared.
+    #[must_use]
+    pub fn on_short(self, shrink: impl Fn() + Send + Sync + 'static) -> Self {
+        self.with(|budget| budget.shrink.push(Box::new(shrink)))
+    }
+
+    /// Counts so many bytes as held until what it returns is dropped. It counts only: who must not hold them asks
+    /// [`is_short`](Memory::is_short) before.
+    pub fn reserve(&self, bytes: u64) -> Reserved {
+        self.0.reserved.fetch_add(bytes, Ordering::AcqRel);
+        Reserved { memory: self.clone(), bytes }
+    }
+
+    /// How many bytes are held: those reserved, or those the process uses if that is more.
+    pub fn used(&self) -> u64 {
+        let reserved = self.0.reserved.load(Ordering::Acquire);
+        reserved.max(self.probed().used)
+    }
+
+    /// What the probe finds, or found lately.
+    fn probed(&self) -> Probed {
+        let Some(probe) = &self.0.probe else { return Probed::default() };
+        let mut last = probe.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let now = Instant::now();
+        if last.at.is_none_or(|at| now - at >= probe.every) {
+            let used = (probe.read)().unwrap_or(0);
+            let seconds = last.at.map(|at| (now - at).as_secs_f64());
+            let rate = seconds.map(|seconds| used.saturating_sub(last.used) as f64 / seconds.max(1e-9));
+            let rushes = self.0.growth_max.zip(rate).is_some_and(|(most, rate)| rate > most as f64);
+            *last = Probed { at: Some(now), used, rushes };
+        }
+        *last
+    }
+
+    /// How many bytes there are.
+    pub fn limit(&self) -> u64 {
+        self.0.limit
+    }
+
+    /// Whether it is short. The first to find it so does what [`on_short`](Memory::on_short) says.
+    pub fn is_short(&self) -> bool {
+        let Budget { high, low, short, shrink, shrunk, .. } = &*self.0;
+        let used = self.used();
+        let was = short.load(Ordering::Acquire);
+        let is = used >= if was { *low + 1 } else { *high } || self.probed().rushes;
+        if is != was && short.compare_exchange(was, is, Ordering::AcqRel, Ordering::Acquire).is_ok() && is {
+            tracing::warn!(used, limit = self.0.limit, "memory is short: calls are held back");
+            for shrink in shrink {
+                shrunk.fetch_add(1, Ordering::Relaxed);
+                shrink();
+            }
+        }
+        is
+    }
+
+    /// Waits until it is not short.
+    pub(crate) async fn until_enough(&self) {
+        loop {
+            let mut released = std::pin::pin!(self.0.released.notified());
+            released.as_mut().enable();
+            if !self.is_short() {
+                return;
+            }
+            match &self.0.probe {
+                None => released.await,
+                Some(probe) => tokio::select! {
+                    () = released => {}
+                    () = sleep_until(Instant::now() + probe.every) => {}
+                },
+            }
+        }
+    }
+
+    pub(crate) fn register(&self, about: &About) {
+        let (metrics, labels) = (about.metrics(), [("type", about.label()), ("resource", "memory")]);
+        let memory = self.clone();
+        let help = "Of a resource, how much is free: places for calls, bytes of memory.";
+        metrics.read("mediator_resources_available", help, MetricKind::Gauge, &labels, move || {
+            memory.limit().saturating_sub(memory.used()) as f64
+        });
+        let memory = self.clone();
+        let help = "Of a resource, the part that is used, from 0 to 1.";
+        metrics.read("mediator_resources_utilization", help, MetricKind::Gauge, &labels, move || {
+            memory.used() as f64 / memory.limit() as f64
+        });
+        let memory = self.clone();
+        let help = "How often something was shrunk because memory was short.";
+        metrics.read(
+            "mediator_resource_cleanup_triggered_total",
+            help,
+            MetricKind::Counter,
+            &[],
+            move || memory.0.shrunk.load(Ordering::Relaxed) as f64,
+        );
+    }
+}
+
+fn part(of: u64, part: f64) -> u64 {
+    (of as f64 * part) as u64
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Budget { limit, high, low, reserved, .. } = &*self.0;
+        f.debug_struct("Memory")
+            .field("limit", limit)
+            .field("high", high)
+            .field("low", low)
+            .field("reserved", reserved)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes that count as held. See [`Memory::reserve`].
+#[derive(Debug)]
+#[must_use = "bytes are held until this is dropped"]
+pub struct Reserved {
+    memory: Memory,
+    bytes: u64,
+}
+
+impl Reserved {
+    /// Holds so many from now on.
+    pub fn set(&mut self, bytes: u64) {
+        let budget = &self.memory.0;
+        if bytes >= self.bytes {
+            budget.reserved.fetch_add(bytes - self.bytes, Ordering::AcqRel);
+        } else {
+            budget.reserved.fetch_sub(self.bytes - bytes, Ordering::AcqRel);
+            budget.released.notify_waiters();
+        }
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+/// Fails calls with [`ErrorKind::Shed`] while [`Memory`] is short, or has them wait first. Around the opening of streams it
+/// opens none then.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    memory: Memory,
+    wait_max: Duration,
+}
+
+impl Admission {
+    /// Fails calls at once.
+    pub fn new(memory: Memory) -> Self {
+        Admission { memory, wait_max: Duration::ZERO }
+    }
+
+    /// Has them wait so long for memory before they fail.
+    #[must_use]
+    pub fn wait_max(mut self, wait: Duration) -> Self {
+        self.wait_max = wait;
+        self
+    }
+}
+
+impl Behaviour for Admission {
+    fn name(&self) -> Cow<'static, str> {
+        let wait = if self.wait_max.is_zero() {
+            String::new()
+        } else {
+            format!(", waiting up to {:?}", self.wait_max)
+        };
+        format!("admission within {} MiB{wait}", self.memory.limit() >> 20).into()
+    }
+
+    fn of(&self, about: &About) -> Self {
+        self.memory.register(about);
+        self.clone()
+    }
+
+    #[inline]
+    async fn call<R: Request, N: Next<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> Result<R::Response, Error> {
+        if self.memory.is_short() {
+            let waited = tokio::time::timeout(self.wait_max, self.memory.until_enough()).await;
+            waited.map_err(|_| Error::new(call.about(), ErrorKind::Shed))?;
+        }
+        next.call(call, request).await
+    }
+}

@@ -1,0 +1,144 @@
+//! No calls to what fails too often.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Class, Classify, Open};
+use std::sync::Arc;
+
+use super::sharing::Sharing;
+use crate::behaviour::{Behaviour, Next};
+use crate::call::Call;
+use crate::error::{ClassOf, Error, ErrorKind};
+use crate::message::{About, Request};
+use crate::metrics::{Counter, MetricKind};
+
+/// Fails calls with [`ErrorKind::CircuitOpen`] without making them, while too many have failed.
+///
+/// Transient and throttled errors count, permanent ones are answers, and dropped calls say nothing; see
+/// [`CircuitBreaker`]. Put it around [`Retries`](super::Retries), and it counts what they could not save.
+///
+/// ```
+/// use millstream_mediator::{Breaker, Mediator};
+/// use millstream_resilience::BreakerSettings;
+///
+/// let each_its_own = Breaker::new(BreakerSettings::default().failure_rate(0.5).calls_min(5));
+/// let by_tenant = Breaker::by_key(1000, BreakerSettings::default(), |call| {
+///     call.context().get::<String>().cloned().unwrap_or_default()
+/// });
+/// let builder = Mediator::builder().behaviour(each_its_own).behaviour(by_tenant);
+/// # let _ = builder;
+/// ```
+#[derive(Clone)]
+pub struct Breaker {
+    sharing: Sharing<CircuitBreaker>,
+    settings: BreakerSettings,
+    rejected: Counter,
+    classify: Option<Arc<ClassOf>>,
+}
+
+impl Breaker {
+    /// One for each handler.
+    pub fn new(settings: BreakerSettings) -> Self {
+        let each = settings.clone();
+        let make = move |about: &About| CircuitBreaker::new(each.clone().name(about.name.clone()));
+        Breaker { sharing: Sharing::each(make), settings, rejected: Counter::default(), classify: None }
+    }
+
+    /// This one for all: for handlers that call the same thing, and for control by hand.
+    pub fn shared(breaker: CircuitBreaker) -> Self {
+        let settings = breaker.settings();
+        Breaker { sharing: Sharing::One(breaker), settings, rejected: Counter::default(), classify: None }
+    }
+
+    /// One for each of at most `keys_max` keys, which `key` tells of a call: a tenant, a host.
+    pub fn by_key(
+        keys_max: usize,
+        settings: BreakerSettings,
+        key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static,
+    ) -> Self {
+        let each = settings.clone();
+        let make = move |key: &str| CircuitBreaker::new(each.clone().name(key));
+        let sharing = Sharing::by_key(keys_max, make, key);
+        Breaker { sharing, settings, rejected: Counter::default(), classify: None }
+    }
+
+    /// Errors are of the class that this function says, instead of their own.
+    #[must_use]
+    pub fn classify(mut self, classify: impl Fn(&Error) -> Class + Send + Sync + 'static) -> Self {
+        self.classify = Some(Arc::new(classify));
+        self
+    }
+
+    fn class(&self, error: &Error) -> Class {
+        self.classify.as_ref().map_or_else(|| error.class(), |classify| classify(error))
+    }
+}
+
+/// A call that a breaker did not let through.
+#[cold]
+pub(crate) fn breaker_of(about: &About, open: Open) -> Error {
+    Error::new(about, ErrorKind::CircuitOpen { retry_after: open.retry_after }).because(open)
+}
+
+/// Shows a breaker's state and counts in the metrics.
+pub(crate) fn register_breaker(about: &About, breaker: &CircuitBreaker) {
+    let (metrics, labels) = (about.metrics(), [("type", about.label())]);
+    let state = breaker.clone();
+    let help = "What the circuit breaker does: 0 closed, 1 half-open, 2 open.";
+    metrics.read("mediator_circuit_state", help, MetricKind::Gauge, &labels, move || match state.state() {
+        BreakerState::Closed => 0.0,
+        BreakerState::HalfOpen => 1.0,
+        BreakerState::Open => 2.0,
+    });
+    let rate = breaker.clone();
+    let help = "The part of the calls in the circuit breaker's window that failed.";
+    metrics.read("mediator_circuit_failure_rate", help, MetricKind::Gauge, &labels, move || {
+        rate.snapshot().failure_rate()
+    });
+}
+
+pub(crate) const OPERATIONS: (&str, &str) =
+    ("mediator_circuit_operations", "Calls that a circuit breaker did not let through.");
+
+impl Behaviour for Breaker {
+    fn name(&self) -> Cow<'static, str> {
+        format!("breaker {}{}", self.settings, self.sharing.words()).into()
+    }
+
+    fn of(&self, about: &About) -> Self {
+        let sharing = self.sharing.of(about);
+        if let Sharing::One(breaker) = &sharing {
+            register_breaker(about, breaker);
+        }
+        let labels = [("type", about.label()), ("outcome", "rejected")];
+        let rejected = about.metrics().counter(OPERATIONS.0, OPERATIONS.1, &labels);
+        Breaker { sharing, settings: self.settings.clone(), rejected, classify: self.classify.clone() }
+    }
+
+    #[inline]
+    async fn call<R: Request, N: Next<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> Result<R::Response, Error> {
+        let breaker = self.sharing.get(call);
+        let permit = match breaker.try_acquire() {
+            Ok(permit) => permit,
+            Err(open) => {
+                self.rejected.add(1);
+                return Err(breaker_of(call.about(), open));
+            }
+        };
+        let ended = next.call(call, request).await;
+        permit.end(ended.as_ref().err().map(|error| self.class(error)));
+        ended
+    }
+}
+
+impl fmt::Debug for Breaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Breaker").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,122 @@
+//! So many calls in a time.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use millstream_resilience::{Rate, RateLimiter};
+
+use super::sharing::Sharing;
+use crate::behaviour::{Behaviour, Next};
+use crate::call::Call;
+use crate::error::{Error, ErrorKind};
+use crate::message::{About, Request};
+
+/// Makes so many calls in a time. The others wait for their turn as long as they may, and fail with
+/// [`ErrorKind::Throttled`] at once if it would come later.
+///
+/// ```
+/// use millstream_mediator::{Mediator, RateLimit};
+/// use std::time::Duration;
+///
+/// let limit = RateLimit::new(100, Duration::from_secs(1)).burst(20).wait_max(Duration::from_millis(250));
+/// let builder = Mediator::builder().behaviour(limit);
+/// # let _ = builder;
+/// ```
+#[derive(Clone)]
+pub struct RateLimit {
+    sharing: Sharing<RateLimiter>,
+    calls: u64,
+    period: Duration,
+    burst: u64,
+    wait_max: Duration,
+}
+
+impl RateLimit {
+    /// So many calls of each handler in so long, evenly, none of which waits.
+    ///
+    /// # Panics
+    /// If `calls` or `period` is 0.
+    pub fn new(calls: u64, period: Duration) -> Self {
+        RateLimit::each(calls, period, 1, Duration::ZERO)
+    }
+
+    fn each(calls: u64, period: Duration, burst: u64, wait_max: Duration) -> Self {
+        let rate = Rate::new(calls, period).burst(burst);
+        let sharing = Sharing::each(move |_| RateLimiter::new(rate).wait_max(wait_max));
+        RateLimit { sharing, calls, period, burst, wait_max }
+    }
+
+    /// How many may come at once after a time without any; 1 if it is not said.
+    ///
+    /// # Panics
+    /// If it is 0.
+    #[must_use]
+    pub fn burst(self, burst: u64) -> Self {
+        RateLimit::each(self.calls, self.period, burst, self.wait_max)
+    }
+
+    /// How long a call may wait for its turn; not at all if it is not said.
+    #[must_use]
+    pub fn wait_max(self, wait: Duration) -> Self {
+        RateLimit::each(self.calls, self.period, self.burst, wait)
+    }
+
+    fn limiter(&self) -> impl Fn() -> RateLimiter + Send + Sync + 'static {
+        let rate = Rate::new(self.calls, self.period).burst(self.burst);
+        let wait_max = self.wait_max;
+        move || RateLimiter::new(rate).wait_max(wait_max)
+    }
+
+    /// The same limit for all handlers together.
+    #[must_use]
+    pub fn shared(mut self) -> Self {
+        self.sharing = Sharing::One(self.limiter()());
+        self
+    }
+
+    /// The same limit for all calls of one key together, for at most `keys_max` keys.
+    #[must_use]
+    pub fn by_key(
+        mut self,
+        keys_max: usize,
+        key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static,
+    ) -> Self {
+        let make = self.limiter();
+        self.sharing = Sharing::by_key(keys_max, move |_| make(), key);
+        self
+    }
+}
+
+impl Behaviour for RateLimit {
+    fn name(&self) -> Cow<'static, str> {
+        let RateLimit { sharing, calls, period, burst, wait_max } = self;
+        let wait = if wait_max.is_zero() { String::new() } else { format!(", waiting up to {wait_max:?}") };
+        format!("rate limit {calls} in {period:?}, burst {burst}{wait}{}", sharing.words()).into()
+    }
+
+    fn of(&self, about: &About) -> Self {
+        RateLimit { sharing: self.sharing.of(about), ..self.clone() }
+    }
+
+    #[inline]
+    async fn call<R: Request, N: Next<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> Result<R::Response, Error> {
+        let limiter = self.sharing.get(call);
+        if let Err(limited) = limiter.acquire(1).await {
+            let kind = ErrorKind::Throttled { retry_after: limited.retry_after };
+            return Err(Error::new(call.about(), kind).because(limited));
+        }
+        next.call(call, request).await
+    }
+}
+
+impl fmt::Debug for RateLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}

@@ -1,0 +1,197 @@
+//! Calls that are made again.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_resilience::{Class, Classify, Retry, Stop};
+use tokio::time::{Instant, sleep};
+
+use crate::behaviour::{Behaviour, Next};
+use crate::call::Call;
+use crate::error::{ClassOf, Error, class_word};
+use crate::message::{About, Request};
+use crate::metrics::{Counter, Histogram};
+
+/// Makes a call again that failed, as a [`Retry`] says, if its request [may be repeated](Request::repeat): others pass as if
+/// it were not there.
+///
+/// Errors are of the class that they say themselves, whatever behaviours are in between; what is permanent or cancelled is
+/// not tried again. The last try's error is the call's.
+///
+/// ```
+/// use millstream_mediator::{Mediator, Retries};
+/// use millstream_resilience::{Backoff, Retry};
+/// use std::time::Duration;
+///
+/// let retry = Retry::new(4).backoff(Backoff::exponential(Duration::from_millis(200)).full_jitter());
+/// let builder = Mediator::builder().behaviour(Retries::new(retry));
+/// # let _ = builder;
+/// ```
+#[derive(Clone)]
+pub struct Retries {
+    retry: Retry,
+    classify: Option<Arc<ClassOf>>,
+    counted: Counted,
+}
+
+impl Retries {
+    /// Tries as `retry` says.
+    pub fn new(retry: Retry) -> Self {
+        Retries { retry, classify: None, counted: Counted::default() }
+    }
+
+    /// Errors are of the class that this function says, instead of their own.
+    #[must_use]
+    pub fn classify(mut self, classify: impl Fn(&Error) -> Class + Send + Sync + 'static) -> Self {
+        self.classify = Some(Arc::new(classify));
+        self
+    }
+
+    fn class(&self, error: &Error) -> Class {
+        self.classify.as_ref().map_or_else(|| error.class(), |classify| classify(error))
+    }
+}
+
+/// What retries count.
+#[derive(Clone, Default)]
+pub(crate) struct Counted {
+    again: Option<[Counter; 4]>,
+    saved: Counter,
+    given_up: Counter,
+    unrepeatable: Counter,
+    durations: Option<Histogram>,
+}
+
+const CLASSES: [Class; 4] =
+    [Class::Transient, Class::Permanent, Class::Throttled { retry_after: None }, Class::Cancelled];
+
+impl Counted {
+    pub(crate) fn of(about: &About) -> Self {
+        let metrics = about.metrics();
+        let help = "Tries after the first one, and how calls that had some ended.";
+        let count = |outcome, class| {
+            let labels = [("operation", about.label()), ("outcome", outcome), ("class", class)];
+            metrics.counter("mediator_retry_attempts_total", help, &labels)
+        };
+        let labels = [("operation", about.label())];
+        let help = "How long calls took that succeeded after the first try.";
+        let durations =
+            metrics.histogram("mediator_retry_success_duration_seconds", help, &labels, &Histogram::BOUNDS);
+        Counted {
+            again: Some(CLASSES.map(|class| count("again", class_word(class)))),
+            saved: count("saved", ""),
+            given_up: count("given_up", ""),
+            unrepeatable: count("unrepeatable", ""),
+            durations: Some(durations),
+        }
+    }
+
+    /// Another try begins, after an error of this class.
+    pub(crate) fn again(&self, class: Class) {
+        let at = match class {
+            Class::Transient => 0,
+            Class::Permanent => 1,
+            Class::Throttled { .. } => 2,
+            Class::Cancelled => 3,
+        };
+        if let Some(again) = &self.again {
+            again[at].add(1);
+        }
+    }
+
+    pub(crate) fn saved(&self, elapsed: Duration) {
+        self.saved.add(1);
+        if let Some(durations) = &self.durations {
+            durations.observe(elapsed);
+        }
+    }
+
+    pub(crate) fn given_up(&self, stop: Stop) {
+        if !matches!(stop, Stop::Permanent | Stop::Cancelled) {
+            self.given_up.add(1);
+        }
+    }
+
+    pub(crate) fn unrepeatable(&self) {
+        self.unrepeatable.add(1);
+    }
+}
+
+impl Behaviour for Retries {
+    fn name(&self) -> Cow<'static, str> {
+        format!("retry {}", self.retry).into()
+    }
+
+    fn of(&self, about: &About) -> Self {
+        Retries { retry: self.retry.clone(), classify: self.classify.clone(), counted: Counted::of(about) }
+    }
+
+    #[inline]
+    async fn call<R: Request, N: Next<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> Result<R::Response, Error> {
+        let again = if self.retry.attempts_max() > 1 { request.repeat() } else { None };
+        let mut began = None;
+        let mut first = pin!(next.call(call, request));
+        let ended = poll_fn(|cx| {
+            let polled = first.as_mut().poll(cx);
+            if polled.is_pending() && again.is_some() {
+                // What is ready at once costs no look at the clock.
+                began.get_or_insert_with(Instant::now);
+            }
+            polled
+        });
+        let mut error = match ended.await {
+            Ok(response) => {
+                self.retry.succeeded();
+                return Ok(response);
+            }
+            Err(error) => error,
+        };
+        let Some(mut again) = again else {
+            if self.class(&error).is_retryable() {
+                self.counted.unrepeatable();
+            }
+            return Err(error);
+        };
+        let mut attempts = self.retry.attempts(began);
+        loop {
+            let class = self.class(&error);
+            let delay = match attempts.failed(&self.retry, class) {
+                Ok(delay) => delay,
+                Err(stop) => {
+                    self.counted.given_up(stop);
+                    return Err(error);
+                }
+            };
+            self.counted.again(class);
+            sleep(delay).await;
+            let next_one = again.repeat();
+            match next.call(call, again).await {
+                Ok(response) => {
+                    self.retry.succeeded();
+                    self.counted.saved(attempts.elapsed());
+                    return Ok(response);
+                }
+                Err(failed) => error = failed,
+            }
+            match next_one {
+                Some(next_one) => again = next_one,
+                None => return Err(error),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Retries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retries").field("retry", &self.retry).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,73 @@
+//! Who shares a breaker, a bulkhead, a limiter: the calls of one handler, all calls, or the calls of one key.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use millstream_resilience::{Idle, Keyed};
+
+use crate::call::Call;
+use crate::message::About;
+
+type Make<T> = dyn Fn(&About) -> T + Send + Sync;
+type KeyOf = dyn Fn(&Call<'_>) -> String + Send + Sync;
+
+/// A state and who shares it.
+pub(crate) enum Sharing<T> {
+    /// Each handler has its own, and this makes it.
+    Each(Arc<Make<T>>),
+    /// All have this.
+    One(T),
+    /// Each key of a bounded number has its own.
+    ByKey(Keyed<str, T>, Arc<KeyOf>),
+}
+
+impl<T: Clone + Idle> Sharing<T> {
+    pub(crate) fn each(make: impl Fn(&About) -> T + Send + Sync + 'static) -> Self {
+        Sharing::Each(Arc::new(make))
+    }
+
+    pub(crate) fn by_key(
+        keys_max: usize,
+        make: impl Fn(&str) -> T + Send + Sync + 'static,
+        key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static,
+    ) -> Self {
+        Sharing::ByKey(Keyed::new(keys_max, make), Arc::new(key))
+    }
+
+    /// The one for a handler.
+    pub(crate) fn of(&self, about: &About) -> Self {
+        match self {
+            Sharing::Each(make) => Sharing::One(make(about)),
+            Sharing::One(state) => Sharing::One(state.clone()),
+            Sharing::ByKey(keyed, key) => Sharing::ByKey(keyed.clone(), key.clone()),
+        }
+    }
+
+    /// The one for a call.
+    #[inline]
+    pub(crate) fn get(&self, call: &Call<'_>) -> Cow<'_, T> {
+        match self {
+            Sharing::One(state) => Cow::Borrowed(state),
+            Sharing::ByKey(keyed, key) => Cow::Owned(keyed.of(&key(call))),
+            Sharing::Each(make) => Cow::Owned(make(call.about())),
+        }
+    }
+
+    pub(crate) fn words(&self) -> &'static str {
+        match self {
+            Sharing::Each(_) => "",
+            Sharing::One(_) => ", shared",
+            Sharing::ByKey(..) => ", by key",
+        }
+    }
+}
+
+impl<T: Clone> Clone for Sharing<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Sharing::Each(make) => Sharing::Each(make.clone()),
+            Sharing::One(state) => Sharing::One(state.clone()),
+            Sharing::ByKey(keyed, key) => Sharing::ByKey(keyed.clone(), key.clone()),
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Why a call did not succeed.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_flow::BoxError;
+use millstream_resilience::{Class, Classify};
+
+use crate::message::About;
+
+/// Why a call did not succeed: a kind to act upon, the message's name, and the cause as it was.
+///
+/// The handler's own error is the [`source`](StdError::source), never wrapped by behaviours, so that whoever classifies
+/// errors sees the root.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: Arc<str>,
+    handler: Option<Arc<str>>,
+    source: Option<BoxError>,
+}
+
+/// What kind of failure it is. Each is one that a caller would act on in another way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Nobody handles this type of message. Declare what you send with [`Builder::declare`](crate::Builder::declare), and
+    /// this is found when the mediator is built.
+    NoHandler,
+    /// The handler answered with an error, which is the source.
+    Failed,
+    /// The handler, or a behaviour, panicked. The process and later calls are unharmed.
+    Panicked,
+    /// It took longer than a timeout allows. The handler was dropped at that moment.
+    TimedOut {
+        /// What was allowed.
+        limit: Duration,
+    },
+    /// A circuit breaker lets no calls through; the handler was not called.
+    CircuitOpen {
+        /// When the next call may be let through, if that is known.
+        retry_after: Option<Duration>,
+    },
+    /// A bulkhead is full and so is its queue; the handler was not called.
+    Full,
+    /// Over the rate that is allowed; the handler was not called.
+    Throttled {
+        /// When the next call is allowed.
+        retry_after: Duration,
+    },
+    /// Refused because memory is short; the handler was not called.
+    Shed,
+    /// The message was found invalid; the handler was not called.
+    Invalid,
+    /// The caller may not do this; the handler was not called.
+    Denied,
+    /// The same message was handled before; the handler was not called.
+    Duplicate,
+    /// JSON that is not this message, or a response that cannot be written as JSON.
+    Malformed,
+}
+
+impl ErrorKind {
+    /// All words that [`word`](ErrorKind::word) gives: the values of the label `status`, beside `ok` and `cancelled`.
+    pub const WORDS: [&'static str; 12] = [
+        "no_handler",
+        "failed",
+        "panicked",
+        "timed_out",
+        "circuit_open",
+        "full",
+        "throttled",
+        "shed",
+        "invalid",
+        "denied",
+        "duplicate",
+        "malformed",
+    ];
+
+    /// The kind in one word, as metrics and logs show it.
+    pub fn word(&self) -> &'static str {
+        Self::WORDS[self.index()]
+    }
+
+    pub(crate) fn index(&self) -> usize {
+        match self {
+            ErrorKind::NoHandler => 0,
+            ErrorKind::Failed => 1,
+            ErrorKind::Panicked => 2,
+            ErrorKind::TimedOut { .. } => 3,
+            ErrorKind::CircuitOpen { .. } => 4,
+            ErrorKind::Full => 5,
+            ErrorKind::Throttled { .. } => 6,
+            ErrorKind::Shed => 7,
+            ErrorKind::Invalid => 8,
+            ErrorKind::Denied => 9,
+            ErrorKind::Duplicate => 10,
+            ErrorKind::Malformed => 11,
+        }
+    }
+
+    /// When it is worth trying again, if somebody said so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            ErrorKind::CircuitOpen { retry_after } => *retry_after,
+            ErrorKind::Throttled { retry_after } => Some(*retry_after),
+            _ => None,
+        }
+    }
+}
+
+impl Error {
+    /// An error of this call, for behaviours of one's own.
+    #[cold]
+    pub fn new(about: &About, kind: ErrorKind) -> Self {
+        let handler = Some(about.handler.clone());
+        Error(Box::new(Inner { kind, message: about.name.clone(), handler, source: None }))
+    }
+
+    #[cold]
+    pub(crate) fn unhandled(kind: ErrorKind, message: Cow<'static, str>) -> Self {
+        Error(Box::new(Inner { kind, message: message.into(), handler: None, source: None }))
+    }
+
+    /// The same with its cause.
+    pub fn because(mut self, source: impl Into<BoxError>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.0.kind
+    }
+
+    /// The message's name.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The handler's name; `None` if there is none.
+    pub fn handler(&self) -> Option<&str> {
+        self.0.handler.as_deref()
+    }
+
+    /// The first error of this type among the causes.
+    pub fn find<E: StdError + 'static>(&self) -> Option<&E> {
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            cause = error.source();
+        }
+        None
+    }
+
+    /// The cause itself, or this error if it has none.
+    pub fn into_cause(self) -> BoxError {
+        match self.0.source {
+            Some(source) => source,
+            None => self.into(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { kind, message, handler, .. } = &*self.0;
+        let handler = handler.as_deref().unwrap_or("nobody");
+        match kind {
+            ErrorKind::NoHandler => write!(f, "{message}: nobody handles it; register a handler"),
+            ErrorKind::Failed => write!(f, "{message}: its handler `{handler}` failed"),
+            ErrorKind::Panicked => write!(f, "{message}: its handler `{handler}` panicked"),
+            ErrorKind::TimedOut { limit } => {
+                write!(f, "{message}: its handler `{handler}` took longer than {limit:?}")
+            }
+            ErrorKind::CircuitOpen { retry_after: Some(after) } => {
+                write!(f, "{message}: its circuit is open, for {after:?} more")
+            }
+            ErrorKind::CircuitOpen { retry_after: None } => write!(f, "{message}: its circuit is open"),
+            ErrorKind::Full => write!(f, "{message}: too many calls are under way and waiting"),
+            ErrorKind::Throttled { retry_after } => {
+                write!(f, "{message}: too many calls; the next is allowed in {retry_after:?}")
+            }
+            ErrorKind::Shed => write!(f, "{message}: refused, memory is short"),
+            ErrorKind::Invalid => write!(f, "{message}: invalid"),
+            ErrorKind::Denied => write!(f, "{message}: not allowed"),
+            ErrorKind::Duplicate => write!(f, "{message}: handled before"),
+            ErrorKind::Malformed => write!(f, "{message}: its JSON does not fit"),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { kind, message, handler, source } = &*self.0;
+        f.debug_struct("Error")
+            .field("kind", kind)
+            .field("message", message)
+            .field("handler", handler)
+            .field("source", source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// What retries and breakers decide by. A handler's error is of the class that it says itself, by
+/// [`Classify`] of a [`Classified`](millstream_resilience::Classified) error or a known one anywhere in its chain, and transient
+/// if nobody says anything.
+impl Classify for Error {
+    fn class(&self) -> Class {
+        match &self.0.kind {
+            ErrorKind::Failed => match &self.0.source {
+                Some(source) => source.class(),
+                None => Class::Transient,
+            },
+            ErrorKind::TimedOut { .. } => Class::Transient,
+            ErrorKind::CircuitOpen { .. }
+            | ErrorKind::Full
+            | ErrorKind::Throttled { .. }
+            | ErrorKind::Shed => Class::Throttled { retry_after: self.0.kind.retry_after() },
+            ErrorKind::NoHandler
+            | ErrorKind::Panicked
+            | ErrorKind::Invalid
+            | ErrorKind::Denied
+            | ErrorKind::Duplicate
+            | ErrorKind::Malformed => Class::Permanent,
+        }
+    }
+}
+
+/// Who says what class an error is of, instead of the error.
+pub(crate) type ClassOf = dyn Fn(&Error) -> Class + Send + Sync;
+
+/// The word of a class in metrics' labels.
+pub(crate) fn class_word(class: Class) -> &'static str {
+    match class {
+        Class::Transient => "transient",
+        Class::Permanent => "permanent",
+        Class::Throttled { .. } => "throttled",
+        Class::Cancelled => "cancelled",
+    }
+}

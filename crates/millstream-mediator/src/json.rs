@@ -1,0 +1,183 @@
+//! Messages by name, with JSON: through the same handlers and behaviours.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use millstream_flow::Pipe;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::call::Context;
+use crate::error::{Error, ErrorKind};
+use crate::mediator::{Dispatch, Mediator, unhandled};
+use crate::message::{About, Notification, Request, StreamRequest};
+use crate::notify::Published;
+use crate::stream::{Opening, StreamError, Streaming};
+
+/// What can be called by name.
+#[derive(Default)]
+pub(crate) struct Doors {
+    pub(crate) requests: BTreeMap<String, Arc<dyn RequestDoor>>,
+    pub(crate) notifications: BTreeMap<String, Arc<dyn NotificationDoor>>,
+    pub(crate) streams: BTreeMap<String, Arc<dyn StreamDoor>>,
+}
+
+pub(crate) trait RequestDoor: Send + Sync {
+    fn send<'a>(&'a self, context: &'a Context, request: Value) -> BoxFuture<'a, Result<Value, Error>>;
+}
+
+pub(crate) trait NotificationDoor: Send + Sync {
+    fn publish<'a>(
+        &'a self,
+        mediator: &'a Mediator,
+        context: &'a Context,
+        notification: Value,
+    ) -> BoxFuture<'a, Result<Published, Error>>;
+}
+
+pub(crate) trait StreamDoor: Send + Sync {
+    fn stream<'a>(
+        &'a self,
+        context: &'a Context,
+        request: Value,
+    ) -> BoxFuture<'a, Result<Streaming<Value>, Error>>;
+}
+
+pub(crate) struct ToRequest<R: Request>(pub(crate) Arc<dyn Dispatch<R>>);
+
+fn read<T: DeserializeOwned>(about: &About, value: Value) -> Result<T, Error> {
+    serde_json::from_value(value).map_err(|error| Error::new(about, ErrorKind::Malformed).because(error))
+}
+
+fn write<T: Serialize>(about: &About, value: &T) -> Result<Value, Error> {
+    serde_json::to_value(value).map_err(|error| Error::new(about, ErrorKind::Malformed).because(error))
+}
+
+impl<R> RequestDoor for ToRequest<R>
+where
+    R: Request + DeserializeOwned,
+    R::Response: Serialize,
+{
+    fn send<'a>(&'a self, context: &'a Context, request: Value) -> BoxFuture<'a, Result<Value, Error>> {
+        Box::pin(async move {
+            let about = self.0.about();
+            let response = self.0.dispatch(context, read(about, request)?).await?;
+            write(about, &response)
+        })
+    }
+}
+
+pub(crate) struct ToTopic<N>(pub(crate) std::marker::PhantomData<fn(N)>);
+
+impl<N: Notification + DeserializeOwned> NotificationDoor for ToTopic<N> {
+    fn publish<'a>(
+        &'a self,
+        mediator: &'a Mediator,
+        context: &'a Context,
+        notification: Value,
+    ) -> BoxFuture<'a, Result<Published, Error>> {
+        Box::pin(async move {
+            let notification: N = serde_json::from_value(notification)
+                .map_err(|error| Error::unhandled(ErrorKind::Malformed, N::name()).because(error))?;
+            Ok(mediator.publish_in(context, notification).await)
+        })
+    }
+}
+
+pub(crate) struct ToStream<R: StreamRequest>(pub(crate) Arc<dyn Dispatch<Opening<R>>>);
+
+impl<R> StreamDoor for ToStream<R>
+where
+    R: StreamRequest + DeserializeOwned,
+    R::Item: Serialize,
+{
+    fn stream<'a>(
+        &'a self,
+        context: &'a Context,
+        request: Value,
+    ) -> BoxFuture<'a, Result<Streaming<Value>, Error>> {
+        Box::pin(async move {
+            let about = self.0.about().clone();
+            let pipe: Pipe<_> = self.0.dispatch(context, Opening(read(&about, request)?)).await?;
+            let mut position = 0;
+            let pipe = pipe.map(move |item: Result<R::Item, StreamError>| {
+                let at = position;
+                position += 1;
+                write(&about, &item?).map_err(|error| StreamError::new(error, at, false))
+            });
+            Ok(pipe.boxed())
+        })
+    }
+}
+
+/// By name and JSON, for callers who do not know the types: a web socket, a script, a queue.
+impl Mediator {
+    /// Sends the request of this name, made of this JSON; answers with the response as JSON.
+    ///
+    /// ```
+    /// use millstream_mediator::{Error, Mediator, Request};
+    /// use serde_json::json;
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Add { a: i64, b: i64 }
+    /// impl Request for Add { type Response = i64; }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), millstream_flow::BoxError> {
+    /// let mediator = Mediator::builder()
+    ///     .request(async |add: Add| Ok::<_, Error>(add.a + add.b))
+    ///     .json::<Add>()
+    ///     .build()?;
+    /// assert_eq!(mediator.send_json("Add", json!({"a": 2, "b": 3})).await?, json!(5));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoHandler`] if no request of this name was [opened](crate::Builder::json) to JSON,
+    /// [`ErrorKind::Malformed`] if the JSON does not fit; else as [`send`](Mediator::send).
+    pub async fn send_json(&self, name: &str, request: Value) -> Result<Value, Error> {
+        self.send_json_in(&Context::new(), name, request).await
+    }
+
+    /// As [`send_json`](Mediator::send_json), with what behaviours and handler shall know of the caller.
+    ///
+    /// # Errors
+    /// As [`send_json`](Mediator::send_json).
+    pub async fn send_json_in(&self, context: &Context, name: &str, request: Value) -> Result<Value, Error> {
+        let door = self.0.doors.requests.get(name).ok_or_else(|| unhandled(name.to_owned().into()))?;
+        door.send(context, request).await
+    }
+
+    /// Publishes the notification of this name, made of this JSON.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoHandler`] if no notification of this name was [opened](crate::Builder::json_notification) to JSON,
+    /// [`ErrorKind::Malformed`] if the JSON does not fit.
+    pub async fn publish_json(&self, name: &str, notification: Value) -> Result<Published, Error> {
+        let door = self.0.doors.notifications.get(name).ok_or_else(|| unhandled(name.to_owned().into()))?;
+        door.publish(self, &Context::new(), notification).await
+    }
+
+    /// Opens the stream of this name, asked for with this JSON; its items are JSON.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoHandler`] if no stream request of this name was [opened](crate::Builder::json_stream) to JSON,
+    /// [`ErrorKind::Malformed`] if the JSON does not fit; else as [`stream`](Mediator::stream).
+    pub async fn stream_json(&self, name: &str, request: Value) -> Result<Streaming<Value>, Error> {
+        let door = self.0.doors.streams.get(name).ok_or_else(|| unhandled(name.to_owned().into()))?;
+        door.stream(&Context::new(), request).await
+    }
+}
+
+impl fmt::Debug for Doors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.requests.keys())
+            .entries(self.notifications.keys())
+            .entries(self.streams.keys())
+            .finish()
+    }
+}

@@ -1,0 +1,345 @@
+//! Numbers by name: counted where things happen, read when somebody asks.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+mod snapshot;
+
+pub use snapshot::{Metric, Snapshot, Value};
+
+/// The most series that one metric shows. Labels are names of registered types and fixed words, so that a mediator
+/// reaches this only by being very large; what does not fit is counted in [`Snapshot::omitted`].
+pub const SERIES_MAX: usize = 500;
+
+/// The numbers of a mediator. Behaviours register theirs when they are made for a type; [`snapshot`](Metrics::snapshot)
+/// reads all of them, and prints itself in the text format of Prometheus.
+///
+/// Clones are the same numbers. `docs/mediator.md` lists the names.
+#[derive(Clone, Default)]
+pub struct Metrics(Arc<Mutex<Vec<Family>>>);
+
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricKind,
+    series: Vec<(Labels, Source)>,
+    omitted: u64,
+}
+
+/// Names and values of a series' labels.
+pub type Labels = Vec<(&'static str, String)>;
+
+enum Source {
+    Counter(Counter),
+    Gauge(Gauge),
+    Histogram(Histogram),
+    Read(Box<dyn Fn() -> f64 + Send + Sync>),
+}
+
+/// What a metric's numbers do over time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricKind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts by size.
+    Histogram,
+}
+
+/// A number that only grows.
+#[derive(Debug, Clone, Default)]
+pub struct Counter(Arc<AtomicU64>);
+
+impl Counter {
+    /// Counts so many more.
+    #[inline]
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+    /// Counts one more, and says how many there were before.
+    #[inline]
+    pub(crate) fn number(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+    /// The count.
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Clone, Default)]
+pub struct Gauge(Arc<AtomicU64>);
+
+impl Gauge {
+    /// Sets it.
+    #[inline]
+    pub fn set(&self, value: f64) {
+        self.0.store(value.to_bits(), Ordering::Relaxed);
+    }
+    /// What it was set to last, 0 at first.
+    pub fn value(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Durations, counted by how long they are.
+#[derive(Clone)]
+pub struct Histogram(Arc<Buckets>);
+
+struct Buckets {
+    /// The longest duration of each bucket, in nanoseconds, ascending; one bucket more takes the rest.
+    bounds: Box<[u64]>,
+    counts: Box<[AtomicU64]>,
+    nanoseconds: AtomicU64,
+}
+
+impl Histogram {
+    /// From 10 µs to 10 s, two or three a decade.
+    pub const BOUNDS: [Duration; 14] = [
+        Duration::from_micros(10),
+        Duration::from_micros(50),
+        Duration::from_micros(100),
+        Duration::from_micros(500),
+        Duration::from_millis(1),
+        Duration::from_micros(2_500),
+        Duration::from_millis(5),
+        Duration::from_millis(10),
+        Duration::from_millis(50),
+        Duration::from_millis(100),
+        Duration::from_millis(500),
+        Duration::from_secs(1),
+        Duration::from_secs(5),
+        Duration::from_secs(10),
+    ];
+
+    fn new(bounds: &[Duration]) -> Self {
+        let bounds: Box<[u64]> = bounds.iter().map(|bound| nanoseconds(*bound)).collect();
+        let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        Histogram(Arc::new(Buckets { bounds, counts, nanoseconds: AtomicU64::new(0) }))
+    }
+
+    /// Counts one duration.
+    #[inline]
+    pub fn observe(&self, duration: Duration) {
+        self.observe_many(duration, 1);
+    }
+
+    /// Counts one duration for `count` of which it is a sample.
+    #[inline]
+    pub fn observe_many(&self, duration: Duration, count: u64) {
+        let Buckets { bounds, counts, nanoseconds: sum } = &*self.0;
+        let length = nanoseconds(duration);
+        let at = bounds.iter().position(|bound| length <= *bound).unwrap_or(bounds.len());
+        counts[at].fetch_add(count, Ordering::Relaxed);
+        sum.fetch_add(length.saturating_mul(count), Ordering::Relaxed);
+    }
+
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.0.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    fn read(&self) -> Value {
+        let Buckets { bounds, counts, nanoseconds } = &*self.0;
+        let mut total = 0;
+        let mut buckets = Vec::with_capacity(counts.len());
+        for (at, count) in counts.iter().enumerate() {
+            total += count.load(Ordering::Relaxed);
+            let bound = bounds.get(at).map_or(f64::INFINITY, |bound| *bound as f64 / 1e9);
+            buckets.push((bound, total));
+        }
+        let sum = nanoseconds.load(Ordering::Relaxed) as f64 / 1e9;
+        Value::Histogram { buckets, count: total, sum }
+    }
+}
+
+/// Items of a stream that were not delivered, and why: part of what every stream has.
+pub(crate) fn stream_dropped(about: &crate::message::About, reason: &str) -> Counter {
+    let help = "Items of streams that were not delivered.";
+    about.metrics().counter(
+        "mediator_stream_dropped_items",
+        help,
+        &[("type", about.label()), ("reason", reason)],
+    )
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl fmt::Debug for Histogram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Histogram").field("count", &self.count()).finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    fn families(&self) -> MutexGuard<'_, Vec<Family>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A counter, or the one that is already there with this name and these labels.
+    pub fn counter(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+    ) -> Counter {
+        let make = || Source::Counter(Counter::default());
+        self.source(name, help, MetricKind::Counter, labels, make, |source| match source {
+            Source::Counter(counter) => Some(counter.clone()),
+            _ => None,
+        })
+        .unwrap_or_default()
+    }
+
+    /// A gauge, or the one that is already there.
+    pub fn gauge(&self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
+        let make = || Source::Gauge(Gauge::default());
+        self.source(name, help, MetricKind::Gauge, labels, make, |source| match source {
+            Source::Gauge(gauge) => Some(gauge.clone()),
+            _ => None,
+        })
+        .unwrap_or_default()
+    }
+
+    /// A histogram with these bounds, or the one that is already there.
+    pub fn histogram(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+        bounds: &[Duration],
+    ) -> Histogram {
+        let make = || Source::Histogram(Histogram::new(bounds));
+        self.source(name, help, MetricKind::Histogram, labels, make, |source| match source {
+            Source::Histogram(histogram) => Some(histogram.clone()),
+            _ => None,
+        })
+        .unwrap_or_else(|| Histogram::new(bounds))
+    }
+
+    /// A counter or gauge whose number is kept elsewhere; it takes the place of one that is already there.
+    pub fn read(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        kind: MetricKind,
+        labels: &[(&'static str, &str)],
+        read: impl Fn() -> f64 + Send + Sync + 'static,
+    ) {
+        let mut read = Some(Source::Read(Box::new(read)));
+        let mut replaced = None;
+        self.source(
+            name,
+            help,
+            kind,
+            labels,
+            || Source::Gauge(Gauge::default()),
+            |source| read.take().map(|read| replaced = Some(std::mem::replace(source, read))),
+        );
+        drop(replaced); // after the lock: what it reads may do anything when it is dropped
+    }
+
+    fn source<T>(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        kind: MetricKind,
+        labels: &[(&'static str, &str)],
+        make: impl FnOnce() -> Source,
+        get: impl FnOnce(&mut Source) -> Option<T>,
+    ) -> Option<T> {
+        let mut families = self.families();
+        let at = match families.iter().position(|family| family.name == name) {
+            Some(at) => at,
+            None => {
+                families.push(Family { name, help, kind, series: Vec::new(), omitted: 0 });
+                families.len() - 1
+            }
+        };
+        let family = &mut families[at];
+        let same = |(known, _): &(Labels, Source)| {
+            known.len() == labels.len()
+                && known.iter().zip(labels).all(|(known, label)| known.0 == label.0 && known.1 == label.1)
+        };
+        if let Some(at) = family.series.iter().position(same) {
+            return get(&mut family.series[at].1);
+        }
+        if family.series.len() == SERIES_MAX {
+            family.omitted += 1;
+            return None;
+        }
+        let labels = labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        family.series.push((labels, make()));
+        family.series.last_mut().and_then(|(_, source)| get(source))
+    }
+
+    /// All numbers as they are now.
+    pub fn snapshot(&self) -> Snapshot {
+        let families = self.families();
+        let mut snapshot = Snapshot { metrics: Vec::with_capacity(families.len()), omitted: 0 };
+        for family in families.iter() {
+            let series = family.series.iter().map(|(labels, source)| {
+                let value = match source {
+                    Source::Counter(counter) => Value::Number(counter.value() as f64),
+                    Source::Gauge(gauge) => Value::Number(gauge.value()),
+                    Source::Read(read) => Value::Number(read()),
+                    Source::Histogram(histogram) => histogram.read(),
+                };
+                (labels.clone(), value)
+            });
+            let Family { name, help, kind, omitted, .. } = family;
+            snapshot.omitted += omitted;
+            snapshot.metrics.push(Metric { name, help, kind: *kind, series: series.collect() });
+        }
+        snapshot.metrics.sort_by_key(|metric| metric.name);
+        snapshot
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").field("metrics", &self.families().len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_what_a_scraper_reads() {
+        let metrics = Metrics::default();
+        metrics.counter("b_total", "Of b.", &[("type", "a\"\\\n")]).add(2);
+        metrics
+            .histogram("a_seconds", "Of a.", &[], &[Duration::from_millis(5)])
+            .observe(Duration::from_millis(5));
+        metrics.histogram("a_seconds", "Of a.", &[], &[]).observe(Duration::from_millis(6));
+        metrics.read("c", "Of c.", MetricKind::Gauge, &[], || 0.5);
+        let text = metrics.snapshot().to_string();
+        assert_eq!(
+            text,
+            "# HELP a_seconds Of a.\n# TYPE a_seconds histogram\n\
+             a_seconds_bucket{le=\"0.005\"} 1\na_seconds_bucket{le=\"+Inf\"} 2\na_seconds_sum 0.011\na_seconds_count 2\n\
+             # HELP b_total Of b.\n# TYPE b_total counter\nb_total{type=\"a\\\"\\\\\\n\"} 2\n\
+             # HELP c Of c.\n# TYPE c gauge\nc 0.5\n\
+             # HELP mediator_metrics_series_omitted Series that did not fit into their metric.\n\
+             # TYPE mediator_metrics_series_omitted gauge\nmediator_metrics_series_omitted 0\n"
+        );
+    }
+
+    #[test]
+    fn series_beyond_the_bound_are_counted_instead_of_shown() {
+        let metrics = Metrics::default();
+        for n in 0..SERIES_MAX + 3 {
+            metrics.counter("a", "Of a.", &[("n", &n.to_string())]).add(1);
+        }
+        let snapshot = metrics.snapshot();
+        assert_eq!((snapshot.metrics[0].series.len(), snapshot.omitted), (SERIES_MAX, 3));
+    }
+}

@@ -1,0 +1,142 @@
+//! What a kind of service has around its requests.
+
+use std::fmt;
+use std::time::Duration;
+
+use tracing::Level;
+
+use super::{BreakerPreset, ResourcePreset, RetryPreset};
+use crate::behaviour::{Bare, Behaviour, Behaviours, Inside};
+use crate::behaviours::{Admission, Breaker, Logging, Memory, Retries, Timeout, Timing};
+use crate::builder::Builder;
+use crate::stream::StreamBehaviours;
+
+/// What kind of service it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// Answers people: slow above 200 ms; retries and memory as for a database, a balanced breaker.
+    Web,
+    /// Answers and asks other services: slow above 500 ms; retries and a breaker as for their interfaces, little memory.
+    Microservice,
+    /// Works through what nobody waits for: slow above 5 s; many retries, a patient breaker, little memory.
+    Background,
+}
+
+/// Where it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Environment {
+    /// Tells of every success at `INFO`, and has the memory of [`ResourcePreset::Development`].
+    Development,
+    /// Tells of every success at `DEBUG`.
+    Staging,
+    /// Tells of one success in a hundred at `DEBUG`.
+    Production,
+}
+
+/// What stands around requests, as fits a kind of service and where it runs. Outermost first: logging, timing, admission,
+/// timeout, breaker, retries; so that retries are tried within the timeout, and the breaker counts what they could not
+/// save.
+///
+/// It prints itself, a behaviour a line.
+///
+/// ```
+/// use millstream_mediator::Mediator;
+/// use millstream_mediator::presets::{Environment, Profile, Service};
+///
+/// let profile = Profile::new(Service::Web, Environment::Production);
+/// println!("{profile}");
+/// let builder = Mediator::builder().profile(&profile);
+/// # let _ = builder;
+/// ```
+#[derive(Debug, Clone)]
+pub struct Profile {
+    logging: Logging,
+    timing: Timing,
+    memory: Memory,
+    timeout: Duration,
+    breaker: BreakerPreset,
+    retry: RetryPreset,
+}
+
+impl Profile {
+    /// That of a kind of service in a place. A request may take 30 s.
+    pub fn new(service: Service, environment: Environment) -> Self {
+        let (slow, retry, breaker, resource) = match service {
+            Service::Web => (200, RetryPreset::Database, BreakerPreset::Balanced, ResourcePreset::Balanced),
+            Service::Microservice => {
+                (500, RetryPreset::HttpApi, BreakerPreset::ExternalApi, ResourcePreset::MemoryConstrained)
+            }
+            Service::Background => {
+                (5000, RetryPreset::Aggressive, BreakerPreset::Resilient, ResourcePreset::MemoryConstrained)
+            }
+        };
+        let (logging, resource) = match environment {
+            Environment::Development => (Logging::new().success(Level::INFO), ResourcePreset::Development),
+            Environment::Staging => (Logging::new(), resource),
+            Environment::Production => (Logging::new().sample(100), resource),
+        };
+        let timing = Timing::new().slow(Duration::from_millis(slow));
+        let timeout = Duration::from_secs(30);
+        Profile { logging, timing, memory: resource.memory(), timeout, breaker, retry }
+    }
+
+    /// With this budget of memory, for instance one that looks at the process.
+    #[must_use]
+    pub fn memory(mut self, memory: Memory) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// With this limit for a request.
+    ///
+    /// # Panics
+    /// If it is zero.
+    #[must_use]
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        assert!(!limit.is_zero(), "nothing can be done in no time");
+        self.timeout = limit;
+        self
+    }
+
+    fn parts(&self) -> (Logging, Timing, Admission, Timeout, Breaker, Retries) {
+        let admission = Admission::new(self.memory.clone());
+        let timeout = Timeout::new(self.timeout);
+        (
+            self.logging.clone(),
+            self.timing.clone(),
+            admission,
+            timeout,
+            self.breaker.behaviour(),
+            self.retry.behaviour(),
+        )
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (logging, timing, admission, timeout, breaker, retries) = self.parts();
+        for name in
+            [logging.name(), timing.name(), admission.name(), timeout.name(), breaker.name(), retries.name()]
+        {
+            writeln!(f, "{name}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What a profile adds.
+pub type Profiled<B = Bare> =
+    Inside<Inside<Inside<Inside<Inside<Inside<B, Logging>, Timing>, Admission>, Timeout>, Breaker>, Retries>;
+
+impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
+    /// Stands a profile's behaviours around all requests.
+    pub fn profile(self, profile: &Profile) -> Builder<Profiled<B>, S> {
+        let (logging, timing, admission, timeout, breaker, retries) = profile.parts();
+        self.behaviour(logging)
+            .behaviour(timing)
+            .behaviour(admission)
+            .behaviour(timeout)
+            .behaviour(breaker)
+            .behaviour(retries)
+    }
+}

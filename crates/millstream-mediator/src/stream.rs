@@ -1,0 +1,333 @@
+//! Stream requests: handlers that answer with flows, and what stands around them.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use millstream_flow::flows::{BoxFlow, Either};
+use millstream_flow::{BoxError, Flow, Pipe};
+
+use crate::behaviour::{Placed, Stage};
+use crate::call::Call;
+use crate::error::{Error, ErrorKind};
+use crate::message::{About, Kind, Request, StreamRequest};
+
+mod end;
+mod options;
+pub(crate) mod progress;
+
+pub(crate) use end::Source;
+pub use end::{Failing, Guarded};
+pub use options::{ItemErrors, StreamOptions};
+
+/// What a stream request is answered with: a flow of items, of which the last is an error if the stream did not end well.
+pub type Streaming<T> = Pipe<BoxFlow<Result<T, StreamError>>>;
+
+/// Where a stream is, and why it broke, or an item did.
+pub struct StreamError(Box<Broken>);
+
+struct Broken {
+    error: Error,
+    position: u64,
+    delivered: u64,
+    last: bool,
+}
+
+impl StreamError {
+    pub(crate) fn new(error: Error, position: u64, last: bool) -> Self {
+        StreamError(Box::new(Broken { error, position, delivered: position, last }))
+    }
+
+    /// The how-manieth item of the handler failed or was to come next, counted from 0.
+    pub fn position(&self) -> u64 {
+        self.0.position
+    }
+
+    /// How many items were delivered before: fewer than the position if some were skipped or dropped, and of a stream that
+    /// was opened anew those of all its tries.
+    pub fn delivered(&self) -> u64 {
+        self.0.delivered
+    }
+
+    /// Why.
+    pub fn error(&self) -> &Error {
+        &self.0.error
+    }
+
+    /// Whether the stream ends with it. False for a single item that failed where
+    /// [`ItemErrors::pass`] lets the stream go on.
+    pub fn is_last(&self) -> bool {
+        self.0.last
+    }
+
+    pub(crate) fn delivered_in_all(mut self, delivered: u64) -> Self {
+        self.0.delivered = delivered;
+        self
+    }
+
+    pub(crate) fn at(mut self, position: u64) -> Self {
+        self.0.position = position;
+        self
+    }
+}
+
+impl fmt::Display for StreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Broken { error, position, delivered, .. } = &*self.0;
+        write!(f, "{} at item {position}, {delivered} delivered", error.message())
+    }
+}
+
+impl fmt::Debug for StreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Broken { error, position, delivered, last } = &*self.0;
+        f.debug_struct("StreamError")
+            .field("error", error)
+            .field("position", position)
+            .field("delivered", delivered)
+            .field("last", last)
+            .finish()
+    }
+}
+
+impl StdError for StreamError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0.error)
+    }
+}
+
+/// What flows between the behaviours of a stream.
+pub trait ItemFlow<T>: Flow<Item = Result<T, StreamError>, Token = ()> + Send + 'static {}
+
+impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()> + Send + 'static> ItemFlow<T> for F {}
+
+/// Answers one type of stream request, for handlers that are types. Async functions and closures need no more than
+/// [`Builder::stream`](crate::Builder::stream).
+pub trait StreamHandler<R: StreamRequest>: Send + Sync + 'static {
+    /// What opening fails with.
+    type Error: Into<BoxError>;
+    /// What an item fails with.
+    type ItemError: Into<BoxError>;
+    /// What it answers with: [`BoxFlow`] if the flow's type cannot be named, by [`Pipe::boxed`].
+    type Flow: Flow<Item = Result<R::Item, Self::ItemError>, Token = ()> + Send + 'static;
+
+    /// Opens the stream. Nothing of it runs before it is asked for an item.
+    fn open(
+        &self,
+        request: R,
+        call: &Call<'_>,
+    ) -> impl Future<Output = Result<Pipe<Self::Flow>, Self::Error>> + Send;
+}
+
+/// A handler of streams with the behaviours around it.
+pub trait StreamStage<R: StreamRequest>: Send + Sync + 'static {
+    /// What flows out of it.
+    type Flow: ItemFlow<R::Item>;
+
+    /// Opens the stream.
+    fn open(
+        &self,
+        call: &Call<'_>,
+        request: R,
+    ) -> impl Future<Output = Result<Pipe<Self::Flow>, Error>> + Send;
+}
+
+/// What stands around a stream as long as it flows. Around its opening stand [`Behaviour`](crate::Behaviour)s whose
+/// [`Scope`](crate::Scope) is [`Kind::Stream`].
+///
+/// ```
+/// use millstream_flow::{Pipe, flows::{BoxFlow}};
+/// use millstream_mediator::{About, Call, Error, StreamBehaviour, StreamError, StreamNext, StreamRequest};
+/// use std::borrow::Cow;
+///
+/// /// No more than so many items of any stream.
+/// #[derive(Clone)]
+/// struct First(u64);
+///
+/// impl StreamBehaviour for First {
+///     type Flow<R: StreamRequest, N: StreamNext<R>> = BoxFlow<Result<R::Item, StreamError>>;
+///
+///     fn name(&self) -> Cow<'static, str> { format!("first {}", self.0).into() }
+///     fn of(&self, _: &About) -> Self { self.clone() }
+///     async fn open<R: StreamRequest, N: StreamNext<R>>(
+///         &self, call: &Call<'_>, request: R, next: &N,
+///     ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
+///         Ok(next.open(call, request).await?.take(self.0 as usize).boxed())
+///     }
+/// }
+/// ```
+pub trait StreamBehaviour: Sized + Send + Sync + 'static {
+    /// What flows out of it.
+    type Flow<R: StreamRequest, N: StreamNext<R>>: ItemFlow<R::Item>;
+
+    /// What it is and how it is set, in a few words.
+    fn name(&self) -> std::borrow::Cow<'static, str>;
+
+    /// The one for this type of stream and this handler. State that types shall not share is made here.
+    fn of(&self, about: &About) -> Self;
+
+    /// Opens what comes next, and does what it does around it.
+    fn open<R: StreamRequest, N: StreamNext<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> impl Future<Output = Result<Pipe<Self::Flow<R, N>>, Error>> + Send;
+}
+
+/// What a stream's behaviour opens: the behaviours inside it, and at last the handler's stream.
+pub trait StreamNext<R: StreamRequest>: Clone + Send + Sync + 'static {
+    /// What flows out of it.
+    type Flow: ItemFlow<R::Item>;
+
+    /// Opens it. It may be opened any number of times.
+    fn open(
+        &self,
+        call: &Call<'_>,
+        request: R,
+    ) -> impl Future<Output = Result<Pipe<Self::Flow>, Error>> + Send;
+}
+
+/// A stream's stage as what comes next.
+pub struct SharedStream<S>(Arc<S>);
+
+impl<S> Clone for SharedStream<S> {
+    fn clone(&self) -> Self {
+        SharedStream(self.0.clone())
+    }
+}
+
+impl<R: StreamRequest, S: StreamStage<R>> StreamNext<R> for SharedStream<S> {
+    type Flow = S::Flow;
+
+    async fn open(&self, call: &Call<'_>, request: R) -> Result<Pipe<S::Flow>, Error> {
+        // A box for each behaviour and opening: next to what flows then it is nothing, and types stay shallow.
+        let opening: BoxFuture<'_, _> = Box::pin(self.0.open(call, request));
+        opening.await
+    }
+}
+
+/// Behaviours of streams, outermost first. Made by [`Builder`](crate::Builder).
+pub trait StreamBehaviours: Send + Sync + 'static {
+    /// What they make of a handler.
+    type Around<R: StreamRequest, S: StreamStage<R>>: StreamStage<R>;
+
+    /// Stands them around a handler.
+    fn around<R: StreamRequest, S: StreamStage<R>>(&self, about: &About, end: S) -> Self::Around<R, S>;
+
+    /// Adds the names of those that are around this.
+    fn names(&self, about: &About, names: &mut Vec<std::borrow::Cow<'static, str>>);
+
+    /// Adds what is wrong with those that nothing reaches.
+    fn unreached(&self, problems: &mut Vec<String>);
+}
+
+impl StreamBehaviours for crate::behaviour::Bare {
+    type Around<R: StreamRequest, S: StreamStage<R>> = S;
+
+    fn around<R: StreamRequest, S: StreamStage<R>>(&self, _: &About, end: S) -> S {
+        end
+    }
+    fn names(&self, _: &About, _: &mut Vec<std::borrow::Cow<'static, str>>) {}
+    fn unreached(&self, _: &mut Vec<String>) {}
+}
+
+/// Behaviours of streams with one more inside.
+pub struct StreamInside<O, B> {
+    pub(crate) outer: O,
+    pub(crate) behaviour: B,
+    pub(crate) placed: Placed,
+}
+
+impl<O: StreamBehaviours, B: StreamBehaviour> StreamBehaviours for StreamInside<O, B> {
+    type Around<R: StreamRequest, S: StreamStage<R>> = O::Around<R, StreamAround<B, S>>;
+
+    fn around<R: StreamRequest, S: StreamStage<R>>(&self, about: &About, end: S) -> Self::Around<R, S> {
+        let behaviour = self.placed.takes(about).then(|| self.behaviour.of(about));
+        self.outer.around(about, StreamAround { behaviour, inner: SharedStream(Arc::new(end)) })
+    }
+
+    fn names(&self, about: &About, names: &mut Vec<std::borrow::Cow<'static, str>>) {
+        self.outer.names(about, names);
+        if self.placed.scope.holds(about) {
+            names.push(self.behaviour.name());
+        }
+    }
+
+    fn unreached(&self, problems: &mut Vec<String>) {
+        self.outer.unreached(problems);
+        problems.extend(self.placed.unreached(&self.behaviour.name()));
+    }
+}
+
+/// A behaviour around what comes inside of it; `None` where it does not apply.
+pub struct StreamAround<B, S> {
+    behaviour: Option<B>,
+    inner: SharedStream<S>,
+}
+
+impl<R: StreamRequest, B: StreamBehaviour, S: StreamStage<R>> StreamStage<R> for StreamAround<B, S> {
+    type Flow = Either<B::Flow<R, SharedStream<S>>, S::Flow>;
+
+    async fn open(&self, call: &Call<'_>, request: R) -> Result<Pipe<Self::Flow>, Error> {
+        Ok(match &self.behaviour {
+            Some(behaviour) => {
+                let pipe = behaviour.open(call, request, &self.inner).await?;
+                pipe.via("behaviour", Either::Left)
+            }
+            None => self.inner.open(call, request).await?.via("bare", Either::Right),
+        })
+    }
+}
+
+/// A stream request that is being opened: to behaviours a request like any other.
+pub struct Opening<R>(pub R);
+
+impl<R: StreamRequest> Request for Opening<R> {
+    type Response = Streaming<R::Item>;
+    const KIND: Kind = Kind::Stream;
+
+    fn name() -> std::borrow::Cow<'static, str> {
+        R::name()
+    }
+    fn repeat(&self) -> Option<Self> {
+        self.0.repeat().map(Opening)
+    }
+}
+
+/// The end of the chain of an opening: the beginning of the stream's.
+pub(crate) struct Open<S>(pub(crate) S);
+
+impl<R: StreamRequest, S: StreamStage<R>> Stage<Opening<R>> for Open<S> {
+    async fn run(&self, call: &Call<'_>, request: Opening<R>) -> Result<Streaming<R::Item>, Error> {
+        let opening: BoxFuture<'_, _> = Box::pin(self.0.open(call, request.0));
+        Ok(opening.await?.boxed())
+    }
+}
+
+/// An async function as a handler of streams.
+pub(crate) struct StreamFunction<F>(pub(crate) F);
+
+impl<R, Fn_, Fut, F, E, I> StreamHandler<R> for StreamFunction<Fn_>
+where
+    R: StreamRequest,
+    Fn_: Fn(R) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Pipe<F>, E>> + Send,
+    F: Flow<Item = Result<R::Item, I>, Token = ()> + Send + 'static,
+    E: Into<BoxError>,
+    I: Into<BoxError>,
+{
+    type Error = E;
+    type ItemError = I;
+    type Flow = F;
+
+    fn open(&self, request: R, _: &Call<'_>) -> impl Future<Output = Result<Pipe<F>, E>> + Send {
+        (self.0)(request)
+    }
+}
+
+pub(crate) fn opening_failed(call: &Call<'_>, error: impl Into<BoxError>) -> Error {
+    Error::new(call.about(), ErrorKind::Failed).because(error)
+}

@@ -1,0 +1,149 @@
+//! What is declared of one type of stream.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use millstream_flow::{BoxError, Capacity, Concurrency};
+
+/// What is declared of one type of stream request: its buffer, what is done with each item and how many at once, and what
+/// becomes of items that fail. Given with [`Builder::stream_options`](crate::Builder::stream_options).
+///
+/// ```
+/// use millstream_flow::Concurrency;
+/// use millstream_mediator::{ItemErrors, StreamOptions};
+///
+/// let options = StreamOptions::new()
+///     .buffer(256) // a task of its own for the handler, up to 256 items ahead
+///     .each(Concurrency::ordered(4), async |n: u64| Ok(n * 2))
+///     .item_errors(ItemErrors::skip());
+/// # let _ = options;
+/// ```
+#[must_use = "options do nothing until they are given to a builder"]
+pub struct StreamOptions<T> {
+    pub(crate) buffer: Option<Capacity>,
+    pub(crate) each: Option<(Concurrency, Arc<Each<T>>)>,
+    pub(crate) errors: ItemErrors<T>,
+}
+
+pub(crate) type Each<T> = dyn Fn(T) -> BoxFuture<'static, Result<T, BoxError>> + Send + Sync;
+
+impl<T> StreamOptions<T> {
+    /// No buffer, nothing done with items, and a stream that ends with the first that fails.
+    pub fn new() -> Self {
+        StreamOptions { buffer: None, each: None, errors: ItemErrors::fail() }
+    }
+
+    /// Runs the handler's flow in a task of its own, so many items ahead of who reads: for handlers that work while their
+    /// reader does. Without it nothing is taken that was not asked for.
+    ///
+    /// # Panics
+    /// If the capacity is 0 items.
+    pub fn buffer(mut self, capacity: impl Into<Capacity>) -> Self {
+        self.buffer = Some(capacity.into());
+        self
+    }
+
+    /// Does something with each item before behaviours see it, with so many in flight at once. One that fails is an item that
+    /// failed.
+    pub fn each<F, Fut>(mut self, concurrency: impl Into<Concurrency>, each: F) -> Self
+    where
+        F: Fn(T) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, BoxError>> + Send + 'static,
+    {
+        self.each = Some((concurrency.into(), Arc::new(move |item| Box::pin(each(item)))));
+        self
+    }
+
+    /// What becomes of items that fail.
+    pub fn item_errors(mut self, errors: ItemErrors<T>) -> Self {
+        self.errors = errors;
+        self
+    }
+}
+
+impl<T> Default for StreamOptions<T> {
+    fn default() -> Self {
+        StreamOptions::new()
+    }
+}
+
+impl<T> Clone for StreamOptions<T> {
+    fn clone(&self) -> Self {
+        StreamOptions { buffer: self.buffer, each: self.each.clone(), errors: self.errors.clone() }
+    }
+}
+
+impl<T> fmt::Debug for StreamOptions<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let each = self.each.as_ref().map(|(concurrency, _)| concurrency);
+        f.debug_struct("StreamOptions")
+            .field("buffer", &self.buffer)
+            .field("each", &each)
+            .field("errors", &self.errors)
+            .finish()
+    }
+}
+
+/// What becomes of an item that fails while its stream could go on. A panic, or a handler's flow that ends, is never one.
+pub struct ItemErrors<T>(pub(crate) Policy<T>);
+
+pub(crate) enum Policy<T> {
+    Fail,
+    Skip,
+    Pass,
+    Instead(Arc<dyn Fn(BoxError, u64) -> T + Send + Sync>),
+    Dead(Arc<dyn Fn(BoxError, u64) + Send + Sync>),
+}
+
+impl<T> ItemErrors<T> {
+    /// The stream ends with it. The default.
+    pub fn fail() -> Self {
+        ItemErrors(Policy::Fail)
+    }
+
+    /// It is left out, and counted as dropped.
+    pub fn skip() -> Self {
+        ItemErrors(Policy::Skip)
+    }
+
+    /// It is handed to the reader as an error, and the stream goes on.
+    pub fn pass() -> Self {
+        ItemErrors(Policy::Pass)
+    }
+
+    /// Another item takes its place, made of the error and the position.
+    pub fn fallback(instead: impl Fn(BoxError, u64) -> T + Send + Sync + 'static) -> Self {
+        ItemErrors(Policy::Instead(Arc::new(instead)))
+    }
+
+    /// It is left out, counted as dropped, and told to `tell` with its position: the place to put it aside. What `tell`
+    /// does it does in the stream's task, so it must not block.
+    pub fn dead_letter(tell: impl Fn(BoxError, u64) + Send + Sync + 'static) -> Self {
+        ItemErrors(Policy::Dead(Arc::new(tell)))
+    }
+}
+
+impl<T> Clone for ItemErrors<T> {
+    fn clone(&self) -> Self {
+        ItemErrors(match &self.0 {
+            Policy::Fail => Policy::Fail,
+            Policy::Skip => Policy::Skip,
+            Policy::Pass => Policy::Pass,
+            Policy::Instead(instead) => Policy::Instead(instead.clone()),
+            Policy::Dead(tell) => Policy::Dead(tell.clone()),
+        })
+    }
+}
+
+impl<T> fmt::Debug for ItemErrors<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Policy::Fail => "fail",
+            Policy::Skip => "skip",
+            Policy::Pass => "pass",
+            Policy::Instead(_) => "fallback",
+            Policy::Dead(_) => "dead letter",
+        })
+    }
+}

@@ -1,0 +1,227 @@
+//! What a stream has done so far: written by its flow, a few plain stores a quantum, and read by those who watch it.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use millstream_flow::{Flow, Step};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::StreamError;
+use crate::error::ErrorKind;
+
+/// The numbers of one stream.
+#[derive(Debug)]
+pub struct Progress {
+    opened: Instant,
+    items: AtomicU64,
+    errors: AtomicU64,
+    /// Asked for an item, and none has come yet.
+    waiting: AtomicBool,
+    /// Nanoseconds of waiting for items that have come.
+    waited: AtomicU64,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Progress {
+            opened: Instant::now(),
+            items: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            waiting: AtomicBool::new(false),
+            waited: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn opened(&self) -> Instant {
+        self.opened
+    }
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.opened.elapsed()
+    }
+    /// Items that have passed.
+    pub(crate) fn items(&self) -> u64 {
+        self.items.load(Ordering::Relaxed)
+    }
+    /// Items that have failed while the stream went on.
+    pub(crate) fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+    /// Whether somebody waits for an item.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
+    }
+    pub(crate) fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
+    }
+    /// Items a second since it was opened.
+    pub(crate) fn rate(&self) -> f64 {
+        per_second(self.items(), self.elapsed())
+    }
+}
+
+/// 0 if it took no time.
+pub(crate) fn per_second(items: u64, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { items as f64 / time.as_secs_f64() }
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    Well,
+    /// Its last item was an error.
+    Failed(ErrorKind, String),
+    /// Its reader has dropped it.
+    Dropped,
+}
+
+impl Ended {
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Ended::Well => "ok",
+            Ended::Failed(kind, _) => kind.word(),
+            Ended::Dropped => "cancelled",
+        }
+    }
+}
+
+/// What stands beside a stream.
+pub trait Watch: Send + 'static {
+    /// Items have passed, or not, in a quantum.
+    fn passed(&mut self, _progress: &Progress) {}
+    /// The stream has ended; nothing comes after that.
+    fn ended(&mut self, _progress: &Progress, _how: &Ended) {}
+}
+
+/// What passes in a quantum, counted also when a panic further down cuts it short.
+struct Tally<'a> {
+    items: u64,
+    errors: u64,
+    progress: &'a Progress,
+}
+
+impl Drop for Tally<'_> {
+    fn drop(&mut self) {
+        let Progress { items, errors, .. } = self.progress;
+        // The only writer needs no read-modify-write.
+        if self.items > 0 {
+            items.store(items.load(Ordering::Relaxed) + self.items, Ordering::Relaxed);
+        }
+        if self.errors > 0 {
+            errors.store(errors.load(Ordering::Relaxed) + self.errors, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A flow that is watched.
+pub struct Watched<F, W: Watch> {
+    upstream: F,
+    progress: Arc<Progress>,
+    watch: W,
+    since: Option<Instant>,
+    over: bool,
+    /// Ends with the stream.
+    _task: Option<Task>,
+}
+
+impl<F, W: Watch> Watched<F, W> {
+    pub(crate) fn new(upstream: F, progress: Arc<Progress>, watch: W, task: Option<Task>) -> Self {
+        Watched { upstream, progress, watch, since: None, over: false, _task: task }
+    }
+
+    fn end(&mut self, how: &Ended) {
+        if !std::mem::replace(&mut self.over, true) {
+            self._task = None;
+            self.watch.ended(&self.progress, how);
+        }
+    }
+}
+
+impl<T, F, W> Flow for Watched<F, W>
+where
+    F: Flow<Item = Result<T, StreamError>, Token = ()>,
+    W: Watch,
+{
+    type Item = Result<T, StreamError>;
+    type Token = ();
+
+    #[inline]
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(Self::Item, ()) -> ControlFlow<()>,
+    {
+        if self.over {
+            return Poll::Ready(Step::End);
+        }
+        let mut last = None;
+        let mut tally = Tally { items: 0, errors: 0, progress: &self.progress };
+        let step = self.upstream.poll_drive(cx, max, &mut |item, ()| {
+            match &item {
+                Ok(_) => tally.items += 1,
+                Err(error) if error.is_last() => last = Some(failed(error)),
+                Err(_) => tally.errors += 1,
+            }
+            sink(item, ())
+        });
+        let items = tally.items;
+        drop(tally);
+        if step.is_pending() {
+            if items > 0 || self.since.is_none() {
+                self.came();
+                self.since = Some(Instant::now());
+                self.progress.waiting.store(true, Ordering::Relaxed);
+            }
+        } else {
+            self.came();
+        }
+        self.watch.passed(&self.progress);
+        if let Some(how) = last {
+            self.end(&how);
+        } else if step == Poll::Ready(Step::End) {
+            self.end(&Ended::Well);
+        }
+        step
+    }
+}
+
+impl<F, W: Watch> Watched<F, W> {
+    /// What was waited for is there.
+    fn came(&mut self) {
+        if let Some(since) = self.since.take() {
+            let waited = self.progress.waited() + since.elapsed();
+            self.progress
+                .waited
+                .store(u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            self.progress.waiting.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cold]
+fn failed(error: &StreamError) -> Ended {
+    Ended::Failed(error.error().kind().clone(), millstream_flow::chain(error))
+}
+
+impl<F, W: Watch> Drop for Watched<F, W> {
+    fn drop(&mut self) {
+        self.end(&Ended::Dropped);
+    }
+}
+
+/// A task that ends when this is dropped.
+pub(crate) struct Task(JoinHandle<()>);
+
+impl Task {
+    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Task(tokio::spawn(task))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,327 @@
+//! Whether streams are well, found out by the clock.
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use millstream_flow::Pipe;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+
+use crate::behaviours::Memory;
+use crate::call::{Call, Correlation};
+use crate::error::Error;
+use crate::message::{About, StreamRequest};
+use crate::stream::progress::{Ended, Progress, Task, Watch, Watched, per_second};
+use crate::stream::{StreamBehaviour, StreamNext};
+
+mod board;
+mod found;
+
+pub use board::HealthBoard;
+pub use found::{Severity, StreamHealth, Warning};
+
+type Report = dyn Fn(StreamHealth) -> BoxFuture<'static, ()> + Send + Sync;
+
+/// Checks each stream by the clock, whether items come or not, and reports when its severity changes.
+///
+/// A check is made by a task beside the stream, which also calls the reporters, each for an interval at most: a slow one delays
+/// the next check and never the stream. A severity is taken back when so many checks in a row have found a lower one.
+///
+/// ```
+/// use millstream_mediator::{Health, HealthBoard, Mediator};
+/// use std::time::Duration;
+///
+/// let board = HealthBoard::default();
+/// let health = Health::new(Duration::from_secs(10))
+///     .stall(Duration::from_secs(30))
+///     .throughput(1.0)
+///     .error_rate(0.1)
+///     .board(&board);
+/// let builder = Mediator::builder().stream_behaviour(health);
+/// assert!(board.is_ready());
+/// # let _ = builder;
+/// ```
+#[derive(Clone)]
+pub struct Health {
+    interval: Duration,
+    stall: Option<Duration>,
+    throughput: Option<f64>,
+    error_rate: Option<f64>,
+    growth: Option<(Memory, u64)>,
+    recover: u32,
+    report: Option<Arc<Report>>,
+    board: Option<HealthBoard>,
+}
+
+impl Health {
+    /// A check each so long; what it looks for is added.
+    ///
+    /// # Panics
+    /// If `interval` is zero.
+    pub fn new(interval: Duration) -> Self {
+        assert!(!interval.is_zero(), "a check needs time between two");
+        Health {
+            interval,
+            stall: None,
+            throughput: None,
+            error_rate: None,
+            growth: None,
+            recover: 2,
+            report: None,
+            board: None,
+        }
+    }
+
+    /// Unhealthy when somebody has waited so long for an item.
+    #[must_use]
+    pub fn stall(mut self, after: Duration) -> Self {
+        self.stall = Some(after);
+        self
+    }
+
+    /// Degraded when fewer items a second came since the last check, and somebody waits for more.
+    #[must_use]
+    pub fn throughput(mut self, items_per_second: f64) -> Self {
+        self.throughput = Some(items_per_second);
+        self
+    }
+
+    /// Unhealthy when a larger part of the items since the last check has failed. Items fail one by one where
+    /// [`ItemErrors::pass`](crate::ItemErrors::pass) is declared.
+    #[must_use]
+    pub fn error_rate(mut self, part: f64) -> Self {
+        self.error_rate = Some(part);
+        self
+    }
+
+    /// Degraded when so many bytes more than at its opening are used of this budget.
+    #[must_use]
+    pub fn memory_growth(mut self, memory: &Memory, bytes: u64) -> Self {
+        self.growth = Some((memory.clone(), bytes));
+        self
+    }
+
+    /// How many checks in a row must find less wrong before the severity is taken back; 2 if it is not said.
+    ///
+    /// # Panics
+    /// If it is 0.
+    #[must_use]
+    pub fn recover_after(mut self, checks: u32) -> Self {
+        assert!(checks > 0, "without a check nobody knows");
+        self.recover = checks;
+        self
+    }
+
+    /// Told when the severity changes, and at the end of a stream that was not healthy. Changes are logged in any case.
+    #[must_use]
+    pub fn report<F, Fut>(mut self, report: F) -> Self
+    where
+        F: Fn(StreamHealth) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.report = Some(Arc::new(move |health| Box::pin(report(health))));
+        self
+    }
+
+    /// Shows each stream's last check on a board, for an endpoint.
+    #[must_use]
+    pub fn board(mut self, board: &HealthBoard) -> Self {
+        self.board = Some(board.clone());
+        self
+    }
+}
+
+impl StreamBehaviour for Health {
+    type Flow<R: StreamRequest, N: StreamNext<R>> = Watched<N::Flow, Entry>;
+
+    fn name(&self) -> Cow<'static, str> {
+        let mut name = format!("health each {:?}", self.interval);
+        if let Some(stall) = self.stall {
+            name += &format!(", stall {stall:?}");
+        }
+        if let Some(rate) = self.throughput {
+            name += &format!(", at least {rate} items/s");
+        }
+        if let Some(rate) = self.error_rate {
+            name += &format!(", errors {}%", rate * 100.0);
+        }
+        if let Some((_, bytes)) = &self.growth {
+            name += &format!(", growth {} MiB", bytes >> 20);
+        }
+        name.into()
+    }
+
+    fn of(&self, _: &About) -> Self {
+        self.clone()
+    }
+
+    async fn open<R: StreamRequest, N: StreamNext<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
+        let pipe = next.open(call, request).await?;
+        let progress = Progress::new();
+        let check = Check {
+            rule: self.clone(),
+            stream: call.about().name.clone(),
+            correlation: call.correlation(),
+            progress: progress.clone(),
+            found: Arc::default(),
+        };
+        let entry = Entry {
+            place: self.board.as_ref().map(|board| (board.clone(), board.place())),
+            check: check.clone(),
+        };
+        let place = entry.place.clone();
+        let task = Task::spawn(check.run(place));
+        Ok(pipe.via("health", |flow| Watched::new(flow, progress, entry, Some(task))))
+    }
+}
+
+#[derive(Clone)]
+struct Check {
+    rule: Health,
+    stream: Arc<str>,
+    correlation: Correlation,
+    progress: Arc<Progress>,
+    /// What the last check found, for the end.
+    found: Arc<Mutex<(Option<StreamHealth>, f64)>>,
+}
+
+impl Check {
+    async fn run(self, place: Option<(HealthBoard, u64)>) {
+        let Check { rule, progress, .. } = &self;
+        let mut ticks = interval_at(progress.opened() + rule.interval, rule.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let held = rule.growth.as_ref().map_or(0, |(memory, _)| memory.used());
+        let mut before = (0, 0);
+        let mut moved = progress.opened();
+        let (mut severity, mut better) = (Severity::Healthy, 0);
+        loop {
+            ticks.tick().await;
+            let (items, errors) = (progress.items(), progress.errors());
+            let now = Instant::now();
+            // Time in which nobody asks is not the stream's.
+            if (items, errors) != before || !progress.is_waiting() {
+                moved = now;
+            }
+            let (came, failed) = (items - before.0, errors - before.1);
+            before = (items, errors);
+            let rate = per_second(came, rule.interval);
+            let warnings = self.warnings(rate, came, failed, now - moved, held);
+            let found = match warnings.len() {
+                0 => Severity::Healthy,
+                1 if !warnings[0].is_critical() => Severity::Degraded,
+                _ => Severity::Unhealthy,
+            };
+            better = if found < severity { better + 1 } else { 0 };
+            let was = severity;
+            if found > severity || better >= rule.recover {
+                (severity, better) = (found, 0);
+            }
+            let health = self.health(severity, warnings, rate, None);
+            if let Some((board, place)) = &place {
+                board.set(*place, health.clone());
+            }
+            if severity != was {
+                self.tell(health).await;
+            }
+        }
+    }
+
+    fn warnings(&self, rate: f64, came: u64, failed: u64, still: Duration, held: u64) -> Vec<Warning> {
+        let Health { stall, throughput, error_rate, growth, .. } = &self.rule;
+        let mut warnings = Vec::new();
+        if stall.is_some_and(|stall| still >= stall) {
+            warnings.push(Warning::Stalled { seconds: still.as_secs_f64() });
+        }
+        if let Some(least) = throughput.filter(|least| rate < *least && self.progress.is_waiting()) {
+            warnings.push(Warning::LowThroughput { rate, least });
+        }
+        let part = failed as f64 / (came + failed).max(1) as f64;
+        if let Some(most) = error_rate.filter(|most| part > *most) {
+            warnings.push(Warning::HighErrorRate { rate: part, most });
+        }
+        if let Some((memory, most)) = growth {
+            let bytes = memory.used().saturating_sub(held);
+            if bytes > *most {
+                warnings.push(Warning::MemoryGrowth { bytes, most: *most });
+            }
+        }
+        warnings
+    }
+
+    fn health(
+        &self,
+        severity: Severity,
+        warnings: Vec<Warning>,
+        rate: f64,
+        ended: Option<&'static str>,
+    ) -> StreamHealth {
+        let mut found = self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        found.1 = found.1.max(rate);
+        let health = StreamHealth {
+            stream: self.stream.clone(),
+            correlation: self.correlation.to_string(),
+            severity,
+            warnings,
+            items: self.progress.items(),
+            errors: self.progress.errors(),
+            rate,
+            rate_max: found.1,
+            seconds: self.progress.elapsed().as_secs_f64(),
+            ended,
+        };
+        found.0 = Some(health.clone());
+        health
+    }
+
+    async fn tell(&self, health: StreamHealth) {
+        log(&health);
+        if let Some(report) = &self.rule.report
+            && timeout(self.rule.interval, report(health)).await.is_err()
+        {
+            tracing::warn!(target: "millstream_mediator::stream", stream = %self.stream, "a health reporter took longer than an interval");
+        }
+    }
+}
+
+fn log(health: &StreamHealth) {
+    let StreamHealth { stream, correlation, severity, warnings, items, .. } = health;
+    let what: Vec<_> = warnings.iter().map(Warning::to_string).collect();
+    let what = what.join("; ");
+    match severity {
+        Severity::Healthy => {
+            tracing::info!(target: "millstream_mediator::stream", %stream, correlation, items, "a stream is well again");
+        }
+        severity => {
+            tracing::warn!(target: "millstream_mediator::stream", %stream, correlation, ?severity, items, what, "a stream is not well");
+        }
+    }
+}
+
+/// What stands beside one stream.
+pub struct Entry {
+    place: Option<(HealthBoard, u64)>,
+    check: Check,
+}
+
+impl Watch for Entry {
+    fn ended(&mut self, progress: &Progress, how: &Ended) {
+        let last = self.check.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).0.take();
+        let (severity, warnings) = match (how, last) {
+            (Ended::Failed(..), last) => {
+                (Severity::Unhealthy, last.map(|last| last.warnings).unwrap_or_default())
+            }
+            (_, Some(last)) => (last.severity, last.warnings),
+            (_, None) => (Severity::Healthy, Vec::new()),
+        };
+        let health = self.check.health(severity, warnings, progress.rate(), Some(how.word()));
+        if let Some((board, place)) = self.place.take() {
+            board.end(place, health);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Hooks for streams.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use millstream_flow::{BoxError, Flow, Pipe, Step};
+
+use crate::call::{Call, Detached};
+use crate::error::{Error, ErrorKind};
+use crate::message::{About, StreamRequest};
+use crate::stream::{StreamBehaviour, StreamError, StreamNext};
+
+/// Hooks for all streams in a scope. They see requests and items as [`Any`], in their place. What is not implemented
+/// changes nothing.
+///
+/// For one type of stream, [`StreamOptions::each`](crate::StreamOptions::each) does something asynchronous with each item,
+/// and a [`Check`](crate::Check) of [`Opening`](crate::Opening) looks at its requests.
+pub trait StreamInterceptor: Send + Sync + 'static {
+    /// Before the stream is opened. An error refuses it as [`ErrorKind::Invalid`].
+    ///
+    /// # Errors
+    /// To refuse it.
+    fn request(&self, _call: &Call<'_>, _request: &mut dyn Any) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    /// An item passes. It is called in the stream's task, and must not block.
+    fn item(&self, _call: &Call<'_>, _item: &mut dyn Any) {}
+
+    /// The stream has ended: well, or with this error. It is not called for one that is dropped.
+    fn end(&self, _call: &Call<'_>, _error: Option<&StreamError>) {}
+}
+
+/// The hooks of a [`StreamInterceptor`] as a behaviour.
+pub struct StreamIntercept<X>(Arc<X>);
+
+impl<X: StreamInterceptor> StreamIntercept<X> {
+    /// These hooks.
+    pub fn new(interceptor: X) -> Self {
+        StreamIntercept(Arc::new(interceptor))
+    }
+}
+
+impl<X: StreamInterceptor> StreamBehaviour for StreamIntercept<X> {
+    type Flow<R: StreamRequest, N: StreamNext<R>> = Seen<N::Flow, X>;
+
+    fn name(&self) -> Cow<'static, str> {
+        format!("interceptor {}", crate::message::short_name(std::any::type_name::<X>())).into()
+    }
+
+    fn of(&self, _: &About) -> Self {
+        StreamIntercept(self.0.clone())
+    }
+
+    async fn open<R: StreamRequest, N: StreamNext<R>>(
+        &self,
+        call: &Call<'_>,
+        mut request: R,
+        next: &N,
+    ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
+        self.0
+            .request(call, &mut request)
+            .map_err(|error| Error::new(call.about(), ErrorKind::Invalid).because(error))?;
+        let pipe = next.open(call, request).await?;
+        let (interceptor, call) = (self.0.clone(), call.detach());
+        Ok(pipe.via("interceptor", |upstream| Seen { upstream, interceptor, call, over: false }))
+    }
+}
+
+/// A flow that hooks see.
+pub struct Seen<F, X> {
+    upstream: F,
+    interceptor: Arc<X>,
+    call: Detached,
+    over: bool,
+}
+
+impl<T, F, X> Flow for Seen<F, X>
+where
+    T: 'static,
+    F: Flow<Item = Result<T, StreamError>, Token = ()>,
+    X: StreamInterceptor,
+{
+    type Item = F::Item;
+    type Token = ();
+
+    #[inline]
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(F::Item, ()) -> ControlFlow<()>,
+    {
+        let Seen { upstream, interceptor, call, over } = self;
+        let call = call.call();
+        let step = upstream.poll_drive(cx, max, &mut |mut item, ()| {
+            match &mut item {
+                Ok(item) => interceptor.item(&call, item),
+                Err(error) if error.is_last() && !*over => {
+                    *over = true;
+                    interceptor.end(&call, Some(error));
+                }
+                Err(_) => {}
+            }
+            sink(item, ())
+        });
+        if step == Poll::Ready(Step::End) && !std::mem::replace(over, true) {
+            interceptor.end(&call, None);
+        }
+        step
+    }
+}

@@ -1,0 +1,358 @@
+//! Streams that are opened anew when they break.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_core::Stream;
+use futures_util::future::BoxFuture;
+use hashbrown::HashSet;
+use millstream_flow::{Flow, Pipe, Step};
+use millstream_resilience::{Attempts, Classify, Retry};
+use tokio::time::{Instant, sleep};
+
+use crate::behaviours::Counted;
+use crate::call::{Call, Detached};
+use crate::error::Error;
+use crate::message::{About, StreamRequest};
+use crate::metrics::{Counter, stream_dropped};
+use crate::stream::{StreamBehaviour, StreamError, StreamNext};
+
+/// How a stream goes on that broke after it had delivered items, and so what its reader may rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Resume {
+    /// Not at all: only a stream that has delivered nothing is opened anew. Every item comes *at most once*. The
+    /// default.
+    #[default]
+    Never,
+    /// From its beginning, with [`StreamRequest::repeat`]. What was delivered is delivered again: *at least once*.
+    Restart,
+    /// From the position, with [`StreamRequest::resume`]: *exactly once*, if the handler means the same items by it.
+    Position,
+    /// From its beginning, leaving out as many items as were delivered: *exactly once*, if the handler gives the same items in
+    /// the same order each time.
+    Skip,
+    /// From its beginning, leaving out what has the [key](StreamRequest::key) of one of the last so many items that were delivered:
+    /// *exactly once*, if keys are unique and no more items than that come again. Items without a key are delivered again.
+    Dedupe(usize),
+}
+
+impl Resume {
+    /// What a reader may rely on, in words.
+    pub fn delivery(self) -> &'static str {
+        match self {
+            Resume::Never => "at most once",
+            Resume::Restart => "at least once",
+            Resume::Position => "exactly once, by position",
+            Resume::Skip => "exactly once, by count",
+            Resume::Dedupe(_) => "exactly once, by key",
+        }
+    }
+}
+
+/// Opens a stream again that did not open or that broke, as a [`Retry`] says. The reader notices nothing, but for what
+/// [`Resume`] declares; if no try is left, the last error is the last item, with the position and the number of items
+/// delivered in all tries.
+///
+/// Where new items have come since the last error, tries are counted from the beginning again (not with
+/// [`Resume::Restart`], which would go on for ever).
+///
+/// ```
+/// use millstream_mediator::{Mediator, Resume, StreamRetries};
+/// use millstream_resilience::Retry;
+///
+/// let builder = Mediator::builder().stream_behaviour(StreamRetries::new(Retry::new(3), Resume::Position));
+/// # let _ = builder;
+/// ```
+#[derive(Clone)]
+pub struct StreamRetries {
+    retry: Retry,
+    resume: Resume,
+    counted: Counted,
+    duplicates: Counter,
+}
+
+impl StreamRetries {
+    /// Tries as `retry` says, and goes on as `resume` says.
+    ///
+    /// # Panics
+    /// If it is to remember 0 keys.
+    pub fn new(retry: Retry, resume: Resume) -> Self {
+        assert!(resume != Resume::Dedupe(0), "to remember no keys leaves nothing out");
+        StreamRetries { retry, resume, counted: Counted::default(), duplicates: Counter::default() }
+    }
+}
+
+impl StreamBehaviour for StreamRetries {
+    type Flow<R: StreamRequest, N: StreamNext<R>> = Reopening<R, N>;
+
+    fn name(&self) -> Cow<'static, str> {
+        format!("retry {}, {}", self.retry, self.resume.delivery()).into()
+    }
+
+    fn of(&self, about: &About) -> Self {
+        let (retry, resume) = (self.retry.clone(), self.resume);
+        StreamRetries {
+            retry,
+            resume,
+            counted: Counted::of(about),
+            duplicates: stream_dropped(about, "duplicate"),
+        }
+    }
+
+    async fn open<R: StreamRequest, N: StreamNext<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
+        let mut spare = request.repeat();
+        let mut request = Some(request);
+        let (began, mut attempts) = (Instant::now(), None);
+        let pipe = loop {
+            let Some(asked) = request.take() else { unreachable!("it is there for each try") };
+            let error = match next.open(call, asked).await {
+                Ok(pipe) => break pipe,
+                Err(error) => error,
+            };
+            let class = error.class();
+            let Some(again) = &spare else {
+                if class.is_retryable() {
+                    self.counted.unrepeatable();
+                }
+                return Err(error);
+            };
+            let attempts = attempts.get_or_insert_with(|| self.retry.attempts(Some(began)));
+            match attempts.failed(&self.retry, class) {
+                Ok(delay) => {
+                    self.counted.again(class);
+                    request = again.repeat();
+                    sleep(delay).await;
+                }
+                Err(stop) => {
+                    self.counted.given_up(stop);
+                    return Err(error);
+                }
+            }
+            if request.is_none() {
+                return Err(error);
+            }
+        };
+        let account = Account {
+            rule: self.clone(),
+            attempts,
+            base: 0,
+            taken: 0,
+            skip: 0,
+            delivered: 0,
+            fresh: 0,
+            seen: Seen::default(),
+        };
+        let (next, call) = (next.clone(), call.detach());
+        Ok(pipe.via("retry", |first| Reopening {
+            request: spare.take(),
+            next,
+            call,
+            state: State::First(first),
+            account,
+        }))
+    }
+}
+
+/// A flow that is opened anew when it breaks.
+pub struct Reopening<R: StreamRequest, N: StreamNext<R>> {
+    /// What is asked again; `None` if that may not be.
+    request: Option<R>,
+    next: N,
+    call: Detached,
+    state: State<N::Flow>,
+    account: Account,
+}
+
+type Opened<F> = BoxFuture<'static, Result<Pipe<F>, Error>>;
+
+enum State<F> {
+    First(F),
+    Opening(Opened<F>),
+    Again(Pipe<F>),
+    Over,
+}
+
+/// What came of the tries.
+struct Account {
+    rule: StreamRetries,
+    /// The tries since something new came; `None` if none has failed.
+    attempts: Option<Attempts>,
+    /// The position at which the present try began, and how many items it gave.
+    base: u64,
+    taken: u64,
+    /// Items of the present try that are still to be left out.
+    skip: u64,
+    delivered: u64,
+    /// Of those, in the present try.
+    fresh: u64,
+    seen: Seen,
+}
+
+/// The keys that were delivered last.
+#[derive(Default)]
+struct Seen {
+    keys: HashSet<u64>,
+    order: VecDeque<u64>,
+}
+
+impl Seen {
+    /// False if it is there already.
+    fn add(&mut self, key: u64, keys_max: usize) -> bool {
+        if !self.keys.insert(key) {
+            return false;
+        }
+        self.order.push_back(key);
+        if self.order.len() > keys_max
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.keys.remove(&oldest);
+        }
+        true
+    }
+}
+
+impl Account {
+    /// Whether the next item of the present try goes to the reader.
+    #[inline]
+    fn delivers<R: StreamRequest>(&mut self, item: &R::Item) -> bool {
+        self.taken += 1;
+        if self.skip > 0 {
+            self.skip -= 1;
+            self.rule.duplicates.add(1);
+            return false;
+        }
+        if let Resume::Dedupe(keys_max) = self.rule.resume
+            && let Some(key) = R::key(item)
+            && !self.seen.add(key, keys_max)
+        {
+            self.rule.duplicates.add(1);
+            return false;
+        }
+        if self.fresh == 0 {
+            self.succeeded();
+        }
+        self.fresh += 1;
+        self.delivered += 1;
+        true
+    }
+
+    /// The present try has brought something.
+    fn succeeded(&mut self) {
+        self.rule.retry.succeeded();
+        if let Some(attempts) = &self.attempts {
+            self.rule.counted.saved(attempts.elapsed());
+        }
+        if self.rule.resume != Resume::Restart {
+            self.attempts = None;
+        }
+    }
+
+    /// Begins another try after this error, at its delay, or says that there is none.
+    fn again<R: StreamRequest>(&mut self, request: Option<&R>, broken: &Error) -> Option<(R, Duration)> {
+        let StreamRetries { retry, resume, counted, .. } = &self.rule;
+        let (resume, class) = (*resume, broken.class());
+        let again = match (resume, self.delivered) {
+            (_, 0) => request.and_then(R::repeat),
+            (Resume::Never, _) => return None,
+            (Resume::Position, delivered) => request.and_then(|request| request.resume(delivered)),
+            (Resume::Restart | Resume::Skip | Resume::Dedupe(_), _) => request.and_then(R::repeat),
+        };
+        let Some(again) = again else {
+            if class.is_retryable() {
+                counted.unrepeatable();
+            }
+            return None;
+        };
+        let attempts = self.attempts.get_or_insert_with(|| retry.attempts(None));
+        match attempts.failed(retry, class) {
+            Ok(delay) => {
+                counted.again(class);
+                (self.fresh, self.taken) = (0, 0);
+                self.base = if resume == Resume::Position { self.delivered } else { 0 };
+                self.skip = if resume == Resume::Skip { self.delivered } else { 0 };
+                Some((again, delay))
+            }
+            Err(stop) => {
+                counted.given_up(stop);
+                None
+            }
+        }
+    }
+}
+
+impl<R: StreamRequest, N: StreamNext<R>> Flow for Reopening<R, N> {
+    type Item = Result<R::Item, StreamError>;
+    type Token = ();
+
+    // The state stays in its place while the sink is called, which may panic.
+    #[inline]
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(Self::Item, ()) -> ControlFlow<()>,
+    {
+        let Reopening { request, next, call, state, account } = self;
+        loop {
+            let broken = match state {
+                State::Over => return Poll::Ready(Step::End),
+                State::First(flow) => {
+                    let mut broken = None;
+                    let step = flow.poll_drive(cx, max, &mut |item, ()| match item {
+                        Err(error) if error.is_last() => {
+                            broken = Some(error);
+                            ControlFlow::Break(())
+                        }
+                        Ok(item) if !account.delivers::<R>(&item) => ControlFlow::Continue(()),
+                        item => sink(item, ()),
+                    });
+                    let Some(broken) = broken else { return step };
+                    broken
+                }
+                State::Opening(opening) => match opening.as_mut().poll(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(pipe)) => {
+                        *state = State::Again(pipe);
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => StreamError::new(error, 0, true),
+                },
+                State::Again(pipe) => {
+                    let mut room = max;
+                    loop {
+                        let item = match Pin::new(&mut *pipe).poll_next(cx) {
+                            Poll::Pending => return Poll::Pending,
+                            Poll::Ready(None) => return Poll::Ready(Step::End),
+                            Poll::Ready(Some(Err(error))) if error.is_last() => break error,
+                            Poll::Ready(Some(Ok(item))) if !account.delivers::<R>(&item) => continue,
+                            Poll::Ready(Some(item)) => item,
+                        };
+                        room -= 1;
+                        if sink(item, ()).is_break() || room == 0 {
+                            return Poll::Ready(Step::More);
+                        }
+                    }
+                }
+            };
+            let Some((again, delay)) = account.again(request.as_ref(), broken.error()) else {
+                *state = State::Over;
+                let position = account.base + account.taken.max(broken.position());
+                let broken = broken.at(position).delivered_in_all(account.delivered);
+                let _ = sink(Err(broken), ());
+                return Poll::Ready(Step::End);
+            };
+            let (next, call) = (next.clone(), call.clone());
+            *state = State::Opening(Box::pin(async move {
+                sleep(delay).await;
+                next.open(&call.call(), again).await
+            }));
+        }
+    }
+}

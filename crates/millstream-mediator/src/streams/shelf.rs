@@ -1,0 +1,238 @@
+//! The buffer between a stream's task and its reader, with water marks.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::backpressure::{Pressure, Strategy};
+use crate::behaviours::Reserved;
+use crate::stream::StreamError;
+
+/// How it is set: what does not change while a stream flows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Marks {
+    pub(crate) capacity: usize,
+    pub(crate) high: usize,
+    pub(crate) low: usize,
+}
+
+/// Items on their way, under a lock that both sides take once a chunk.
+pub(crate) struct Shelf<T>(Mutex<State<T>>);
+
+pub(crate) struct State<T> {
+    items: VecDeque<Result<T, StreamError>>,
+    /// Since when it is under pressure.
+    pub(crate) pressed: Option<Instant>,
+    pub(crate) dropped: u64,
+    /// Items that were taken since the pressure began, and let in since then: what throttling goes by.
+    taken: u64,
+    entered: u64,
+    /// Counted while it is thinned out.
+    sampled: u64,
+    /// The pressure has lasted so long that another strategy is in force.
+    fell_back: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    writer_gone: bool,
+    reserved: Option<Reserved>,
+}
+
+/// Items that one side moves with one look at the lock.
+pub(crate) const CHUNK: usize = 64;
+
+/// What may enter now.
+pub(crate) enum Room {
+    /// So many items.
+    Items(usize),
+    /// None before the reader has taken some.
+    None,
+}
+
+impl<T> Shelf<T> {
+    pub(crate) fn new(reserved: Option<Reserved>) -> Self {
+        Shelf(Mutex::new(State {
+            items: VecDeque::new(),
+            pressed: None,
+            dropped: 0,
+            taken: 0,
+            entered: 0,
+            sampled: 0,
+            fell_back: false,
+            reader: None,
+            writer: None,
+            writer_gone: false,
+            reserved,
+        }))
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// How many items the writer may bring. Registers it if there is no room.
+    pub(crate) fn poll_room(&self, cx: &mut Context<'_>, marks: &Marks, strategy: &Strategy) -> Poll<usize> {
+        let mut state = self.state();
+        match state.room(marks, strategy) {
+            Room::Items(items) => Poll::Ready(items),
+            Room::None => {
+                state.writer = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Puts items on the shelf, by the strategy; wakes the reader.
+    pub(crate) fn put(&self, chunk: &mut Vec<Result<T, StreamError>>, marks: &Marks, strategy: &Strategy) {
+        let mut shed = Vec::new();
+        let mut state = self.state();
+        for item in chunk.drain(..) {
+            // What tells the end or a failure is never dropped.
+            if item.is_err() || state.lets_in(marks, strategy, &mut shed) {
+                state.items.push_back(item);
+                state.entered += 1;
+            } else {
+                shed.push(item);
+            }
+        }
+        state.dropped += shed.len() as u64;
+        state.hold();
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+        drop(shed); // with the lock free: a user's `Drop` may do anything
+    }
+
+    /// Takes up to `max` items. `None` at the end.
+    pub(crate) fn poll_take(
+        &self,
+        cx: &mut Context<'_>,
+        max: usize,
+        marks: &Marks,
+        strategy: &Strategy,
+        into: &mut VecDeque<Result<T, StreamError>>,
+    ) -> Poll<Option<()>> {
+        let mut state = self.state();
+        if state.items.is_empty() {
+            if state.writer_gone {
+                return Poll::Ready(None);
+            }
+            state.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let count = state.items.len().min(max);
+        into.extend(state.items.drain(..count));
+        state.taken += count as u64;
+        state.hold();
+        // Not for every item: an eighth of the buffer is worth a wake-up.
+        let enough = (marks.capacity / 8).clamp(1, CHUNK);
+        let wakes = matches!(state.room(marks, strategy), Room::Items(room) if room >= enough)
+            || state.items.len() <= marks.low;
+        let writer = if wakes { state.writer.take() } else { None };
+        drop(state);
+        if let Some(writer) = writer {
+            writer.wake();
+        }
+        Poll::Ready(Some(()))
+    }
+
+    /// Nothing more comes.
+    pub(crate) fn close(&self) {
+        let mut state = self.state();
+        state.writer_gone = true;
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+impl<T> State<T> {
+    /// Begins or ends the pressure. True if that changed.
+    pub(crate) fn press(&mut self, marks: &Marks, triggered: bool) -> bool {
+        let len = self.items.len();
+        match self.pressed {
+            None if len >= marks.high || triggered => {
+                (self.pressed, self.taken, self.entered, self.sampled) = (Some(Instant::now()), 0, 0, 0);
+                true
+            }
+            Some(_) if len <= marks.low && !triggered => {
+                (self.pressed, self.fell_back) = (None, false);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn pressure(&self, capacity: usize) -> Pressure {
+        let lasting = self.pressed.map_or(Duration::ZERO, |since| since.elapsed());
+        Pressure { len: self.items.len(), capacity, dropped: self.dropped, lasting }
+    }
+
+    /// Whether another strategy was in force already; from now on it is.
+    pub(crate) fn falls_back(&mut self) -> bool {
+        std::mem::replace(&mut self.fell_back, true)
+    }
+
+    /// When another strategy follows, if one is still to.
+    pub(crate) fn falls_back_at(&self, after: Duration) -> Option<Instant> {
+        self.pressed.filter(|_| !self.fell_back).map(|since| since + after)
+    }
+
+    fn room(&self, marks: &Marks, strategy: &Strategy) -> Room {
+        let free = marks.capacity.saturating_sub(self.items.len());
+        // Down at the low mark one item passes whatever a trigger says, so that it is asked again.
+        let least = usize::from(self.items.len() <= marks.low);
+        let room = match strategy {
+            Strategy::Buffer => free,
+            Strategy::Block if self.pressed.is_some() => least,
+            // Up to the mark at which it blocks.
+            Strategy::Block => marks.high - self.items.len().min(marks.high),
+            // Nine for ten that leave, so that it comes down to the low mark.
+            Strategy::Throttle if self.pressed.is_some() => {
+                ((self.taken * 9 / 10).saturating_sub(self.entered) as usize).max(least).min(free)
+            }
+            Strategy::Throttle => free,
+            Strategy::DropOldest | Strategy::DropNewest | Strategy::Sample(_) => usize::MAX,
+        };
+        if room == 0 { Room::None } else { Room::Items(room) }
+    }
+
+    fn lets_in(
+        &mut self,
+        marks: &Marks,
+        strategy: &Strategy,
+        shed: &mut Vec<Result<T, StreamError>>,
+    ) -> bool {
+        let full = self.items.len() >= marks.capacity;
+        match strategy {
+            Strategy::Buffer | Strategy::Block | Strategy::Throttle => true,
+            Strategy::DropOldest => {
+                if full {
+                    let oldest = self.items.iter().position(Result::is_ok);
+                    shed.extend(oldest.and_then(|at| self.items.remove(at)));
+                }
+                true
+            }
+            Strategy::DropNewest => !full,
+            Strategy::Sample(one_in) => {
+                let thin = self.pressed.is_some() || self.items.len() >= marks.high;
+                let turn = !thin || self.sampled % *one_in == 0;
+                self.sampled += u64::from(thin);
+                turn && !full
+            }
+        }
+    }
+
+    /// Says how much memory waits.
+    fn hold(&mut self) {
+        if let Some(reserved) = &mut self.reserved {
+            reserved.set((self.items.len() * size_of::<Result<T, StreamError>>()) as u64);
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! How fast streams flow.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_flow::Pipe;
+use tokio::time::{Instant, sleep_until};
+
+use crate::call::Call;
+use crate::error::{Error, ErrorKind};
+use crate::message::{About, StreamRequest};
+use crate::metrics::{Counter, Gauge, Histogram, MetricKind};
+use crate::stream::progress::{Ended, Progress, Task, Watch, Watched, per_second};
+use crate::stream::{StreamBehaviour, StreamNext};
+
+/// Counts streams, items and how they end, and shows throughput and latency of each interval; warns by the clock, whether
+/// items come or not, of a first item that is late, a throughput that is low, and a stream that takes too long.
+///
+/// The latency is the mean time that the reader waited for an item, in the interval.
+///
+/// ```
+/// use millstream_mediator::{Mediator, StreamTiming};
+/// use std::time::Duration;
+///
+/// let timing = StreamTiming::new()
+///     .first_item(Duration::from_secs(5))
+///     .throughput(10.0)
+///     .interval(Duration::from_secs(30))
+///     .total(Duration::from_secs(300));
+/// let builder = Mediator::builder().stream_behaviour(timing);
+/// # let _ = builder;
+/// ```
+#[derive(Debug, Clone)]
+pub struct StreamTiming {
+    first_item: Option<Duration>,
+    throughput: Option<f64>,
+    interval: Duration,
+    total: Option<Duration>,
+    stats: Option<Arc<Stats>>,
+}
+
+#[derive(Debug)]
+struct Stats {
+    opened: Counter,
+    items: Counter,
+    ok: Counter,
+    failed: [Counter; ErrorKind::WORDS.len()],
+    cancelled: Counter,
+    throughput: Gauge,
+    latency: Gauge,
+    durations: Histogram,
+    first_items: Histogram,
+    warnings: [Counter; 3],
+}
+
+const WARNINGS: [&str; 3] = ["first_item", "throughput", "total"];
+
+impl StreamTiming {
+    /// No warnings, and an interval of 10 s.
+    pub fn new() -> Self {
+        StreamTiming {
+            first_item: None,
+            throughput: None,
+            interval: Duration::from_secs(10),
+            total: None,
+            stats: None,
+        }
+    }
+
+    /// Warns if the first item takes longer.
+    #[must_use]
+    pub fn first_item(mut self, within: Duration) -> Self {
+        self.first_item = Some(within);
+        self
+    }
+
+    /// Warns of an interval with fewer items a second, in which somebody waited for items at its end.
+    #[must_use]
+    pub fn throughput(mut self, items_per_second: f64) -> Self {
+        self.throughput = Some(items_per_second);
+        self
+    }
+
+    /// How long the intervals are of which throughput and latency are shown; 10 s if it is not said.
+    ///
+    /// # Panics
+    /// If it is zero.
+    #[must_use]
+    pub fn interval(mut self, interval: Duration) -> Self {
+        assert!(!interval.is_zero(), "in no time nothing flows");
+        self.interval = interval;
+        self
+    }
+
+    /// Warns if the stream takes longer.
+    #[must_use]
+    pub fn total(mut self, within: Duration) -> Self {
+        self.total = Some(within);
+        self
+    }
+}
+
+impl Default for StreamTiming {
+    fn default() -> Self {
+        StreamTiming::new()
+    }
+}
+
+/// What stands beside one stream.
+pub struct Timer {
+    stats: Option<Arc<Stats>>,
+    counted: u64,
+}
+
+impl Watch for Timer {
+    fn passed(&mut self, progress: &Progress) {
+        let Some(stats) = &self.stats else { return };
+        let items = progress.items();
+        if items > self.counted {
+            if self.counted == 0 {
+                stats.first_items.observe(progress.elapsed());
+            }
+            stats.items.add(items - self.counted);
+            self.counted = items;
+        }
+    }
+
+    fn ended(&mut self, progress: &Progress, how: &Ended) {
+        let Some(stats) = &self.stats else { return };
+        match how {
+            Ended::Well => stats.ok.add(1),
+            Ended::Failed(kind, _) => stats.failed[kind.index()].add(1),
+            Ended::Dropped => stats.cancelled.add(1),
+        }
+        stats.durations.observe(progress.elapsed());
+        // A stream that was shorter than an interval shows all of itself.
+        if progress.items() > 0 && stats.throughput.value() == 0.0 {
+            stats.show(progress.items(), progress.elapsed(), progress.waited());
+        }
+    }
+}
+
+impl Stats {
+    fn show(&self, items: u64, time: Duration, waited: Duration) {
+        self.throughput.set(per_second(items, time));
+        self.latency.set(if items == 0 { 0.0 } else { waited.as_secs_f64() * 1e3 / items as f64 });
+    }
+
+    fn warn(&self, about: &About, which: usize, progress: &Progress, limit: impl std::fmt::Debug) {
+        self.warnings[which].add(1);
+        let (items, elapsed) = (progress.items(), progress.elapsed());
+        let warning = WARNINGS[which];
+        tracing::warn!(target: "millstream_mediator::stream", stream = %about.name, warning, ?limit, items, ?elapsed, "a stream is slow");
+    }
+}
+
+impl StreamTiming {
+    /// Looks at a stream by the clock until it ends.
+    async fn watch(self, stats: Arc<Stats>, about: Arc<About>, progress: Arc<Progress>) {
+        let opened = progress.opened();
+        let (mut first, mut total) = (self.first_item, self.total);
+        let (mut items, mut waited, mut next) = (0, Duration::ZERO, opened + self.interval);
+        loop {
+            let due = [Some(next), first.map(|first| opened + first), total.map(|total| opened + total)];
+            sleep_until(due.into_iter().flatten().min().unwrap_or(next)).await;
+            let now = Instant::now();
+            if progress.items() > 0 {
+                first = None;
+            }
+            if let Some(limit) = first.filter(|first| opened + *first <= now) {
+                first = None;
+                stats.warn(&about, 0, &progress, limit);
+            }
+            if let Some(limit) = total.filter(|total| opened + *total <= now) {
+                total = None;
+                stats.warn(&about, 2, &progress, limit);
+            }
+            if next <= now {
+                let (count, wait) = (progress.items(), progress.waited());
+                stats.show(count - items, self.interval, wait - waited);
+                let rate = per_second(count - items, self.interval);
+                if let Some(limit) = self.throughput.filter(|limit| rate < *limit && progress.is_waiting()) {
+                    stats.warn(&about, 1, &progress, limit);
+                }
+                (items, waited, next) = (count, wait, next + self.interval);
+            }
+        }
+    }
+}
+
+impl StreamBehaviour for StreamTiming {
+    type Flow<R: StreamRequest, N: StreamNext<R>> = Watched<N::Flow, Timer>;
+
+    fn name(&self) -> Cow<'static, str> {
+        let mut name = String::from("timing");
+        if let Some(first) = self.first_item {
+            name += &format!(", first item within {first:?}");
+        }
+        if let Some(rate) = self.throughput {
+            name += &format!(", at least {rate} items/s");
+        }
+        name += &format!(", each {:?}", self.interval);
+        if let Some(total) = self.total {
+            name += &format!(", done within {total:?}");
+        }
+        name.into()
+    }
+
+    fn of(&self, about: &About) -> Self {
+        let (metrics, labels) = (about.metrics(), [("type", about.label())]);
+        let count = |status| {
+            let help = "Streams that have ended, by how.";
+            metrics.counter("mediator_streams_total", help, &[("type", about.label()), ("status", status)])
+        };
+        let warn = |warning| {
+            let help = "Warnings of slow streams.";
+            metrics.counter(
+                "mediator_slow_streams_total",
+                help,
+                &[("type", about.label()), ("warning", warning)],
+            )
+        };
+        let histogram = |name, help| metrics.histogram(name, help, &labels, &Histogram::BOUNDS);
+        let stats = Arc::new(Stats {
+            opened: metrics.counter("mediator_streams_opened_total", "Streams that were opened.", &labels),
+            items: metrics.counter(
+                "mediator_stream_items_total",
+                "Items that streams have delivered.",
+                &labels,
+            ),
+            ok: count("ok"),
+            failed: ErrorKind::WORDS.map(count),
+            cancelled: count("cancelled"),
+            throughput: metrics.gauge(
+                "mediator_stream_throughput",
+                "Items a second, in the last interval.",
+                &labels,
+            ),
+            latency: metrics.gauge(
+                "mediator_stream_latency",
+                "Milliseconds that an item was waited for, on average in the last interval.",
+                &labels,
+            ),
+            durations: histogram("mediator_stream_duration_seconds", "How long streams flow."),
+            first_items: histogram(
+                "mediator_stream_first_item_seconds",
+                "How long the first item of a stream takes.",
+            ),
+            warnings: WARNINGS.map(warn),
+        });
+        let read = stats.clone();
+        metrics.read(
+            "mediator_active_streams",
+            "Streams that are open.",
+            MetricKind::Gauge,
+            &labels,
+            move || {
+                let failed: u64 = read.failed.iter().map(Counter::value).sum();
+                read.opened.value().saturating_sub(read.ok.value() + failed + read.cancelled.value()) as f64
+            },
+        );
+        StreamTiming { stats: Some(stats), ..self.clone() }
+    }
+
+    async fn open<R: StreamRequest, N: StreamNext<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
+        let pipe = next.open(call, request).await?;
+        let progress = Progress::new();
+        let task = self.stats.clone().map(|stats| {
+            stats.opened.add(1);
+            Task::spawn(self.clone().watch(stats, call.about().clone(), progress.clone()))
+        });
+        let timer = Timer { stats: self.stats.clone(), counted: 0 };
+        Ok(pipe.via("timing", |flow| Watched::new(flow, progress, timer, task)))
+    }
+}

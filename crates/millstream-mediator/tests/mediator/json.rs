@@ -1,0 +1,76 @@
+use std::sync::{Arc, Mutex};
+
+use millstream_flow::{BoxError, Pipe};
+use millstream_mediator::{Error, ErrorKind, Mediator, Notification, Request, StreamRequest, Timeout};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::time::Duration;
+
+#[derive(Deserialize)]
+struct Greet {
+    name: String,
+}
+impl Request for Greet {
+    type Response = Greeting;
+}
+#[derive(Serialize)]
+struct Greeting {
+    text: String,
+}
+#[derive(Deserialize)]
+struct Happened(u32);
+impl Notification for Happened {}
+
+#[derive(Deserialize)]
+struct Count {
+    to: u32,
+}
+impl StreamRequest for Count {
+    type Item = u32;
+}
+
+#[tokio::test]
+async fn calls_by_name_go_through_the_same_handlers_and_behaviours() {
+    let happened = Arc::new(Mutex::new(Vec::new()));
+    let mediator = Mediator::builder()
+        .behaviour(Timeout::new(Duration::from_secs(1)))
+        .request(async |greet: Greet| Ok::<_, BoxError>(Greeting { text: format!("hello {}", greet.name) }))
+        .notification_with(happened.clone(), async |all: Arc<Mutex<Vec<u32>>>, one: Arc<Happened>| {
+            all.lock().unwrap().push(one.0);
+            Ok::<_, BoxError>(())
+        })
+        .stream(async |count: Count| Ok::<_, Error>(Pipe::from_iter(0..count.to).map(Ok::<_, Error>)))
+        .json::<Greet>()
+        .json_notification::<Happened>()
+        .json_stream::<Count>()
+        .build()
+        .unwrap();
+    let greeting = mediator.send_json("Greet", json!({"name": "Ada"})).await.unwrap();
+    assert_eq!(greeting, json!({"text": "hello Ada"}));
+    assert!(mediator.publish_json("Happened", json!(3)).await.unwrap().into_result().is_ok());
+    assert_eq!(*happened.lock().unwrap(), [3]);
+    let (items, _) = mediator.stream_json("Count", json!({"to": 3})).await.unwrap().collect().await.unwrap();
+    let items: Vec<_> = items.into_iter().map(Result::unwrap).collect();
+    assert_eq!(items, [json!(0), json!(1), json!(2)]);
+
+    let error = mediator.send_json("Greet", json!({"nam": "Ada"})).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::Malformed);
+    assert!(
+        millstream_flow::chain(&error).contains("missing field `name`"),
+        "{}",
+        millstream_flow::chain(&error)
+    );
+    for name in ["greet", "Happened"] {
+        let error = mediator.send_json(name, json!(null)).await.unwrap_err();
+        assert_eq!((error.kind(), error.message()), (&ErrorKind::NoHandler, name));
+    }
+    let table = mediator.describe().to_string();
+    assert!(table.contains("timeout 1s (json)"), "{table}");
+}
+
+#[test]
+fn what_is_opened_to_json_has_a_handler() {
+    let error =
+        Mediator::builder().json::<Greet>().json_notification::<Happened>().json_stream::<Count>().build();
+    assert_eq!(error.unwrap_err().problems().len(), 3);
+}

@@ -1,0 +1,196 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use millstream_flow::BoxError;
+use millstream_mediator::{
+    ErrorKind, Full, Kind, Mediator, Notification, Outcome, Publish, Scope, Subscribe, Timeout,
+};
+use tokio::time::{Instant, sleep};
+
+struct Placed(u32);
+impl Notification for Placed {}
+
+type Log = Arc<Mutex<Vec<&'static str>>>;
+
+async fn mail(_: Arc<Placed>) -> Result<(), BoxError> {
+    sleep(Duration::from_secs(2)).await;
+    Ok(())
+}
+async fn bill(placed: Arc<Placed>) -> Result<(), BoxError> {
+    sleep(Duration::from_secs(1)).await;
+    if placed.0 == 0 { Err("nothing to bill".into()) } else { Ok(()) }
+}
+async fn ship(_: Arc<Placed>) -> Result<(), BoxError> {
+    sleep(Duration::from_secs(3)).await;
+    Ok(())
+}
+
+fn with(publish: Publish) -> Mediator {
+    Mediator::builder()
+        .notification(mail)
+        .notification(bill)
+        .notification(ship)
+        .publish::<Placed>(publish)
+        .build()
+        .unwrap()
+}
+
+fn words(published: &millstream_mediator::Published) -> Vec<String> {
+    let word = |(name, outcome): (&str, Outcome<'_>)| match outcome {
+        Outcome::Done => format!("{name} done"),
+        Outcome::Failed(error) => format!("{name} {}", error.kind().word()),
+        Outcome::NotCalled => format!("{name} not called"),
+        Outcome::Detached => format!("{name} detached"),
+    };
+    published.outcomes().map(word).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_way_takes_its_time_and_tells_an_outcome_for_each_handler() {
+    for (publish, seconds, outcomes) in [
+        (Publish::sequential(), 6, ["mail done", "bill failed", "ship done"]),
+        (Publish::sequential().stop_on_first(), 3, ["mail done", "bill failed", "ship not called"]),
+        (Publish::parallel(3), 3, ["mail done", "bill failed", "ship done"]),
+        (Publish::parallel(2), 4, ["mail done", "bill failed", "ship done"]),
+        (Publish::parallel(2).stop_on_first(), 2, ["mail done", "bill failed", "ship not called"]),
+        (Publish::detached(), 0, ["mail detached", "bill detached", "ship detached"]),
+    ] {
+        let mediator = with(publish);
+        let began = Instant::now();
+        let published = mediator.publish(Placed(0)).await;
+        assert_eq!(began.elapsed().as_secs(), seconds, "{publish}");
+        assert_eq!(words(&published), outcomes, "{publish}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_become_one_error_or_none() {
+    let mediator = with(Publish::sequential());
+    assert!(mediator.publish(Placed(1)).await.into_result().is_ok());
+    let error = mediator.publish(Placed(0)).await.into_result().unwrap_err();
+    assert_eq!(error.to_string(), "1 of 3 handlers failed");
+    assert_eq!(millstream_flow::chain(&error).matches("nothing to bill").count(), 1);
+    let failures =
+        mediator.metrics().snapshot().number("mediator_notification_failures_total", &[("type", "Placed")]);
+    assert_eq!(failures, Some(1.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mediator_drains_detached_handlers_and_ends_them_with_itself() {
+    let ended = Arc::new(AtomicUsize::new(0));
+    let build = || {
+        Mediator::builder()
+            .notification_with(ended.clone(), async |ended: Arc<AtomicUsize>, placed: Arc<Placed>| {
+                sleep(Duration::from_secs(u64::from(placed.0))).await;
+                ended.fetch_add(1, Ordering::SeqCst);
+                Ok::<_, BoxError>(())
+            })
+            .publish::<Placed>(Publish::detached())
+            .detached_max(2)
+            .build()
+            .unwrap()
+    };
+    let mediator = build();
+    let began = Instant::now();
+    for _ in 0..3 {
+        let _ = mediator.publish(Placed(5)).await; // the third waits for room
+    }
+    assert_eq!((began.elapsed().as_secs(), ended.load(Ordering::SeqCst)), (5, 2));
+    mediator.drain().await;
+    assert_eq!((began.elapsed().as_secs(), ended.load(Ordering::SeqCst)), (10, 3));
+    assert_eq!(
+        words(&mediator.publish(Placed(1)).await),
+        ["closure in a_mediator_drains_detached_handlers_and_ends_them_with_itself not called"]
+    );
+
+    let mediator = build();
+    let _ = mediator.publish(Placed(5)).await;
+    drop(mediator);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(ended.load(Ordering::SeqCst), 3, "it ended with its mediator");
+}
+
+#[tokio::test(start_paused = true)]
+async fn behaviours_stand_around_each_handler_for_itself() {
+    let mediator = Mediator::builder()
+        .behaviour_for(Scope::kind(Kind::Notification), Timeout::new(Duration::from_millis(1500)))
+        .notification(mail)
+        .notification(bill)
+        .build()
+        .unwrap();
+    assert_eq!(words(&mediator.publish(Placed(1)).await), ["mail timed_out", "bill done"]);
+}
+
+#[tokio::test]
+async fn one_function_is_one_handler_and_two_closures_are_two() {
+    let error = Mediator::builder().notification(mail).notification(mail).build().unwrap_err();
+    assert_eq!(error.problems(), ["the handler `mail` of Placed is registered twice; remove one of them"]);
+    let log = Log::default();
+    let note = |word: &'static str| {
+        let log = log.clone();
+        move |_: Arc<Placed>| {
+            log.lock().unwrap().push(word);
+            std::future::ready(Ok::<_, BoxError>(()))
+        }
+    };
+    let mediator = Mediator::builder().notification(note("a")).notification(note("b")).build().unwrap();
+    let published = mediator.publish(Placed(1)).await;
+    assert_eq!(*log.lock().unwrap(), ["a", "b"]);
+    let names: Vec<_> = published.outcomes().map(|(name, _)| name).collect();
+    let name = "closure in one_function_is_one_handler_and_two_closures_are_two";
+    assert_eq!(names, [name.to_owned(), format!("{name} #2")]);
+}
+
+#[tokio::test]
+async fn a_notification_for_nobody_says_so() {
+    let mediator = Mediator::builder().build().unwrap();
+    assert!(mediator.publish(Placed(1)).await.is_empty());
+    assert_eq!(mediator.subscribe::<Placed>(Subscribe::buffer(1)).unwrap_err().kind(), &ErrorKind::NoHandler);
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscribers_buffer_and_overflow_as_each_declares() {
+    let mediator = Mediator::builder().declare_notification::<Placed>().build().unwrap();
+    let subscribe = |full| mediator.subscribe::<Placed>(Subscribe::buffer(4).when_full(full)).unwrap();
+    let (oldest, newest) = (subscribe(Full::DropOldest), subscribe(Full::DropNewest));
+    let (sampled, ends) = (subscribe(Full::Sample(2.try_into().unwrap())), subscribe(Full::End));
+    for n in 0..6 {
+        assert_eq!(mediator.publish(Placed(n)).await.subscribers(), 4);
+    }
+    let dropped = [oldest.dropped(), newest.dropped(), sampled.dropped(), ends.dropped()];
+    assert_eq!(dropped, [2, 2, 2, 1], "the one that ended is told nothing more");
+    let total = mediator.metrics().snapshot().number("mediator_notifications_dropped_total", &[]);
+    assert_eq!(total, Some(7.0));
+    drop(mediator);
+    let read = async |subscriber: millstream_mediator::Notifications<Placed>| {
+        subscriber.map(|placed| placed.0).collect::<Vec<_>>().await
+    };
+    assert_eq!(read(oldest).await, [2, 3, 4, 5]);
+    assert_eq!(read(newest).await, [0, 1, 2, 3]);
+    assert_eq!(read(sampled).await, [0, 1, 2, 4]);
+    assert_eq!(read(ends).await, [0, 1, 2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_subscriber_makes_publishers_wait_until_it_reads_or_goes() {
+    let mediator = Mediator::builder().declare_notification::<Placed>().build().unwrap();
+    let mut slow = mediator.subscribe::<Placed>(Subscribe::buffer(1)).unwrap();
+    let publisher = tokio::spawn({
+        let mediator = mediator.clone();
+        async move {
+            for n in 0..3 {
+                let _ = mediator.publish(Placed(n)).await;
+            }
+        }
+    });
+    sleep(Duration::from_secs(1)).await;
+    assert!(!publisher.is_finished());
+    assert_eq!(slow.next().await.unwrap().0, 0);
+    sleep(Duration::from_secs(1)).await;
+    assert!(!publisher.is_finished());
+    drop(slow);
+    publisher.await.unwrap();
+    assert_eq!(mediator.publish(Placed(9)).await.subscribers(), 0);
+}

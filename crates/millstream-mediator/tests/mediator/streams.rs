@@ -1,0 +1,159 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use millstream_flow::{BoxError, Concurrency, Pipe};
+use millstream_mediator::{
+    Error, ErrorKind, ItemErrors, Kind, Mediator, Scope, StreamOptions, StreamRequest, Timeout,
+};
+use tokio::time::{Instant, sleep};
+
+#[derive(Debug, Clone)]
+pub(crate) struct Count(pub(crate) u64);
+impl StreamRequest for Count {
+    type Item = u64;
+    fn repeat(&self) -> Option<Self> {
+        Some(self.clone())
+    }
+}
+
+async fn count(
+    to: Count,
+) -> Result<Pipe<impl millstream_flow::Flow<Item = Result<u64, BoxError>, Token = ()>>, Error> {
+    Ok(Pipe::from_iter(0..to.0).map(|n| if n % 10 == 3 { Err("three".into()) } else { Ok(n) }))
+}
+
+#[tokio::test]
+async fn a_stream_takes_what_is_asked_and_is_dropped_with_its_reader() {
+    let made = Arc::new(AtomicU64::new(0));
+    let alive = Arc::new(());
+    let (counter, held) = (made.clone(), alive.clone());
+    let mediator = Mediator::builder()
+        .stream(move |to: Count| {
+            let (counter, held) = (counter.clone(), held.clone());
+            std::future::ready(Ok::<_, Error>(Pipe::from_iter(0..to.0).map(move |n| {
+                let _ = &held;
+                counter.fetch_add(1, Ordering::SeqCst);
+                Ok::<_, Error>(n)
+            })))
+        })
+        .build()
+        .unwrap();
+    let mut stream = mediator.stream(Count(1000)).await.unwrap();
+    assert_eq!(made.load(Ordering::SeqCst), 0);
+    for n in 0..3 {
+        assert_eq!(stream.next().await.unwrap().unwrap(), n);
+    }
+    assert!(made.load(Ordering::SeqCst) <= 3);
+    let before = Arc::strong_count(&alive);
+    drop(stream);
+    assert_eq!(Arc::strong_count(&alive), before - 1);
+}
+
+#[tokio::test]
+async fn an_item_that_fails_is_dealt_with_as_declared() {
+    let dead = Arc::new(Mutex::new(Vec::new()));
+    let put_aside = dead.clone();
+    let policies = [
+        (ItemErrors::fail(), vec![0, 1, 2], 1),
+        (ItemErrors::skip(), vec![0, 1, 2, 4, 5], 0),
+        (ItemErrors::pass(), vec![0, 1, 2, 4, 5], 1),
+        (
+            ItemErrors::fallback(|error, at| 100 * at + error.to_string().len() as u64),
+            vec![0, 1, 2, 305, 4, 5],
+            0,
+        ),
+        (
+            ItemErrors::dead_letter(move |error, at| put_aside.lock().unwrap().push((error.to_string(), at))),
+            vec![0, 1, 2, 4, 5],
+            0,
+        ),
+    ];
+    for (policy, items, errors) in policies {
+        let words = format!("{policy:?}");
+        let options = StreamOptions::new().item_errors(policy);
+        let mediator = Mediator::builder().stream_options::<Count>(options).stream(count).build().unwrap();
+        let (all, report) = mediator.stream(Count(6)).await.unwrap().collect().await.unwrap();
+        let (good, bad): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
+        assert_eq!(good.into_iter().map(Result::unwrap).collect::<Vec<_>>(), items, "{words}");
+        assert_eq!(bad.len(), errors, "{words}");
+        for error in bad.into_iter().map(Result::unwrap_err) {
+            assert_eq!((error.position(), error.delivered()), (3, 3), "{words}");
+            assert_eq!((error.error().kind(), error.is_last()), (&ErrorKind::Failed, words == "fail"));
+            assert_eq!(
+                millstream_flow::chain(&error),
+                "Count at item 3, 3 delivered: Count: its handler `count` failed: three"
+            );
+        }
+        let dropped =
+            mediator.metrics().snapshot().number("mediator_stream_dropped_items", &[("type", "Count")]);
+        assert_eq!(
+            dropped,
+            Some(if words == "skip" || words == "dead letter" { 1.0 } else { 0.0 }),
+            "{words}"
+        );
+        assert!(report.ledger.received <= 6);
+    }
+    assert_eq!(*dead.lock().unwrap(), [("three".to_owned(), 3)]);
+}
+
+#[tokio::test]
+async fn a_panic_ends_the_stream_as_an_error_and_not_its_reader() {
+    let mediator = Mediator::builder()
+        .stream(async |to: Count| {
+            Ok::<_, Error>(Pipe::from_iter(0..to.0).map(|n| {
+                assert!(n < 2, "two is too many");
+                Ok::<_, Error>(n)
+            }))
+        })
+        .build()
+        .unwrap();
+    let (items, _) = mediator.stream(Count(5)).await.unwrap().collect().await.unwrap();
+    assert_eq!(items.len(), 3);
+    let error = items.into_iter().next_back().unwrap().unwrap_err();
+    assert_eq!((error.error().kind(), error.position()), (&ErrorKind::Panicked, 2));
+    assert!(millstream_flow::chain(&error).ends_with("two is too many"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn buffer_and_concurrency_are_options_of_the_type() {
+    let began = Instant::now();
+    let options = StreamOptions::new().buffer(4).each(Concurrency::ordered(5), async |n| {
+        sleep(Duration::from_secs(1)).await;
+        if n == 7 { Err("seven".into()) } else { Ok(n * 10) }
+    });
+    let mediator = Mediator::builder()
+        .stream_options::<Count>(options)
+        .stream(async |to: Count| Ok::<_, Error>(Pipe::from_iter(0..to.0).map(Ok::<_, Error>)))
+        .build()
+        .unwrap();
+    let (items, report) = mediator.stream(Count(20)).await.unwrap().collect().await.unwrap();
+    assert_eq!(items.len(), 8);
+    assert_eq!(began.elapsed().as_secs(), 2, "five at once, and the eighth failed");
+    assert_eq!(report.hops[0].capacity, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn behaviours_of_requests_stand_around_the_opening_of_a_stream() {
+    let mediator = Mediator::builder()
+        .behaviour_for(Scope::kind(Kind::Stream), Timeout::new(Duration::from_secs(1)))
+        .stream(async |_: Count| {
+            sleep(Duration::from_secs(2)).await;
+            Ok::<_, Error>(Pipe::from_iter([1]).map(Ok::<_, Error>))
+        })
+        .build()
+        .unwrap();
+    let error = mediator.stream(Count(1)).await.map(drop).unwrap_err();
+    assert_eq!(error.kind().word(), "timed_out");
+}
+
+#[test]
+fn options_without_effect_are_refused() {
+    let error = Mediator::builder().stream_options::<Count>(StreamOptions::new()).build().unwrap_err();
+    assert_eq!(error.problems(), ["options are given for 1 streams without handlers; register them"]);
+    let builder = Mediator::builder().stream(count).stream_options::<Count>(StreamOptions::new());
+    assert!(
+        builder.build().unwrap_err().problems()[0].starts_with("the options of Count come after its handler")
+    );
+}
