@@ -1,26 +1,24 @@
 //! Reading one stream: chunks come as credit allows, and reading goes on where it was when the connection is lost.
 
-use std::collections::VecDeque;
+mod attach;
+mod shared;
+
 use std::fmt;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use millstream_message::{
     BrokerError, BrokerErrorKind, Message, StreamFrom, StreamItem, StreamReader, StreamSource, Value,
 };
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 
+use self::attach::{attach, supervise};
+pub(crate) use self::shared::Shared;
 use super::amqp::{self, Mark};
 use super::chunk::{Chunk, ChunkError, Entries, time};
-use super::client::{Inner, backoff, check_name};
-use super::command::{CONSUMER_UPDATE, OffsetSpec, Pairs, Request, code};
-use super::link::{Link, credit, lost, refused};
-
-/// The most chunks that may be on their way, however small they are: the next ones may be large. A stream of chunks of
-/// one message is read at sixteen messages a round trip.
-const CREDIT_MAX: u64 = 16;
+use super::client::{Inner, check_name};
+use super::command::OffsetSpec;
+use super::link::credit;
 
 /// The header that says why a message is handed out as the bytes it is stored as.
 pub const UNDECODED: &str = "millstream-undecoded";
@@ -99,34 +97,6 @@ pub struct StreamConsumer {
     broken: Option<BrokerError>,
 }
 
-/// What the consumer shares with its supervisor and with its link.
-pub(crate) struct Shared {
-    stream: String,
-    options: ConsumerOptions,
-    state: Mutex<State>,
-    /// The supervisor has something to look at.
-    wake: Notify,
-}
-
-struct State {
-    chunks: VecDeque<Bytes>,
-    waker: Option<Waker>,
-    attached: Option<(Arc<Link>, u8)>,
-    /// Chunks that the broker may send.
-    credit: u64,
-    /// About how large chunks are.
-    chunk_bytes: usize,
-    /// The most credit at present: one more with every chunk, since streams begin with small chunks and go on with
-    /// large ones.
-    credit_max: u64,
-    /// Where reading goes on on another connection.
-    resume: OffsetSpec,
-    /// What the server asked: whether this consumer is now the active one.
-    elected: Option<(u32, bool)>,
-    over: Option<BrokerError>,
-    closing: bool,
-}
-
 impl StreamConsumer {
     /// Subscribes.
     pub(crate) async fn open(
@@ -157,23 +127,7 @@ impl StreamConsumer {
             },
             other => other.into(),
         };
-        let shared = Arc::new(Shared {
-            stream: stream.to_owned(),
-            options,
-            state: Mutex::new(State {
-                chunks: VecDeque::new(),
-                waker: None,
-                attached: None,
-                credit: 0,
-                chunk_bytes: 0,
-                credit_max: 1,
-                resume,
-                elected: None,
-                over: None,
-                closing: false,
-            }),
-            wake: Notify::new(),
-        });
+        let shared = Arc::new(Shared::new(stream, options, resume));
         let mut patience = client.patience();
         while let Err(error) = attach(&client, &shared).await {
             patience.after(error).await?;
@@ -358,195 +312,5 @@ impl fmt::Debug for StreamConsumer {
             .field("stream", &self.shared.stream)
             .field("next", &self.next)
             .finish_non_exhaustive()
-    }
-}
-
-impl State {
-    /// How much credit to give now.
-    fn give(&mut self, bytes_max: usize) -> Option<(Arc<Link>, u8, u16)> {
-        // The first chunk comes alone: how large they are is not known before.
-        let target = bytes_max.checked_div(self.chunk_bytes)? as u64;
-        let have = self.credit + self.chunks.len() as u64;
-        let give = target.clamp(1, self.credit_max).saturating_sub(have);
-        let (link, number) = self.attached.as_ref()?;
-        if give == 0 {
-            return None;
-        }
-        self.credit += give;
-        Some((link.clone(), *number, give as u16))
-    }
-}
-
-impl Shared {
-    pub(crate) fn stream(&self) -> &str {
-        &self.stream
-    }
-
-    /// Ends it: readers see the end, the supervisor unsubscribes.
-    pub(crate) fn close(&self) {
-        let waker = {
-            let mut state = self.state.lock();
-            state.closing = true;
-            state.waker.take()
-        };
-        waker.into_iter().for_each(Waker::wake);
-        self.wake.notify_one();
-    }
-
-    /// A chunk has come.
-    pub(crate) fn push(&self, chunk: Bytes) {
-        let waker = {
-            let mut state = self.state.lock();
-            match state.credit.checked_sub(1) {
-                Some(left) => state.credit = left,
-                None => {
-                    state.over = Some(lost("the broker sends more chunks than it was given credit for"));
-                    state.attached = None;
-                    self.wake.notify_one();
-                }
-            }
-            if let Some((first, messages)) = Chunk::range(&chunk) {
-                state.resume = OffsetSpec::Offset(first.saturating_add(messages.into()));
-            }
-            // Quick to see that they are large, slow to see that they are small.
-            state.chunk_bytes = chunk.len().max(state.chunk_bytes - state.chunk_bytes / 64);
-            state.credit_max = CREDIT_MAX.min(state.credit_max + 1);
-            state.chunks.push_back(chunk);
-            state.waker.take()
-        };
-        waker.into_iter().for_each(Waker::wake);
-    }
-
-    /// The link is lost, or the stream is not there any more.
-    pub(crate) fn detached(&self, error: &BrokerError) {
-        tracing::debug!(stream = self.stream, %error, "a consumer is detached");
-        self.state.lock().attached = None;
-        self.wake.notify_one();
-    }
-
-    /// The server says whether this consumer is the active one.
-    pub(crate) fn elected(&self, correlation: u32, active: bool) {
-        self.state.lock().elected = Some((correlation, active));
-        self.wake.notify_one();
-    }
-}
-
-/// Finds a node that has the stream, and subscribes there.
-async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>) -> Result<(), BrokerError> {
-    let stream = shared.stream.as_str();
-    let link = client.replica(stream).await?;
-    let mut properties = Pairs::new();
-    if let Some(name) = &shared.options.name {
-        properties.push(("name".to_owned(), name.clone()));
-    }
-    if shared.options.single_active {
-        if !link.server.knows(CONSUMER_UPDATE) {
-            let text = format!(
-                "RabbitMQ {} has no single active consumer for streams: it came with 3.11; leave `single_active` away, \
-                 or update the broker",
-                link.server.version
-            );
-            return Err(BrokerError::new(BrokerErrorKind::Unsupported, text));
-        }
-        properties.push(("single-active-consumer".to_owned(), "true".to_owned()));
-    }
-    let number = link.add_consumer(shared);
-    let number = number.ok_or_else(|| lost("all subscriptions of a connection are taken"))?;
-    let from = {
-        let mut state = shared.state.lock();
-        (state.credit, state.credit_max) = (1, 1);
-        state.elected = None;
-        state.resume
-    };
-    let subscribe =
-        Request::Subscribe { subscription: number, stream: stream.to_owned(), from, credit: 1, properties };
-    let subscribed = match link.ask(subscribe).await {
-        Ok(response) if response.code == code::OK => Ok(()),
-        Ok(response) => Err(refused(response.code, stream)),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = subscribed {
-        link.remove_consumer(number);
-        return Err(error);
-    }
-    let mut state = shared.state.lock();
-    if !link.is_alive() {
-        return Err(lost("the connection was lost"));
-    }
-    state.attached = Some((link, number));
-    // A chunk may have come and been taken before the link was known here.
-    if let Some((link, number, count)) = state.give(shared.options.bytes_max) {
-        link.send(credit(number, count));
-    }
-    Ok(())
-}
-
-/// Subscribes again whenever the consumer is detached, until it is closed.
-async fn supervise(client: Arc<Inner>, shared: Arc<Shared>) {
-    let mut attempts = 0;
-    loop {
-        let (attached, elected, done) = {
-            let mut state = shared.state.lock();
-            (state.attached.clone(), state.elected.take(), state.closing || state.over.is_some())
-        };
-        if done {
-            break;
-        }
-        let Some((link, _)) = attached else {
-            tokio::time::sleep(backoff(attempts)).await;
-            attempts += 1;
-            match attach(&client, &shared).await {
-                Ok(()) => tracing::info!(stream = shared.stream, "a consumer is back"),
-                Err(error)
-                    if matches!(error.kind(), BrokerErrorKind::NotFound | BrokerErrorKind::Unsupported) =>
-                {
-                    shared.end(Some(error));
-                }
-                Err(_) if client.is_closed() => shared.end(None),
-                Err(error) => tracing::debug!(stream = shared.stream, %error, "a consumer is not back yet"),
-            }
-            continue;
-        };
-        attempts = 0;
-        if let Some((correlation, active)) = elected {
-            let from = if active { Some(activation(&client, &shared).await) } else { None };
-            link.activate(correlation, from);
-            continue;
-        }
-        tokio::select! {
-            () = shared.wake.notified() => {}
-            () = client.closed() => shared.end(None),
-        }
-    }
-    let attached = shared.state.lock().attached.take();
-    if let Some((link, number)) = attached {
-        // Gone or not, the number is free.
-        let _ = link.ask(Request::Unsubscribe { subscription: number }).await;
-        link.remove_consumer(number);
-    }
-}
-
-/// Where a consumer begins that has become the active one: at the stored offset, if there is one.
-async fn activation(client: &Arc<Inner>, shared: &Arc<Shared>) -> OffsetSpec {
-    let name = shared.options.name.as_deref().unwrap_or_default();
-    let stored = client.stored_offset(&shared.stream, name).await.ok().flatten();
-    let mut state = shared.state.lock();
-    if let Some(stored) = stored {
-        state.resume = OffsetSpec::Offset(stored);
-    }
-    state.resume
-}
-
-impl Shared {
-    fn end(&self, error: Option<BrokerError>) {
-        let waker = {
-            let mut state = self.state.lock();
-            match error {
-                Some(error) => state.over = Some(error),
-                None => state.closing = true,
-            }
-            state.waker.take()
-        };
-        waker.into_iter().for_each(Waker::wake);
     }
 }
