@@ -23,6 +23,7 @@ use super::command::{Body, Command, OffsetSpec, Request, Response, code};
 use super::session::{Server, Session, Settings};
 use super::url::StreamSettings;
 use super::{consumer, producer};
+use crate::socket::Socket;
 
 /// Numbers of publishers, and of subscriptions.
 const ENDS_MAX: usize = 256;
@@ -81,32 +82,32 @@ impl Link {
         serve: impl FnOnce(Pin<Box<dyn Future<Output = ()> + Send>>),
     ) -> Result<Arc<Link>, BrokerError> {
         let address = format!("{host}:{port}");
-        let attempt = async {
-            let socket = TcpStream::connect((host.as_str(), *port)).await?;
-            socket.set_nodelay(true)?;
-            Ok::<_, io::Error>(socket)
+        let connecting = async {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.set_nodelay(true)?;
+            Ok::<_, io::Error>(stream)
         };
-        let socket = match timeout(settings.timeout, attempt).await {
-            Ok(Ok(socket)) => socket,
-            Ok(Err(error)) => {
-                let text = format!(
-                    "`{address}` cannot be reached; check host and port, that RabbitMQ runs there, and that its plugin \
-                     `rabbitmq_stream` is enabled"
-                );
-                return Err(BrokerError::with_source(BrokerErrorKind::Unavailable, text, error));
-            }
-            Err(_) => {
-                let text = format!(
-                    "`{address}` does not answer for {} s; check host and port",
-                    settings.timeout.as_secs()
-                );
-                return Err(lost(text));
-            }
+        let silent = |_| {
+            let seconds = settings.timeout.as_secs();
+            lost(format!("`{address}` does not answer for {seconds} s; check host and port"))
         };
+        let stream = timeout(settings.timeout, connecting).await.map_err(silent)?.map_err(|error| {
+            let text = format!(
+                "`{address}` cannot be reached; check host and port, that RabbitMQ runs there, and that its plugin \
+                 `rabbitmq_stream` is enabled"
+            );
+            BrokerError::with_source(BrokerErrorKind::Unavailable, text, error)
+        })?;
+        let securing = Socket::over(stream, host, settings.tls.as_ref());
+        let socket = timeout(settings.timeout, securing).await.map_err(silent)?.map_err(|error| {
+            let text = format!("no TLS with `{address}`: {error}");
+            BrokerError::with_source(BrokerErrorKind::Unavailable, text, error)
+        })?;
         let session = Session::new(
             Settings {
                 user: settings.user.clone(),
                 password: settings.password.clone(),
+                external: settings.external,
                 vhost: settings.vhost.clone(),
                 name: settings.name.clone(),
                 frame_max: settings.frame_bytes_max,
@@ -123,6 +124,13 @@ impl Link {
             Poll::Pending => Poll::Pending,
         });
         match timeout(settings.timeout, handshake).await {
+            Ok(Err(error)) if settings.external && error.kind() == BrokerErrorKind::Unavailable => {
+                let text = format!(
+                    "`{address}` closes the connection while it is told who this is; by certificate that is known of \
+                     RabbitMQ before 3.11: update it, or leave `auth_mechanism=external` away"
+                );
+                return Err(BrokerError::with_source(BrokerErrorKind::Unavailable, text, error));
+            }
             Ok(done) => done?,
             Err(_) => {
                 let text = format!(

@@ -22,6 +22,8 @@ const FRAME_MAX_BEFORE: u32 = 64 << 10;
 pub(crate) struct Settings {
     pub(crate) user: String,
     pub(crate) password: String,
+    /// Whether the certificate of the connection says who this is.
+    pub(crate) external: bool,
     pub(crate) vhost: String,
     /// Shown by the broker's management.
     pub(crate) name: String,

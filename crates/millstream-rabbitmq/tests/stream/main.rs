@@ -3,6 +3,7 @@
 mod faults;
 mod streams;
 mod support;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,20 +3,21 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
 use hashbrown::HashMap;
 use millstream_message::{BrokerError, BrokerErrorKind};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
 use super::super::command::Response;
 use super::super::session::{Event, Session};
 use super::{Out, Shared, Subscriber, lost};
+use crate::socket::Socket;
 
 /// Frames below this size are copied together, larger ones are written from where they are.
 const SMALL: usize = 1024;
@@ -31,7 +32,7 @@ const READS: usize = 16;
 
 /// The socket and what goes through it.
 pub(super) struct Driver {
-    socket: TcpStream,
+    socket: Socket,
     pub(super) session: Session,
     shared: Arc<Shared>,
     input: BytesMut,
@@ -45,7 +46,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(socket: TcpStream, session: Session, shared: Arc<Shared>) -> Driver {
+    pub(super) fn new(socket: Socket, session: Session, shared: Arc<Shared>) -> Driver {
         Driver {
             socket,
             session,
@@ -151,21 +152,21 @@ impl Driver {
                 *part = IoSlice::new(frame);
             }
             let count = self.writing.len().min(PARTS);
-            match self.socket.try_write_vectored(&parts[..count]) {
-                Ok(len) => {
+            match Pin::new(&mut self.socket).poll_write_vectored(cx, &parts[..count]) {
+                Poll::Ready(Ok(len)) => {
                     wrote = true;
                     self.written(len);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.socket.poll_write_ready(cx).map_err(closed)?.is_pending() {
-                        break;
-                    }
-                }
-                Err(error) => return Err(closed(error)),
+                Poll::Ready(Err(error)) => return Err(closed(error)),
+                Poll::Pending => break,
             }
         }
         if wrote {
             self.session.sent(Instant::now().into_std());
+        }
+        // TLS keeps some of what it took, until the socket takes it.
+        if let Poll::Ready(Err(error)) = Pin::new(&mut self.socket).poll_flush(cx) {
+            return Err(closed(error));
         }
         Ok(self.writing.is_empty())
     }
@@ -185,15 +186,11 @@ impl Driver {
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, BrokerError> {
         for _ in 0..READS {
             self.make_room();
-            match self.socket.try_read_buf(&mut self.input) {
-                Ok(0) => return Err(lost("the broker closed the connection")),
-                Ok(_) => self.receive()?,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.socket.poll_read_ready(cx).map_err(closed)?.is_pending() {
-                        return Ok(false);
-                    }
-                }
-                Err(error) => return Err(closed(error)),
+            match pin!(self.socket.read_buf(&mut self.input)).poll(cx) {
+                Poll::Ready(Ok(0)) => return Err(lost("the broker closed the connection")),
+                Poll::Ready(Ok(_)) => self.receive()?,
+                Poll::Ready(Err(error)) => return Err(closed(error)),
+                Poll::Pending => return Ok(false),
             }
         }
         Ok(true)

@@ -42,12 +42,18 @@ impl Session {
                 self.phase = Phase::Mechanisms;
             }
             (Phase::Mechanisms, Body::Names(mechanisms)) => {
-                if !mechanisms.iter().any(|mechanism| mechanism == "PLAIN") {
-                    let text = format!("the broker offers {mechanisms:?} to log in, not PLAIN");
+                let (wanted, data, remedy) = if self.settings.external {
+                    let remedy =
+                        "; it needs `rabbitmq_auth_mechanism_ssl`, and EXTERNAL among its `auth_mechanisms`";
+                    ("EXTERNAL", Vec::new(), remedy)
+                } else {
+                    ("PLAIN", format!("\0{user}\0{}", self.settings.password).into_bytes(), "")
+                };
+                if !mechanisms.iter().any(|mechanism| mechanism == wanted) {
+                    let text = format!("the broker offers {mechanisms:?} to log in, not {wanted}{remedy}");
                     return Err(BrokerError::new(BrokerErrorKind::Unsupported, text));
                 }
-                let data = format!("\0{user}\0{}", self.settings.password).into_bytes();
-                self.request(Request::SaslAuthenticate { mechanism: "PLAIN".to_owned(), data: Some(data) });
+                self.request(Request::SaslAuthenticate { mechanism: wanted.to_owned(), data: Some(data) });
                 self.phase = Phase::Login;
             }
             (Phase::Login, Body::Challenge(_)) => self.phase = Phase::Tune,

@@ -6,6 +6,7 @@ fn settings() -> Settings {
     Settings {
         user: "guest".to_owned(),
         password: "secret".to_owned(),
+        external: false,
         vhost: "/".to_owned(),
         name: "test".to_owned(),
         frame_max: 0,
@@ -171,6 +172,22 @@ fn a_refusal_names_the_remedy() {
     assert!(refuse(2, login).contains("the password"));
     let vhost = answer(4, key::OPEN, code::NO_VHOST, Body::Empty);
     assert!(refuse(4, vhost).contains("`/%2f`"));
+}
+
+#[test]
+fn the_way_to_log_in_is_one_that_both_have() {
+    let external = || Session::new(Settings { external: true, ..settings() }, now());
+    let mut session = external();
+    let mechanisms = answer(2, key::SASL_HANDSHAKE, code::OK, Body::Names(vec!["EXTERNAL".to_owned()]));
+    let frames = [greeting("3.10.8").swap_remove(0), mechanisms.clone()].concat();
+    session.out.clear();
+    feed(&mut session, &frames, now()).expect("taken");
+    let login = Request::SaslAuthenticate { mechanism: "EXTERNAL".to_owned(), data: Some(Vec::new()) };
+    assert!(session.out.ends_with(&Command::Request(3, login).frame()));
+    let plain = complaint(&mut Session::new(settings(), now()), &frames);
+    assert!(plain.contains("EXTERNAL") && plain.contains("not PLAIN"), "{plain}");
+    let missing = complaint(&mut external(), &greeting("3.10.8")[..2].concat());
+    assert!(missing.contains("rabbitmq_auth_mechanism_ssl"), "{missing}");
 }
 
 #[test]
