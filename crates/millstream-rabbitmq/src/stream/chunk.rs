@@ -233,4 +233,4 @@ pub(crate) fn time(millis: i64) -> SystemTime {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,13 +10,14 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-pub(crate) use self::inner::{Inner, backoff, check_name};
-use super::command::{Body, Request, code};
+pub(crate) use self::inner::{Inner, backoff, check_name, store};
+use super::command::{Body, CREATE_SUPER_STREAM, Request, code};
 use super::consumer::{ConsumerOptions, StreamConsumer};
 use super::link::refused;
 use super::producer::{Producer, ProducerOptions};
-use super::super_stream::{Routing, SuperConsumer, SuperProducer};
+use super::super_stream::{Partitions, Routing, SuperConsumer, SuperProducer};
 use super::url::StreamSettings;
+use super::wire::Pairs;
 
 /// A client of RabbitMQ's streams by the stream protocol: declares streams, and makes producers and consumers.
 ///
@@ -76,13 +77,7 @@ impl StreamClient {
     /// # Errors
     /// When the broker is out of reach.
     pub async fn server_version(&self) -> Result<String, BrokerError> {
-        let mut patience = self.inner.patience();
-        loop {
-            match self.inner.control().await {
-                Ok(link) => return Ok(link.server.version.clone()),
-                Err(error) => patience.after(error).await?,
-            }
-        }
+        Ok(self.inner.server().await?.version)
     }
 
     /// Makes a stream with the broker's own arguments: `max-length-bytes`, `max-age` (as `12h`, `7D`),
@@ -93,15 +88,11 @@ impl StreamClient {
     /// does not take them.
     pub async fn create_stream(&self, name: &str, arguments: &[(&str, &str)]) -> Result<(), BrokerError> {
         check_name("stream", name)?;
-        let arguments: Vec<_> =
-            arguments.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let create = Request::Create { stream: name.to_owned(), arguments: arguments.clone() };
+        let create = Request::Create { stream: name.to_owned(), arguments: owned(arguments) };
         match self.inner.ask(name, create).await? {
             (_, code::OK | code::STREAM_EXISTS) => Ok(()),
             (_, code::PRECONDITION_FAILED) => {
-                let wanted: Vec<_> =
-                    arguments.iter().map(|(name, value)| format!("{name}={value}")).collect();
-                let wanted = if wanted.is_empty() { "no arguments".to_owned() } else { wanted.join(", ") };
+                let wanted = in_words(arguments);
                 Err(match self.inner.place(name).await {
                     Ok(_) => BrokerError::new(
                         BrokerErrorKind::Mismatch,
@@ -132,6 +123,84 @@ impl StreamClient {
         }
     }
 
+    /// Makes a super stream: a stream for each of its partitions, with the broker's own arguments as of
+    /// [`create_stream`](StreamClient::create_stream). Fine when it exists with the same partitions.
+    ///
+    /// # Errors
+    /// `Unsupported` before RabbitMQ 3.13, which can do it by `rabbitmq-streams add_super_stream` only. `Mismatch` when
+    /// it exists with other partitions. `Invalid` when the broker does not take the arguments.
+    pub async fn create_super_stream(
+        &self,
+        name: &str,
+        partitions: &Partitions,
+        arguments: &[(&str, &str)],
+    ) -> Result<(), BrokerError> {
+        check_name("super stream", name)?;
+        let (streams, keys) = partitions.of(name);
+        for stream in &streams {
+            check_name("partition", stream)?;
+        }
+        if streams.is_empty() {
+            let text = format!("super stream `{name}`: at least one partition is needed");
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, text));
+        }
+        self.can_make_super_streams(name, partitions).await?;
+        let create = Request::CreateSuperStream {
+            super_stream: name.to_owned(),
+            partitions: streams.clone(),
+            keys,
+            arguments: owned(arguments),
+        };
+        match self.inner.ask(name, create).await?.1 {
+            code::OK => Ok(()),
+            code::STREAM_EXISTS => {
+                let has = self.partitions(name).await?;
+                if has == streams {
+                    return Ok(());
+                }
+                let text =
+                    format!("super stream `{name}` exists with the partitions {has:?}, not {streams:?}");
+                Err(BrokerError::new(BrokerErrorKind::Mismatch, text))
+            }
+            code::PRECONDITION_FAILED => {
+                let wanted = in_words(arguments);
+                let text = format!("the broker does not make a super stream `{name}` with {wanted}");
+                Err(BrokerError::new(BrokerErrorKind::Invalid, text))
+            }
+            other => Err(refused(other, name)),
+        }
+    }
+
+    /// Deletes a super stream with its partitions. Deleting what is not there is fine.
+    ///
+    /// # Errors
+    /// `Unsupported` before RabbitMQ 3.13, which can do it by `rabbitmq-streams delete_super_stream` only.
+    pub async fn delete_super_stream(&self, name: &str) -> Result<(), BrokerError> {
+        self.can_make_super_streams(name, &Partitions::Count(1)).await?;
+        let delete = Request::DeleteSuperStream { super_stream: name.to_owned() };
+        match self.inner.ask(name, delete).await?.1 {
+            code::OK | code::NO_STREAM => Ok(()),
+            other => Err(refused(other, name)),
+        }
+    }
+
+    async fn can_make_super_streams(&self, name: &str, partitions: &Partitions) -> Result<(), BrokerError> {
+        let server = self.inner.server().await?;
+        if server.knows(CREATE_SUPER_STREAM) {
+            return Ok(());
+        }
+        let option = match partitions {
+            Partitions::Count(count) => format!("--partitions {count}"),
+            Partitions::Keys(keys) => format!("--routing-keys {}", keys.join(",")),
+        };
+        let text = format!(
+            "RabbitMQ {} makes no super streams by its protocol: that came with 3.13; use \
+             `rabbitmq-streams add_super_stream {name} {option}`, and `delete_super_stream`",
+            server.version
+        );
+        Err(BrokerError::new(BrokerErrorKind::Unsupported, text))
+    }
+
     /// A producer of a stream.
     ///
     /// # Errors
@@ -151,7 +220,7 @@ impl StreamClient {
         from: StreamFrom,
         options: ConsumerOptions,
     ) -> Result<StreamConsumer, BrokerError> {
-        StreamConsumer::open(self.inner.clone(), stream, from, options).await
+        StreamConsumer::open(self.inner.clone(), (stream, None), from, options).await
     }
 
     /// A producer of a super stream, which puts each message into one of its partitions.
@@ -231,7 +300,7 @@ impl StreamClient {
     /// # Errors
     /// `NotFound` when there is no such stream.
     pub async fn store_offset(&self, stream: &str, reader: &str, offset: u64) -> Result<(), BrokerError> {
-        self.inner.store_offset(stream, reader, offset).await
+        self.inner.store_offset(None, stream, reader, offset).await
     }
 
     /// The offset that a reader wants next, as it was stored last.
@@ -261,7 +330,18 @@ impl fmt::Debug for StreamClient {
     }
 }
 
+fn owned(arguments: &[(&str, &str)]) -> Pairs {
+    arguments.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn in_words(arguments: &[(&str, &str)]) -> String {
+    let words: Vec<_> = arguments.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    if words.is_empty() { "no arguments".to_owned() } else { words.join(", ") }
+}
+
 fn no_super_stream(name: &str) -> BrokerError {
-    let text = format!("there is no super stream `{name}`; `rabbitmq-streams add_super_stream` makes one");
+    let text = format!(
+        "there is no super stream `{name}`; `create_super_stream` makes one, or the broker's `rabbitmq-streams add_super_stream`"
+    );
     BrokerError::new(BrokerErrorKind::NotFound, text)
 }

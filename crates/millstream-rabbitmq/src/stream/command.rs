@@ -1,4 +1,4 @@
-//! The commands of the stream protocol, as of RabbitMQ 3.10, with those of 3.11 that a client answers or asks.
+//! The commands of the stream protocol, as of RabbitMQ 3.10, with those of 3.11 and 3.13 that a client answers or asks.
 
 pub(crate) mod code;
 mod request;
@@ -42,6 +42,8 @@ pub(crate) const PARTITIONS: u16 = 25;
 pub(crate) const CONSUMER_UPDATE: u16 = 26;
 pub(crate) const EXCHANGE_VERSIONS: u16 = 27;
 pub(crate) const STREAM_STATS: u16 = 28;
+pub(crate) const CREATE_SUPER_STREAM: u16 = 29;
+pub(crate) const DELETE_SUPER_STREAM: u16 = 30;
 
 /// Set in the key of a response.
 const RESPONSE: u16 = 0x8000;

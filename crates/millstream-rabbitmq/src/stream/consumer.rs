@@ -2,8 +2,12 @@
 
 mod attach;
 mod shared;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
+use std::future::poll_fn;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -16,7 +20,7 @@ use self::attach::{attach, supervise};
 pub(crate) use self::shared::Shared;
 use super::amqp::{self, Mark};
 use super::chunk::{Chunk, ChunkError, Entries, time};
-use super::client::{Inner, check_name};
+use super::client::{Inner, check_name, store};
 use super::command::OffsetSpec;
 use super::link::credit;
 
@@ -33,15 +37,31 @@ pub struct ConsumerOptions {
     /// being read. Default 2 MiB.
     pub bytes_max: usize,
     /// Whether only one consumer of this name is given messages at a time; when it goes, the next goes on from the
-    /// stored offset. RabbitMQ 3.11 and later.
+    /// stored offset. Of a super stream each part has its one, and the broker spreads them over the consumers that
+    /// there are. RabbitMQ 3.11 and later.
+    ///
+    /// When the broker makes another one the active one, this one forgets what it has not handed out, and the other one
+    /// begins only after this one was asked for more, and so is done with what it has handed out.
     pub single_active: bool,
+    /// Stores the offset by itself, under the consumer's name: whenever so many messages more are done, when another
+    /// one takes over, and by [`close`](StreamConsumer::close). What was handed out counts as done when more is asked
+    /// for. So after a crash about so many come again, and the chunk that was in hand. Each time takes a record in
+    /// the stream: some thousands are enough. `None`, the default, leaves it to
+    /// [`store_offset`](StreamConsumer::store_offset).
+    pub store_every: Option<NonZeroU64>,
     /// Whether to begin at the offset that is stored under the name, when there is one.
     pub resume: bool,
 }
 
 impl Default for ConsumerOptions {
     fn default() -> ConsumerOptions {
-        ConsumerOptions { name: None, bytes_max: 2 << 20, single_active: false, resume: false }
+        ConsumerOptions {
+            name: None,
+            bytes_max: 2 << 20,
+            single_active: false,
+            store_every: None,
+            resume: false,
+        }
     }
 }
 
@@ -64,6 +84,13 @@ impl ConsumerOptions {
     #[must_use]
     pub fn resume(mut self) -> ConsumerOptions {
         self.resume = true;
+        self
+    }
+
+    /// Stores the offset by itself, whenever so many messages more are done. Zero is read as one.
+    #[must_use]
+    pub fn store_every(mut self, messages: u64) -> ConsumerOptions {
+        self.store_every = Some(NonZeroU64::new(messages).unwrap_or(NonZeroU64::MIN));
         self
     }
 
@@ -93,6 +120,12 @@ pub struct StreamConsumer {
     next: u64,
     /// Nothing written before this time is wanted, in milliseconds.
     not_before: i64,
+    /// Which of its turns as the active consumer this is.
+    turn: u64,
+    /// Whether something was handed out in this turn.
+    handed: bool,
+    /// The offset that was stored last, by this consumer itself.
+    stored: u64,
     /// What broke reading for good.
     broken: Option<BrokerError>,
 }
@@ -101,15 +134,17 @@ impl StreamConsumer {
     /// Subscribes.
     pub(crate) async fn open(
         client: Arc<Inner>,
-        stream: &str,
+        (stream, super_stream): (&str, Option<&str>),
         from: StreamFrom,
         options: ConsumerOptions,
     ) -> Result<StreamConsumer, BrokerError> {
         if let Some(name) = &options.name {
             check_name("consumer", name)?;
         } else if options.single_active {
-            let text = "a single active consumer needs a name, by which it is known from the others";
+            let text = "a single active consumer needs a name, by which the others are known";
             return Err(BrokerError::new(BrokerErrorKind::Invalid, text));
+        } else if options.store_every.is_some() {
+            return Err(nameless());
         }
         let stored = match &options.name {
             Some(name) if options.resume => client.stored_offset(stream, name).await?,
@@ -127,14 +162,23 @@ impl StreamConsumer {
             },
             other => other.into(),
         };
-        let shared = Arc::new(Shared::new(stream, options, resume));
+        let shared = Arc::new(Shared::new(stream, super_stream, options, resume));
         let mut patience = client.patience();
         while let Err(error) = attach(&client, &shared).await {
             patience.after(error).await?;
         }
         client.spawn(supervise(client.clone(), shared.clone()));
-        let mut consumer =
-            StreamConsumer { shared, client, entries: None, next: 0, not_before: i64::MIN, broken: None };
+        let mut consumer = StreamConsumer {
+            shared,
+            client,
+            entries: None,
+            next: 0,
+            not_before: i64::MIN,
+            turn: 0,
+            handed: false,
+            stored: 0,
+            broken: None,
+        };
         consumer.begin(resume);
         Ok(consumer)
     }
@@ -145,6 +189,40 @@ impl StreamConsumer {
             OffsetSpec::Timestamp(time) => (0, time),
             _ => (0, i64::MIN),
         };
+        (self.handed, self.stored) = (false, self.next);
+    }
+
+    /// Looks after what concerns others of its name: what was handed out is done, and so may be stored; and what is at
+    /// hand is void when another one has become the active one.
+    fn take_turn(&mut self) {
+        let options = &self.shared.options;
+        if !options.single_active && options.store_every.is_none() {
+            return;
+        }
+        let mut state = self.shared.state.lock();
+        // What was handed out before the turn ended is done, too.
+        if self.handed {
+            state.done = Some(self.next);
+        }
+        if state.turn != self.turn {
+            (self.turn, self.entries) = (state.turn, None);
+            if let Some(election) = &mut state.election {
+                election.let_go = true;
+                self.shared.wake.notify_one();
+            }
+            let begin = state.begin;
+            drop(state);
+            self.begin(begin);
+            return;
+        }
+        let due = options.store_every.is_some_and(|every| self.next - self.stored >= every.get());
+        if self.handed
+            && due
+            && let Some((link, _)) = &state.attached
+        {
+            self.stored = self.next;
+            link.send(store(&self.shared.stream, options.name.as_deref().unwrap_or_default(), self.next));
+        }
     }
 
     /// The stream.
@@ -157,13 +235,19 @@ impl StreamConsumer {
         self.next
     }
 
+    /// Whether it is given messages: always, unless it is one of several of its name of which one is active.
+    pub fn is_active(&self) -> bool {
+        self.shared.state.lock().active
+    }
+
     /// Durably remembers, under the consumer's name, the offset it wants next, at the broker. Once every few thousand
     /// messages is enough: each time takes a record in the stream.
     ///
     /// # Errors
     /// `Invalid` without a name; otherwise as every operation.
     pub async fn store_offset(&self, offset: u64) -> Result<(), BrokerError> {
-        self.client.store_offset(&self.shared.stream, self.name()?, offset).await
+        let link = self.shared.state.lock().attached.as_ref().map(|(link, _)| link.clone());
+        self.client.store_offset(link.as_deref(), &self.shared.stream, self.name()?, offset).await
     }
 
     /// The offset stored under the consumer's name.
@@ -175,9 +259,33 @@ impl StreamConsumer {
     }
 
     fn name(&self) -> Result<&str, BrokerError> {
-        self.shared.options.name.as_deref().ok_or_else(|| {
-            BrokerError::new(BrokerErrorKind::Invalid, "offsets are stored by name: give the consumer one")
-        })
+        self.shared.options.name.as_deref().ok_or_else(nameless)
+    }
+
+    /// Up to `max` (at least one) items; waits at the end for more. Empty means that the client is closed.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    ///
+    /// # Errors
+    /// When the stream was deleted or cannot be read.
+    pub async fn next_chunk(&mut self, max: usize) -> Result<Vec<StreamItem>, BrokerError> {
+        let mut chunk = Vec::new();
+        poll_fn(|cx| self.poll_chunk(cx, max.max(1), &mut chunk)).await?;
+        Ok(chunk)
+    }
+
+    /// Ends. With [`store_every`](ConsumerOptions::store_every), what was handed out is done, and stored so. Dropping a
+    /// consumer stores nothing.
+    ///
+    /// # Errors
+    /// When the offset could not be stored.
+    pub async fn close(mut self) -> Result<(), BrokerError> {
+        self.take_turn();
+        if self.handed && self.shared.options.store_every.is_some() {
+            self.store_offset(self.next).await?;
+        }
+        Ok(())
     }
 
     /// A reader over this consumer.
@@ -245,6 +353,7 @@ impl StreamConsumer {
         if let Some(error) = &self.broken {
             return Poll::Ready(Err(error.clone()));
         }
+        self.take_turn();
         let mut count = 0;
         loop {
             while count < max {
@@ -265,11 +374,13 @@ impl StreamConsumer {
                     Err(error) => {
                         let error = self.fail(error);
                         self.entries = None;
+                        self.handed |= count > 0;
                         return Poll::Ready(if count > 0 { Ok(count) } else { Err(error) });
                     }
                 }
             }
             if count > 0 {
+                self.handed = true;
                 return Poll::Ready(Ok(count));
             }
             match self.take_chunk(cx) {
@@ -280,6 +391,10 @@ impl StreamConsumer {
             }
         }
     }
+}
+
+fn nameless() -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Invalid, "offsets are stored by name: give the consumer one")
 }
 
 impl StreamSource for StreamConsumer {

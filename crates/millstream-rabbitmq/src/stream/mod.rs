@@ -26,7 +26,7 @@ pub use broker::StreamBroker;
 pub use client::StreamClient;
 pub use consumer::{ConsumerOptions, StreamConsumer, UNDECODED};
 pub use producer::{Producer, ProducerOptions};
-pub use super_stream::{Routing, SuperConsumer, SuperProducer};
+pub use super_stream::{Partitions, Routing, SuperConsumer, SuperProducer};
 pub use url::StreamSettings;
 
 pub use crate::options::TlsFiles;

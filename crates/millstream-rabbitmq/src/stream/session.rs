@@ -17,6 +17,9 @@ const HEAD: usize = 6;
 /// Frames before the sizes are agreed are no larger.
 const FRAME_MAX_BEFORE: u32 = 64 << 10;
 
+/// The first version with single active consumers.
+const SINGLE_ACTIVE: (u32, u32) = (3, 11);
+
 /// What this side wants of a connection.
 #[derive(Clone)]
 pub(crate) struct Settings {
@@ -46,9 +49,15 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Whether it knows a command that not all servers know.
+    /// Whether it knows a command that not all servers know, and that clients send.
     pub(crate) fn knows(&self, key: u16) -> bool {
         self.commands.iter().any(|versions| versions.key == key)
+    }
+
+    /// Whether it has single active consumers. Its list of commands has only what clients send, and so not the question
+    /// that belongs to them.
+    pub(crate) fn has_single_active(&self) -> bool {
+        handshake::version(&self.version) >= SINGLE_ACTIVE
     }
 }
 

@@ -1,6 +1,7 @@
 //! Streams against a real RabbitMQ, which the tests start for themselves.
 
 mod faults;
+mod groups;
 mod streams;
 mod support;
 mod tls;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::super::chunk::Chunk;
 use super::super::command::{Body, Command, OffsetSpec, Request, code};
 use super::super::link::{Link, lost, refused};
+use super::super::session::Server;
 use super::super::url::StreamSettings;
 
 /// Publishers and consumers that share a connection.
@@ -100,6 +101,12 @@ fn as_wanted(kept: u64) -> u64 {
     kept.wrapping_add(1)
 }
 
+/// The frame that has the broker remember the offset that a reader wants next. It is not answered.
+pub(crate) fn store(stream: &str, reader: &str, offset: u64) -> Bytes {
+    let (reference, stream) = (reader.to_owned(), stream.to_owned());
+    Command::StoreOffset { reference, stream, offset: as_kept(offset) }.frame()
+}
+
 impl Inner {
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock();
@@ -139,6 +146,17 @@ impl Inner {
             }
         }
         Err(error)
+    }
+
+    /// What the broker says of itself.
+    pub(super) async fn server(&self) -> Result<Server, BrokerError> {
+        let mut patience = self.patience();
+        loop {
+            match self.control().await {
+                Ok(link) => return Ok(link.server.clone()),
+                Err(error) => patience.after(error).await?,
+            }
+        }
     }
 
     async fn connect(&self, host: &(String, u16)) -> Result<Arc<Link>, BrokerError> {
@@ -250,9 +268,11 @@ impl Inner {
         Ok((range(first), range(last)))
     }
 
-    /// Remembers the offset that a reader wants next.
+    /// Remembers the offset that a reader wants next. Who has told earlier ones by a link of its own tells this one by
+    /// it, too: on another way it might be overtaken.
     pub(crate) async fn store_offset(
         &self,
+        own: Option<&Link>,
         stream: &str,
         reader: &str,
         offset: u64,
@@ -261,16 +281,15 @@ impl Inner {
         // The broker does not answer: it is asked until it knows. The first question also tells whether the stream is
         // there.
         self.kept(stream, reader).await?;
-        let store = Command::StoreOffset {
-            reference: reader.to_owned(),
-            stream: stream.to_owned(),
-            offset: as_kept(offset),
-        };
-        let frame: Bytes = store.frame();
+        let frame = store(stream, reader, offset);
         let begun = Instant::now();
         for attempt in 0.. {
-            if let Ok(link) = self.control().await {
-                link.send(frame.clone());
+            match own.filter(|link| link.is_alive()) {
+                Some(link) => link.send(frame.clone()),
+                None => {
+                    let control = self.control().await;
+                    control.into_iter().for_each(|link| link.send(frame.clone()));
+                }
             }
             if self.kept(stream, reader).await? == Some(as_kept(offset)) {
                 return Ok(());

@@ -113,6 +113,15 @@ pub(crate) enum Request {
     StreamStats {
         stream: String,
     },
+    CreateSuperStream {
+        super_stream: String,
+        partitions: Vec<String>,
+        keys: Vec<String>,
+        arguments: Pairs,
+    },
+    DeleteSuperStream {
+        super_stream: String,
+    },
 }
 
 pub(super) fn versions(input: &mut Reader<'_>) -> Result<Vec<Versions>, WireError> {
@@ -180,6 +189,8 @@ impl Request {
             Request::ConsumerUpdate { .. } => CONSUMER_UPDATE,
             Request::ExchangeVersions { .. } => EXCHANGE_VERSIONS,
             Request::StreamStats { .. } => STREAM_STATS,
+            Request::CreateSuperStream { .. } => CREATE_SUPER_STREAM,
+            Request::DeleteSuperStream { .. } => DELETE_SUPER_STREAM,
         }
     }
 
@@ -221,6 +232,13 @@ impl Request {
             }
             EXCHANGE_VERSIONS => Request::ExchangeVersions { commands: versions(input)? },
             STREAM_STATS => Request::StreamStats { stream: text(input)? },
+            CREATE_SUPER_STREAM => Request::CreateSuperStream {
+                super_stream: text(input)?,
+                partitions: texts(input)?,
+                keys: texts(input)?,
+                arguments: pairs(input)?,
+            },
+            DELETE_SUPER_STREAM => Request::DeleteSuperStream { super_stream: text(input)? },
             _ => return Err(WireError::Command(key, version)),
         })
     }
@@ -271,7 +289,15 @@ impl Request {
                 put_text(out, key);
                 put_text(out, super_stream);
             }
-            Request::Partitions { super_stream } => put_text(out, super_stream),
+            Request::Partitions { super_stream } | Request::DeleteSuperStream { super_stream } => {
+                put_text(out, super_stream);
+            }
+            Request::CreateSuperStream { super_stream, partitions, keys, arguments } => {
+                put_text(out, super_stream);
+                put_texts(out, partitions);
+                put_texts(out, keys);
+                put_pairs(out, arguments);
+            }
             Request::ConsumerUpdate { subscription, active } => {
                 out.put_slice(&[*subscription, u8::from(*active)]);
             }

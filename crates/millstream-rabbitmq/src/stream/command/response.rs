@@ -70,9 +70,8 @@ impl Response {
         }
         let code = input.u16()?;
         let body = match key {
-            DECLARE_PUBLISHER | DELETE_PUBLISHER | SUBSCRIBE | UNSUBSCRIBE | CREATE | DELETE | CLOSE => {
-                Body::Empty
-            }
+            DECLARE_PUBLISHER | DELETE_PUBLISHER | SUBSCRIBE | UNSUBSCRIBE | CREATE | DELETE | CLOSE
+            | CREATE_SUPER_STREAM | DELETE_SUPER_STREAM => Body::Empty,
             // Whatever the command: an error may be the code alone.
             _ if input.is_empty() && code != code::OK => Body::Empty,
             QUERY_PUBLISHER_SEQUENCE | QUERY_OFFSET => Body::Number(input.u64()?),

@@ -59,6 +59,10 @@ fn requests() -> impl Strategy<Value = Request> {
             .prop_map(|(subscription, active)| Request::ConsumerUpdate { subscription, active }),
         versions_of().prop_map(|commands| Request::ExchangeVersions { commands }),
         name().prop_map(|stream| Request::StreamStats { stream }),
+        (name(), names(), names(), pairs_of()).prop_map(|(super_stream, partitions, keys, arguments)| {
+            Request::CreateSuperStream { super_stream, partitions, keys, arguments }
+        }),
+        name().prop_map(|super_stream| Request::DeleteSuperStream { super_stream }),
     ]
 }
 
@@ -71,6 +75,8 @@ fn responses() -> impl Strategy<Value = Response> {
         CREATE,
         DELETE,
         CLOSE,
+        CREATE_SUPER_STREAM,
+        DELETE_SUPER_STREAM,
     ]);
     let brokers = (any::<u16>(), name(), any::<u32>()).prop_map(|(reference, host, port)| Broker {
         reference,

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use millstream_message::{BrokerError, BrokerErrorKind};
 
 use super::super::client::{Inner, backoff};
-use super::super::command::{CONSUMER_UPDATE, OffsetSpec, Request, code};
-use super::super::link::{credit, lost, refused};
+use super::super::command::{OffsetSpec, Request, code};
+use super::super::link::{Link, credit, lost, refused};
 use super::super::wire::Pairs;
-use super::shared::Shared;
+use super::shared::{Election, Shared};
 
 /// Finds a node that has the stream, and subscribes there.
 pub(super) async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>) -> Result<(), BrokerError> {
@@ -19,7 +19,7 @@ pub(super) async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>) -> Result<
         properties.push(("name".to_owned(), name.clone()));
     }
     if shared.options.single_active {
-        if !link.server.knows(CONSUMER_UPDATE) {
+        if !link.server.has_single_active() {
             let text = format!(
                 "RabbitMQ {} has no single active consumer for streams: it came with 3.11; leave `single_active` away, \
                  or update the broker",
@@ -28,13 +28,16 @@ pub(super) async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>) -> Result<
             return Err(BrokerError::new(BrokerErrorKind::Unsupported, text));
         }
         properties.push(("single-active-consumer".to_owned(), "true".to_owned()));
+        if let Some(name) = &shared.super_stream {
+            properties.push(("super-stream".to_owned(), name.clone()));
+        }
     }
     let number = link.add_consumer(shared);
     let number = number.ok_or_else(|| lost("all subscriptions of a connection are taken"))?;
     let from = {
         let mut state = shared.state.lock();
         (state.credit, state.credit_max) = (1, 1);
-        state.elected = None;
+        state.election = None;
         state.resume
     };
     let subscribe =
@@ -64,14 +67,15 @@ pub(super) async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>) -> Result<
 pub(super) async fn supervise(client: Arc<Inner>, shared: Arc<Shared>) {
     let mut attempts = 0;
     loop {
-        let (attached, elected, done) = {
+        let (attached, election, done) = {
             let mut state = shared.state.lock();
-            (state.attached.clone(), state.elected.take(), state.closing || state.over.is_some())
+            let election = state.election.take_if(|election| election.let_go);
+            (state.attached.clone(), election, state.closing || state.over.is_some())
         };
         if done {
             break;
         }
-        let Some((link, _)) = attached else {
+        let Some((link, number)) = attached else {
             tokio::time::sleep(backoff(attempts)).await;
             attempts += 1;
             match attach(&client, &shared).await {
@@ -87,9 +91,13 @@ pub(super) async fn supervise(client: Arc<Inner>, shared: Arc<Shared>) {
             continue;
         };
         attempts = 0;
-        if let Some((correlation, active)) = elected {
-            let from = if active { Some(activation(&client, &shared).await) } else { None };
-            link.activate(correlation, from);
+        if let Some(Election { correlation, active, .. }) = election {
+            if active {
+                activate(&client, &shared, &link, number, correlation).await;
+            } else {
+                leave(&client, &shared, &link).await;
+                link.activate(correlation, None);
+            }
             continue;
         }
         tokio::select! {
@@ -105,13 +113,36 @@ pub(super) async fn supervise(client: Arc<Inner>, shared: Arc<Shared>) {
     }
 }
 
-/// Where a consumer begins that has become the active one: at the stored offset, if there is one.
-async fn activation(client: &Arc<Inner>, shared: &Arc<Shared>) -> OffsetSpec {
+/// Begins as the active consumer: at the offset that is stored, or where this one was.
+async fn activate(client: &Arc<Inner>, shared: &Arc<Shared>, link: &Arc<Link>, number: u8, correlation: u32) {
     let name = shared.options.name.as_deref().unwrap_or_default();
-    let stored = client.stored_offset(&shared.stream, name).await.ok().flatten();
-    let mut state = shared.state.lock();
-    if let Some(stored) = stored {
-        state.resume = OffsetSpec::Offset(stored);
+    let stored = client.stored_offset(&shared.stream, name).await.unwrap_or_else(|error| {
+        tracing::warn!(stream = shared.stream, %error, "the stored offset is not known; what was read may come again");
+        None
+    });
+    let (from, more) = {
+        let mut state = shared.state.lock();
+        let from = stored.or(state.done).map_or(state.begin, OffsetSpec::Offset);
+        // Whoever reads is woken by the first chunk.
+        state.waker = state.turn(true, from);
+        state.done = None;
+        let more = state.credit == 0;
+        state.credit = state.credit.max(1);
+        (from, more)
+    };
+    link.activate(correlation, Some(from));
+    if more {
+        link.send(credit(number, 1));
     }
-    state.resume
+}
+
+/// Ends as the active consumer: the next one begins behind what this one is done with.
+async fn leave(client: &Arc<Inner>, shared: &Arc<Shared>, link: &Arc<Link>) {
+    let done = shared.state.lock().done;
+    let name = shared.options.name.as_deref().unwrap_or_default();
+    if let Some(done) = done.filter(|_| shared.options.store_every.is_some())
+        && let Err(error) = client.store_offset(Some(link), &shared.stream, name, done).await
+    {
+        tracing::warn!(stream = shared.stream, %error, "the offset is not stored; what was read may come again");
+    }
 }

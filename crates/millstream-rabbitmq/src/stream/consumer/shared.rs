@@ -21,6 +21,8 @@ const CREDIT_MAX: u64 = 16;
 /// What the consumer shares with its supervisor and with its link.
 pub(crate) struct Shared {
     pub(super) stream: String,
+    /// Of which the stream is a part, when consumers of one name share its parts.
+    pub(super) super_stream: Option<String>,
     pub(super) options: ConsumerOptions,
     pub(super) state: Mutex<State>,
     /// The supervisor has something to look at.
@@ -40,13 +42,37 @@ pub(super) struct State {
     pub(super) credit_max: u64,
     /// Where reading goes on on another connection.
     pub(super) resume: OffsetSpec,
-    /// What the server asked: whether this consumer is now the active one.
-    pub(super) elected: Option<(u32, bool)>,
+    /// The offset behind the last message that the reader is done with.
+    pub(super) done: Option<u64>,
+    /// Whether it is given messages. Others of its name may be instead.
+    pub(super) active: bool,
+    /// Counts how often another became the active one, or this one again: what the reader has of before is void.
+    pub(super) turn: u64,
+    /// Where this turn begins.
+    pub(super) begin: OffsetSpec,
+    pub(super) election: Option<Election>,
     pub(super) over: Option<BrokerError>,
     pub(super) closing: bool,
 }
 
+/// What the server asked, and waits for: whether this consumer is now the active one.
+pub(super) struct Election {
+    pub(super) correlation: u32,
+    pub(super) active: bool,
+    /// The reader has nothing in hand any more.
+    pub(super) let_go: bool,
+}
+
 impl State {
+    /// Another turn, which begins here.
+    pub(super) fn turn(&mut self, active: bool, begin: OffsetSpec) -> Option<Waker> {
+        self.chunks.clear();
+        self.turn += 1;
+        self.active = active;
+        (self.begin, self.resume) = (begin, begin);
+        self.waker.take()
+    }
+
     /// How much credit to give now.
     pub(super) fn give(&mut self, bytes_max: usize) -> Option<(Arc<Link>, u8, u16)> {
         // The first chunk comes alone: how large they are is not known before.
@@ -63,9 +89,16 @@ impl State {
 }
 
 impl Shared {
-    pub(super) fn new(stream: &str, options: ConsumerOptions, resume: OffsetSpec) -> Shared {
+    pub(super) fn new(
+        stream: &str,
+        super_stream: Option<&str>,
+        options: ConsumerOptions,
+        from: OffsetSpec,
+    ) -> Shared {
+        let active = !options.single_active;
         Shared {
             stream: stream.to_owned(),
+            super_stream: super_stream.map(str::to_owned),
             options,
             state: Mutex::new(State {
                 chunks: VecDeque::new(),
@@ -74,8 +107,12 @@ impl Shared {
                 credit: 0,
                 chunk_bytes: 0,
                 credit_max: 1,
-                resume,
-                elected: None,
+                resume: from,
+                done: None,
+                active,
+                turn: 0,
+                begin: from,
+                election: None,
                 over: None,
                 closing: false,
             }),
@@ -125,17 +162,30 @@ impl Shared {
     /// The link is lost, or the stream is not there any more.
     pub(crate) fn detached(&self, error: &BrokerError) {
         tracing::debug!(stream = self.stream, %error, "a consumer is detached");
-        self.state.lock().attached = None;
+        let waker = {
+            let mut state = self.state.lock();
+            state.attached = None;
+            state.election = None;
+            // Another of its name is the active one from now on.
+            let begin = state.begin;
+            if self.options.single_active { state.turn(false, begin) } else { None }
+        };
+        waker.into_iter().for_each(Waker::wake);
         self.wake.notify_one();
     }
 
     /// The server says whether this consumer is the active one.
     pub(crate) fn elected(&self, correlation: u32, active: bool) {
-        self.state.lock().elected = Some((correlation, active));
+        let waker = {
+            let mut state = self.state.lock();
+            state.election = Some(Election { correlation, active, let_go: active });
+            let begin = state.begin;
+            if active { None } else { state.turn(false, begin) }
+        };
+        waker.into_iter().for_each(Waker::wake);
         self.wake.notify_one();
     }
-}
-impl Shared {
+
     pub(super) fn end(&self, error: Option<BrokerError>) {
         let waker = {
             let mut state = self.state.lock();

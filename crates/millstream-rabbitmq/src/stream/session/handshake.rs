@@ -62,7 +62,7 @@ impl Session {
                     self.phase = Phase::Ready;
                     on(self, Event::Opened);
                 } else {
-                    let commands = (key::DECLARE_PUBLISHER..=key::STREAM_STATS).map(|key| {
+                    let commands = (key::DECLARE_PUBLISHER..=key::DELETE_SUPER_STREAM).map(|key| {
                         let most = if key == key::DELIVER { 2 } else { 1 };
                         Versions { key, least: 1, most }
                     });
@@ -115,7 +115,7 @@ fn find(properties: &Pairs, name: &str) -> Option<String> {
 }
 
 /// The first two numbers of a version.
-fn version(text: &str) -> (u32, u32) {
+pub(super) fn version(text: &str) -> (u32, u32) {
     let mut parts = text.split('.').map(|part| {
         let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
         part[..digits].parse().unwrap_or(0)

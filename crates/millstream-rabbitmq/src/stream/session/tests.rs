@@ -38,7 +38,7 @@ fn greeting(version: &str) -> Vec<Bytes> {
         ),
     ];
     if version >= "3.11" {
-        let commands = vec![Versions { key: key::CONSUMER_UPDATE, least: 1, most: 1 }];
+        let commands = vec![Versions { key: key::STREAM_STATS, least: 1, most: 1 }];
         frames.push(answer(5, key::EXCHANGE_VERSIONS, code::OK, Body::Versions(commands)));
     }
     frames
@@ -68,7 +68,7 @@ fn a_connection_opens_step_by_step() {
     assert!(session.is_ready());
     assert_eq!(session.server.frame_max, 4096);
     assert_eq!(session.server.heartbeat, Duration::from_secs(10));
-    assert!(!session.server.knows(key::CONSUMER_UPDATE));
+    assert!(!session.server.knows(key::STREAM_STATS) && !session.server.has_single_active());
     let mut asked = Vec::new();
     let mut out = &session.out[..];
     while let Some(head) = out.first_chunk::<4>() {
@@ -86,7 +86,8 @@ fn a_connection_opens_step_by_step() {
     }
     let expected = [key::PEER_PROPERTIES, key::SASL_HANDSHAKE, key::SASL_AUTHENTICATE, key::TUNE, key::OPEN];
     assert_eq!(asked, expected);
-    assert!(open("3.11.0").server.knows(key::CONSUMER_UPDATE));
+    let newer = open("3.11.0").server;
+    assert!(newer.knows(key::STREAM_STATS) && newer.has_single_active());
 }
 
 proptest! {
