@@ -15,7 +15,7 @@ mod decode;
 mod encode;
 mod input;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use self::decode::decode;
 pub(crate) use self::encode::{encode, size_hint};

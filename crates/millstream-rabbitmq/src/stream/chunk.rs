@@ -14,7 +14,7 @@
 use std::io::Read;
 use std::time::{Duration, SystemTime};
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{BufMut, Bytes};
 
 use super::wire::{Reader, WireError};
 
@@ -90,60 +90,77 @@ impl Chunk {
     /// Its messages with their offsets. What is not messages has none.
     pub(crate) fn entries(self) -> Entries {
         let entries = if self.kind == KIND_MESSAGES { self.entries } else { 0 };
-        Entries { offset: self.first, left: entries, data: self.data, batch: Bytes::new(), batched: 0 }
+        Entries {
+            offset: self.first,
+            left: entries,
+            data: self.data,
+            at: 0,
+            batch: Bytes::new(),
+            batch_at: 0,
+            batched: 0,
+        }
     }
 }
 
-/// The messages of a chunk, one after the other. Each shares the chunk's bytes.
+/// The messages of a chunk, one after the other.
 #[derive(Debug)]
 pub(crate) struct Entries {
     offset: u64,
     left: u16,
     data: Bytes,
-    /// What is left of the batch at hand.
+    /// What of the data is read.
+    at: usize,
+    /// The batch at hand, unpacked if it was packed.
     batch: Bytes,
+    batch_at: usize,
     batched: u16,
 }
 
+/// A message as it is in its chunk: whoever keeps a part of it shares the bytes of the whole.
+#[derive(Debug)]
+pub(crate) struct Entry<'a> {
+    pub(crate) offset: u64,
+    pub(crate) message: &'a [u8],
+    pub(crate) whole: &'a Bytes,
+}
+
 impl Entries {
-    /// The next message and its offset.
-    pub(crate) fn next(&mut self) -> Result<Option<(u64, Bytes)>, ChunkError> {
-        loop {
-            if self.batched > 0 {
-                self.batched -= 1;
-                let message = message(&mut self.batch)?;
-                return Ok(Some((self.advance(1), message)));
-            }
+    /// The next message.
+    #[inline]
+    pub(crate) fn next(&mut self) -> Result<Option<Entry<'_>>, ChunkError> {
+        let offset = self.offset;
+        while self.batched == 0 {
             if self.left == 0 {
                 return Ok(None);
             }
-            match self.data.first() {
-                Some(first) if first & BATCH == 0 => {
-                    self.left -= 1;
-                    let message = message(&mut self.data)?;
-                    return Ok(Some((self.advance(1), message)));
-                }
-                Some(_) => {
-                    self.left -= 1;
-                    self.open_batch()?;
-                }
-                None => return Err(ChunkError::Entries(self.left)),
+            let first = *self.data.get(self.at).ok_or(ChunkError::Entries(self.left))?;
+            self.left -= 1;
+            if first & BATCH == 0 {
+                let message = message(&self.data, &mut self.at)?;
+                self.offset = offset.saturating_add(1);
+                return Ok(Some(Entry { offset, message, whole: &self.data }));
             }
+            self.open_batch()?;
         }
+        self.batched -= 1;
+        let message = message(&self.batch, &mut self.batch_at)?;
+        self.offset = offset.saturating_add(1);
+        Ok(Some(Entry { offset, message, whole: &self.batch }))
     }
 
     /// Passes over what lies before this offset, by whole entries where it can.
     pub(crate) fn skip_to(&mut self, offset: u64) -> Result<(), ChunkError> {
         while self.offset < offset {
-            if self.batched == 0 && self.left > 0 && self.data.first().is_some_and(|first| first & BATCH != 0)
-            {
-                let mut head = Reader::new(&self.data);
+            let rest = self.data.get(self.at..).unwrap_or_default();
+            if self.batched == 0 && self.left > 0 && rest.first().is_some_and(|first| first & BATCH != 0) {
+                let mut head = Reader::new(rest);
                 let (_, messages, _, len) = (head.u8()?, head.u16()?, head.u32()?, head.u32()?);
                 head.take(len as usize)?;
-                if self.offset.saturating_add(messages.into()) <= offset {
+                let behind = self.offset.saturating_add(messages.into());
+                if behind <= offset {
                     self.left -= 1;
-                    self.data.advance(BATCH_HEADER + len as usize);
-                    self.advance(messages.into());
+                    self.at += BATCH_HEADER + len as usize;
+                    self.offset = behind;
                     continue;
                 }
             }
@@ -154,18 +171,13 @@ impl Entries {
         Ok(())
     }
 
-    fn advance(&mut self, by: u64) -> u64 {
-        let at = self.offset;
-        self.offset = at.saturating_add(by);
-        at
-    }
-
     fn open_batch(&mut self) -> Result<(), ChunkError> {
-        let mut head = Reader::new(&self.data);
+        let mut head = Reader::new(&self.data[self.at..]);
         let (kind, messages, unpacked, len) = (head.u8()?, head.u16()?, head.u32()?, head.u32()?);
         head.take(len as usize)?;
-        self.data.advance(BATCH_HEADER);
-        let body = self.data.split_to(len as usize);
+        let begin = self.at + BATCH_HEADER;
+        self.at = begin + len as usize;
+        let body = self.data.slice(begin..self.at);
         self.batch = match kind >> 4 & 7 {
             0 => body,
             1 => gunzip(&body, unpacked as usize)?,
@@ -174,20 +186,19 @@ impl Entries {
             4 => return Err(ChunkError::Compression("Zstandard")),
             _ => return Err(ChunkError::Compression("something unknown")),
         };
-        self.batched = messages;
+        (self.batch_at, self.batched) = (0, messages);
         Ok(())
     }
 }
 
-/// Takes one message off the front.
-fn message(data: &mut Bytes) -> Result<Bytes, ChunkError> {
-    let Some(head) = data.first_chunk() else { return Err(WireError::Short.into()) };
+/// The message that begins here, and the place behind it.
+fn message<'a>(data: &'a [u8], at: &mut usize) -> Result<&'a [u8], WireError> {
+    let rest = data.get(*at..).ok_or(WireError::Short)?;
+    let (head, rest) = rest.split_first_chunk().ok_or(WireError::Short)?;
     let len = (u32::from_be_bytes(*head) & 0x7fff_ffff) as usize;
-    if len > data.len() - 4 {
-        return Err(WireError::Short.into());
-    }
-    data.advance(4);
-    Ok(data.split_to(len))
+    let message = rest.get(..len).ok_or(WireError::Short)?;
+    *at += head.len() + len;
+    Ok(message)
 }
 
 fn gunzip(packed: &[u8], unpacked: usize) -> Result<Bytes, ChunkError> {

@@ -4,7 +4,7 @@ pub(crate) mod code;
 mod request;
 mod response;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use bytes::{BufMut, Bytes};
 

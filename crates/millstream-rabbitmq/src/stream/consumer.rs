@@ -11,7 +11,6 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use millstream_message::{
     BrokerError, BrokerErrorKind, Message, StreamFrom, StreamItem, StreamReader, StreamSource, Value,
 };
@@ -19,7 +18,7 @@ use millstream_message::{
 use self::attach::{attach, supervise};
 pub(crate) use self::shared::Shared;
 use super::amqp::{self, Mark};
-use super::chunk::{Chunk, ChunkError, Entries, time};
+use super::chunk::{Chunk, ChunkError, Entries, Entry, time};
 use super::client::{Inner, check_name, store};
 use super::command::OffsetSpec;
 use super::link::credit;
@@ -293,12 +292,6 @@ impl StreamConsumer {
         StreamReader::new(Box::new(self))
     }
 
-    /// The next message with its offset, its time and its mark; `None` when there is none in the chunk at hand.
-    fn step(&mut self) -> Result<Option<(u64, i64, Bytes)>, ChunkError> {
-        let Some((entries, time)) = &mut self.entries else { return Ok(None) };
-        Ok(entries.next()?.map(|(offset, message)| (offset, *time, message)))
-    }
-
     /// Takes the next chunk, if there is one. The broker is then given credit for as many as fit.
     fn take_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BrokerError>> {
         let (chunk, give) = {
@@ -356,26 +349,28 @@ impl StreamConsumer {
         self.take_turn();
         let mut count = 0;
         loop {
-            while count < max {
-                match self.step() {
-                    Ok(Some((offset, time, bytes))) => {
-                        self.next = offset + 1;
-                        let (message, mark) = amqp::decode(&bytes).unwrap_or_else(|error| {
-                            let reason = Value::Text(error.to_string());
-                            (Message::new(bytes).with_header(UNDECODED, reason), None)
-                        });
-                        each(offset, time, message, mark);
-                        count += 1;
-                    }
-                    Ok(None) => {
-                        self.entries = None;
-                        break;
-                    }
-                    Err(error) => {
-                        let error = self.fail(error);
-                        self.entries = None;
-                        self.handed |= count > 0;
-                        return Poll::Ready(if count > 0 { Ok(count) } else { Err(error) });
+            if let Some((entries, time)) = &mut self.entries {
+                while count < max {
+                    match entries.next() {
+                        Ok(Some(Entry { offset, message, whole })) => {
+                            self.next = offset.saturating_add(1);
+                            let (message, mark) = amqp::decode(message, whole).unwrap_or_else(|error| {
+                                let reason = Value::Text(error.to_string());
+                                (Message::new(whole.slice_ref(message)).with_header(UNDECODED, reason), None)
+                            });
+                            each(offset, *time, message, mark);
+                            count += 1;
+                        }
+                        Ok(None) => {
+                            self.entries = None;
+                            break;
+                        }
+                        Err(error) => {
+                            let error = self.fail(error);
+                            self.entries = None;
+                            self.handed |= count > 0;
+                            return Poll::Ready(if count > 0 { Ok(count) } else { Err(error) });
+                        }
                     }
                 }
             }

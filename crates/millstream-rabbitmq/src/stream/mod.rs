@@ -15,6 +15,8 @@ mod chunk;
 mod client;
 mod command;
 mod consumer;
+#[cfg(test)]
+mod fuzz;
 mod link;
 mod producer;
 mod session;

@@ -13,12 +13,15 @@ use super::{
     VALUE,
 };
 
-/// A message, and the mark of the append that it begins. The body shares the bytes.
-pub(crate) fn decode(bytes: &Bytes) -> Result<(Message, Option<Mark>), AmqpError> {
+/// A message that is a part of these bytes, and the mark of the append that it begins. The body shares the whole.
+pub(crate) fn decode(bytes: &[u8], whole: &Bytes) -> Result<(Message, Option<Mark>), AmqpError> {
     if let Some(body) = lone_data(bytes) {
-        return Ok((Message::new(bytes.slice(bytes.len() - body..)), None));
+        return Ok((Message::new(whole.slice_ref(body)), None));
     }
-    let mut input = Input { rest: bytes, whole: bytes };
+    decode_all(Input { rest: bytes, whole })
+}
+
+fn decode_all(mut input: Input<'_>) -> Result<(Message, Option<Mark>), AmqpError> {
     let mut properties = None;
     let mut foreign = Headers::new();
     let mut mark = None;
@@ -59,14 +62,14 @@ pub(crate) fn decode(bytes: &Bytes) -> Result<(Message, Option<Mark>), AmqpError
     Ok((message, mark))
 }
 
-/// The length of the body of a message that is one `data` section and nothing else, as nearly all are.
-fn lone_data(bytes: &[u8]) -> Option<usize> {
+/// The body of a message that is one `data` section and nothing else, as nearly all are.
+fn lone_data(bytes: &[u8]) -> Option<&[u8]> {
     match *bytes {
-        [0, 0x53, 0x75, 0xa0, len, ref body @ ..] if body.len() == usize::from(len) => Some(body.len()),
+        [0, 0x53, 0x75, 0xa0, len, ref body @ ..] if body.len() == usize::from(len) => Some(body),
         [0, 0x53, 0x75, 0xb0, a, b, c, d, ref body @ ..]
             if body.len() == u32::from_be_bytes([a, b, c, d]) as usize =>
         {
-            Some(body.len())
+            Some(body)
         }
         _ => None,
     }

@@ -3,25 +3,27 @@ use std::io::Write;
 use super::*;
 use proptest::prelude::*;
 
+use super::super::fuzz::cases;
+
 /// An entry of a chunk to be made.
 #[derive(Clone, Debug)]
-pub(crate) enum Entry {
+pub(crate) enum Made {
     One(Vec<u8>),
     Batch(Vec<Vec<u8>>),
     Gzip(Vec<Vec<u8>>),
 }
 
-impl Entry {
+impl Made {
     fn messages(&self) -> &[Vec<u8>] {
         match self {
-            Entry::One(message) => std::slice::from_ref(message),
-            Entry::Batch(messages) | Entry::Gzip(messages) => messages,
+            Made::One(message) => std::slice::from_ref(message),
+            Made::Batch(messages) | Made::Gzip(messages) => messages,
         }
     }
 }
 
 /// A chunk as the server makes it.
-pub(crate) fn chunk(first: u64, time: i64, entries: &[Entry]) -> Bytes {
+pub(crate) fn chunk(first: u64, time: i64, entries: &[Made]) -> Bytes {
     let mut data = Vec::new();
     for entry in entries {
         let mut inner = Vec::new();
@@ -30,11 +32,11 @@ pub(crate) fn chunk(first: u64, time: i64, entries: &[Entry]) -> Bytes {
             inner.put_slice(message);
         }
         match entry {
-            Entry::One(_) => {}
-            Entry::Batch(messages) => {
+            Made::One(_) => {}
+            Made::Batch(messages) => {
                 put_batch_header(&mut data, messages.len() as u16, inner.len() as u32);
             }
-            Entry::Gzip(messages) => {
+            Made::Gzip(messages) => {
                 let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 gzip.write_all(&inner).expect("written");
                 let packed = gzip.finish().expect("packed");
@@ -60,26 +62,28 @@ pub(crate) fn chunk(first: u64, time: i64, entries: &[Entry]) -> Bytes {
     out.into()
 }
 
-fn all(mut entries: Entries) -> Result<Vec<(u64, Bytes)>, ChunkError> {
+pub(crate) fn all(mut entries: Entries) -> Result<Vec<(u64, Bytes)>, ChunkError> {
     let mut out = Vec::new();
-    while let Some(message) = entries.next()? {
-        out.push(message);
+    while let Some(entry) = entries.next()? {
+        out.push((entry.offset, entry.whole.slice_ref(entry.message)));
     }
     Ok(out)
 }
 
-fn entries() -> impl Strategy<Value = Vec<Entry>> {
+pub(crate) fn entries() -> impl Strategy<Value = Vec<Made>> {
     let message = || prop::collection::vec(any::<u8>(), 0..20);
     let messages = move || prop::collection::vec(message(), 0..5);
     let entry = prop_oneof![
-        message().prop_map(Entry::One),
-        messages().prop_map(Entry::Batch),
-        messages().prop_map(Entry::Gzip),
+        message().prop_map(Made::One),
+        messages().prop_map(Made::Batch),
+        messages().prop_map(Made::Gzip),
     ];
     prop::collection::vec(entry, 0..6)
 }
 
 proptest! {
+    #![proptest_config(cases())]
+
     #[test]
     fn every_message_comes_back_with_its_offset(entries in entries(), first in 0..1_000_000_u64, skip in 0..30_u64) {
         let expected: Vec<Vec<u8>> = entries.iter().flat_map(|entry| entry.messages().to_vec()).collect();
@@ -113,7 +117,7 @@ proptest! {
 
     #[test]
     fn a_flipped_bit_is_seen(at in 0..100_usize, bit in 0..8) {
-        let mut bytes = chunk(0, 7, &[Entry::One(vec![7; 96])]).to_vec();
+        let mut bytes = chunk(0, 7, &[Made::One(vec![7; 96])]).to_vec();
         bytes[HEADER + at] ^= 1_u8 << bit;
         let seen = matches!(Chunk::read(bytes.into()), Err(ChunkError::Checksum { .. }));
         prop_assert!(seen);
@@ -122,7 +126,7 @@ proptest! {
 
 #[test]
 fn messages_share_their_chunk() {
-    let bytes = chunk(0, 7, &[Entry::One(vec![1; 10]), Entry::Batch(vec![vec![2; 10]])]);
+    let bytes = chunk(0, 7, &[Made::One(vec![1; 10]), Made::Batch(vec![vec![2; 10]])]);
     for (_, message) in all(Chunk::read(bytes.clone()).expect("reads").entries()).expect("reads") {
         assert!(bytes.as_ptr_range().contains(&message.as_ptr()));
     }
@@ -131,7 +135,7 @@ fn messages_share_their_chunk() {
 #[test]
 fn what_cannot_be_unpacked_is_named() {
     for (kind, name) in [(0xa0_u8, "Snappy"), (0xb0, "LZ4"), (0xc0, "Zstandard"), (0xf0, "unknown")] {
-        let mut bytes = chunk(0, 7, &[Entry::Batch(vec![vec![1]])]).to_vec();
+        let mut bytes = chunk(0, 7, &[Made::Batch(vec![vec![1]])]).to_vec();
         bytes[HEADER] = kind;
         let crc = crc32fast::hash(&bytes[HEADER..]);
         bytes[32..36].copy_from_slice(&crc.to_be_bytes());
@@ -142,7 +146,7 @@ fn what_cannot_be_unpacked_is_named() {
 
 #[test]
 fn a_batch_that_unpacks_to_more_than_it_says_is_refused() {
-    let mut bytes = chunk(0, 7, &[Entry::Gzip(vec![vec![0; 100_000]])]).to_vec();
+    let mut bytes = chunk(0, 7, &[Made::Gzip(vec![vec![0; 100_000]])]).to_vec();
     bytes[HEADER + 3..HEADER + 7].copy_from_slice(&10_u32.to_be_bytes());
     let crc = crc32fast::hash(&bytes[HEADER..]);
     bytes[32..36].copy_from_slice(&crc.to_be_bytes());

@@ -2,6 +2,8 @@ use super::super::wire::Pairs;
 use super::*;
 use proptest::prelude::*;
 
+use super::super::fuzz::cases;
+
 fn name() -> impl Strategy<Value = String> {
     "[a-zà-ÿ.-]{1,12}"
 }
@@ -29,7 +31,7 @@ fn versions_of() -> impl Strategy<Value = Vec<Versions>> {
     prop::collection::vec(one, 0..4)
 }
 
-fn requests() -> impl Strategy<Value = Request> {
+pub(crate) fn requests() -> impl Strategy<Value = Request> {
     let two = || (name(), name());
     prop_oneof![
         (any::<u8>(), two()).prop_map(|(publisher, (reference, stream))| {
@@ -66,7 +68,7 @@ fn requests() -> impl Strategy<Value = Request> {
     ]
 }
 
-fn responses() -> impl Strategy<Value = Response> {
+pub(crate) fn responses() -> impl Strategy<Value = Response> {
     let plain = prop::sample::select(vec![
         DECLARE_PUBLISHER,
         DELETE_PUBLISHER,
@@ -125,6 +127,8 @@ fn comes_back(command: &Command<'_>) {
 }
 
 proptest! {
+    #![proptest_config(cases())]
+
     #[test]
     fn every_request_comes_back(correlation in any::<u32>(), request in requests()) {
         comes_back(&Command::Request(correlation, request));

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use millstream_message::StreamFrom;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::super::chunk::tests::{Entry, chunk};
+use super::super::chunk::tests::{Made, chunk};
 use super::super::command::{self as key, Body, Broker, Command, Request, Response, StreamMetadata, code};
 use super::super::{StreamClient, StreamSettings};
 use super::*;
@@ -133,12 +134,12 @@ fn asks(correlation: u32, active: bool) -> Command<'static> {
 
 /// So many messages from this offset on, each with its offset as its body.
 fn messages(offsets: std::ops::Range<u64>) -> Bytes {
-    let entries: Vec<Entry> = offsets
+    let entries: Vec<Made> = offsets
         .clone()
         .map(|offset| {
             let mut message = Vec::new();
             amqp::encode(&Message::new(offset.to_string()), None, &mut message);
-            Entry::One(message)
+            Made::One(message)
         })
         .collect();
     chunk(offsets.start, 7, &entries)

@@ -2,6 +2,8 @@ use super::super::command::OffsetSpec;
 use super::*;
 use proptest::prelude::*;
 
+use super::super::fuzz::cases;
+
 fn settings() -> Settings {
     Settings {
         user: "guest".to_owned(),
@@ -44,18 +46,23 @@ fn greeting(version: &str) -> Vec<Bytes> {
     frames
 }
 
-fn feed(session: &mut Session, bytes: &[u8], now: Instant) -> Result<Vec<String>, BrokerError> {
+pub(crate) fn feed(session: &mut Session, bytes: &[u8], now: Instant) -> Result<Vec<String>, BrokerError> {
     let mut seen = Vec::new();
     let mut input = BytesMut::from(bytes);
     session.receive(&mut input, now, &mut |_, event| seen.push(format!("{event:?}")))?;
     Ok(seen)
 }
 
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-fn open(version: &str) -> Session {
+/// A connection that has said its first word.
+pub(crate) fn new() -> Session {
+    Session::new(settings(), now())
+}
+
+pub(crate) fn open(version: &str) -> Session {
     let mut session = Session::new(settings(), now());
     let seen = feed(&mut session, &greeting(version).concat(), now()).expect("opens");
     assert_eq!(seen, ["Opened"]);
@@ -91,6 +98,8 @@ fn a_connection_opens_step_by_step() {
 }
 
 proptest! {
+    #![proptest_config(cases())]
+
     #[test]
     fn however_the_bytes_are_cut_the_events_are_the_same(cuts in prop::collection::vec(1..40_usize, 1..60)) {
         let mut bytes = greeting("3.11.0").concat();
