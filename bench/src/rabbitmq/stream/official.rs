@@ -28,7 +28,8 @@ pub(super) fn run(work: Work) -> Result<Sample, Absent> {
 async fn measure(work: Work, place: &Place) -> Result<Sample, Failure> {
     let host = place.url.split('@').nth(1).and_then(|rest| rest.split('/').next());
     let (host, port) = host.and_then(|host| host.split_once(':')).ok_or("no HOST:PORT in the URL")?;
-    let environment = Environment::builder().host(host).port(port.parse()?).build().await?;
+    let environment = Environment::builder().host(host).port(port.parse()?).build().await;
+    let environment = environment.map_err(|error| format!("{error}; it needs RabbitMQ 3.11"))?;
     if work.act == Act::Consume {
         let builder = environment.consumer().offset(OffsetSpecification::First);
         let mut consumer = builder.build(&place.stream).await?;

@@ -66,7 +66,8 @@ impl Raw {
         raw.ask(SASL_HANDSHAKE, &[])?;
         let login = format!("\0{user}\0{password}");
         let login = [&text("PLAIN"), &(login.len() as u32).to_be_bytes()[..], login.as_bytes()].concat();
-        raw.ask(SASL_AUTHENTICATE, &[&login])?;
+        // Two answers, which may come as one.
+        raw.socket.write_all(&frame(SASL_AUTHENTICATE, &[&[0, 0, 0, 1], &login]))?;
         let tune = raw.until(TUNE)?;
         // The server's frames, no heartbeats.
         raw.socket.write_all(&frame(TUNE, &[&tune[4..8], &[0; 4]]))?;

@@ -292,10 +292,15 @@ impl StreamConsumer {
         StreamReader::new(Box::new(self))
     }
 
-    /// Takes the next chunk, if there is one. The broker is then given credit for as many as fit.
+    /// Takes the next chunk, if there is one and it is of this turn. The broker is then given credit for as many as fit.
     fn take_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BrokerError>> {
         let (chunk, give) = {
             let mut state = self.shared.state.lock();
+            if state.turn != self.turn {
+                drop(state);
+                self.take_turn();
+                return Poll::Ready(Ok(true));
+            }
             let Some(chunk) = state.chunks.pop_front() else {
                 if let Some(error) = &state.over {
                     return Poll::Ready(Err(error.clone()));

@@ -75,6 +75,9 @@ impl State {
 
     /// How much credit to give now.
     pub(super) fn give(&mut self, bytes_max: usize) -> Option<(Arc<Link>, u8, u16)> {
+        if !self.active {
+            return None;
+        }
         // The first chunk comes alone: how large they are is not known before.
         let target = bytes_max.checked_div(self.chunk_bytes)? as u64;
         let have = self.credit + self.chunks.len() as u64;
