@@ -1,6 +1,7 @@
 //! rabbitmq-stream-client, RabbitMQ's own in Rust. A batch is sent at once, confirms come by a callback, which counts them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use rabbitmq_stream_client::types::{Message, OffsetSpecification};
@@ -12,6 +13,9 @@ use crate::case::{Absent, Sample};
 use crate::rabbitmq::ours::Threads;
 use crate::rabbitmq::work::Meter;
 
+/// The longest it is waited for: it may wait for a confirm for ever.
+const LONG: Duration = Duration::from_secs(60);
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 pub(super) fn run(work: Work) -> Result<Sample, Absent> {
@@ -21,7 +25,9 @@ pub(super) fn run(work: Work) -> Result<Sample, Absent> {
     let place = work.prepare()?;
     Threads::Two.runtime()?.block_on(async {
         let measuring = tokio::spawn(async move { measure(work, &place).await });
-        measuring.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+        let ended = tokio::time::timeout(LONG, measuring).await;
+        let ended = ended.map_err(|_| format!("it is not done in {} s", LONG.as_secs()))?;
+        ended.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
     })
 }
 
