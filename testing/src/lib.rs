@@ -3,9 +3,11 @@
 //! Nothing here is published, and nothing that is published needs it.
 #![forbid(unsafe_code)]
 
+mod certificates;
 mod node;
 mod proxy;
 
+pub use certificates::Certificates;
 pub use node::{Node, SERVER, Setup, shared};
 pub use proxy::Proxy;
 

@@ -1,5 +1,6 @@
 //! A RabbitMQ of our own: Debian's server, with a directory and ports of its own, beside whatever else runs on the machine.
 
+use std::ffi::OsStr;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,13 @@ use crate::free_port;
 /// The server's own script: the one in the path changes its user.
 pub const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
+/// The variable that names the directory of another RabbitMQ's programs, to test with its version.
+const OTHER_PROGRAMS: &str = "MILLSTREAM_RABBITMQ";
+
+/// One of RabbitMQ's programs.
+fn program(name: &str) -> PathBuf {
+    Path::new(&std::env::var(OTHER_PROGRAMS).unwrap_or_else(|_| PROGRAMS.to_owned())).join(name)
+}
 
 /// How long it may take to start and to stop, in looks a twentieth of a second apart.
 const LOOKS: u32 = 1200;
@@ -64,9 +72,12 @@ impl Node {
     /// # Errors
     /// If RabbitMQ is not installed, or does not start.
     pub async fn start(setup: Setup) -> Result<Node, String> {
-        if !Path::new(SERVER).exists() {
+        let server = program("rabbitmq-server");
+        if !server.exists() {
             return Err(format!(
-                "{SERVER} is missing: `cargo xtask test` installs it, or `apt-get install rabbitmq-server`"
+                "{} is missing: `cargo xtask test` installs RabbitMQ, or `apt-get install rabbitmq-server`; \
+                 {OTHER_PROGRAMS} names the directory of another one's programs",
+                server.display()
             ));
         }
         let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
@@ -104,7 +115,7 @@ impl Node {
         format!("millstream{}@localhost", self.port)
     }
 
-    fn command(&self, program: &str) -> Command {
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command
             .env("HOME", self.directory.path())
@@ -130,11 +141,13 @@ impl Node {
     /// # Panics
     /// If it runs.
     pub async fn run(&self) -> Result<(), String> {
-        let failed = |error: std::io::Error| format!("{SERVER}: {error}");
+        let server = program("rabbitmq-server");
+        let server = server.display();
+        let failed = |error: std::io::Error| format!("{server}: {error}");
         let log = std::fs::File::create(self.below("out")).map_err(failed)?;
         // The shell ends what it started when this process has ended, however that was: then its input ends.
         let directory = self.directory.path().display();
-        let script = format!("{SERVER} & cat > /dev/null; rm -rf {directory}; kill -KILL 0");
+        let script = format!("{server} & cat > /dev/null; rm -rf {directory}; kill -KILL 0");
         let mut command = self.command("sh");
         command
             .args(["-c", &script])
@@ -188,13 +201,13 @@ impl Node {
     ///
     /// # Panics
     /// If it fails.
-    pub async fn tell(&self, program: &str, arguments: &[&str]) -> String {
-        let mut command = tokio::process::Command::from(self.command(&format!("{PROGRAMS}/{program}")));
-        let name = self.name();
-        let output = command.args(["-n", &name, "-q"]).args(arguments).output().await.expect("it can be run");
+    pub async fn tell(&self, name: &str, arguments: &[&str]) -> String {
+        let mut command = tokio::process::Command::from(self.command(program(name)));
+        let node = self.name();
+        let output = command.args(["-n", &node, "-q"]).args(arguments).output().await.expect("it can be run");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let complaint = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} {arguments:?}: {text}{complaint}");
+        assert!(output.status.success(), "{name} {arguments:?}: {text}{complaint}");
         text
     }
 

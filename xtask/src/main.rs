@@ -127,7 +127,7 @@ fn bench(arguments: &[String]) -> Outcome {
     let node = if compares && measures && !given { started() } else { None };
     let mut command = steps::command("cargo").args(words).unhurried();
     if let Some(node) = &node {
-        command = command.env(AMQP, &node.url());
+        command = command.env(AMQP, &node.url()).env(STREAM, &node.stream_url(""));
     }
     command.run()
 }
@@ -151,6 +151,7 @@ fn docs() -> Outcome {
 
 /// Where the benchmarks find RabbitMQ.
 const AMQP: &str = "MILLSTREAM_BENCH_AMQP";
+const STREAM: &str = "MILLSTREAM_BENCH_STREAM";
 
 /// A RabbitMQ to compare with, where one can be had; the table names what could not be measured.
 fn started() -> Option<millstream_testing::Node> {

@@ -15,5 +15,7 @@ pub(crate) const NEED: Need = Need {
 pub(crate) fn start() -> Result<Node, String> {
     meet(&NEED)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-    runtime.map_err(|error| error.to_string())?.block_on(Node::start(Setup::default()))
+    runtime
+        .map_err(|error| error.to_string())?
+        .block_on(Node::start(Setup::default().plugin("rabbitmq_stream")))
 }

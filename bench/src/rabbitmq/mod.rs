@@ -1,7 +1,4 @@
 //! The cases of `goals.md`, section *RabbitMQ*.
-//!
-//! Streams by the stream protocol are not here yet: they are a module `stream` beside these, with its own raw floor, and their
-//! cases are added at the end of [`cases`].
 
 #[cfg(feature = "peers-rabbitmq")]
 mod amqprs;
@@ -11,6 +8,7 @@ mod lapin;
 mod ours;
 mod raw;
 mod recovery;
+mod stream;
 mod work;
 
 #[cfg(not(feature = "peers-rabbitmq"))]
@@ -19,7 +17,7 @@ use crate::case::{Bound, Case};
 use foreign::Foreign;
 use ours::Threads;
 use raw::Acks;
-use work::{Act, CPU, Kind, PEAK, RATE, WINDOW, Work};
+use work::{Act, CPU, Kind, PEAK, RATE, WINDOW, Work, body};
 
 const FLOOR: &str = "raw socket";
 
@@ -28,7 +26,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let each = Work::new(Act::SettleEach, 100_000);
     let many = Work::new(Act::SettleMany, 100_000);
     let both = Work::new(Act::Both, 100_000);
-    vec![
+    let mut cases = vec![
         against_all("publish, 1000 unconfirmed, transient", publish, Acks::Each)
             .goal_on(RATE, Bound::RateOf(0.97, FLOOR), "")
             .goal_on(CPU, Bound::TimesAtMost(1.38, FLOOR), "≤ 1.2 µs at the floor's 0.87"),
@@ -70,7 +68,9 @@ pub(crate) fn cases() -> Vec<Case> {
             .goal_on(RATE, Bound::RateOf(0.97, FLOOR), "")
             .goal_on(CPU, Bound::TimesAtMost(1.49, FLOOR), "≤ 5.5 µs at the floor's 3.7"),
         recovery(),
-    ]
+    ];
+    cases.extend(stream::cases());
+    cases
 }
 
 fn recovery() -> Case {

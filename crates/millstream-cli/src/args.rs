@@ -40,6 +40,9 @@ pub(crate) enum Command {
     /// Look at queues and use them, on any broker
     #[command(subcommand)]
     Queue(Queue),
+    /// Declare streams and look at them, on a broker that has them
+    #[command(subcommand)]
+    Stream(Stream),
     /// Declare exchanges, queues and bindings from a file
     #[command(subcommand)]
     Topology(Topology),
@@ -175,6 +178,45 @@ pub(crate) enum Queue {
         /// Really remove it
         #[arg(long)]
         yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OnStream {
+    /// The broker: `embedded:DIRECTORY`, `rabbitmq-stream://HOST`
+    #[arg(value_name = "URL")]
+    pub(crate) url: BrokerUrl,
+    /// The name of the stream
+    #[arg(value_name = "STREAM")]
+    pub(crate) stream: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Stream {
+    /// Declare a stream, or a super stream of several
+    Declare {
+        #[command(flatten)]
+        on: OnStream,
+        /// About how many bytes to keep, as in `1GiB`; without it, all
+        #[arg(long, value_name = "SIZE", value_parser = units::size)]
+        max_bytes: Option<u64>,
+        /// About how long to keep a message, as in `7d`; without it, for ever
+        #[arg(long, value_name = "TIME", value_parser = units::duration)]
+        max_age: Option<Duration>,
+        /// Make a super stream of so many streams, among which the hash of a key chooses (RabbitMQ 3.13)
+        #[arg(long, value_name = "COUNT")]
+        partitions: Option<u16>,
+        /// Make a super stream with a stream for each of these keys (RabbitMQ 3.13)
+        #[arg(long, value_name = "KEY,KEY", value_delimiter = ',', conflicts_with = "partitions")]
+        keys: Option<Vec<String>>,
+    },
+    /// Show where a stream begins and where it ends
+    Stats {
+        #[command(flatten)]
+        on: OnStream,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 

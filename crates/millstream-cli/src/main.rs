@@ -11,6 +11,7 @@ mod out;
 mod queue;
 mod run;
 mod signals;
+mod stream;
 mod table;
 mod topology;
 mod units;
@@ -43,6 +44,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Graph(file) => lint::graph(&file),
         Command::Test(test) => lint::test(&test),
         Command::Queue(command) => wait(queue::queue(command)),
+        Command::Stream(command) => wait(stream::stream(command)),
         Command::Topology(command) => wait(topology::topology(command)),
         Command::DeadLetters(command) => wait(dead_letters::dead_letters(command)),
         Command::Log(command) => log::log(command),

@@ -4,7 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where a broker is: `memory:`, `embedded:PATH`, `amqp://…`, `amqps://…`, `rabbitmq-stream://…`.
+/// Where a broker is: `memory:`, `embedded:PATH`, `amqp://…`, `amqps://…`, `rabbitmq-stream://…`,
+/// `rabbitmq-stream+tls://…`.
 ///
 /// This crate only parses; whoever opens brokers decides which of them it can open.
 ///
@@ -33,7 +34,7 @@ pub struct BrokerUrlError {
     message: String,
 }
 
-const SCHEMES: [&str; 5] = ["memory", "embedded", "amqp", "amqps", "rabbitmq-stream"];
+const SCHEMES: [&str; 6] = ["memory", "embedded", "amqp", "amqps", "rabbitmq-stream", "rabbitmq-stream+tls"];
 
 impl FromStr for BrokerUrl {
     type Err = BrokerUrlError;
@@ -53,8 +54,12 @@ impl FromStr for BrokerUrl {
             }
             "embedded" => Ok(BrokerUrl::Embedded(PathBuf::from(rest))),
             "amqp" | "amqps" if rest.starts_with("//") => Ok(BrokerUrl::Amqp(text.to_owned())),
-            "rabbitmq-stream" if rest.starts_with("//") => Ok(BrokerUrl::RabbitmqStream(text.to_owned())),
-            "amqp" | "amqps" | "rabbitmq-stream" => fail(format!("`{text}`: write `{scheme}://HOST`")),
+            "rabbitmq-stream" | "rabbitmq-stream+tls" if rest.starts_with("//") => {
+                Ok(BrokerUrl::RabbitmqStream(text.to_owned()))
+            }
+            "amqp" | "amqps" | "rabbitmq-stream" | "rabbitmq-stream+tls" => {
+                fail(format!("`{text}`: write `{scheme}://HOST`"))
+            }
             _ => {
                 let nearest = SCHEMES.iter().min_by_key(|known| distance(scheme, known));
                 let nearest = nearest.filter(|known| distance(scheme, known) <= 3);
@@ -119,6 +124,10 @@ mod tests {
         assert_eq!(
             "rabbitmq-stream://h".parse(),
             Ok(BrokerUrl::RabbitmqStream("rabbitmq-stream://h".into()))
+        );
+        assert_eq!(
+            "rabbitmq-stream+tls://h".parse(),
+            Ok(BrokerUrl::RabbitmqStream("rabbitmq-stream+tls://h".into()))
         );
     }
 

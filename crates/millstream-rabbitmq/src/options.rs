@@ -44,13 +44,17 @@ pub(crate) struct Place {
     pub(crate) place: (String, u16),
 }
 
-/// What TLS needs besides the host.
-#[derive(Clone, Default, Debug, PartialEq)]
-pub(crate) struct TlsFiles {
-    pub(crate) ca: Option<PathBuf>,
-    pub(crate) certificate: Option<PathBuf>,
-    pub(crate) key: Option<PathBuf>,
-    pub(crate) server_name: Option<String>,
+/// What TLS needs besides the host. Files are PEM.
+#[derive(Clone, Default, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Who must have signed the broker's certificate. `None` is the system's.
+    pub ca: Option<PathBuf>,
+    /// The client's own certificate, with its key.
+    pub certificate: Option<PathBuf>,
+    /// The key of the client's certificate.
+    pub key: Option<PathBuf>,
+    /// The name that must be in the broker's certificate. `None` is the host.
+    pub server_name: Option<String>,
 }
 
 const KNOWN: [&str; 24] = [

@@ -32,7 +32,12 @@ impl Socket {
         if let Some(bytes) = options.receive_buffer {
             socket.set_recv_buffer_size(bytes)?;
         }
-        match &options.tls {
+        Socket::over(stream, host, options.tls.as_ref()).await
+    }
+
+    /// What is spoken over a connection to this host: TLS, if there are files for it.
+    pub(crate) async fn over(stream: TcpStream, host: &str, tls: Option<&TlsFiles>) -> io::Result<Socket> {
+        match tls {
             None => Ok(Socket::Plain(stream)),
             Some(files) => secure(stream, host, files).await,
         }
@@ -120,6 +125,26 @@ impl AsyncWrite for Socket {
             Socket::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             #[cfg(feature = "tls")]
             Socket::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Socket::Plain(stream) => stream.is_write_vectored(),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.is_write_vectored(),
         }
     }
 

@@ -226,7 +226,7 @@ fn broker(text: &str) -> Result<(), String> {
                 .to_owned(),
         ),
         Some(("amqp" | "amqps", _)) => amqp(text),
-        Some(("rabbitmq-stream", _)) => {
+        Some(("rabbitmq-stream" | "rabbitmq-stream+tls", _)) => {
             Err("that is for streams, and a pipeline moves queues; use `amqp://HOST`".to_owned())
         }
         _ => Err("write `embedded:PATH`, a directory beside the pipeline file, or `amqp://HOST`".to_owned()),

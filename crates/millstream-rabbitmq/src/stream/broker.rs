@@ -15,6 +15,7 @@ use millstream_message::{
 use super::append::Appender;
 use super::client::StreamClient;
 use super::consumer::ConsumerOptions;
+use super::super_stream::Partitions;
 use super::url::StreamSettings;
 
 /// What the broker takes as the size of a segment, at most.
@@ -63,6 +64,20 @@ impl StreamBroker {
     /// not.
     pub fn client(&self) -> &StreamClient {
         &self.client
+    }
+
+    /// Makes a super stream, each of whose partitions keeps what the spec says; its name is the super stream's.
+    ///
+    /// # Errors
+    /// As of [`StreamClient::create_super_stream`].
+    pub async fn declare_super_stream(
+        &self,
+        spec: &StreamSpec,
+        partitions: &Partitions,
+    ) -> Result<(), BrokerError> {
+        let arguments = arguments(spec);
+        let arguments: Vec<_> = arguments.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        self.client.create_super_stream(&spec.name, partitions, &arguments).await
     }
 
     async fn appender(&self, stream: &str) -> Result<Arc<Appender>, BrokerError> {

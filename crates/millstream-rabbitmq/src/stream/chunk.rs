@@ -14,7 +14,7 @@
 use std::io::Read;
 use std::time::{Duration, SystemTime};
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{BufMut, Bytes};
 
 use super::wire::{Reader, WireError};
 
@@ -90,60 +90,77 @@ impl Chunk {
     /// Its messages with their offsets. What is not messages has none.
     pub(crate) fn entries(self) -> Entries {
         let entries = if self.kind == KIND_MESSAGES { self.entries } else { 0 };
-        Entries { offset: self.first, left: entries, data: self.data, batch: Bytes::new(), batched: 0 }
+        Entries {
+            offset: self.first,
+            left: entries,
+            data: self.data,
+            at: 0,
+            batch: Bytes::new(),
+            batch_at: 0,
+            batched: 0,
+        }
     }
 }
 
-/// The messages of a chunk, one after the other. Each shares the chunk's bytes.
+/// The messages of a chunk, one after the other.
 #[derive(Debug)]
 pub(crate) struct Entries {
     offset: u64,
     left: u16,
     data: Bytes,
-    /// What is left of the batch at hand.
+    /// What of the data is read.
+    at: usize,
+    /// The batch at hand, unpacked if it was packed.
     batch: Bytes,
+    batch_at: usize,
     batched: u16,
 }
 
+/// A message as it is in its chunk: whoever keeps a part of it shares the bytes of the whole.
+#[derive(Debug)]
+pub(crate) struct Entry<'a> {
+    pub(crate) offset: u64,
+    pub(crate) message: &'a [u8],
+    pub(crate) whole: &'a Bytes,
+}
+
 impl Entries {
-    /// The next message and its offset.
-    pub(crate) fn next(&mut self) -> Result<Option<(u64, Bytes)>, ChunkError> {
-        loop {
-            if self.batched > 0 {
-                self.batched -= 1;
-                let message = message(&mut self.batch)?;
-                return Ok(Some((self.advance(1), message)));
-            }
+    /// The next message.
+    #[inline]
+    pub(crate) fn next(&mut self) -> Result<Option<Entry<'_>>, ChunkError> {
+        let offset = self.offset;
+        while self.batched == 0 {
             if self.left == 0 {
                 return Ok(None);
             }
-            match self.data.first() {
-                Some(first) if first & BATCH == 0 => {
-                    self.left -= 1;
-                    let message = message(&mut self.data)?;
-                    return Ok(Some((self.advance(1), message)));
-                }
-                Some(_) => {
-                    self.left -= 1;
-                    self.open_batch()?;
-                }
-                None => return Err(ChunkError::Entries(self.left)),
+            let first = *self.data.get(self.at).ok_or(ChunkError::Entries(self.left))?;
+            self.left -= 1;
+            if first & BATCH == 0 {
+                let message = message(&self.data, &mut self.at)?;
+                self.offset = offset.saturating_add(1);
+                return Ok(Some(Entry { offset, message, whole: &self.data }));
             }
+            self.open_batch()?;
         }
+        self.batched -= 1;
+        let message = message(&self.batch, &mut self.batch_at)?;
+        self.offset = offset.saturating_add(1);
+        Ok(Some(Entry { offset, message, whole: &self.batch }))
     }
 
     /// Passes over what lies before this offset, by whole entries where it can.
     pub(crate) fn skip_to(&mut self, offset: u64) -> Result<(), ChunkError> {
         while self.offset < offset {
-            if self.batched == 0 && self.left > 0 && self.data.first().is_some_and(|first| first & BATCH != 0)
-            {
-                let mut head = Reader::new(&self.data);
+            let rest = self.data.get(self.at..).unwrap_or_default();
+            if self.batched == 0 && self.left > 0 && rest.first().is_some_and(|first| first & BATCH != 0) {
+                let mut head = Reader::new(rest);
                 let (_, messages, _, len) = (head.u8()?, head.u16()?, head.u32()?, head.u32()?);
                 head.take(len as usize)?;
-                if self.offset.saturating_add(messages.into()) <= offset {
+                let behind = self.offset.saturating_add(messages.into());
+                if behind <= offset {
                     self.left -= 1;
-                    self.data.advance(BATCH_HEADER + len as usize);
-                    self.advance(messages.into());
+                    self.at += BATCH_HEADER + len as usize;
+                    self.offset = behind;
                     continue;
                 }
             }
@@ -154,18 +171,13 @@ impl Entries {
         Ok(())
     }
 
-    fn advance(&mut self, by: u64) -> u64 {
-        let at = self.offset;
-        self.offset = at.saturating_add(by);
-        at
-    }
-
     fn open_batch(&mut self) -> Result<(), ChunkError> {
-        let mut head = Reader::new(&self.data);
+        let mut head = Reader::new(&self.data[self.at..]);
         let (kind, messages, unpacked, len) = (head.u8()?, head.u16()?, head.u32()?, head.u32()?);
         head.take(len as usize)?;
-        self.data.advance(BATCH_HEADER);
-        let body = self.data.split_to(len as usize);
+        let begin = self.at + BATCH_HEADER;
+        self.at = begin + len as usize;
+        let body = self.data.slice(begin..self.at);
         self.batch = match kind >> 4 & 7 {
             0 => body,
             1 => gunzip(&body, unpacked as usize)?,
@@ -174,20 +186,19 @@ impl Entries {
             4 => return Err(ChunkError::Compression("Zstandard")),
             _ => return Err(ChunkError::Compression("something unknown")),
         };
-        self.batched = messages;
+        (self.batch_at, self.batched) = (0, messages);
         Ok(())
     }
 }
 
-/// Takes one message off the front.
-fn message(data: &mut Bytes) -> Result<Bytes, ChunkError> {
-    let Some(head) = data.first_chunk() else { return Err(WireError::Short.into()) };
+/// The message that begins here, and the place behind it.
+fn message<'a>(data: &'a [u8], at: &mut usize) -> Result<&'a [u8], WireError> {
+    let rest = data.get(*at..).ok_or(WireError::Short)?;
+    let (head, rest) = rest.split_first_chunk().ok_or(WireError::Short)?;
     let len = (u32::from_be_bytes(*head) & 0x7fff_ffff) as usize;
-    if len > data.len() - 4 {
-        return Err(WireError::Short.into());
-    }
-    data.advance(4);
-    Ok(data.split_to(len))
+    let message = rest.get(..len).ok_or(WireError::Short)?;
+    *at += head.len() + len;
+    Ok(message)
 }
 
 fn gunzip(packed: &[u8], unpacked: usize) -> Result<Bytes, ChunkError> {
@@ -233,156 +244,4 @@ pub(crate) fn time(millis: i64) -> SystemTime {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use std::io::Write;
-
-    use super::*;
-    use proptest::prelude::*;
-
-    /// An entry of a chunk to be made.
-    #[derive(Clone, Debug)]
-    pub(crate) enum Entry {
-        One(Vec<u8>),
-        Batch(Vec<Vec<u8>>),
-        Gzip(Vec<Vec<u8>>),
-    }
-
-    impl Entry {
-        fn messages(&self) -> &[Vec<u8>] {
-            match self {
-                Entry::One(message) => std::slice::from_ref(message),
-                Entry::Batch(messages) | Entry::Gzip(messages) => messages,
-            }
-        }
-    }
-
-    /// A chunk as the server makes it.
-    pub(crate) fn chunk(first: u64, time: i64, entries: &[Entry]) -> Bytes {
-        let mut data = Vec::new();
-        for entry in entries {
-            let mut inner = Vec::new();
-            for message in entry.messages() {
-                inner.put_u32(message.len() as u32);
-                inner.put_slice(message);
-            }
-            match entry {
-                Entry::One(_) => {}
-                Entry::Batch(messages) => {
-                    put_batch_header(&mut data, messages.len() as u16, inner.len() as u32);
-                }
-                Entry::Gzip(messages) => {
-                    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-                    gzip.write_all(&inner).expect("written");
-                    let packed = gzip.finish().expect("packed");
-                    data.put_u8(0x90);
-                    data.put_u16(messages.len() as u16);
-                    data.put_u32(inner.len() as u32);
-                    data.put_u32(packed.len() as u32);
-                    inner = packed;
-                }
-            }
-            data.put_slice(&inner);
-        }
-        let mut out = vec![MAGIC, KIND_MESSAGES];
-        out.put_u16(entries.len() as u16);
-        out.put_u32(entries.iter().map(|entry| entry.messages().len() as u32).sum());
-        out.put_i64(time);
-        out.put_u64(1);
-        out.put_u64(first);
-        out.put_u32(crc32fast::hash(&data));
-        out.put_u32(data.len() as u32);
-        out.put_u64(0);
-        out.put_slice(&data);
-        out.into()
-    }
-
-    fn all(mut entries: Entries) -> Result<Vec<(u64, Bytes)>, ChunkError> {
-        let mut out = Vec::new();
-        while let Some(message) = entries.next()? {
-            out.push(message);
-        }
-        Ok(out)
-    }
-
-    fn entries() -> impl Strategy<Value = Vec<Entry>> {
-        let message = || prop::collection::vec(any::<u8>(), 0..20);
-        let messages = move || prop::collection::vec(message(), 0..5);
-        let entry = prop_oneof![
-            message().prop_map(Entry::One),
-            messages().prop_map(Entry::Batch),
-            messages().prop_map(Entry::Gzip),
-        ];
-        prop::collection::vec(entry, 0..6)
-    }
-
-    proptest! {
-        #[test]
-        fn every_message_comes_back_with_its_offset(entries in entries(), first in 0..1_000_000_u64, skip in 0..30_u64) {
-            let expected: Vec<Vec<u8>> = entries.iter().flat_map(|entry| entry.messages().to_vec()).collect();
-            let bytes = chunk(first, 7, &entries);
-            prop_assert_eq!(Chunk::range(&bytes), Some((first, expected.len() as u32)));
-            let read = Chunk::read(bytes.clone()).expect("reads");
-            let messages = all(read.clone().entries()).expect("reads");
-            let expected: Vec<(u64, Bytes)> =
-                (first..).zip(expected.into_iter().map(Bytes::from)).collect();
-            prop_assert_eq!(&messages, &expected);
-            let mut later = read.entries();
-            later.skip_to(first + skip).expect("skips");
-            let kept: Vec<_> = expected.into_iter().filter(|(offset, _)| *offset >= first + skip).collect();
-            prop_assert_eq!(all(later).expect("reads"), kept);
-        }
-
-        #[test]
-        fn any_bytes_are_a_chunk_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Chunk::read(bytes.clone().into()).and_then(|chunk| all(chunk.entries()));
-            // With a right head, too.
-            let mut chunk = vec![MAGIC, 0, 0, 200, 0, 0, 0, 200];
-            chunk.put_bytes(0, 24);
-            chunk.put_u32(crc32fast::hash(&bytes));
-            chunk.put_u32(bytes.len() as u32);
-            chunk.put_u64(0);
-            chunk.put_slice(&bytes);
-            let read = Chunk::read(chunk.into()).expect("its checksum is right");
-            let _ = read.clone().entries().skip_to(50);
-            let _ = all(read.entries());
-        }
-
-        #[test]
-        fn a_flipped_bit_is_seen(at in 0..100_usize, bit in 0..8) {
-            let mut bytes = chunk(0, 7, &[Entry::One(vec![7; 96])]).to_vec();
-            bytes[HEADER + at] ^= 1_u8 << bit;
-            let seen = matches!(Chunk::read(bytes.into()), Err(ChunkError::Checksum { .. }));
-            prop_assert!(seen);
-        }
-    }
-
-    #[test]
-    fn messages_share_their_chunk() {
-        let bytes = chunk(0, 7, &[Entry::One(vec![1; 10]), Entry::Batch(vec![vec![2; 10]])]);
-        for (_, message) in all(Chunk::read(bytes.clone()).expect("reads").entries()).expect("reads") {
-            assert!(bytes.as_ptr_range().contains(&message.as_ptr()));
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_unpacked_is_named() {
-        for (kind, name) in [(0xa0_u8, "Snappy"), (0xb0, "LZ4"), (0xc0, "Zstandard"), (0xf0, "unknown")] {
-            let mut bytes = chunk(0, 7, &[Entry::Batch(vec![vec![1]])]).to_vec();
-            bytes[HEADER] = kind;
-            let crc = crc32fast::hash(&bytes[HEADER..]);
-            bytes[32..36].copy_from_slice(&crc.to_be_bytes());
-            let error = all(Chunk::read(bytes.into()).expect("reads").entries()).expect_err(name);
-            assert!(error.to_string().contains(name), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_batch_that_unpacks_to_more_than_it_says_is_refused() {
-        let mut bytes = chunk(0, 7, &[Entry::Gzip(vec![vec![0; 100_000]])]).to_vec();
-        bytes[HEADER + 3..HEADER + 7].copy_from_slice(&10_u32.to_be_bytes());
-        let crc = crc32fast::hash(&bytes[HEADER..]);
-        bytes[32..36].copy_from_slice(&crc.to_be_bytes());
-        let error = all(Chunk::read(bytes.into()).expect("reads").entries()).expect_err("too much");
-        assert!(matches!(error, ChunkError::Unpack(_, 10)), "{error}");
-    }
-}
+pub(crate) mod tests;

@@ -1,40 +1,23 @@
-//! The client: which node has which stream, connections by node and use, and what is asked of the broker as a whole.
+//! The client: what is asked of the broker as a whole, and what makes producers and consumers.
 
-use std::collections::BTreeMap;
+mod inner;
+
 use std::fmt;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::Arc;
 
-use bytes::Bytes;
 use millstream_message::{BrokerError, BrokerErrorKind, StreamFrom, StreamStats};
-use millstream_resilience::{Backoff, Jitter};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
-use super::chunk::Chunk;
-use super::command::{Body, Command, OffsetSpec, Request, code};
+pub(crate) use self::inner::{Inner, backoff, check_name, store};
+use super::command::{Body, CREATE_SUPER_STREAM, Request, code};
 use super::consumer::{ConsumerOptions, StreamConsumer};
-use super::link::{Link, lost, refused};
+use super::link::refused;
 use super::producer::{Producer, ProducerOptions};
-use super::super_stream::{Routing, SuperConsumer, SuperProducer};
+use super::super_stream::{Partitions, Routing, SuperConsumer, SuperProducer};
 use super::url::StreamSettings;
-
-/// Publishers and consumers that share a connection.
-const LOAD_MAX: usize = 64;
-/// A reference to no node.
-const NO_NODE: u16 = u16::MAX;
-
-/// Twice as long each time, up to five seconds, and by chance between half of that and all of it, so that not all clients come at
-/// once.
-const BACKOFF: Backoff =
-    Backoff::exponential(Duration::from_millis(50)).max(Duration::from_secs(5)).jitter(Jitter::Equal);
-
-/// How long to wait before attempt number `attempt`, counted from 0, to connect again.
-pub(crate) fn backoff(attempt: u32) -> Duration {
-    BACKOFF.delay(attempt.saturating_add(1))
-}
+use super::wire::Pairs;
 
 /// A client of RabbitMQ's streams by the stream protocol: declares streams, and makes producers and consumers.
 ///
@@ -61,65 +44,6 @@ pub(crate) fn backoff(attempt: u32) -> Duration {
 #[derive(Clone)]
 pub struct StreamClient {
     pub(crate) inner: Arc<Inner>,
-}
-
-/// What handles, producers and consumers share.
-pub(crate) struct Inner {
-    pub(crate) settings: StreamSettings,
-    /// The connection for questions. Locked while it is made, so that it is made once.
-    control: tokio::sync::Mutex<Option<Arc<Link>>>,
-    pools: Mutex<BTreeMap<(Use, String, u16), Arc<Pool>>>,
-    tasks: Mutex<JoinSet<()>>,
-    closed: watch::Sender<bool>,
-}
-
-/// Connections of one use to one node. Locked while another is made: a node that does not answer holds up nobody who
-/// does not need it.
-type Pool = tokio::sync::Mutex<Vec<Weak<Link>>>;
-
-/// What a connection is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Use {
-    Publish,
-    Consume,
-}
-
-/// First offset and number of messages of a chunk, if there is one.
-type ChunkRange = Option<(u64, u32)>;
-
-/// Where a stream is.
-struct Place {
-    leader: Option<(String, u16)>,
-    replicas: Vec<(String, u16)>,
-}
-
-pub(crate) fn check_name(what: &str, name: &str) -> Result<(), BrokerError> {
-    if (1..=255).contains(&name.len()) {
-        return Ok(());
-    }
-    let text = format!("the name of a {what} has 1 to 255 bytes, not {}", name.len());
-    Err(BrokerError::new(BrokerErrorKind::Invalid, text))
-}
-
-/// How long an operation goes on trying.
-pub(crate) struct Patience<'a> {
-    client: &'a Inner,
-    begun: Instant,
-    attempt: u32,
-}
-
-impl Patience<'_> {
-    /// Waits before the next attempt, or fails as the last one did: when it is no use, or the time is up.
-    pub(crate) async fn after(&mut self, error: BrokerError) -> Result<(), BrokerError> {
-        let is_over = self.client.is_closed() || self.begun.elapsed() >= self.client.settings.patience;
-        if error.kind() != BrokerErrorKind::Unavailable || is_over {
-            return Err(error);
-        }
-        tracing::debug!(%error, attempt = self.attempt, "the broker is out of reach");
-        tokio::time::sleep(backoff(self.attempt)).await;
-        self.attempt += 1;
-        Ok(())
-    }
 }
 
 impl StreamClient {
@@ -153,13 +77,7 @@ impl StreamClient {
     /// # Errors
     /// When the broker is out of reach.
     pub async fn server_version(&self) -> Result<String, BrokerError> {
-        let mut patience = self.inner.patience();
-        loop {
-            match self.inner.control().await {
-                Ok(link) => return Ok(link.server.version.clone()),
-                Err(error) => patience.after(error).await?,
-            }
-        }
+        Ok(self.inner.server().await?.version)
     }
 
     /// Makes a stream with the broker's own arguments: `max-length-bytes`, `max-age` (as `12h`, `7D`),
@@ -170,15 +88,11 @@ impl StreamClient {
     /// does not take them.
     pub async fn create_stream(&self, name: &str, arguments: &[(&str, &str)]) -> Result<(), BrokerError> {
         check_name("stream", name)?;
-        let arguments: Vec<_> =
-            arguments.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let create = Request::Create { stream: name.to_owned(), arguments: arguments.clone() };
+        let create = Request::Create { stream: name.to_owned(), arguments: owned(arguments) };
         match self.inner.ask(name, create).await? {
             (_, code::OK | code::STREAM_EXISTS) => Ok(()),
             (_, code::PRECONDITION_FAILED) => {
-                let wanted: Vec<_> =
-                    arguments.iter().map(|(name, value)| format!("{name}={value}")).collect();
-                let wanted = if wanted.is_empty() { "no arguments".to_owned() } else { wanted.join(", ") };
+                let wanted = in_words(arguments);
                 Err(match self.inner.place(name).await {
                     Ok(_) => BrokerError::new(
                         BrokerErrorKind::Mismatch,
@@ -209,6 +123,84 @@ impl StreamClient {
         }
     }
 
+    /// Makes a super stream: a stream for each of its partitions, with the broker's own arguments as of
+    /// [`create_stream`](StreamClient::create_stream). Fine when it exists with the same partitions.
+    ///
+    /// # Errors
+    /// `Unsupported` before RabbitMQ 3.13, which can do it by `rabbitmq-streams add_super_stream` only. `Mismatch` when
+    /// it exists with other partitions. `Invalid` when the broker does not take the arguments.
+    pub async fn create_super_stream(
+        &self,
+        name: &str,
+        partitions: &Partitions,
+        arguments: &[(&str, &str)],
+    ) -> Result<(), BrokerError> {
+        check_name("super stream", name)?;
+        let (streams, keys) = partitions.of(name);
+        for stream in &streams {
+            check_name("partition", stream)?;
+        }
+        if streams.is_empty() {
+            let text = format!("super stream `{name}`: at least one partition is needed");
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, text));
+        }
+        self.can_make_super_streams(name, partitions).await?;
+        let create = Request::CreateSuperStream {
+            super_stream: name.to_owned(),
+            partitions: streams.clone(),
+            keys,
+            arguments: owned(arguments),
+        };
+        match self.inner.ask(name, create).await?.1 {
+            code::OK => Ok(()),
+            code::STREAM_EXISTS => {
+                let has = self.partitions(name).await?;
+                if has == streams {
+                    return Ok(());
+                }
+                let text =
+                    format!("super stream `{name}` exists with the partitions {has:?}, not {streams:?}");
+                Err(BrokerError::new(BrokerErrorKind::Mismatch, text))
+            }
+            code::PRECONDITION_FAILED => {
+                let wanted = in_words(arguments);
+                let text = format!("the broker does not make a super stream `{name}` with {wanted}");
+                Err(BrokerError::new(BrokerErrorKind::Invalid, text))
+            }
+            other => Err(refused(other, name)),
+        }
+    }
+
+    /// Deletes a super stream with its partitions. Deleting what is not there is fine.
+    ///
+    /// # Errors
+    /// `Unsupported` before RabbitMQ 3.13, which can do it by `rabbitmq-streams delete_super_stream` only.
+    pub async fn delete_super_stream(&self, name: &str) -> Result<(), BrokerError> {
+        self.can_make_super_streams(name, &Partitions::Count(1)).await?;
+        let delete = Request::DeleteSuperStream { super_stream: name.to_owned() };
+        match self.inner.ask(name, delete).await?.1 {
+            code::OK | code::NO_STREAM => Ok(()),
+            other => Err(refused(other, name)),
+        }
+    }
+
+    async fn can_make_super_streams(&self, name: &str, partitions: &Partitions) -> Result<(), BrokerError> {
+        let server = self.inner.server().await?;
+        if server.knows(CREATE_SUPER_STREAM) {
+            return Ok(());
+        }
+        let option = match partitions {
+            Partitions::Count(count) => format!("--partitions {count}"),
+            Partitions::Keys(keys) => format!("--routing-keys {}", keys.join(",")),
+        };
+        let text = format!(
+            "RabbitMQ {} makes no super streams by its protocol: that came with 3.13; use \
+             `rabbitmq-streams add_super_stream {name} {option}`, and `delete_super_stream`",
+            server.version
+        );
+        Err(BrokerError::new(BrokerErrorKind::Unsupported, text))
+    }
+
     /// A producer of a stream.
     ///
     /// # Errors
@@ -228,7 +220,7 @@ impl StreamClient {
         from: StreamFrom,
         options: ConsumerOptions,
     ) -> Result<StreamConsumer, BrokerError> {
-        StreamConsumer::open(self.inner.clone(), stream, from, options).await
+        StreamConsumer::open(self.inner.clone(), (stream, None), from, options).await
     }
 
     /// A producer of a super stream, which puts each message into one of its partitions.
@@ -308,7 +300,7 @@ impl StreamClient {
     /// # Errors
     /// `NotFound` when there is no such stream.
     pub async fn store_offset(&self, stream: &str, reader: &str, offset: u64) -> Result<(), BrokerError> {
-        self.inner.store_offset(stream, reader, offset).await
+        self.inner.store_offset(None, stream, reader, offset).await
     }
 
     /// The offset that a reader wants next, as it was stored last.
@@ -338,219 +330,18 @@ impl fmt::Debug for StreamClient {
     }
 }
 
+fn owned(arguments: &[(&str, &str)]) -> Pairs {
+    arguments.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn in_words(arguments: &[(&str, &str)]) -> String {
+    let words: Vec<_> = arguments.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    if words.is_empty() { "no arguments".to_owned() } else { words.join(", ") }
+}
+
 fn no_super_stream(name: &str) -> BrokerError {
-    let text = format!("there is no super stream `{name}`; `rabbitmq-streams add_super_stream` makes one");
+    let text = format!(
+        "there is no super stream `{name}`; `create_super_stream` makes one, or the broker's `rabbitmq-streams add_super_stream`"
+    );
     BrokerError::new(BrokerErrorKind::NotFound, text)
-}
-
-/// An offset as the broker keeps it is that of the last message read: the one before the one wanted next. Before
-/// the first there is the greatest number, which adds up to zero again.
-fn as_kept(next: u64) -> u64 {
-    next.wrapping_sub(1)
-}
-
-fn as_wanted(kept: u64) -> u64 {
-    kept.wrapping_add(1)
-}
-
-impl Inner {
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.tasks.lock();
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(task);
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        *self.closed.borrow()
-    }
-
-    /// Waits until the client is closed.
-    pub(crate) async fn closed(&self) {
-        // The sender is here: it cannot be gone.
-        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
-    }
-
-    fn check(&self) -> Result<(), BrokerError> {
-        if self.is_closed() { Err(lost("the client is closed")) } else { Ok(()) }
-    }
-
-    /// The connection for questions.
-    async fn control(&self) -> Result<Arc<Link>, BrokerError> {
-        let mut control = self.control.lock().await;
-        self.check()?;
-        if let Some(link) = control.as_ref().filter(|link| link.is_alive()) {
-            return Ok(link.clone());
-        }
-        let mut error = lost("the URL names no host");
-        for host in &self.settings.hosts {
-            match self.connect(host).await {
-                Ok(link) => {
-                    *control = Some(link.clone());
-                    return Ok(link);
-                }
-                Err(other) => error = other,
-            }
-        }
-        Err(error)
-    }
-
-    async fn connect(&self, host: &(String, u16)) -> Result<Arc<Link>, BrokerError> {
-        Link::connect(&self.settings, host, |task| self.spawn(task)).await
-    }
-
-    /// A connection to this node. A node may give a name that only its neighbours know: then those of the URL are
-    /// tried, of which each leads to every stream, if not always by the shortest way.
-    async fn link(&self, used: Use, node: &(String, u16)) -> Result<Arc<Link>, BrokerError> {
-        let pool = self.pools.lock().entry((used, node.0.clone(), node.1)).or_default().clone();
-        let mut pool = pool.lock().await;
-        self.check()?;
-        pool.retain(|link| link.upgrade().is_some_and(|link| link.is_alive()));
-        let free = pool.iter().filter_map(Weak::upgrade).find(|link| link.load() < LOAD_MAX);
-        if let Some(link) = free {
-            return Ok(link);
-        }
-        let mut outcome = match self.settings.hosts.first() {
-            Some(host) if self.settings.hosts_only => self.connect(host).await,
-            _ => self.connect(node).await,
-        };
-        for host in self.settings.hosts.iter().filter(|host| *host != node) {
-            if outcome.is_ok() {
-                break;
-            }
-            tracing::debug!(?node, ?host, "a node cannot be reached as it says; another is tried");
-            outcome = self.connect(host).await;
-        }
-        let link = outcome?;
-        pool.push(Arc::downgrade(&link));
-        Ok(link)
-    }
-
-    /// For doing something again when the connection is lost, as long as patience lasts.
-    pub(crate) fn patience(&self) -> Patience<'_> {
-        Patience { client: self, begun: Instant::now(), attempt: 0 }
-    }
-
-    /// Asks, patiently; about this stream.
-    async fn ask(&self, about: &str, request: Request) -> Result<(Body, u16), BrokerError> {
-        let mut patience = self.patience();
-        loop {
-            let outcome = match self.control().await {
-                Ok(link) => link.ask(request.clone()).await,
-                Err(error) => Err(error),
-            };
-            match outcome {
-                // A stream has no leader for a moment after a restart, or while it finds another.
-                Ok(response) if response.code == code::STREAM_NOT_AVAILABLE => {
-                    patience.after(refused(response.code, about)).await?;
-                }
-                Ok(response) => return Ok((response.body, response.code)),
-                Err(error) => patience.after(error).await?,
-            }
-        }
-    }
-
-    async fn place(&self, stream: &str) -> Result<Place, BrokerError> {
-        let control = self.control().await?;
-        let request = Request::Metadata { streams: vec![stream.to_owned()] };
-        let Body::Metadata { brokers, streams } = control.ask(request).await?.body else {
-            return Err(lost("the broker does not say where streams are"));
-        };
-        let Some(found) = streams.into_iter().find(|found| found.stream == stream) else {
-            return Err(refused(code::NO_STREAM, stream));
-        };
-        if found.code != code::OK {
-            return Err(refused(found.code, stream));
-        }
-        let node = |reference: u16| {
-            let broker = brokers.iter().find(|broker| broker.reference == reference)?;
-            Some((broker.host.clone(), u16::try_from(broker.port).ok()?))
-        };
-        let leader = Some(found.leader).filter(|leader| *leader != NO_NODE).and_then(node);
-        Ok(Place { leader, replicas: found.replicas.into_iter().filter_map(node).collect() })
-    }
-
-    /// A connection to the node that leads the stream.
-    pub(crate) async fn leader(&self, stream: &str) -> Result<Arc<Link>, BrokerError> {
-        let place = self.place(stream).await?;
-        let leader = place.leader.ok_or_else(|| refused(code::STREAM_NOT_AVAILABLE, stream))?;
-        self.link(Use::Publish, &leader).await
-    }
-
-    /// A connection to a node that has a copy of the stream, or to its leader.
-    pub(crate) async fn replica(&self, stream: &str) -> Result<Arc<Link>, BrokerError> {
-        let place = self.place(stream).await?;
-        let node = fastrand::choice(&place.replicas).or(place.leader.as_ref());
-        let node = node.ok_or_else(|| refused(code::STREAM_NOT_AVAILABLE, stream))?;
-        self.link(Use::Consume, node).await
-    }
-
-    /// First offset and number of messages of the oldest chunk and of the newest.
-    pub(crate) async fn ends(&self, stream: &str) -> Result<(ChunkRange, ChunkRange), BrokerError> {
-        let mut patience = self.patience();
-        loop {
-            match self.look_at_ends(stream).await {
-                Ok(ends) => return Ok(ends),
-                Err(error) => patience.after(error).await?,
-            }
-        }
-    }
-
-    async fn look_at_ends(&self, stream: &str) -> Result<(ChunkRange, ChunkRange), BrokerError> {
-        let link = self.replica(stream).await?;
-        let (first, last) =
-            tokio::try_join!(link.peek(stream, OffsetSpec::First), link.peek(stream, OffsetSpec::Last))?;
-        let range = |chunk: Option<Bytes>| chunk.and_then(|chunk| Chunk::range(&chunk));
-        Ok((range(first), range(last)))
-    }
-
-    /// Remembers the offset that a reader wants next.
-    pub(crate) async fn store_offset(
-        &self,
-        stream: &str,
-        reader: &str,
-        offset: u64,
-    ) -> Result<(), BrokerError> {
-        check_name("reader", reader)?;
-        // The broker does not answer: it is asked until it knows. The first question also tells whether the stream is
-        // there.
-        self.kept(stream, reader).await?;
-        let store = Command::StoreOffset {
-            reference: reader.to_owned(),
-            stream: stream.to_owned(),
-            offset: as_kept(offset),
-        };
-        let frame: Bytes = store.frame();
-        let begun = Instant::now();
-        for attempt in 0.. {
-            if let Ok(link) = self.control().await {
-                link.send(frame.clone());
-            }
-            if self.kept(stream, reader).await? == Some(as_kept(offset)) {
-                return Ok(());
-            }
-            if begun.elapsed() >= self.settings.timeout {
-                break;
-            }
-            tokio::time::sleep(backoff(attempt)).await;
-        }
-        let text = format!(
-            "the broker does not store the offset of `{reader}`; may the user write to stream `{stream}`?"
-        );
-        Err(lost(text))
-    }
-
-    /// The offset that a reader wants next, as it was stored.
-    pub(crate) async fn stored_offset(&self, stream: &str, reader: &str) -> Result<Option<u64>, BrokerError> {
-        check_name("reader", reader)?;
-        Ok(self.kept(stream, reader).await?.map(as_wanted))
-    }
-
-    async fn kept(&self, stream: &str, reader: &str) -> Result<Option<u64>, BrokerError> {
-        let query = Request::QueryOffset { reference: reader.to_owned(), stream: stream.to_owned() };
-        match self.ask(stream, query).await? {
-            (Body::Number(offset), code::OK) => Ok(Some(offset)),
-            (_, code::NO_OFFSET) => Ok(None),
-            (_, other) => Err(refused(other, stream)),
-        }
-    }
 }

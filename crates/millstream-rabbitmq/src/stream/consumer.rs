@@ -1,26 +1,27 @@
 //! Reading one stream: chunks come as credit allows, and reading goes on where it was when the connection is lost.
 
-use std::collections::VecDeque;
-use std::fmt;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+mod attach;
+mod shared;
+#[cfg(test)]
+mod tests;
 
-use bytes::Bytes;
+use std::fmt;
+use std::future::poll_fn;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
 use millstream_message::{
     BrokerError, BrokerErrorKind, Message, StreamFrom, StreamItem, StreamReader, StreamSource, Value,
 };
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 
+use self::attach::{attach, supervise};
+pub(crate) use self::shared::Shared;
 use super::amqp::{self, Mark};
-use super::chunk::{Chunk, ChunkError, Entries, time};
-use super::client::{Inner, backoff, check_name};
-use super::command::{CONSUMER_UPDATE, OffsetSpec, Pairs, Request, code};
-use super::link::{Link, credit, lost, refused};
-
-/// The most chunks that may be on their way, however small they are: the next ones may be large. A stream of chunks of
-/// one message is read at sixteen messages a round trip.
-const CREDIT_MAX: u64 = 16;
+use super::chunk::{Chunk, ChunkError, Entries, Entry, time};
+use super::client::{Inner, check_name, store};
+use super::command::OffsetSpec;
+use super::link::credit;
 
 /// The header that says why a message is handed out as the bytes it is stored as.
 pub const UNDECODED: &str = "millstream-undecoded";
@@ -35,15 +36,31 @@ pub struct ConsumerOptions {
     /// being read. Default 2 MiB.
     pub bytes_max: usize,
     /// Whether only one consumer of this name is given messages at a time; when it goes, the next goes on from the
-    /// stored offset. RabbitMQ 3.11 and later.
+    /// stored offset. Of a super stream each part has its one, and the broker spreads them over the consumers that
+    /// there are. RabbitMQ 3.11 and later.
+    ///
+    /// When the broker makes another one the active one, this one forgets what it has not handed out, and the other one
+    /// begins only after this one was asked for more, and so is done with what it has handed out.
     pub single_active: bool,
+    /// Stores the offset by itself, under the consumer's name: whenever so many messages more are done, when another
+    /// one takes over, and by [`close`](StreamConsumer::close). What was handed out counts as done when more is asked
+    /// for. So after a crash about so many come again, and the chunk that was in hand. Each time takes a record in
+    /// the stream: some thousands are enough. `None`, the default, leaves it to
+    /// [`store_offset`](StreamConsumer::store_offset).
+    pub store_every: Option<NonZeroU64>,
     /// Whether to begin at the offset that is stored under the name, when there is one.
     pub resume: bool,
 }
 
 impl Default for ConsumerOptions {
     fn default() -> ConsumerOptions {
-        ConsumerOptions { name: None, bytes_max: 2 << 20, single_active: false, resume: false }
+        ConsumerOptions {
+            name: None,
+            bytes_max: 2 << 20,
+            single_active: false,
+            store_every: None,
+            resume: false,
+        }
     }
 }
 
@@ -66,6 +83,13 @@ impl ConsumerOptions {
     #[must_use]
     pub fn resume(mut self) -> ConsumerOptions {
         self.resume = true;
+        self
+    }
+
+    /// Stores the offset by itself, whenever so many messages more are done. Zero is read as one.
+    #[must_use]
+    pub fn store_every(mut self, messages: u64) -> ConsumerOptions {
+        self.store_every = Some(NonZeroU64::new(messages).unwrap_or(NonZeroU64::MIN));
         self
     }
 
@@ -95,51 +119,31 @@ pub struct StreamConsumer {
     next: u64,
     /// Nothing written before this time is wanted, in milliseconds.
     not_before: i64,
+    /// Which of its turns as the active consumer this is.
+    turn: u64,
+    /// Whether something was handed out in this turn.
+    handed: bool,
+    /// The offset that was stored last, by this consumer itself.
+    stored: u64,
     /// What broke reading for good.
     broken: Option<BrokerError>,
-}
-
-/// What the consumer shares with its supervisor and with its link.
-pub(crate) struct Shared {
-    stream: String,
-    options: ConsumerOptions,
-    state: Mutex<State>,
-    /// The supervisor has something to look at.
-    wake: Notify,
-}
-
-struct State {
-    chunks: VecDeque<Bytes>,
-    waker: Option<Waker>,
-    attached: Option<(Arc<Link>, u8)>,
-    /// Chunks that the broker may send.
-    credit: u64,
-    /// About how large chunks are.
-    chunk_bytes: usize,
-    /// The most credit at present: one more with every chunk, since streams begin with small chunks and go on with
-    /// large ones.
-    credit_max: u64,
-    /// Where reading goes on on another connection.
-    resume: OffsetSpec,
-    /// What the server asked: whether this consumer is now the active one.
-    elected: Option<(u32, bool)>,
-    over: Option<BrokerError>,
-    closing: bool,
 }
 
 impl StreamConsumer {
     /// Subscribes.
     pub(crate) async fn open(
         client: Arc<Inner>,
-        stream: &str,
+        (stream, super_stream): (&str, Option<&str>),
         from: StreamFrom,
         options: ConsumerOptions,
     ) -> Result<StreamConsumer, BrokerError> {
         if let Some(name) = &options.name {
             check_name("consumer", name)?;
         } else if options.single_active {
-            let text = "a single active consumer needs a name, by which it is known from the others";
+            let text = "a single active consumer needs a name, by which the others are known";
             return Err(BrokerError::new(BrokerErrorKind::Invalid, text));
+        } else if options.store_every.is_some() {
+            return Err(nameless());
         }
         let stored = match &options.name {
             Some(name) if options.resume => client.stored_offset(stream, name).await?,
@@ -157,30 +161,23 @@ impl StreamConsumer {
             },
             other => other.into(),
         };
-        let shared = Arc::new(Shared {
-            stream: stream.to_owned(),
-            options,
-            state: Mutex::new(State {
-                chunks: VecDeque::new(),
-                waker: None,
-                attached: None,
-                credit: 0,
-                chunk_bytes: 0,
-                credit_max: 1,
-                resume,
-                elected: None,
-                over: None,
-                closing: false,
-            }),
-            wake: Notify::new(),
-        });
+        let shared = Arc::new(Shared::new(stream, super_stream, options, resume));
         let mut patience = client.patience();
         while let Err(error) = attach(&client, &shared).await {
             patience.after(error).await?;
         }
         client.spawn(supervise(client.clone(), shared.clone()));
-        let mut consumer =
-            StreamConsumer { shared, client, entries: None, next: 0, not_before: i64::MIN, broken: None };
+        let mut consumer = StreamConsumer {
+            shared,
+            client,
+            entries: None,
+            next: 0,
+            not_before: i64::MIN,
+            turn: 0,
+            handed: false,
+            stored: 0,
+            broken: None,
+        };
         consumer.begin(resume);
         Ok(consumer)
     }
@@ -191,6 +188,40 @@ impl StreamConsumer {
             OffsetSpec::Timestamp(time) => (0, time),
             _ => (0, i64::MIN),
         };
+        (self.handed, self.stored) = (false, self.next);
+    }
+
+    /// Looks after what concerns others of its name: what was handed out is done, and so may be stored; and what is at
+    /// hand is void when another one has become the active one.
+    fn take_turn(&mut self) {
+        let options = &self.shared.options;
+        if !options.single_active && options.store_every.is_none() {
+            return;
+        }
+        let mut state = self.shared.state.lock();
+        // What was handed out before the turn ended is done, too.
+        if self.handed {
+            state.done = Some(self.next);
+        }
+        if state.turn != self.turn {
+            (self.turn, self.entries) = (state.turn, None);
+            if let Some(election) = &mut state.election {
+                election.let_go = true;
+                self.shared.wake.notify_one();
+            }
+            let begin = state.begin;
+            drop(state);
+            self.begin(begin);
+            return;
+        }
+        let due = options.store_every.is_some_and(|every| self.next - self.stored >= every.get());
+        if self.handed
+            && due
+            && let Some((link, _)) = &state.attached
+        {
+            self.stored = self.next;
+            link.send(store(&self.shared.stream, options.name.as_deref().unwrap_or_default(), self.next));
+        }
     }
 
     /// The stream.
@@ -203,13 +234,19 @@ impl StreamConsumer {
         self.next
     }
 
+    /// Whether it is given messages: always, unless it is one of several of its name of which one is active.
+    pub fn is_active(&self) -> bool {
+        self.shared.state.lock().active
+    }
+
     /// Durably remembers, under the consumer's name, the offset it wants next, at the broker. Once every few thousand
     /// messages is enough: each time takes a record in the stream.
     ///
     /// # Errors
     /// `Invalid` without a name; otherwise as every operation.
     pub async fn store_offset(&self, offset: u64) -> Result<(), BrokerError> {
-        self.client.store_offset(&self.shared.stream, self.name()?, offset).await
+        let link = self.shared.state.lock().attached.as_ref().map(|(link, _)| link.clone());
+        self.client.store_offset(link.as_deref(), &self.shared.stream, self.name()?, offset).await
     }
 
     /// The offset stored under the consumer's name.
@@ -221,9 +258,33 @@ impl StreamConsumer {
     }
 
     fn name(&self) -> Result<&str, BrokerError> {
-        self.shared.options.name.as_deref().ok_or_else(|| {
-            BrokerError::new(BrokerErrorKind::Invalid, "offsets are stored by name: give the consumer one")
-        })
+        self.shared.options.name.as_deref().ok_or_else(nameless)
+    }
+
+    /// Up to `max` (at least one) items; waits at the end for more. Empty means that the client is closed.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    ///
+    /// # Errors
+    /// When the stream was deleted or cannot be read.
+    pub async fn next_chunk(&mut self, max: usize) -> Result<Vec<StreamItem>, BrokerError> {
+        let mut chunk = Vec::new();
+        poll_fn(|cx| self.poll_chunk(cx, max.max(1), &mut chunk)).await?;
+        Ok(chunk)
+    }
+
+    /// Ends. With [`store_every`](ConsumerOptions::store_every), what was handed out is done, and stored so. Dropping a
+    /// consumer stores nothing.
+    ///
+    /// # Errors
+    /// When the offset could not be stored.
+    pub async fn close(mut self) -> Result<(), BrokerError> {
+        self.take_turn();
+        if self.handed && self.shared.options.store_every.is_some() {
+            self.store_offset(self.next).await?;
+        }
+        Ok(())
     }
 
     /// A reader over this consumer.
@@ -231,16 +292,15 @@ impl StreamConsumer {
         StreamReader::new(Box::new(self))
     }
 
-    /// The next message with its offset, its time and its mark; `None` when there is none in the chunk at hand.
-    fn step(&mut self) -> Result<Option<(u64, i64, Bytes)>, ChunkError> {
-        let Some((entries, time)) = &mut self.entries else { return Ok(None) };
-        Ok(entries.next()?.map(|(offset, message)| (offset, *time, message)))
-    }
-
-    /// Takes the next chunk, if there is one. The broker is then given credit for as many as fit.
+    /// Takes the next chunk, if there is one and it is of this turn. The broker is then given credit for as many as fit.
     fn take_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BrokerError>> {
         let (chunk, give) = {
             let mut state = self.shared.state.lock();
+            if state.turn != self.turn {
+                drop(state);
+                self.take_turn();
+                return Poll::Ready(Ok(true));
+            }
             let Some(chunk) = state.chunks.pop_front() else {
                 if let Some(error) = &state.over {
                     return Poll::Ready(Err(error.clone()));
@@ -291,31 +351,36 @@ impl StreamConsumer {
         if let Some(error) = &self.broken {
             return Poll::Ready(Err(error.clone()));
         }
+        self.take_turn();
         let mut count = 0;
         loop {
-            while count < max {
-                match self.step() {
-                    Ok(Some((offset, time, bytes))) => {
-                        self.next = offset + 1;
-                        let (message, mark) = amqp::decode(&bytes).unwrap_or_else(|error| {
-                            let reason = Value::Text(error.to_string());
-                            (Message::new(bytes).with_header(UNDECODED, reason), None)
-                        });
-                        each(offset, time, message, mark);
-                        count += 1;
-                    }
-                    Ok(None) => {
-                        self.entries = None;
-                        break;
-                    }
-                    Err(error) => {
-                        let error = self.fail(error);
-                        self.entries = None;
-                        return Poll::Ready(if count > 0 { Ok(count) } else { Err(error) });
+            if let Some((entries, time)) = &mut self.entries {
+                while count < max {
+                    match entries.next() {
+                        Ok(Some(Entry { offset, message, whole })) => {
+                            self.next = offset.saturating_add(1);
+                            let (message, mark) = amqp::decode(message, whole).unwrap_or_else(|error| {
+                                let reason = Value::Text(error.to_string());
+                                (Message::new(whole.slice_ref(message)).with_header(UNDECODED, reason), None)
+                            });
+                            each(offset, *time, message, mark);
+                            count += 1;
+                        }
+                        Ok(None) => {
+                            self.entries = None;
+                            break;
+                        }
+                        Err(error) => {
+                            let error = self.fail(error);
+                            self.entries = None;
+                            self.handed |= count > 0;
+                            return Poll::Ready(if count > 0 { Ok(count) } else { Err(error) });
+                        }
                     }
                 }
             }
             if count > 0 {
+                self.handed = true;
                 return Poll::Ready(Ok(count));
             }
             match self.take_chunk(cx) {
@@ -326,6 +391,10 @@ impl StreamConsumer {
             }
         }
     }
+}
+
+fn nameless() -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Invalid, "offsets are stored by name: give the consumer one")
 }
 
 impl StreamSource for StreamConsumer {
@@ -358,195 +427,5 @@ impl fmt::Debug for StreamConsumer {
             .field("stream", &self.shared.stream)
             .field("next", &self.next)
             .finish_non_exhaustive()
-    }
-}
-
-impl State {
-    /// How much credit to give now.
-    fn give(&mut self, bytes_max: usize) -> Option<(Arc<Link>, u8, u16)> {
-        // The first chunk comes alone: how large they are is not known before.
-        let target = bytes_max.checked_div(self.chunk_bytes)? as u64;
-        let have = self.credit + self.chunks.len() as u64;
-        let give = target.clamp(1, self.credit_max).saturating_sub(have);
-        let (link, number) = self.attached.as_ref()?;
-        if give == 0 {
-            return None;
-        }
-        self.credit += give;
-        Some((link.clone(), *number, give as u16))
-    }
-}
-
-impl Shared {
-    pub(crate) fn stream(&self) -> &str {
-        &self.stream
-    }
-
-    /// Ends it: readers see the end, the supervisor unsubscribes.
-    pub(crate) fn close(&self) {
-        let waker = {
-            let mut state = self.state.lock();
-            state.closing = true;
-            state.waker.take()
-        };
-        waker.into_iter().for_each(Waker::wake);
-        self.wake.notify_one();
-    }
-
-    /// A chunk has come.
-    pub(crate) fn push(&self, chunk: Bytes) {
-        let waker = {
-            let mut state = self.state.lock();
-            match state.credit.checked_sub(1) {
-                Some(left) => state.credit = left,
-                None => {
-                    state.over = Some(lost("the broker sends more chunks than it was given credit for"));
-                    state.attached = None;
-                    self.wake.notify_one();
-                }
-            }
-            if let Some((first, messages)) = Chunk::range(&chunk) {
-                state.resume = OffsetSpec::Offset(first.saturating_add(messages.into()));
-            }
-            // Quick to see that they are large, slow to see that they are small.
-            state.chunk_bytes = chunk.len().max(state.chunk_bytes - state.chunk_bytes / 64);
-            state.credit_max = CREDIT_MAX.min(state.credit_max + 1);
-            state.chunks.push_back(chunk);
-            state.waker.take()
-        };
-        waker.into_iter().for_each(Waker::wake);
-    }
-
-    /// The link is lost, or the stream is not there any more.
-    pub(crate) fn detached(&self, error: &BrokerError) {
-        tracing::debug!(stream = self.stream, %error, "a consumer is detached");
-        self.state.lock().attached = None;
-        self.wake.notify_one();
-    }
-
-    /// The server says whether this consumer is the active one.
-    pub(crate) fn elected(&self, correlation: u32, active: bool) {
-        self.state.lock().elected = Some((correlation, active));
-        self.wake.notify_one();
-    }
-}
-
-/// Finds a node that has the stream, and subscribes there.
-async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>) -> Result<(), BrokerError> {
-    let stream = shared.stream.as_str();
-    let link = client.replica(stream).await?;
-    let mut properties = Pairs::new();
-    if let Some(name) = &shared.options.name {
-        properties.push(("name".to_owned(), name.clone()));
-    }
-    if shared.options.single_active {
-        if !link.server.knows(CONSUMER_UPDATE) {
-            let text = format!(
-                "RabbitMQ {} has no single active consumer for streams: it came with 3.11; leave `single_active` away, \
-                 or update the broker",
-                link.server.version
-            );
-            return Err(BrokerError::new(BrokerErrorKind::Unsupported, text));
-        }
-        properties.push(("single-active-consumer".to_owned(), "true".to_owned()));
-    }
-    let number = link.add_consumer(shared);
-    let number = number.ok_or_else(|| lost("all subscriptions of a connection are taken"))?;
-    let from = {
-        let mut state = shared.state.lock();
-        (state.credit, state.credit_max) = (1, 1);
-        state.elected = None;
-        state.resume
-    };
-    let subscribe =
-        Request::Subscribe { subscription: number, stream: stream.to_owned(), from, credit: 1, properties };
-    let subscribed = match link.ask(subscribe).await {
-        Ok(response) if response.code == code::OK => Ok(()),
-        Ok(response) => Err(refused(response.code, stream)),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = subscribed {
-        link.remove_consumer(number);
-        return Err(error);
-    }
-    let mut state = shared.state.lock();
-    if !link.is_alive() {
-        return Err(lost("the connection was lost"));
-    }
-    state.attached = Some((link, number));
-    // A chunk may have come and been taken before the link was known here.
-    if let Some((link, number, count)) = state.give(shared.options.bytes_max) {
-        link.send(credit(number, count));
-    }
-    Ok(())
-}
-
-/// Subscribes again whenever the consumer is detached, until it is closed.
-async fn supervise(client: Arc<Inner>, shared: Arc<Shared>) {
-    let mut attempts = 0;
-    loop {
-        let (attached, elected, done) = {
-            let mut state = shared.state.lock();
-            (state.attached.clone(), state.elected.take(), state.closing || state.over.is_some())
-        };
-        if done {
-            break;
-        }
-        let Some((link, _)) = attached else {
-            tokio::time::sleep(backoff(attempts)).await;
-            attempts += 1;
-            match attach(&client, &shared).await {
-                Ok(()) => tracing::info!(stream = shared.stream, "a consumer is back"),
-                Err(error)
-                    if matches!(error.kind(), BrokerErrorKind::NotFound | BrokerErrorKind::Unsupported) =>
-                {
-                    shared.end(Some(error));
-                }
-                Err(_) if client.is_closed() => shared.end(None),
-                Err(error) => tracing::debug!(stream = shared.stream, %error, "a consumer is not back yet"),
-            }
-            continue;
-        };
-        attempts = 0;
-        if let Some((correlation, active)) = elected {
-            let from = if active { Some(activation(&client, &shared).await) } else { None };
-            link.activate(correlation, from);
-            continue;
-        }
-        tokio::select! {
-            () = shared.wake.notified() => {}
-            () = client.closed() => shared.end(None),
-        }
-    }
-    let attached = shared.state.lock().attached.take();
-    if let Some((link, number)) = attached {
-        // Gone or not, the number is free.
-        let _ = link.ask(Request::Unsubscribe { subscription: number }).await;
-        link.remove_consumer(number);
-    }
-}
-
-/// Where a consumer begins that has become the active one: at the stored offset, if there is one.
-async fn activation(client: &Arc<Inner>, shared: &Arc<Shared>) -> OffsetSpec {
-    let name = shared.options.name.as_deref().unwrap_or_default();
-    let stored = client.stored_offset(&shared.stream, name).await.ok().flatten();
-    let mut state = shared.state.lock();
-    if let Some(stored) = stored {
-        state.resume = OffsetSpec::Offset(stored);
-    }
-    state.resume
-}
-
-impl Shared {
-    fn end(&self, error: Option<BrokerError>) {
-        let waker = {
-            let mut state = self.state.lock();
-            match error {
-                Some(error) => state.over = Some(error),
-                None => state.closing = true,
-            }
-            state.waker.take()
-        };
-        waker.into_iter().for_each(Waker::wake);
     }
 }

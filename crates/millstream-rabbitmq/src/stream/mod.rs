@@ -5,7 +5,7 @@
 //! offsets kept by the broker, and super streams.
 //!
 //! # What this is not
-//! No TLS, no filters (RabbitMQ 3.13), no publishing to the exchanges that streams may be bound to: for that there is
+//! No filters (RabbitMQ 3.13), no publishing to the exchanges that streams may be bound to: for that there is
 //! `amqp://`.
 
 mod amqp;
@@ -15,6 +15,8 @@ mod chunk;
 mod client;
 mod command;
 mod consumer;
+#[cfg(test)]
+mod fuzz;
 mod link;
 mod producer;
 mod session;
@@ -26,5 +28,7 @@ pub use broker::StreamBroker;
 pub use client::StreamClient;
 pub use consumer::{ConsumerOptions, StreamConsumer, UNDECODED};
 pub use producer::{Producer, ProducerOptions};
-pub use super_stream::{Routing, SuperConsumer, SuperProducer};
+pub use super_stream::{Partitions, Routing, SuperConsumer, SuperProducer};
 pub use url::StreamSettings;
+
+pub use crate::options::TlsFiles;

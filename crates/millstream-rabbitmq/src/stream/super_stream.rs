@@ -31,6 +31,26 @@ pub enum Routing {
     Key,
 }
 
+/// What a super stream is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Partitions {
+    /// So many, `NAME-0`, `NAME-1` and so on, to be used by [`Routing::Hash`].
+    Count(u16),
+    /// One for each key, `NAME-KEY`, bound with it, to be used by [`Routing::Key`].
+    Keys(Vec<String>),
+}
+
+impl Partitions {
+    /// Streams, and the keys with which they are bound.
+    pub(crate) fn of(&self, name: &str) -> (Vec<String>, Vec<String>) {
+        let keys: Vec<String> = match self {
+            Partitions::Count(count) => (0..*count).map(|place| place.to_string()).collect(),
+            Partitions::Keys(keys) => keys.clone(),
+        };
+        (keys.iter().map(|key| format!("{name}-{key}")).collect(), keys)
+    }
+}
+
 /// Publishes to a super stream. Made by [`StreamClient::super_producer`].
 ///
 /// # Ordering
@@ -146,6 +166,11 @@ impl fmt::Debug for SuperProducer {
 ///
 /// # Ordering
 /// Messages of one partition come in order; between partitions there is none, and none is kept waiting by another.
+///
+/// # Several processes
+/// Named consumers that are [`single_active`](ConsumerOptions::single_active) share the partitions: each partition is
+/// read by one of them at a time, so that order by key holds over all of them, and when one goes the others take over
+/// its partitions at the stored offsets.
 pub struct SuperConsumer {
     partitions: Vec<String>,
     consumers: Vec<StreamConsumer>,
@@ -163,7 +188,8 @@ impl SuperConsumer {
         let partitions = client.partitions(name).await?;
         let mut consumers = Vec::with_capacity(partitions.len());
         for partition in &partitions {
-            consumers.push(client.consumer(partition, from, options.clone()).await?);
+            let part = (partition.as_str(), Some(name));
+            consumers.push(StreamConsumer::open(client.inner.clone(), part, from, options.clone()).await?);
         }
         Ok(SuperConsumer { partitions, consumers, turn: 0 })
     }
@@ -173,7 +199,18 @@ impl SuperConsumer {
         &self.partitions
     }
 
-    /// The consumers of the partitions, to store their offsets.
+    /// Ends, as each of its consumers: see [`StreamConsumer::close`].
+    ///
+    /// # Errors
+    /// When an offset could not be stored.
+    pub async fn close(self) -> Result<(), BrokerError> {
+        for consumer in self.consumers {
+            consumer.close().await?;
+        }
+        Ok(())
+    }
+
+    /// The consumers of the partitions, to store their offsets, and to see which of them are active.
     pub fn consumers(&self) -> &[StreamConsumer] {
         &self.consumers
     }

@@ -95,3 +95,34 @@ pub(crate) fn put_array<T>(out: &mut Vec<u8>, elements: &[T], mut put: impl FnMu
     out.put_u32(elements.len() as u32);
     elements.iter().for_each(|element| put(out, element));
 }
+
+/// Names with values.
+pub(crate) type Pairs = Vec<(String, String)>;
+
+pub(crate) fn text(input: &mut Reader<'_>) -> Result<String, WireError> {
+    Ok(input.text()?.to_owned())
+}
+
+pub(crate) fn texts(input: &mut Reader<'_>) -> Result<Vec<String>, WireError> {
+    input.array_of(2, text)
+}
+
+pub(crate) fn pairs(input: &mut Reader<'_>) -> Result<Pairs, WireError> {
+    input.array_of(4, |input| Ok((text(input)?, text(input)?)))
+}
+
+/// Pairs that are left out when there are none, as servers and clients do.
+pub(crate) fn pairs_if_any(input: &mut Reader<'_>) -> Result<Pairs, WireError> {
+    if input.is_empty() { Ok(Pairs::new()) } else { pairs(input) }
+}
+
+pub(crate) fn put_texts(out: &mut Vec<u8>, texts: &[String]) {
+    put_array(out, texts, |out, text| put_text(out, text));
+}
+
+pub(crate) fn put_pairs(out: &mut Vec<u8>, pairs: &Pairs) {
+    put_array(out, pairs, |out, (name, value)| {
+        put_text(out, name);
+        put_text(out, value);
+    });
+}

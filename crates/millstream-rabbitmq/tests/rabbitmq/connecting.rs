@@ -6,7 +6,7 @@ use millstream_message::{
     Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Message, PublishOutcome, Queue, Refusal,
 };
 use millstream_rabbitmq::{ConnectionState, RabbitMq};
-use millstream_testing::{Node, Proxy, Setup, free_port, shared, unique};
+use millstream_testing::{Certificates, Node, Proxy, Setup, free_port, shared, unique};
 use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -245,44 +245,20 @@ async fn statistics_count_what_happened() {
     assert!(figures.writes < 40, "what is published together is written together: {figures:?}");
 }
 
-/// Certificates of the tests' own, and a broker that has them.
-async fn secure_node() -> (Node, tempfile::TempDir, u16) {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-    let directory = tempfile::tempdir().expect("a directory");
-    let write =
-        |name: &str, text: String| std::fs::write(directory.path().join(name), text).expect("written");
-    let mut authority = CertificateParams::new([]).expect("no names");
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    authority.distinguished_name.push(DnType::CommonName, "tests");
-    let key = KeyPair::generate().expect("a key");
-    write("ca.pem", authority.self_signed(&key).expect("signed").pem());
-    let issuer = Issuer::new(authority, key);
-    for (file, name) in [("server", "localhost"), ("client", "guest")] {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
-        params.distinguished_name = Default::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        write(&format!("{file}.pem"), params.signed_by(&key, &issuer).expect("signed").pem());
-        write(&format!("{file}.key"), key.serialize_pem());
-    }
-    let port = free_port();
-    let place = directory.path().display();
-    let configuration = format!(
-        "listeners.ssl.default = 127.0.0.1:{port}\nssl_options.cacertfile = {place}/ca.pem\n\
-         ssl_options.certfile = {place}/server.pem\nssl_options.keyfile = {place}/server.key\n\
-         ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n\
-         ssl_cert_login_from = common_name\nauth_mechanisms.1 = PLAIN\nauth_mechanisms.2 = AMQPLAIN\n\
-         auth_mechanisms.3 = EXTERNAL\n"
-    );
-    let setup = Setup::default().plugin("rabbitmq_auth_mechanism_ssl").configured(&configuration);
+/// A broker that speaks TLS, and its certificates.
+async fn secure_node() -> (Node, Certificates, u16) {
+    let (certificates, port) = (Certificates::make(), free_port());
+    let setup = Setup::default()
+        .plugin("rabbitmq_auth_mechanism_ssl")
+        .configured(&format!("listeners.ssl.default = 127.0.0.1:{port}\n{}", certificates.configuration()));
     let node = Node::start(setup).await.expect("it starts");
-    (node, directory, port)
+    (node, certificates, port)
 }
 
 #[tokio::test]
 async fn tls_checks_the_broker_and_shows_the_client() {
-    let (_node, directory, port) = secure_node().await;
-    let place = directory.path().display();
+    let (_node, certificates, port) = secure_node().await;
+    let place = certificates.place().display();
     let url = |rest: &str| format!("amqps://localhost:{port}?cacertfile={place}/ca.pem{rest}");
     let certificate = format!("&certfile={place}/client.pem&keyfile={place}/client.key");
     for good in

@@ -1,8 +1,10 @@
 //! Streams against a real RabbitMQ, which the tests start for themselves.
 
 mod faults;
+mod groups;
 mod streams;
 mod support;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
