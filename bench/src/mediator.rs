@@ -17,10 +17,11 @@ use crate::alloc;
 use crate::case::{Bound, Case, Sample, Scale};
 use crate::clock;
 
-const CALLS: u64 = 4_000_000;
+/// So few that a turn fits into one slice of a busy machine's scheduler.
+const CALLS: u64 = 400_000;
 const ITEMS: u64 = 40_000_000;
 /// Measurements of either side, in turns; the least of each counts.
-const TURNS: usize = 7;
+const TURNS: usize = 25;
 const OVER: &str = "ns over";
 const ALLOCATIONS: &str = "allocations";
 const RATE: &str = "items/s";

@@ -1,7 +1,7 @@
 //! How fast streams flow.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use millstream_flow::Pipe;
@@ -17,7 +17,8 @@ use crate::stream::{StreamBehaviour, StreamNext};
 /// Counts streams, items and how they end, and shows throughput and latency of each interval; warns by the clock, whether
 /// items come or not, of a first item that is late, a throughput that is low, and a stream that takes too long.
 ///
-/// The latency is the mean time that the reader waited for an item, in the interval.
+/// Throughput and latency are those of all open streams of a type together; the latency is the mean time that an item was
+/// waited for.
 ///
 /// ```
 /// use millstream_mediator::{Mediator, StreamTiming};
@@ -47,6 +48,10 @@ struct Stats {
     ok: Counter,
     failed: [Counter; ErrorKind::WORDS.len()],
     cancelled: Counter,
+    /// Nanoseconds of waiting for items.
+    waited: Counter,
+    /// Where the present interval of all streams of the type began: with how many items, and how much waiting.
+    window: Mutex<(Instant, u64, u64)>,
     throughput: Gauge,
     latency: Gauge,
     durations: Histogram,
@@ -111,6 +116,7 @@ impl Default for StreamTiming {
 pub struct Timer {
     stats: Option<Arc<Stats>>,
     counted: u64,
+    waited: Duration,
 }
 
 impl Watch for Timer {
@@ -123,6 +129,9 @@ impl Watch for Timer {
             }
             stats.items.add(items - self.counted);
             self.counted = items;
+            let waited = progress.waited();
+            stats.waited.add(u64::try_from((waited - self.waited).as_nanos()).unwrap_or(u64::MAX));
+            self.waited = waited;
         }
     }
 
@@ -136,15 +145,40 @@ impl Watch for Timer {
         stats.durations.observe(progress.elapsed());
         // A stream that was shorter than an interval shows all of itself.
         if progress.items() > 0 && stats.throughput.value() == 0.0 {
-            stats.show(progress.items(), progress.elapsed(), progress.waited());
+            stats.show(Duration::ZERO);
         }
     }
 }
 
 impl Stats {
-    fn show(&self, items: u64, time: Duration, waited: Duration) {
-        self.throughput.set(per_second(items, time));
-        self.latency.set(if items == 0 { 0.0 } else { waited.as_secs_f64() * 1e3 / items as f64 });
+    /// Shows the present interval, if it has lasted so long, and begins the next.
+    fn show(&self, least: Duration) {
+        let mut window = self.window.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (since, items, waited) = *window;
+        let now = Instant::now();
+        if now - since < least {
+            return;
+        }
+        *window = (now, self.items.value(), self.waited.value());
+        let (items, waited) = (window.1 - items, window.2 - waited);
+        self.throughput.set(per_second(items, now - since));
+        self.latency.set(waited as f64 / 1e6 / items.max(1) as f64);
+    }
+
+    /// Streams that are open.
+    fn open(&self) -> u64 {
+        let failed: u64 = self.failed.iter().map(Counter::value).sum();
+        self.opened.value().saturating_sub(self.ok.value() + failed + self.cancelled.value())
+    }
+
+    /// Another one opens.
+    fn begin(&self) {
+        if self.open() == 0 {
+            // The time without any is nobody's.
+            let mut window = self.window.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            *window = (Instant::now(), self.items.value(), self.waited.value());
+        }
+        self.opened.add(1);
     }
 
     fn warn(&self, about: &About, which: usize, progress: &Progress, limit: impl std::fmt::Debug) {
@@ -160,7 +194,7 @@ impl StreamTiming {
     async fn watch(self, stats: Arc<Stats>, about: Arc<About>, progress: Arc<Progress>) {
         let opened = progress.opened();
         let (mut first, mut total) = (self.first_item, self.total);
-        let (mut items, mut waited, mut next) = (0, Duration::ZERO, opened + self.interval);
+        let (mut items, mut next) = (0, opened + self.interval);
         loop {
             let due = [Some(next), first.map(|first| opened + first), total.map(|total| opened + total)];
             sleep_until(due.into_iter().flatten().min().unwrap_or(next)).await;
@@ -177,13 +211,13 @@ impl StreamTiming {
                 stats.warn(&about, 2, &progress, limit);
             }
             if next <= now {
-                let (count, wait) = (progress.items(), progress.waited());
-                stats.show(count - items, self.interval, wait - waited);
+                stats.show(self.interval);
+                let count = progress.items();
                 let rate = per_second(count - items, self.interval);
                 if let Some(limit) = self.throughput.filter(|limit| rate < *limit && progress.is_waiting()) {
                     stats.warn(&about, 1, &progress, limit);
                 }
-                (items, waited, next) = (count, wait, next + self.interval);
+                (items, next) = (count, next + self.interval);
             }
         }
     }
@@ -232,6 +266,8 @@ impl StreamBehaviour for StreamTiming {
             ok: count("ok"),
             failed: ErrorKind::WORDS.map(count),
             cancelled: count("cancelled"),
+            waited: Counter::default(),
+            window: Mutex::new((Instant::now(), 0, 0)),
             throughput: metrics.gauge(
                 "mediator_stream_throughput",
                 "Items a second, in the last interval.",
@@ -272,10 +308,10 @@ impl StreamBehaviour for StreamTiming {
         let pipe = next.open(call, request).await?;
         let progress = Progress::new();
         let task = self.stats.clone().map(|stats| {
-            stats.opened.add(1);
+            stats.begin();
             Task::spawn(self.clone().watch(stats, call.about().clone(), progress.clone()))
         });
-        let timer = Timer { stats: self.stats.clone(), counted: 0 };
+        let timer = Timer { stats: self.stats.clone(), counted: 0, waited: Duration::ZERO };
         Ok(pipe.via("timing", |flow| Watched::new(flow, progress, timer, task)))
     }
 }

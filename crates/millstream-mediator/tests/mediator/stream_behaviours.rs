@@ -137,6 +137,21 @@ async fn timing_counts_streams_and_shows_throughput_and_latency() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn throughput_is_that_of_all_streams_of_a_type_together() {
+    let mediator = mediator(StreamTiming::new().interval(10 * SECOND), |_, to| each(SECOND / 2, to));
+    sleep(1000 * SECOND).await; // the time before the first one does not count
+    let read = async || all(mediator.stream(Count(30)).await.unwrap()).await;
+    let look = async {
+        sleep(12 * SECOND).await;
+        assert_eq!(number(&mediator, "mediator_active_streams", &[]), 3.0);
+        let throughput = number(&mediator, "mediator_stream_throughput", &[]);
+        assert!((5.7..=6.0).contains(&throughput), "{throughput} items/s");
+        assert_eq!(number(&mediator, "mediator_stream_latency", &[]), 500.0);
+    };
+    tokio::join!(read(), read(), read(), look);
+}
+
+#[tokio::test(start_paused = true)]
 async fn timing_warns_by_the_clock_though_nothing_comes() {
     let timing =
         StreamTiming::new().first_item(5 * SECOND).throughput(10.0).interval(30 * SECOND).total(100 * SECOND);
