@@ -44,6 +44,7 @@
 //! # Features
 //!
 //! `embedded` (default): the broker behind `memory:` and `embedded:PATH`. `rabbitmq`: RabbitMQ behind `amqp://`.
+//! `resilience`: retries, circuit breakers, rate limits and their like around any async call.
 //! `pipeline`: pipeline files, for programs that load them; the `millstream` binary is its own crate. `msgpack`, `postcard`,
 //! `protobuf`, `gzip`, `zstd`, `lz4`: more of [`codec`]. `test`: `flow::test`, for your tests. Neither
 //! the default features nor `embedded` bring an HTTP, YAML or command-line dependency.
@@ -60,6 +61,8 @@ pub use millstream_message::flow as queue;
 pub use millstream_pipeline as pipeline;
 #[cfg(feature = "rabbitmq")]
 pub use millstream_rabbitmq as rabbitmq;
+#[cfg(feature = "resilience")]
+pub use millstream_resilience as resilience;
 
 #[doc = include_str!("../docs/cookbook.md")]
 pub mod cookbook {}

@@ -1,0 +1,29 @@
+//! Times that are added to a moment, and moments that are looked up only when needed.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Longer than any program runs, and short enough for any clock.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// The moment so much later, or the latest that a clock can tell.
+pub(crate) fn later(now: Instant, time: Duration) -> Instant {
+    now + time.min(FAR)
+}
+
+/// Waits for `future`, and notes in `began` when it first had to wait: what is ready at once has taken no time, and costs no
+/// look at the clock.
+pub(crate) async fn noting<F: Future>(began: &mut Option<Instant>, future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        let poll = future.as_mut().poll(cx);
+        if poll.is_pending() {
+            began.get_or_insert_with(Instant::now);
+        }
+        poll
+    })
+    .await
+}

@@ -1,0 +1,160 @@
+//! One of something for each key, for a bounded number of keys.
+
+use std::fmt;
+use std::hash::{BuildHasher, Hash};
+use std::sync::{Arc, Mutex};
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+/// Whether forgetting something would change what it does.
+pub trait Idle {
+    /// True if a new one would do the same from now on.
+    fn is_idle(&self) -> bool;
+}
+
+/// One breaker, limiter or bulkhead for each key: a tenant, a host, a type of request.
+///
+/// At most `capacity` keys have one. A further key takes the place of one that was not asked for lately and is
+/// [idle](Idle), found by the *clock* algorithm (Corbató, "A Paging Experiment with the Multics System", 1968); if the 32 that it
+/// looks at are all in use, it shares one with all others that find no place, so that the number is bounded and no limit broken.
+/// Clones are the same.
+///
+/// ```
+/// use millstream_resilience::{Keyed, Rate, RateLimiter};
+/// use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let limiters = Keyed::new(10_000, |_: &str| RateLimiter::new(Rate::new(1, Duration::from_secs(1))));
+/// assert!(limiters.of("alice").try_acquire(1).is_ok());
+/// assert!(limiters.of("bob").try_acquire(1).is_ok());
+/// assert!(limiters.of("alice").try_acquire(1).is_err());
+/// # }
+/// ```
+pub struct Keyed<K: ?Sized + ToOwned, V>(Arc<Shared<K, V>>);
+
+struct Shared<K: ?Sized + ToOwned, V> {
+    capacity: usize,
+    make: Box<dyn Fn(&K) -> V + Send + Sync>,
+    places: Mutex<Places<K::Owned, V>>,
+}
+
+struct Places<K, V> {
+    table: HashTable<usize>,
+    hasher: DefaultHashBuilder,
+    slots: Vec<Slot<K, V>>,
+    hand: usize,
+    shared: Option<V>,
+}
+
+struct Slot<K, V> {
+    key: K,
+    hash: u64,
+    value: V,
+    /// Asked for since the hand came by.
+    used: bool,
+}
+
+/// How many places are looked at for one that can be had.
+const LOOKS: usize = 32;
+
+impl<K, V> Keyed<K, V>
+where
+    K: ?Sized + ToOwned + Hash + Eq,
+    K::Owned: std::borrow::Borrow<K>,
+    V: Idle + Clone,
+{
+    /// For up to `capacity` keys, each with what `make` makes.
+    ///
+    /// # Panics
+    /// If `capacity` is 0.
+    pub fn new(capacity: usize, make: impl Fn(&K) -> V + Send + Sync + 'static) -> Self {
+        assert!(capacity > 0, "without a place nothing is found again");
+        let places = Places {
+            table: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
+            slots: Vec::new(),
+            hand: 0,
+            shared: None,
+        };
+        Keyed(Arc::new(Shared { capacity, make: Box::new(make), places: Mutex::new(places) }))
+    }
+
+    /// The one of this key.
+    pub fn of(&self, key: &K) -> V {
+        use std::borrow::Borrow;
+        let Shared { capacity, make, places } = &*self.0;
+        let mut places =
+            places.lock().expect("nothing panics while the places are held but what makes a value");
+        let Places { table, hasher, slots, hand, shared } = &mut *places;
+        let hash = hasher.hash_one(key);
+        if let Some(&place) = table.find(hash, |&place| slots[place].key.borrow() == key) {
+            slots[place].used = true;
+            return slots[place].value.clone();
+        }
+        let place = if slots.len() < *capacity {
+            slots.len()
+        } else {
+            match free(slots, hand) {
+                Some(place) => place,
+                None => return shared.get_or_insert_with(|| make(key)).clone(),
+            }
+        };
+        let value = make(key);
+        let slot = Slot { key: key.to_owned(), hash, value: value.clone(), used: true };
+        if place == slots.len() {
+            slots.push(slot);
+        } else {
+            let old = std::mem::replace(&mut slots[place], slot);
+            if let Ok(entry) = table.find_entry(old.hash, |&other| other == place) {
+                entry.remove();
+            }
+        }
+        table.insert_unique(hash, place, |&place| slots[place].hash);
+        value
+    }
+
+    /// How many keys have one.
+    pub fn len(&self) -> usize {
+        self.0.places.lock().expect("nothing panics while the places are held").slots.len()
+    }
+
+    /// True if no key has one yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All keys and what they have, for whoever shows them.
+    pub fn list(&self) -> Vec<(K::Owned, V)>
+    where
+        K::Owned: Clone,
+    {
+        let places = self.0.places.lock().expect("nothing panics while the places are held");
+        places.slots.iter().map(|slot| (slot.key.clone(), slot.value.clone())).collect()
+    }
+}
+
+/// A place whose key can be forgotten.
+fn free<K, V: Idle>(slots: &mut [Slot<K, V>], hand: &mut usize) -> Option<usize> {
+    // Twice around at most: the first time each loses its mark.
+    for _ in 0..LOOKS.min(2 * slots.len()) {
+        let place = *hand;
+        *hand = (*hand + 1) % slots.len();
+        let slot = &mut slots[place];
+        if !std::mem::take(&mut slot.used) && slot.value.is_idle() {
+            return Some(place);
+        }
+    }
+    None
+}
+
+impl<K: ?Sized + ToOwned, V> Clone for Keyed<K, V> {
+    fn clone(&self) -> Self {
+        Keyed(self.0.clone())
+    }
+}
+
+impl<K: ?Sized + ToOwned, V> fmt::Debug for Keyed<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyed").field("capacity", &self.0.capacity).finish_non_exhaustive()
+    }
+}
