@@ -68,7 +68,7 @@ pub(crate) async fn serve(
         match exchange(shared, asked, &mut to).await {
             Ended::Keep => {}
             Ended::Close => return linger(read, write).await,
-            Ended::Reset => return write.reset_on_close(),
+            Ended::Reset => return write.reset(),
             Ended::Tunnel(up, _in_flight) => return tunnel(shared, read, write, *up).await,
             Ended::Handed(to) => {
                 // A handler that wants it no more drops it.

@@ -90,7 +90,8 @@ pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Asked<'_>, client: &mu
             let route = &shared.routes[at];
             report.route = Some(route.name.clone());
             let head_only = asked.method == Method::HEAD;
-            let serving = Serving { shared, at, report: &mut report, answered: false, head_only };
+            let expects = asked.headers.contains_key(header::EXPECT);
+            let serving = Serving { shared, at, report: &mut report, answered: false, head_only, expects };
             serving.total(asked, client, route, has_body).await
         }
     };
@@ -165,6 +166,8 @@ struct Serving<'s> {
     answered: bool,
     /// The client asked for no more than a head.
     head_only: bool,
+    /// The client waits to hear that its body is wanted.
+    expects: bool,
 }
 
 /// Where an answer comes from.
@@ -330,13 +333,13 @@ impl Serving<'_> {
         request.extensions_mut().insert(asked.client);
         let (hand_over, handed) = oneshot::channel();
         request.extensions_mut().insert(Upgrade(Arc::new(parking_lot::Mutex::new(Some(handed)))));
-        let expects = request.headers().contains_key(header::EXPECT);
-        if expects && asked.framing != Framing::None {
+        if self.expects && asked.framing != Framing::None {
             // A handler reads when it wants to; the client must not wait for it to say so.
             let idle = self.settings().timeouts.idle;
             if client.interim(StatusCode::CONTINUE, &HeaderMap::new(), idle).await.is_err() {
                 return Ok(Ended::Reset);
             }
+            self.expects = false;
         }
         let answering = handler.handle(request);
         let answer = Answer::Frames(Box::pin(async move { Ok(answering.await) }));
@@ -453,6 +456,7 @@ impl Serving<'_> {
                         return Conversed { source, how };
                     }
                     Ok((head, _)) if head.status.is_informational() => {
+                        self.expects &= head.status != StatusCode::CONTINUE;
                         if client.interim(head.status, &head.headers, idle).await.is_err() {
                             return Conversed { source: None, how: How::ClientGone };
                         }
@@ -481,8 +485,9 @@ impl Serving<'_> {
         }
         self.report.status = Some(head.status);
         self.answered = true;
-        // A request that still waits for 100 never sends its body; the connection ends with this answer.
-        if uploaded.is_none() {
+        // A client that still waits for 100 may now send its body or not, and nobody could know which; the connection ends
+        // with this answer.
+        if uploaded.is_none() && self.expects {
             client.close();
         }
         let framing = head.framing;
@@ -527,10 +532,13 @@ impl Serving<'_> {
                     Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_) => Refusal::ClientGone,
                     _ => Refusal::BrokenAnswer,
                 });
-                if let Sink::Frames(sender) = &sink {
-                    // Waits until the client has taken what was before it, or is gone.
-                    let error = Err(BodyError::new(broken.to_string()));
-                    let _ = timeout(idle, sender.send(error)).await;
+                // The client gets what was whole, if it takes it, and then sees that no more comes.
+                match &mut sink {
+                    Sink::Frames(sender) => {
+                        let error = Err(BodyError::new(broken.to_string()));
+                        let _ = timeout(idle, sender.send(error)).await;
+                    }
+                    Sink::Wire { write, .. } => drop(write.flush(idle).await),
                 }
                 How::BrokenOff
             }

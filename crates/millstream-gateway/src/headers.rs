@@ -102,7 +102,9 @@ mod tests {
             (HeaderName::from_static(name), HeaderValue::from_static(value))
         };
         let mut map = HeaderMap::new();
-        lines.iter().map(entry).for_each(|(name, value)| drop(map.append(name, value)));
+        for (name, value) in lines.iter().map(entry) {
+            map.append(name, value);
+        }
         map
     }
 

@@ -153,11 +153,15 @@ impl Meter {
         self.sums.chunks.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The receiving side was not ready for so long.
-    pub(crate) fn blocked(&mut self, time: Duration) {
+    /// The receiving side is not ready.
+    pub(crate) fn blocks(&mut self) {
         self.blocked_events += 1;
-        self.blocked += time;
         self.sums.blocked_events.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It was not for so long.
+    pub(crate) fn blocked(&mut self, time: Duration) {
+        self.blocked += time;
         self.sums.blocked_nanos.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 

@@ -293,6 +293,7 @@ async fn send_frames(
             Err(mpsc::error::TrySendError::Closed(())) => return Err(Broken::Gone),
             Err(mpsc::error::TrySendError::Full(())) => {
                 let since = Instant::now();
+                meter.blocks();
                 let permit = timeout(idle, sender.reserve()).await;
                 let waited = since.elapsed();
                 meter.blocked(waited);

@@ -255,7 +255,8 @@ mod tests {
             prop_assert_eq!(body, chunks.concat());
             prop_assert_eq!(consumed, end);
             prop_assert!(decoder.is_done());
-            prop_assert_eq!(decoder.trailers().expect("trailers").get("x-sum").expect("the trailer"), "7");
+            let trailers = decoder.trailers().expect("trailers");
+            prop_assert_eq!(trailers.get("x-sum").expect("the trailer"), "7");
         }
 
         #[test]

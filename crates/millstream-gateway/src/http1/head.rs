@@ -94,7 +94,6 @@ pub(crate) struct RequestHead {
 #[derive(Debug)]
 pub(crate) struct ResponseHead {
     pub(crate) status: StatusCode,
-    pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
     pub(crate) framing: Framing,
     pub(crate) keep_alive: bool,
@@ -160,7 +159,7 @@ pub(crate) fn response(bytes: &Bytes, to: &Method) -> Result<ResponseHead, HeadE
         (None, false) => Framing::UntilClose,
     };
     let keep_alive = keeps_alive(&headers, version) && framing != Framing::UntilClose;
-    Ok(ResponseHead { status, version, headers, framing, keep_alive })
+    Ok(ResponseHead { status, headers, framing, keep_alive })
 }
 
 /// The header lines of a trailer section, without the empty line; what belongs into a head only is dropped (RFC 9110,

@@ -307,6 +307,9 @@ impl WriteSide {
                 Poll::Ready(sent) => sent,
                 Poll::Pending => {
                     let since = tokio::time::Instant::now();
+                    if let Some(meter) = meter.as_deref_mut() {
+                        meter.blocks();
+                    }
                     let waited = match timeout(SLOW, &mut write).await {
                         Ok(sent) => Some(sent),
                         Err(_) => {
@@ -368,11 +371,13 @@ impl WriteSide {
         .await
     }
 
-    /// Makes closing the connection a reset, which no reader can take for an orderly end.
-    pub(crate) fn reset_on_close(&self) {
-        if let WriteIo::Tcp(io) = &self.io {
+    /// Closes the connection by a reset, which no reader can take for an orderly end.
+    pub(crate) fn reset(self) {
+        if let WriteIo::Tcp(io) = self.io {
             // Where that fails the peer sees an end in the middle, which the framing tells it.
             let _ = io.as_ref().set_zero_linger();
+            // Dropping it would shut it down in order.
+            io.forget();
         }
     }
 }
