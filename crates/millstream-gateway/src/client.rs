@@ -5,10 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode, Version};
-use http_body::SizeHint;
 use tokio::sync::oneshot;
 
 use crate::body::Body;
+use crate::exchange::size_of;
 use crate::http1::head::{Framing, write_headers, write_status_line};
 use crate::http1::io::{Chunk, WriteSide};
 use crate::pump::Sink;
@@ -103,12 +103,7 @@ impl Client<'_> {
                 Some(Sink::Wire { write, framing })
             }
             Client::Frames(respond) => {
-                let size = match head.framing {
-                    Framing::None => SizeHint::with_exact(0),
-                    Framing::Length(length) => SizeHint::with_exact(length),
-                    Framing::Chunked | Framing::UntilClose => SizeHint::default(),
-                };
-                let (sender, body) = Body::channel(size);
+                let (sender, body) = Body::channel(size_of(head.framing));
                 let body = if head.framing == Framing::None { Body::empty() } else { body };
                 let mut response = Response::new(body);
                 *response.status_mut() = head.status;

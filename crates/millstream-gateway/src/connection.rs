@@ -14,6 +14,7 @@ use crate::gateway::Shared;
 use crate::http1::decoder::Decoder;
 use crate::http1::head::{Framing, HeadError, request};
 use crate::http1::io::{Connection, NoHead, ReadSide, SMALL, WriteSide, unsplit};
+use crate::http2;
 use crate::meter::{Direction, Meter};
 use crate::pump::{Rules, Sink, Source, pump};
 use crate::report::Refusal;
@@ -21,6 +22,9 @@ use crate::upstream::Connected;
 
 /// The most bytes that are read and thrown away so that a client can read its last answer.
 const LINGER_BYTES: usize = 1 << 20;
+
+/// What a client that knows that HTTP/2 is spoken here begins with, up to what looks like the end of a head (RFC 9113, 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
 /// Serves a connection to its end.
 pub(crate) async fn serve(
@@ -48,6 +52,10 @@ pub(crate) async fn serve(
             Ok(Err(NoHead::Refused(error))) => return refuse(shared, read, write, Some(error)).await,
             Err(_) => return refuse(shared, read, write, None).await,
         };
+        if bytes == HTTP2_PREFACE {
+            let stream = unsplit(read, write, bytes);
+            return http2::serve(shared, stream, client, scheme).await;
+        }
         let head = match request(&bytes, shared.settings.limits.target_bytes) {
             Ok(head) => head,
             Err(error) => return refuse(shared, read, write, Some(error)).await,

@@ -9,6 +9,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body as _, SizeHint};
+use hyper::client::conn::http2::SendRequest;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -19,12 +20,13 @@ use crate::headers;
 use crate::http1::decoder::Decoder;
 use crate::http1::head::{self, Framing, write_headers, write_request_line};
 use crate::http1::io::{Duplex, NoHead, ReadSide};
+use crate::http2;
 use crate::meter::{Direction, Meter};
 use crate::pump::{Broken, Rules, Sink, Source, pump};
 use crate::report::{ExchangeReport, Refusal};
 use crate::route::{Found, Handler, Route, Target, find};
 use crate::settings::{HalfClose, Settings};
-use crate::upstream::{Connected, InFlight, Upstreams};
+use crate::upstream::{Connected, InFlight, UpstreamUrl, Upstreams, Way};
 
 /// A request as it came.
 pub(crate) struct Asked<'a> {
@@ -113,6 +115,14 @@ fn admit(shared: &Shared, asked: &Asked<'_>) -> Result<usize, (Failure, HeaderMa
     {
         let text = "only `100-continue` can be expected";
         return Err(plain(Failure::new(StatusCode::EXPECTATION_FAILED, Refusal::Head, text)));
+    }
+    if let Some(rates) = &shared.rates
+        && let Err(limited) = rates.of(&asked.client.ip()).try_acquire(1)
+    {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::RETRY_AFTER, limited.retry_after.as_secs().max(1).into());
+        let text = "this address makes too many requests";
+        return Err((Failure::new(StatusCode::TOO_MANY_REQUESTS, Refusal::Rate, text), headers));
     }
     let host = asked.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let host = host.or_else(|| asked.target.authority().map(|authority| authority.as_str())).unwrap_or("");
@@ -265,18 +275,20 @@ impl Serving<'_> {
         let mut failed = Vec::new();
         let mut fresh = false;
         loop {
-            let Some((at, in_flight)) = upstreams.choose(&failed) else {
-                return Err(Failure::new(
-                    StatusCode::BAD_GATEWAY,
-                    Refusal::Upstream,
-                    "no upstream can be reached",
-                ));
+            let Some((at, mut in_flight)) = upstreams.choose(&failed) else {
+                let text = "no server of this route is well";
+                return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::Upstream, text));
             };
-            self.report.upstream = Some(in_flight.0.url.to_string());
-            let connection = in_flight.0.connection(self.settings(), &self.shared.pool, fresh).await;
-            let mut up = match connection {
-                Ok(up) => up,
+            self.report.upstream = Some(in_flight.upstream.url.to_string());
+            let mut up = match in_flight.upstream.way(self.shared, fresh).await {
+                Ok(Way::Http1(up)) => up,
+                Ok(Way::Http2(sender)) => {
+                    let conversed = self.ask_http2(asked, client, sender, &in_flight.upstream.url).await;
+                    self.judge(&mut in_flight, &conversed.how);
+                    return self.concluded(conversed.how, client);
+                }
                 Err(error) => {
+                    in_flight.answered(false);
                     // Nothing was sent, so that any request may try the next server.
                     failed.push(at);
                     if failed.len() < upstreams.servers.len() {
@@ -287,28 +299,65 @@ impl Serving<'_> {
                     return Err(Failure::new(status, Refusal::Upstream, "the upstream cannot be reached"));
                 }
             };
-            up.write.pending = request_head(&asked, &in_flight.0.url.base, switching.as_ref());
+            up.write.pending = request_head(&asked, &in_flight.upstream.url.base, switching.as_ref());
             let sink = Sink::Wire { write: &mut up.write, framing: asked.framing };
             let answer = Answer::Wire { read: &mut up.read, method: asked.method.clone() };
             let conversed = self.converse(asked.source, sink, answer, client, switching.is_some()).await;
-            match conversed.how {
-                How::Unanswered if up.reused && idempotent && conversed.source.is_some() => {
-                    // The server closed the connection while the request was on its way, and has not seen it; if it has,
-                    // seeing it twice changes nothing.
-                    asked.source = conversed.source.expect("just looked");
-                    fresh = true;
-                }
-                How::Switched => return Ok(Ended::Tunnel(Box::new(up), in_flight)),
+            let stale = up.reused && idempotent && matches!(conversed.how, How::Unanswered);
+            if let Some(source) = conversed.source.filter(|_| stale) {
+                // The server closed the connection while the request was on its way, and has not seen it; if it has, seeing
+                // it twice changes nothing.
+                asked.source = source;
+                fresh = true;
+                continue;
+            }
+            self.judge(&mut in_flight, &conversed.how);
+            return match conversed.how {
+                How::Switched => Ok(Ended::Tunnel(Box::new(up), in_flight)),
                 How::Answered { whole: true, keep_alive: true } => {
                     if up.read.has_carry() {
                         self.shared.tally.upstream_excess();
                     } else {
-                        in_flight.0.keep(up, self.settings());
+                        in_flight.upstream.keep(up, self.settings());
                     }
-                    return Ok(if client.keeps_alive() { Ended::Keep } else { Ended::Close });
+                    Ok(if client.keeps_alive() { Ended::Keep } else { Ended::Close })
                 }
-                how => return self.concluded(how, client),
+                how => self.concluded(how, client),
+            };
+        }
+    }
+
+    async fn ask_http2<'a>(
+        &mut self,
+        asked: Asked<'a>,
+        client: &mut Client<'_>,
+        mut sender: SendRequest<Body>,
+        url: &UpstreamUrl,
+    ) -> Conversed<'a> {
+        let (frames, body) = Body::channel(size_of(asked.framing));
+        let body = if asked.framing == Framing::None { Body::empty() } else { body };
+        let path = format!("{}{}", url.base, path_of(&asked.target));
+        let request = http2::request(&asked, url.tls, &url.authority, &path, body);
+        let answer = Answer::Frames(Box::pin(async move {
+            sender.ready().await.map_err(|error| error.to_string())?;
+            let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+            Ok(response.map(Body::new))
+        }));
+        self.converse(asked.source, Sink::Frames(frames), answer, client, false).await
+    }
+
+    /// Tells the server's breaker how it did, where it is the server's doing.
+    fn judge(&self, in_flight: &mut InFlight, how: &How) {
+        let server_errors =
+            [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+        match how {
+            How::Answered { .. } | How::Switched => {
+                let well = self.report.status.is_none_or(|status| !server_errors.contains(&status));
+                in_flight.answered(well);
             }
+            How::Unanswered => in_flight.answered(false),
+            How::Failed(failure) if server_errors.contains(&failure.status) => in_flight.answered(false),
+            How::Failed(_) | How::ClientGone | How::BrokenOff => {}
         }
     }
 
@@ -318,12 +367,7 @@ impl Serving<'_> {
         client: &mut Client<'_>,
         handler: &dyn Handler,
     ) -> Result<Ended, Failure> {
-        let size = match asked.framing {
-            Framing::None => SizeHint::with_exact(0),
-            Framing::Length(length) => SizeHint::with_exact(length),
-            Framing::Chunked | Framing::UntilClose => SizeHint::default(),
-        };
-        let (sender, body) = Body::channel(size);
+        let (sender, body) = Body::channel(size_of(asked.framing));
         let body = if asked.framing == Framing::None { Body::empty() } else { body };
         let mut request = Request::new(body);
         *request.method_mut() = asked.method;
@@ -649,11 +693,24 @@ impl<'u> Answer<'u> {
     }
 }
 
+/// What the framing says of a body's length.
+pub(crate) fn size_of(framing: Framing) -> SizeHint {
+    match framing {
+        Framing::None => SizeHint::with_exact(0),
+        Framing::Length(length) => SizeHint::with_exact(length),
+        Framing::Chunked | Framing::UntilClose => SizeHint::default(),
+    }
+}
+
+/// Path and query, never empty.
+fn path_of(target: &Uri) -> &str {
+    target.path_and_query().map(PathAndQuery::as_str).filter(|path| !path.is_empty()).unwrap_or("/")
+}
+
 /// The bytes of a request's head for an upstream.
 fn request_head(asked: &Asked<'_>, base: &str, switching: Option<&HeaderValue>) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
-    let path = asked.target.path_and_query().map_or("/", PathAndQuery::as_str);
-    let path = if path.is_empty() { "/" } else { path };
+    let path = path_of(&asked.target);
     if base.is_empty() || path == "*" {
         write_request_line(&mut out, &asked.method, path);
     } else {

@@ -2,24 +2,30 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use millstream_resilience::{Keyed, Rate, RateLimiter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection;
 use crate::http1::io::Connection;
+use crate::http2;
 use crate::pool::BufferPool;
-use crate::report::ExchangeReport;
+use crate::report::{ExchangeReport, Refusal};
 use crate::route::{Route, Target};
 use crate::settings::Settings;
 use crate::tally::{GatewaySnapshot, Tally, snapshot};
+use crate::tls::client_tls;
 
 type Observer = Box<dyn Fn(&ExchangeReport) + Send + Sync>;
 
@@ -30,6 +36,10 @@ pub(crate) struct Shared {
     pub(crate) routes: Vec<Route>,
     pub(crate) tally: Tally,
     observer: Option<Observer>,
+    /// What each client address may do, for as many of them as connections are allowed.
+    pub(crate) rates: Option<Keyed<IpAddr, RateLimiter>>,
+    tls: Option<TlsAcceptor>,
+    pub(crate) upstream_tls: Option<Arc<ClientConfig>>,
     /// Stop accepting and finish what was accepted.
     pub(crate) draining: CancellationToken,
     /// Stop at once.
@@ -86,12 +96,14 @@ pub struct Gateway {
     settings: Settings,
     routes: Vec<Route>,
     observer: Option<Observer>,
+    tls: Option<Arc<ServerConfig>>,
+    upstream_tls: Option<Arc<ClientConfig>>,
 }
 
 impl Gateway {
     /// A gateway without routes.
     pub fn new(settings: Settings) -> Gateway {
-        Gateway { settings, routes: Vec::new(), observer: None }
+        Gateway { settings, routes: Vec::new(), observer: None, tls: None, upstream_tls: None }
     }
 
     /// Adds a route, after those that are there: the first that matches is taken.
@@ -108,17 +120,47 @@ impl Gateway {
         self
     }
 
+    /// Speaks TLS with clients; see [`server_tls`](crate::server_tls).
+    #[must_use]
+    pub fn tls(mut self, config: Arc<ServerConfig>) -> Gateway {
+        self.tls = Some(config);
+        self
+    }
+
+    /// How TLS is spoken with upstreams; without it they must have a certificate that the system trusts. See
+    /// [`client_tls`](crate::client_tls).
+    #[must_use]
+    pub fn upstream_tls(mut self, config: Arc<ClientConfig>) -> Gateway {
+        self.upstream_tls = Some(config);
+        self
+    }
+
     /// Listens on `address` (port 0 takes a free one) and serves.
     ///
     /// # Errors
-    /// When the address cannot be listened on.
+    /// When the address cannot be listened on, or no system's certificates can be read for upstreams with TLS.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub async fn listen(self, address: SocketAddr) -> io::Result<Server> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
+        let needs_tls = self.routes.iter().any(|route| {
+            matches!(&route.target, Target::Proxy(upstreams) if upstreams.servers.iter().any(|server| server.url.tls))
+        });
+        let upstream_tls = match self.upstream_tls {
+            None if needs_tls => Some(client_tls(None)?),
+            given => given,
+        };
+        let limits = &self.settings.limits;
+        let rates = limits.client_rate.map(|rate| {
+            let rate = Rate::new(rate.into(), Duration::from_secs(1)).burst(limits.client_burst.into());
+            Keyed::new(limits.connections, move |_: &IpAddr| RateLimiter::new(rate).wait_max(Duration::ZERO))
+        });
         let shared = Arc::new(Shared {
+            rates,
+            tls: self.tls.map(TlsAcceptor::from),
+            upstream_tls,
             pool: BufferPool::new(self.settings.pool.clone()),
             tally: Tally::new(self.routes.len()),
             settings: self.settings,
@@ -134,6 +176,13 @@ impl Gateway {
             let (pool, period) = (shared.pool.clone(), shared.settings.pool_trim);
             async move { pool.trim_every(period).await }
         });
+        for route in &shared.routes {
+            let Target::Proxy(upstreams) = &route.target else { continue };
+            let Some(check) = &upstreams.health else { continue };
+            for server in &upstreams.servers {
+                own.spawn(check.clone().watch(shared.clone(), server.clone()));
+            }
+        }
         Ok(Server { shared, address, own })
     }
 }
@@ -185,7 +234,7 @@ impl Server {
         shared.draining.cancel();
         self.own.shutdown().await;
         shared.tasks.close();
-        let broken_off = match tokio::time::timeout(deadline, shared.tasks.wait()).await {
+        let broken_off = match timeout(deadline, shared.tasks.wait()).await {
             Ok(()) => 0,
             Err(_) => {
                 let left = shared.tasks.len();
@@ -248,8 +297,19 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
 
 async fn serve(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
     // Without it a small chunk would wait for the acknowledgement of the one before.
-    if stream.set_nodelay(true).is_ok() {
-        connection::serve(shared, Connection::Tcp(stream), client, "http").await;
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let Some(tls) = &shared.tls else {
+        return connection::serve(shared, Connection::Tcp(stream), client, "http").await;
+    };
+    let Ok(Ok(stream)) = timeout(shared.settings.timeouts.header, tls.accept(stream)).await else {
+        return shared.tally.refused(Refusal::Tls);
+    };
+    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        http2::serve(shared, Box::new(stream), client, "https").await;
+    } else {
+        connection::serve(shared, Connection::Other(Box::new(stream)), client, "https").await;
     }
 }
 

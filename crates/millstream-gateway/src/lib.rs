@@ -1,11 +1,15 @@
 //! gateway
+mod admin;
 mod body;
 mod client;
 mod connection;
 mod exchange;
+pub mod exposition;
 mod gateway;
 mod headers;
+mod health;
 mod http1;
+mod http2;
 mod meter;
 mod pool;
 mod pump;
@@ -13,15 +17,18 @@ mod report;
 mod route;
 mod settings;
 mod tally;
+mod tls;
 mod upstream;
 
 pub use body::{Body, BodyError};
 pub use exchange::Upgrade;
 pub use gateway::{Drained, Gateway, Server};
+pub use health::HealthCheck;
 pub use meter::{Direction, StreamOutcome, StreamReport};
 pub use pool::{BufferPool, Lease, PoolSettings, PoolSnapshot, THREAD_BYTES, TIERS, TierSnapshot};
 pub use report::{ExchangeReport, Refusal};
 pub use route::{Answering, Handler, Route, Target};
 pub use settings::{CHUNK_MAX, CHUNK_MIN, Forwarded, HalfClose, Limits, Settings, Timeouts};
 pub use tally::{AnswersSnapshot, GatewaySnapshot, StreamsSnapshot, UpstreamSnapshot};
+pub use tls::{client_tls, server_tls};
 pub use upstream::{UpstreamUrl, UpstreamUrlError, Upstreams};

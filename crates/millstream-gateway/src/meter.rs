@@ -80,7 +80,7 @@ pub struct StreamReport {
     pub backpressure_time: Duration,
 }
 
-fn seconds<S: serde::Serializer>(time: &Duration, out: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn seconds<S: serde::Serializer>(time: &Duration, out: S) -> Result<S::Ok, S::Error> {
     out.serialize_f64(time.as_secs_f64())
 }
 

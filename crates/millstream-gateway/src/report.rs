@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{Method, StatusCode, Uri};
 use serde::Serialize;
 
-use crate::meter::StreamReport;
+use crate::meter::{StreamReport, seconds};
 
 /// Why something was refused or given up; the label of a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -34,11 +34,13 @@ pub enum Refusal {
     BrokenAnswer,
     /// The client closed before its exchange was done.
     ClientGone,
+    /// A client's TLS handshake failed, or took too long.
+    Tls,
 }
 
 impl Refusal {
     /// All of them, with the word that metrics use.
-    pub const WORDS: [(Refusal, &'static str); 11] = [
+    pub const WORDS: [(Refusal, &'static str); 12] = [
         (Refusal::Head, "head"),
         (Refusal::Framing, "framing"),
         (Refusal::HeadSize, "head_size"),
@@ -50,6 +52,7 @@ impl Refusal {
         (Refusal::UpstreamHead, "upstream_head"),
         (Refusal::BrokenAnswer, "broken_answer"),
         (Refusal::ClientGone, "client_gone"),
+        (Refusal::Tls, "tls"),
     ];
 }
 
@@ -108,8 +111,4 @@ fn number<S: serde::Serializer>(status: &Option<StatusCode>, out: S) -> Result<S
         Some(status) => out.serialize_some(&status.as_u16()),
         None => out.serialize_none(),
     }
-}
-
-fn seconds<S: serde::Serializer>(time: &Duration, out: S) -> Result<S::Ok, S::Error> {
-    out.serialize_f64(time.as_secs_f64())
 }

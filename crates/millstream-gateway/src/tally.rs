@@ -1,12 +1,13 @@
 //! What the gateway counts, as numbers that only grow and as snapshots of them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::meter::{Direction, StreamOutcome, Sums};
+use crate::meter::{Direction, StreamOutcome, Sums, seconds};
 use crate::pool::PoolSnapshot;
 use crate::report::Refusal;
 
@@ -53,7 +54,7 @@ pub struct GatewaySnapshot {
     /// Connections from clients that are open.
     pub connections_open: u64,
     /// What was refused or given up, by reason.
-    pub refused: Vec<(&'static str, u64)>,
+    pub refused: BTreeMap<&'static str, u64>,
     /// Answers of upstreams after which they sent something that nobody asked for; their connections were closed.
     pub upstream_excess: u64,
     /// The streams of each route, both ways.
@@ -76,18 +77,20 @@ pub struct StreamsSnapshot {
     /// Streams that began.
     pub started: u64,
     /// Streams that ended, by outcome.
-    pub ended: Vec<(&'static str, u64)>,
+    pub ended: BTreeMap<&'static str, u64>,
     /// Payload bytes handed on.
     pub bytes: u64,
     /// Chunks handed on.
     pub chunks: u64,
     /// How often a receiver was not ready.
     pub backpressure_events: u64,
-    /// How long receivers were not.
+    /// Seconds that receivers were not.
+    #[serde(rename = "backpressure_seconds", serialize_with = "seconds")]
     pub backpressure_time: Duration,
     /// Streams that had a first byte.
     pub first_bytes: u64,
-    /// How long these were waited for, in all.
+    /// Seconds that these were waited for, in all.
+    #[serde(rename = "first_byte_seconds", serialize_with = "seconds")]
     pub first_byte_time: Duration,
 }
 
@@ -97,7 +100,7 @@ pub struct AnswersSnapshot {
     /// The route's name.
     pub route: String,
     /// `1xx` to `5xx` and how many of each.
-    pub by_class: [(&'static str, u64); 5],
+    pub by_class: BTreeMap<&'static str, u64>,
 }
 
 /// One server.
@@ -141,7 +144,7 @@ pub(crate) fn snapshot(shared: &crate::gateway::Shared) -> GatewaySnapshot {
     let answers = routes()
         .map(|(route, sums)| AnswersSnapshot {
             route: route.name.clone(),
-            by_class: std::array::from_fn(|at| (CLASSES[at], load(&sums.answers[at]))),
+            by_class: CLASSES.into_iter().zip(sums.answers.iter().map(load)).collect(),
         })
         .collect();
     GatewaySnapshot {

@@ -4,21 +4,31 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use http::Uri;
+use hyper::client::conn::http2::SendRequest;
+use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Permit};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
 
+use crate::body::Body;
+use crate::gateway::Shared;
+use crate::health::HealthCheck;
 use crate::http1::io::{Connection, ReadSide, WriteSide};
-use crate::pool::BufferPool;
+use crate::http2;
 use crate::settings::Settings;
 
-/// The address of an upstream: `http://host:port/base`, `https://…`.
+/// The address of an upstream: `http://host:port/base`; `https://…`, which speaks HTTP/2 if it can; `h2c://…`, which speaks
+/// HTTP/2 without TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamUrl {
     pub(crate) tls: bool,
+    /// HTTP/2 without asking.
+    pub(crate) http2: bool,
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) authority: String,
@@ -29,7 +39,7 @@ pub struct UpstreamUrl {
 /// Why a text is no address of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no upstream; write `http://host:port` or `https://host:port`, with a path if every request needs one"
+    "`{0}` is no upstream; write `http://host:port`, `https://host:port` or `h2c://host:port`, with a path if every request needs one"
 )]
 pub struct UpstreamUrlError(String);
 
@@ -39,9 +49,10 @@ impl FromStr for UpstreamUrl {
     fn from_str(text: &str) -> Result<Self, UpstreamUrlError> {
         let error = || UpstreamUrlError(text.to_owned());
         let uri: Uri = text.parse().map_err(|_| error())?;
-        let tls = match uri.scheme_str() {
-            Some("http") => false,
-            Some("https") => true,
+        let (tls, http2) = match uri.scheme_str() {
+            Some("http") => (false, false),
+            Some("https") => (true, false),
+            Some("h2c") => (false, true),
             _ => return Err(error()),
         };
         let authority = uri.authority().ok_or_else(error)?;
@@ -50,6 +61,7 @@ impl FromStr for UpstreamUrl {
         }
         Ok(UpstreamUrl {
             tls,
+            http2,
             host: authority.host().trim_matches(['[', ']']).to_owned(),
             port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
             authority: authority.as_str().to_owned(),
@@ -60,14 +72,21 @@ impl FromStr for UpstreamUrl {
 
 impl fmt::Display for UpstreamUrl {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "http{}://{}{}", if self.tls { "s" } else { "" }, self.authority, self.base)
+        let scheme = match (self.tls, self.http2) {
+            (true, _) => "https",
+            (false, true) => "h2c",
+            (false, false) => "http",
+        };
+        write!(out, "{scheme}://{}{}", self.authority, self.base)
     }
 }
 
-/// The servers behind a route. A request goes to the one with the fewest requests in flight.
+/// The servers behind a route. A request goes to the healthy one with the fewest requests in flight; one whose requests
+/// fail is left alone for a while.
 #[derive(Debug)]
 pub struct Upstreams {
     pub(crate) servers: Vec<Arc<Upstream>>,
+    pub(crate) health: Option<HealthCheck>,
     /// Where the search begins, so that servers with equally few take turns.
     turn: AtomicUsize,
 }
@@ -76,16 +95,27 @@ pub struct Upstreams {
 pub(crate) struct Upstream {
     pub(crate) url: UpstreamUrl,
     pub(crate) in_flight: AtomicUsize,
+    /// What the last checks found; true without checks.
+    pub(crate) healthy: AtomicBool,
+    breaker: Option<CircuitBreaker>,
     idle: Mutex<Vec<Idle>>,
-    pub(crate) connected: AtomicU64,
-    pub(crate) reused: AtomicU64,
-    pub(crate) failed: AtomicU64,
+    /// The one connection that is enough where HTTP/2 is spoken.
+    shared: Mutex<Option<SendRequest<Body>>>,
+    connected: AtomicU64,
+    reused: AtomicU64,
+    failed: AtomicU64,
 }
 
 struct Idle {
     read: ReadSide,
     write: WriteSide,
     since: Instant,
+}
+
+/// A way to ask an upstream.
+pub(crate) enum Way {
+    Http1(Connected),
+    Http2(SendRequest<Body>),
 }
 
 /// A connection to an upstream in somebody's hands.
@@ -97,80 +127,129 @@ pub(crate) struct Connected {
 }
 
 /// A request in flight.
-pub(crate) struct InFlight(pub(crate) Arc<Upstream>);
+pub(crate) struct InFlight {
+    pub(crate) upstream: Arc<Upstream>,
+    permit: Option<Permit>,
+}
 
 impl InFlight {
-    fn new(upstream: &Arc<Upstream>) -> InFlight {
-        upstream.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(upstream.clone())
+    /// The server has answered, well or not. A request that is dropped without a word says nothing about its server.
+    pub(crate) fn answered(&mut self, well: bool) {
+        if let Some(permit) = self.permit.take() {
+            if well { permit.succeed() } else { permit.fail() }
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.upstream.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Upstreams {
-    /// These servers.
+    /// These servers, without checks and breakers.
     pub fn new(urls: impl IntoIterator<Item = UpstreamUrl>) -> Upstreams {
-        let servers = urls
-            .into_iter()
-            .map(|url| {
-                Arc::new(Upstream {
-                    url,
-                    in_flight: AtomicUsize::new(0),
-                    idle: Mutex::default(),
-                    connected: AtomicU64::new(0),
-                    reused: AtomicU64::new(0),
-                    failed: AtomicU64::new(0),
-                })
+        let server = |url| {
+            Arc::new(Upstream {
+                url,
+                in_flight: AtomicUsize::new(0),
+                healthy: AtomicBool::new(true),
+                breaker: None,
+                idle: Mutex::default(),
+                shared: Mutex::default(),
+                connected: AtomicU64::new(0),
+                reused: AtomicU64::new(0),
+                failed: AtomicU64::new(0),
             })
-            .collect();
-        Upstreams { servers, turn: AtomicUsize::new(0) }
+        };
+        Upstreams { servers: urls.into_iter().map(server).collect(), health: None, turn: AtomicUsize::new(0) }
     }
 
-    /// The server with the fewest requests in flight, passing over those in `but`.
+    /// Leaves a server alone whose requests fail: it cannot be reached, closes without an answer, takes too long, or
+    /// answers 502, 503 or 504.
+    #[must_use]
+    pub fn breaker(mut self, settings: &BreakerSettings) -> Upstreams {
+        for server in &mut self.servers {
+            let server = Arc::get_mut(server).expect("nobody else has it before the gateway listens");
+            server.breaker = Some(CircuitBreaker::new(settings.clone().name(server.url.to_string())));
+        }
+        self
+    }
+
+    /// Asks each server from time to time whether it is well.
+    #[must_use]
+    pub fn health(mut self, check: HealthCheck) -> Upstreams {
+        self.health = Some(check);
+        self
+    }
+
+    /// The server with the fewest requests in flight, passing over those in `but` and those that are not well.
     pub(crate) fn choose(&self, but: &[usize]) -> Option<(usize, InFlight)> {
         let count = self.servers.len();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let order = (0..count).map(|offset| (turn + offset) % count).filter(|at| !but.contains(at));
-        let best = order.min_by_key(|at| self.servers[*at].in_flight.load(Ordering::Relaxed))?;
-        Some((best, InFlight::new(&self.servers[best])))
+        let mut order: Vec<usize> = (0..count).map(|offset| (turn + offset) % count).collect();
+        order.retain(|at| !but.contains(at) && self.servers[*at].healthy.load(Ordering::Relaxed));
+        order.sort_by_key(|at| self.servers[*at].in_flight.load(Ordering::Relaxed));
+        order.into_iter().find_map(|at| {
+            let server = &self.servers[at];
+            let permit = match &server.breaker {
+                None => None,
+                Some(breaker) => Some(breaker.try_acquire_owned().ok()?),
+            };
+            server.in_flight.fetch_add(1, Ordering::Relaxed);
+            Some((at, InFlight { upstream: server.clone(), permit }))
+        })
     }
 }
 
 impl Upstream {
-    /// A connection: an idle one, or a new one if there is none or `fresh` is asked for.
-    pub(crate) async fn connection(
-        &self,
-        settings: &Settings,
-        pool: &BufferPool,
-        fresh: bool,
-    ) -> io::Result<Connected> {
+    /// A way to ask it: a connection that is there, or a new one if there is none or `fresh` is asked for.
+    pub(crate) async fn way(&self, shared: &Arc<Shared>, fresh: bool) -> io::Result<Way> {
+        let settings = &shared.settings;
         while !fresh {
             let Some(mut idle) = self.idle.lock().pop() else { break };
             if idle.since.elapsed() < settings.timeouts.keep_alive && idle.read.is_idle() {
                 self.reused.fetch_add(1, Ordering::Relaxed);
-                return Ok(Connected { read: idle.read, write: idle.write, reused: true });
+                return Ok(Way::Http1(Connected { read: idle.read, write: idle.write, reused: true }));
             }
         }
-        let connection = timeout(settings.timeouts.connect, self.connect())
+        if let Some(sender) = self.shared.lock().clone().filter(|sender| !fresh && sender.is_ready()) {
+            self.reused.fetch_add(1, Ordering::Relaxed);
+            return Ok(Way::Http2(sender));
+        }
+        let way = timeout(settings.timeouts.connect, self.connect(shared))
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let connection = connection.inspect_err(|_| {
-            self.failed.fetch_add(1, Ordering::Relaxed);
-        })?;
-        self.connected.fetch_add(1, Ordering::Relaxed);
-        let (read, write) = connection.split(pool);
-        Ok(Connected { read, write, reused: false })
+        let counter = if way.is_ok() { &self.connected } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+        way
     }
 
-    async fn connect(&self) -> io::Result<Connection> {
+    async fn connect(&self, shared: &Arc<Shared>) -> io::Result<Way> {
         let stream = TcpStream::connect((self.url.host.as_str(), self.url.port)).await?;
         stream.set_nodelay(true)?;
-        Ok(Connection::Tcp(stream))
+        let mut http2 = self.url.http2;
+        let connection = match &shared.upstream_tls {
+            Some(tls) if self.url.tls => {
+                let name = ServerName::try_from(self.url.host.clone()).map_err(io::Error::other)?;
+                let stream = TlsConnector::from(tls.clone()).connect(name, stream).await?;
+                http2 |= stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                Connection::Other(Box::new(stream))
+            }
+            _ => Connection::Tcp(stream),
+        };
+        if http2 {
+            let stream = match connection {
+                Connection::Tcp(stream) => Box::new(stream),
+                Connection::Other(stream) => stream,
+            };
+            let sender = http2::connect(shared, stream).await.map_err(io::Error::other)?;
+            *self.shared.lock() = Some(sender.clone());
+            return Ok(Way::Http2(sender));
+        }
+        let (read, write) = connection.split(&shared.pool);
+        Ok(Way::Http1(Connected { read, write, reused: false }))
     }
 
     /// Keeps a connection for the next request.
@@ -184,6 +263,11 @@ impl Upstream {
     /// Closes all idle connections.
     pub(crate) fn forget_idle(&self) {
         self.idle.lock().clear();
+        *self.shared.lock() = None;
+    }
+
+    fn is_open(&self) -> bool {
+        self.breaker.as_ref().is_some_and(|breaker| breaker.state() == BreakerState::Open)
     }
 }
 
@@ -203,7 +287,7 @@ pub(crate) fn snapshots(route: &crate::route::Route) -> Vec<crate::UpstreamSnaps
         connected: server.connected.load(Ordering::Relaxed),
         reused: server.reused.load(Ordering::Relaxed),
         failed: server.failed.load(Ordering::Relaxed),
-        healthy: true,
+        healthy: server.healthy.load(Ordering::Relaxed) && !server.is_open(),
     };
     upstreams.servers.iter().map(snapshot).collect()
 }
