@@ -5,6 +5,7 @@ mod args;
 mod broker;
 mod dead_letters;
 mod failure;
+mod gateway;
 mod lint;
 mod log;
 mod out;
@@ -41,6 +42,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Lint(lint) => lint::lint(&lint),
         Command::Graph(file) => lint::graph(&file),
         Command::Test(test) => lint::test(&test),
+        Command::Gateway(command) => wait(gateway::gateway(command)),
         Command::Queue(command) => wait(queue::queue(command)),
         Command::DeadLetters(command) => wait(dead_letters::dead_letters(command)),
         Command::Log(command) => log::log(command),

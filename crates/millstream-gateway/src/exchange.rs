@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderValue};
@@ -10,6 +11,7 @@ use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body as _, SizeHint};
 use hyper::client::conn::http2::SendRequest;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -54,17 +56,59 @@ pub(crate) enum Ended {
     Handed(oneshot::Sender<Box<dyn Duplex>>),
 }
 
-/// The connection under a request that was answered with 101, for handlers: in the request's extensions.
+/// The connection under a request that was answered with 101, for handlers: in the extensions of requests over HTTP/1.
 #[derive(Clone)]
-pub struct Upgrade(Arc<parking_lot::Mutex<Option<oneshot::Receiver<Box<dyn Duplex>>>>>);
+pub struct Upgrade {
+    handed: Arc<parking_lot::Mutex<Option<oneshot::Receiver<Box<dyn Duplex>>>>>,
+    shared: Arc<Shared>,
+}
+
+/// A connection that speaks another protocol than HTTP now.
+pub struct Upgraded(Box<dyn Duplex>);
 
 impl Upgrade {
-    /// The connection, once the answer 101 was sent; `None` if that did not happen, or somebody else has it.
-    pub async fn connection(
-        &self,
-    ) -> Option<impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + use<>> {
-        let receiver = self.0.lock().take()?;
-        receiver.await.ok()
+    /// Runs `talk` with the connection, once the answer 101 was sent; if it never is, `talk` is dropped. The gateway waits for it
+    /// when it drains, and drops it when it stops.
+    pub fn spawn<F>(&self, talk: impl FnOnce(Upgraded) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let Some(handed) = self.handed.lock().take() else { return };
+        let stopped = self.shared.stopped.clone();
+        self.shared.tasks.spawn(async move {
+            let talking = async {
+                if let Ok(connection) = handed.await {
+                    talk(Upgraded(connection)).await;
+                }
+            };
+            stopped.run_until_cancelled(talking).await;
+        });
+    }
+}
+
+impl AsyncRead for Upgraded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Upgraded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 
@@ -376,7 +420,11 @@ impl Serving<'_> {
         *request.headers_mut() = asked.headers;
         request.extensions_mut().insert(asked.client);
         let (hand_over, handed) = oneshot::channel();
-        request.extensions_mut().insert(Upgrade(Arc::new(parking_lot::Mutex::new(Some(handed)))));
+        let switches = matches!(client, Client::Wire { .. });
+        if switches {
+            let handed = Arc::new(parking_lot::Mutex::new(Some(handed)));
+            request.extensions_mut().insert(Upgrade { handed, shared: self.shared.clone() });
+        }
         if self.expects && asked.framing != Framing::None {
             // A handler reads when it wants to; the client must not wait for it to say so.
             let idle = self.settings().timeouts.idle;
@@ -387,7 +435,6 @@ impl Serving<'_> {
         }
         let answering = handler.handle(request);
         let answer = Answer::Frames(Box::pin(async move { Ok(answering.await) }));
-        let switches = matches!(client, Client::Wire { .. });
         let conversed = self.converse(asked.source, Sink::Frames(sender), answer, client, switches).await;
         match conversed.how {
             How::Switched => Ok(Ended::Handed(hand_over)),
@@ -683,9 +730,9 @@ impl<'u> Answer<'u> {
                 Source::Frames(Body::empty())
             }
             Answer::Frames(mut future) => {
-                let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+                let mut cx = Context::from_waker(std::task::Waker::noop());
                 match future.as_mut().poll(&mut cx) {
-                    std::task::Poll::Ready(Ok(response)) => Source::Frames(response.into_body()),
+                    Poll::Ready(Ok(response)) => Source::Frames(response.into_body()),
                     _ => unreachable!("the head has put a ready answer here"),
                 }
             }

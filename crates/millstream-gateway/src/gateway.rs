@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     /// Stop at once.
     pub(crate) stopped: CancellationToken,
     pub(crate) tasks: TaskTracker,
+    /// Connections to upstreams that speak HTTP/2, which live until nobody uses them.
+    pub(crate) upstream_tasks: TaskTracker,
 }
 
 impl Shared {
@@ -169,6 +171,7 @@ impl Gateway {
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            upstream_tasks: TaskTracker::new(),
         });
         let mut own = JoinSet::new();
         own.spawn(accept(shared.clone(), listener));
@@ -248,6 +251,9 @@ impl Server {
                 upstreams.servers.iter().for_each(|server| server.forget_idle());
             }
         }
+        shared.stopped.cancel();
+        shared.upstream_tasks.close();
+        shared.upstream_tasks.wait().await;
         Drained { broken_off, leases_left: shared.pool.snapshot().in_use }
     }
 }

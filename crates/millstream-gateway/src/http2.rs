@@ -16,6 +16,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::body::{Body, BodyError};
 use crate::client::Client;
@@ -34,15 +36,18 @@ const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs
 
 /// Spawns hyper's tasks where the gateway can wait for them and stop them.
 #[derive(Clone)]
-struct Tasks(Arc<Shared>);
+struct Tasks {
+    tracker: TaskTracker,
+    stopped: CancellationToken,
+}
 
 impl<F> hyper::rt::Executor<F> for Tasks
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        let stopped = self.0.stopped.clone();
-        self.0.tasks.spawn(async move {
+        let stopped = self.stopped.clone();
+        self.tracker.spawn(async move {
             // What a task gives back is of no use to anybody.
             let _ = stopped.run_until_cancelled(future).await;
         });
@@ -58,7 +63,8 @@ pub(crate) async fn serve(
 ) {
     let service = service_fn(|request| answer(shared.clone(), request, client, scheme));
     let limits = &shared.settings.limits;
-    let mut builder = hyper::server::conn::http2::Builder::new(Tasks(shared.clone()));
+    let tasks = Tasks { tracker: shared.tasks.clone(), stopped: shared.stopped.clone() };
+    let mut builder = hyper::server::conn::http2::Builder::new(tasks);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
@@ -175,7 +181,8 @@ pub(crate) async fn connect(
     shared: &Arc<Shared>,
     stream: Box<dyn Duplex>,
 ) -> hyper::Result<SendRequest<Body>> {
-    let (sender, connection) = hyper::client::conn::http2::Builder::new(Tasks(shared.clone()))
+    let tasks = Tasks { tracker: shared.upstream_tasks.clone(), stopped: shared.stopped.clone() };
+    let (sender, connection) = hyper::client::conn::http2::Builder::new(tasks.clone())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -184,7 +191,7 @@ pub(crate) async fn connect(
         .keep_alive_timeout(PING.1)
         .handshake(TokioIo::new(stream))
         .await?;
-    hyper::rt::Executor::execute(&Tasks(shared.clone()), connection);
+    hyper::rt::Executor::execute(&tasks, connection);
     Ok(sender)
 }
 

@@ -50,8 +50,7 @@ async fn an_upstream_may_decline_to_change() {
 async fn a_handler_may_take_the_connection() {
     async fn shout(request: Request<Body>) -> Response<Body> {
         let upgrade = request.extensions().get::<Upgrade>().expect("an upgrade").clone();
-        tokio::spawn(async move {
-            let mut connection = upgrade.connection().await.expect("a connection");
+        upgrade.spawn(async move |mut connection| {
             let mut word = [0; 5];
             connection.read_exact(&mut word).await.expect("a word");
             connection.write_all(&word.to_ascii_uppercase()).await.expect("written");
