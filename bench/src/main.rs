@@ -1,11 +1,12 @@
 //! Workloads, peers and limits of Millstream, as ratios in one run.
 //!
-//! `cargo xtask bench engine`, `log` and `whole`; `README.md` says how to read what they print.
+//! `cargo xtask bench engine`, `log`, `rabbitmq`, `gateway` and `whole`; `README.md` says how to read what they print.
 
 mod alloc;
 mod case;
 mod clock;
 mod engine;
+mod gateway;
 mod instructions;
 mod log;
 mod machine;
@@ -42,6 +43,8 @@ enum Section {
     Log(Options),
     /// The RabbitMQ client: publishing, consuming and both, against a raw socket and other clients.
     Rabbitmq(Options),
+    /// The gateway: bodies, small requests, events, slow clients, the buffer pool, against nginx, haproxy and hyper.
+    Gateway(Options),
     /// The binary: start, memory, and a pipeline file against Redpanda Connect.
     Whole(Options),
     /// Instructions an item of the engine's cases, by callgrind.
@@ -52,6 +55,9 @@ enum Section {
     /// One contestant, once: what the runner starts as a process for every measurement.
     #[command(hide = true)]
     Contestant { section: String, case: String, contestant: String, scale: String },
+    /// A proxy to be measured, on a port, in front of another.
+    #[command(hide = true)]
+    Proxy { name: String, port: u16, upstream: u16 },
     /// Fills a broker for the cases that reopen one.
     #[command(hide = true)]
     Populate {
@@ -89,6 +95,7 @@ fn section(name: &str) -> Option<Vec<Case>> {
         "engine" => Some(engine::cases()),
         "log" => Some(log::cases()),
         "rabbitmq" => Some(rabbitmq::cases()),
+        "gateway" => Some(gateway::cases()),
         "whole" => Some(whole::cases()),
         _ => None,
     }
@@ -99,12 +106,16 @@ fn main() -> ExitCode {
         Section::Engine(options) => measure("engine", options),
         Section::Log(options) => measure("log", options),
         Section::Rabbitmq(options) => measure("rabbitmq", options),
+        Section::Gateway(options) => measure("gateway", options),
         Section::Whole(options) => measure("whole", options),
         Section::Instructions { filter } => {
             cases("engine", &filter).and_then(|cases| instructions::print(&cases))
         }
         Section::Contestant { section, case, contestant, scale } => {
             runner::contest(&section, &case, &contestant, &scale)
+        }
+        Section::Proxy { name, port, upstream } => {
+            gateway::serve(&name, port, upstream).map(|()| ExitCode::SUCCESS)
         }
         Section::Populate { directory, count, keep, close } => {
             log::populate(&directory, count, keep, close).map(|()| ExitCode::SUCCESS)

@@ -34,6 +34,22 @@ const NEEDS: &[Need] = &[
     rabbitmq::NEED,
 ];
 
+/// What the gateway is measured against.
+pub(crate) const PROXIES: &[Need] = &[
+    Need {
+        name: "nginx",
+        probe: &["nginx", "-v"],
+        install: &["apt-get", "install", "--yes", "--no-install-recommends", "nginx-light"],
+        root: true,
+    },
+    Need {
+        name: "haproxy",
+        probe: &["haproxy", "-v"],
+        install: &["apt-get", "install", "--yes", "--no-install-recommends", "haproxy"],
+        root: true,
+    },
+];
+
 /// Installs what is missing; silent where nothing is.
 pub(crate) fn install() -> Outcome {
     NEEDS.iter().try_for_each(meet)

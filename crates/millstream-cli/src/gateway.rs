@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use millstream_gateway::{Drained, ExchangeReport, Gateway, Server, client_tls, server_tls};
-use millstream_pipeline::{Brokers, show_duration};
+use millstream_pipeline::show_duration;
 
 use crate::args;
 use crate::failure::Failure;
@@ -16,7 +16,7 @@ use crate::out::{Out, complain};
 use crate::signals::Signals;
 use config::Read;
 use options::{Config, Log};
-use route::RouteConfig;
+use route::{Brokers, RouteConfig};
 
 /// How long a view that is being shown may take once the gateway has ended.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
@@ -33,8 +33,8 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
     }
     let config = read.config;
     let mut signals = Signals::new()?;
-    let brokers = Brokers::new();
-    let server = listen(&config, &brokers).await?;
+    let mut brokers = Brokers::default();
+    let server = listen(&config, &mut brokers).await?;
     complain(&format!(
         "gateway: http{}://{}/",
         if config.certificates.is_some() { "s" } else { "" },
@@ -61,7 +61,7 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
     if let Some(admin) = admin {
         admin.shutdown(ADMIN_DRAIN).await;
     }
-    let closed = brokers.close().await.map_err(|error| Failure::of("cannot close the broker", &error));
+    let closed = brokers.close().await.map_err(Failure::Failed);
     if let Some(Drained { broken_off, .. }) = drained.filter(|drained| drained.broken_off > 0) {
         complain(&format!("{broken_off} connections were broken off"));
     }
@@ -89,7 +89,7 @@ fn read(asked: &args::Gateway) -> Result<Read, Failure> {
     config::read(asked.file.as_deref(), |name| std::env::var(name).ok(), &flags)
 }
 
-async fn listen(config: &Config, brokers: &Brokers) -> Result<Server, Failure> {
+async fn listen(config: &Config, brokers: &mut Brokers) -> Result<Server, Failure> {
     let mut routes = config.routes.clone();
     if !config.upstream.is_empty() {
         routes.push(RouteConfig::all(config.upstream.clone()));

@@ -158,7 +158,7 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Channel(_, size) => size.clone(),
+            Kind::Channel(_, size) => *size,
             Kind::Other(body) => body.size_hint(),
         }
     }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body as _, SizeHint};
 use hyper::client::conn::http2::SendRequest;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
@@ -59,9 +60,12 @@ pub(crate) enum Ended {
 /// The connection under a request that was answered with 101, for handlers: in the extensions of requests over HTTP/1.
 #[derive(Clone)]
 pub struct Upgrade {
-    handed: Arc<parking_lot::Mutex<Option<oneshot::Receiver<Box<dyn Duplex>>>>>,
+    handed: Arc<Mutex<Option<Handed>>>,
     shared: Arc<Shared>,
 }
+
+/// Brings the connection, once it is not needed here any more.
+type Handed = oneshot::Receiver<Box<dyn Duplex>>;
 
 /// A connection that speaks another protocol than HTTP now.
 pub struct Upgraded(Box<dyn Duplex>);
@@ -117,11 +121,18 @@ struct Failure {
     status: StatusCode,
     refusal: Refusal,
     text: String,
+    /// A header that the answer needs.
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Failure {
+    fn with(mut self, name: HeaderName, value: HeaderValue) -> Failure {
+        self.header = Some((name, value));
+        self
+    }
+
     fn new(status: StatusCode, refusal: Refusal, text: impl Into<String>) -> Failure {
-        Failure { status, refusal, text: text.into() }
+        Failure { status, refusal, text: text.into(), header: None }
     }
 }
 
@@ -131,7 +142,7 @@ pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Asked<'_>, client: &mu
     let started = Instant::now();
     let has_body = asked.framing != Framing::None;
     let ended = match admit(shared, &asked) {
-        Err((failure, headers)) => refuse(shared, client, failure, headers, has_body, &mut report).await,
+        Err(failure) => refuse(shared, client, *failure, has_body, &mut report).await,
         Ok(at) => {
             let route = &shared.routes[at];
             report.route = Some(route.name.clone());
@@ -147,42 +158,38 @@ pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Asked<'_>, client: &mu
 }
 
 /// The route of a request that may be served.
-fn admit(shared: &Shared, asked: &Asked<'_>) -> Result<usize, (Failure, HeaderMap)> {
-    let plain = |failure| (failure, HeaderMap::new());
+fn admit(shared: &Shared, asked: &Asked<'_>) -> Result<usize, Box<Failure>> {
+    let refused = |status, refusal, text: &str| Box::new(Failure::new(status, refusal, text));
     if let Framing::Length(length) = asked.framing
         && length > shared.settings.limits.request_body_bytes
     {
-        return Err(plain(too_large(shared.settings.limits.request_body_bytes)));
+        return Err(Box::new(too_large(shared.settings.limits.request_body_bytes)));
     }
     if let Some(expected) = asked.headers.get(header::EXPECT)
         && !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")
     {
         let text = "only `100-continue` can be expected";
-        return Err(plain(Failure::new(StatusCode::EXPECTATION_FAILED, Refusal::Head, text)));
+        return Err(refused(StatusCode::EXPECTATION_FAILED, Refusal::Head, text));
     }
     if let Some(rates) = &shared.rates
         && let Err(limited) = rates.of(&asked.client.ip()).try_acquire(1)
     {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::RETRY_AFTER, limited.retry_after.as_secs().max(1).into());
         let text = "this address makes too many requests";
-        return Err((Failure::new(StatusCode::TOO_MANY_REQUESTS, Refusal::Rate, text), headers));
+        let failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, Refusal::Rate, text);
+        let wait = limited.retry_after.as_secs().max(1);
+        return Err(Box::new(failure.with(header::RETRY_AFTER, wait.into())));
     }
     let host = asked.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let host = host.or_else(|| asked.target.authority().map(|authority| authority.as_str())).unwrap_or("");
     match find(&shared.routes, host, asked.target.path(), &asked.method) {
         Found::Route(at) => Ok(at),
-        Found::Nothing => {
-            Err(plain(Failure::new(StatusCode::NOT_FOUND, Refusal::Route, "no route leads there")))
-        }
+        Found::Nothing => Err(refused(StatusCode::NOT_FOUND, Refusal::Route, "no route leads there")),
         Found::OtherMethods(methods) => {
-            let mut headers = HeaderMap::new();
-            let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-            if let Ok(allow) = HeaderValue::from_str(&allow) {
-                headers.insert(header::ALLOW, allow);
-            }
             let text = "the route does not take this method";
-            Err((Failure::new(StatusCode::METHOD_NOT_ALLOWED, Refusal::Route, text), headers))
+            let failure = Failure::new(StatusCode::METHOD_NOT_ALLOWED, Refusal::Route, text);
+            let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+            let allow = HeaderValue::from_str(&allow).expect("methods are tokens");
+            Err(Box::new(failure.with(header::ALLOW, allow)))
         }
     }
 }
@@ -196,7 +203,6 @@ async fn refuse(
     shared: &Shared,
     client: &mut Client<'_>,
     failure: Failure,
-    headers: HeaderMap,
     has_body: bool,
     report: &mut ExchangeReport,
 ) -> Ended {
@@ -207,6 +213,7 @@ async fn refuse(
         client.close();
     }
     let text = format!("{}\n", failure.text);
+    let headers = failure.header.into_iter().collect();
     client.answer(failure.status, headers, &text, shared.settings.timeouts.idle).await;
     if client.keeps_alive() { Ended::Keep } else { Ended::Close }
 }
@@ -284,9 +291,7 @@ impl Serving<'_> {
         };
         match served {
             Ok(ended) => ended,
-            Err(failure) => {
-                refuse(self.shared, client, failure, HeaderMap::new(), has_body, self.report).await
-            }
+            Err(failure) => refuse(self.shared, client, failure, has_body, self.report).await,
         }
     }
 
@@ -422,7 +427,7 @@ impl Serving<'_> {
         let (hand_over, handed) = oneshot::channel();
         let switches = matches!(client, Client::Wire { .. });
         if switches {
-            let handed = Arc::new(parking_lot::Mutex::new(Some(handed)));
+            let handed = Arc::new(Mutex::new(Some(handed)));
             request.extensions_mut().insert(Upgrade { handed, shared: self.shared.clone() });
         }
         if self.expects && asked.framing != Framing::None {

@@ -207,8 +207,7 @@ impl Upstream {
     /// A way to ask it: a connection that is there, or a new one if there is none or `fresh` is asked for.
     pub(crate) async fn way(&self, shared: &Arc<Shared>, fresh: bool) -> io::Result<Way> {
         let settings = &shared.settings;
-        while !fresh {
-            let Some(mut idle) = self.idle.lock().pop() else { break };
+        while let Some(mut idle) = if fresh { None } else { self.idle.lock().pop() } {
             if idle.since.elapsed() < settings.timeouts.keep_alive && idle.read.is_idle() {
                 self.reused.fetch_add(1, Ordering::Relaxed);
                 return Ok(Way::Http1(Connected { read: idle.read, write: idle.write, reused: true }));

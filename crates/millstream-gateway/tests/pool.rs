@@ -195,7 +195,7 @@ fn many_threads_take_and_give_and_nothing_is_lost_or_shared() {
                     let size = TIERS[(state >> 33) % TIERS.len()];
                     let mut lease = pool.lease_or_smaller(size);
                     assert!(lease.is_empty());
-                    let mark = (seed * 1_000_000 + round).to_le_bytes();
+                    let mark = ((seed * 1_000_000 + round) as u64).to_le_bytes();
                     lease.extend(&mark);
                     owners.fetch_add(1, Ordering::Relaxed);
                     assert_eq!(&lease[..], mark, "somebody else wrote into it");

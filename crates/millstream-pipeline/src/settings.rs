@@ -111,6 +111,7 @@ fn flatten(node: &Node, key: &str, entries: &mut Vec<SettingsEntry>) {
                 .enumerate()
                 .for_each(|(at, child)| flatten(child, &below(&at.to_string()), entries));
         }
+        Data::Map(_) if key.is_empty() => {}
         _ => {
             let value = node.text().filter(|_| !node.is_null()).unwrap_or_default().to_owned();
             entries.push(SettingsEntry { key: key.to_owned(), value, at: node.at });

@@ -226,7 +226,7 @@ fn chunk(value: &str) -> Result<usize, String> {
 }
 
 /// A size in a range; a plain number is a number of bytes.
-fn bytes(value: &str, min: u64, max: u64) -> Result<u64, String> {
+pub(crate) fn bytes(value: &str, min: u64, max: u64) -> Result<u64, String> {
     let size = value.trim().parse().ok().or_else(|| millstream_pipeline::size(value));
     size.filter(|size| (min..=max).contains(size)).ok_or_else(|| {
         let range = match max {

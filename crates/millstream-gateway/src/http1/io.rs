@@ -198,9 +198,8 @@ impl ReadSide {
         if self.carry.is_some() {
             return std::future::pending().await;
         }
-        match self.ready(SMALL).await {
-            Ok(true) => std::future::pending().await,
-            Ok(false) | Err(_) => {}
+        if let Ok(true) = self.ready(SMALL).await {
+            std::future::pending().await
         }
     }
 
