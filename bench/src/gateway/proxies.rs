@@ -102,7 +102,7 @@ fn command(kind: Kind, port: u16, upstream: u16, place: &std::path::Path) -> Res
             place = place.display()
         ),
         Kind::Haproxy => format!(
-            "global\n  maxconn 8000\n  nbthread 2\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 100s\n  timeout \
+            "global\n  maxconn 3000\n  nbthread 2\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 100s\n  timeout \
              server 100s\n  option http-no-delay\n  option splice-auto\nfrontend in\n  bind 127.0.0.1:{port}\n  default_backend \
              up\nbackend up\n  http-reuse always\n  server s 127.0.0.1:{upstream}\n"
         ),

@@ -93,23 +93,35 @@ impl Read {
     /// Every setting with its value and where that comes from, as a file that would set the same.
     pub(crate) fn print(&self) -> String {
         let mut out = String::new();
-        let mut section = "";
-        for setting in SETTINGS {
-            let (above, below) = setting.key.split_once('.').unwrap_or(("", setting.key));
-            if above != section && !above.is_empty() {
-                let _ = writeln!(out, "{above}:");
+        for settings in SETTINGS
+            .chunk_by(|one, next| section(one.key) == section(next.key) && !section(one.key).is_empty())
+        {
+            let section = section(settings[0].key);
+            let mut lines = String::new();
+            let mut any = false;
+            for setting in settings {
+                let value = (setting.show)(&self.config);
+                // What is not set has no value that could be written.
+                let unset = matches!(value.as_str(), "" | "none") && !takes_none(setting);
+                any |= !unset;
+                let (mark, indent) =
+                    (if unset { "# " } else { "" }, if section.is_empty() { "" } else { "  " });
+                let name = setting.key.rsplit('.').next().unwrap_or(setting.key);
+                let origin = self.origins.get(setting.key).map_or("default", String::as_str);
+                let _ = writeln!(lines, "{mark}{indent}{name}: {value}  # {origin}");
             }
-            section = above;
-            let origin = self.origins.get(setting.key).map_or("default", String::as_str);
-            let indent = if above.is_empty() { "" } else { "  " };
-            let value = (setting.show)(&self.config);
-            // What is not set has no value that could be written.
-            let comment =
-                if matches!(value.as_str(), "" | "none") && !takes_none(setting) { "# " } else { "" };
-            let _ = writeln!(out, "{comment}{indent}{below}: {value}  # {origin}");
+            if !section.is_empty() {
+                let _ = writeln!(out, "{}{section}:", if any { "" } else { "# " });
+            }
+            out.push_str(&lines);
         }
         out
     }
+}
+
+/// What stands above a key in the file.
+fn section(key: &str) -> &str {
+    key.split_once('.').map_or("", |(section, _)| section)
 }
 
 /// Whether `none` is a value of this setting.
@@ -190,8 +202,18 @@ mod tests {
     fn every_setting_can_be_set_by_its_variable_and_its_key() {
         for setting in SETTINGS {
             let before = (setting.show)(&Config::default());
-            let tried =
-                ["127.0.0.1:7777", "allow", "replace", "all", "false", "true", "12345", "7s", "http://h:1"];
+            let tried = [
+                "127.0.0.1:7777",
+                "allow",
+                "replace",
+                "all",
+                "false",
+                "true",
+                "12345",
+                "2MiB",
+                "7s",
+                "http://h:1",
+            ];
             let changes = |value: &&str| {
                 let mut config = Config::default();
                 (setting.set)(&mut config, value).is_ok() && (setting.show)(&config) != before
