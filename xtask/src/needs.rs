@@ -11,7 +11,7 @@ pub(crate) struct Need {
     pub(crate) root: bool,
 }
 
-/// The tests start RabbitMQ nodes of their own from what is installed.
+/// The tests start RabbitMQ nodes of their own, and a browser, from what is installed.
 const NEEDS: &[Need] = &[
     Need {
         name: "rustfmt",
@@ -29,6 +29,12 @@ const NEEDS: &[Need] = &[
         name: "timeout",
         probe: &["timeout", "--version"],
         install: &["apt-get", "install", "--yes", "coreutils"],
+        root: true,
+    },
+    Need {
+        name: "chromium",
+        probe: &["chromium", "--version"],
+        install: &["apt-get", "install", "--yes", "--no-install-recommends", "chromium"],
         root: true,
     },
     rabbitmq::NEED,

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::body::{Body, BodyError};
 use crate::client::{AnswerHead, Client};
+use crate::compress::{self, Coding};
 use crate::gateway::Shared;
 use crate::headers;
 use crate::http1::decoder::Decoder;
@@ -148,7 +149,9 @@ pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Asked<'_>, client: &mu
             report.route = Some(route.name.clone());
             let head_only = asked.method == Method::HEAD;
             let expects = asked.headers.contains_key(header::EXPECT);
-            let serving = Serving { shared, at, report: &mut report, answered: false, head_only, expects };
+            let coding = if route.compress { Coding::accepted(&asked.headers) } else { None };
+            let serving =
+                Serving { coding, shared, at, report: &mut report, answered: false, head_only, expects };
             serving.total(asked, client, route, has_body).await
         }
     };
@@ -229,6 +232,8 @@ struct Serving<'s> {
     head_only: bool,
     /// The client waits to hear that its body is wanted.
     expects: bool,
+    /// How the answer may be compressed, if the route compresses and the client understands it.
+    coding: Option<Coding>,
 }
 
 /// Where an answer comes from.
@@ -313,7 +318,8 @@ impl Serving<'_> {
         client: &mut Client<'_>,
         upstreams: &Upstreams,
     ) -> Result<Ended, Failure> {
-        let switching = headers::upgrade(&asked.headers).filter(|_| matches!(client, Client::Wire { .. }));
+        let may_switch = matches!(client, Client::Wire { .. }) && asked.framing == Framing::None;
+        let switching = headers::upgrade(&asked.headers).filter(|_| may_switch);
         let trailers = headers::takes_trailers(&asked.headers);
         headers::remove_hop_by_hop(&mut asked.headers);
         headers::forward(&mut asked.headers, self.settings().forwarded, asked.client, asked.scheme);
@@ -425,7 +431,7 @@ impl Serving<'_> {
         *request.headers_mut() = asked.headers;
         request.extensions_mut().insert(asked.client);
         let (hand_over, handed) = oneshot::channel();
-        let switches = matches!(client, Client::Wire { .. });
+        let switches = matches!(client, Client::Wire { .. }) && asked.framing == Framing::None;
         if switches {
             let handed = Arc::new(Mutex::new(Some(handed)));
             request.extensions_mut().insert(Upgrade { handed, shared: self.shared.clone() });
@@ -587,10 +593,17 @@ impl Serving<'_> {
             client.close();
         }
         let framing = head.framing;
+        let coding = self.coding.filter(|_| compress::is_worth_it(&head));
+        if let Some(coding) = coding {
+            coding.announce(&mut head);
+        }
         let Some(mut sink) = client.start(head) else {
             return Conversed { source: None, how: How::ClientGone };
         };
         let mut from = answer.body(framing);
+        if let Some(coding) = coding {
+            from = Source::Compressed(Box::new(from), coding.encoder());
+        }
         let mut meter = Meter::start(Direction::Response, &sums.response);
         let rules = Rules { chunk: settings.response_chunk, bytes_max: u64::MAX, idle };
         let result = {
@@ -709,6 +722,9 @@ impl<'u> Answer<'u> {
             Answer::Frames(future) => {
                 let response = future.await.map_err(NoAnswer::Invalid)?;
                 let (parts, body) = response.into_parts();
+                if parts.status.is_informational() && parts.status != StatusCode::SWITCHING_PROTOCOLS {
+                    return Err(NoAnswer::Invalid(format!("{} is no final answer", parts.status)));
+                }
                 let bodiless = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
                     || parts.status.is_informational();
                 let framing = match body.size_hint().exact() {

@@ -37,10 +37,12 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// What `Upgrade` asks for, if `Connection` says so too.
+/// What `Upgrade` asks for, if `Connection` says so too. Never HTTP/2: over a tunnel to it requests would pass unseen.
 pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = words(headers, &header::CONNECTION).any(|word| word == "upgrade");
-    headers.get(header::UPGRADE).filter(|_| asked).cloned()
+    let hidden =
+        words(headers, &header::UPGRADE).any(|word| word.starts_with("h2") || word.starts_with("http"));
+    headers.get(header::UPGRADE).filter(|_| asked && !hidden).cloned()
 }
 
 /// Whether the client takes trailers.

@@ -123,6 +123,7 @@ impl BufferPool {
     /// A buffer of at least `size` bytes, or of the largest tier that exists and fits into the bound.
     ///
     /// `None` while the bound is reached, or somebody waits who asked earlier.
+    #[inline]
     pub fn try_lease(&self, size: usize) -> Option<Lease> {
         let tier = self.0.tier_of(size);
         if self.0.waiting.load(Ordering::SeqCst) > 0 {
@@ -144,6 +145,7 @@ impl BufferPool {
 
     /// A buffer of at least `size` bytes if there is room, of a smaller tier if there is none, and of the smallest
     /// always: what nobody waits for must not fail. Whoever uses this bounds how many leases he holds.
+    #[inline]
     pub fn lease_or_smaller(&self, size: usize) -> Lease {
         let mut tier = self.0.tier_of(size);
         loop {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use crate::body::{Body, BodyError, split};
+use crate::compress::Encoder;
 use crate::http1::decoder::{Decoder, FramingError};
 use crate::http1::head::{Framing, write_headers};
 use crate::http1::io::{Chunk, ReadSide, SMALL, WriteSide};
@@ -25,6 +26,7 @@ const PROBATION: u64 = 4 << 20;
 pub(crate) enum Source<'a> {
     Wire { read: &'a mut ReadSide, decoder: Decoder },
     Frames(Body),
+    Compressed(Box<Source<'a>>, Encoder),
 }
 
 /// Where a body goes.
@@ -154,6 +156,7 @@ impl Source<'_> {
         match self {
             Source::Wire { read, decoder } => decoder.is_done() || read.has_carry(),
             Source::Frames(body) => body.is_end_stream(),
+            Source::Compressed(source, _) => source.has_more_now(),
         }
     }
 
@@ -161,6 +164,12 @@ impl Source<'_> {
         match self {
             Source::Wire { read, decoder } => next_of_wire(read, decoder, want).await,
             Source::Frames(body) => next_of_frames(body).await,
+            Source::Compressed(source, encoder) => {
+                let mut part = Box::pin(source.next(want)).await?;
+                let encoded = encoder.encode(&part.data, part.last);
+                part.data = Chunk::Shared(encoded.map_err(Broken::Source)?);
+                Ok(part)
+            }
         }
     }
 }

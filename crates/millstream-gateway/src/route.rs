@@ -48,6 +48,7 @@ pub struct Route {
     host: Option<String>,
     path: String,
     methods: Vec<Method>,
+    pub(crate) compress: bool,
     pub(crate) target: Target,
 }
 
@@ -64,7 +65,14 @@ impl Route {
 
     /// All requests, to this target.
     pub fn to(name: impl Into<String>, target: Target) -> Route {
-        Route { name: name.into(), host: None, path: "/".into(), methods: Vec::new(), target }
+        Route {
+            name: name.into(),
+            host: None,
+            path: "/".into(),
+            methods: Vec::new(),
+            compress: false,
+            target,
+        }
     }
 
     /// Only requests to this host, without its port; `*.example.org` means every name below `example.org`.
@@ -85,6 +93,14 @@ impl Route {
     #[must_use]
     pub fn methods(mut self, methods: impl IntoIterator<Item = Method>) -> Route {
         self.methods = methods.into_iter().collect();
+        self
+    }
+
+    /// Compresses answers on their way to clients that accept it, by zstd or gzip: texts that are not compressed already and are
+    /// not parts of ranges. Each chunk goes on at once, so that events are not held back.
+    #[must_use]
+    pub fn compress(mut self) -> Route {
+        self.compress = true;
         self
     }
 

@@ -45,6 +45,7 @@ pub(crate) struct RouteConfig {
     methods: Vec<String>,
     upstreams: Vec<String>,
     breaker: bool,
+    compress: bool,
     health: Option<HealthCheck>,
     broker: Option<String>,
     publish: Option<String>,
@@ -70,6 +71,7 @@ pub(crate) static KEYS: &[(&str, Set)] = &[
     ("health.timeout", |r, v| put(&mut r.check().timeout, time(v))),
     ("health.failures", |r, v| put(&mut r.check().failures, times(v))),
     ("health.successes", |r, v| put(&mut r.check().successes, times(v))),
+    ("compress", |r, v| put(&mut r.compress, switch(v))),
     ("broker", |r, v| put(&mut r.broker, text(v))),
     ("publish.queue", |r, v| put(&mut r.publish, text(v))),
     ("publish.max", |r, v| put(&mut r.publish_max, bytes(v, 1, 64 << 20).map(Some))),
@@ -109,6 +111,9 @@ impl RouteConfig {
         }
         if let Some(path) = &self.path {
             route = route.path(path);
+        }
+        if self.compress {
+            route = route.compress();
         }
         let methods = self.methods.iter().map(|word| {
             Method::from_bytes(word.as_bytes()).map_err(|_| format!("route `{name}`: `{word}` is no method"))

@@ -404,6 +404,31 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_a_parser_panic(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+            line in "(GET|POST|X) [ -~]{0,20} HTTP/1\\.[01]",
+            fields in "([A-Za-z-]{1,12}: ?[ -~]{0,20}\r\n){0,5}",
+        ) {
+            let likely = [line.as_bytes(), b"\r\n", fields.as_bytes(), &bytes, b"\r\n\r\n"].concat();
+            for bytes in [bytes, likely] {
+                if let Ok(Some(end)) = end_of_head(&bytes, 0) {
+                    let head = Bytes::copy_from_slice(&bytes[..end]);
+                    if let Ok(head) = request(&head, 100) {
+                        // What is read is what would be written: no header can end early or begin another.
+                        let mut written = Vec::new();
+                        write_headers(&mut written, &head.headers);
+                        let lines = written.iter().filter(|byte| **byte == b'\n').count();
+                        proptest::prop_assert_eq!(lines, head.headers.len());
+                    }
+                    let _ = response(&head, &Method::GET);
+                    let _ = trailers(&head);
+                }
+            }
+        }
+    }
+
     #[test]
     fn the_end_of_a_head_is_found_however_it_is_cut() {
         let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nrest";

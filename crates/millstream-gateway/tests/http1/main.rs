@@ -1,6 +1,7 @@
 //! The gateway over real sockets, between a client that writes raw bytes and an upstream that is played by the test.
 
 mod bodies;
+mod compressed;
 mod ends;
 mod hostile;
 mod support;

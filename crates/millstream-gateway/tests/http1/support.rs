@@ -89,7 +89,7 @@ impl Wire {
         loop {
             if let Some(at) = self.read.windows(end.len()).position(|part| part == end.as_bytes()) {
                 let rest = self.read.split_off(at + end.len());
-                return String::from_utf8(std::mem::replace(&mut self.read, rest)).expect("text");
+                return String::from_utf8_lossy(&std::mem::replace(&mut self.read, rest)).into_owned();
             }
             let read = self.more().await.expect("read");
             assert!(read > 0, "closed before {end:?}: {:?}", String::from_utf8_lossy(&self.read));

@@ -47,6 +47,15 @@ async fn an_upstream_may_decline_to_change() {
 }
 
 #[tokio::test]
+async fn a_change_to_http_2_is_not_passed_on_since_requests_would_pass_unseen() {
+    let scene = scene(Settings::default()).await;
+    let asked = ASKED.replace("websocket", "h2c");
+    let (_client, _up, head) = scene.asked(&asked).await;
+    assert!(!head.contains("upgrade"), "{head}");
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn a_handler_may_take_the_connection() {
     async fn shout(request: Request<Body>) -> Response<Body> {
         let upgrade = request.extensions().get::<Upgrade>().expect("an upgrade").clone();
