@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -25,8 +25,46 @@ enum Kind {
     #[default]
     Empty,
     Whole(Bytes),
-    Channel(mpsc::Receiver<Result<Frame<Bytes>, BodyError>>, SizeHint),
+    Channel(Channel),
     Other(UnsyncBoxBody<Bytes, BodyError>),
+}
+
+/// A part of a body on its way through a channel.
+#[derive(Default)]
+pub(crate) struct Piece {
+    pub(crate) data: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
+    /// Nothing follows. A channel that closes before it had such a piece was broken off.
+    pub(crate) last: bool,
+}
+
+/// The receiving end of a body that comes through a channel.
+struct Channel {
+    pieces: mpsc::Receiver<Piece>,
+    size: SizeHint,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+}
+
+impl Channel {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            if let Some(trailers) = self.trailers.take() {
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            let Some(piece) = ready!(self.pieces.poll_recv(cx)) else {
+                self.ended = true;
+                return Poll::Ready(Some(Err(BodyError::new("its sender broke it off"))));
+            };
+            (self.trailers, self.ended) = (piece.trailers, piece.last);
+            if !piece.data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(piece.data))));
+            }
+        }
+    }
 }
 
 /// Why a body ended before its end.
@@ -64,10 +102,10 @@ impl Body {
         Body(Kind::Other(StreamBody(Box::pin(stream)).boxed_unsync()))
     }
 
-    /// A body of what is sent, and the sending end. It ends when the sender is dropped.
-    pub(crate) fn channel(size: SizeHint) -> (mpsc::Sender<Result<Frame<Bytes>, BodyError>>, Body) {
-        let (sender, receiver) = mpsc::channel(1);
-        (sender, Body(Kind::Channel(receiver, size)))
+    /// A body of what is sent, and the sending end.
+    pub(crate) fn channel(size: SizeHint) -> (mpsc::Sender<Piece>, Body) {
+        let (sender, pieces) = mpsc::channel(1);
+        (sender, Body(Kind::Channel(Channel { pieces, size, trailers: None, ended: false })))
     }
 
     /// The next bytes; `None` at the end. Trailers are passed over.
@@ -141,7 +179,7 @@ impl HttpBody for Body {
                 *kind = Kind::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Kind::Channel(receiver, _) => receiver.poll_recv(cx),
+            Kind::Channel(channel) => channel.poll_frame(cx),
             Kind::Other(body) => Pin::new(body).poll_frame(cx),
         }
     }
@@ -149,7 +187,8 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Empty => true,
-            Kind::Whole(_) | Kind::Channel(..) => false,
+            Kind::Whole(_) => false,
+            Kind::Channel(channel) => channel.ended && channel.trailers.is_none(),
             Kind::Other(body) => body.is_end_stream(),
         }
     }
@@ -158,7 +197,7 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Channel(_, size) => *size,
+            Kind::Channel(channel) => channel.size,
             Kind::Other(body) => body.size_hint(),
         }
     }

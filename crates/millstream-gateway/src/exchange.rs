@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::body::{Body, BodyError};
+use crate::body::Body;
 use crate::client::{AnswerHead, Client};
 use crate::compress::{self, Coding};
 use crate::gateway::Shared;
@@ -492,10 +492,6 @@ impl Serving<'_> {
         let upload = async move {
             let mut source = source;
             let result = pump(&mut source, &mut sink, &mut meter, rules).await;
-            if let (Err(broken), Sink::Frames(sender)) = (&result, &sink) {
-                // So that a handler does not take a broken body for a whole one.
-                let _ = sender.try_send(Err(BodyError::new(broken.to_string())));
-            }
             (source, meter, result)
         };
         tokio::pin!(upload);
@@ -642,12 +638,8 @@ impl Serving<'_> {
                     _ => Refusal::BrokenAnswer,
                 });
                 // The client gets what was whole, if it takes it, and then sees that no more comes.
-                match &mut sink {
-                    Sink::Frames(sender) => {
-                        let error = Err(BodyError::new(broken.to_string()));
-                        let _ = timeout(idle, sender.send(error)).await;
-                    }
-                    Sink::Wire { write, .. } => drop(write.flush(idle).await),
+                if let Sink::Wire { write, .. } = &mut sink {
+                    let _ = write.flush(idle).await;
                 }
                 How::BrokenOff
             }

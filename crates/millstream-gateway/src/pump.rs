@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http_body::{Body as _, Frame};
+use http_body::Body as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use crate::body::{Body, BodyError, split};
+use crate::body::{Body, BodyError, Piece, split};
 use crate::compress::Encoder;
 use crate::http1::decoder::{Decoder, FramingError};
 use crate::http1::head::{Framing, write_headers};
@@ -32,7 +32,7 @@ pub(crate) enum Source<'a> {
 /// Where a body goes.
 pub(crate) enum Sink<'a> {
     Wire { write: &'a mut WriteSide, framing: Framing },
-    Frames(mpsc::Sender<Result<Frame<Bytes>, BodyError>>),
+    Frames(mpsc::Sender<Piece>),
 }
 
 /// What a stream may do.
@@ -288,29 +288,30 @@ fn chunk_ends(length: usize, last: bool, trailers: Option<&HeaderMap>) -> (Vec<u
 }
 
 async fn send_frames(
-    sender: &mpsc::Sender<Result<Frame<Bytes>, BodyError>>,
+    sender: &mpsc::Sender<Piece>,
     part: Part,
     meter: &mut Meter,
     idle: Duration,
 ) -> Result<bool, Broken> {
+    let piece = Piece { data: part.data.freeze(), trailers: part.trailers, last: part.last };
     let mut slow = false;
-    let trailers = part.trailers.map(Frame::trailers);
-    let data = (!part.data.is_empty()).then(|| Frame::data(part.data.freeze()));
-    for frame in data.into_iter().chain(trailers) {
-        let permit = match sender.try_reserve() {
-            Ok(permit) => permit,
-            Err(mpsc::error::TrySendError::Closed(())) => return Err(Broken::Gone),
-            Err(mpsc::error::TrySendError::Full(())) => {
-                let since = Instant::now();
-                meter.blocks();
-                let permit = timeout(idle, sender.reserve()).await;
-                let waited = since.elapsed();
-                meter.blocked(waited);
-                slow |= waited > Duration::from_millis(10);
-                permit.map_err(|_| Broken::SinkIdle(idle))?.map_err(|_| Broken::Gone)?
-            }
-        };
-        permit.send(Ok(frame));
-    }
+    let permit = match sender.try_reserve() {
+        Ok(permit) => permit,
+        // Whoever wants no more of a body misses nothing when it ends.
+        Err(mpsc::error::TrySendError::Closed(())) if piece.last && piece.data.is_empty() => {
+            return Ok(false);
+        }
+        Err(mpsc::error::TrySendError::Closed(())) => return Err(Broken::Gone),
+        Err(mpsc::error::TrySendError::Full(())) => {
+            let since = Instant::now();
+            meter.blocks();
+            let permit = timeout(idle, sender.reserve()).await;
+            let waited = since.elapsed();
+            meter.blocked(waited);
+            slow = waited > Duration::from_millis(10);
+            permit.map_err(|_| Broken::SinkIdle(idle))?.map_err(|_| Broken::Gone)?
+        }
+    };
+    permit.send(piece);
     Ok(slow)
 }

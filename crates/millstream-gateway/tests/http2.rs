@@ -149,8 +149,12 @@ async fn an_answer_that_breaks_off_resets_its_stream_and_no_other() {
         within(up.read_exact(&mut head)).await.expect("a head");
         up.write_all(format!("HTTP/1.1 200 OK\r\n{answer}").as_bytes()).await.expect("written");
         up.shutdown().await.expect("closed");
-        let response = within(asking).await.expect("no panic").expect("an answer");
-        assert_eq!(within(response.into_body().collect()).await.is_ok(), whole);
+        // The reset may overtake the head.
+        let got = match within(asking).await.expect("no panic") {
+            Ok(response) => within(response.into_body().collect()).await.is_ok(),
+            Err(_) => false,
+        };
+        assert_eq!(got, whole);
     }
 }
 

@@ -45,6 +45,7 @@
 //!
 //! `embedded` (default): the broker behind `memory:` and `embedded:PATH`. `rabbitmq`: RabbitMQ behind `amqp://`.
 //! `resilience`: retries, circuit breakers, rate limits and their like around any async call.
+//! `gateway`: the streaming gateway, for programs that serve flows by HTTP.
 //! `pipeline`: pipeline files, for programs that load them; the `millstream` binary is its own crate. `msgpack`, `postcard`,
 //! `protobuf`, `gzip`, `zstd`, `lz4`: more of [`codec`]. `test`: `flow::test`, for your tests. Neither
 //! the default features nor `embedded` bring an HTTP, YAML or command-line dependency.
@@ -57,6 +58,8 @@ pub use millstream_flow as flow;
 pub use millstream_message as message;
 pub use millstream_message::codec;
 pub use millstream_message::flow as queue;
+#[cfg(feature = "gateway")]
+pub use millstream_gateway as gateway;
 #[cfg(feature = "pipeline")]
 pub use millstream_pipeline as pipeline;
 #[cfg(feature = "rabbitmq")]

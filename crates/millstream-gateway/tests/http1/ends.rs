@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use millstream_gateway::{Gateway, HalfClose, Limits, Route, Settings, Timeouts};
+use http::{Request, Response};
+use millstream_gateway::{Body, Gateway, HalfClose, Limits, Route, Settings, Timeouts};
 
 use crate::support::*;
 
@@ -299,4 +300,27 @@ async fn connections_beyond_the_limit_wait_for_their_turn() {
     drop(first);
     assert!(up.head().await.starts_with("GET /second "));
     scene.end().await;
+}
+
+#[tokio::test]
+async fn a_handler_never_takes_a_broken_body_for_a_whole_one() {
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let keep = move |request: Request<Body>| {
+        // The body outlives its request in somebody else's hands, who has not read it yet.
+        let tell = tell.clone();
+        tokio::spawn(async move { tell.send(request.into_body()).await });
+        std::future::pending::<Response<Body>>()
+    };
+    let server = Gateway::new(Settings::default())
+        .route(Route::handler("keep", keep))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    for head in ["Content-Length: 6", "Transfer-Encoding: chunked"] {
+        let mut client = connect(server.local_addr()).await;
+        client.send(format!("POST / HTTP/1.1\r\nHost: h\r\n{head}\r\n\r\n3\r\na")).await;
+        let body = within("a body", told.recv()).await.expect("a body");
+        drop(client);
+        assert!(within("its end", body.collect(100)).await.is_err(), "{head}");
+    }
 }
