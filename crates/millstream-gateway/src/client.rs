@@ -7,8 +7,8 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode, Version};
 use tokio::sync::oneshot;
 
+use crate::asking::size_of;
 use crate::body::Body;
-use crate::exchange::size_of;
 use crate::http1::head::{Framing, write_headers, write_status_line};
 use crate::http1::io::{Chunk, WriteSide};
 use crate::pump::Sink;

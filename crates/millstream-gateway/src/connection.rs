@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HeaderMap;
@@ -9,7 +10,7 @@ use http::{Method, StatusCode, Version};
 use tokio::time::timeout;
 
 use crate::client::Client;
-use crate::exchange::{Asked, Ended, LINGER, exchange};
+use crate::exchange::{Asked, Ended, exchange};
 use crate::gateway::Shared;
 use crate::http1::decoder::Decoder;
 use crate::http1::head::{Framing, HeadError, request};
@@ -20,6 +21,8 @@ use crate::pump::{Rules, Sink, Source, pump};
 use crate::report::Refusal;
 use crate::upstream::Connected;
 
+/// How long a connection may linger so that its client can read the last answer.
+const LINGER: Duration = Duration::from_secs(2);
 /// The most bytes that are read and thrown away so that a client can read its last answer.
 const LINGER_BYTES: usize = 1 << 20;
 

@@ -1,35 +1,30 @@
 //! One request and its answer, bodies both ways at once.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
-use http_body::{Body as _, SizeHint};
+use http::{Method, Request, StatusCode, Uri, Version};
 use hyper::client::conn::http2::SendRequest;
-use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
+use crate::answer::Answer;
+use crate::asking::{path_of, request_head, size_of};
 use crate::body::Body;
-use crate::client::{AnswerHead, Client};
-use crate::compress::{self, Coding};
+use crate::client::Client;
+use crate::compress::Coding;
+use crate::converse::{Conversed, How};
 use crate::gateway::Shared;
 use crate::headers;
-use crate::http1::decoder::Decoder;
-use crate::http1::head::{self, Framing, write_headers, write_request_line};
-use crate::http1::io::{Duplex, NoHead, ReadSide};
+use crate::http1::head::Framing;
+use crate::http1::io::Duplex;
 use crate::http2;
-use crate::meter::{Direction, Meter};
-use crate::pump::{Broken, Rules, Sink, Source, pump};
+use crate::pump::{Sink, Source};
 use crate::report::{ExchangeReport, Refusal};
 use crate::route::{Found, Handler, Route, Target, find};
-use crate::settings::{HalfClose, Settings};
+use crate::settings::Settings;
+use crate::upgrade::Upgrade;
 use crate::upstream::{Connected, InFlight, UpstreamUrl, Upstreams, Way};
 
 /// A request as it came.
@@ -58,68 +53,9 @@ pub(crate) enum Ended {
     Handed(oneshot::Sender<Box<dyn Duplex>>),
 }
 
-/// The connection under a request that was answered with 101, for handlers: in the extensions of requests over HTTP/1.
-#[derive(Clone)]
-pub struct Upgrade {
-    handed: Arc<Mutex<Option<Handed>>>,
-    shared: Arc<Shared>,
-}
-
-/// Brings the connection, once it is not needed here any more.
-type Handed = oneshot::Receiver<Box<dyn Duplex>>;
-
-/// A connection that speaks another protocol than HTTP now.
-pub struct Upgraded(Box<dyn Duplex>);
-
-impl Upgrade {
-    /// Runs `talk` with the connection, once the answer 101 was sent; if it never is, `talk` is dropped. The gateway waits for it
-    /// when it drains, and drops it when it stops.
-    pub fn spawn<F>(&self, talk: impl FnOnce(Upgraded) -> F + Send + 'static)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let Some(handed) = self.handed.lock().take() else { return };
-        let stopped = self.shared.stopped.clone();
-        self.shared.tasks.spawn(async move {
-            let talking = async {
-                if let Ok(connection) = handed.await {
-                    talk(Upgraded(connection)).await;
-                }
-            };
-            stopped.run_until_cancelled(talking).await;
-        });
-    }
-}
-
-impl AsyncRead for Upgraded {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Upgraded {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
 /// Why an exchange failed before its answer began.
-struct Failure {
-    status: StatusCode,
+pub(crate) struct Failure {
+    pub(crate) status: StatusCode,
     refusal: Refusal,
     text: String,
     /// A header that the answer needs.
@@ -132,7 +68,7 @@ impl Failure {
         self
     }
 
-    fn new(status: StatusCode, refusal: Refusal, text: impl Into<String>) -> Failure {
+    pub(crate) fn new(status: StatusCode, refusal: Refusal, text: impl Into<String>) -> Failure {
         Failure { status, refusal, text: text.into(), header: None }
     }
 }
@@ -197,7 +133,7 @@ fn admit(shared: &Shared, asked: &Asked<'_>) -> Result<usize, Box<Failure>> {
     }
 }
 
-fn too_large(max: u64) -> Failure {
+pub(crate) fn too_large(max: u64) -> Failure {
     let text = format!("a request body may have {max} bytes");
     Failure::new(StatusCode::PAYLOAD_TOO_LARGE, Refusal::BodySize, text)
 }
@@ -222,48 +158,18 @@ async fn refuse(
 }
 
 /// An admitted request being served.
-struct Serving<'s> {
-    shared: &'s Arc<Shared>,
-    at: usize,
-    report: &'s mut ExchangeReport,
+pub(crate) struct Serving<'s> {
+    pub(crate) shared: &'s Arc<Shared>,
+    pub(crate) at: usize,
+    pub(crate) report: &'s mut ExchangeReport,
     /// The answer's head was given to the client.
-    answered: bool,
+    pub(crate) answered: bool,
     /// The client asked for no more than a head.
-    head_only: bool,
+    pub(crate) head_only: bool,
     /// The client waits to hear that its body is wanted.
-    expects: bool,
+    pub(crate) expects: bool,
     /// How the answer may be compressed, if the route compresses and the client understands it.
-    coding: Option<Coding>,
-}
-
-/// Where an answer comes from.
-enum Answer<'u> {
-    Wire { read: &'u mut ReadSide, method: Method },
-    Frames(Pin<Box<dyn Future<Output = Result<Response<Body>, String>> + Send + 'u>>),
-}
-
-/// How the two bodies ended.
-struct Conversed<'a> {
-    /// The request's source, if its body was moved to its end or failed.
-    source: Option<Source<'a>>,
-    how: How,
-}
-
-enum How {
-    /// The answer is whole. `whole` says that the request body is, too.
-    Answered {
-        whole: bool,
-        keep_alive: bool,
-    },
-    /// The upstream changes the protocol.
-    Switched,
-    /// The upstream closed before it answered anything.
-    Unanswered,
-    Failed(Failure),
-    /// The client is gone.
-    ClientGone,
-    /// The answer had begun and broke off.
-    BrokenOff,
+    pub(crate) coding: Option<Coding>,
 }
 
 impl Serving<'_> {
@@ -430,11 +336,10 @@ impl Serving<'_> {
         *request.version_mut() = asked.version;
         *request.headers_mut() = asked.headers;
         request.extensions_mut().insert(asked.client);
-        let (hand_over, handed) = oneshot::channel();
+        let (hand_over, upgrade) = Upgrade::new(self.shared);
         let switches = matches!(client, Client::Wire { .. }) && asked.framing == Framing::None;
         if switches {
-            let handed = Arc::new(Mutex::new(Some(handed)));
-            request.extensions_mut().insert(Upgrade { handed, shared: self.shared.clone() });
+            request.extensions_mut().insert(upgrade);
         }
         if self.expects && asked.framing != Framing::None {
             // A handler reads when it wants to; the client must not wait for it to say so.
@@ -473,333 +378,4 @@ impl Serving<'_> {
             How::Switched => unreachable!("only an exchange that may switch does"),
         }
     }
-
-    /// Moves the request's body and, as soon as it begins, the answer's.
-    async fn converse<'a>(
-        &mut self,
-        source: Source<'a>,
-        mut sink: Sink<'_>,
-        mut answer: Answer<'_>,
-        client: &mut Client<'_>,
-        may_switch: bool,
-    ) -> Conversed<'a> {
-        let sums = &self.shared.tally.routes[self.at];
-        let settings = &self.shared.settings;
-        let idle = settings.timeouts.idle;
-        let mut meter = Meter::start(Direction::Request, &sums.request);
-        let rules =
-            Rules { chunk: settings.request_chunk, bytes_max: settings.limits.request_body_bytes, idle };
-        let upload = async move {
-            let mut source = source;
-            let result = pump(&mut source, &mut sink, &mut meter, rules).await;
-            (source, meter, result)
-        };
-        tokio::pin!(upload);
-        let mut uploaded: Option<Uploaded<'a>> = None;
-
-        // The head of the answer.
-        let late = sleep(settings.timeouts.response);
-        tokio::pin!(late);
-        let head = loop {
-            let running = uploaded.is_none();
-            tokio::select! {
-                biased;
-                (source, meter, result) = &mut upload, if running => {
-                    let ended = Uploaded::new(source, meter, result);
-                    self.report.request = Some(ended.report.clone());
-                    match &ended.broken {
-                        Some(Broken::TooLarge(max)) => {
-                            return Conversed { source: None, how: How::Failed(too_large(*max)) };
-                        }
-                        Some(Broken::Framing(error)) => {
-                            let failure = Failure::new(StatusCode::BAD_REQUEST, Refusal::Framing, error.to_string());
-                            return Conversed { source: None, how: How::Failed(failure) };
-                        }
-                        Some(Broken::SourceIdle(_)) => {
-                            let text = "the request body made no progress";
-                            let failure = Failure::new(StatusCode::REQUEST_TIMEOUT, Refusal::Timeout, text);
-                            return Conversed { source: None, how: How::Failed(failure) };
-                        }
-                        Some(Broken::Source(_) | Broken::Short | Broken::Body(_) | Broken::Length) => {
-                            return Conversed { source: None, how: How::ClientGone };
-                        }
-                        // An upstream that takes no more may still say why.
-                        Some(Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_)) | None => {}
-                    }
-                    late.as_mut().reset(Instant::now() + settings.timeouts.response);
-                    uploaded = Some(ended);
-                }
-                head = answer.head(settings.limits.header_bytes) => match head {
-                    Err(NoAnswer::Closed) => {
-                        return Conversed { source: uploaded.map(|ended| ended.source), how: How::Unanswered };
-                    }
-                    Err(NoAnswer::Invalid(text)) => {
-                        let failure = Failure::new(StatusCode::BAD_GATEWAY, Refusal::UpstreamHead, text);
-                        return Conversed { source: None, how: How::Failed(failure) };
-                    }
-                    Ok((head, _)) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
-                        if !may_switch {
-                            let text = "the upstream changes a protocol that nobody asked to change";
-                            let failure = Failure::new(StatusCode::BAD_GATEWAY, Refusal::UpstreamHead, text);
-                            return Conversed { source: None, how: How::Failed(failure) };
-                        }
-                        self.report.status = Some(head.status);
-                        self.answered = true;
-                        let source = uploaded.map(|ended| ended.source);
-                        let flushed = match client.start(head) {
-                            Some(Sink::Wire { write, .. }) => write.flush(idle).await.is_ok(),
-                            _ => false,
-                        };
-                        let how = if flushed { How::Switched } else { How::ClientGone };
-                        return Conversed { source, how };
-                    }
-                    Ok((head, _)) if head.status.is_informational() => {
-                        self.expects &= head.status != StatusCode::CONTINUE;
-                        if client.interim(head.status, &head.headers, idle).await.is_err() {
-                            return Conversed { source: None, how: How::ClientGone };
-                        }
-                        late.as_mut().reset(Instant::now() + settings.timeouts.response);
-                    }
-                    Ok(head) => break head,
-                },
-                () = client_gone(&mut uploaded, settings.half_close), if !running => {
-                    return Conversed { source: None, how: How::ClientGone };
-                }
-                () = &mut late, if !running => {
-                    let text = "the upstream does not answer in time";
-                    let failure = Failure::new(StatusCode::GATEWAY_TIMEOUT, Refusal::Timeout, text);
-                    return Conversed { source: None, how: How::Failed(failure) };
-                }
-            }
-        };
-
-        // The body of the answer.
-        let (mut head, keep_alive) = head;
-        if self.head_only {
-            if let Framing::Length(length) = head.framing {
-                head.headers.insert(header::CONTENT_LENGTH, length.into());
-            }
-            head.framing = Framing::None;
-        }
-        self.report.status = Some(head.status);
-        self.answered = true;
-        // A client that still waits for 100 may now send its body or not, and nobody could know which; the connection ends
-        // with this answer.
-        if uploaded.is_none() && self.expects {
-            client.close();
-        }
-        let framing = head.framing;
-        let coding = self.coding.filter(|_| compress::is_worth_it(&head));
-        if let Some(coding) = coding {
-            coding.announce(&mut head);
-        }
-        let Some(mut sink) = client.start(head) else {
-            return Conversed { source: None, how: How::ClientGone };
-        };
-        let mut from = answer.body(framing);
-        if let Some(coding) = coding {
-            from = Source::Compressed(Box::new(from), coding.encoder());
-        }
-        let mut meter = Meter::start(Direction::Response, &sums.response);
-        let rules = Rules { chunk: settings.response_chunk, bytes_max: u64::MAX, idle };
-        let result = {
-            let download = pump(&mut from, &mut sink, &mut meter, rules);
-            tokio::pin!(download);
-            loop {
-                let running = uploaded.is_none();
-                tokio::select! {
-                    biased;
-                    result = &mut download => break Some(result),
-                    (source, meter, result) = &mut upload, if running => {
-                        let ended = Uploaded::new(source, meter, result);
-                        self.report.request = Some(ended.report.clone());
-                        let upstream_took_enough =
-                            matches!(ended.broken, None | Some(Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_)));
-                        uploaded = Some(ended);
-                        if !upstream_took_enough {
-                            break None;
-                        }
-                    }
-                    () = client_gone(&mut uploaded, settings.half_close), if !running => break None,
-                }
-            }
-        };
-        let how = match result {
-            Some(Ok(())) => {
-                self.report.response = Some(meter.end(crate::StreamOutcome::Complete));
-                let whole = uploaded.as_ref().is_some_and(|ended| ended.broken.is_none());
-                How::Answered { whole, keep_alive }
-            }
-            Some(Err(broken)) => {
-                self.report.response = Some(meter.end(broken.outcome()));
-                self.report.failure = Some(format!("the answer broke off: {broken}"));
-                self.shared.tally.refused(match broken {
-                    Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_) => Refusal::ClientGone,
-                    _ => Refusal::BrokenAnswer,
-                });
-                // The client gets what was whole, if it takes it, and then sees that no more comes.
-                if let Sink::Wire { write, .. } = &mut sink {
-                    let _ = write.flush(idle).await;
-                }
-                How::BrokenOff
-            }
-            None => {
-                self.report.response = Some(meter.end(crate::StreamOutcome::Cancelled));
-                How::ClientGone
-            }
-        };
-        Conversed { source: uploaded.map(|ended| ended.source), how }
-    }
 }
-
-/// A request body whose moving has ended.
-struct Uploaded<'a> {
-    source: Source<'a>,
-    broken: Option<Broken>,
-    report: crate::StreamReport,
-}
-
-impl<'a> Uploaded<'a> {
-    fn new(source: Source<'a>, mut meter: Meter, result: Result<(), Broken>) -> Uploaded<'a> {
-        let outcome = result.as_ref().err().map_or(crate::StreamOutcome::Complete, Broken::outcome);
-        Uploaded { source, report: meter.end(outcome), broken: result.err() }
-    }
-}
-
-/// Resolves when the client has closed its connection while its request is served.
-async fn client_gone(uploaded: &mut Option<Uploaded<'_>>, half_close: HalfClose) {
-    match uploaded {
-        Some(Uploaded { source: Source::Wire { read, decoder }, broken: None, .. })
-            if decoder.is_done() && half_close == HalfClose::Cancel =>
-        {
-            read.gone().await;
-        }
-        _ => std::future::pending().await,
-    }
-}
-
-enum NoAnswer {
-    Closed,
-    Invalid(String),
-}
-
-impl<'u> Answer<'u> {
-    /// The next head, and whether the connection may be used again after its body.
-    async fn head(&mut self, max: usize) -> Result<(AnswerHead, bool), NoAnswer> {
-        match self {
-            Answer::Wire { read, method } => {
-                let bytes = read.head(max).await.map_err(|none| match none {
-                    NoHead::Closed | NoHead::Broken => NoAnswer::Closed,
-                    NoHead::Refused(error) => {
-                        NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}"))
-                    }
-                })?;
-                let head = head::response(&bytes, method).map_err(|error| {
-                    NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}"))
-                })?;
-                let mut answered =
-                    AnswerHead { status: head.status, headers: head.headers, framing: head.framing };
-                if head.status == StatusCode::SWITCHING_PROTOCOLS {
-                    let protocol = headers::upgrade(&answered.headers);
-                    headers::remove_hop_by_hop(&mut answered.headers);
-                    if let Some(protocol) = protocol {
-                        answered.headers.insert(header::UPGRADE, protocol);
-                        answered.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-                    }
-                } else {
-                    headers::remove_hop_by_hop(&mut answered.headers);
-                }
-                Ok((answered, head.keep_alive))
-            }
-            Answer::Frames(future) => {
-                let response = future.await.map_err(NoAnswer::Invalid)?;
-                let (parts, body) = response.into_parts();
-                if parts.status.is_informational() && parts.status != StatusCode::SWITCHING_PROTOCOLS {
-                    return Err(NoAnswer::Invalid(format!("{} is no final answer", parts.status)));
-                }
-                let bodiless = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-                    || parts.status.is_informational();
-                let framing = match body.size_hint().exact() {
-                    _ if bodiless || body.is_end_stream() => Framing::None,
-                    Some(length) => Framing::Length(length),
-                    None => Framing::Chunked,
-                };
-                let mut answered = AnswerHead { status: parts.status, headers: parts.headers, framing };
-                if parts.status != StatusCode::SWITCHING_PROTOCOLS {
-                    headers::remove_hop_by_hop(&mut answered.headers);
-                }
-                *self = Answer::Frames(Box::pin(async move { Ok(Response::new(body)) }));
-                Ok((answered, true))
-            }
-        }
-    }
-
-    /// The body after the head.
-    fn body(self, framing: Framing) -> Source<'u> {
-        match self {
-            Answer::Wire { read, .. } => Source::Wire { read, decoder: Decoder::new(framing) },
-            Answer::Frames(future) if framing == Framing::None => {
-                drop(future);
-                Source::Frames(Body::empty())
-            }
-            Answer::Frames(mut future) => {
-                let mut cx = Context::from_waker(std::task::Waker::noop());
-                match future.as_mut().poll(&mut cx) {
-                    Poll::Ready(Ok(response)) => Source::Frames(response.into_body()),
-                    _ => unreachable!("the head has put a ready answer here"),
-                }
-            }
-        }
-    }
-}
-
-/// What the framing says of a body's length.
-pub(crate) fn size_of(framing: Framing) -> SizeHint {
-    match framing {
-        Framing::None => SizeHint::with_exact(0),
-        Framing::Length(length) => SizeHint::with_exact(length),
-        Framing::Chunked | Framing::UntilClose => SizeHint::default(),
-    }
-}
-
-/// Path and query, never empty.
-fn path_of(target: &Uri) -> &str {
-    target.path_and_query().map(PathAndQuery::as_str).filter(|path| !path.is_empty()).unwrap_or("/")
-}
-
-/// The bytes of a request's head for an upstream.
-fn request_head(asked: &Asked<'_>, base: &str, switching: Option<&HeaderValue>) -> Vec<u8> {
-    let mut out = Vec::with_capacity(512);
-    let path = path_of(&asked.target);
-    if base.is_empty() || path == "*" {
-        write_request_line(&mut out, &asked.method, path);
-    } else {
-        write_request_line(&mut out, &asked.method, &format!("{base}{path}"));
-    }
-    if !asked.headers.contains_key(header::HOST) {
-        // HTTP/2 says it in the target, HTTP/1.0 need not say it.
-        let host = asked.target.authority().map_or("", |authority| authority.as_str());
-        out.extend_from_slice(format!("host: {host}\r\n").as_bytes());
-    }
-    write_headers(&mut out, &asked.headers);
-    match asked.framing {
-        Framing::Chunked | Framing::UntilClose => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-        Framing::Length(length) if !asked.headers.contains_key(header::CONTENT_LENGTH) => {
-            out.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
-        }
-        Framing::Length(_) | Framing::None => {}
-    }
-    if asked.headers.contains_key(header::TE) && switching.is_none() {
-        out.extend_from_slice(b"connection: te\r\n");
-    }
-    if let Some(protocol) = switching {
-        out.extend_from_slice(b"connection: upgrade\r\nupgrade: ");
-        out.extend_from_slice(protocol.as_bytes());
-        out.extend_from_slice(b"\r\n");
-    }
-    out.extend_from_slice(b"\r\n");
-    out
-}
-
-/// How long a connection may linger so that its client can read the last answer.
-pub(crate) const LINGER: Duration = Duration::from_secs(2);

@@ -49,10 +49,13 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod answer;
+mod asking;
 mod body;
 mod client;
 mod compress;
 mod connection;
+mod converse;
 mod exchange;
 pub mod exposition;
 pub mod flow;
@@ -71,11 +74,11 @@ mod settings;
 pub mod sse;
 mod tally;
 mod tls;
+mod upgrade;
 mod upstream;
 pub mod websocket;
 
 pub use body::{Body, BodyError};
-pub use exchange::{Upgrade, Upgraded};
 pub use gateway::{Drained, Gateway, Server};
 pub use health::HealthCheck;
 pub use meter::{Direction, StreamOutcome, StreamReport};
@@ -87,4 +90,5 @@ pub use settings::{CHUNK_MAX, CHUNK_MIN, Forwarded, HalfClose, Limits, Settings,
 pub use tally::{AnswersSnapshot, GatewaySnapshot, StreamsSnapshot, UpstreamSnapshot};
 pub use tls::{client_tls, server_tls};
 pub use tokio_rustls::rustls::{ClientConfig as ClientTls, ServerConfig as ServerTls};
+pub use upgrade::{Upgrade, Upgraded};
 pub use upstream::{UpstreamUrl, UpstreamUrlError, Upstreams};

@@ -36,8 +36,8 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Settings {
-            request_chunk: 256 << 10,
-            response_chunk: 256 << 10,
+            request_chunk: 512 << 10,
+            response_chunk: 512 << 10,
             pool: PoolSettings::default(),
             pool_trim: Duration::from_secs(30),
             limits: Limits::default(),

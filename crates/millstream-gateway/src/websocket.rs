@@ -7,8 +7,8 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::body::Body;
-use crate::exchange::{Upgrade, Upgraded};
 use crate::headers;
+use crate::upgrade::{Upgrade, Upgraded};
 
 pub use tokio_tungstenite::tungstenite::{Error as WebSocketError, Message as WebSocketMessage};
 

@@ -186,7 +186,7 @@ mod tests {
         let variable = ("STREAM_RESPONSE_CHUNK_SIZE", "8192");
         let file = "response:\n  chunk: 4KiB\n";
         let chunk = |read: Result<Read, String>| read.map(|read| read.config.settings.response_chunk);
-        assert_eq!(chunk(of("{}", &[], &[])), Ok(256 << 10));
+        assert_eq!(chunk(of("{}", &[], &[])), Ok(512 << 10));
         assert_eq!(chunk(of(file, &[], &[])), Ok(4 << 10));
         assert_eq!(chunk(of(file, &[variable], &[])), Ok(8 << 10));
         assert_eq!(chunk(of(file, &[variable], &[("response.chunk", "16KiB")])), Ok(16 << 10));
@@ -195,7 +195,7 @@ mod tests {
             text.contains("response:\n  chunk: 8KiB  # environment STREAM_RESPONSE_CHUNK_SIZE\n"),
             "{text}"
         );
-        assert!(text.contains("request:\n  chunk: 256KiB  # default\n"), "{text}");
+        assert!(text.contains("request:\n  chunk: 512KiB  # default\n"), "{text}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::io::poll_read_buf;
 
 use super::head::{HeadError, end_of_head};
@@ -289,64 +289,37 @@ impl WriteSide {
         let mut slow = false;
         // What of pending, prefix, chunk and suffix is written.
         let mut written = 0;
-        loop {
-            let before = self.pending.len() + prefix.len();
-            let parts = [&self.pending[..], prefix, &chunk[..], suffix];
-            let total: usize = parts.iter().map(|part| part.len()).sum();
-            if written == total {
-                break;
+        let before = self.pending.len() + prefix.len();
+        while written < before + chunk.len() + suffix.len() {
+            let parts = [&self.pending[..], prefix, &chunk, suffix];
+            let now = poll_fn(|cx| Poll::Ready(poll_write(&mut self.io, cx, &parts, written))).await;
+            if let Poll::Ready(sent) = now {
+                written += sent?;
+                continue;
             }
-            let mut slices = [IoSlice::new(&[]); 4];
-            let count = rest(&parts, written, &mut slices);
-            let slices = &slices[..count];
-            let io = &mut self.io;
-            let mut write = poll_fn(|cx| poll_write(io, cx, slices));
-            let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut write).poll(cx))).await;
-            let sent = match first {
-                Poll::Ready(sent) => sent,
-                Poll::Pending => {
-                    let since = tokio::time::Instant::now();
-                    if let Some(meter) = meter.as_deref_mut() {
-                        meter.blocks();
+            let since = Instant::now();
+            if let Some(meter) = meter.as_deref_mut() {
+                meter.blocks();
+            }
+            let soon = timeout(SLOW, poll_fn(|cx| poll_write(&mut self.io, cx, &parts, written))).await;
+            let sent = match soon {
+                Ok(sent) => sent,
+                Err(_) => {
+                    slow = true;
+                    let inside = (before..before + chunk.len()).contains(&written);
+                    if inside && chunk.shrink(written - before, &self.pool) {
+                        written = before;
                     }
-                    let waited = match timeout(SLOW, &mut write).await {
-                        Ok(sent) => Some(sent),
-                        Err(_) => {
-                            slow = true;
-                            None
-                        }
-                    };
-                    let waited = match waited {
-                        Some(sent) => sent,
-                        None => {
-                            let inside = (before..before + chunk.len()).contains(&written);
-                            if inside && chunk.shrink(written - before, &self.pool) {
-                                // The parts have changed; the loop counts from the new beginning.
-                                written = before;
-                                if let Some(meter) = meter.as_deref_mut() {
-                                    meter.blocked(since.elapsed());
-                                }
-                                continue;
-                            }
-                            let parts = [&self.pending[..], prefix, &chunk[..], suffix];
-                            let mut slices = [IoSlice::new(&[]); 4];
-                            let count = rest(&parts, written, &mut slices);
-                            let slices = &slices[..count];
-                            let io = &mut self.io;
-                            let write = poll_fn(|cx| poll_write(io, cx, slices));
-                            timeout(idle, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-                        }
-                    };
-                    if let Some(meter) = meter.as_deref_mut() {
-                        meter.blocked(since.elapsed());
-                    }
-                    waited
+                    let parts = [&self.pending[..], prefix, &chunk, suffix];
+                    let late =
+                        timeout(idle, poll_fn(|cx| poll_write(&mut self.io, cx, &parts, written))).await;
+                    late.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 }
             };
-            match sent? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                sent => written += sent,
+            if let Some(meter) = meter.as_deref_mut() {
+                meter.blocked(since.elapsed());
             }
+            written += sent?;
         }
         if self.pending.capacity() > SMALL {
             self.pending = Vec::new();
@@ -381,10 +354,22 @@ impl WriteSide {
     }
 }
 
-fn poll_write(io: &mut WriteIo, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-    match io {
-        WriteIo::Tcp(io) => Pin::new(io).poll_write_vectored(cx, slices),
-        WriteIo::Other(io) => Pin::new(io).poll_write_vectored(cx, slices),
+/// Writes of `parts` what is left after the first `written` bytes, as much as the connection takes at once.
+fn poll_write(
+    io: &mut WriteIo,
+    cx: &mut Context<'_>,
+    parts: &[&[u8]; 4],
+    written: usize,
+) -> Poll<io::Result<usize>> {
+    let mut slices = [IoSlice::new(&[]); 4];
+    let count = rest(parts, written, &mut slices);
+    let sent = match io {
+        WriteIo::Tcp(io) => Pin::new(io).poll_write_vectored(cx, &slices[..count]),
+        WriteIo::Other(io) => Pin::new(io).poll_write_vectored(cx, &slices[..count]),
+    };
+    match sent {
+        Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        sent => sent,
     }
 }
 
