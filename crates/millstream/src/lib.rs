@@ -55,11 +55,11 @@
 #[cfg(feature = "embedded")]
 pub use millstream_embedded as embedded;
 pub use millstream_flow as flow;
+#[cfg(feature = "gateway")]
+pub use millstream_gateway as gateway;
 pub use millstream_message as message;
 pub use millstream_message::codec;
 pub use millstream_message::flow as queue;
-#[cfg(feature = "gateway")]
-pub use millstream_gateway as gateway;
 #[cfg(feature = "pipeline")]
 pub use millstream_pipeline as pipeline;
 #[cfg(feature = "rabbitmq")]
