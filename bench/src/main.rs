@@ -1,11 +1,13 @@
 //! Workloads, peers and limits of Millstream, as ratios in one run.
 //!
-//! `cargo xtask bench engine`, `log`, `mediator`, `rabbitmq` and `whole`; `README.md` says how to read what they print.
+//! `cargo xtask bench engine`, `gateway`, `log`, `mediator`, `rabbitmq`, `resilience` and `whole`; `README.md` says how to read what they
+//! print.
 
 mod alloc;
 mod case;
 mod clock;
 mod engine;
+mod gateway;
 mod instructions;
 mod log;
 mod machine;
@@ -48,6 +50,8 @@ enum Section {
     Rabbitmq(Options),
     /// Retries, circuit breakers and their like around a call that is ready at once.
     Resilience(Options),
+    /// The gateway: bodies, small requests, events, slow clients, the buffer pool, against nginx, haproxy and hyper.
+    Gateway(Options),
     /// The binary: start, memory, and a pipeline file against Redpanda Connect.
     Whole(Options),
     /// Instructions an item of the engine's cases, by callgrind.
@@ -58,6 +62,9 @@ enum Section {
     /// One contestant, once: what the runner starts as a process for every measurement.
     #[command(hide = true)]
     Contestant { section: String, case: String, contestant: String, scale: String },
+    /// A proxy to be measured, on a port, in front of another.
+    #[command(hide = true)]
+    Proxy { name: String, port: u16, upstream: u16 },
     /// Fills a broker for the cases that reopen one.
     #[command(hide = true)]
     Populate {
@@ -97,6 +104,7 @@ fn section(name: &str) -> Option<Vec<Case>> {
         "mediator" => Some(mediator::cases()),
         "rabbitmq" => Some(rabbitmq::cases()),
         "resilience" => Some(resilience::cases()),
+        "gateway" => Some(gateway::cases()),
         "whole" => Some(whole::cases()),
         _ => None,
     }
@@ -109,12 +117,16 @@ fn main() -> ExitCode {
         Section::Mediator(options) => measure("mediator", options),
         Section::Rabbitmq(options) => measure("rabbitmq", options),
         Section::Resilience(options) => measure("resilience", options),
+        Section::Gateway(options) => measure("gateway", options),
         Section::Whole(options) => measure("whole", options),
         Section::Instructions { filter } => {
             cases("engine", &filter).and_then(|cases| instructions::print(&cases))
         }
         Section::Contestant { section, case, contestant, scale } => {
             runner::contest(&section, &case, &contestant, &scale)
+        }
+        Section::Proxy { name, port, upstream } => {
+            gateway::serve(&name, port, upstream).map(|()| ExitCode::SUCCESS)
         }
         Section::Populate { directory, count, keep, close } => {
             log::populate(&directory, count, keep, close).map(|()| ExitCode::SUCCESS)

@@ -120,6 +120,14 @@ fn bench(arguments: &[String]) -> Outcome {
     if section == "whole" && measures {
         cargo(&["build", "--release", "--locked", "--package", "millstream-cli"])?;
     }
+    // The table names what could not be had.
+    if section == "gateway" && measures {
+        for need in needs::PROXIES {
+            if let Err(why) = needs::meet(need) {
+                eprintln!("xtask: without {}: {why}", need.name);
+            }
+        }
+    }
     words.push("--");
     words.extend(arguments.iter().map(String::as_str));
     let given = std::env::var_os(AMQP).is_some();

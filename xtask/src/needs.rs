@@ -11,7 +11,7 @@ pub(crate) struct Need {
     pub(crate) root: bool,
 }
 
-/// The tests start RabbitMQ nodes of their own from what is installed.
+/// The tests start RabbitMQ nodes of their own, and a browser, from what is installed.
 const NEEDS: &[Need] = &[
     Need {
         name: "rustfmt",
@@ -31,7 +31,29 @@ const NEEDS: &[Need] = &[
         install: &["apt-get", "install", "--yes", "coreutils"],
         root: true,
     },
+    Need {
+        name: "chromium",
+        probe: &["chromium", "--version"],
+        install: &["apt-get", "install", "--yes", "--no-install-recommends", "chromium"],
+        root: true,
+    },
     rabbitmq::NEED,
+];
+
+/// What the gateway is measured against.
+pub(crate) const PROXIES: &[Need] = &[
+    Need {
+        name: "nginx",
+        probe: &["nginx", "-v"],
+        install: &["apt-get", "install", "--yes", "--no-install-recommends", "nginx-light"],
+        root: true,
+    },
+    Need {
+        name: "haproxy",
+        probe: &["haproxy", "-v"],
+        install: &["apt-get", "install", "--yes", "--no-install-recommends", "haproxy"],
+        root: true,
+    },
 ];
 
 /// Installs what is missing; silent where nothing is.

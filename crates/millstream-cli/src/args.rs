@@ -37,6 +37,9 @@ pub(crate) enum Command {
     Graph(File),
     /// Run the offline cases beside a pipeline (FILE.test.yaml), without its source and outputs
     Test(Test),
+    /// Stream HTTP through pooled buffers: a proxy in constant memory
+    #[command(after_help = EXIT_CODES)]
+    Gateway(Gateway),
     /// Look at queues and use them, on any broker
     #[command(subcommand)]
     Queue(Queue),
@@ -81,6 +84,31 @@ pub(crate) struct Run {
     /// Print nothing but errors
     #[arg(long, short)]
     pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gateway {
+    /// The configuration; `docs/gateway.md` lists what it may say
+    #[arg(value_name = "FILE", required_unless_present_any = ["upstream", "print_config"])]
+    pub(crate) file: Option<PathBuf>,
+    /// Where requests go that no route of the file takes; several share them
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub(crate) upstream: Vec<String>,
+    /// Where to listen, as in 0.0.0.0:8080
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Show /metrics, /health, /buffer-pool-metrics and /status.json on this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// Override a setting by its dotted key, as in `response.chunk=64KiB`; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<String>,
+    /// Print every setting with its value and where it comes from, and end
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// How long exchanges may finish after a signal, as in `30s`
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
+    pub(crate) drain: Duration,
 }
 
 #[derive(Debug, Args)]

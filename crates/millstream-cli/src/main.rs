@@ -5,6 +5,7 @@ mod args;
 mod broker;
 mod dead_letters;
 mod failure;
+mod gateway;
 mod lint;
 mod log;
 mod out;
@@ -43,6 +44,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Lint(lint) => lint::lint(&lint),
         Command::Graph(file) => lint::graph(&file),
         Command::Test(test) => lint::test(&test),
+        Command::Gateway(command) => wait(gateway::gateway(command)),
         Command::Queue(command) => wait(queue::queue(command)),
         Command::Stream(command) => wait(stream::stream(command)),
         Command::Topology(command) => wait(topology::topology(command)),

@@ -46,6 +46,7 @@
 //! `embedded` (default): the broker behind `memory:` and `embedded:PATH`. `rabbitmq`: RabbitMQ behind `amqp://`.
 //! `resilience`: retries, circuit breakers, rate limits and their like around any async call; `mediator`: requests, notifications
 //! and stream requests to handlers; `tower`: either with layers of tower.
+//! `gateway`: the streaming gateway, for programs that serve flows by HTTP.
 //! `pipeline`: pipeline files, for programs that load them; the `millstream` binary is its own crate. `msgpack`, `postcard`,
 //! `protobuf`, `gzip`, `zstd`, `lz4`: more of [`codec`]. `test`: `flow::test`, for your tests. Neither
 //! the default features nor `embedded` bring an HTTP, YAML or command-line dependency.
@@ -55,6 +56,8 @@
 #[cfg(feature = "embedded")]
 pub use millstream_embedded as embedded;
 pub use millstream_flow as flow;
+#[cfg(feature = "gateway")]
+pub use millstream_gateway as gateway;
 pub use millstream_message as message;
 pub use millstream_message::codec;
 pub use millstream_message::flow as queue;

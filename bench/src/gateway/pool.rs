@@ -1,0 +1,71 @@
+//! Getting a buffer and giving it back.
+
+use std::hint::black_box;
+use std::sync::mpsc::sync_channel;
+
+use millstream_gateway::{BufferPool, PoolSettings};
+
+use super::load::Watch;
+use crate::case::{Bound, Case, NS, Sample, Scale};
+
+const SIZE: usize = 32 << 10;
+
+/// What the contestants have in common: a buffer that is dropped when it is done with.
+fn pooled() -> impl Fn() -> millstream_gateway::Lease + Clone + Send + 'static {
+    let pool = BufferPool::new(PoolSettings::default());
+    move || pool.lease_or_smaller(SIZE)
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        Case::new("pool, one thread")
+            .floor("allocate", |scale| alone(scale, || Vec::<u8>::with_capacity(SIZE)))
+            .peer("allocate and zero", |scale| alone(scale, || vec![0_u8; SIZE]))
+            .ours("pool", |scale| alone(scale, pooled()))
+            .goal(Bound::AtMost(12.0), "get and put of 32 KB"),
+        Case::new("pool, two threads")
+            .floor("allocate", |scale| together(scale, || Vec::<u8>::with_capacity(SIZE)))
+            .ours("pool", |scale| together(scale, pooled()))
+            .goal(Bound::AtMost(14.0), "get and put of 32 KB, each"),
+        Case::new("pool, another thread frees")
+            .floor("allocate", |scale| handed(scale, || Vec::<u8>::with_capacity(SIZE)))
+            .ours("pool", |scale| handed(scale, pooled()))
+            .goal(Bound::TimesAtMost(1.0, "allocate"), "the hand-over by a channel is in both figures"),
+    ]
+}
+
+fn alone<T>(scale: Scale, get: impl Fn() -> T) -> Sample {
+    let count = scale.of(20_000_000);
+    let watch = Watch::start();
+    for _ in 0..count {
+        drop(black_box(get()));
+    }
+    Sample::new().with(NS, watch.seconds() * 1e9 / count as f64)
+}
+
+fn together<T>(scale: Scale, get: impl Fn() -> T + Clone + Send + 'static) -> Sample {
+    let count = scale.of(20_000_000);
+    let watch = Watch::start();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let get = get.clone();
+            scope.spawn(move || (0..count).for_each(|_| drop(black_box(get()))));
+        }
+    });
+    Sample::new().with(NS, watch.seconds() * 1e9 / count as f64)
+}
+
+fn handed<T: Send>(scale: Scale, get: impl Fn() -> T) -> Sample {
+    let count = scale.of(2_000_000);
+    let (send, receive) = sync_channel(64);
+    let watch = Watch::start();
+    std::thread::scope(|scope| {
+        scope.spawn(move || receive.into_iter().for_each(|buffer: T| drop(black_box(buffer))));
+        for _ in 0..count {
+            // The other side takes until this side is done.
+            let _ = send.send(get());
+        }
+        drop(send);
+    });
+    Sample::new().with(NS, watch.seconds() * 1e9 / count as f64)
+}

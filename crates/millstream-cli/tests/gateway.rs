@@ -1,0 +1,170 @@
+//! `millstream gateway` as a user starts it.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Child;
+use std::time::Duration;
+
+use support::Place;
+
+/// A gateway that listens; its standard error tells where.
+struct Gateway {
+    child: Child,
+    public: String,
+    admin: String,
+}
+
+impl Gateway {
+    fn start(place: &Place, arguments: &[&str], variables: &[(&str, &str)]) -> Gateway {
+        let fixed = ["gateway", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        let mut command = place.command(&[&fixed[..], arguments].concat());
+        let mut child = command.envs(variables.iter().copied()).spawn().expect("the binary starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+        let mut address = |prefix: &str| {
+            let line = lines.next().expect("a line").expect("text");
+            let rest = line.strip_prefix(prefix).unwrap_or_else(|| panic!("{prefix:?} is not in {line:?}"));
+            rest.split('/').next().expect("an address").to_owned()
+        };
+        let (public, admin) = (address("gateway: http://"), address("admin: http://"));
+        // What it says later stands beside the test that fails.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
+        Gateway { child, public, admin }
+    }
+
+    fn stop(mut self) -> Option<i32> {
+        let id = self.child.id().to_string();
+        assert!(
+            std::process::Command::new("kill").args(["-TERM", &id]).status().expect("kill runs").success()
+        );
+        self.child.wait().expect("it ends").code()
+    }
+}
+
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+    stream
+}
+
+fn ask(address: &str, request: &str) -> String {
+    let mut stream = connect(address);
+    stream.write_all(request.as_bytes()).expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+fn get(address: &str, path: &str) -> String {
+    ask(address, &format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"))
+}
+
+/// A server that answers each connection's first request with `body`.
+fn upstream(body: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("accepted");
+            let mut head = Vec::new();
+            let mut byte = [0; 1];
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).expect("read") > 0 {
+                head.push(byte[0]);
+            }
+            let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+            stream.read_exact(&mut vec![0; length.unwrap_or(0)]).expect("the body");
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            // A probe closes before it has asked anything.
+            let _ = stream.write_all(answer.as_bytes()).and_then(|()| stream.write_all(&body));
+        }
+    });
+    url
+}
+
+fn metric(gateway: &Gateway, line: &str) -> f64 {
+    let metrics = get(&gateway.admin, "/metrics");
+    let found = metrics.lines().find_map(|shown| shown.strip_prefix(line));
+    found.unwrap_or_else(|| panic!("{line} is not in\n{metrics}")).trim().parse().expect("a number")
+}
+
+#[test]
+fn it_streams_to_the_upstream_and_ends_by_a_signal() {
+    let place = Place::new();
+    let url = upstream(vec![b'x'; 1 << 20]);
+    let gateway = Gateway::start(&place, &["--upstream", &url], &[]);
+    let answer = get(&gateway.public, "/");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("xxx"), "{}", &answer[..200]);
+    assert!(get(&gateway.public, "/metrics").ends_with("xxx"), "the public address shows metrics");
+    assert!(
+        metric(&gateway, "millstream_gateway_stream_bytes_total{route=\"all\",direction=\"response\"}")
+            >= 2e6
+    );
+    assert_eq!(gateway.stop(), Some(143));
+}
+
+#[test]
+fn the_variables_of_the_original_have_their_effect() {
+    let place = Place::new();
+    let url = upstream(vec![b'x'; 1 << 20]);
+    let variables = [("STREAM_RESPONSE_CHUNK_SIZE", "4096"), ("STREAM_BUFFER_POOL_ENABLED", "false")];
+    let gateway = Gateway::start(&place, &["--upstream", &url], &variables);
+    get(&gateway.public, "/");
+    let chunks =
+        metric(&gateway, "millstream_gateway_stream_chunks_total{route=\"all\",direction=\"response\"}");
+    assert!(chunks >= 256.0, "{chunks}");
+    assert_eq!(metric(&gateway, "millstream_gateway_pool_enabled"), 0.0);
+    assert_eq!(metric(&gateway, "millstream_gateway_pool_hits_total{size=\"4096\"}"), 0.0);
+    gateway.stop();
+
+    let gateway = Gateway::start(&place, &["--upstream", &url], &[("STREAM_REQUEST_CHUNK_SIZE", "1000")]);
+    let body = "y".repeat(20_000);
+    let head =
+        format!("POST / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+    ask(&gateway.public, &format!("{head}{body}"));
+    let chunks =
+        metric(&gateway, "millstream_gateway_stream_chunks_total{route=\"all\",direction=\"request\"}");
+    // The first comes with the head, the others by themselves.
+    assert!(chunks >= 4.0, "{chunks}");
+    gateway.stop();
+}
+
+#[test]
+fn a_file_may_lead_into_a_queue_and_out_of_it() {
+    let place = Place::new();
+    let run = place.run(&["queue", "declare", "embedded:state", "q"]);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    place.write(
+        "g.yaml",
+        "routes:\n  - { path: /in, broker: 'embedded:state', publish: { queue: q } }\n\
+         \x20 - { path: /out, broker: 'embedded:state', serve: { queue: q } }\n",
+    );
+    let gateway = Gateway::start(&place, &["g.yaml"], &[]);
+    let post = "POST /in HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello";
+    assert!(ask(&gateway.public, post).starts_with("HTTP/1.1 202 "));
+    let mut events = connect(&gateway.public);
+    events.write_all(b"GET /out HTTP/1.1\r\nHost: h\r\n\r\n").expect("written");
+    let mut seen = String::new();
+    while !seen.contains("data: hello\n\n") {
+        let mut bytes = [0; 1024];
+        let read = events.read(&mut bytes).expect("read");
+        assert!(read > 0, "the events ended: {seen}");
+        seen.push_str(std::str::from_utf8(&bytes[..read]).expect("text"));
+    }
+    drop(events);
+    assert_eq!(gateway.stop(), Some(143));
+}
+
+#[test]
+fn the_configuration_is_printed_with_where_it_comes_from() {
+    let place = Place::new();
+    place.write("g.yaml", "response:\n  chunk: 64KiB\n");
+    let run = place.run(&["gateway", "g.yaml", "--print-config", "--set", "limits.connections=7"]);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.out.contains("  chunk: 64KiB  # file g.yaml\n"), "{}", run.out);
+    assert!(run.out.contains("  connections: 7  # flag --set limits.connections=7\n"), "{}", run.out);
+    let run = place.run(&["gateway", "g.yaml"]);
+    assert!(run.code == Some(2) && run.err.contains("leads nowhere"), "{}", run.err);
+}

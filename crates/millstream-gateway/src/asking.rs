@@ -1,0 +1,57 @@
+//! What an upstream is asked: heads of requests, and what they say of their bodies.
+
+use http::Uri;
+use http::header::{self, HeaderValue};
+use http::uri::PathAndQuery;
+use http_body::SizeHint;
+
+use crate::exchange::Asked;
+use crate::http1::head::{Framing, write_headers, write_request_line};
+
+/// What the framing says of a body's length.
+pub(crate) fn size_of(framing: Framing) -> SizeHint {
+    match framing {
+        Framing::None => SizeHint::with_exact(0),
+        Framing::Length(length) => SizeHint::with_exact(length),
+        Framing::Chunked | Framing::UntilClose => SizeHint::default(),
+    }
+}
+
+/// Path and query, never empty.
+pub(crate) fn path_of(target: &Uri) -> &str {
+    target.path_and_query().map(PathAndQuery::as_str).filter(|path| !path.is_empty()).unwrap_or("/")
+}
+
+/// The bytes of a request's head for an upstream.
+pub(crate) fn request_head(asked: &Asked<'_>, base: &str, switching: Option<&HeaderValue>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    let path = path_of(&asked.target);
+    if base.is_empty() || path == "*" {
+        write_request_line(&mut out, &asked.method, path);
+    } else {
+        write_request_line(&mut out, &asked.method, &format!("{base}{path}"));
+    }
+    if !asked.headers.contains_key(header::HOST) {
+        // HTTP/2 says it in the target, HTTP/1.0 need not say it.
+        let host = asked.target.authority().map_or("", |authority| authority.as_str());
+        out.extend_from_slice(format!("host: {host}\r\n").as_bytes());
+    }
+    write_headers(&mut out, &asked.headers);
+    match asked.framing {
+        Framing::Chunked | Framing::UntilClose => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        Framing::Length(length) if !asked.headers.contains_key(header::CONTENT_LENGTH) => {
+            out.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
+        }
+        Framing::Length(_) | Framing::None => {}
+    }
+    if asked.headers.contains_key(header::TE) && switching.is_none() {
+        out.extend_from_slice(b"connection: te\r\n");
+    }
+    if let Some(protocol) = switching {
+        out.extend_from_slice(b"connection: upgrade\r\nupgrade: ");
+        out.extend_from_slice(protocol.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}

@@ -1,0 +1,173 @@
+//! A client's HTTP/1 connection: one exchange after the other.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::HeaderMap;
+use http::{Method, StatusCode, Version};
+use tokio::time::timeout;
+
+use crate::client::Client;
+use crate::exchange::{Asked, Ended, exchange};
+use crate::gateway::Shared;
+use crate::http1::decoder::Decoder;
+use crate::http1::head::{Framing, HeadError, request};
+use crate::http1::io::{Connection, NoHead, ReadSide, SMALL, WriteSide, unsplit};
+use crate::http2;
+use crate::meter::{Direction, Meter};
+use crate::pump::{Rules, Sink, Source, pump};
+use crate::report::Refusal;
+use crate::upstream::Connected;
+
+/// How long a connection may linger so that its client can read the last answer.
+const LINGER: Duration = Duration::from_secs(2);
+/// The most bytes that are read and thrown away so that a client can read its last answer.
+const LINGER_BYTES: usize = 1 << 20;
+
+/// What a client that knows that HTTP/2 is spoken here begins with, up to what looks like the end of a head (RFC 9113, 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
+
+/// Serves a connection to its end.
+pub(crate) async fn serve(
+    shared: &Arc<Shared>,
+    connection: Connection,
+    client: SocketAddr,
+    scheme: &'static str,
+) {
+    let (mut read, mut write) = connection.split(&shared.pool);
+    let timeouts = &shared.settings.timeouts;
+    loop {
+        // Between requests the connection holds no buffer, and a drain ends it.
+        let next = tokio::select! {
+            biased;
+            ready = timeout(timeouts.keep_alive, read.ready(SMALL)) => ready,
+            () = shared.draining.cancelled() => return,
+        };
+        if !matches!(next, Ok(Ok(true))) {
+            return;
+        }
+        let head = timeout(timeouts.header, read.head(shared.settings.limits.header_bytes)).await;
+        let bytes = match head {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(NoHead::Closed | NoHead::Broken)) => return,
+            Ok(Err(NoHead::Refused(error))) => return refuse(shared, read, write, Some(error)).await,
+            Err(_) => return refuse(shared, read, write, None).await,
+        };
+        if bytes == HTTP2_PREFACE {
+            let stream = unsplit(read, write, bytes);
+            return http2::serve(shared, stream, client, scheme).await;
+        }
+        let head = match request(&bytes, shared.settings.limits.target_bytes) {
+            Ok(head) => head,
+            Err(error) => return refuse(shared, read, write, Some(error)).await,
+        };
+        let asked = Asked {
+            source: Source::Wire { read: &mut read, decoder: Decoder::new(head.framing) },
+            method: head.method.clone(),
+            target: head.target,
+            version: head.version,
+            headers: head.headers,
+            framing: head.framing,
+            client,
+            scheme,
+        };
+        let keep_alive = head.keep_alive && !shared.draining.is_cancelled();
+        let mut to =
+            Client::Wire { write: &mut write, method: head.method, version: head.version, keep_alive };
+        match exchange(shared, asked, &mut to).await {
+            Ended::Keep => {}
+            Ended::Close => return linger(read, write).await,
+            Ended::Reset => return write.reset(),
+            Ended::Tunnel(up, _in_flight) => return tunnel(shared, read, write, *up).await,
+            Ended::Handed(to) => {
+                // A handler that wants it no more drops it.
+                let _ = to.send(unsplit(read, write, Bytes::new()));
+                return;
+            }
+        }
+    }
+}
+
+/// Answers a head that cannot be served, or did not come in time, and closes.
+async fn refuse(shared: &Shared, read: ReadSide, mut write: WriteSide, error: Option<HeadError>) {
+    let (status, refusal, text) = match error {
+        None => (
+            StatusCode::REQUEST_TIMEOUT,
+            Refusal::Timeout,
+            "the request's head did not come in time\n".to_owned(),
+        ),
+        Some(error) => {
+            let refusal = match error {
+                HeadError::TooLarge | HeadError::TooManyHeaders | HeadError::TargetTooLong => {
+                    Refusal::HeadSize
+                }
+                _ => Refusal::Head,
+            };
+            (error.status(), refusal, format!("{error}\n"))
+        }
+    };
+    shared.tally.refused(refusal);
+    let mut client =
+        Client::Wire { write: &mut write, method: Method::GET, version: Version::HTTP_11, keep_alive: false };
+    client.answer(status, HeaderMap::new(), &text, shared.settings.timeouts.idle).await;
+    linger(read, write).await;
+}
+
+/// Closes so that the client can read what was written: closing while it still sends would reset the connection, and the
+/// answer would be lost on its side (RFC 9112, 9.6).
+async fn linger(mut read: ReadSide, mut write: WriteSide) {
+    if write.shutdown().await.is_err() {
+        return;
+    }
+    let discard = async {
+        let mut left = LINGER_BYTES;
+        while let Ok(Some(chunk)) = read.fill(SMALL).await {
+            left = left.saturating_sub(chunk.len());
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever is still sending after that is not reading.
+    let _ = timeout(LINGER, discard).await;
+}
+
+/// Moves bytes both ways until both sides have closed, or one fails.
+async fn tunnel(shared: &Shared, mut read: ReadSide, mut write: WriteSide, up: Connected) {
+    let Connected { read: mut up_read, write: mut up_write, .. } = up;
+    let settings = &shared.settings;
+    let rules = |chunk| Rules { chunk, bytes_max: u64::MAX, idle: settings.timeouts.tunnel };
+    let sums = &shared.tally.tunnels;
+    let there = one_way(
+        &mut read,
+        &mut up_write,
+        Meter::start(Direction::Request, &sums.request),
+        rules(settings.request_chunk),
+    );
+    let back = one_way(
+        &mut up_read,
+        &mut write,
+        Meter::start(Direction::Response, &sums.response),
+        rules(settings.response_chunk),
+    );
+    // An error in one direction ends both.
+    let _ = tokio::try_join!(there, back);
+}
+
+async fn one_way(
+    read: &mut ReadSide,
+    write: &mut WriteSide,
+    mut meter: Meter,
+    rules: Rules,
+) -> Result<(), ()> {
+    let moved = {
+        let mut from = Source::Wire { read, decoder: Decoder::new(Framing::UntilClose) };
+        let mut to = Sink::Wire { write: &mut *write, framing: Framing::UntilClose };
+        pump(&mut from, &mut to, &mut meter, rules).await
+    };
+    meter.end(moved.as_ref().err().map_or(crate::StreamOutcome::Complete, |broken| broken.outcome()));
+    moved.map_err(drop)?;
+    write.shutdown().await.map_err(drop)
+}

@@ -1,0 +1,245 @@
+//! Two bodies at once: the request's, and as soon as it begins the answer's.
+
+use http::StatusCode;
+use http::header;
+use tokio::time::{Instant, sleep};
+
+use crate::answer::{Answer, NoAnswer};
+use crate::client::Client;
+use crate::compress;
+use crate::exchange::{Failure, Serving, too_large};
+use crate::http1::head::Framing;
+use crate::meter::{Direction, Meter, StreamOutcome, StreamReport};
+use crate::pump::{Broken, Rules, Sink, Source, pump};
+use crate::report::Refusal;
+use crate::settings::HalfClose;
+
+/// How the two bodies ended.
+pub(crate) struct Conversed<'a> {
+    /// The request's source, if its body was moved to its end or failed.
+    pub(crate) source: Option<Source<'a>>,
+    pub(crate) how: How,
+}
+
+/// What came of the two bodies.
+pub(crate) enum How {
+    /// The answer is whole. `whole` says that the request body is, too.
+    Answered {
+        whole: bool,
+        keep_alive: bool,
+    },
+    /// The upstream changes the protocol.
+    Switched,
+    /// The upstream closed before it answered anything.
+    Unanswered,
+    Failed(Failure),
+    /// The client is gone.
+    ClientGone,
+    /// The answer had begun and broke off.
+    BrokenOff,
+}
+
+impl Serving<'_> {
+    /// Moves the request's body and, as soon as it begins, the answer's.
+    pub(crate) async fn converse<'a>(
+        &mut self,
+        source: Source<'a>,
+        mut sink: Sink<'_>,
+        mut answer: Answer<'_>,
+        client: &mut Client<'_>,
+        may_switch: bool,
+    ) -> Conversed<'a> {
+        let sums = &self.shared.tally.routes[self.at];
+        let settings = &self.shared.settings;
+        let idle = settings.timeouts.idle;
+        let mut meter = Meter::start(Direction::Request, &sums.request);
+        let rules =
+            Rules { chunk: settings.request_chunk, bytes_max: settings.limits.request_body_bytes, idle };
+        let upload = async move {
+            let mut source = source;
+            let result = pump(&mut source, &mut sink, &mut meter, rules).await;
+            (source, meter, result)
+        };
+        tokio::pin!(upload);
+        let mut uploaded: Option<Uploaded<'a>> = None;
+
+        // The head of the answer.
+        let late = sleep(settings.timeouts.response);
+        tokio::pin!(late);
+        let head = loop {
+            let running = uploaded.is_none();
+            tokio::select! {
+                biased;
+                (source, meter, result) = &mut upload, if running => {
+                    let ended = Uploaded::new(source, meter, result);
+                    self.report.request = Some(ended.report.clone());
+                    match &ended.broken {
+                        Some(Broken::TooLarge(max)) => {
+                            return Conversed { source: None, how: How::Failed(too_large(*max)) };
+                        }
+                        Some(Broken::Framing(error)) => {
+                            let failure = Failure::new(StatusCode::BAD_REQUEST, Refusal::Framing, error.to_string());
+                            return Conversed { source: None, how: How::Failed(failure) };
+                        }
+                        Some(Broken::SourceIdle(_)) => {
+                            let text = "the request body made no progress";
+                            let failure = Failure::new(StatusCode::REQUEST_TIMEOUT, Refusal::Timeout, text);
+                            return Conversed { source: None, how: How::Failed(failure) };
+                        }
+                        Some(Broken::Source(_) | Broken::Short | Broken::Body(_) | Broken::Length) => {
+                            return Conversed { source: None, how: How::ClientGone };
+                        }
+                        // An upstream that takes no more may still say why.
+                        Some(Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_)) | None => {}
+                    }
+                    late.as_mut().reset(Instant::now() + settings.timeouts.response);
+                    uploaded = Some(ended);
+                }
+                head = answer.head(settings.limits.header_bytes) => match head {
+                    Err(NoAnswer::Closed) => {
+                        return Conversed { source: uploaded.map(|ended| ended.source), how: How::Unanswered };
+                    }
+                    Err(NoAnswer::Invalid(text)) => {
+                        let failure = Failure::new(StatusCode::BAD_GATEWAY, Refusal::UpstreamHead, text);
+                        return Conversed { source: None, how: How::Failed(failure) };
+                    }
+                    Ok((head, _)) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+                        if !may_switch {
+                            let text = "the upstream changes a protocol that nobody asked to change";
+                            let failure = Failure::new(StatusCode::BAD_GATEWAY, Refusal::UpstreamHead, text);
+                            return Conversed { source: None, how: How::Failed(failure) };
+                        }
+                        self.report.status = Some(head.status);
+                        self.answered = true;
+                        let source = uploaded.map(|ended| ended.source);
+                        let flushed = match client.start(head) {
+                            Some(Sink::Wire { write, .. }) => write.flush(idle).await.is_ok(),
+                            _ => false,
+                        };
+                        let how = if flushed { How::Switched } else { How::ClientGone };
+                        return Conversed { source, how };
+                    }
+                    Ok((head, _)) if head.status.is_informational() => {
+                        self.expects &= head.status != StatusCode::CONTINUE;
+                        if client.interim(head.status, &head.headers, idle).await.is_err() {
+                            return Conversed { source: None, how: How::ClientGone };
+                        }
+                        late.as_mut().reset(Instant::now() + settings.timeouts.response);
+                    }
+                    Ok(head) => break head,
+                },
+                () = client_gone(&mut uploaded, settings.half_close), if !running => {
+                    return Conversed { source: None, how: How::ClientGone };
+                }
+                () = &mut late, if !running => {
+                    let text = "the upstream does not answer in time";
+                    let failure = Failure::new(StatusCode::GATEWAY_TIMEOUT, Refusal::Timeout, text);
+                    return Conversed { source: None, how: How::Failed(failure) };
+                }
+            }
+        };
+
+        // The body of the answer.
+        let (mut head, keep_alive) = head;
+        if self.head_only {
+            if let Framing::Length(length) = head.framing {
+                head.headers.insert(header::CONTENT_LENGTH, length.into());
+            }
+            head.framing = Framing::None;
+        }
+        self.report.status = Some(head.status);
+        self.answered = true;
+        // A client that still waits for 100 may now send its body or not, and nobody could know which; the connection ends
+        // with this answer.
+        if uploaded.is_none() && self.expects {
+            client.close();
+        }
+        let framing = head.framing;
+        let coding = self.coding.filter(|_| compress::is_worth_it(&head));
+        if let Some(coding) = coding {
+            coding.announce(&mut head);
+        }
+        let Some(mut sink) = client.start(head) else {
+            return Conversed { source: None, how: How::ClientGone };
+        };
+        let mut from = answer.body(framing);
+        if let Some(coding) = coding {
+            from = Source::Compressed(Box::new(from), coding.encoder());
+        }
+        let mut meter = Meter::start(Direction::Response, &sums.response);
+        let rules = Rules { chunk: settings.response_chunk, bytes_max: u64::MAX, idle };
+        let result = {
+            let download = pump(&mut from, &mut sink, &mut meter, rules);
+            tokio::pin!(download);
+            loop {
+                let running = uploaded.is_none();
+                tokio::select! {
+                    biased;
+                    result = &mut download => break Some(result),
+                    (source, meter, result) = &mut upload, if running => {
+                        let ended = Uploaded::new(source, meter, result);
+                        self.report.request = Some(ended.report.clone());
+                        let upstream_took_enough =
+                            matches!(ended.broken, None | Some(Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_)));
+                        uploaded = Some(ended);
+                        if !upstream_took_enough {
+                            break None;
+                        }
+                    }
+                    () = client_gone(&mut uploaded, settings.half_close), if !running => break None,
+                }
+            }
+        };
+        let how = match result {
+            Some(Ok(())) => {
+                self.report.response = Some(meter.end(StreamOutcome::Complete));
+                let whole = uploaded.as_ref().is_some_and(|ended| ended.broken.is_none());
+                How::Answered { whole, keep_alive }
+            }
+            Some(Err(broken)) => {
+                self.report.response = Some(meter.end(broken.outcome()));
+                self.report.failure = Some(format!("the answer broke off: {broken}"));
+                self.shared.tally.refused(match broken {
+                    Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_) => Refusal::ClientGone,
+                    _ => Refusal::BrokenAnswer,
+                });
+                // The client gets what was whole, if it takes it, and then sees that no more comes.
+                if let Sink::Wire { write, .. } = &mut sink {
+                    let _ = write.flush(idle).await;
+                }
+                How::BrokenOff
+            }
+            None => {
+                self.report.response = Some(meter.end(StreamOutcome::Cancelled));
+                How::ClientGone
+            }
+        };
+        Conversed { source: uploaded.map(|ended| ended.source), how }
+    }
+}
+
+/// A request body whose moving has ended.
+struct Uploaded<'a> {
+    source: Source<'a>,
+    broken: Option<Broken>,
+    report: StreamReport,
+}
+
+impl<'a> Uploaded<'a> {
+    fn new(source: Source<'a>, mut meter: Meter, result: Result<(), Broken>) -> Uploaded<'a> {
+        let outcome = result.as_ref().err().map_or(StreamOutcome::Complete, Broken::outcome);
+        Uploaded { source, report: meter.end(outcome), broken: result.err() }
+    }
+}
+
+/// Resolves when the client has closed its connection while its request is served.
+async fn client_gone(uploaded: &mut Option<Uploaded<'_>>, half_close: HalfClose) {
+    match uploaded {
+        Some(Uploaded { source: Source::Wire { read, decoder }, broken: None, .. })
+            if decoder.is_done() && half_close == HalfClose::Cancel =>
+        {
+            read.gone().await;
+        }
+        _ => std::future::pending().await,
+    }
+}

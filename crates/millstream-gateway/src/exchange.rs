@@ -1,0 +1,381 @@
+//! One request and its answer, bodies both ways at once.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, StatusCode, Uri, Version};
+use hyper::client::conn::http2::SendRequest;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use crate::answer::Answer;
+use crate::asking::{path_of, request_head, size_of};
+use crate::body::Body;
+use crate::client::Client;
+use crate::compress::Coding;
+use crate::converse::{Conversed, How};
+use crate::gateway::Shared;
+use crate::headers;
+use crate::http1::head::Framing;
+use crate::http1::io::Duplex;
+use crate::http2;
+use crate::pump::{Sink, Source};
+use crate::report::{ExchangeReport, Refusal};
+use crate::route::{Found, Handler, Route, Target, find};
+use crate::settings::Settings;
+use crate::upgrade::Upgrade;
+use crate::upstream::{Connected, InFlight, UpstreamUrl, Upstreams, Way};
+
+/// A request as it came.
+pub(crate) struct Asked<'a> {
+    pub(crate) method: Method,
+    pub(crate) target: Uri,
+    pub(crate) version: Version,
+    pub(crate) headers: HeaderMap,
+    pub(crate) framing: Framing,
+    pub(crate) source: Source<'a>,
+    pub(crate) client: SocketAddr,
+    pub(crate) scheme: &'static str,
+}
+
+/// What is to be done with the client's connection.
+pub(crate) enum Ended {
+    /// It may serve the next request.
+    Keep,
+    /// It is closed, in order.
+    Close,
+    /// It is broken off, so that the client sees that the answer is not whole.
+    Reset,
+    /// It goes on as a tunnel to this connection.
+    Tunnel(Box<Connected>, InFlight),
+    /// It goes on in the hands of a handler.
+    Handed(oneshot::Sender<Box<dyn Duplex>>),
+}
+
+/// Why an exchange failed before its answer began.
+pub(crate) struct Failure {
+    pub(crate) status: StatusCode,
+    refusal: Refusal,
+    text: String,
+    /// A header that the answer needs.
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Failure {
+    fn with(mut self, name: HeaderName, value: HeaderValue) -> Failure {
+        self.header = Some((name, value));
+        self
+    }
+
+    pub(crate) fn new(status: StatusCode, refusal: Refusal, text: impl Into<String>) -> Failure {
+        Failure { status, refusal, text: text.into(), header: None }
+    }
+}
+
+/// Serves one request.
+pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Asked<'_>, client: &mut Client<'_>) -> Ended {
+    let mut report = ExchangeReport::new(asked.client, &asked.method, &asked.target);
+    let started = Instant::now();
+    let has_body = asked.framing != Framing::None;
+    let ended = match admit(shared, &asked) {
+        Err(failure) => refuse(shared, client, *failure, has_body, &mut report).await,
+        Ok(at) => {
+            let route = &shared.routes[at];
+            report.route = Some(route.name.clone());
+            let head_only = asked.method == Method::HEAD;
+            let expects = asked.headers.contains_key(header::EXPECT);
+            let coding = if route.compress { Coding::accepted(&asked.headers) } else { None };
+            let serving =
+                Serving { coding, shared, at, report: &mut report, answered: false, head_only, expects };
+            serving.total(asked, client, route, has_body).await
+        }
+    };
+    report.duration = started.elapsed();
+    shared.ended(&report);
+    ended
+}
+
+/// The route of a request that may be served.
+fn admit(shared: &Shared, asked: &Asked<'_>) -> Result<usize, Box<Failure>> {
+    let refused = |status, refusal, text: &str| Box::new(Failure::new(status, refusal, text));
+    if let Framing::Length(length) = asked.framing
+        && length > shared.settings.limits.request_body_bytes
+    {
+        return Err(Box::new(too_large(shared.settings.limits.request_body_bytes)));
+    }
+    if let Some(expected) = asked.headers.get(header::EXPECT)
+        && !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")
+    {
+        let text = "only `100-continue` can be expected";
+        return Err(refused(StatusCode::EXPECTATION_FAILED, Refusal::Head, text));
+    }
+    if let Some(rates) = &shared.rates
+        && let Err(limited) = rates.of(&asked.client.ip()).try_acquire(1)
+    {
+        let text = "this address makes too many requests";
+        let failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, Refusal::Rate, text);
+        let wait = limited.retry_after.as_secs().max(1);
+        return Err(Box::new(failure.with(header::RETRY_AFTER, wait.into())));
+    }
+    let host = asked.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| asked.target.authority().map(|authority| authority.as_str())).unwrap_or("");
+    match find(&shared.routes, host, asked.target.path(), &asked.method) {
+        Found::Route(at) => Ok(at),
+        Found::Nothing => Err(refused(StatusCode::NOT_FOUND, Refusal::Route, "no route leads there")),
+        Found::OtherMethods(methods) => {
+            let text = "the route does not take this method";
+            let failure = Failure::new(StatusCode::METHOD_NOT_ALLOWED, Refusal::Route, text);
+            let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+            let allow = HeaderValue::from_str(&allow).expect("methods are tokens");
+            Err(Box::new(failure.with(header::ALLOW, allow)))
+        }
+    }
+}
+
+pub(crate) fn too_large(max: u64) -> Failure {
+    let text = format!("a request body may have {max} bytes");
+    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, Refusal::BodySize, text)
+}
+
+async fn refuse(
+    shared: &Shared,
+    client: &mut Client<'_>,
+    failure: Failure,
+    has_body: bool,
+    report: &mut ExchangeReport,
+) -> Ended {
+    shared.tally.refused(failure.refusal);
+    report.status = Some(failure.status);
+    report.failure = Some(failure.text.clone());
+    if has_body {
+        client.close();
+    }
+    let text = format!("{}\n", failure.text);
+    let headers = failure.header.into_iter().collect();
+    client.answer(failure.status, headers, &text, shared.settings.timeouts.idle).await;
+    if client.keeps_alive() { Ended::Keep } else { Ended::Close }
+}
+
+/// An admitted request being served.
+pub(crate) struct Serving<'s> {
+    pub(crate) shared: &'s Arc<Shared>,
+    pub(crate) at: usize,
+    pub(crate) report: &'s mut ExchangeReport,
+    /// The answer's head was given to the client.
+    pub(crate) answered: bool,
+    /// The client asked for no more than a head.
+    pub(crate) head_only: bool,
+    /// The client waits to hear that its body is wanted.
+    pub(crate) expects: bool,
+    /// How the answer may be compressed, if the route compresses and the client understands it.
+    pub(crate) coding: Option<Coding>,
+}
+
+impl Serving<'_> {
+    fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
+    async fn total(
+        mut self,
+        asked: Asked<'_>,
+        client: &mut Client<'_>,
+        route: &Route,
+        has_body: bool,
+    ) -> Ended {
+        let served = match self.settings().timeouts.total {
+            None => self.serve(asked, client, route).await,
+            Some(total) => match timeout(total, self.serve(asked, client, route)).await {
+                Ok(served) => served,
+                Err(_) if self.answered => {
+                    self.report.failure = Some(format!("it was not done after {total:?}"));
+                    self.shared.tally.refused(Refusal::Timeout);
+                    Ok(Ended::Reset)
+                }
+                Err(_) => Err(Failure::new(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    Refusal::Timeout,
+                    format!("it was not done after {total:?}"),
+                )),
+            },
+        };
+        match served {
+            Ok(ended) => ended,
+            Err(failure) => refuse(self.shared, client, failure, has_body, self.report).await,
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        asked: Asked<'_>,
+        client: &mut Client<'_>,
+        route: &Route,
+    ) -> Result<Ended, Failure> {
+        match &route.target {
+            Target::Proxy(upstreams) => self.proxy(asked, client, upstreams).await,
+            Target::Handler(handler) => self.handle(asked, client, handler.as_ref()).await,
+        }
+    }
+
+    async fn proxy(
+        &mut self,
+        mut asked: Asked<'_>,
+        client: &mut Client<'_>,
+        upstreams: &Upstreams,
+    ) -> Result<Ended, Failure> {
+        let may_switch = matches!(client, Client::Wire { .. }) && asked.framing == Framing::None;
+        let switching = headers::upgrade(&asked.headers).filter(|_| may_switch);
+        let trailers = headers::takes_trailers(&asked.headers);
+        headers::remove_hop_by_hop(&mut asked.headers);
+        headers::forward(&mut asked.headers, self.settings().forwarded, asked.client, asked.scheme);
+        if trailers {
+            asked.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+        let idempotent = asked.method.is_idempotent() && asked.framing == Framing::None;
+        let mut failed = Vec::new();
+        let mut fresh = false;
+        loop {
+            let Some((at, mut in_flight)) = upstreams.choose(&failed) else {
+                let text = "no server of this route is well";
+                return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::Upstream, text));
+            };
+            self.report.upstream = Some(in_flight.upstream.url.to_string());
+            let mut up = match in_flight.upstream.way(self.shared, fresh).await {
+                Ok(Way::Http1(up)) => up,
+                Ok(Way::Http2(sender)) => {
+                    let conversed = self.ask_http2(asked, client, sender, &in_flight.upstream.url).await;
+                    self.judge(&mut in_flight, &conversed.how);
+                    return self.concluded(conversed.how, client);
+                }
+                Err(error) => {
+                    in_flight.answered(false);
+                    // Nothing was sent, so that any request may try the next server.
+                    failed.push(at);
+                    if failed.len() < upstreams.servers.len() {
+                        continue;
+                    }
+                    let late = error.kind() == std::io::ErrorKind::TimedOut;
+                    let status = if late { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
+                    return Err(Failure::new(status, Refusal::Upstream, "the upstream cannot be reached"));
+                }
+            };
+            up.write.pending = request_head(&asked, &in_flight.upstream.url.base, switching.as_ref());
+            let sink = Sink::Wire { write: &mut up.write, framing: asked.framing };
+            let answer = Answer::Wire { read: &mut up.read, method: asked.method.clone() };
+            let conversed = self.converse(asked.source, sink, answer, client, switching.is_some()).await;
+            let stale = up.reused && idempotent && matches!(conversed.how, How::Unanswered);
+            if let Some(source) = conversed.source.filter(|_| stale) {
+                // The server closed the connection while the request was on its way, and has not seen it; if it has, seeing
+                // it twice changes nothing.
+                asked.source = source;
+                fresh = true;
+                continue;
+            }
+            self.judge(&mut in_flight, &conversed.how);
+            return match conversed.how {
+                How::Switched => Ok(Ended::Tunnel(Box::new(up), in_flight)),
+                How::Answered { whole: true, keep_alive: true } => {
+                    if up.read.has_carry() {
+                        self.shared.tally.upstream_excess();
+                    } else {
+                        in_flight.upstream.keep(up, self.settings());
+                    }
+                    Ok(if client.keeps_alive() { Ended::Keep } else { Ended::Close })
+                }
+                how => self.concluded(how, client),
+            };
+        }
+    }
+
+    async fn ask_http2<'a>(
+        &mut self,
+        asked: Asked<'a>,
+        client: &mut Client<'_>,
+        mut sender: SendRequest<Body>,
+        url: &UpstreamUrl,
+    ) -> Conversed<'a> {
+        let (frames, body) = Body::channel(size_of(asked.framing));
+        let body = if asked.framing == Framing::None { Body::empty() } else { body };
+        let path = format!("{}{}", url.base, path_of(&asked.target));
+        let request = http2::request(&asked, url.tls, &url.authority, &path, body);
+        let answer = Answer::Frames(Box::pin(async move {
+            sender.ready().await.map_err(|error| error.to_string())?;
+            let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+            Ok(response.map(Body::new))
+        }));
+        self.converse(asked.source, Sink::Frames(frames), answer, client, false).await
+    }
+
+    /// Tells the server's breaker how it did, where it is the server's doing.
+    fn judge(&self, in_flight: &mut InFlight, how: &How) {
+        let server_errors =
+            [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+        match how {
+            How::Answered { .. } | How::Switched => {
+                let well = self.report.status.is_none_or(|status| !server_errors.contains(&status));
+                in_flight.answered(well);
+            }
+            How::Unanswered => in_flight.answered(false),
+            How::Failed(failure) if server_errors.contains(&failure.status) => in_flight.answered(false),
+            How::Failed(_) | How::ClientGone | How::BrokenOff => {}
+        }
+    }
+
+    async fn handle(
+        &mut self,
+        asked: Asked<'_>,
+        client: &mut Client<'_>,
+        handler: &dyn Handler,
+    ) -> Result<Ended, Failure> {
+        let (sender, body) = Body::channel(size_of(asked.framing));
+        let body = if asked.framing == Framing::None { Body::empty() } else { body };
+        let mut request = Request::new(body);
+        *request.method_mut() = asked.method;
+        *request.uri_mut() = asked.target;
+        *request.version_mut() = asked.version;
+        *request.headers_mut() = asked.headers;
+        request.extensions_mut().insert(asked.client);
+        let (hand_over, upgrade) = Upgrade::new(self.shared);
+        let switches = matches!(client, Client::Wire { .. }) && asked.framing == Framing::None;
+        if switches {
+            request.extensions_mut().insert(upgrade);
+        }
+        if self.expects && asked.framing != Framing::None {
+            // A handler reads when it wants to; the client must not wait for it to say so.
+            let idle = self.settings().timeouts.idle;
+            if client.interim(StatusCode::CONTINUE, &HeaderMap::new(), idle).await.is_err() {
+                return Ok(Ended::Reset);
+            }
+            self.expects = false;
+        }
+        let answering = handler.handle(request);
+        let answer = Answer::Frames(Box::pin(async move { Ok(answering.await) }));
+        let conversed = self.converse(asked.source, Sink::Frames(sender), answer, client, switches).await;
+        match conversed.how {
+            How::Switched => Ok(Ended::Handed(hand_over)),
+            how => self.concluded(how, client),
+        }
+    }
+
+    /// What becomes of the client's connection.
+    fn concluded(&mut self, how: How, client: &Client<'_>) -> Result<Ended, Failure> {
+        match how {
+            How::Answered { whole: true, .. } if client.keeps_alive() => Ok(Ended::Keep),
+            How::Answered { .. } => Ok(Ended::Close),
+            How::Failed(failure) => Err(failure),
+            How::Unanswered => Err(Failure::new(
+                StatusCode::BAD_GATEWAY,
+                Refusal::Upstream,
+                "the upstream closed the connection without an answer",
+            )),
+            How::ClientGone => {
+                self.report.failure.get_or_insert_with(|| "the client is gone".into());
+                self.shared.tally.refused(Refusal::ClientGone);
+                Ok(Ended::Reset)
+            }
+            How::BrokenOff => Ok(Ended::Reset),
+            How::Switched => unreachable!("only an exchange that may switch does"),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Asking servers whether they are well, before clients find out.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::Method;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::body::Body;
+use crate::gateway::Shared;
+use crate::http1::head::response;
+use crate::upstream::{Upstream, Way};
+
+/// How servers are asked whether they are well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is asked for, by GET. A server is well if it answers with a status below 400.
+    pub path: String,
+    /// How often.
+    pub period: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// After so many bad answers in a row no more requests go there.
+    pub failures: u32,
+    /// After so many good answers in a row they do again.
+    pub successes: u32,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        HealthCheck {
+            path: "/".into(),
+            period: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            failures: 2,
+            successes: 1,
+        }
+    }
+}
+
+impl HealthCheck {
+    /// Asks one server for ever.
+    pub(crate) async fn watch(self, shared: Arc<Shared>, server: Arc<Upstream>) {
+        let mut ticks = interval(self.period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // How many answers in a row say otherwise than what holds.
+        let mut against = 0;
+        loop {
+            ticks.tick().await;
+            let well = matches!(timeout(self.timeout, self.ask(&shared, &server)).await, Ok(Some(())));
+            if well == server.healthy.load(Ordering::Relaxed) {
+                against = 0;
+                continue;
+            }
+            against += 1;
+            if against >= if well { self.successes } else { self.failures } {
+                against = 0;
+                server.healthy.store(well, Ordering::Relaxed);
+                tracing::warn!(upstream = %server.url, well, "the health of an upstream has changed");
+            }
+        }
+    }
+
+    /// Something, if the server is well.
+    async fn ask(&self, shared: &Arc<Shared>, server: &Upstream) -> Option<()> {
+        let path = format!("{}{}", server.url.base, self.path);
+        let status = match server.way(shared, true).await.ok()? {
+            Way::Http1(mut up) => {
+                let head = format!(
+                    "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+                    server.url.authority
+                );
+                up.write.pending = head.into_bytes();
+                up.write.flush(self.timeout).await.ok()?;
+                let head = up.read.head(shared.settings.limits.header_bytes).await.ok()?;
+                response(&head, &Method::GET).ok()?.status
+            }
+            Way::Http2(mut sender) => {
+                let scheme = if server.url.tls { "https" } else { "http" };
+                let uri = format!("{scheme}://{}{path}", server.url.authority);
+                let request = http::Request::get(uri).body(Body::empty()).ok()?;
+                sender.ready().await.ok()?;
+                sender.send_request(request).await.ok()?.status()
+            }
+        };
+        (status.as_u16() < 400).then_some(())
+    }
+}

@@ -1,0 +1,5 @@
+//! HTTP/1: heads and framing as plain data, and the two sides of a connection.
+
+pub(crate) mod decoder;
+pub(crate) mod head;
+pub(crate) mod io;

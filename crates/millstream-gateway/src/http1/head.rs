@@ -1,0 +1,441 @@
+//! Heads of HTTP/1 messages (RFC 9112), read strictly: what two readers could understand differently is refused.
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode, Uri, Version};
+
+/// The most header lines of one head.
+pub(crate) const HEADERS_MAX: usize = 128;
+
+/// How the end of a body is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// There is no body.
+    None,
+    Length(u64),
+    Chunked,
+    /// The end of the connection; responses only.
+    UntilClose,
+}
+
+/// Why a head is refused. Each names what the peer did, for the answer and the count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HeadError {
+    #[error("a line ends without a carriage return")]
+    BareLineFeed,
+    #[error("a header line begins with a space: folded lines are obsolete")]
+    Folded,
+    #[error("the head is not HTTP/1")]
+    Malformed,
+    #[error("there are more than {HEADERS_MAX} header lines")]
+    TooManyHeaders,
+    #[error("the head is larger than allowed")]
+    TooLarge,
+    #[error("the request target is longer than allowed")]
+    TargetTooLong,
+    #[error("the request target is no URI")]
+    Target,
+    #[error("a header value is not UTF-8")]
+    NotUtf8,
+    #[error("`Content-Length` is repeated or no number")]
+    ContentLength,
+    #[error("both `Content-Length` and `Transfer-Encoding` are given")]
+    Conflict,
+    #[error("`Transfer-Encoding` is not just `chunked`")]
+    TransferEncoding,
+    #[error("`Host` is missing, repeated or invalid")]
+    Host,
+    #[error("the version is not HTTP/1.0 or HTTP/1.1")]
+    Version,
+    #[error("this method is not served")]
+    Method,
+}
+
+impl HeadError {
+    /// What a client is answered.
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            HeadError::TooManyHeaders | HeadError::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            HeadError::TargetTooLong => StatusCode::URI_TOO_LONG,
+            HeadError::TransferEncoding | HeadError::Method => StatusCode::NOT_IMPLEMENTED,
+            HeadError::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+/// Where the head ends in `bytes`, if all of it is there: after the empty line. `seen` bytes were looked at before.
+pub(crate) fn end_of_head(bytes: &[u8], seen: usize) -> Result<Option<usize>, HeadError> {
+    // Three bytes back, because the empty line may have begun in what was seen.
+    let mut at = seen.saturating_sub(3);
+    while let Some(found) = bytes[at..].iter().position(|byte| *byte == b'\n') {
+        let feed = at + found;
+        if feed == 0 || bytes[feed - 1] != b'\r' {
+            return Err(HeadError::BareLineFeed);
+        }
+        if feed >= 3 && bytes[feed - 2] == b'\n' {
+            return Ok(Some(feed + 1));
+        }
+        at = feed + 1;
+    }
+    Ok(None)
+}
+
+#[derive(Debug)]
+pub(crate) struct RequestHead {
+    pub(crate) method: Method,
+    pub(crate) target: Uri,
+    pub(crate) version: Version,
+    pub(crate) headers: HeaderMap,
+    pub(crate) framing: Framing,
+    pub(crate) keep_alive: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct ResponseHead {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) framing: Framing,
+    pub(crate) keep_alive: bool,
+}
+
+/// Reads a whole request head, from its first line to its empty line.
+pub(crate) fn request(bytes: &Bytes, target_max: usize) -> Result<RequestHead, HeadError> {
+    let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut lines);
+    match parsed.parse(bytes).map_err(|error| refused(error, bytes))? {
+        httparse::Status::Complete(length) if length == bytes.len() => {}
+        _ => return Err(HeadError::Malformed),
+    }
+    let method = parsed.method.ok_or(HeadError::Malformed)?;
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed)?;
+    let target = parsed.path.ok_or(HeadError::Malformed)?;
+    if target.len() > target_max {
+        return Err(HeadError::TargetTooLong);
+    }
+    let version = version(parsed.version)?;
+    let target = target_of(&method, target, bytes)?;
+    let mut headers = headers(parsed.headers, bytes)?;
+    // An absolute target says which host is meant, whatever `Host` says (RFC 9112, 3.2.2).
+    if let Some(authority) = target.authority() {
+        check_host(&headers, version)?;
+        let value = HeaderValue::from_str(authority.as_str()).map_err(|_| HeadError::Host)?;
+        headers.insert(header::HOST, value);
+    } else {
+        check_host(&headers, version)?;
+    }
+    let framing = match (length(&headers)?, chunked(&headers)?) {
+        (Some(_), true) => return Err(HeadError::Conflict),
+        (None, true) if version == Version::HTTP_10 => return Err(HeadError::TransferEncoding),
+        (None, true) => Framing::Chunked,
+        (Some(0) | None, false) => Framing::None,
+        (Some(length), false) => Framing::Length(length),
+    };
+    let keep_alive = keeps_alive(&headers, version);
+    Ok(RequestHead { method, target, version, headers, framing, keep_alive })
+}
+
+/// Reads a whole response head; `to` is the method that was asked with.
+pub(crate) fn response(bytes: &Bytes, to: &Method) -> Result<ResponseHead, HeadError> {
+    let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut parsed = httparse::Response::new(&mut lines);
+    match parsed.parse(bytes).map_err(|error| refused(error, bytes))? {
+        httparse::Status::Complete(length) if length == bytes.len() => {}
+        _ => return Err(HeadError::Malformed),
+    }
+    let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(HeadError::Malformed)?;
+    let version = version(parsed.version)?;
+    let headers = headers(parsed.headers, bytes)?;
+    let bodiless = status.is_informational()
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED
+        || *to == Method::HEAD;
+    let framing = match (length(&headers)?, chunked(&headers)?) {
+        (Some(_), true) => return Err(HeadError::Conflict),
+        _ if bodiless => Framing::None,
+        (None, true) => Framing::Chunked,
+        (Some(0), false) => Framing::None,
+        (Some(length), false) => Framing::Length(length),
+        (None, false) => Framing::UntilClose,
+    };
+    let keep_alive = keeps_alive(&headers, version) && framing != Framing::UntilClose;
+    Ok(ResponseHead { status, headers, framing, keep_alive })
+}
+
+/// The header lines of a trailer section, without the empty line; what belongs into a head only is dropped (RFC 9110,
+/// 6.5.1).
+pub(crate) fn trailers(section: &Bytes) -> Result<HeaderMap, HeadError> {
+    let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let (length, parsed) = match httparse::parse_headers(section, &mut lines) {
+        Ok(httparse::Status::Complete(done)) => done,
+        Ok(httparse::Status::Partial) => return Err(HeadError::Malformed),
+        Err(error) => return Err(refused(error, section)),
+    };
+    if length != section.len() {
+        return Err(HeadError::Malformed);
+    }
+    let mut trailers = headers(parsed, section)?;
+    for name in [
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::HOST,
+        header::TRAILER,
+        header::CONNECTION,
+        header::TE,
+        header::AUTHORIZATION,
+        header::COOKIE,
+        header::SET_COOKIE,
+        header::CONTENT_TYPE,
+        header::CONTENT_ENCODING,
+        header::CONTENT_RANGE,
+        header::CACHE_CONTROL,
+        header::EXPECT,
+        header::MAX_FORWARDS,
+    ] {
+        trailers.remove(name);
+    }
+    Ok(trailers)
+}
+
+/// The words of a comma-separated header, in all its lines, lower-case.
+pub(crate) fn words<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = String> + 'a {
+    let lines = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(|word| word.trim().to_ascii_lowercase())
+}
+
+fn refused(error: httparse::Error, bytes: &[u8]) -> HeadError {
+    let folded = bytes.windows(3).any(|three| three[..2] == *b"\r\n" && matches!(three[2], b' ' | b'\t'));
+    match error {
+        httparse::Error::TooManyHeaders => HeadError::TooManyHeaders,
+        httparse::Error::Version => HeadError::Version,
+        _ if folded => HeadError::Folded,
+        _ => HeadError::Malformed,
+    }
+}
+
+fn version(minor: Option<u8>) -> Result<Version, HeadError> {
+    match minor {
+        Some(0) => Ok(Version::HTTP_10),
+        Some(1) => Ok(Version::HTTP_11),
+        _ => Err(HeadError::Version),
+    }
+}
+
+fn target_of(method: &Method, target: &str, head: &Bytes) -> Result<Uri, HeadError> {
+    if *method == Method::CONNECT {
+        return Err(HeadError::Method);
+    }
+    if target.contains('#') {
+        return Err(HeadError::Target);
+    }
+    let uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).map_err(|_| HeadError::Target)?;
+    let valid = match target {
+        "*" => *method == Method::OPTIONS,
+        _ if target.starts_with('/') => true,
+        _ => uri.scheme().is_some() && uri.authority().is_some(),
+    };
+    if valid { Ok(uri) } else { Err(HeadError::Target) }
+}
+
+fn headers(lines: &[httparse::Header<'_>], head: &Bytes) -> Result<HeaderMap, HeadError> {
+    let mut headers = HeaderMap::with_capacity(lines.len());
+    for line in lines {
+        let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
+        if !line.value.is_ascii() && std::str::from_utf8(line.value).is_err() {
+            return Err(HeadError::NotUtf8);
+        }
+        let value = if line.value.is_empty() { Bytes::new() } else { head.slice_ref(line.value) };
+        let value = HeaderValue::from_maybe_shared(value).map_err(|_| HeadError::Malformed)?;
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+fn check_host(headers: &HeaderMap, version: Version) -> Result<(), HeadError> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if version == Version::HTTP_10 => Ok(()),
+        (Some(host), None) => {
+            let text = host.to_str().map_err(|_| HeadError::Host)?;
+            let valid = text.is_empty()
+                || text.parse::<http::uri::Authority>().is_ok_and(|a| !a.as_str().contains('@'));
+            if valid { Ok(()) } else { Err(HeadError::Host) }
+        }
+        _ => Err(HeadError::Host),
+    }
+}
+
+/// The declared length. A list is refused even where its entries agree: who forwards it may read it differently.
+fn length(headers: &HeaderMap) -> Result<Option<u64>, HeadError> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next() else { return Ok(None) };
+    let digits = length.as_bytes();
+    let valid = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) && lengths.next().is_none();
+    let number = std::str::from_utf8(digits).ok().filter(|_| valid).and_then(|text| text.parse().ok());
+    number.map(Some).ok_or(HeadError::ContentLength)
+}
+
+fn chunked(headers: &HeaderMap) -> Result<bool, HeadError> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(false),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(true),
+        _ => Err(HeadError::TransferEncoding),
+    }
+}
+
+fn keeps_alive(headers: &HeaderMap, version: Version) -> bool {
+    let mut keep = version == Version::HTTP_11;
+    for word in words(headers, &header::CONNECTION) {
+        match word.as_str() {
+            "close" => return false,
+            "keep-alive" => keep = true,
+            _ => {}
+        }
+    }
+    keep
+}
+
+/// Appends the first line of a request.
+pub(crate) fn write_request_line(out: &mut Vec<u8>, method: &Method, target: &str) {
+    out.extend_from_slice(method.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(target.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+}
+
+/// Appends the first line of a response.
+pub(crate) fn write_status_line(out: &mut Vec<u8>, status: StatusCode) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends header lines, without the empty line.
+pub(crate) fn write_headers(out: &mut Vec<u8>, headers: &HeaderMap) {
+    for (name, value) in headers {
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<RequestHead, HeadError> {
+        let bytes = Bytes::copy_from_slice(text.as_bytes());
+        match end_of_head(&bytes, 0)? {
+            Some(end) if end == bytes.len() => request(&bytes, 100),
+            _ => Err(HeadError::Malformed),
+        }
+    }
+
+    fn answered(text: &str, to: &Method) -> Result<Framing, HeadError> {
+        response(&Bytes::copy_from_slice(text.as_bytes()), to).map(|head| head.framing)
+    }
+
+    #[test]
+    fn what_two_readers_could_understand_differently_is_refused() {
+        for (head, error) in [
+            ("GET / HTTP/1.1\nHost: a\n\n", HeadError::BareLineFeed),
+            ("GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", HeadError::BareLineFeed),
+            ("GET / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", HeadError::Folded),
+            ("GET / HTTP/1.1\r\nHost: a\r\nX : b\r\n\r\n", HeadError::Malformed),
+            ("GET / HTTP/1.1\r\nHost: a\r\nX\x00: b\r\n\r\n", HeadError::Malformed),
+            ("GET / HTTP/1.1\r\nHost: a\r\nX: \rb\r\n\r\n", HeadError::Malformed),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", HeadError::Host),
+            ("GET / HTTP/1.1\r\n\r\n", HeadError::Host),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", HeadError::Host),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+                HeadError::ContentLength,
+            ),
+            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n", HeadError::ContentLength),
+            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", HeadError::ContentLength),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
+                HeadError::ContentLength,
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                HeadError::Conflict,
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+                HeadError::TransferEncoding,
+            ),
+            ("GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", HeadError::TransferEncoding),
+            ("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", HeadError::TransferEncoding),
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", HeadError::Version),
+            ("GET /#a HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
+            ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
+            ("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Method),
+        ] {
+            assert_eq!(parsed(head).map(|_| ()), Err(error), "{head:?}");
+        }
+        let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(100));
+        assert_eq!(parsed(&long).map(|_| ()), Err(HeadError::TargetTooLong));
+        let bytes = Bytes::from_static(b"GET / HTTP/1.1\r\nHost: a\r\nX: \xff\xfe\r\n\r\n");
+        assert_eq!(request(&bytes, 100).map(|_| ()), Err(HeadError::NotUtf8));
+    }
+
+    #[test]
+    fn a_head_says_how_its_body_ends() {
+        let head = parsed("POST /a?b HTTP/1.1\r\nHost: a\r\nContent-Length: 7\r\n\r\n").expect("a head");
+        assert_eq!((head.framing, head.keep_alive), (Framing::Length(7), true));
+        let head = parsed("POST http://b:1/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\nConnection: close\r\n\r\n")
+            .expect("a head");
+        assert_eq!((head.framing, head.keep_alive), (Framing::Chunked, false));
+        assert_eq!(head.headers[header::HOST], "b:1");
+        for (text, to, framing) in [
+            ("HTTP/1.1 200 OK\r\n\r\n", Method::GET, Framing::UntilClose),
+            ("HTTP/1.1 204 No Content\r\n\r\n", Method::GET, Framing::None),
+            ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", Method::GET, Framing::None),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", Method::HEAD, Framing::None),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", Method::GET, Framing::Length(5)),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Method::GET, Framing::Chunked),
+        ] {
+            assert_eq!(answered(text, &to), Ok(framing), "{text:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_a_parser_panic(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+            line in "(GET|POST|X) [ -~]{0,20} HTTP/1\\.[01]",
+            fields in "([A-Za-z-]{1,12}: ?[ -~]{0,20}\r\n){0,5}",
+        ) {
+            let likely = [line.as_bytes(), b"\r\n", fields.as_bytes(), &bytes, b"\r\n\r\n"].concat();
+            for bytes in [bytes, likely] {
+                if let Ok(Some(end)) = end_of_head(&bytes, 0) {
+                    let head = Bytes::copy_from_slice(&bytes[..end]);
+                    if let Ok(head) = request(&head, 100) {
+                        // What is read is what would be written: no header can end early or begin another.
+                        let mut written = Vec::new();
+                        write_headers(&mut written, &head.headers);
+                        let lines = written.iter().filter(|byte| **byte == b'\n').count();
+                        proptest::prop_assert_eq!(lines, head.headers.len());
+                    }
+                    let _ = response(&head, &Method::GET);
+                    let _ = trailers(&head);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_head_is_found_however_it_is_cut() {
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nrest";
+        for cut in 0..head.len() {
+            let first = end_of_head(&head[..cut], 0).expect("no bare line feed");
+            let end = first.map_or_else(|| end_of_head(head, cut), |end| Ok(Some(end)));
+            assert_eq!(end, Ok(Some(head.len() - 4)), "cut at {cut}");
+        }
+    }
+}

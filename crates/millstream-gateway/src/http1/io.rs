@@ -1,0 +1,449 @@
+//! The two sides of a connection. A buffer is leased when bytes are there to be read, and returned when they are written: a
+//! connection that waits holds none.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::{Instant, timeout};
+use tokio_util::io::poll_read_buf;
+
+use super::head::{HeadError, end_of_head};
+use crate::meter::Meter;
+use crate::pool::{BufferPool, Lease};
+
+/// How long a peer may take nothing before it counts as slow: then what is left for it moves to a smaller buffer.
+const SLOW: Duration = Duration::from_millis(10);
+
+/// Bytes on their way: a part of a leased buffer, or shared ones.
+#[derive(Debug)]
+pub(crate) enum Chunk {
+    Leased { lease: Lease, start: usize, end: usize },
+    Shared(Bytes),
+}
+
+impl Chunk {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Chunk::Leased { start, end, .. } => end - start,
+            Chunk::Shared(bytes) => bytes.len(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets the first `count` bytes.
+    fn advance(&mut self, count: usize) {
+        match self {
+            Chunk::Leased { start, .. } => *start += count,
+            Chunk::Shared(bytes) => drop(bytes.split_to(count)),
+        }
+    }
+
+    /// The bytes as shared ones.
+    pub(crate) fn freeze(self) -> Bytes {
+        match self {
+            Chunk::Leased { lease, start, end } => lease.freeze().slice(start..end),
+            Chunk::Shared(bytes) => bytes,
+        }
+    }
+
+    /// Forgets the first `sent` bytes and moves the rest to the smallest buffer that holds it. True if it did.
+    fn shrink(&mut self, sent: usize, pool: &BufferPool) -> bool {
+        let left = self.len() - sent;
+        match self {
+            Chunk::Leased { lease, start, end } if left * 2 <= lease.capacity() => {
+                let mut smaller = pool.lease_or_smaller(left);
+                if smaller.capacity() >= lease.capacity() || smaller.capacity() < left {
+                    return false;
+                }
+                smaller.extend(&lease[*start + sent..*end]);
+                (*lease, *start, *end) = (smaller, 0, left);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl std::ops::Deref for Chunk {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Chunk::Leased { lease, start, end } => &lease[*start..*end],
+            Chunk::Shared(bytes) => bytes,
+        }
+    }
+}
+
+/// A connection of any other kind than plain TCP.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Both sides of a connection that nobody has split yet.
+pub(crate) enum Connection {
+    Tcp(TcpStream),
+    Other(Box<dyn Duplex>),
+}
+
+impl Connection {
+    pub(crate) fn split(self, pool: &BufferPool) -> (ReadSide, WriteSide) {
+        let (read, write) = match self {
+            Connection::Tcp(stream) => {
+                let (read, write) = stream.into_split();
+                (ReadIo::Tcp(read), WriteIo::Tcp(write))
+            }
+            Connection::Other(stream) => {
+                let (read, write) = tokio::io::split(stream);
+                (ReadIo::Other(read), WriteIo::Other(write))
+            }
+        };
+        (
+            ReadSide { io: read, carry: None, begun: Vec::new(), pool: pool.clone() },
+            WriteSide { io: write, pending: Vec::new(), pool: pool.clone() },
+        )
+    }
+}
+
+enum ReadIo {
+    Tcp(OwnedReadHalf),
+    Other(ReadHalf<Box<dyn Duplex>>),
+}
+
+enum WriteIo {
+    Tcp(OwnedWriteHalf),
+    Other(WriteHalf<Box<dyn Duplex>>),
+}
+
+/// The side that bytes come from.
+pub(crate) struct ReadSide {
+    io: ReadIo,
+    /// Read and not yet used: what followed a head, or a message.
+    carry: Option<Chunk>,
+    /// The beginning of a head.
+    begun: Vec<u8>,
+    pool: BufferPool,
+}
+
+/// Why no head was read.
+#[derive(Debug)]
+pub(crate) enum NoHead {
+    /// The peer closed before it began one.
+    Closed,
+    /// It closed in the middle of one, or the connection failed.
+    Broken,
+    Refused(HeadError),
+}
+
+impl ReadSide {
+    /// The next bytes, at most `want` of them from the connection; `None` at its end.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub(crate) async fn fill(&mut self, want: usize) -> io::Result<Option<Chunk>> {
+        poll_fn(|cx| self.poll_fill(cx, want)).await
+    }
+
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, want: usize) -> Poll<io::Result<Option<Chunk>>> {
+        if let Some(carry) = self.carry.take() {
+            return Poll::Ready(Ok(Some(carry)));
+        }
+        let mut lease = self.pool.lease_or_smaller(want);
+        let mut spare = lease.spare(want);
+        let read = match &mut self.io {
+            ReadIo::Tcp(io) => poll_read_buf(Pin::new(io), cx, &mut spare),
+            ReadIo::Other(io) => poll_read_buf(Pin::new(io), cx, &mut spare),
+        };
+        // While nothing is there the lease ends here.
+        match std::task::ready!(read)? {
+            0 => Poll::Ready(Ok(None)),
+            read => Poll::Ready(Ok(Some(Chunk::Leased { lease, start: 0, end: read }))),
+        }
+    }
+
+    /// Waits until there is something to read; `false` at the end of the connection.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub(crate) async fn ready(&mut self, want: usize) -> io::Result<bool> {
+        let chunk = self.fill(want).await?;
+        self.carry = chunk;
+        Ok(self.carry.is_some())
+    }
+
+    /// Whether bytes were read that nobody has used.
+    pub(crate) fn has_carry(&self) -> bool {
+        self.carry.is_some()
+    }
+
+    /// Puts bytes back that belong to the next message.
+    pub(crate) fn keep(&mut self, chunk: Chunk) {
+        debug_assert!(self.carry.is_none(), "what is put back was taken just before");
+        if !chunk.is_empty() {
+            self.carry = Some(chunk);
+        }
+    }
+
+    /// The end of the connection or an error, whichever comes. What the peer sends meanwhile is kept, up to one buffer; after that
+    /// it waits in the system.
+    pub(crate) async fn gone(&mut self) {
+        if self.carry.is_some() {
+            return std::future::pending().await;
+        }
+        if let Ok(true) = self.ready(SMALL).await {
+            std::future::pending().await
+        }
+    }
+
+    /// True if an idle connection is still good: open, and nothing was sent that nobody asked for.
+    pub(crate) fn is_idle(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.carry.is_none() && self.poll_fill(&mut cx, SMALL).is_pending()
+    }
+
+    /// The next head, with its empty line; at most `max` bytes.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub(crate) async fn head(&mut self, max: usize) -> Result<Bytes, NoHead> {
+        loop {
+            let mut chunk = match self.fill(SMALL).await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) if self.begun.is_empty() => return Err(NoHead::Closed),
+                Ok(None) | Err(_) => return Err(NoHead::Broken),
+            };
+            if self.begun.is_empty() && chunk.starts_with(b"\r\n") {
+                // An empty line before a head is a relic that is passed over (RFC 9112, 2.2).
+                chunk.advance(2);
+            }
+            let seen = self.begun.len();
+            self.begun.extend_from_slice(&chunk);
+            let end = end_of_head(&self.begun, seen).map_err(NoHead::Refused)?;
+            if end.unwrap_or(self.begun.len()) > max {
+                return Err(NoHead::Refused(HeadError::TooLarge));
+            }
+            if let Some(end) = end {
+                chunk.advance(end - seen);
+                self.keep(chunk);
+                self.begun.truncate(end);
+                return Ok(std::mem::take(&mut self.begun).into());
+            }
+        }
+    }
+
+    /// A copy of bytes in a lease of their own, if one is large enough.
+    pub(crate) fn copied(&self, bytes: &[u8]) -> Chunk {
+        if bytes.is_empty() {
+            return Chunk::Shared(Bytes::new());
+        }
+        let mut lease = self.pool.lease_or_smaller(bytes.len());
+        if lease.room() < bytes.len() {
+            return Chunk::Shared(Bytes::copy_from_slice(bytes));
+        }
+        lease.extend(bytes);
+        Chunk::Leased { end: bytes.len(), lease, start: 0 }
+    }
+}
+
+/// What is read before it is known how much there will be: heads, and the beginnings of bodies.
+pub(crate) const SMALL: usize = 16 << 10;
+
+/// The side that bytes go to.
+pub(crate) struct WriteSide {
+    io: WriteIo,
+    /// Small things that go with what is written next.
+    pub(crate) pending: Vec<u8>,
+    pool: BufferPool,
+}
+
+impl WriteSide {
+    /// Writes what is pending.
+    pub(crate) async fn flush(&mut self, idle: Duration) -> io::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        self.send(b"", Chunk::Shared(Bytes::new()), b"", None, idle).await.map(|_| ())
+    }
+
+    /// Writes what is pending, then `prefix`, `chunk` and `suffix`, in as few calls as the connection takes. True if the peer was
+    /// slow to take it.
+    ///
+    /// # Errors
+    /// The connection's, and `TimedOut` when it takes nothing for `idle`.
+    pub(crate) async fn send(
+        &mut self,
+        prefix: &[u8],
+        mut chunk: Chunk,
+        suffix: &[u8],
+        mut meter: Option<&mut Meter>,
+        idle: Duration,
+    ) -> io::Result<bool> {
+        let mut slow = false;
+        // What of pending, prefix, chunk and suffix is written.
+        let mut written = 0;
+        let before = self.pending.len() + prefix.len();
+        while written < before + chunk.len() + suffix.len() {
+            let parts = [&self.pending[..], prefix, &chunk, suffix];
+            let now = poll_fn(|cx| Poll::Ready(poll_write(&mut self.io, cx, &parts, written))).await;
+            if let Poll::Ready(sent) = now {
+                written += sent?;
+                continue;
+            }
+            let since = Instant::now();
+            if let Some(meter) = meter.as_deref_mut() {
+                meter.blocks();
+            }
+            let soon = timeout(SLOW, poll_fn(|cx| poll_write(&mut self.io, cx, &parts, written))).await;
+            let sent = match soon {
+                Ok(sent) => sent,
+                Err(_) => {
+                    slow = true;
+                    let inside = (before..before + chunk.len()).contains(&written);
+                    if inside && chunk.shrink(written - before, &self.pool) {
+                        written = before;
+                    }
+                    let parts = [&self.pending[..], prefix, &chunk, suffix];
+                    let late =
+                        timeout(idle, poll_fn(|cx| poll_write(&mut self.io, cx, &parts, written))).await;
+                    late.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                }
+            };
+            if let Some(meter) = meter.as_deref_mut() {
+                meter.blocked(since.elapsed());
+            }
+            written += sent?;
+        }
+        if self.pending.capacity() > SMALL {
+            self.pending = Vec::new();
+        } else {
+            self.pending.clear();
+        }
+        // TLS keeps what it has encrypted until it is told to send it.
+        if let WriteIo::Other(io) = &mut self.io {
+            let flush = poll_fn(|cx| Pin::new(&mut *io).poll_flush(cx));
+            timeout(idle, flush).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        }
+        Ok(slow)
+    }
+
+    /// Says that nothing more will be written.
+    pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
+        poll_fn(|cx| match &mut self.io {
+            WriteIo::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+            WriteIo::Other(io) => Pin::new(io).poll_shutdown(cx),
+        })
+        .await
+    }
+
+    /// Closes the connection by a reset, which no reader can take for an orderly end.
+    pub(crate) fn reset(self) {
+        if let WriteIo::Tcp(io) = self.io {
+            // Where that fails the peer sees an end in the middle, which the framing tells it.
+            let _ = io.as_ref().set_zero_linger();
+            // Dropping it would shut it down in order.
+            io.forget();
+        }
+    }
+}
+
+/// Writes of `parts` what is left after the first `written` bytes, as much as the connection takes at once.
+fn poll_write(
+    io: &mut WriteIo,
+    cx: &mut Context<'_>,
+    parts: &[&[u8]; 4],
+    written: usize,
+) -> Poll<io::Result<usize>> {
+    let mut slices = [IoSlice::new(&[]); 4];
+    let count = rest(parts, written, &mut slices);
+    let sent = match io {
+        WriteIo::Tcp(io) => Pin::new(io).poll_write_vectored(cx, &slices[..count]),
+        WriteIo::Other(io) => Pin::new(io).poll_write_vectored(cx, &slices[..count]),
+    };
+    match sent {
+        Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        sent => sent,
+    }
+}
+
+/// What of `parts` is left after the first `written` bytes; returns how many slices.
+fn rest<'a>(parts: &[&'a [u8]; 4], mut written: usize, slices: &mut [IoSlice<'a>; 4]) -> usize {
+    let mut count = 0;
+    for part in parts {
+        if written >= part.len() {
+            written -= part.len();
+            continue;
+        }
+        slices[count] = IoSlice::new(&part[written..]);
+        written = 0;
+        count += 1;
+    }
+    count
+}
+
+/// Puts both sides of a connection together again, with what was read of it and not used in front.
+pub(crate) fn unsplit(read: ReadSide, write: WriteSide, before: Bytes) -> Box<dyn Duplex> {
+    let stream: Box<dyn Duplex> = match (read.io, write.io) {
+        (ReadIo::Tcp(read), WriteIo::Tcp(write)) => {
+            Box::new(read.reunite(write).expect("both are sides of one connection"))
+        }
+        (ReadIo::Other(read), WriteIo::Other(write)) => read.unsplit(write),
+        _ => unreachable!("both are sides of one connection"),
+    };
+    let mut first = before.to_vec();
+    if let Some(carry) = read.carry {
+        first.extend_from_slice(&carry);
+    }
+    Box::new(Prefixed { first: first.into(), stream })
+}
+
+/// A connection with some bytes in front.
+struct Prefixed {
+    first: Bytes,
+    stream: Box<dyn Duplex>,
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let length = self.first.len().min(buffer.remaining());
+        let part = self.first.split_to(length);
+        buffer.put_slice(&part);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Prefixed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,216 @@
+//! HTTP/2 by hyper, on both sides: its streams are exchanges like any other.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, Response, Uri, Version};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::body::{Body, BodyError};
+use crate::client::Client;
+use crate::exchange::{Asked, exchange};
+use crate::gateway::Shared;
+use crate::http1::head::Framing;
+use crate::http1::io::Duplex;
+use crate::pump::Source;
+
+/// What one stream may have on its way in either direction, unread or unsent.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// What all streams of a connection may.
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// How often a silent connection is asked whether it is still there, and how long it may take to say so.
+const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+
+/// Spawns hyper's tasks where the gateway can wait for them and stop them.
+#[derive(Clone)]
+struct Tasks {
+    tracker: TaskTracker,
+    stopped: CancellationToken,
+}
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        let stopped = self.stopped.clone();
+        self.tracker.spawn(async move {
+            // What a task gives back is of no use to anybody.
+            let _ = stopped.run_until_cancelled(future).await;
+        });
+    }
+}
+
+/// Serves a client's connection to its end.
+pub(crate) async fn serve(
+    shared: &Arc<Shared>,
+    stream: Box<dyn Duplex>,
+    client: SocketAddr,
+    scheme: &'static str,
+) {
+    let service = service_fn(|request| answer(shared.clone(), request, client, scheme));
+    let limits = &shared.settings.limits;
+    let tasks = Tasks { tracker: shared.tasks.clone(), stopped: shared.stopped.clone() };
+    let mut builder = hyper::server::conn::http2::Builder::new(tasks);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(STREAM_WINDOW as usize)
+        .keep_alive_interval(PING.0)
+        .keep_alive_timeout(PING.1);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        biased;
+        // An error is the client's: its streams have seen it.
+        _ = connection.as_mut() => return,
+        () = shared.draining.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
+}
+
+/// One stream.
+async fn answer(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+    client: SocketAddr,
+    scheme: &'static str,
+) -> Result<Response<Body>, BodyError> {
+    let (parts, incoming) = request.into_parts();
+    let mut headers = parts.headers;
+    join_cookies(&mut headers);
+    if let (None, Some(authority)) = (headers.get(header::HOST), parts.uri.authority())
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        headers.insert(header::HOST, host);
+    }
+    let framing = match incoming.size_hint().exact() {
+        _ if incoming.is_end_stream() => Framing::None,
+        Some(0) => Framing::None,
+        Some(length) => Framing::Length(length),
+        None => Framing::Chunked,
+    };
+    let asked = Asked {
+        method: parts.method,
+        target: parts.uri,
+        version: Version::HTTP_2,
+        headers,
+        framing,
+        source: Source::Frames(Body::new(incoming)),
+        client,
+        scheme,
+    };
+    let (respond, responded) = oneshot::channel();
+    let tasks = shared.tasks.clone();
+    let serving = tasks.spawn(async move {
+        let stopped = shared.stopped.clone();
+        let exchange = async {
+            exchange(&shared, asked, &mut Client::Frames(Some(respond))).await;
+        };
+        stopped.run_until_cancelled(exchange).await;
+    });
+    let serving = Ends(serving);
+    match responded.await {
+        Ok(response) => Ok(response.map(|body| Body::new(Kept { body, _serving: serving }))),
+        // Without an answer the stream is reset.
+        Err(_) => Err(BodyError::new("the exchange ended without an answer")),
+    }
+}
+
+/// HTTP/2 may send cookies one by one, HTTP/1 may not (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// An exchange that ends when nobody waits for it any more: the client has reset its stream, or is gone.
+struct Ends(JoinHandle<()>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A body that keeps its exchange going.
+struct Kept {
+    body: Body,
+    _serving: Ends,
+}
+
+impl HttpBody for Kept {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Begins to speak HTTP/2 with an upstream.
+pub(crate) async fn connect(
+    shared: &Arc<Shared>,
+    stream: Box<dyn Duplex>,
+) -> hyper::Result<SendRequest<Body>> {
+    let tasks = Tasks { tracker: shared.upstream_tasks.clone(), stopped: shared.stopped.clone() };
+    let (sender, connection) = hyper::client::conn::http2::Builder::new(tasks.clone())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(STREAM_WINDOW as usize)
+        .keep_alive_interval(PING.0)
+        .keep_alive_timeout(PING.1)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    hyper::rt::Executor::execute(&tasks, connection);
+    Ok(sender)
+}
+
+/// A request for an upstream, of what a client has asked.
+pub(crate) fn request(
+    asked: &Asked<'_>,
+    tls: bool,
+    authority: &str,
+    path: &str,
+    body: Body,
+) -> Request<Body> {
+    let mut request = Request::new(body);
+    *request.method_mut() = asked.method.clone();
+    *request.version_mut() = Version::HTTP_2;
+    *request.headers_mut() = asked.headers.clone();
+    let host = request.headers_mut().remove(header::HOST);
+    let host = host.as_ref().and_then(|host| host.to_str().ok()).filter(|host| !host.is_empty());
+    let scheme = if tls { "https" } else { "http" };
+    let uri = Uri::builder().scheme(scheme).authority(host.unwrap_or(authority)).path_and_query(path).build();
+    *request.uri_mut() = uri.unwrap_or_default();
+    request
+}

@@ -1,0 +1,196 @@
+//! What is counted of each stream, where it happens.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+/// Which way a body goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// From the client.
+    Request,
+    /// To the client.
+    Response,
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamOutcome {
+    /// Every byte was handed on.
+    Complete,
+    /// The side it came from closed, failed or broke its framing in the middle.
+    SourceFailed,
+    /// The side it went to closed or failed.
+    SinkFailed,
+    /// It was longer than is allowed.
+    TooLarge,
+    /// Nothing moved for too long.
+    TimedOut,
+    /// It was given up because the exchange had ended: the client is gone, or the answer was complete.
+    Cancelled,
+}
+
+impl StreamOutcome {
+    /// All of them, with the word that metrics and logs use.
+    pub const WORDS: [(StreamOutcome, &'static str); 6] = [
+        (StreamOutcome::Complete, "complete"),
+        (StreamOutcome::SourceFailed, "source_failed"),
+        (StreamOutcome::SinkFailed, "sink_failed"),
+        (StreamOutcome::TooLarge, "too_large"),
+        (StreamOutcome::TimedOut, "timed_out"),
+        (StreamOutcome::Cancelled, "cancelled"),
+    ];
+
+    /// Its word.
+    pub fn word(self) -> &'static str {
+        Self::WORDS[self as usize].1
+    }
+}
+
+/// What became of one stream: one body on its way through the gateway.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StreamReport {
+    /// Which way it went.
+    pub direction: Direction,
+    /// How it ended.
+    pub outcome: StreamOutcome,
+    /// Payload bytes handed on, without framing.
+    pub bytes: u64,
+    /// Chunks handed on: as many as were read.
+    pub chunks: u64,
+    /// Bytes of a chunk on average; 0 without chunks.
+    pub chunk_bytes_average: f64,
+    /// Seconds from the start to the end.
+    #[serde(rename = "duration_seconds", serialize_with = "seconds")]
+    pub duration: Duration,
+    /// Seconds from the start to the first byte, if there was one.
+    #[serde(rename = "first_byte_seconds", serialize_with = "maybe_seconds")]
+    pub first_byte: Option<Duration>,
+    /// Bytes a second over the whole duration; 0 if that is 0.
+    pub bytes_per_second: f64,
+    /// How often the receiving side was not ready to take more.
+    pub backpressure_events: u64,
+    /// Seconds that it took until it was, in all.
+    #[serde(rename = "backpressure_seconds", serialize_with = "seconds")]
+    pub backpressure_time: Duration,
+}
+
+pub(crate) fn seconds<S: serde::Serializer>(time: &Duration, out: S) -> Result<S::Ok, S::Error> {
+    out.serialize_f64(time.as_secs_f64())
+}
+
+#[expect(clippy::ref_option, reason = "serde hands a reference to the field")]
+fn maybe_seconds<S: serde::Serializer>(time: &Option<Duration>, out: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => out.serialize_some(&time.as_secs_f64()),
+        None => out.serialize_none(),
+    }
+}
+
+/// Sums over the streams of one route and direction, those under way among them.
+#[derive(Debug, Default)]
+pub(crate) struct Sums {
+    pub(crate) started: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) chunks: AtomicU64,
+    pub(crate) blocked_events: AtomicU64,
+    pub(crate) blocked_nanos: AtomicU64,
+    pub(crate) first_byte_nanos: AtomicU64,
+    pub(crate) first_bytes: AtomicU64,
+    pub(crate) ended: [AtomicU64; StreamOutcome::WORDS.len()],
+}
+
+/// Counts one stream. A meter that is dropped without a word was cancelled.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    direction: Direction,
+    started: Instant,
+    first: Option<Duration>,
+    bytes: u64,
+    chunks: u64,
+    blocked_events: u64,
+    blocked: Duration,
+    sums: Arc<Sums>,
+    ended: bool,
+}
+
+impl Meter {
+    pub(crate) fn start(direction: Direction, sums: &Arc<Sums>) -> Meter {
+        sums.started.fetch_add(1, Ordering::Relaxed);
+        Meter {
+            direction,
+            started: Instant::now(),
+            first: None,
+            bytes: 0,
+            chunks: 0,
+            blocked_events: 0,
+            blocked: Duration::ZERO,
+            sums: sums.clone(),
+            ended: false,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// A chunk was read and is being handed on.
+    pub(crate) fn chunk(&mut self, bytes: usize) {
+        if self.first.is_none() {
+            let first = self.started.elapsed();
+            self.first = Some(first);
+            self.sums.first_bytes.fetch_add(1, Ordering::Relaxed);
+            self.sums.first_byte_nanos.fetch_add(first.as_nanos() as u64, Ordering::Relaxed);
+        }
+        self.bytes += bytes as u64;
+        self.chunks += 1;
+        self.sums.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.sums.chunks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The receiving side is not ready.
+    pub(crate) fn blocks(&mut self) {
+        self.blocked_events += 1;
+        self.sums.blocked_events.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It was not for so long.
+    pub(crate) fn blocked(&mut self, time: Duration) {
+        self.blocked += time;
+        self.sums.blocked_nanos.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&mut self, outcome: StreamOutcome) -> StreamReport {
+        if !self.ended {
+            self.ended = true;
+            self.sums.ended[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        }
+        let duration = self.started.elapsed();
+        let rate = |amount: u64, of: f64| if of > 0.0 { amount as f64 / of } else { 0.0 };
+        StreamReport {
+            direction: self.direction,
+            outcome,
+            bytes: self.bytes,
+            chunks: self.chunks,
+            chunk_bytes_average: rate(self.bytes, self.chunks as f64),
+            duration,
+            first_byte: self.first,
+            bytes_per_second: rate(self.bytes, duration.as_secs_f64()),
+            backpressure_events: self.blocked_events,
+            backpressure_time: self.blocked,
+        }
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(StreamOutcome::Cancelled);
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Moving a body from where it comes to where it goes, whatever either side is.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Body as _;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+use crate::body::{Body, BodyError, Piece, split};
+use crate::compress::Encoder;
+use crate::http1::decoder::{Decoder, FramingError};
+use crate::http1::head::{Framing, write_headers};
+use crate::http1::io::{Chunk, ReadSide, SMALL, WriteSide};
+use crate::meter::{Meter, StreamOutcome};
+
+/// So many bytes are moved in small chunks before a stream gets large ones: whoever is slow shows it before that, when the
+/// system's socket buffers are full.
+const PROBATION: u64 = 4 << 20;
+
+/// Where a body comes from.
+pub(crate) enum Source<'a> {
+    Wire { read: &'a mut ReadSide, decoder: Decoder },
+    Frames(Body),
+    Compressed(Box<Source<'a>>, Encoder),
+}
+
+/// Where a body goes.
+pub(crate) enum Sink<'a> {
+    Wire { write: &'a mut WriteSide, framing: Framing },
+    Frames(mpsc::Sender<Piece>),
+}
+
+/// What a stream may do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// The most bytes of one read.
+    pub(crate) chunk: usize,
+    /// The most bytes of the body.
+    pub(crate) bytes_max: u64,
+    /// How long nothing may move.
+    pub(crate) idle: Duration,
+}
+
+/// Why a body is not whole.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("the side it comes from failed: {0}")]
+    Source(#[source] io::Error),
+    #[error("the side it comes from closed in the middle")]
+    Short,
+    #[error("its framing is wrong: {0}")]
+    Framing(#[from] FramingError),
+    #[error("{0}")]
+    Body(#[source] BodyError),
+    #[error("the side it goes to failed: {0}")]
+    Sink(#[source] io::Error),
+    #[error("the side it goes to is gone")]
+    Gone,
+    #[error("it has more than {0} bytes")]
+    TooLarge(u64),
+    #[error("it has another length than was said before")]
+    Length,
+    #[error("nothing came for {0:?}")]
+    SourceIdle(Duration),
+    #[error("nothing was taken for {0:?}")]
+    SinkIdle(Duration),
+}
+
+impl Broken {
+    pub(crate) fn outcome(&self) -> StreamOutcome {
+        match self {
+            Broken::Source(_) | Broken::Short | Broken::Framing(_) | Broken::Body(_) | Broken::Length => {
+                StreamOutcome::SourceFailed
+            }
+            Broken::Sink(_) | Broken::Gone => StreamOutcome::SinkFailed,
+            Broken::TooLarge(_) => StreamOutcome::TooLarge,
+            Broken::SourceIdle(_) | Broken::SinkIdle(_) => StreamOutcome::TimedOut,
+        }
+    }
+
+    fn sink(error: io::Error, idle: Duration) -> Broken {
+        match error.kind() {
+            io::ErrorKind::TimedOut => Broken::SinkIdle(idle),
+            _ => Broken::Sink(error),
+        }
+    }
+}
+
+/// A part of a body.
+struct Part {
+    data: Chunk,
+    /// Nothing follows.
+    last: bool,
+    trailers: Option<HeaderMap>,
+}
+
+/// Moves the whole body.
+///
+/// # Cancel safety
+/// A dropped future leaves the body broken: neither side can be used for another message.
+pub(crate) async fn pump(
+    from: &mut Source<'_>,
+    to: &mut Sink<'_>,
+    meter: &mut Meter,
+    rules: Rules,
+) -> Result<(), Broken> {
+    let mut pace = Pace { chunk: rules.chunk, since_slow: 0 };
+    loop {
+        if !from.has_more_now() {
+            to.flush(rules.idle).await?;
+        }
+        let part = match timeout(rules.idle, from.next(pace.size())).await {
+            Ok(part) => part?,
+            Err(_) => return Err(Broken::SourceIdle(rules.idle)),
+        };
+        let bytes = part.data.len();
+        if bytes > 0 {
+            meter.chunk(bytes);
+        }
+        if meter.bytes() > rules.bytes_max {
+            return Err(Broken::TooLarge(rules.bytes_max));
+        }
+        let last = part.last;
+        let slow = to.send(part, meter, rules.idle).await?;
+        pace.moved(bytes, slow);
+        if last {
+            return Ok(());
+        }
+    }
+}
+
+/// How much to read at a time.
+struct Pace {
+    chunk: usize,
+    since_slow: u64,
+}
+
+impl Pace {
+    fn size(&self) -> usize {
+        if self.since_slow < PROBATION { self.chunk.min(SMALL) } else { self.chunk }
+    }
+
+    fn moved(&mut self, bytes: usize, slow: bool) {
+        self.since_slow = if slow { 0 } else { self.since_slow.saturating_add(bytes as u64) };
+    }
+}
+
+impl Source<'_> {
+    /// Whether the next part is there without waiting, as far as is known.
+    fn has_more_now(&self) -> bool {
+        match self {
+            Source::Wire { read, decoder } => decoder.is_done() || read.has_carry(),
+            Source::Frames(body) => body.is_end_stream(),
+            Source::Compressed(source, _) => source.has_more_now(),
+        }
+    }
+
+    async fn next(&mut self, want: usize) -> Result<Part, Broken> {
+        match self {
+            Source::Wire { read, decoder } => next_of_wire(read, decoder, want).await,
+            Source::Frames(body) => next_of_frames(body).await,
+            Source::Compressed(source, encoder) => {
+                let mut part = Box::pin(source.next(want)).await?;
+                let encoded = encoder.encode(&part.data, part.last);
+                part.data = Chunk::Shared(encoded.map_err(Broken::Source)?);
+                Ok(part)
+            }
+        }
+    }
+}
+
+async fn next_of_wire(read: &mut ReadSide, decoder: &mut Decoder, want: usize) -> Result<Part, Broken> {
+    let nothing = || Chunk::Shared(Bytes::new());
+    while !decoder.is_done() {
+        let want = usize::try_from(decoder.wants()).map_or(want, |wants| wants.min(want));
+        let Some(chunk) = read.fill(want).await.map_err(Broken::Source)? else {
+            if decoder.may_end() {
+                break;
+            }
+            return Err(Broken::Short);
+        };
+        let (data, rest) = decoded(decoder, chunk, read)?;
+        read.keep(rest);
+        if !data.is_empty() || decoder.is_done() {
+            return Ok(Part { data, last: decoder.is_done(), trailers: decoder.trailers() });
+        }
+    }
+    Ok(Part { data: nothing(), last: true, trailers: None })
+}
+
+/// The payload of what was read, and what of it belongs to the next message.
+fn decoded(decoder: &mut Decoder, chunk: Chunk, read: &ReadSide) -> Result<(Chunk, Chunk), Broken> {
+    match chunk {
+        Chunk::Leased { mut lease, start, end } => {
+            let found = decoder.decode(&mut lease[start..end])?;
+            let (payload, after) = (found.payload, start + found.consumed);
+            let rest = read.copied(&lease[after..end]);
+            Ok((Chunk::Leased { lease, start: start + payload.start, end: start + payload.end }, rest))
+        }
+        Chunk::Shared(bytes) => {
+            let mut bytes = bytes.to_vec();
+            let found = decoder.decode(&mut bytes)?;
+            let bytes = Bytes::from(bytes);
+            Ok((Chunk::Shared(bytes.slice(found.payload)), Chunk::Shared(bytes.slice(found.consumed..))))
+        }
+    }
+}
+
+async fn next_of_frames(body: &mut Body) -> Result<Part, Broken> {
+    let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
+    let nothing = Chunk::Shared(Bytes::new());
+    Ok(match frame {
+        None => Part { data: nothing, last: true, trailers: None },
+        Some(frame) => match split(frame.map_err(Broken::Body)?) {
+            Ok(data) => Part { last: body.is_end_stream(), data: Chunk::Shared(data), trailers: None },
+            Err(trailers) => Part { data: nothing, last: true, trailers: Some(trailers) },
+        },
+    })
+}
+
+impl Sink<'_> {
+    async fn flush(&mut self, idle: Duration) -> Result<(), Broken> {
+        match self {
+            Sink::Wire { write, .. } => write.flush(idle).await.map_err(|error| Broken::sink(error, idle)),
+            Sink::Frames(_) => Ok(()),
+        }
+    }
+
+    /// Hands a part on; true if the receiver was slow.
+    async fn send(&mut self, part: Part, meter: &mut Meter, idle: Duration) -> Result<bool, Broken> {
+        match self {
+            Sink::Wire { write, framing } => send_wire(write, framing, part, meter, idle).await,
+            Sink::Frames(sender) => send_frames(sender, part, meter, idle).await,
+        }
+    }
+}
+
+async fn send_wire(
+    write: &mut WriteSide,
+    framing: &mut Framing,
+    part: Part,
+    meter: &mut Meter,
+    idle: Duration,
+) -> Result<bool, Broken> {
+    let length = part.data.len();
+    let sent = match framing {
+        Framing::Chunked => {
+            let (prefix, suffix) = chunk_ends(length, part.last, part.trailers.as_ref());
+            write.send(&prefix, part.data, &suffix, Some(meter), idle).await
+        }
+        Framing::Length(left) => {
+            // A source may say one length in its head and send another; what was promised downstream is kept or broken.
+            *left = left.checked_sub(length as u64).ok_or(Broken::Length)?;
+            if part.last && *left > 0 {
+                return Err(Broken::Length);
+            }
+            write.send(b"", part.data, b"", Some(meter), idle).await
+        }
+        Framing::UntilClose => write.send(b"", part.data, b"", Some(meter), idle).await,
+        Framing::None if length > 0 => return Err(Broken::Length),
+        Framing::None => write.send(b"", part.data, b"", Some(meter), idle).await,
+    };
+    sent.map_err(|error| Broken::sink(error, idle))
+}
+
+/// What stands before and after the data of a chunk.
+fn chunk_ends(length: usize, last: bool, trailers: Option<&HeaderMap>) -> (Vec<u8>, Vec<u8>) {
+    use std::io::Write;
+    let mut prefix = Vec::new();
+    let mut suffix = Vec::new();
+    if length > 0 {
+        write!(prefix, "{length:x}\r\n").expect("a vector takes everything");
+        suffix.extend_from_slice(b"\r\n");
+    }
+    if last {
+        suffix.extend_from_slice(b"0\r\n");
+        if let Some(trailers) = trailers {
+            write_headers(&mut suffix, trailers);
+        }
+        suffix.extend_from_slice(b"\r\n");
+    }
+    (prefix, suffix)
+}
+
+async fn send_frames(
+    sender: &mpsc::Sender<Piece>,
+    part: Part,
+    meter: &mut Meter,
+    idle: Duration,
+) -> Result<bool, Broken> {
+    let piece = Piece { data: part.data.freeze(), trailers: part.trailers, last: part.last };
+    let mut slow = false;
+    let permit = match sender.try_reserve() {
+        Ok(permit) => permit,
+        // Whoever wants no more of a body misses nothing when it ends.
+        Err(mpsc::error::TrySendError::Closed(())) if piece.last && piece.data.is_empty() => {
+            return Ok(false);
+        }
+        Err(mpsc::error::TrySendError::Closed(())) => return Err(Broken::Gone),
+        Err(mpsc::error::TrySendError::Full(())) => {
+            let since = Instant::now();
+            meter.blocks();
+            let permit = timeout(idle, sender.reserve()).await;
+            let waited = since.elapsed();
+            meter.blocked(waited);
+            slow = waited > Duration::from_millis(10);
+            permit.map_err(|_| Broken::SinkIdle(idle))?.map_err(|_| Broken::Gone)?
+        }
+    };
+    permit.send(piece);
+    Ok(slow)
+}

@@ -1,0 +1,234 @@
+//! Queues and streams of brokers behind routes: publishing what is posted, and serving what is there.
+
+use std::sync::Arc;
+
+use futures_core::Stream;
+use futures_util::stream::unfold;
+use futures_util::{SinkExt, StreamExt};
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use millstream_message::{
+    Address, Broker, BrokerError, ConsumeOptions, Consumer, Delivery, Message, PublishOutcome, Refusal,
+    StreamFrom, StreamItem, StreamReader,
+};
+
+use crate::body::{Body, BodyError};
+use crate::headers;
+use crate::route::{Answering, Handler};
+use crate::sse::{Event, events, last_event_id};
+use crate::websocket::{self, WebSocket, WebSocketMessage};
+
+/// How many items of a stream are read at once.
+const CHUNK: usize = 64;
+
+/// Publishes the body of each request as a message, and answers when it is stored.
+///
+/// The answer is 202 when every queue that wanted the message has stored it; 404 if no queue wanted it; 413, 503 or
+/// 409 with the reason if the broker refused it; and 504 if the connection to the broker was lost before it said so: then the message
+/// may be stored or not. The content type goes along.
+pub struct PublishTo {
+    broker: Arc<dyn Broker>,
+    address: Address,
+    body_max: usize,
+}
+
+impl PublishTo {
+    /// Publishes to this address; a body may have `body_max` bytes, which are gathered in memory.
+    pub fn new(broker: Arc<dyn Broker>, address: Address, body_max: usize) -> PublishTo {
+        PublishTo { broker, address, body_max }
+    }
+}
+
+impl Handler for PublishTo {
+    fn handle(&self, request: Request<Body>) -> Answering {
+        let (broker, address, max) = (self.broker.clone(), self.address.clone(), self.body_max);
+        Box::pin(async move {
+            if !matches!(*request.method(), Method::POST | Method::PUT) {
+                let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, "publish by POST\n");
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST, PUT"));
+                return response;
+            }
+            let (parts, body) = request.into_parts();
+            let Ok(body) = body.collect(max).await else {
+                return answer(StatusCode::PAYLOAD_TOO_LARGE, format!("a message may have {max} bytes\n"));
+            };
+            let mut message = Message::new(body);
+            if let Some(kind) = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) {
+                message = message.with_content_type(kind);
+            }
+            match broker.publish(&address, message).await {
+                Ok(outcome) => outcome_of(outcome),
+                Err(error) => answer(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+            }
+        })
+    }
+}
+
+fn outcome_of(outcome: PublishOutcome) -> Response<Body> {
+    match outcome {
+        PublishOutcome::Confirmed => answer(StatusCode::ACCEPTED, ""),
+        PublishOutcome::Unroutable(returned) => {
+            answer(StatusCode::NOT_FOUND, format!("{}\n", returned.reason))
+        }
+        PublishOutcome::Refused(refusal) => {
+            let status = match refusal {
+                Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+                Refusal::NoExchange { .. } => StatusCode::NOT_FOUND,
+                Refusal::Full { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                _ => StatusCode::CONFLICT,
+            };
+            answer(status, format!("{refusal}\n"))
+        }
+        PublishOutcome::Unconfirmed(error) => {
+            answer(StatusCode::GATEWAY_TIMEOUT, format!("the message may be stored or not: {error}\n"))
+        }
+    }
+}
+
+fn answer(status: StatusCode, text: impl Into<String>) -> Response<Body> {
+    let mut response = Response::new(Body::from(text.into()));
+    *response.status_mut() = status;
+    response
+}
+
+/// What is served of a broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// A stream, to everybody from his own place on. An event's name is its offset; a client that connects again with
+    /// `Last-Event-ID` goes on after it, and one that has seen nothing begins with what comes next, or with the first message if it asks
+    /// with `?from=first`.
+    Stream(String),
+    /// A queue: each message to one client. It is acknowledged when it was written to the client's connection, and delivered again
+    /// if the client left before that; what the network loses after that is lost. Use a stream where clients must be able to go on.
+    Queue(String),
+}
+
+/// Serves a stream or a queue as server-sent events, and to those who ask for it as a WebSocket.
+///
+/// A WebSocket gets a text message for each, `{"id": …, "data": …}`; where it sends anything, that is passed over.
+pub struct Serve {
+    broker: Arc<dyn Broker>,
+    what: Served,
+}
+
+impl Serve {
+    /// Serves this.
+    pub fn new(broker: Arc<dyn Broker>, what: Served) -> Serve {
+        Serve { broker, what }
+    }
+}
+
+impl Handler for Serve {
+    fn handle(&self, request: Request<Body>) -> Answering {
+        let (broker, what) = (self.broker.clone(), self.what.clone());
+        Box::pin(async move {
+            let opened = match &what {
+                Served::Stream(name) => match from(&request) {
+                    Ok(from) => broker.read(name, from).await.map(Opened::Stream),
+                    Err(text) => return answer(StatusCode::BAD_REQUEST, text),
+                },
+                Served::Queue(name) => {
+                    let options = ConsumeOptions::default().prefetch(2);
+                    broker.consume(name, options).await.map(Opened::Queue)
+                }
+            };
+            let opened = match opened {
+                Ok(opened) => opened.events(),
+                Err(error) => return answer(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+            };
+            if headers::upgrade(request.headers()).is_some() {
+                return websocket::accept(&request, move |socket| talk(socket, opened));
+            }
+            events(opened.map(|event| event.map_err(BodyError::new)))
+        })
+    }
+}
+
+/// Where a client wants to begin.
+fn from(request: &Request<Body>) -> Result<StreamFrom, String> {
+    let query = |name: &str| {
+        let pairs = request.uri().query().unwrap_or("").split('&');
+        pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+    };
+    let seen = last_event_id(request.headers()).or_else(|| query("last-event-id"));
+    if let Some(seen) = seen {
+        let offset = seen.parse::<u64>().ok().and_then(|offset| offset.checked_add(1));
+        return offset
+            .map(StreamFrom::Offset)
+            .ok_or_else(|| format!("`{seen}` is no event of this stream\n"));
+    }
+    match query("from") {
+        None | Some("next") => Ok(StreamFrom::Next),
+        Some("first") => Ok(StreamFrom::First),
+        Some(other) => Err(format!("`from` is `first` or `next`, not `{other}`\n")),
+    }
+}
+
+enum Opened {
+    Stream(StreamReader),
+    Queue(Consumer),
+}
+
+type Events = std::pin::Pin<Box<dyn Stream<Item = Result<Event, BrokerError>> + Send>>;
+
+impl Opened {
+    fn events(self) -> Events {
+        match self {
+            Opened::Stream(reader) => {
+                let start = (reader, Vec::<StreamItem>::new().into_iter());
+                Box::pin(unfold(start, async |(mut reader, mut ready)| {
+                    if ready.len() == 0 {
+                        match reader.next_chunk(CHUNK).await {
+                            Ok(chunk) => ready = chunk.into_iter(),
+                            Err(error) => return Some((Err(error), (reader, ready))),
+                        }
+                    }
+                    let item = ready.next()?;
+                    let event = event(&item.message).id(item.offset.to_string());
+                    Some((Ok(event), (reader, ready)))
+                }))
+            }
+            Opened::Queue(consumer) => {
+                Box::pin(unfold((consumer, None::<Delivery>), async |(mut consumer, given)| {
+                    // Whoever asks for the next has written this one.
+                    if let Some(delivery) = given {
+                        delivery.ack();
+                    }
+                    match consumer.next().await? {
+                        Ok(delivery) => Some((Ok(event(&delivery.message)), (consumer, Some(delivery)))),
+                        Err(error) => Some((Err(error), (consumer, None))),
+                    }
+                }))
+            }
+        }
+    }
+}
+
+fn event(message: &Message) -> Event {
+    let event = Event::new(String::from_utf8_lossy(message.body()));
+    match &message.properties().message_id {
+        Some(id) => event.id(id),
+        None => event,
+    }
+}
+
+/// Sends events until either side ends.
+async fn talk(mut socket: WebSocket, mut events: Events) {
+    loop {
+        tokio::select! {
+            heard = socket.next() => match heard {
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return,
+            },
+            event = events.next() => {
+                let Some(Ok(event)) = event else { break };
+                let text = serde_json::json!({ "id": event.id, "data": event.data }).to_string();
+                if socket.send(WebSocketMessage::text(text)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+    // A client that is gone needs no farewell.
+    let _ = socket.close(None).await;
+}

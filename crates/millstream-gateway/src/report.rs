@@ -1,0 +1,114 @@
+//! What became of an exchange, as a value.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::{Method, StatusCode, Uri};
+use serde::Serialize;
+
+use crate::meter::{StreamReport, seconds};
+
+/// Why something was refused or given up; the label of a counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// A request head that is invalid, or could be understood in two ways.
+    Head,
+    /// A request body whose framing is.
+    Framing,
+    /// A head or target larger than allowed.
+    HeadSize,
+    /// A request body larger than allowed.
+    BodySize,
+    /// No route, or not by this method.
+    Route,
+    /// Too many requests from one address.
+    Rate,
+    /// Something took too long.
+    Timeout,
+    /// No upstream could be reached, or it closed without an answer.
+    Upstream,
+    /// An upstream's answer was invalid.
+    UpstreamHead,
+    /// An answer broke off in the middle.
+    BrokenAnswer,
+    /// The client closed before its exchange was done.
+    ClientGone,
+    /// A client's TLS handshake failed, or took too long.
+    Tls,
+}
+
+impl Refusal {
+    /// All of them, with the word that metrics use.
+    pub const WORDS: [(Refusal, &'static str); 12] = [
+        (Refusal::Head, "head"),
+        (Refusal::Framing, "framing"),
+        (Refusal::HeadSize, "head_size"),
+        (Refusal::BodySize, "body_size"),
+        (Refusal::Route, "route"),
+        (Refusal::Rate, "rate"),
+        (Refusal::Timeout, "timeout"),
+        (Refusal::Upstream, "upstream"),
+        (Refusal::UpstreamHead, "upstream_head"),
+        (Refusal::BrokenAnswer, "broken_answer"),
+        (Refusal::ClientGone, "client_gone"),
+        (Refusal::Tls, "tls"),
+    ];
+}
+
+/// One request and its answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExchangeReport {
+    /// Who asked.
+    pub client: SocketAddr,
+    /// The method.
+    #[serde(serialize_with = "shown")]
+    pub method: Method,
+    /// The path, without the query, which may hold secrets.
+    pub path: String,
+    /// The route that was taken.
+    pub route: Option<String>,
+    /// The server that was asked.
+    pub upstream: Option<String>,
+    /// What the client was answered.
+    #[serde(serialize_with = "number")]
+    pub status: Option<StatusCode>,
+    /// The request's body, if it was moved to its end or failed.
+    pub request: Option<StreamReport>,
+    /// The answer's body.
+    pub response: Option<StreamReport>,
+    /// What went wrong.
+    pub failure: Option<String>,
+    /// Seconds from the request's head to the end of the answer.
+    #[serde(rename = "duration_seconds", serialize_with = "seconds")]
+    pub duration: Duration,
+}
+
+impl ExchangeReport {
+    pub(crate) fn new(client: SocketAddr, method: &Method, target: &Uri) -> ExchangeReport {
+        ExchangeReport {
+            client,
+            method: method.clone(),
+            path: target.path().to_owned(),
+            route: None,
+            upstream: None,
+            status: None,
+            request: None,
+            response: None,
+            failure: None,
+            duration: Duration::ZERO,
+        }
+    }
+}
+
+fn shown<S: serde::Serializer>(method: &Method, out: S) -> Result<S::Ok, S::Error> {
+    out.serialize_str(method.as_str())
+}
+
+#[expect(clippy::ref_option, reason = "serde hands a reference to the field")]
+fn number<S: serde::Serializer>(status: &Option<StatusCode>, out: S) -> Result<S::Ok, S::Error> {
+    match status {
+        Some(status) => out.serialize_some(&status.as_u16()),
+        None => out.serialize_none(),
+    }
+}

@@ -1,0 +1,192 @@
+//! Routes: which requests go where.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::{Method, Request, Response};
+
+use crate::body::Body;
+use crate::upstream::{UpstreamUrl, Upstreams};
+
+/// Answers requests inside this process.
+///
+/// Implemented for functions `Fn(Request<Body>) -> impl Future<Output = Response<Body>>`.
+///
+/// # Cancel safety
+/// When the client is gone the future, or the body of the answer, is dropped at once.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request.
+    fn handle(&self, request: Request<Body>) -> Answering;
+}
+
+/// The future of an answer.
+pub type Answering = std::pin::Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+impl<F, R> Handler for F
+where
+    F: Fn(Request<Body>) -> R + Send + Sync + 'static,
+    R: Future<Output = Response<Body>> + Send + 'static,
+{
+    fn handle(&self, request: Request<Body>) -> Answering {
+        Box::pin(self(request))
+    }
+}
+
+/// Where a route leads.
+#[derive(Clone)]
+pub enum Target {
+    /// To one of these servers.
+    Proxy(Arc<Upstreams>),
+    /// To a function of this process.
+    Handler(Arc<dyn Handler>),
+}
+
+/// Which requests, and where they go. The first route that matches is taken.
+#[derive(Clone)]
+pub struct Route {
+    pub(crate) name: String,
+    host: Option<String>,
+    path: String,
+    methods: Vec<Method>,
+    pub(crate) compress: bool,
+    pub(crate) target: Target,
+}
+
+impl Route {
+    /// All requests, to these servers; `name` stands in metrics and logs.
+    pub fn proxy(name: impl Into<String>, upstreams: impl IntoIterator<Item = UpstreamUrl>) -> Route {
+        Route::to(name, Target::Proxy(Arc::new(Upstreams::new(upstreams))))
+    }
+
+    /// All requests, to a function of this process.
+    pub fn handler(name: impl Into<String>, handler: impl Handler) -> Route {
+        Route::to(name, Target::Handler(Arc::new(handler)))
+    }
+
+    /// All requests, to this target.
+    pub fn to(name: impl Into<String>, target: Target) -> Route {
+        Route {
+            name: name.into(),
+            host: None,
+            path: "/".into(),
+            methods: Vec::new(),
+            compress: false,
+            target,
+        }
+    }
+
+    /// Only requests to this host, without its port; `*.example.org` means every name below `example.org`.
+    #[must_use]
+    pub fn host(mut self, host: impl Into<String>) -> Route {
+        self.host = Some(host.into().to_ascii_lowercase());
+        self
+    }
+
+    /// Only requests to this path or below it: `/a` matches `/a` and `/a/b`, and not `/ab`.
+    #[must_use]
+    pub fn path(mut self, path: impl Into<String>) -> Route {
+        self.path = path.into();
+        self
+    }
+
+    /// Only requests by these methods.
+    #[must_use]
+    pub fn methods(mut self, methods: impl IntoIterator<Item = Method>) -> Route {
+        self.methods = methods.into_iter().collect();
+        self
+    }
+
+    /// Compresses answers on their way to clients that accept it, by zstd or gzip: texts that are not compressed already and are
+    /// not parts of ranges. Each chunk goes on at once, so that events are not held back.
+    #[must_use]
+    pub fn compress(mut self) -> Route {
+        self.compress = true;
+        self
+    }
+
+    fn matches_place(&self, host: &str, path: &str) -> bool {
+        let host_fits = match self.host.as_deref() {
+            None => true,
+            Some(wanted) => match wanted.strip_prefix('*') {
+                Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
+                None => host == wanted,
+            },
+        };
+        let base = self.path.strip_suffix('/').unwrap_or(&self.path);
+        let below = path.strip_prefix(base);
+        host_fits && below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || base.is_empty())
+    }
+
+    fn matches_method(&self, method: &Method) -> bool {
+        self.methods.is_empty() || self.methods.contains(method)
+    }
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Route")
+            .field("name", &self.name)
+            .field("host", &self.host)
+            .field("path", &self.path)
+            .field("methods", &self.methods)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What was found for a request.
+pub(crate) enum Found {
+    /// The route with this index.
+    Route(usize),
+    /// Routes lead there, for other methods only.
+    OtherMethods(Vec<Method>),
+    Nothing,
+}
+
+pub(crate) fn find(routes: &[Route], host: &str, path: &str, method: &Method) -> Found {
+    // Authorities may end with a port, and with a `]` before it when they are IPv6 addresses.
+    let host = match host.rfind(':') {
+        Some(colon) if !host[colon..].contains(']') => &host[..colon],
+        _ => host,
+    };
+    let host = host.to_ascii_lowercase();
+    let mut allowed = Vec::new();
+    for (at, route) in routes.iter().enumerate() {
+        if !route.matches_place(&host, path) {
+            continue;
+        }
+        if route.matches_method(method) {
+            return Found::Route(at);
+        }
+        allowed.extend(route.methods.iter().cloned());
+    }
+    if allowed.is_empty() { Found::Nothing } else { Found::OtherMethods(allowed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_route_that_fits_is_taken() {
+        async fn nothing(_: Request<Body>) -> Response<Body> {
+            Response::default()
+        }
+        let routes = [
+            Route::handler("0", nothing).host("a.example").path("/x/"),
+            Route::handler("1", nothing).host("*.example").methods([Method::GET]),
+            Route::handler("2", nothing).path("/y").methods([Method::POST]),
+        ];
+        let found = |host: &str, path: &str, method: Method| match find(&routes, host, path, &method) {
+            Found::Route(at) => at.to_string(),
+            Found::OtherMethods(methods) => format!("{methods:?}"),
+            Found::Nothing => "nothing".into(),
+        };
+        assert_eq!(found("A.example:80", "/x", Method::PUT), "0");
+        assert_eq!(found("a.example", "/x/y", Method::PUT), "0");
+        assert_eq!(found("a.example", "/xy", Method::GET), "1");
+        assert_eq!(found("a.example", "/xy", Method::PUT), "[GET]");
+        assert_eq!(found("example", "/", Method::GET), "nothing");
+        assert_eq!(found("[::1]:80", "/y", Method::POST), "2");
+        assert_eq!(found("[::1]", "/y/z", Method::GET), "[POST]");
+    }
+}

@@ -1,0 +1,292 @@
+//! Upstreams: where requests go, over connections that are used again.
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use http::Uri;
+use hyper::client::conn::http2::SendRequest;
+use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Permit};
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use crate::body::Body;
+use crate::gateway::Shared;
+use crate::health::HealthCheck;
+use crate::http1::io::{Connection, ReadSide, WriteSide};
+use crate::http2;
+use crate::settings::Settings;
+
+/// The address of an upstream: `http://host:port/base`; `https://…`, which speaks HTTP/2 if it can; `h2c://…`, which speaks
+/// HTTP/2 without TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamUrl {
+    pub(crate) tls: bool,
+    /// HTTP/2 without asking.
+    pub(crate) http2: bool,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) authority: String,
+    /// What stands before the path of every request, without a slash at its end.
+    pub(crate) base: String,
+}
+
+/// Why a text is no address of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is no upstream; write `http://host:port`, `https://host:port` or `h2c://host:port`, with a path if every request needs one"
+)]
+pub struct UpstreamUrlError(String);
+
+impl FromStr for UpstreamUrl {
+    type Err = UpstreamUrlError;
+
+    fn from_str(text: &str) -> Result<Self, UpstreamUrlError> {
+        let error = || UpstreamUrlError(text.to_owned());
+        let uri: Uri = text.parse().map_err(|_| error())?;
+        let (tls, http2) = match uri.scheme_str() {
+            Some("http") => (false, false),
+            Some("https") => (true, false),
+            Some("h2c") => (false, true),
+            _ => return Err(error()),
+        };
+        let authority = uri.authority().ok_or_else(error)?;
+        if authority.as_str().contains('@') || uri.query().is_some() {
+            return Err(error());
+        }
+        Ok(UpstreamUrl {
+            tls,
+            http2,
+            host: authority.host().trim_matches(['[', ']']).to_owned(),
+            port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+            authority: authority.as_str().to_owned(),
+            base: uri.path().trim_end_matches('/').to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for UpstreamUrl {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match (self.tls, self.http2) {
+            (true, _) => "https",
+            (false, true) => "h2c",
+            (false, false) => "http",
+        };
+        write!(out, "{scheme}://{}{}", self.authority, self.base)
+    }
+}
+
+/// The servers behind a route. A request goes to the healthy one with the fewest requests in flight; one whose requests
+/// fail is left alone for a while.
+#[derive(Debug)]
+pub struct Upstreams {
+    pub(crate) servers: Vec<Arc<Upstream>>,
+    pub(crate) health: Option<HealthCheck>,
+    /// Where the search begins, so that servers with equally few take turns.
+    turn: AtomicUsize,
+}
+
+/// One server.
+pub(crate) struct Upstream {
+    pub(crate) url: UpstreamUrl,
+    pub(crate) in_flight: AtomicUsize,
+    /// What the last checks found; true without checks.
+    pub(crate) healthy: AtomicBool,
+    breaker: Option<CircuitBreaker>,
+    idle: Mutex<Vec<Idle>>,
+    /// The one connection that is enough where HTTP/2 is spoken.
+    shared: Mutex<Option<SendRequest<Body>>>,
+    connected: AtomicU64,
+    reused: AtomicU64,
+    failed: AtomicU64,
+}
+
+struct Idle {
+    read: ReadSide,
+    write: WriteSide,
+    since: Instant,
+}
+
+/// A way to ask an upstream.
+pub(crate) enum Way {
+    Http1(Connected),
+    Http2(SendRequest<Body>),
+}
+
+/// A connection to an upstream in somebody's hands.
+pub(crate) struct Connected {
+    pub(crate) read: ReadSide,
+    pub(crate) write: WriteSide,
+    /// It has served a request before, so that the server may be about to close it.
+    pub(crate) reused: bool,
+}
+
+/// A request in flight.
+pub(crate) struct InFlight {
+    pub(crate) upstream: Arc<Upstream>,
+    permit: Option<Permit>,
+}
+
+impl InFlight {
+    /// The server has answered, well or not. A request that is dropped without a word says nothing about its server.
+    pub(crate) fn answered(&mut self, well: bool) {
+        if let Some(permit) = self.permit.take() {
+            if well { permit.succeed() } else { permit.fail() }
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.upstream.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Upstreams {
+    /// These servers, without checks and breakers.
+    pub fn new(urls: impl IntoIterator<Item = UpstreamUrl>) -> Upstreams {
+        let server = |url| {
+            Arc::new(Upstream {
+                url,
+                in_flight: AtomicUsize::new(0),
+                healthy: AtomicBool::new(true),
+                breaker: None,
+                idle: Mutex::default(),
+                shared: Mutex::default(),
+                connected: AtomicU64::new(0),
+                reused: AtomicU64::new(0),
+                failed: AtomicU64::new(0),
+            })
+        };
+        Upstreams { servers: urls.into_iter().map(server).collect(), health: None, turn: AtomicUsize::new(0) }
+    }
+
+    /// Leaves a server alone whose requests fail: it cannot be reached, closes without an answer, takes too long, or
+    /// answers 502, 503 or 504.
+    #[must_use]
+    pub fn breaker(mut self, settings: &BreakerSettings) -> Upstreams {
+        for server in &mut self.servers {
+            let server = Arc::get_mut(server).expect("nobody else has it before the gateway listens");
+            server.breaker = Some(CircuitBreaker::new(settings.clone().name(server.url.to_string())));
+        }
+        self
+    }
+
+    /// Asks each server from time to time whether it is well.
+    #[must_use]
+    pub fn health(mut self, check: HealthCheck) -> Upstreams {
+        self.health = Some(check);
+        self
+    }
+
+    /// The server with the fewest requests in flight, passing over those in `but` and those that are not well.
+    pub(crate) fn choose(&self, but: &[usize]) -> Option<(usize, InFlight)> {
+        let count = self.servers.len();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let mut order: Vec<usize> = (0..count).map(|offset| (turn + offset) % count).collect();
+        order.retain(|at| !but.contains(at) && self.servers[*at].healthy.load(Ordering::Relaxed));
+        order.sort_by_key(|at| self.servers[*at].in_flight.load(Ordering::Relaxed));
+        order.into_iter().find_map(|at| {
+            let server = &self.servers[at];
+            let permit = match &server.breaker {
+                None => None,
+                Some(breaker) => Some(breaker.try_acquire_owned().ok()?),
+            };
+            server.in_flight.fetch_add(1, Ordering::Relaxed);
+            Some((at, InFlight { upstream: server.clone(), permit }))
+        })
+    }
+}
+
+impl Upstream {
+    /// A way to ask it: a connection that is there, or a new one if there is none or `fresh` is asked for.
+    pub(crate) async fn way(&self, shared: &Arc<Shared>, fresh: bool) -> io::Result<Way> {
+        let settings = &shared.settings;
+        while let Some(mut idle) = if fresh { None } else { self.idle.lock().pop() } {
+            if idle.since.elapsed() < settings.timeouts.keep_alive && idle.read.is_idle() {
+                self.reused.fetch_add(1, Ordering::Relaxed);
+                return Ok(Way::Http1(Connected { read: idle.read, write: idle.write, reused: true }));
+            }
+        }
+        if let Some(sender) = self.shared.lock().clone().filter(|sender| !fresh && sender.is_ready()) {
+            self.reused.fetch_add(1, Ordering::Relaxed);
+            return Ok(Way::Http2(sender));
+        }
+        let way = timeout(settings.timeouts.connect, self.connect(shared))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let counter = if way.is_ok() { &self.connected } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+        way
+    }
+
+    async fn connect(&self, shared: &Arc<Shared>) -> io::Result<Way> {
+        let stream = TcpStream::connect((self.url.host.as_str(), self.url.port)).await?;
+        stream.set_nodelay(true)?;
+        let mut http2 = self.url.http2;
+        let connection = match &shared.upstream_tls {
+            Some(tls) if self.url.tls => {
+                let name = ServerName::try_from(self.url.host.clone()).map_err(io::Error::other)?;
+                let stream = TlsConnector::from(tls.clone()).connect(name, stream).await?;
+                http2 |= stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                Connection::Other(Box::new(stream))
+            }
+            _ => Connection::Tcp(stream),
+        };
+        if http2 {
+            let stream = match connection {
+                Connection::Tcp(stream) => Box::new(stream),
+                Connection::Other(stream) => stream,
+            };
+            let sender = http2::connect(shared, stream).await.map_err(io::Error::other)?;
+            *self.shared.lock() = Some(sender.clone());
+            return Ok(Way::Http2(sender));
+        }
+        let (read, write) = connection.split(&shared.pool);
+        Ok(Way::Http1(Connected { read, write, reused: false }))
+    }
+
+    /// Keeps a connection for the next request.
+    pub(crate) fn keep(&self, connected: Connected, settings: &Settings) {
+        let mut idle = self.idle.lock();
+        if idle.len() < settings.upstream_idle_connections {
+            idle.push(Idle { read: connected.read, write: connected.write, since: Instant::now() });
+        }
+    }
+
+    /// Closes all idle connections.
+    pub(crate) fn forget_idle(&self) {
+        self.idle.lock().clear();
+        *self.shared.lock() = None;
+    }
+
+    fn is_open(&self) -> bool {
+        self.breaker.as_ref().is_some_and(|breaker| breaker.state() == BreakerState::Open)
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Upstream({})", self.url)
+    }
+}
+
+/// The servers of a route, as they are.
+pub(crate) fn snapshots(route: &crate::route::Route) -> Vec<crate::UpstreamSnapshot> {
+    let crate::route::Target::Proxy(upstreams) = &route.target else { return Vec::new() };
+    let snapshot = |server: &Arc<Upstream>| crate::UpstreamSnapshot {
+        route: route.name.clone(),
+        upstream: server.url.to_string(),
+        in_flight: server.in_flight.load(Ordering::Relaxed) as u64,
+        connected: server.connected.load(Ordering::Relaxed),
+        reused: server.reused.load(Ordering::Relaxed),
+        failed: server.failed.load(Ordering::Relaxed),
+        healthy: server.healthy.load(Ordering::Relaxed) && !server.is_open(),
+    };
+    upstreams.servers.iter().map(snapshot).collect()
+}

@@ -1,0 +1,77 @@
+//! WebSocket (RFC 6455) as an answer: the handshake here, the frames by tungstenite.
+
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+
+use crate::body::Body;
+use crate::headers;
+use crate::upgrade::{Upgrade, Upgraded};
+
+pub use tokio_tungstenite::tungstenite::{Error as WebSocketError, Message as WebSocketMessage};
+
+/// The largest message that a client may send.
+const MESSAGE_MAX: usize = 1 << 20;
+
+/// A WebSocket: a stream and a sink of messages. Pings are answered while it is read.
+pub type WebSocket = WebSocketStream<Upgraded>;
+
+/// Answers a request for a WebSocket, and gives the socket to `talk` when the answer was sent; any other request is answered with
+/// what is wrong with it. `talk` runs until it returns, the client is gone, or the gateway stops.
+///
+/// # Cancel safety
+/// When the gateway stops, the future of `talk` is dropped.
+pub fn accept<F>(
+    request: &Request<Body>,
+    talk: impl FnOnce(WebSocket) -> F + Send + 'static,
+) -> Response<Body>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let key = match check(request) {
+        Ok(key) => key,
+        Err((status, text)) => {
+            let mut response = Response::new(Body::from(text));
+            *response.status_mut() = status;
+            response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            return response;
+        }
+    };
+    let Some(upgrade) = request.extensions().get::<Upgrade>().cloned() else {
+        let mut response = Response::new(Body::from("WebSockets are spoken over HTTP/1.1\n"));
+        *response.status_mut() = StatusCode::NOT_IMPLEMENTED;
+        return response;
+    };
+    upgrade.spawn(async move |connection| {
+        let config =
+            WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
+        talk(WebSocketStream::from_raw_socket(connection, Role::Server, Some(config)).await).await;
+    });
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
+    response
+}
+
+/// The key of the answer.
+fn check(request: &Request<Body>) -> Result<HeaderValue, (StatusCode, &'static str)> {
+    let asked = headers::upgrade(request.headers());
+    if !asked.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket")) {
+        return Err((StatusCode::UPGRADE_REQUIRED, "ask with `Upgrade: websocket`\n"));
+    }
+    if request.method() != Method::GET {
+        return Err((StatusCode::METHOD_NOT_ALLOWED, "ask for a WebSocket by GET\n"));
+    }
+    if request.headers().get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err((StatusCode::UPGRADE_REQUIRED, "WebSocket is spoken in version 13\n"));
+    }
+    let key = request.headers().get(header::SEC_WEBSOCKET_KEY);
+    let key = key.ok_or((StatusCode::BAD_REQUEST, "`Sec-WebSocket-Key` is missing\n"))?;
+    HeaderValue::from_str(&derive_accept_key(key.as_bytes()))
+        .map_err(|_| (StatusCode::BAD_REQUEST, "`Sec-WebSocket-Key` is invalid\n"))
+}

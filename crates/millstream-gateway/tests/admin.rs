@@ -1,0 +1,70 @@
+//! What the gateway shows, and where.
+
+use std::time::Duration;
+
+use http::{Request, Response};
+use millstream_gateway::{Body, Gateway, Route, Settings, exposition};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+async fn get(to: std::net::SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(to).await.expect("connected");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    tokio::time::timeout(Duration::from_secs(30), read).await.expect("in time").expect("read");
+    answer
+}
+
+async fn hello(_: Request<Body>) -> Response<Body> {
+    Response::new("hello".into())
+}
+
+#[tokio::test]
+async fn the_admin_address_shows_what_was_counted_and_the_public_one_does_not() {
+    let any = || "127.0.0.1:0".parse().expect("an address");
+    let server = Gateway::new(Settings::default())
+        .route(Route::handler("hello", hello).path("/hello"))
+        .listen(any())
+        .await;
+    let server = server.expect("a port");
+    let admin = server.admin().listen(any()).await.expect("a port");
+    assert!(get(server.local_addr(), "/hello").await.ends_with("\r\n\r\nhello"));
+
+    let metrics = get(admin.local_addr(), "/metrics").await;
+    for line in [
+        "millstream_gateway_stream_bytes_total{route=\"hello\",direction=\"response\"} 5",
+        "millstream_gateway_stream_chunks_total{route=\"hello\",direction=\"response\"} 1",
+        "millstream_gateway_stream_first_bytes_total{route=\"hello\",direction=\"response\"} 1",
+        "millstream_gateway_streams_ended_total{route=\"hello\",direction=\"response\",outcome=\"complete\"} 1",
+        "millstream_gateway_answers_total{route=\"hello\",class=\"2xx\"} 1",
+        "millstream_gateway_connections_total 1",
+        "millstream_gateway_pool_enabled 1",
+    ] {
+        assert!(metrics.lines().any(|shown| shown == line), "{line} is not in\n{metrics}");
+    }
+    let pool = get(admin.local_addr(), "/buffer-pool-metrics").await;
+    let pool: serde_json::Value =
+        serde_json::from_str(pool.split_once("\r\n\r\n").expect("a body").1).expect("JSON");
+    assert_eq!(pool["tiers"][0]["size"], 4096);
+    assert_eq!(pool["in_use"], 0);
+    assert!(get(admin.local_addr(), "/health").await.contains("\"status\": \"ok\""));
+    assert!(get(admin.local_addr(), "/status.json").await.contains("\"backpressure_events\""));
+    for path in ["/metrics", "/health", "/buffer-pool-metrics", "/status.json"] {
+        assert!(get(server.local_addr(), path).await.starts_with("HTTP/1.1 404 "), "{path} is public");
+    }
+}
+
+#[test]
+fn the_reference_lists_every_metric_and_no_other() {
+    let reference = include_str!("../../../docs/gateway.md");
+    let listed: Vec<&str> = reference
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `millstream_gateway_"))
+        .filter_map(|rest| rest.split('`').next())
+        .collect();
+    let known: Vec<&str> =
+        exposition::NAMES.iter().map(|name| &name["millstream_gateway_".len()..]).collect();
+    assert_eq!(listed, known);
+}

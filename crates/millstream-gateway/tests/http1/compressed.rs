@@ -1,0 +1,81 @@
+//! Answers that are compressed on their way.
+
+use std::io::Read;
+
+use millstream_gateway::{Gateway, Route, Settings};
+
+use crate::support::*;
+
+#[tokio::test]
+async fn a_text_is_compressed_for_who_accepts_it_a_chunk_at_a_time() {
+    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", upstream.local_addr().expect("an address"));
+    let server = Gateway::new(Settings::default())
+        .route(Route::proxy("up", [url.parse().expect("a url")]).compress())
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    for coding in ["zstd", "gzip"] {
+        let mut client = connect(server.local_addr()).await;
+        client.send(format!("GET / HTTP/1.1\r\nHost: h\r\nAccept-Encoding: {coding}\r\n\r\n")).await;
+        let mut up = Wire::new(within("a connection", upstream.accept()).await.expect("accepted").0);
+        up.head().await;
+        up.send(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nETag: \"1\"\r\nConnection: close\r\n\r\n",
+        )
+        .await;
+        let head = client.head().await;
+        assert!(
+            head.contains(&format!("content-encoding: {coding}")) && head.contains("etag: W/\"1\""),
+            "{head}"
+        );
+        assert!(
+            head.contains("vary: accept-encoding") && head.contains("transfer-encoding: chunked"),
+            "{head}"
+        );
+        let mut compressed = Vec::new();
+        for event in ["data: one\n\n", "data: two\n\n"] {
+            up.send(event).await;
+            let size = usize::from_str_radix(client.until("\r\n").await.trim(), 16).expect("a chunk");
+            compressed.extend(client.bytes(size + 2).await.split_at(size).0);
+            // What has come can be read before the rest.
+            let mut text = vec![0; event.len() * if event.contains("two") { 2 } else { 1 }];
+            match coding {
+                "gzip" => flate2::read::GzDecoder::new(&compressed[..]).read_exact(&mut text),
+                _ => zstd::stream::read::Decoder::new(&compressed[..]).expect("zstd").read_exact(&mut text),
+            }
+            .expect("all of it");
+            assert!(text.ends_with(event.as_bytes()));
+        }
+        drop(up);
+        client.until("0\r\n\r\n").await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_text_or_compressed_or_a_part_goes_through_as_it_is() {
+    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", upstream.local_addr().expect("an address"));
+    let server = Gateway::new(Settings::default())
+        .route(Route::proxy("up", [url.parse().expect("a url")]).compress())
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let body = "x".repeat(1000);
+    for (accepts, answer) in [
+        ("gzip", "200 OK\r\nContent-Type: image/png"),
+        ("gzip", "200 OK\r\nContent-Type: text/html\r\nContent-Encoding: br"),
+        ("gzip", "200 OK\r\nContent-Type: text/html\r\nCache-Control: no-transform"),
+        ("gzip", "206 Partial Content\r\nContent-Type: text/html\r\nContent-Range: bytes 0-999/2000"),
+        ("identity", "200 OK\r\nContent-Type: text/html"),
+    ] {
+        let mut client = connect(server.local_addr()).await;
+        client.send(format!("GET / HTTP/1.1\r\nHost: h\r\nAccept-Encoding: {accepts}\r\n\r\n")).await;
+        let mut up = Wire::new(within("a connection", upstream.accept()).await.expect("accepted").0);
+        up.head().await;
+        up.send(format!("HTTP/1.1 {answer}\r\nContent-Length: 1000\r\nConnection: close\r\n\r\n{body}"))
+            .await;
+        assert!(client.head().await.contains("content-length: 1000"), "{answer}");
+        assert_eq!(client.bytes(1000).await, body.as_bytes());
+    }
+}

@@ -1,0 +1,327 @@
+//! How exchanges end when somebody leaves, stalls or lies.
+
+use std::time::Duration;
+
+use http::{Request, Response};
+use millstream_gateway::{Body, Gateway, HalfClose, Limits, Route, Settings, Timeouts};
+
+use crate::support::*;
+
+/// Long beside what a loaded machine takes for a step, short beside a test.
+const SHORT: Duration = Duration::from_millis(500);
+
+#[tokio::test]
+async fn a_client_that_leaves_takes_its_request_with_it_at_once() {
+    let scene = scene(Settings::default()).await;
+    // While the answer is awaited.
+    let (client, mut up, _) = scene.asked(GET).await;
+    drop(client);
+    up.ended().await;
+    // In the middle of its body.
+    let (client, mut up, _) = scene.asked("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc").await;
+    assert_eq!(up.bytes(3).await, b"abc");
+    drop(client);
+    up.ended().await;
+    // In the middle of the answer.
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    up.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").await;
+    client.head().await;
+    assert_eq!(client.bytes(3).await, b"abc");
+    drop(client);
+    up.ended().await;
+    assert_eq!(scene.refused("client_gone"), 3);
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_half_closed_client_is_answered_where_that_is_allowed() {
+    let scene = scene(Settings { half_close: HalfClose::Allow, ..Settings::default() }).await;
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    client.close_sending().await;
+    up.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await;
+    client.head().await;
+    assert_eq!(client.bytes(2).await, b"hi");
+    client.ended().await;
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_dies_in_mid_body_leaves_a_body_that_shows_it() {
+    let scene = scene(Settings::default()).await;
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    up.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").await;
+    drop(up);
+    client.head().await;
+    assert_ne!(client.rest().await.0, b"abcdefghi");
+
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    up.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
+    drop(up);
+    client.head().await;
+    let (rest, _) = client.rest().await;
+    assert!(!String::from_utf8_lossy(&rest).contains("0\r\n\r\n"));
+
+    // Where only the end of the connection could end the body, it is a reset.
+    let (mut client, mut up, _) = scene.asked("GET / HTTP/1.0\r\nHost: h\r\n\r\n").await;
+    up.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").await;
+    drop(up);
+    let (_, orderly) = client.rest().await;
+    assert!(!orderly);
+    assert_eq!(scene.refused("broken_answer"), 3);
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_sends_more_than_it_said_harms_no_other_exchange() {
+    let scene = scene(Settings::default()).await;
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    up.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhiHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+        .await;
+    client.head().await;
+    assert_eq!(client.bytes(2).await, b"hi");
+    client.send(GET).await;
+    let mut second = scene.accept().await;
+    second.head().await;
+    second.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    client.head().await;
+    assert_eq!(client.bytes(2).await, b"ok");
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn answers_that_two_readers_could_understand_differently_are_not_passed_on() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+        "HTTP/1.1 200 OK\nContent-Length: 2\n\n",
+        "HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: evil\r\nConnection: upgrade\r\n\r\n",
+        "nonsense\r\n\r\n",
+    ] {
+        let scene = scene(Settings::default()).await;
+        let (mut client, mut up, _) = scene.asked(GET).await;
+        up.send(answer).await;
+        assert_eq!(status(&client.head().await), 502, "{answer:?}");
+        assert_eq!(scene.refused("upstream_head"), 1);
+        scene.end().await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_with_broken_chunks_breaks_off() {
+    let scene = scene(Settings::default()).await;
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    up.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcX").await;
+    client.head().await;
+    let (rest, _) = client.rest().await;
+    assert!(!String::from_utf8_lossy(&rest).contains("0\r\n\r\n"));
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_the_upstream_has_closed_is_replaced() {
+    let scene = scene(Settings::default()).await;
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    up.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    client.head().await;
+    client.send(GET).await;
+    // It has read the request and closes without an answer, as a server does whose patience is over.
+    up.head().await;
+    drop(up);
+    let mut up = scene.accept().await;
+    up.head().await;
+    up.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await;
+    client.head().await;
+    assert_eq!(client.bytes(2).await, b"hi");
+
+    // What changes something is not asked twice.
+    client.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx").await;
+    up.head().await;
+    assert_eq!(up.bytes(1).await, b"x");
+    drop(up);
+    assert_eq!(status(&client.head().await), 502);
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_new_connection_that_closes_without_an_answer_is_not_tried_again() {
+    let scene = scene(Settings::default()).await;
+    let (mut client, up, _) = scene.asked(GET).await;
+    drop(up);
+    assert_eq!(status(&client.head().await), 502);
+    assert_eq!(scene.refused("upstream"), 1);
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn an_upstream_out_of_reach_is_told_and_the_next_one_tried() {
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let gone = format!("http://{}", closed.local_addr().expect("an address"));
+    drop(closed);
+    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let there = format!("http://{}", upstream.local_addr().expect("an address"));
+    let server = Gateway::new(Settings::default())
+        .route(Route::proxy("none", [gone.parse().expect("a url")]).path("/none"))
+        .route(Route::proxy("some", [gone.parse().expect("a url"), there.parse().expect("a url")]))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let mut client = connect(server.local_addr()).await;
+    client.send("GET /none HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_eq!(status(&client.head().await), 502);
+    client.until("reached\n").await;
+    // Whichever is chosen first, each request is answered by the one that is there.
+    for _ in 0..4 {
+        client
+            .send("POST /some HTTP/1.1\r\nHost: h\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx")
+            .await;
+        let mut up = Wire::new(within("a connection", upstream.accept()).await.expect("accepted").0);
+        up.head().await;
+        up.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+        assert_eq!(status(&client.head().await), 200);
+    }
+}
+
+#[tokio::test]
+async fn requests_go_to_the_server_with_the_fewest_in_flight() {
+    let a = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let b = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let urls = [&a, &b]
+        .map(|server| format!("http://{}", server.local_addr().expect("an address")).parse().expect("a url"));
+    let server = Gateway::new(Settings::default())
+        .route(Route::proxy("both", urls))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        let mut client = connect(server.local_addr()).await;
+        client.send(GET).await;
+        clients.push(client);
+    }
+    let mut kept = Vec::new();
+    for listener in [&a, &b] {
+        for _ in 0..3 {
+            kept.push(within("three requests at each server", listener.accept()).await.expect("accepted"));
+        }
+    }
+    let in_flight: Vec<u64> = server.snapshot().upstreams.iter().map(|server| server.in_flight).collect();
+    assert_eq!(in_flight, [3, 3]);
+}
+
+#[tokio::test]
+async fn who_takes_too_long_is_given_up() {
+    let timeouts = Timeouts { header: SHORT, response: SHORT, idle: SHORT, ..Timeouts::default() };
+    let scene = scene(Settings { timeouts, ..Settings::default() }).await;
+    // A head that comes a byte at a time, and then no more.
+    let mut client = scene.client().await;
+    client.send("GET / HT").await;
+    assert_eq!(status(&client.head().await), 408);
+    client.rest().await;
+    // A body that stops.
+    let (mut client, up, _) = scene.asked("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc").await;
+    assert_eq!(status(&client.head().await), 408);
+    drop(up);
+    // An upstream that says nothing.
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    assert_eq!(status(&client.head().await), 504);
+    up.ended().await;
+    // An upstream that stops in the middle of its answer.
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    up.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").await;
+    client.head().await;
+    assert_ne!(client.rest().await.0, b"abcdefghi");
+    assert_eq!(scene.refused("timeout"), 3);
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_client_that_asks_nothing_is_let_go() {
+    let timeouts = Timeouts { keep_alive: SHORT, ..Timeouts::default() };
+    let scene = scene(Settings { timeouts, ..Settings::default() }).await;
+    let mut client = scene.client().await;
+    client.ended().await;
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn an_exchange_may_be_limited_as_a_whole() {
+    let timeouts = Timeouts { total: Some(SHORT), ..Timeouts::default() };
+    let scene = scene(Settings { timeouts, ..Settings::default() }).await;
+    let (mut client, _up, _) = scene.asked(GET).await;
+    assert_eq!(status(&client.head().await), 504);
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    up.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").await;
+    client.head().await;
+    assert_ne!(client.rest().await.0, b"abcdefghi");
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_has_begun_and_lets_idle_connections_go() {
+    let scene = scene(Settings::default()).await;
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    let mut idle = scene.client().await;
+    let address = scene.server.local_addr();
+    let (server, _listener) = (scene.server, scene.upstream);
+    let draining = tokio::spawn(server.shutdown(Duration::from_secs(20)));
+    idle.ended().await;
+    // Nobody is accepted any more; the port may also be refused at once.
+    if let Ok(stream) = tokio::net::TcpStream::connect(address).await {
+        Wire::new(stream).rest().await;
+    }
+    up.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await;
+    client.head().await;
+    assert_eq!(client.bytes(2).await, b"hi");
+    client.ended().await;
+    let drained = within("the end", draining).await.expect("no panic");
+    assert_eq!((drained.broken_off, drained.leases_left), (0, 0));
+}
+
+#[tokio::test]
+async fn what_has_not_ended_at_the_deadline_is_broken_off() {
+    let scene = scene(Settings::default()).await;
+    let (mut client, _up, _) = scene.asked(GET).await;
+    let drained = within("the end", scene.server.shutdown(Duration::ZERO)).await;
+    assert_eq!((drained.broken_off, drained.leases_left), (1, 0));
+    client.ended().await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_for_their_turn() {
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let scene = scene(Settings { limits, ..Settings::default() }).await;
+    let (mut first, mut up, _) = scene.asked(GET).await;
+    let mut second = scene.client().await;
+    second.send("GET /second HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    up.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    first.head().await;
+    assert_eq!(scene.server.snapshot().connections, 1);
+    drop(first);
+    assert!(up.head().await.starts_with("GET /second "));
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_handler_never_takes_a_broken_body_for_a_whole_one() {
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let keep = move |request: Request<Body>| {
+        // The body outlives its request in somebody else's hands, who has not read it yet.
+        let tell = tell.clone();
+        tokio::spawn(async move { tell.send(request.into_body()).await });
+        std::future::pending::<Response<Body>>()
+    };
+    let server = Gateway::new(Settings::default())
+        .route(Route::handler("keep", keep))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    for head in ["Content-Length: 6", "Transfer-Encoding: chunked"] {
+        let mut client = connect(server.local_addr()).await;
+        client.send(format!("POST / HTTP/1.1\r\nHost: h\r\n{head}\r\n\r\n3\r\na")).await;
+        let body = within("a body", told.recv()).await.expect("a body");
+        drop(client);
+        assert!(within("its end", body.collect(100)).await.is_err(), "{head}");
+    }
+}

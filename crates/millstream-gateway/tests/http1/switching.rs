@@ -1,0 +1,83 @@
+//! Connections that change their protocol.
+
+use http::{Request, Response, StatusCode};
+use millstream_gateway::{Body, Gateway, Route, Settings, Upgrade};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::*;
+
+const ASKED: &str = "GET /ws HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
+                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+#[tokio::test]
+async fn a_websocket_goes_through_and_each_side_closes_by_itself() {
+    let scene = scene(Settings::default()).await;
+    let (mut client, mut up, head) = scene.asked(ASKED).await;
+    assert!(head.ends_with("connection: upgrade\r\nupgrade: websocket\r\n\r\n"), "{head}");
+    assert!(head.contains("sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="));
+    // The first frame comes with the answer.
+    up.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nfirst")
+        .await;
+    let head = client.head().await;
+    assert!(
+        status(&head) == 101 && head.contains("upgrade: websocket") && head.contains("connection: upgrade"),
+        "{head}"
+    );
+    assert_eq!(client.bytes(5).await, b"first");
+    client.send("there").await;
+    assert_eq!(up.bytes(5).await, b"there");
+    client.close_sending().await;
+    up.ended().await;
+    up.send("late").await;
+    assert_eq!(client.bytes(4).await, b"late");
+    drop(up);
+    client.ended().await;
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn an_upstream_may_decline_to_change() {
+    let scene = scene(Settings::default()).await;
+    let (mut client, mut up, _) = scene.asked(ASKED).await;
+    up.send("HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(status(&client.head().await), 426);
+    client.send(GET).await;
+    up.head().await;
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_change_to_http_2_is_not_passed_on_since_requests_would_pass_unseen() {
+    let scene = scene(Settings::default()).await;
+    let asked = ASKED.replace("websocket", "h2c");
+    let (_client, _up, head) = scene.asked(&asked).await;
+    assert!(!head.contains("upgrade"), "{head}");
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_handler_may_take_the_connection() {
+    async fn shout(request: Request<Body>) -> Response<Body> {
+        let upgrade = request.extensions().get::<Upgrade>().expect("an upgrade").clone();
+        upgrade.spawn(async move |mut connection| {
+            let mut word = [0; 5];
+            connection.read_exact(&mut word).await.expect("a word");
+            connection.write_all(&word.to_ascii_uppercase()).await.expect("written");
+        });
+        let mut response = Response::default();
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        response.headers_mut().insert("upgrade", "shout".parse().expect("a value"));
+        response.headers_mut().insert("connection", "upgrade".parse().expect("a value"));
+        response
+    }
+    let server = Gateway::new(Settings::default())
+        .route(Route::handler("shout", shout))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let mut client = connect(server.local_addr()).await;
+    client.send("GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: shout\r\n\r\nhello").await;
+    assert_eq!(status(&client.head().await), 101);
+    assert_eq!(client.bytes(5).await, b"HELLO");
+    client.ended().await;
+}
