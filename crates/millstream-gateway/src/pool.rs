@@ -24,6 +24,14 @@ use shelf::Shelf;
 pub const TIERS: [usize; 9] =
     [4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20];
 
+const _: () = {
+    let mut tier = 1;
+    while tier < TIERS.len() {
+        assert!(TIERS[tier] == 2 * TIERS[tier - 1]);
+        tier += 1;
+    }
+};
+
 /// What a pool may hold and do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolSettings {
@@ -219,7 +227,9 @@ impl Shared {
     /// The smallest tier whose buffers hold `size` bytes, or the largest that fits into the bound.
     #[inline]
     fn tier_of(&self, size: usize) -> usize {
-        TIERS.iter().position(|tier| *tier >= size).unwrap_or(TIERS.len() - 1).min(self.tier_max)
+        // Each tier is twice the one before.
+        let doublings = size.div_ceil(TIERS[0]).next_power_of_two().trailing_zeros();
+        (doublings as usize).min(self.tier_max)
     }
 
     /// A buffer of the shared shelf, or a new one.
