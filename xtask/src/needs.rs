@@ -66,11 +66,17 @@ pub(crate) fn meet(need: &Need) -> Outcome {
     if works(need.probe) {
         return Ok(());
     }
-    let by_sudo = need.root && works(&["sudo", "--non-interactive", "true"]);
-    let words: Vec<&str> =
-        by_sudo.then_some("sudo").into_iter().chain(need.install.iter().copied()).collect();
-    eprintln!("{} is missing; installing it: {}", need.name, words.join(" "));
-    command(words[0]).args(&words[1..]).run()
+    let sudo = (need.root && works(&["sudo", "--non-interactive", "true"])).then_some("sudo");
+    let run = |words: &[&str]| {
+        let words: Vec<&str> = sudo.into_iter().chain(words.iter().copied()).collect();
+        command(words[0]).args(&words[1..]).run()
+    };
+    eprintln!("{} is missing; installing it: {}", need.name, need.install.join(" "));
+    run(need.install).or_else(|problem| match need.install[0] {
+        // The lists of packages may be older than the packages.
+        "apt-get" => run(&["apt-get", "update"]).and_then(|()| run(need.install)),
+        _ => Err(problem),
+    })
 }
 
 fn works(probe: &[&str]) -> bool {

@@ -7,7 +7,7 @@ use crate::needs::{Need, meet};
 pub(crate) const NEED: Need = Need {
     name: "rabbitmq-server",
     probe: &["test", "-x", SERVER],
-    install: &["sh", "-c", "apt-get update && apt-get install --yes --no-install-recommends rabbitmq-server"],
+    install: &["apt-get", "install", "--yes", "--no-install-recommends", "rabbitmq-server"],
     root: true,
 };
 
