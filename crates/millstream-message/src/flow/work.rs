@@ -221,7 +221,8 @@ impl<C> Work<C> {
     }
 
     /// How often and after which delays a message is tried again, for which errors, and how long one attempt may take. What is
-    /// tried again comes behind what is in the queue by then.
+    /// tried again comes behind what is in the queue by then. Delays are the rule's without what it leaves to chance, since RabbitMQ has
+    /// a queue for each different one; its limit for all attempts together and its budget are not known across processes.
     #[must_use]
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
