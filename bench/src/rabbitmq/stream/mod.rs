@@ -65,7 +65,7 @@ impl Work {
                 }
                 return Ok(stream);
             }
-            let stream = "millstream-bench".to_owned();
+            let stream = "millstream-bench-stream".to_owned();
             raw.delete(&stream)?;
             raw.create(&stream)?;
             Ok(stream)
