@@ -8,6 +8,7 @@ mod notifications;
 mod presets;
 mod stream_behaviours;
 mod streams;
+mod support;
 
 use millstream_mediator::{Kind, Request};
 

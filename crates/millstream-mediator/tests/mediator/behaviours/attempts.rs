@@ -1,0 +1,193 @@
+//! Calls that are made again, late, or not at all.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_tries_again_what_may_be_repeated_and_helps() {
+    let (calls, handler) = failing(2, 1);
+    let mediator = Mediator::builder().behaviour(retry(3)).request(handler).build().unwrap();
+    let began = Instant::now();
+    assert_eq!(mediator.send(Ask(7)).await.unwrap(), 7);
+    assert_eq!((calls.load(Ordering::SeqCst), began.elapsed()), (3, 5 * SECOND));
+    let attempts = |outcome, class| {
+        number(
+            &mediator,
+            "mediator_retry_attempts_total",
+            &[("operation", "Ask"), ("outcome", outcome), ("class", class)],
+        )
+    };
+    assert_eq!((attempts("again", "transient"), attempts("saved", "")), (2.0, 1.0));
+    assert_eq!(number(&mediator, "mediator_retry_success_duration_seconds", &[]), 1.0);
+
+    let (calls, handler) = failing(9, 0);
+    let mediator = Mediator::builder().behaviour(retry(3)).request(handler).build().unwrap();
+    assert_eq!(mediator.send(Ask(7)).await.unwrap_err().kind(), &ErrorKind::Failed);
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
+    let given_up = [("outcome", "given_up")];
+    assert_eq!(number(&mediator, "mediator_retry_attempts_total", &given_up), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_leaves_alone_what_is_permanent_or_must_not_be_repeated() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let (permanent, command) = (calls.clone(), calls.clone());
+    let mediator = Mediator::builder()
+        .behaviour(retry(5))
+        .request(move |_: Ask| {
+            permanent.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(Err::<u64, _>(Classified::new(Class::Permanent, "no such thing")))
+        })
+        .request(move |_: Do| {
+            command.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(Err::<(), _>("busy"))
+        })
+        .build()
+        .unwrap();
+    assert!(mediator.send(Ask(1)).await.is_err());
+    assert_eq!(calls.swap(0, Ordering::SeqCst), 1);
+    assert!(mediator.send(Do(String::new())).await.is_err());
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert_eq!(
+        number(
+            &mediator,
+            "mediator_retry_attempts_total",
+            &[("operation", "Do"), ("outcome", "unrepeatable")]
+        ),
+        1.0
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_are_of_the_class_that_a_behaviour_is_told() {
+    let (calls, handler) = failing(9, 0);
+    let mediator = Mediator::builder()
+        .behaviour(Breaker::new(settings()).classify(|_| Class::Permanent))
+        .behaviour(retry(5).classify(|_| Class::Permanent))
+        .request(handler)
+        .build()
+        .unwrap();
+    for _ in 0..5 {
+        assert_eq!(mediator.send(Ask(1)).await.unwrap_err().kind(), &ErrorKind::Failed);
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_and_retries_work_together_whichever_is_outside() {
+    // Inside of the breaker retries see the handler's own errors, and the breaker counts what they could not save.
+    let (calls, handler) = failing(4, 0);
+    let mediator = Mediator::builder()
+        .behaviour(Breaker::new(settings()))
+        .behaviour(retry(2))
+        .request(handler)
+        .build()
+        .unwrap();
+    for _ in 0..2 {
+        assert_eq!(mediator.send(Ask(1)).await.unwrap_err().kind(), &ErrorKind::Failed);
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 4, "each call was tried twice");
+    let error = mediator.send(Ask(1)).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::CircuitOpen { retry_after: Some(10 * SECOND) });
+    assert_eq!(calls.load(Ordering::SeqCst), 4);
+    let circuit = [("type", "Ask")];
+    assert_eq!(number(&mediator, "mediator_circuit_state", &circuit), 2.0);
+    assert_eq!(
+        number(&mediator, "mediator_circuit_operations", &[("type", "Ask"), ("outcome", "rejected")]),
+        1.0
+    );
+    sleep(10 * SECOND).await;
+    assert_eq!(mediator.send(Ask(1)).await.unwrap(), 1);
+    assert_eq!(number(&mediator, "mediator_circuit_state", &circuit), 0.0);
+
+    // Outside of the breaker they wait until it lets them try.
+    let (calls, handler) = failing(2, 0);
+    let mediator = Mediator::builder()
+        .behaviour(retry(4))
+        .behaviour(Breaker::new(settings()))
+        .request(handler)
+        .build()
+        .unwrap();
+    let began = Instant::now();
+    assert_eq!(mediator.send(Ask(1)).await.unwrap(), 1);
+    assert_eq!((calls.load(Ordering::SeqCst), began.elapsed()), (3, 11 * SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_is_each_handlers_own_or_shared_or_by_key() {
+    let fail_all = |builder: Breaker| {
+        Mediator::builder()
+            .behaviour(builder)
+            .request(async |_: Ask| Err::<u64, _>("busy"))
+            .request(async |_: Do| Ok::<_, BoxError>(()))
+            .build()
+            .unwrap()
+    };
+    let is_open = |error: Error| matches!(error.kind(), ErrorKind::CircuitOpen { .. });
+    for (breaker, open) in
+        [(Breaker::new(settings()), false), (Breaker::shared(CircuitBreaker::new(settings())), true)]
+    {
+        let mediator = fail_all(breaker);
+        for _ in 0..2 {
+            assert!(mediator.send(Ask(1)).await.is_err());
+        }
+        assert!(is_open(mediator.send(Ask(1)).await.unwrap_err()));
+        assert_eq!(mediator.send(Do(String::new())).await.is_err(), open);
+    }
+    let tenant = |call: &Call<'_>| call.context().get::<&str>().map_or_else(String::new, |t| t.to_string());
+    let mediator = fail_all(Breaker::by_key(10, settings(), tenant));
+    let (a, b) = (Context::new().with("a"), Context::new().with("b"));
+    for _ in 0..2 {
+        assert!(!is_open(mediator.send_in(&a, Ask(1)).await.unwrap_err()));
+    }
+    assert!(is_open(mediator.send_in(&a, Ask(1)).await.unwrap_err()));
+    assert!(!is_open(mediator.send_in(&b, Ask(1)).await.unwrap_err()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_drops_the_handler_and_is_retried_if_inside() {
+    let mediator = Mediator::builder()
+        .behaviour(retry(3))
+        .behaviour(Timeout::new(2 * SECOND))
+        .request(async |_: Ask| std::future::pending::<Result<u64, BoxError>>().await)
+        .build()
+        .unwrap();
+    let began = Instant::now();
+    let error = mediator.send(Ask(1)).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::TimedOut { limit: 2 * SECOND });
+    assert_eq!(began.elapsed(), 8 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_calls_a_second_time_what_is_slow_and_may_be_repeated() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = calls.clone();
+    let mediator = Mediator::builder()
+        .behaviour(Hedging::new(Hedge::after(SECOND)))
+        .request(move |ask: Ask| {
+            let first = count.fetch_add(1, Ordering::SeqCst) == 0;
+            async move {
+                sleep(if first { 60 * SECOND } else { SECOND }).await;
+                Ok::<_, BoxError>(ask.0)
+            }
+        })
+        .build()
+        .unwrap();
+    let began = Instant::now();
+    assert_eq!(mediator.send(Ask(3)).await.unwrap(), 3);
+    assert_eq!((calls.load(Ordering::SeqCst), began.elapsed()), (2, 2 * SECOND));
+}
+
+#[tokio::test]
+async fn a_fallback_answers_what_it_is_for() {
+    let mediator = Mediator::builder()
+        .behaviour_of::<Ask, _>(
+            Fallback::new(async |_| Ok(99)).when(|error| error.kind() == &ErrorKind::Failed),
+        )
+        .behaviour_of(Check::valid(|ask: &Ask| if ask.0 == 0 { Err("nothing".into()) } else { Ok(()) }))
+        .request(async |_: Ask| Err::<u64, _>("busy"))
+        .build()
+        .unwrap();
+    assert_eq!(mediator.send(Ask(1)).await.unwrap(), 99);
+    assert_eq!(mediator.send(Ask(0)).await.unwrap_err().kind(), &ErrorKind::Invalid);
+    assert_eq!(number(&mediator, "mediator_fallbacks_total", &[("type", "Ask")]), 1.0);
+}

@@ -1,0 +1,179 @@
+//! Streams that are opened again.
+
+use super::*;
+
+/// Counts from a position, and tells items apart by themselves.
+#[derive(Clone)]
+struct Numbers {
+    from: u64,
+}
+
+impl StreamRequest for Numbers {
+    type Item = u64;
+    fn repeat(&self) -> Option<Self> {
+        Some(self.clone())
+    }
+    fn resume(&self, position: u64) -> Option<Self> {
+        Some(Numbers { from: self.from + position })
+    }
+    fn key(item: &u64) -> Option<u64> {
+        Some(*item)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_broke_goes_on_as_declared() {
+    // The first try breaks after 5 items, the second after 7 of its own, the third gives ten from its beginning.
+    for (resume, items, failed, duplicates) in [
+        (Resume::Never, vec![0, 1, 2, 3, 4], true, 0.0),
+        (
+            Resume::Restart,
+            [&[0, 1, 2, 3, 4][..], &[0, 1, 2, 3, 4, 5, 6], &(0..10).collect::<Vec<_>>()].concat(),
+            false,
+            0.0,
+        ),
+        (Resume::Position, (0..10).collect(), false, 0.0),
+        (Resume::Skip, (0..10).collect(), false, 12.0),
+        (Resume::Dedupe(100), (0..10).collect(), false, 12.0),
+        // Of two keys only the newest two are left out.
+        (
+            Resume::Dedupe(2),
+            vec![0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+            false,
+            0.0,
+        ),
+    ] {
+        let opened = AtomicU64::new(0);
+        let mediator = Mediator::builder()
+            .stream_behaviour(StreamRetries::new(retry(3), resume))
+            .stream(move |asked: Numbers| {
+                let pipe: Items = match opened.fetch_add(1, Ordering::SeqCst) {
+                    0 => breaks_at(asked.from, 5),
+                    1 => breaks_at(asked.from, 7),
+                    _ => Pipe::from_iter(asked.from..10).map(Ok).boxed(),
+                };
+                std::future::ready(Ok::<_, Error>(pipe))
+            })
+            .build()
+            .unwrap();
+        let began = Instant::now();
+        let (got, error) = all(mediator.stream(Numbers { from: 0 }).await.unwrap()).await;
+        assert_eq!((got, error.is_some()), (items, failed), "{resume:?}");
+        assert_eq!(began.elapsed().as_secs(), if failed { 0 } else { 2 }, "{resume:?}");
+        let dropped = [("reason", "duplicate")];
+        assert_eq!(number(&mediator, "mediator_stream_dropped_items", &dropped), duplicates, "{resume:?}");
+        let saved = number(&mediator, "mediator_retry_attempts_total", &[("outcome", "saved")]);
+        assert_eq!(saved, if failed { 0.0 } else { 2.0 }, "{resume:?}");
+        assert!(mediator.describe().to_string().contains(resume.delivery()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_out_of_tries_ends_with_an_error_that_says_where() {
+    let mediator = mediator(StreamRetries::new(retry(3), Resume::Skip), |opened, _| {
+        breaks_at(0, if opened == 0 { 4 } else { 2 })
+    });
+    let (items, error) = all(mediator.stream(Count(0)).await.unwrap()).await;
+    let error = error.unwrap();
+    assert_eq!((items, error.position(), error.delivered()), (vec![0, 1, 2, 3], 2, 4));
+    assert_eq!(number(&mediator, "mediator_retry_attempts_total", &[("outcome", "given_up")]), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_the_reader_costs_its_item_and_not_the_rest() {
+    let mediator = mediator(StreamRetries::new(retry(3), Resume::Skip), |opened, to| {
+        if opened == 0 { breaks_at(0, 5) } else { at_once(to) }
+    });
+    let stream = mediator.stream(Count(10)).await.unwrap().on_panic(millstream_flow::PanicPolicy::Dead);
+    let (items, report) = stream
+        .map(|item| {
+            let item = item.unwrap();
+            assert!(item != 2 && item != 7, "not this one");
+            item
+        })
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!((items, report.ledger.dead), (vec![0, 1, 3, 4, 5, 6, 8, 9], 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tries_are_counted_anew_where_new_items_came_but_not_for_ever() {
+    let mediator = mediator(StreamRetries::new(retry(2), Resume::Skip), |opened, to| {
+        if opened < to { breaks_at(0, opened + 1) } else { at_once(to) }
+    });
+    let (items, error) = all(mediator.stream(Count(9)).await.unwrap()).await;
+    assert_eq!((items.len(), error.is_none()), (9, true), "each of nine tries brought one more");
+
+    let restarts = self::mediator(StreamRetries::new(retry(4), Resume::Restart), |_, _| breaks_at(0, 1));
+    let (items, error) = all(restarts.stream(Count(9)).await.unwrap()).await;
+    assert_eq!((items, error.is_some()), (vec![0; 4], true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_is_tried_again_and_permanent_errors_are_not() {
+    let opened = Arc::new(AtomicU64::new(0));
+    let build = |permanent: bool| {
+        let count = opened.clone();
+        Mediator::builder()
+            .stream_behaviour(StreamRetries::new(retry(3), Resume::Never))
+            .stream(move |to: Count| {
+                let first = count.fetch_add(1, Ordering::SeqCst) < 2;
+                let class = if permanent { Class::Permanent } else { Class::Transient };
+                std::future::ready(if first {
+                    Err(Classified::new(class, "closed"))
+                } else {
+                    Ok(at_once(to.0))
+                })
+            })
+            .build()
+            .unwrap()
+    };
+    assert_eq!(all(build(false).stream(Count(2)).await.unwrap()).await.0, [0, 1]);
+    assert_eq!(opened.swap(0, Ordering::SeqCst), 3);
+    assert!(build(true).stream(Count(2)).await.is_err());
+    assert_eq!(opened.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_opens_when_streams_fail_and_is_left_alone_by_those_that_gave_enough() {
+    let settings = BreakerSettings::default().calls_min(2).probes(1).pause(10 * SECOND);
+    for (enough, opens) in [(u64::MAX, true), (3, false)] {
+        let breaker = StreamBreaker::new(settings.clone()).success_after(enough);
+        let mediator = mediator(breaker, |_, to| if to == 0 { breaks_at(0, 3) } else { at_once(to) });
+        for _ in 0..2 {
+            all(mediator.stream(Count(0)).await.unwrap()).await;
+        }
+        let refused = mediator.stream(Count(1)).await.map(drop);
+        assert_eq!(refused.is_err(), opens);
+        if opens {
+            assert_eq!(
+                refused.unwrap_err().kind(),
+                &ErrorKind::CircuitOpen { retry_after: Some(10 * SECOND) }
+            );
+            assert_eq!(number(&mediator, "mediator_circuit_operations", &[("outcome", "rejected")]), 1.0);
+            sleep(10 * SECOND).await;
+            assert_eq!(all(mediator.stream(Count(1)).await.unwrap()).await.0, [0]);
+            assert_eq!(number(&mediator, "mediator_circuit_state", &[]), 0.0);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_inside_a_breaker_retry_what_the_handler_failed_with() {
+    let opened = Arc::new(AtomicU64::new(0));
+    let count = opened.clone();
+    let mediator = Mediator::builder()
+        .stream_behaviour(StreamBreaker::new(BreakerSettings::default().calls_min(2)))
+        .stream_behaviour(StreamRetries::new(retry(3), Resume::Skip))
+        .stream(move |to: Count| {
+            let broken = count.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
+            std::future::ready(Ok::<_, Error>(if broken { breaks_at(0, 2) } else { at_once(to.0) }))
+        })
+        .build()
+        .unwrap();
+    for _ in 0..5 {
+        assert_eq!(all(mediator.stream(Count(4)).await.unwrap()).await.0, [0, 1, 2, 3]);
+    }
+    assert_eq!(number(&mediator, "mediator_circuit_failure_rate", &[]), 0.0);
+}

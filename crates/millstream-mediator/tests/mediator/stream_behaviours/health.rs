@@ -1,0 +1,102 @@
+//! What watchdogs find.
+
+use super::*;
+
+fn reports() -> (
+    Arc<Mutex<Vec<StreamHealth>>>,
+    impl Fn(StreamHealth) -> std::future::Ready<()> + Clone + Send + Sync + 'static,
+) {
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let tell = reports.clone();
+    (reports, move |health| {
+        tell.lock().unwrap().push(health);
+        std::future::ready(())
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stall_is_found_by_the_clock_and_taken_back_with_hysteresis() {
+    let (reports, report) = reports();
+    let board = HealthBoard::default();
+    let health = Health::new(SECOND).stall(3 * SECOND).recover_after(3).report(report).board(&board);
+    // One item, ten seconds nothing, then an item each half second.
+    let mediator = mediator(health, |_, to| {
+        let items = stream::iter(0..to).then(|n| async move {
+            sleep(match n {
+                0 => Duration::from_millis(100),
+                1 => 10 * SECOND,
+                _ => SECOND / 2,
+            })
+            .await;
+            Ok(n)
+        });
+        Pipe::from_stream(items).boxed()
+    });
+    let reading = tokio::spawn(all(mediator.stream(Count(40)).await.unwrap()));
+    sleep(Duration::from_millis(8500)).await;
+    assert!(!board.is_ready());
+    let found = board.open();
+    assert_eq!((found[0].severity, found[0].items, found[0].warnings.len()), (Severity::Unhealthy, 1, 1));
+    reading.await.unwrap();
+    let reports = reports.lock().unwrap();
+    let told: Vec<_> =
+        reports.iter().map(|health| (health.severity, health.seconds.round() as u64)).collect();
+    assert_eq!(told, [(Severity::Unhealthy, 4), (Severity::Healthy, 13)], "three checks after it moved");
+    assert!(board.is_ready() && board.open().is_empty());
+    assert_eq!((board.ended()[0].ended, board.ended()[0].items), (Some("ok"), 40));
+}
+
+#[tokio::test(start_paused = true)]
+async fn throughput_errors_and_memory_are_each_found() {
+    let memory = Memory::new(1 << 30);
+    let (slow, report) = reports();
+    let mediator_of = |health: Health| {
+        let opened = memory.clone();
+        Mediator::builder()
+            .stream_behaviour(health)
+            .stream_options::<Count>(StreamOptions::new().item_errors(ItemErrors::pass()))
+            .stream(move |to: Count| {
+                let (memory, mut held) = (opened.clone(), Vec::new());
+                let items = stream::iter(0..to.0).then(async |n| {
+                    sleep(SECOND / 2).await;
+                    if n % 4 == 0 { Err(BoxError::from("bad")) } else { Ok(n) }
+                });
+                let items = items.inspect(move |_| held.push(memory.reserve(1000)));
+                std::future::ready(Ok::<_, Error>(Pipe::from_stream(items).boxed()))
+            })
+            .build()
+            .unwrap()
+    };
+    for (health, severity, text) in [
+        (Health::new(10 * SECOND).throughput(10.0), Severity::Degraded, "items/s, fewer than 10"),
+        (Health::new(10 * SECOND).error_rate(0.1), Severity::Unhealthy, "of the items fail, more than 10 %"),
+        (Health::new(10 * SECOND).memory_growth(&memory, 5_000), Severity::Degraded, "more than 5000"),
+    ] {
+        slow.lock().unwrap().clear();
+        let tell = report.clone();
+        let mediator = mediator_of(health.report(tell));
+        mediator.stream(Count(40)).await.unwrap().for_each(drop).await.unwrap();
+        let reports = slow.lock().unwrap();
+        assert_eq!(reports[0].severity, severity, "{text}");
+        assert!(reports[0].warnings[0].to_string().contains(text), "{:?}", reports[0].warnings);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_nobody_reads_is_well_and_a_slow_reporter_stalls_nobody() {
+    let health = Health::new(SECOND).stall(2 * SECOND).throughput(5.0).report(|_| std::future::pending());
+    let mediator = mediator(health, |_, to| {
+        if to == 0 { Pipe::from_stream(stream::pending()).boxed() } else { each(SECOND / 10, to) }
+    });
+    let (text, _guard) = logged(tracing::Level::INFO);
+    let mut stream = mediator.stream(Count(50)).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    sleep(60 * SECOND).await;
+    assert_eq!(text(), "");
+    let began = Instant::now();
+    all(stream).await;
+    assert!(began.elapsed() <= 5 * SECOND);
+    let mut stalled = mediator.stream(Count(0)).await.unwrap();
+    assert!(tokio::time::timeout(20 * SECOND, stalled.next()).await.is_err());
+    assert!(text().contains("a health reporter took longer than an interval"), "{}", text());
+}

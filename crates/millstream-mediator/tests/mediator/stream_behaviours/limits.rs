@@ -1,0 +1,74 @@
+//! How long a stream may take, how fast it may be, and how many there may be.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn timeouts_end_a_stream_that_waits_too_long() {
+    for (timeout, seconds, items, limit) in [
+        (StreamTimeout::new().first(2 * SECOND), 2, 0, 2),
+        (StreamTimeout::new().next(2 * SECOND), 9, 3, 2),
+        (StreamTimeout::new().total(4 * SECOND).next(9 * SECOND), 4, 1, 4),
+    ] {
+        // Items after 3, 5, 7 seconds, and one that never comes.
+        let mediator = mediator(timeout, |_, _| {
+            let first = stream::once(sleep(SECOND)).filter_map(async |()| None::<Result<u64, BoxError>>);
+            let items = stream::iter(0..3).then(async |n| {
+                sleep(2 * SECOND).await;
+                Ok(n)
+            });
+            Pipe::from_stream(first.chain(items).chain(stream::pending())).boxed()
+        });
+        let began = Instant::now();
+        let (got, error) = all(mediator.stream(Count(0)).await.unwrap()).await;
+        let error = error.unwrap();
+        assert_eq!((began.elapsed().as_secs(), got.len() as u64), (seconds, items));
+        assert_eq!(error.error().kind(), &ErrorKind::TimedOut { limit: limit * SECOND });
+        assert_eq!(error.position(), items);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_limit_delays_items() {
+    let mediator = mediator(StreamRateLimit::new(10, SECOND).burst(5), |_, to| at_once(to));
+    let began = Instant::now();
+    assert_eq!(all(mediator.stream(Count(25)).await.unwrap()).await.0.len(), 25);
+    assert!((20..=21).contains(&(began.elapsed().as_millis() / 100)), "twenty at ten a second, and the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bulkhead_bounds_the_streams_that_are_open() {
+    let mediator = mediator(StreamBulkhead::new(1).queue(1), |_, to| each(SECOND, to));
+    let first = mediator.stream(Count(5)).await.unwrap();
+    let (second, third) = tokio::join!(
+        async {
+            let stream = mediator.stream(Count(1)).await;
+            (stream.is_ok(), Instant::now())
+        },
+        async {
+            let refused = mediator.stream(Count(1)).await.map(drop).unwrap_err();
+            assert_eq!(number(&mediator, "mediator_requests_queued", &[]), 1.0);
+            let began = Instant::now();
+            all(first).await;
+            (refused.kind().clone(), began + 5 * SECOND)
+        }
+    );
+    assert_eq!(second, (true, third.1));
+    assert_eq!(third.0, ErrorKind::Full);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_held_back_while_memory_is_short() {
+    let memory = Memory::new(1000);
+    let mediator = mediator(StreamAdmission::new(memory.clone()), |_, to| at_once(to));
+    let mut stream = mediator.stream(Count(100)).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let held = memory.reserve(950);
+    let began = Instant::now();
+    let release = async {
+        sleep(3 * SECOND).await;
+        drop(held);
+    };
+    let (rest, ()) = tokio::join!(all(stream), release);
+    assert_eq!((rest.0.len(), began.elapsed()), (99, 3 * SECOND));
+    assert_eq!(number(&mediator, "mediator_streams_held_back_total", &[]), 1.0);
+}

@@ -1,0 +1,130 @@
+//! What happens when a reader is slower than its stream.
+
+use super::*;
+
+/// Reads nothing for a second, so that the handler runs ahead as far as it may, then the rest.
+async fn slowly(mediator: &Mediator, to: u64) -> Vec<u64> {
+    let mut stream = mediator.stream(Count(to)).await.unwrap();
+    let mut items = vec![stream.next().await.unwrap().unwrap()];
+    sleep(SECOND).await;
+    while let Some(item) = stream.next().await {
+        items.push(item.unwrap());
+    }
+    items
+}
+
+#[tokio::test(start_paused = true)]
+async fn strategies_that_wait_lose_nothing_and_hold_no_more_than_they_may() {
+    for (strategy, ahead) in [(Strategy::Buffer, 10), (Strategy::Block, 8), (Strategy::Throttle, 8)] {
+        let made = Arc::new(AtomicU64::new(0));
+        let count = made.clone();
+        let mediator = mediator(Backpressure::new(strategy, 10), move |_, to| {
+            let count = count.clone();
+            Pipe::from_iter(0..to).inspect(move |_| _ = count.fetch_add(1, Ordering::SeqCst)).map(Ok).boxed()
+        });
+        let mut stream = mediator.stream(Count(1000)).await.unwrap();
+        assert_eq!(made.load(Ordering::SeqCst), 0, "nothing runs before it is asked");
+        stream.next().await.unwrap().unwrap();
+        sleep(SECOND).await;
+        // What was taken, what waits, and one chunk at either side.
+        let most = 1 + ahead + 64 + 64;
+        assert!(made.load(Ordering::SeqCst) <= most, "{strategy}: {made:?} items were made");
+        let (rest, error) = all(stream).await;
+        assert_eq!((rest.len(), error.is_none()), (999, true), "{strategy}");
+        assert_eq!(number(&mediator, "mediator_stream_dropped_items", &[("reason", "backpressure")]), 0.0);
+        assert!(
+            number(&mediator, "mediator_stream_backpressure_events", &[("type", "Count")]) >= 1.0,
+            "{strategy}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn strategies_that_drop_count_what_they_dropped_and_nothing_more() {
+    for (strategy, first, last) in [
+        (Strategy::DropOldest, None, Some(999)),
+        (Strategy::DropNewest, Some(1), None),
+        (Strategy::Sample(NonZeroU64::new(10).unwrap()), Some(1), None),
+    ] {
+        let mediator = mediator(Backpressure::new(strategy, 10).marks(0.5, 0.2), |_, to| at_once(to));
+        let items = slowly(&mediator, 1000).await;
+        assert!(items.is_sorted() && items.len() < 1000, "{strategy}: {items:?}");
+        if let Some(last) = last {
+            assert_eq!(items.last(), Some(&last), "{strategy}");
+        }
+        if let Some(first) = first {
+            assert_eq!(items.get(1), Some(&first), "{strategy}");
+        }
+        let dropped = number(&mediator, "mediator_stream_dropped_items", &[("reason", "backpressure")]);
+        assert_eq!(dropped as usize + items.len(), 1000, "{strategy}");
+        // Room again: nothing is dropped because something once was.
+        let slow = self::mediator(Backpressure::new(strategy, 10), |_, to| each(SECOND, to));
+        assert_eq!(slowly(&slow, 100).await.len(), 100, "{strategy}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_is_never_dropped() {
+    let mediator = mediator(Backpressure::new(Strategy::DropNewest, 2), |_, _| breaks_at(0, 500));
+    let mut stream = mediator.stream(Count(0)).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    sleep(SECOND).await;
+    assert!(all(stream).await.1.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn pressure_is_told_with_marks_triggers_and_fallback() {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let told = events.clone();
+    let rule = Backpressure::new(Strategy::Block, 10)
+        .marks(0.8, 0.2)
+        .fallback(5 * SECOND, Strategy::DropNewest)
+        .on_event(move |about, event| {
+            let word = match event {
+                PressureEvent::Entered(pressure) => format!("entered at {}", pressure.len),
+                PressureEvent::Left(pressure) => format!("left at {}", pressure.len),
+                PressureEvent::FellBack(strategy, _) => format!("{strategy} for {}", about.name),
+                _ => "else".into(),
+            };
+            told.lock().unwrap().push(word);
+        });
+    let mediator = mediator(rule, |_, to| at_once(to));
+    let mut stream = mediator.stream(Count(1000)).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    sleep(SECOND).await;
+    assert_eq!(events.lock().unwrap().len(), 1, "{events:?}");
+    sleep(5 * SECOND).await;
+    let (rest, _) = all(stream).await;
+    assert!(rest.len() < 999, "it fell back to dropping");
+    assert_eq!(events.lock().unwrap()[..2], ["entered at 8", "drop newest for Count"]);
+
+    let triggered = Arc::new(Mutex::new(Vec::new()));
+    let told = triggered.clone();
+    let rule = Backpressure::new(Strategy::Block, 1000)
+        .trigger(|pressure| pressure.len >= 3)
+        .on_event(move |_, event| told.lock().unwrap().push(*event));
+    let mediator = self::mediator(rule, |_, to| each(SECOND, to));
+    let mut stream = mediator.stream(Count(20)).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    sleep(100 * SECOND).await;
+    let (rest, _) = all(stream).await;
+    assert_eq!(rest.len(), 19, "a trigger holds back and loses nothing");
+    assert!(matches!(triggered.lock().unwrap()[0], PressureEvent::Entered(pressure) if pressure.len == 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_in_a_buffer_counts_as_held_memory() {
+    let memory = Memory::new(1 << 20);
+    let mediator =
+        mediator(Backpressure::new(Strategy::Buffer, 100).memory(memory.clone()), |_, to| at_once(to));
+    let mut stream = mediator.stream(Count(1000)).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    sleep(SECOND).await;
+    let items = memory.used() / size_of::<Result<u64, StreamError>>() as u64;
+    assert!((88..=100).contains(&items), "{items} wait");
+    assert_eq!(number(&mediator, "mediator_stream_buffer_size", &[]), 100.0);
+    assert_eq!(number(&mediator, "mediator_stream_buffer_usage", &[]), 100.0);
+    drop(stream);
+    tokio::task::yield_now().await;
+    assert_eq!(memory.used(), 0);
+}

@@ -1,0 +1,116 @@
+//! What is told and counted of streams.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn logging_tells_of_streams_by_items_by_time_and_at_the_end() {
+    use tracing::Level;
+    let logging =
+        StreamLogging::new().every_items(2).every(3 * SECOND).level(Level::INFO).progress(Level::WARN);
+    let mediator = mediator(logging, |_, to| each(2 * SECOND, to));
+    let (text, _guard) = logged(Level::INFO);
+    all(mediator.stream(Count(3)).await.unwrap()).await;
+    let text = text();
+    let lines: Vec<_> = text.lines().map(|line| line.split_once(": ").unwrap().1).collect();
+    let parts = ["a stream is open", "items=1", "items=2", "items=", "a stream has ended"];
+    assert_eq!(lines.len(), parts.len(), "{text}");
+    for (line, part) in lines.iter().zip(parts) {
+        assert!(line.contains(part) && line.contains("stream=Count"), "{line} has no {part}");
+    }
+    assert!(
+        lines[4].contains("outcome=\"ok\" items=3 rate=0.5") && lines[4].contains("first=Some(2s)"),
+        "{text}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn logging_tells_why_a_stream_failed_and_that_it_was_dropped() {
+    let mediator = mediator(StreamLogging::new(), |_, _| breaks_at(0, 2));
+    let (text, _guard) = logged(tracing::Level::INFO);
+    all(mediator.stream(Count(0)).await.unwrap()).await;
+    mediator.stream(Count(0)).await.unwrap().next().await;
+    let text = text();
+    assert!(text.contains("a stream has failed") && text.contains("failed: broken"), "{text}");
+    assert!(text.contains("outcome=\"cancelled\" items=1"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn timing_counts_streams_and_shows_throughput_and_latency() {
+    let mediator = mediator(StreamTiming::new().interval(10 * SECOND), |_, to| each(SECOND / 2, to));
+    let mut stream = mediator.stream(Count(30)).await.unwrap();
+    for _ in 0..25 {
+        stream.next().await;
+    }
+    let labels = [("type", "Count")];
+    assert_eq!(number(&mediator, "mediator_active_streams", &labels), 1.0);
+    assert_eq!(number(&mediator, "mediator_stream_throughput", &labels), 2.0);
+    assert_eq!(number(&mediator, "mediator_stream_latency", &labels), 500.0);
+    while stream.next().await.is_some() {}
+    let ended = [("type", "Count"), ("status", "ok")];
+    assert_eq!(number(&mediator, "mediator_streams_total", &ended), 1.0);
+    assert_eq!(number(&mediator, "mediator_stream_items_total", &labels), 30.0);
+    assert_eq!(number(&mediator, "mediator_active_streams", &labels), 0.0);
+    assert_eq!(number(&mediator, "mediator_stream_duration_seconds", &labels), 1.0);
+    assert_eq!(number(&mediator, "mediator_stream_first_item_seconds", &labels), 1.0);
+    drop(mediator.stream(Count(1)).await.unwrap());
+    assert_eq!(number(&mediator, "mediator_streams_total", &[("status", "cancelled")]), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn throughput_is_that_of_all_streams_of_a_type_together() {
+    let mediator = mediator(StreamTiming::new().interval(10 * SECOND), |_, to| each(SECOND / 2, to));
+    sleep(1000 * SECOND).await; // the time before the first one does not count
+    let read = async || all(mediator.stream(Count(30)).await.unwrap()).await;
+    let look = async {
+        sleep(12 * SECOND).await;
+        assert_eq!(number(&mediator, "mediator_active_streams", &[]), 3.0);
+        let throughput = number(&mediator, "mediator_stream_throughput", &[]);
+        assert!((5.7..=6.0).contains(&throughput), "{throughput} items/s");
+        assert_eq!(number(&mediator, "mediator_stream_latency", &[]), 500.0);
+    };
+    tokio::join!(read(), read(), read(), look);
+}
+
+#[tokio::test(start_paused = true)]
+async fn timing_warns_by_the_clock_though_nothing_comes() {
+    let timing =
+        StreamTiming::new().first_item(5 * SECOND).throughput(10.0).interval(30 * SECOND).total(100 * SECOND);
+    let mediator = mediator(timing, |_, _| Pipe::from_stream(stream::pending()).boxed());
+    let mut stream = mediator.stream(Count(1)).await.unwrap();
+    let warned = |warning| number(&mediator, "mediator_slow_streams_total", &[("warning", warning)]);
+    for (seconds, first, throughput, total) in
+        [(4, 0.0, 0.0, 0.0), (2, 1.0, 0.0, 0.0), (25, 1.0, 1.0, 0.0), (70, 1.0, 3.0, 1.0)]
+    {
+        assert!(tokio::time::timeout(seconds * SECOND, stream.next()).await.is_err());
+        assert_eq!((warned("first_item"), warned("throughput"), warned("total")), (first, throughput, total));
+    }
+}
+
+#[tokio::test]
+async fn an_interceptor_sees_request_items_and_end() {
+    #[derive(Default, Clone)]
+    struct Sees(Arc<Mutex<Vec<String>>>);
+    impl StreamInterceptor for Sees {
+        fn request(&self, _: &Call<'_>, request: &mut dyn Any) -> Result<(), BoxError> {
+            let count = request.downcast_mut::<Count>().unwrap();
+            count.0 += 1;
+            if count.0 > 10 { Err("too many".into()) } else { Ok(()) }
+        }
+        fn item(&self, _: &Call<'_>, item: &mut dyn Any) {
+            *item.downcast_mut::<u64>().unwrap() *= 10;
+        }
+        fn end(&self, call: &Call<'_>, error: Option<&StreamError>) {
+            self.0.lock().unwrap().push(format!("{} {}", call.about().name, error.is_some()));
+        }
+    }
+    let sees = Sees::default();
+    let mediator =
+        mediator(
+            StreamIntercept::new(sees.clone()),
+            |_, to| if to == 5 { breaks_at(0, 1) } else { at_once(to) },
+        );
+    assert_eq!(all(mediator.stream(Count(2)).await.unwrap()).await.0, [0, 10, 20]);
+    assert_eq!(all(mediator.stream(Count(4)).await.unwrap()).await.0, [0]);
+    assert_eq!(mediator.stream(Count(10)).await.map(drop).unwrap_err().kind(), &ErrorKind::Invalid);
+    assert_eq!(*sees.0.lock().unwrap(), ["Count false", "Count true"]);
+}
