@@ -14,6 +14,12 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
+/// Lets real time go on, where another process is waited for that tells nobody when it is ready.
+#[expect(clippy::disallowed_methods, reason = "other processes are measured by the real clock")]
+pub(crate) fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// The processor time of the whole process so far.
 ///
 /// Contestants that keep one thread busy from end to end are measured by it: on an idle machine it equals real

@@ -21,12 +21,6 @@ impl Watch {
     }
 }
 
-/// Lets the wall clock go on.
-#[expect(clippy::disallowed_methods, reason = "other processes are measured by the wall clock")]
-pub(super) fn pause(time: Duration) {
-    std::thread::sleep(time);
-}
-
 /// A server that answers with bodies: `/N` with N bytes, `/events/N` with N events, `/slow` slowly reads what is sent.
 pub(super) struct Upstream {
     port: u16,
@@ -99,7 +93,7 @@ fn answer(mut stream: TcpStream, default: u64) -> io::Result<()> {
             let start = clock::now();
             for number in 0..count {
                 while clock::now() < start + Duration::from_millis(number) {
-                    pause(Duration::from_micros(50));
+                    clock::pause(Duration::from_micros(50));
                 }
                 let event = format!("data: {}\n\n", nanos());
                 stream.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes())?;
@@ -125,7 +119,7 @@ fn read_body(stream: &mut TcpStream, mut left: u64, slow: bool) -> io::Result<()
     let mut block = vec![0; if slow { 4096 } else { BLOCK }];
     while left > 0 {
         if slow {
-            pause(Duration::from_millis(200));
+            clock::pause(Duration::from_millis(200));
         }
         let want = block.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         match stream.read(&mut block[..want])? {
@@ -265,7 +259,7 @@ pub(super) mod client {
                 let read = stream.read(&mut block).map_err(failed)?;
                 assert!(read > 0, "a slow answer ended early");
             }
-            pause(Duration::from_millis(200));
+            clock::pause(Duration::from_millis(200));
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ impl Proxy {
             if let Ok(Some(status)) = proxy.child.try_wait() {
                 return Err(format!("{kind:?} ended with {status} instead of listening"));
             }
-            super::load::pause(Duration::from_millis(10));
+            crate::clock::pause(Duration::from_millis(10));
         }
         Err(format!("{kind:?} does not listen on {port}"))
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Usage;
 use crate::case::Absent;
+use crate::clock;
 
 /// A started program; killed when dropped.
 pub(super) struct Child {
@@ -73,7 +74,7 @@ impl Child {
         loop {
             peak_mib = peak_mib.max(self.memory("VmHWM").unwrap_or(0.0));
             match self.child.try_wait() {
-                Ok(None) => pause(Duration::from_millis(2)),
+                Ok(None) => clock::pause(Duration::from_millis(2)),
                 Ok(Some(status)) if status.success() => break,
                 Ok(Some(status)) => return Err(format!("{} ended with {status}", self.name)),
                 Err(error) => return Err(format!("{}: {error}", self.name)),
@@ -88,12 +89,6 @@ impl Drop for Child {
         self.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Lets the wall clock go on: a program that is measured from outside tells nobody when it is ready.
-#[expect(clippy::disallowed_methods, reason = "another process is waited for")]
-pub(super) fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 /// Processor time of this process's ended children.

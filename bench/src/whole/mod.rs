@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::case::{Absent, Bound, Case, Sample, Scale};
-use crate::clock::{By, Watch};
-use child::{Child, pause};
+use crate::clock::{self, By, Watch};
+use child::Child;
 
 const MS: &str = "ms";
 const MIB: &str = "MiB";
@@ -98,7 +98,7 @@ fn idle() -> Figures {
     let mut line = [0; 2];
     child.out().read_exact(&mut line).map_err(|error| format!("nothing came out: {error}"))?;
     // It has run; now it waits.
-    pause(Duration::from_millis(500));
+    clock::pause(Duration::from_millis(500));
     let resident = child.memory("VmRSS")?;
     child.kill();
     Ok(Sample::new().with(MIB, resident))
@@ -131,7 +131,7 @@ fn slow_output(scale: Scale) -> Figures {
         if taken % (4 << 20) < (1 << 16) {
             peak = peak.max(child.memory("VmHWM").unwrap_or(0.0));
         }
-        pause(Duration::from_micros(500));
+        clock::pause(Duration::from_micros(500));
     }
     child.finish()?;
     if taken < items * ITEM {
