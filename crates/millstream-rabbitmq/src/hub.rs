@@ -115,16 +115,18 @@ impl Hub {
 
     /// A message for this queue is on its way, or waits for its time.
     pub(crate) fn delay(&self, queue: &str, delay: Duration) {
-        let due = (self.epoch.elapsed() + delay).as_millis() / SLOT + 1;
-        *self.delayed.lock().entry(queue.to_owned()).or_default().entry(due).or_insert(0) += 1;
+        let now = self.epoch.elapsed();
+        let mut delayed = self.delayed.lock();
+        let slots = delayed.entry(queue.to_owned()).or_default();
+        forget(slots, now);
+        *slots.entry(slot(now + delay)).or_insert(0) += 1;
     }
 
     /// How many messages of a queue wait for their time, of those that this handle has delayed.
     pub(crate) fn delayed(&self, queue: &str) -> u64 {
         let mut delayed = self.delayed.lock();
         let Some(slots) = delayed.get_mut(queue) else { return 0 };
-        let now = self.epoch.elapsed().as_millis() / SLOT;
-        *slots = slots.split_off(&(now + 1));
+        forget(slots, self.epoch.elapsed());
         let count = slots.values().sum();
         if count == 0 {
             delayed.remove(queue);
@@ -170,5 +172,39 @@ impl Hub {
 
     pub(crate) fn take_errands(&self) -> VecDeque<Errand> {
         std::mem::take(&mut self.errands.lock())
+    }
+}
+
+/// The slot of which a time is part, or its end.
+fn slot(time: Duration) -> u128 {
+    time.as_millis() / SLOT + 1
+}
+
+/// Takes the slots out that have passed.
+fn forget(slots: &mut BTreeMap<u128, u64>, now: Duration) {
+    while let Some(first) = slots.first_entry()
+        && *first.key() < slot(now)
+    {
+        first.remove();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn delays_that_have_passed_are_forgotten_though_nobody_asks() {
+        let hub = Hub::new();
+        for _ in 0..1000 {
+            hub.delay("q", Duration::from_secs(1));
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        let slots = hub.delayed.lock()["q"].len();
+        assert!(slots <= 21, "{slots}");
+        assert_eq!(hub.delayed("q"), 10);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(hub.delayed("q"), 0);
+        assert!(hub.delayed.lock().is_empty());
     }
 }
