@@ -40,6 +40,19 @@ pub const HISTORY: &str = "millstream-dead-history";
 /// How many groups the history keeps; older ones are forgotten, so that a message that circles cannot grow.
 pub const HISTORY_MAX: usize = 16;
 
+/// How many bytes of a reason travel in a header; the rest is cut off, so that what is said of a message always fits where the
+/// message did.
+pub const REASON_MAX: usize = 2048;
+
+/// As much of a reason as travels.
+pub(crate) fn shortened(reason: &str) -> &str {
+    let mut end = REASON_MAX.min(reason.len());
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    &reason[..end]
+}
+
 /// Why a message was dead-lettered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeadReason {
@@ -100,10 +113,10 @@ pub fn letter(mut message: Message, death: &Death<'_>) -> Message {
         set(EXCHANGE, death.address.exchange());
         set(KEY, death.address.key());
         if let Some(detail) = death.detail {
-            set(DETAIL, detail);
+            set(DETAIL, shortened(detail));
         }
         if let Some(stage) = death.stage {
-            set(STAGE, stage);
+            set(STAGE, shortened(stage));
         }
         headers.insert(TIME.to_owned(), Value::Int(time));
     }
@@ -171,6 +184,23 @@ mod tests {
         assert_eq!(history.len(), 2);
         assert_eq!(history[0].as_map().expect("a map")["queue"], "b".into());
         assert_eq!(history[1].as_map().expect("a map")["count"], Value::Int(2));
+    }
+
+    #[test]
+    fn a_reason_is_cut_to_what_travels_in_whole_characters() {
+        let address = Address::queue("q");
+        let detail = format!("x{}", "é".repeat(REASON_MAX));
+        let death = Death {
+            reason: DeadReason::Rejected,
+            detail: Some(&detail),
+            stage: None,
+            queue: "q",
+            address: &address,
+            time: 7,
+        };
+        let letter = letter(Message::new("x"), &death);
+        let told = letter.header(DETAIL).and_then(Value::as_text).expect("a reason");
+        assert!(detail.starts_with(told) && told.len() == REASON_MAX - 1, "{}", told.len());
     }
 
     #[test]

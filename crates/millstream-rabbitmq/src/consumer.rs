@@ -21,7 +21,7 @@ use crate::headers;
 use crate::hub::{Errand, Hub, Way};
 use crate::link::{Channel, Link, Waiter};
 use crate::proto::{Closed, Connection, Content, Method};
-use crate::unsettled::{Unsettled, Word};
+use crate::unsettled::{Parked, Unsettled, Word};
 
 /// What a consumer's handles, its link and whoever restores it share.
 pub(crate) struct ConsumerCore {
@@ -436,10 +436,10 @@ impl ConsumerCore {
         settled
     }
 
-    /// What was to be brought elsewhere has arrived; or it has not, and is for the broker to deal with.
-    pub(crate) fn unpark(self: &Arc<Self>, tag: Tag, arrived: bool) {
+    /// What has become of what was to be brought elsewhere.
+    pub(crate) fn unpark(self: &Arc<Self>, tag: Tag, end: Parked) {
         self.settle(|state| {
-            state.unsettled.unpark(tag, arrived);
+            state.unsettled.unpark(tag, end);
             Settled::default()
         });
     }

@@ -12,8 +12,12 @@ const REDELIVERIES: &str = "millstream-redeliveries";
 /// Queues in which messages wait for their time begin so.
 pub(crate) const DELAY_QUEUE: &str = "millstream.delay.";
 
-/// A message that is given back with a delay, with what must not be forgotten meanwhile.
-pub(crate) fn given_back(message: Message, address: &Address, redeliveries: u32) -> Message {
+/// A message that is given back with a delay, with what must not be forgotten meanwhile. It was handed out in time, and cannot expire
+/// while it waits: RabbitMQ has one time for both.
+pub(crate) fn given_back(mut message: Message, address: &Address, redeliveries: u32) -> Message {
+    if message.properties().ttl.is_some() {
+        message.properties_mut().ttl = None;
+    }
     let place = Value::List(vec![address.exchange().into(), address.key().into()]);
     message.with_header(ADDRESS, place).with_header(REDELIVERIES, redeliveries.saturating_add(1))
 }

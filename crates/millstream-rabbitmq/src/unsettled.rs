@@ -24,6 +24,17 @@ pub(crate) enum Word {
     Nack { tag: Tag, requeue: bool },
 }
 
+/// How what was brought elsewhere has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parked {
+    /// It is there: the broker may forget it.
+    Arrived,
+    /// Nobody takes it: the broker does with it what it does with what is rejected.
+    Rejected,
+    /// It cannot be taken there: back to its queue.
+    Back,
+}
+
 /// A mark for each delivery from the oldest on that the broker must still be told of, and what is kept of it until it is settled.
 /// Tags have no gaps.
 #[derive(Debug)]
@@ -111,20 +122,23 @@ impl<K> Unsettled<K> {
         self.settle(ranges, Mark::Parked, each)
     }
 
-    /// What was parked has arrived: the broker may forget it; or it has not, and the broker is to do what it can.
-    pub(crate) fn unpark(&mut self, tag: Tag, arrived: bool) {
+    /// What has become of what was parked.
+    pub(crate) fn unpark(&mut self, tag: Tag, end: Parked) {
         let Some((mark, _)) = tag.checked_sub(self.low).and_then(|at| self.marks.get_mut(at as usize)) else {
             return;
         };
         if *mark != Mark::Parked {
             return;
         }
-        if arrived {
-            *mark = Mark::Acked;
-            self.acked += 1;
-        } else {
-            *mark = Mark::Told;
-            self.nacks.push((tag, false));
+        match end {
+            Parked::Arrived => {
+                *mark = Mark::Acked;
+                self.acked += 1;
+            }
+            Parked::Rejected | Parked::Back => {
+                *mark = Mark::Told;
+                self.nacks.push((tag, end == Parked::Back));
+            }
         }
     }
 
@@ -221,11 +235,11 @@ mod tests {
         assert_eq!(unsettled.park(&[1..3], |tag, ()| parked.push(tag)).applied, 2);
         unsettled.ack(&[3..5], drop);
         assert_eq!(words(&mut unsettled).len(), 2, "one by one above what is parked");
-        unsettled.unpark(1, true);
-        unsettled.unpark(2, false);
+        unsettled.unpark(1, Parked::Arrived);
+        unsettled.unpark(2, Parked::Rejected);
         let told = words(&mut unsettled);
         assert_eq!(told, [Word::Nack { tag: 2, requeue: false }, Word::Ack { tag: 1, multiple: false }]);
-        unsettled.unpark(2, true);
+        unsettled.unpark(2, Parked::Arrived);
         assert!(!unsettled.has_words(), "it is told once");
     }
 
@@ -236,7 +250,7 @@ mod tests {
         unsettled.park(&one(2), |_, ()| {});
         unsettled.forget();
         assert_eq!(unsettled.ack(&[0..u64::MAX], drop), Settled { applied: 0, stale: u64::MAX });
-        unsettled.unpark(2, true);
+        unsettled.unpark(2, Parked::Arrived);
         assert!(words(&mut unsettled).is_empty());
         assert_eq!(unsettled.add(()), 4, "tags go on");
     }
@@ -264,7 +278,7 @@ mod tests {
                         note(1);
                         let mut parked = Vec::new();
                         unsettled.park(&range, |tag, ()| parked.push(tag));
-                        parked.into_iter().for_each(|tag| unsettled.unpark(tag, true));
+                        parked.into_iter().for_each(|tag| unsettled.unpark(tag, Parked::Arrived));
                     }
                     _ => unsettled.words(|word| match word {
                         Word::Ack { tag, multiple } => {

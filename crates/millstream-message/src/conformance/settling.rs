@@ -261,7 +261,8 @@ async fn a_consumer_can_end_when_the_queue_is_empty(bench: &mut Bench<'_>) {
 
 async fn a_message_requeued_with_a_delay_comes_back_later(bench: &mut Bench<'_>) {
     let queue = bench.queue(Queue::durable).await;
-    bench.publish(&queue, &["a"]).await;
+    // One that could expire, too, though not before this.
+    bench.send(&queue, [Message::new("a").with_ttl(Duration::from_secs(3600))]).await;
     let mut consumer = bench.consumer(&queue).await;
     let first = bench.take(&mut consumer, 1).await.remove(0);
     assert!(first.nack(&Nack::RequeueAfter(Duration::from_millis(100))));

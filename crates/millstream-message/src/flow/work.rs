@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use millstream_flow::{BoxError, Concurrency, Failed, Flow, Pipe, Retry, Token, chain};
 
 use super::Deliveries;
+use crate::dead::shortened;
 use crate::value::Headers;
 use crate::{Address, Broker, Codec, Consumer, Delivery, Message, Nack, PublishOutcome, Refusal, Value};
 
@@ -87,7 +88,7 @@ impl<T> Job<T> {
         let failure = Headers::from([
             ("attempt".to_owned(), Value::Int(self.attempt.into())),
             ("stage".to_owned(), (&*failed.stage).into()),
-            ("reason".to_owned(), Value::Text(chain(&*failed.error))),
+            ("reason".to_owned(), shortened(&chain(&*failed.error)).into()),
             ("time".to_owned(), Value::Int(i64::try_from(time).unwrap_or(i64::MAX))),
         ]);
         failures.insert(0, Value::Map(failure));

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use millstream_message::dead::{self, DeadReason, Death};
-use millstream_message::{Address, Batch, Outcomes, Publish, PublishOutcome, Refusal};
+use millstream_message::{Address, Batch, BrokerErrorKind, Outcomes, Publish, PublishOutcome, Refusal};
 use tokio::time::sleep;
 
 use super::Inner;
 use crate::headers;
 use crate::hub::{Errand, Way};
+use crate::unsettled::Parked;
 
 /// Brings deliveries elsewhere and then has them acked, as long as the handle is open.
 pub(super) async fn run(inner: Arc<Inner>) {
@@ -31,14 +32,27 @@ pub(super) async fn run(inner: Arc<Inner>) {
         let mut again = Vec::new();
         for (at, errand) in errands.into_iter().enumerate() {
             let outcome = if at < outcomes.len() { outcomes.get(at) } else { continue };
-            match outcome {
-                PublishOutcome::Confirmed => errand.consumer.unpark(errand.tag, true),
+            let end = match outcome {
+                PublishOutcome::Confirmed => Parked::Arrived,
                 // A dead letter that no queue wants is dropped, as the broker does it.
                 PublishOutcome::Unroutable(_) | PublishOutcome::Refused(Refusal::NoExchange { .. }) => {
-                    errand.consumer.unpark(errand.tag, false);
+                    Parked::Rejected
                 }
-                PublishOutcome::Refused(_) | PublishOutcome::Unconfirmed(_) => again.push(errand),
-            }
+                PublishOutcome::Refused(refusal) if is_final(&refusal) => {
+                    let queue = errand.consumer.queue();
+                    tracing::warn!(%queue, %refusal, "a message cannot be brought elsewhere as it is; the broker deals with it");
+                    match errand.way {
+                        // To where the queue's dead letters go by themselves, without our words.
+                        Way::DeadLetter { .. } => Parked::Rejected,
+                        Way::Later(_) => Parked::Back,
+                    }
+                }
+                PublishOutcome::Refused(_) | PublishOutcome::Unconfirmed(_) => {
+                    again.push(errand);
+                    continue;
+                }
+            };
+            errand.consumer.unpark(errand.tag, end);
         }
         if !again.is_empty() {
             if inner.main.is_closing() {
@@ -48,6 +62,15 @@ pub(super) async fn run(inner: Arc<Inner>) {
             sleep(Duration::from_millis(250)).await;
             hub.send(again);
         }
+    }
+}
+
+/// Whether the same message would be refused for ever.
+fn is_final(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::TooLarge { .. } => true,
+        Refusal::Broker(error) => error.kind() == BrokerErrorKind::Invalid,
+        _ => false,
     }
 }
 
