@@ -9,6 +9,8 @@ use millstream_flow::Token;
 
 /// Bytes that a source reads from its file at once.
 pub(crate) const READ_BYTES: u64 = 256 << 10;
+/// Bytes of a stream's messages that were read and wait for the one who takes them, and that are on their way.
+const STREAM_BYTES: u64 = 8 << 20;
 /// Bytes of complete batches that an output takes at once, if batches are smaller than that.
 const WRITE_BYTES: u64 = 8 << 20;
 /// Batches that wait for the output while it writes.
@@ -81,6 +83,7 @@ fn reading(draft: &Draft) -> u64 {
             4 * READ_BYTES + lines * read.line_max as u64
         }
         Some(Source::Http(http)) => http.bytes_max(),
+        Some(Source::Stream(_)) => STREAM_BYTES,
         _ => 0,
     }
 }

@@ -83,6 +83,7 @@ impl Pipeline {
                 OutputKind::Stdout { .. } => "stdout".to_owned(),
                 OutputKind::Http(http) => format!("POST {}", http.url.value),
                 OutputKind::Queue(queue) => format!("queue {}", queue.name.value),
+                OutputKind::Stream(stream) => format!("stream {}", stream.name.value),
             };
             let end = chart.node("([", &what, "])");
             chart.edge(&gathered, "", &end);
@@ -105,6 +106,7 @@ impl Pipeline {
             Source::Stdin { .. } => "stdin".to_owned(),
             Source::Http(http) => format!("http {}{}", http.listen.value, http.path.value),
             Source::Queue { queue, .. } => format!("queue {}", queue.name.value),
+            Source::Stream(source) => format!("stream {}", source.stream.name.value),
             Source::Generate { .. } => "generate".to_owned(),
         }
     }

@@ -71,7 +71,7 @@ pub use file::place::At;
 pub use file::problem::{Problem, Problems};
 pub use file::schema::schema;
 pub use file::topology::TopologyFile;
-pub use file::units::{duration, show_duration, show_size, size};
+pub use file::units::{duration, show_duration, show_size, size, stream_from};
 pub use offline::{FailedCase, Tested};
 pub use run::{Monitor, Report, Run, RunError};
 pub use settings::{SettingsEntry, SettingsFile, nearest};

@@ -52,7 +52,7 @@ impl Writer {
                 Some(file.path.value.clone()),
             ),
             OutputKind::Stdout { csv } => (*csv, None, None),
-            OutputKind::Http(_) | OutputKind::Queue(_) => (false, None, None),
+            OutputKind::Http(_) | OutputKind::Queue(_) | OutputKind::Stream(_) => (false, None, None),
         };
         let by = batch.by.as_ref().map(|by| (by.split('.').map(value::text).collect(), by.value.clone()));
         Writer {

@@ -3,17 +3,17 @@
 use crate::batcher::Batcher;
 use crate::bound;
 use crate::brokers::Brokers;
-use crate::feed::{CHUNK_ITEMS, Feed, FileFeed, GenerateFeed, StdinFeed};
+use crate::feed::{CHUNK_ITEMS, Feed, FileFeed, GenerateFeed, StdinFeed, StreamFeed};
 use crate::file::Pipeline;
-use crate::file::model::{Buffer, OutputKind, Prefetch, QueueRef, Source, Then};
+use crate::file::model::{Buffer, OutputKind, Prefetch, QueueRef, Source, StreamRef, StreamSource, Then};
 use crate::file::units::show_size;
 use crate::hold::{self, Hold, Released};
-use crate::intake::{self, Ingest, Intake, Remembered};
+use crate::intake::{self, Ingest, Intake, Keeper, PositionFile, Remembered, StreamOffset, position_of};
 use crate::item::{Raw, Reporter};
 use crate::letters::Letters;
 use crate::output::SKIPPED;
 use crate::output::file::Files;
-use crate::output::{End, Out, Outputs, QueueOutput, StdoutOutput, Tries};
+use crate::output::{End, Out, Outputs, QueueOutput, StdoutOutput, StreamOutput, Tries};
 use crate::ready::{Ready, Writer};
 use crate::run::{Counted, Run};
 use crate::steps::{self, Passage, Router};
@@ -21,7 +21,7 @@ use crate::trouble::Trouble;
 use millstream_flow::flows::BoxFlow;
 use millstream_flow::{BoxError, Capacity, Clock, PanicPolicy, Pipe, Token};
 use millstream_message::{
-    Address, Broker, BrokerErrorKind, BrokerUrl, ConsumeOptions, Consumer, Overflow, Queue,
+    Address, Broker, BrokerErrorKind, BrokerUrl, ConsumeOptions, Consumer, Overflow, Queue, StreamSpec,
 };
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -167,6 +167,12 @@ impl Starting<'_> {
                     bytes_max = bytes_max.min(usize::try_from(max).unwrap_or(usize::MAX));
                     Out::Queue(QueueOutput::new(broker, &queue.name))
                 }
+                OutputKind::Stream(stream) => {
+                    let broker = self.stream(stream).await?;
+                    let max = broker.features().max_message_bytes;
+                    bytes_max = bytes_max.min(usize::try_from(max).unwrap_or(usize::MAX));
+                    Out::Stream(StreamOutput::new(broker, &stream.name))
+                }
                 OutputKind::Http(http) => self.http_output(http)?,
             };
             writers.push(writer.unwrap_or_else(|| Writer::new(output, &draft.batch, bytes_max)));
@@ -207,7 +213,7 @@ impl Starting<'_> {
         }
         let mut feed = self.feed().await?;
         let Buffer::Queue { queue, items_max, bytes_max, prefetch } = &draft.buffer.value else {
-            let position = self.remembered(&mut *feed)?;
+            let position = self.remembered(&mut *feed).await?;
             return Ok((intake::direct(feed, position.clone(), self.trouble.clone()), None, position));
         };
         let broker = self.broker(&queue.broker).await?;
@@ -257,6 +263,11 @@ impl Starting<'_> {
                 Box::new(feed)
             }
             Source::Stdin { read } => Box::new(StdinFeed::new(tokio::io::stdin(), read, chunk)),
+            Source::Stream(source) => {
+                let broker = self.stream(&source.stream).await?;
+                let (name, from) = (&source.stream.name, source.from.value);
+                Box::new(StreamFeed::new(pipeline.name(), broker, name, from, source.drained, chunk))
+            }
             Source::Generate { count, rate, template } => {
                 Box::new(GenerateFeed::new(*count, *rate, template.clone(), chunk))
             }
@@ -272,13 +283,14 @@ impl Starting<'_> {
         })
     }
 
-    /// The position file of a source that names one, with the feed going on where an earlier run stopped.
-    fn remembered(&self, feed: &mut dyn Feed) -> Result<Option<Arc<Remembered>>, StartError> {
-        let Some(Source::File { position: Some(position), .. }) = self.pipeline.draft.source.as_deref()
-        else {
-            return Ok(None);
+    /// Where the position of a source is kept that no queue keeps, with the feed going on where an earlier run stopped.
+    async fn remembered(&self, feed: &mut dyn Feed) -> Result<Option<Arc<Remembered>>, StartError> {
+        let position = match self.pipeline.draft.source.as_deref() {
+            Some(Source::Stream(source)) => return self.remembered_offset(source, feed).await.map(Some),
+            Some(Source::File { position: Some(position), .. }) => position,
+            _ => return Ok(None),
         };
-        let (remembered, found) = Remembered::open(&position.value, self.hold.clone())
+        let (file, found) = PositionFile::open(&position.value, self.hold.clone())
             .map_err(|error| self.pipeline.start_error("its position cannot be read", error))?;
         if let Some(found) = found {
             feed.resume(&found).map_err(|error| {
@@ -287,7 +299,26 @@ impl Starting<'_> {
                 self.pipeline.start_error("its source cannot go on", what)
             })?;
         }
-        Ok(Some(remembered))
+        Ok(Some(Remembered::new(Keeper::File(file))))
+    }
+
+    async fn remembered_offset(
+        &self,
+        source: &StreamSource,
+        feed: &mut dyn Feed,
+    ) -> Result<Arc<Remembered>, StartError> {
+        let name = &source.stream.name;
+        let reader = source.reader.as_ref().map_or(self.pipeline.name(), |reader| reader.value.as_str());
+        let broker = self.broker(&source.stream.broker).await?;
+        let stored = broker.stored_offset(name, reader).await;
+        let failed = |error| {
+            self.pipeline.start_error(format!("the offset of its reader `{reader}` cannot be read"), error)
+        };
+        if let Some(offset) = stored.map_err(failed)? {
+            feed.resume(&position_of(offset))
+                .map_err(|error| self.pipeline.start_error("its source cannot go on", error))?;
+        }
+        Ok(Remembered::new(Keeper::Stream(StreamOffset::new(broker, name, reader))))
     }
 
     /// The feed, going on where an earlier run stopped.
@@ -323,7 +354,9 @@ impl Starting<'_> {
         let kept: Vec<bool> = draft
             .outputs
             .iter()
-            .map(|output| letters.is_some() || matches!(output.kind, OutputKind::Queue(_)))
+            .map(|output| {
+                letters.is_some() || matches!(output.kind, OutputKind::Queue(_) | OutputKind::Stream(_))
+            })
             .collect();
         let written = pipe
             .map(move |passing| {
@@ -356,6 +389,24 @@ impl Starting<'_> {
             };
             self.pipeline.start_error(format!("its broker {place} cannot be opened"), error)
         })
+    }
+
+    /// The broker of a stream, which is made if it is not there.
+    async fn stream(&self, stream: &StreamRef) -> Result<Arc<dyn Broker>, StartError> {
+        let broker = self.broker(&stream.broker).await?;
+        let name = stream.name.value.as_str();
+        let there = match broker.stream_stats(name).await {
+            Err(error) if error.kind() == BrokerErrorKind::NotFound => {
+                broker.declare_stream(StreamSpec::new(name)).await
+            }
+            other => other.map(drop),
+        };
+        match there {
+            Ok(()) => Ok(broker),
+            Err(error) => {
+                Err(self.pipeline.start_error(format!("its stream `{name}` cannot be used"), error))
+            }
+        }
     }
 
     async fn declare(&self, broker: &Arc<dyn Broker>, queue: Queue) -> Result<(), StartError> {

@@ -447,3 +447,43 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn streams_are_held_against_their_brokers_and_their_settings() {
+    let source =
+        |rest: &str| format!("name: p\nsource: {{ stream: {{ name: s, {rest} }} }}\noutput: {{ stdout: }}");
+    accepted(&source("broker: \"embedded:d\", from: 1h, reader: r, until: drained"));
+    accepted(&source("broker: \"rabbitmq-stream://h/v\", from: 17"));
+    check(&source("broker: \"amqp://h\""), &[(2, 38, "not a broker's URL", "use `rabbitmq-stream://HOST`")]);
+    check(
+        &source("broker: \"rabbitmq-stream://h?heartbeats=1\""),
+        &[(2, 38, "not a broker's URL", "known are")],
+    );
+    check(
+        &source("broker: \"embedded:d\", from: newest"),
+        &[(2, 58, "`from` is", "`first`, `last`, `next`")],
+    );
+    check(
+        &source("broker: \"embedded:d\", from: next, until: drained"),
+        &[(2, 58, "ends at once", "leave `until` out")],
+    );
+    check(
+        "name: p\nsource: { stream: { name: s, broker: \"embedded:d\", reader: r } }\n\
+         buffer: { queue: { broker: \"embedded:d\", name: q } }\noutput: { stdout: }",
+        &[(2, 60, "`reader` has no effect", "leave `reader` out")],
+    );
+    check(
+        "name: p\nsource: { stream: { name: s, broker: \"embedded:d\" } }\n\
+         output: { stream: { name: s, broker: \"embedded:d\" } }",
+        &[(3, 27, "for the source and for an output", "another stream")],
+    );
+    check(
+        "name: p\nsource: { queue: { name: q, broker: \"rabbitmq-stream://h\" } }\noutput: { stdout: }",
+        &[(2, 37, "not a broker's URL", "use `amqp://HOST`, or a `stream` as source and output")],
+    );
+    check(
+        "name: p\nsource: { stream: { name: s, broker: \"rabbitmq-stream://h\" } }\noutput: { stdout: }\n\
+         on_error: { dead_letter: { queue: dead } }",
+        &[(4, 35, "no broker for the dead-letter queue", "add `broker:")],
+    );
+}

@@ -26,6 +26,12 @@ fn kind(schema: &Value) -> String {
         (Some("string"), Some(pattern)) if pattern.contains("[KMGT]iB") => "size".to_owned(),
         (Some("string"), Some(pattern)) if pattern.contains("ms|s") => "time".to_owned(),
         (Some("string"), Some(pattern)) if pattern.contains('%') => "share".to_owned(),
+        (Some("string"), Some(pattern)) if pattern.contains("first") => {
+            "`first`, `last`, `next`, offset, time".to_owned()
+        }
+        (Some("string"), Some(pattern)) if pattern.contains("rabbitmq-stream") => {
+            "`embedded:PATH`, `rabbitmq-stream://HOST`".to_owned()
+        }
         (Some("string"), Some(pattern)) if pattern.contains("embedded") => {
             "`embedded:PATH`, `amqp://HOST`".to_owned()
         }

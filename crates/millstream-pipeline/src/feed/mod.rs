@@ -6,12 +6,14 @@ mod generate;
 mod http;
 mod lines;
 mod stdin;
+mod stream;
 
 pub(crate) use self::file::FileFeed;
 pub(crate) use self::generate::GenerateFeed;
 #[cfg(feature = "http")]
 pub(crate) use self::http::HttpFeed;
 pub(crate) use self::stdin::StdinFeed;
+pub(crate) use self::stream::StreamFeed;
 
 use crate::file::model::{Reading, Source};
 use crate::item::Raw;

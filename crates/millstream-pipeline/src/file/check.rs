@@ -5,6 +5,7 @@ use super::problem::{Findings, nearest, one_of};
 use super::shape::{Key, Kind, Shape, Union};
 use super::tree::{Data, Node, Style};
 use super::units;
+use std::time::{Duration, SystemTime};
 
 /// Reports everything in `node` that `shape` does not allow. What it leaves unreported, the model may read.
 pub(crate) fn object(node: &Node, shape: &Shape, what: &str, findings: &mut Findings) {
@@ -166,6 +167,14 @@ fn scalar(text: &str, style: Style, kind: &Kind) -> Result<(), String> {
             "use letters, digits, `.`, `_` and `-`, at most 255 of them",
         ),
         Kind::Broker => broker(text),
+        Kind::StreamBroker => stream_broker(text),
+        Kind::From => {
+            let text = units::stream_from(text, SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40));
+            ok(
+                text.is_some(),
+                "write `first`, `last`, `next`, an offset such as `0`, or how long ago, as in `1h`",
+            )
+        }
         Kind::Address => ok(
             text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
             "write host and port, such as `127.0.0.1:8080`",
@@ -226,16 +235,40 @@ fn broker(text: &str) -> Result<(), String> {
                 .to_owned(),
         ),
         Some(("amqp" | "amqps", _)) => amqp(text),
-        Some(("rabbitmq-stream" | "rabbitmq-stream+tls", _)) => {
-            Err("that is for streams, and a pipeline moves queues; use `amqp://HOST`".to_owned())
-        }
+        Some(("rabbitmq-stream" | "rabbitmq-stream+tls", _)) => Err(
+            "that broker has streams and no queues; use `amqp://HOST`, or a `stream` as source and output"
+                .to_owned(),
+        ),
         _ => Err("write `embedded:PATH`, a directory beside the pipeline file, or `amqp://HOST`".to_owned()),
     }
+}
+
+fn stream_broker(text: &str) -> Result<(), String> {
+    match text.split_once(':') {
+        Some(("rabbitmq-stream" | "rabbitmq-stream+tls", _)) => rabbitmq_stream(text),
+        Some(("amqp" | "amqps", _)) => {
+            Err("RabbitMQ's streams are reached by their own protocol; use `rabbitmq-stream://HOST`"
+                .to_owned())
+        }
+        Some(("embedded" | "memory", _)) => broker(text),
+        _ => Err("write `embedded:PATH`, a directory beside the pipeline file, or `rabbitmq-stream://HOST`"
+            .to_owned()),
+    }
+}
+
+#[cfg(feature = "rabbitmq")]
+fn rabbitmq_stream(url: &str) -> Result<(), String> {
+    millstream_rabbitmq::stream::StreamSettings::parse(url).map(drop).map_err(|error| error.to_string())
 }
 
 #[cfg(feature = "rabbitmq")]
 fn amqp(url: &str) -> Result<(), String> {
     millstream_rabbitmq::RabbitMq::check(url).map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "rabbitmq"))]
+fn rabbitmq_stream(url: &str) -> Result<(), String> {
+    amqp(url)
 }
 
 #[cfg(not(feature = "rabbitmq"))]
@@ -248,7 +281,8 @@ fn expected(kind: &Kind) -> &'static str {
     match kind {
         Kind::Text => "text",
         Kind::Name => "a name",
-        Kind::Broker => "a broker's URL",
+        Kind::Broker | Kind::StreamBroker => "a broker's URL",
+        Kind::From => "a place in a stream",
         Kind::Address => "an address",
         Kind::HttpUrl => "an http URL",
         Kind::Template => "a path",

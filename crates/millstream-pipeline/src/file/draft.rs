@@ -7,7 +7,8 @@ use super::template::Template;
 use super::tree::{Key, Node};
 use super::units;
 use crate::expr::{CompileError, Condition, Mapping};
-use millstream_message::BrokerUrl;
+use millstream_flow::Clock;
+use millstream_message::{BrokerUrl, StreamFrom};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +76,14 @@ impl Drafter<'_> {
                 prefetch: prefetch(node),
                 drained: text(node, "until").as_deref() == Some("drained"),
             },
+            "stream" => Source::Stream(StreamSource {
+                stream: self.stream(node)?,
+                from: setting(node, "from", StreamFrom::First, |node| {
+                    units::stream_from(node.text()?, Clock::system().now())
+                }),
+                reader: spanned(node, "reader"),
+                drained: text(node, "until").as_deref() == Some("drained"),
+            }),
             "generate" => Source::Generate {
                 count: node.get("count").and_then(number),
                 rate: node.get("rate").and_then(number),
@@ -123,6 +132,10 @@ impl Drafter<'_> {
 
     fn queue(&mut self, node: &Node) -> Option<QueueRef> {
         Some(QueueRef { broker: self.broker(&text(node, "broker")?)?, name: spanned(node, "name")? })
+    }
+
+    fn stream(&self, node: &Node) -> Option<StreamRef> {
+        Some(StreamRef { broker: self.broker(&text(node, "broker")?)?, name: spanned(node, "name")? })
     }
 
     fn broker(&self, url: &str) -> Option<BrokerUrl> {
@@ -223,6 +236,7 @@ impl Drafter<'_> {
                 timeout: time(node, "timeout", Duration::from_secs(30)).value,
             }),
             "queue" => OutputKind::Queue(self.queue(node)?),
+            "stream" => OutputKind::Stream(self.stream(node)?),
             _ => return None,
         })
     }
@@ -333,8 +347,17 @@ fn nearby_broker(draft: &Draft) -> Option<BrokerUrl> {
     if let Some(Source::Queue { queue, .. }) = draft.source.as_deref() {
         return Some(queue.broker.clone());
     }
+    let with_queues = |broker: &BrokerUrl| {
+        Some(broker.clone()).filter(|broker| !matches!(broker, BrokerUrl::RabbitmqStream(_)))
+    };
+    if let Some(Source::Stream(source)) = draft.source.as_deref()
+        && let Some(broker) = with_queues(&source.stream.broker)
+    {
+        return Some(broker);
+    }
     draft.outputs.iter().find_map(|output| match &output.kind {
         OutputKind::Queue(queue) => Some(queue.broker.clone()),
+        OutputKind::Stream(stream) => with_queues(&stream.broker),
         _ => None,
     })
 }

@@ -3,7 +3,7 @@
 use super::place::{At, Spanned};
 use super::template::Template;
 use crate::expr::{Condition, Mapping};
-use millstream_message::BrokerUrl;
+use millstream_message::{BrokerUrl, StreamFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +50,7 @@ pub(crate) enum Source {
         prefetch: Prefetch,
         drained: bool,
     },
+    Stream(StreamSource),
     Generate {
         count: Option<u64>,
         rate: Option<u64>,
@@ -65,6 +66,7 @@ impl Source {
             Source::Stdin { .. } => "stdin",
             Source::Http(_) => "http",
             Source::Queue { .. } => "queue",
+            Source::Stream(_) => "stream",
             Source::Generate { .. } => "generate",
         }
     }
@@ -121,6 +123,23 @@ pub(crate) enum Format {
 pub(crate) struct QueueRef {
     pub(crate) broker: BrokerUrl,
     pub(crate) name: Spanned<String>,
+}
+
+/// A stream of a broker.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamRef {
+    pub(crate) broker: BrokerUrl,
+    pub(crate) name: Spanned<String>,
+}
+
+#[derive(Debug)]
+pub(crate) struct StreamSource {
+    pub(crate) stream: StreamRef,
+    /// Where the first run begins.
+    pub(crate) from: Setting<StreamFrom>,
+    /// What the broker remembers the settled offset under, if not the pipeline's name.
+    pub(crate) reader: Option<Spanned<String>>,
+    pub(crate) drained: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -193,6 +212,7 @@ pub(crate) enum OutputKind {
     Stdout { csv: bool },
     Http(HttpOutput),
     Queue(QueueRef),
+    Stream(StreamRef),
 }
 
 #[derive(Debug)]

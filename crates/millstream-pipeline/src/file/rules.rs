@@ -6,7 +6,7 @@ use super::model::*;
 use super::place::{At, Spanned};
 use super::problem::{Findings, nearest, one_of};
 use super::units::{show_duration, show_size};
-use millstream_message::BrokerUrl;
+use millstream_message::{BrokerUrl, StreamFrom};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -14,6 +14,7 @@ pub(crate) fn all(draft: &Draft, findings: &mut Findings) {
     prefetch(draft, findings);
     queue_limits(draft, findings);
     queues_apart(draft, findings);
+    streams_apart(draft, findings);
     reading(draft, findings);
     writing(draft, findings);
     files_apart(draft, findings);
@@ -137,6 +138,23 @@ fn queues_apart(draft: &Draft, findings: &mut Findings) {
     }
 }
 
+/// A pipeline that appends to the stream it reads feeds itself without end.
+fn streams_apart(draft: &Draft, findings: &mut Findings) {
+    let Some(Source::Stream(source)) = draft.source.as_deref() else { return };
+    for output in &draft.outputs {
+        if let OutputKind::Stream(stream) = &output.kind
+            && stream.broker == source.stream.broker
+            && stream.name.value == source.stream.name.value
+        {
+            findings.add(
+                stream.name.at,
+                format!("stream `{}` is used for the source and for an output", stream.name.value),
+                "write to another stream; items would come round again",
+            );
+        }
+    }
+}
+
 fn reading(draft: &Draft, findings: &mut Findings) {
     match draft.source.as_deref() {
         Some(Source::File { path, read, position, .. }) => {
@@ -161,6 +179,22 @@ fn reading(draft: &Draft, findings: &mut Findings) {
         Some(Source::Stdin { read }) => {
             csv_only(read.format.value, read.delimiter.at, "delimiter", findings);
             csv_only(read.format.value, read.columns.as_ref().map(|columns| columns.at), "columns", findings);
+        }
+        Some(Source::Stream(source)) => {
+            if let (Some(reader), Buffer::Queue { .. }) = (&source.reader, &draft.buffer.value) {
+                findings.add(
+                    reader.at,
+                    "`reader` has no effect: `buffer.queue` stores the position with the items",
+                    "leave `reader` out",
+                );
+            }
+            if let (StreamFrom::Next, Some(at), true) = (source.from.value, source.from.at, source.drained) {
+                findings.add(
+                    at,
+                    "`from: next` with `until: drained` ends at once: nothing is there yet",
+                    "leave `until` out to wait for what comes, or begin with `from: first`",
+                );
+            }
         }
         Some(Source::Http(http)) if !http.path.starts_with('/') => {
             findings.add(
@@ -361,11 +395,13 @@ fn routes(draft: &Draft, findings: &mut Findings) {
 
 fn errors(draft: &Draft, findings: &mut Findings) {
     let Some(retry) = draft.on_error.retry else { return };
-    let once = |output: &Output| matches!(output.kind, OutputKind::Stdout { .. } | OutputKind::Queue(_));
+    let once = |output: &Output| {
+        matches!(output.kind, OutputKind::Stdout { .. } | OutputKind::Queue(_) | OutputKind::Stream(_))
+    };
     if !draft.outputs.is_empty() && draft.outputs.iter().all(once) {
         findings.add(
             retry.at,
-            "`retry` has no effect: standard output is not written again, and a queue that is full is waited for",
+            "`retry` has no effect: standard output is not written again, a queue that is full is waited for, and a stream takes what it is given",
             "use `fail`, `skip` or `dead_letter` directly",
         );
     }

@@ -71,6 +71,11 @@ fn kind(kind: &Kind) -> Value {
         }
         Kind::Name => json!({ "type": ["string", "number"], "minLength": 1, "maxLength": 255 }),
         Kind::Broker => text("^(embedded:|amqps?://).+"),
+        Kind::StreamBroker => text("^(embedded:|rabbitmq-stream(\\+tls)?://).+"),
+        Kind::From => or_variable(json!({ "anyOf": [
+            { "type": "string", "pattern": "^(first|last|next|([0-9.]+(ns|us|ms|s|m|h|d) *)+)$" },
+            { "type": "integer", "minimum": 0 },
+        ] })),
         Kind::Address => text("^.+:[0-9]{1,5}$"),
         Kind::HttpUrl => text("^https?://.+"),
         Kind::Character => or_variable(json!({ "type": ["string", "number"], "maxLength": 1 })),

@@ -47,6 +47,10 @@ pub(crate) enum Kind {
     Name,
     /// `embedded:PATH` or `amqp://HOST`.
     Broker,
+    /// `embedded:PATH` or `rabbitmq-stream://HOST`.
+    StreamBroker,
+    /// Where to begin in a stream.
+    From,
     /// `host:port`.
     Address,
     /// `http://…` or `https://…`.
@@ -139,6 +143,11 @@ static SOURCE: Union = Union {
             Kind::Object(&SOURCE_QUEUE),
             "A queue of a broker; an item is acknowledged when the output has it.",
         ),
+        key(
+            "stream",
+            Kind::Object(&SOURCE_STREAM),
+            "A stream of a broker, from where the last run stopped: its messages stay for other readers.",
+        ),
         key("generate", Kind::Object(&SOURCE_GENERATE), "Made-up items, for trying things out."),
     ],
 };
@@ -196,6 +205,33 @@ static SOURCE_QUEUE: Shape = Shape {
             "until",
             Kind::Choice(&["stopped", "drained"]),
             "When the run ends: when it is stopped, or when the queue is empty.",
+        )
+        .or("stopped"),
+    ],
+};
+
+static SOURCE_STREAM: Shape = Shape {
+    keys: &[
+        key("broker", Kind::StreamBroker, "The broker's URL.").required(),
+        key("name", Kind::Name, "The stream.").required(),
+        key(
+            "from",
+            Kind::From,
+            "Where the first run begins: with the `first` message, the `last`, the `next` that comes, at an offset, or so \
+             long ago, as in `1h`.",
+        )
+        .or("first"),
+        key(
+            "reader",
+            Kind::Name,
+            "The broker remembers under this name how far the items were settled: the next run goes on there. With \
+             `buffer.queue` the queue remembers.",
+        )
+        .or("the pipeline's name"),
+        key(
+            "until",
+            Kind::Choice(&["stopped", "drained"]),
+            "When the run ends: when it is stopped, or when everything was read that the stream held as it began.",
         )
         .or("stopped"),
     ],
@@ -336,6 +372,7 @@ static OUTPUT: Union = Union {
         OUTPUT_STDOUT_TAG,
         OUTPUT_HTTP_TAG,
         OUTPUT_QUEUE_TAG,
+        OUTPUT_STREAM_TAG,
         key(
             "named",
             Kind::Names(&Kind::OneOf(&OUTPUT_ONE)),
@@ -347,7 +384,7 @@ static OUTPUT: Union = Union {
 static OUTPUT_ONE: Union = Union {
     what: "an output",
     words: &[],
-    tags: &[OUTPUT_FILE_TAG, OUTPUT_STDOUT_TAG, OUTPUT_HTTP_TAG, OUTPUT_QUEUE_TAG],
+    tags: &[OUTPUT_FILE_TAG, OUTPUT_STDOUT_TAG, OUTPUT_HTTP_TAG, OUTPUT_QUEUE_TAG, OUTPUT_STREAM_TAG],
 };
 
 const OUTPUT_FILE_TAG: Key =
@@ -355,6 +392,11 @@ const OUTPUT_FILE_TAG: Key =
 const OUTPUT_STDOUT_TAG: Key = key("stdout", Kind::Object(&OUTPUT_STDOUT), "Standard output.");
 const OUTPUT_HTTP_TAG: Key = key("http", Kind::Object(&OUTPUT_HTTP), "A POST for each batch.");
 const OUTPUT_QUEUE_TAG: Key = key("queue", Kind::Object(&OUTPUT_QUEUE), "A queue of a broker.");
+const OUTPUT_STREAM_TAG: Key = key(
+    "stream",
+    Kind::Object(&OUTPUT_STREAM),
+    "A stream of a broker, in which each reader has a place of its own.",
+);
 
 static OUTPUT_FILE: Shape = Shape {
     keys: &[
@@ -402,6 +444,14 @@ static OUTPUT_QUEUE: Shape = Shape {
     keys: &[
         key("broker", Kind::Broker, "The broker's URL.").required(),
         key("name", Kind::Name, "The queue, declared durable.").required(),
+    ],
+};
+
+static OUTPUT_STREAM: Shape = Shape {
+    keys: &[
+        key("broker", Kind::StreamBroker, "The broker's URL.").required(),
+        key("name", Kind::Name, "The stream; one that is not there is made, and keeps everything.")
+            .required(),
     ],
 };
 

@@ -1,6 +1,7 @@
 //! Numbers with units, as people write them: `64MiB`, `500ms`, `1h 30m`.
 
-use std::time::Duration;
+use millstream_message::StreamFrom;
+use std::time::{Duration, SystemTime};
 
 const SIZES: [(&str, u64); 10] = [
     ("B", 1),
@@ -49,6 +50,19 @@ pub(crate) fn ratio(text: &str) -> Option<f64> {
         None => number(text)?,
     };
     (0.0..=1.0).contains(&share).then_some(share)
+}
+
+/// Where to begin in a stream: `first`, `last`, `next`, an offset, or how long ago, as in `1h`, seen from `now`.
+pub fn stream_from(text: &str, now: SystemTime) -> Option<StreamFrom> {
+    Some(match text {
+        "first" => StreamFrom::First,
+        "last" => StreamFrom::Last,
+        "next" => StreamFrom::Next,
+        _ => match text.parse() {
+            Ok(offset) => StreamFrom::Offset(offset),
+            Err(_) => StreamFrom::Timestamp(now.checked_sub(duration(text)?)?),
+        },
+    })
 }
 
 fn quantity(text: &str, units: &[(&str, u64)]) -> Option<f64> {
@@ -110,6 +124,18 @@ mod tests {
         assert_eq!(duration("1e9d"), None);
         assert_eq!(ratio("1%"), Some(0.01));
         assert_eq!(ratio("1.5"), None);
+    }
+
+    #[test]
+    fn a_stream_is_read_from_a_place_an_offset_or_a_time_ago() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(10_000);
+        let from = |text| stream_from(text, now);
+        assert_eq!(from("first"), Some(StreamFrom::First));
+        assert_eq!(from("last"), Some(StreamFrom::Last));
+        assert_eq!(from("next"), Some(StreamFrom::Next));
+        assert_eq!(from("0"), Some(StreamFrom::Offset(0)));
+        assert_eq!(from("1h"), Some(StreamFrom::Timestamp(now - Duration::from_secs(3600))));
+        assert_eq!((from("newest"), from("-1"), from("9h"), from("")), (None, None, None, None));
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 mod direct;
 mod ingest;
+mod position;
 mod queued;
 mod remembered;
 
 pub(crate) use self::direct::direct;
 pub(crate) use self::ingest::Ingest;
+pub(crate) use self::position::{Keeper, PositionFile, StreamOffset, offset_of, position_of};
 pub(crate) use self::queued::queued;
 pub(crate) use self::remembered::Remembered;
 

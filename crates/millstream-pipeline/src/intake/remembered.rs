@@ -1,51 +1,25 @@
-//! How far the items of a source that has no queue are settled, kept in a file of its own.
+//! How far the items of a source that has no queue are settled.
 
-use crate::hold::Hold;
+use super::position::Keeper;
 use bytes::Bytes;
 use millstream_flow::BoxError;
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::task::spawn_blocking;
 
 /// The time between two saves: a run that is killed repeats what it settled since the last one.
 const SAVE_EVERY: Duration = Duration::from_millis(200);
 
-/// A position file that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("the position file {}: {what}; {remedy}", path.display())]
-struct PositionError {
-    path: PathBuf,
-    what: String,
-    remedy: &'static str,
-}
-
-/// The position up to which every item is settled, and the file it is saved in.
+/// The position up to which every item is settled, and where it is kept.
 ///
 /// Items are settled in any order; a position counts once all items before it are completed, dropped or dead. One that
 /// was abandoned holds the position back for good, so that the next run reads it again.
 pub(crate) struct Remembered {
-    path: PathBuf,
+    keeper: Keeper,
     settled: Mutex<Settled>,
     changed: Notify,
-    /// One save at a time, in order.
-    saved: Arc<Mutex<Saved>>,
-}
-
-/// What is in the file. A save that is under way keeps it, and with it the lock, until it ends.
-struct Saved {
-    position: Option<Bytes>,
-    /// Held so that no other run uses the file.
-    _lock: File,
-    /// After the lock, which is free before it is let go.
-    _hold: Hold,
 }
 
 #[derive(Default)]
@@ -84,50 +58,8 @@ impl Settled {
 }
 
 impl Remembered {
-    /// Takes the file at `path` for this run, and gives the position in it, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// If the file or its directory cannot be used, or another run uses it.
-    pub(crate) fn open(path: &Path, hold: Hold) -> Result<(Arc<Self>, Option<Bytes>), BoxError> {
-        let failed = |remedy| {
-            move |error: std::io::Error| PositionError {
-                path: path.to_owned(),
-                what: error.to_string(),
-                remedy,
-            }
-        };
-        let parent = directory(path);
-        fs::create_dir_all(parent)
-            .map_err(failed("its directory cannot be made; check `source.file.position`"))?;
-        let lock = File::create(beside(path, "lock"))
-            .map_err(failed("its directory must be writable; check `source.file.position`"))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                return Err(PositionError {
-                    path: path.to_owned(),
-                    what: "another process is using it".to_owned(),
-                    remedy: "stop the other run, or give each its own `source.file.position`",
-                }
-                .into());
-            }
-            Err(error) => return Err(failed("its directory must allow locks")(error.into()).into()),
-        }
-        let found = match fs::read(path) {
-            Ok(bytes) => Some(Bytes::from(bytes)),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => {
-                return Err(failed("make it readable, or move it away to begin again")(error).into());
-            }
-        };
-        let remembered = Remembered {
-            path: path.to_owned(),
-            settled: Mutex::default(),
-            changed: Notify::new(),
-            saved: Arc::new(Mutex::new(Saved { position: found.clone(), _lock: lock, _hold: hold })),
-        };
-        Ok((Arc::new(remembered), found))
+    pub(crate) fn new(keeper: Keeper) -> Arc<Self> {
+        Arc::new(Remembered { keeper, settled: Mutex::default(), changed: Notify::new() })
     }
 
     fn settled(&self) -> MutexGuard<'_, Settled> {
@@ -163,51 +95,15 @@ impl Remembered {
         }
     }
 
-    /// Saves the position that is reached, in one step: the file has either the old one or the new one, whenever the
-    /// power goes.
+    /// Saves the position that is reached.
     ///
     /// # Errors
     ///
-    /// If it cannot be written. The position before it stays.
+    /// If it cannot be kept. The position before it stays.
     pub(crate) async fn save(&self) -> Result<(), BoxError> {
         let Some(position) = self.settled().reached.clone() else { return Ok(()) };
-        let (path, saved) = (self.path.clone(), self.saved.clone());
-        let written = spawn_blocking(move || {
-            let mut saved = saved.lock().unwrap_or_else(PoisonError::into_inner);
-            if saved.position.as_ref() == Some(&position) {
-                return Ok(());
-            }
-            replace(&path, &position)?;
-            saved.position = Some(position);
-            Ok(())
-        });
-        written.await?.map_err(|error: std::io::Error| {
-            let what = format!("cannot be written: {error}");
-            let remedy = "free some space or mend the directory; the next run goes on at the position before";
-            PositionError { path: self.path.clone(), what, remedy }.into()
-        })
+        self.keeper.keep(position).await
     }
-}
-
-fn replace(path: &Path, position: &[u8]) -> std::io::Result<()> {
-    let new = beside(path, "new");
-    let mut file = File::create(&new)?;
-    file.write_all(position)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(directory(path))?.sync_all()
-}
-
-fn directory(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// A file beside `path`, of its name and an extension more.
-fn beside(path: &Path, extension: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".");
-    name.push(extension);
-    path.with_file_name(name)
 }
 
 #[cfg(test)]

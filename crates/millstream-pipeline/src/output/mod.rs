@@ -8,6 +8,7 @@ mod queue;
 mod retry;
 mod sink;
 mod stdout;
+mod stream;
 
 #[cfg(feature = "http")]
 pub(crate) use self::http::HttpClient;
@@ -15,3 +16,4 @@ pub(crate) use self::queue::QueueOutput;
 pub(crate) use self::retry::Tries;
 pub(crate) use self::sink::{End, Out, Outputs, SKIPPED};
 pub(crate) use self::stdout::StdoutOutput;
+pub(crate) use self::stream::StreamOutput;

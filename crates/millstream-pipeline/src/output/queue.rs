@@ -20,15 +20,7 @@ impl QueueOutput {
 
     /// Returns when the batch is stored. A full queue is waited for: its consumers' pace is felt upstream.
     pub(crate) async fn write(&self, batch: &Batch) -> Result<(), Refused> {
-        let messages = batch.lines().enumerate().map(|(item, line)| {
-            // A copy of its own: one message that stays must not keep the batch.
-            let message = Message::new(Bytes::copy_from_slice(line)).with_content_type("application/json");
-            match batch.place(item) {
-                "" => message,
-                place => message.with_message_id(place),
-            }
-        });
-        let messages: Vec<Message> = messages.collect();
+        let messages = messages(batch);
         let rejected = publish_all(&*self.broker, &self.to, &messages).await;
         // Items too large for the broker were refused before they came here: what is left is the queue's trouble.
         match rejected.map_err(|error| Refused::Broken(error.into()))?.into_iter().next() {
@@ -36,4 +28,17 @@ impl QueueOutput {
             None => Ok(()),
         }
     }
+}
+
+/// The batch's items as messages, named by where they came from.
+pub(super) fn messages(batch: &Batch) -> Vec<Message> {
+    let messages = batch.lines().enumerate().map(|(item, line)| {
+        // A copy of its own: one message that stays must not keep the batch.
+        let message = Message::new(Bytes::copy_from_slice(line)).with_content_type("application/json");
+        match batch.place(item) {
+            "" => message,
+            place => message.with_message_id(place),
+        }
+    });
+    messages.collect()
 }

@@ -1,7 +1,7 @@
 //! The end of a run: hands each batch to its output and applies the error policy to what an output refuses.
 
 use super::file::{FileError, Files};
-use super::{QueueOutput, StdoutOutput, Tries};
+use super::{QueueOutput, StdoutOutput, StreamOutput, Tries};
 use crate::batch::Batch;
 use crate::intake::Remembered;
 use crate::item::ItemError;
@@ -39,6 +39,7 @@ pub(crate) enum Out {
     Files(Arc<Mutex<Files>>),
     Stdout(StdoutOutput),
     Queue(QueueOutput),
+    Stream(StreamOutput),
     #[cfg(feature = "http")]
     Http(super::HttpClient),
 }
@@ -85,6 +86,7 @@ impl Outputs {
             Out::Files(_) => Ok(()),
             Out::Stdout(out) => out.write(batch).map_err(Refused::Broken),
             Out::Queue(out) => out.write(batch).await,
+            Out::Stream(out) => out.write(batch).await,
             #[cfg(feature = "http")]
             Out::Http(out) => out.write(batch, self.tries.clone()).await,
         }
