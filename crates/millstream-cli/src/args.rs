@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use millstream_message::{BrokerUrl, Overflow, QueueKind};
+use millstream_message::{BrokerUrl, Overflow, QueueKind, StreamFrom};
 
 use crate::units;
 
@@ -238,6 +238,10 @@ pub(crate) enum Stream {
         #[arg(long, value_name = "KEY,KEY", value_delimiter = ',', conflicts_with = "partitions")]
         keys: Option<Vec<String>>,
     },
+    /// Append a message and wait until it is stored
+    Publish(Append),
+    /// Print the bodies of messages, one a line; they stay for other readers
+    Read(Read),
     /// Show where a stream begins and where it ends
     Stats {
         #[command(flatten)]
@@ -246,6 +250,40 @@ pub(crate) enum Stream {
         #[arg(long)]
         json: bool,
     },
+    /// Remove a stream with its messages
+    Delete {
+        #[command(flatten)]
+        on: OnStream,
+        /// Really remove it
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Append {
+    #[command(flatten)]
+    pub(crate) on: OnStream,
+    #[command(flatten)]
+    pub(crate) body: Body,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Read {
+    #[command(flatten)]
+    pub(crate) on: OnStream,
+    /// Where to begin: `first`, `last`, `next`, an offset, or how long ago, as in `1h`
+    #[arg(long, value_name = "PLACE", value_parser = units::stream_from, default_value = "first")]
+    pub(crate) from: StreamFrom,
+    /// At most this many; without it, to the end of the stream
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) max: Option<u64>,
+    /// Wait for more at the end of the stream, until a signal
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Print a JSON object a line, with offset, time, headers and properties
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -304,10 +342,9 @@ fn overflow(word: &str) -> Result<Overflow, String> {
     }
 }
 
+/// What is published.
 #[derive(Debug, Args)]
-pub(crate) struct Publish {
-    #[command(flatten)]
-    pub(crate) on: OnQueue,
+pub(crate) struct Body {
     /// The body; without it, standard input is the body
     #[arg(value_name = "BODY")]
     pub(crate) body: Option<String>,
@@ -320,6 +357,14 @@ pub(crate) struct Publish {
     /// The media type of the body, as in `application/json`
     #[arg(long, value_name = "TYPE")]
     pub(crate) content_type: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    #[command(flatten)]
+    pub(crate) on: OnQueue,
+    #[command(flatten)]
+    pub(crate) body: Body,
     /// How long the message may wait in the queue
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     pub(crate) ttl: Option<Duration>,

@@ -2,8 +2,9 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use millstream_message::{Address, Broker, BrokerUrl, Message};
+use millstream_message::{Address, Broker, BrokerUrl, Message, StreamItem};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -24,16 +25,28 @@ where
     Ok(done)
 }
 
-/// A message as JSON: text bodies as text, others in hexadecimal.
+/// A message of a queue as JSON.
 pub(crate) fn message_json(message: &Message, address: &Address) -> Value {
+    let place = [("exchange", address.exchange().into()), ("key", address.key().into())];
+    placed_json(message, place)
+}
+
+/// A message of a stream as JSON.
+pub(crate) fn item_json(item: &StreamItem) -> Value {
+    // Before 1970 nothing was appended.
+    let time = item.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    placed_json(&item.message, [("offset", item.offset.into()), ("time_ms", time.into())])
+}
+
+/// A message as JSON: text bodies as text, others in hexadecimal, and where it is.
+fn placed_json(message: &Message, place: [(&str, Value); 2]) -> Value {
     let properties = message.properties();
     let mut out = serde_json::Map::new();
     match std::str::from_utf8(message.body()) {
         Ok(text) => out.insert("body".into(), text.into()),
         Err(_) => out.insert("body_hex".into(), hex(message.body()).into()),
     };
-    out.insert("exchange".into(), address.exchange().into());
-    out.insert("key".into(), address.key().into());
+    out.extend(place.map(|(name, value)| (name.to_owned(), value)));
     if !properties.headers.is_empty() {
         out.insert("headers".into(), json!(properties.headers));
     }

@@ -6,6 +6,7 @@ mod broker;
 mod dead_letters;
 mod failure;
 mod gateway;
+mod input;
 mod lint;
 mod log;
 mod out;

@@ -1,6 +1,5 @@
 //! `millstream queue`: looking at queues and using them.
 
-use std::io::{BufRead, Read};
 use std::sync::Arc;
 
 use millstream_message::{
@@ -12,13 +11,11 @@ use serde_json::json;
 use crate::args::{self, OnQueue};
 use crate::broker::{self, message_json};
 use crate::failure::Failure;
+use crate::input;
 use crate::out::{Out, complain, preview};
 use crate::signals::Signals;
 use crate::table::{count, counted, table};
 
-/// Messages a batch of `publish --lines`, and bytes: enough for one sync to serve many, and bounded.
-const BATCH_ITEMS: usize = 1000;
-const BATCH_BYTES: usize = 4 << 20;
 /// Messages looked at in one step.
 const PAGE: usize = 100;
 
@@ -119,7 +116,7 @@ async fn declare(broker: Arc<dyn Broker>, asked: args::Declare) -> Result<(), Fa
 
 async fn publish(broker: Arc<dyn Broker>, asked: args::Publish) -> Result<(), Failure> {
     let to = Address::queue(&asked.on.queue);
-    if asked.lines {
+    if asked.body.lines {
         publish_lines(&broker, &asked, &to).await
     } else {
         publish_one(&broker, &asked, &to).await
@@ -127,56 +124,22 @@ async fn publish(broker: Arc<dyn Broker>, asked: args::Publish) -> Result<(), Fa
 }
 
 async fn publish_one(broker: &Arc<dyn Broker>, asked: &args::Publish, to: &Address) -> Result<(), Failure> {
-    let body = match &asked.body {
-        Some(body) => body.clone().into_bytes(),
-        None => {
-            let (mut body, max) = (Vec::new(), broker.features().max_message_bytes);
-            // One byte more than allowed tells a body that is too long from one that just fits.
-            let read = std::io::stdin().lock().take(max + 1).read_to_end(&mut body);
-            read.map_err(unreadable)?;
-            if body.len() as u64 > max {
-                return Err(Failure::Failed(format!(
-                    "standard input is longer than the {} bytes that a message may have; \
-                     --lines publishes each line as a message of its own",
-                    count(max)
-                )));
-            }
-            body
-        }
-    };
-    let outcome = broker.publish(to, message(asked, body)?).await;
+    let message = input::one(&asked.body, broker.features().max_message_bytes)?;
+    let outcome = broker.publish(to, with_properties(asked, message)).await;
     let outcome = outcome.map_err(|error| on_queue("publish to", to.key(), broker.url(), &error))?;
     stored(&outcome, to.key(), broker.url())
 }
 
 async fn publish_lines(broker: &Arc<dyn Broker>, asked: &args::Publish, to: &Address) -> Result<(), Failure> {
-    let mut input = std::io::stdin().lock();
     let max = broker.features().max_message_bytes;
     let mut published = 0_u64;
     loop {
-        let (mut messages, mut bytes) = (Vec::new(), 0);
-        while messages.len() < BATCH_ITEMS && bytes < BATCH_BYTES {
-            let mut line = Vec::new();
-            if (&mut input).take(max + 1).read_until(b'\n', &mut line).map_err(unreadable)? == 0 {
-                break;
-            }
-            if line.last() == Some(&b'\n') {
-                line.pop();
-            } else if line.len() as u64 > max {
-                return Err(Failure::Failed(format!(
-                    "line {} of standard input is longer than the {} bytes that a message may have; \
-                     the lines before it are published up to {published}",
-                    published + messages.len() as u64 + 1,
-                    count(max)
-                )));
-            }
-            bytes += line.len();
-            messages.push(message(asked, line)?);
-        }
+        let messages = input::lines(&asked.body, max, published)?;
         if messages.is_empty() {
             complain(&format!("published {}", counted(published, "message")));
             return Ok(());
         }
+        let messages = messages.into_iter().map(|message| with_properties(asked, message));
         let outcomes: Outcomes = broker
             .publish_batch(Batch::to(to, messages))
             .await
@@ -189,21 +152,7 @@ async fn publish_lines(broker: &Arc<dyn Broker>, asked: &args::Publish, to: &Add
     }
 }
 
-fn unreadable(error: std::io::Error) -> Failure {
-    Failure::of("cannot read standard input", &error)
-}
-
-fn message(asked: &args::Publish, body: Vec<u8>) -> Result<Message, Failure> {
-    let mut message = Message::new(body);
-    for header in &asked.headers {
-        let Some((name, value)) = header.split_once('=').filter(|(name, _)| !name.is_empty()) else {
-            return Err(Failure::Refused(format!("--header {header}: write NAME=VALUE, as in tenant=north")));
-        };
-        message = message.with_header(name, value);
-    }
-    if let Some(content_type) = &asked.content_type {
-        message = message.with_content_type(content_type);
-    }
+fn with_properties(asked: &args::Publish, mut message: Message) -> Message {
     if let Some(ttl) = asked.ttl {
         message = message.with_ttl(ttl);
     }
@@ -213,7 +162,7 @@ fn message(asked: &args::Publish, body: Vec<u8>) -> Result<Message, Failure> {
     if asked.priority > 0 {
         message = message.with_priority(asked.priority);
     }
-    Ok(message)
+    message
 }
 
 /// Whether a publish is stored; otherwise the failure that says where the message is now.

@@ -22,6 +22,60 @@ fn a_stream_of_the_embedded_broker_is_declared_and_looked_at() {
     assert!(none.code == Some(2) && none.err.contains("rabbitmq-stream://"), "{}", none.err);
 }
 
+/// Appends, reads, and pipes a stream through a pipeline into another; the same on every broker.
+fn used(place: &Place, url: &str) {
+    place.done(&["stream", "declare", url, "in"]);
+    place.done(&["stream", "publish", url, "in", "{\"n\":0}", "--header", "tenant=north"]);
+    let lines: String = (1..=2500).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+    let published = place.run_with_input(&["stream", "publish", url, "in", "--lines"], lines.as_bytes());
+    assert!(published.code == Some(0) && published.err.contains("published 2,500"), "{}", published.err);
+    assert_eq!(place.done(&["stream", "read", url, "in"]), format!("{{\"n\":0}}\n{lines}"));
+    assert_eq!(place.done(&["stream", "read", url, "in", "--from", "last"]), "{\"n\":2500}\n");
+    assert_eq!(
+        place.done(&["stream", "read", url, "in", "--from", "1h", "--max", "2"]),
+        "{\"n\":0}\n{\"n\":1}\n"
+    );
+    assert_eq!(place.done(&["stream", "read", url, "in", "--from", "next"]), "");
+    let first: Value =
+        serde_json::from_str(&place.done(&["stream", "read", url, "in", "--max", "1", "--json"]))
+            .expect("JSON");
+    assert_eq!((&first["offset"], &first["headers"]["tenant"]), (&Value::from(0), &Value::from("north")));
+    assert!(first["time_ms"].as_u64().is_some_and(|time| time > 1_600_000_000_000), "{first}");
+
+    let pipeline = format!(
+        "name: p\nsource: {{ stream: {{ broker: \"{url}\", name: in, until: drained }} }}\n\
+         process: [ filter: {{ name: odd, keep: 'item.n % 2 == 0' }} ]\n\
+         output: {{ stream: {{ broker: \"{url}\", name: out }} }}\n"
+    );
+    place.write("p.yaml", &pipeline);
+    place.done(&["run", "--quiet", "--report", "r.json", "p.yaml"]);
+    let report = |name: &str| -> Value { serde_json::from_str(&place.read(name)).expect("JSON") };
+    assert_eq!(report("r.json")["ledger"]["completed"], 1251);
+    let even: String = (0..=1250).map(|n| format!("{{\"n\":{}}}\n", 2 * n)).collect();
+    assert_eq!(place.done(&["stream", "read", url, "out"]), even);
+    place.done(&["stream", "publish", url, "in", "{\"n\":7000}"]);
+    place.done(&["run", "--quiet", "--report", "r.json", "p.yaml"]);
+    assert_eq!(report("r.json")["ledger"]["received"], 1, "it goes on where it stopped");
+    place.done(&["run", "--quiet", "--report", "r.json", "p.yaml"]);
+    assert_eq!(report("r.json")["ledger"]["received"], 0);
+
+    let refused = place.run(&["stream", "delete", url, "out"]);
+    assert!(refused.code == Some(2) && refused.err.contains("offsets 0 to"), "{}", refused.err);
+    place.done(&["stream", "delete", url, "out", "--yes"]);
+    assert_eq!(place.run(&["stream", "read", url, "out"]).code, Some(1));
+}
+
+#[test]
+fn a_stream_of_the_embedded_broker_is_used_by_commands_and_pipelines() {
+    used(&Place::new(), "embedded:state");
+}
+
+#[tokio::test]
+async fn a_stream_of_rabbitmq_is_used_by_commands_and_pipelines() {
+    let node = Node::start(Setup::default().plugin("rabbitmq_stream")).await.expect("it starts");
+    used(&Place::new(), &node.stream_url(""));
+}
+
 #[tokio::test]
 async fn streams_and_super_streams_of_rabbitmq_are_declared() {
     let node = Node::start(Setup::default().plugin("rabbitmq_stream")).await.expect("it starts");

@@ -60,7 +60,9 @@ pub use declaration::{Declaration, Standing, Topology};
 pub use error::{BrokerError, BrokerErrorKind};
 pub use message::{Message, Properties};
 pub use publish::{Address, Batch, Confirm, Outcomes, Publish, PublishOutcome, Refusal, Returned};
-pub use stream::{StreamFrom, StreamItem, StreamReader, StreamSource, StreamSpec, StreamStats};
+pub use stream::{
+    StreamFrom, StreamItem, StreamReader, StreamSource, StreamSpec, StreamStats, stream_extent,
+};
 pub use topology::{
     Binding, Exchange, ExchangeKind, HeaderMatch, Overflow, Queue, QueueKind, Target, differences,
 };

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::message::Message;
 
@@ -82,6 +84,31 @@ pub struct StreamStats {
     pub next: u64,
     /// Bytes kept; zero where the broker does not tell.
     pub bytes: u64,
+}
+
+/// The offsets of what a stream holds now for one who begins to read at `from`: a reader that has come to their end has
+/// read everything. Empty if that is nothing.
+///
+/// # Errors
+/// When the stream is not there or cannot be read.
+pub async fn stream_extent(
+    broker: &dyn Broker,
+    stream: &str,
+    from: StreamFrom,
+) -> Result<Range<u64>, BrokerError> {
+    let StreamStats { first, next, .. } = broker.stream_stats(stream).await?;
+    let begin = match from {
+        StreamFrom::First => first,
+        StreamFrom::Next => next,
+        StreamFrom::Offset(offset) => offset.clamp(first, next),
+        StreamFrom::Last | StreamFrom::Timestamp(_) if first == next => next,
+        StreamFrom::Last => next - 1,
+        StreamFrom::Timestamp(time) => {
+            let last = broker.read(stream, StreamFrom::Last).await?.next_chunk(1).await?;
+            if last.last().is_some_and(|last| last.time >= time) { first } else { next }
+        }
+    };
+    Ok(begin..next)
 }
 
 /// What a backend does for a [`StreamReader`].

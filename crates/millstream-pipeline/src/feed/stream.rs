@@ -4,11 +4,11 @@ use super::{Chunk, Feed};
 use crate::intake::{offset_of, position_of};
 use crate::item::Raw;
 use millstream_flow::BoxError;
-use millstream_message::{Broker, StreamFrom, StreamItem, StreamReader};
+use millstream_message::{Broker, StreamFrom, StreamItem, StreamReader, stream_extent};
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 /// The messages of a stream, in its order.
 pub(crate) struct StreamFeed {
@@ -25,10 +25,8 @@ pub(crate) struct StreamFeed {
 
 struct Reading {
     reader: StreamReader,
-    /// The end, if there is one: the offset behind the last message wanted.
-    end: Option<u64>,
-    /// All below was handed out, as far as that is known.
-    at: u64,
+    /// What is still wanted, if not everything that ever comes.
+    wanted: Option<Range<u64>>,
 }
 
 impl StreamFeed {
@@ -44,30 +42,13 @@ impl StreamFeed {
         StreamFeed { broker, stream: stream.to_owned(), from, drained, chunk, position_name, reading: None }
     }
 
-    /// When the last message was appended, of a stream that has one.
-    async fn newest(&mut self) -> Result<SystemTime, BoxError> {
-        let mut reader = self.broker.read(&self.stream, StreamFrom::Last).await?;
-        let last = reader.next_chunk(1).await?;
-        Ok(last.last().map_or(SystemTime::UNIX_EPOCH, |item| item.time))
-    }
-
     async fn begin(&mut self) -> Result<Reading, BoxError> {
-        let (mut end, mut at) = (None, 0);
-        if self.drained {
-            let stats = self.broker.stream_stats(&self.stream).await?;
-            end = Some(stats.next);
-            let from = self.from;
-            at = match from {
-                StreamFrom::Offset(offset) => offset.max(stats.first),
-                StreamFrom::Next => stats.next,
-                StreamFrom::Timestamp(time) if stats.next > stats.first && self.newest().await? < time => {
-                    stats.next
-                }
-                _ => stats.first,
-            };
-        }
+        let wanted = match self.drained {
+            true => Some(stream_extent(&*self.broker, &self.stream, self.from).await?),
+            false => None,
+        };
         let reader = self.broker.read(&self.stream, self.from).await?;
-        Ok(Reading { reader, end, at })
+        Ok(Reading { reader, wanted })
     }
 }
 
@@ -87,18 +68,20 @@ impl Feed for StreamFeed {
                 self.reading = Some(self.begin().await?);
             }
             let Some(reading) = &mut self.reading else { return Ok(None) };
-            if reading.end.is_some_and(|end| reading.at >= end) {
+            if reading.wanted.as_ref().is_some_and(Range::is_empty) {
                 return Ok(None);
             }
             let mut items = reading.reader.next_chunk(self.chunk).await?;
             let Some(last) = items.last() else {
                 return Err(format!("the broker of stream `{}` was closed", self.stream).into());
             };
-            reading.at = last.offset + 1;
-            if let Some(end) = reading.end {
-                items.retain(|item| item.offset < end);
+            let mut at = last.offset + 1;
+            if let Some(wanted) = &mut reading.wanted {
+                items.retain(|item| item.offset < wanted.end);
+                at = at.min(wanted.end);
+                wanted.start = at;
             }
-            let position = position_of(reading.end.map_or(reading.at, |end| reading.at.min(end)));
+            let position = position_of(at);
             let items = items.into_iter().map(|item| named(&self.stream, item)).collect();
             Ok(Some(Chunk { items, position: Some(position), reply: None }))
         })

@@ -5,7 +5,6 @@ use super::problem::{Findings, nearest, one_of};
 use super::shape::{Key, Kind, Shape, Union};
 use super::tree::{Data, Node, Style};
 use super::units;
-use std::time::{Duration, SystemTime};
 
 /// Reports everything in `node` that `shape` does not allow. What it leaves unreported, the model may read.
 pub(crate) fn object(node: &Node, shape: &Shape, what: &str, findings: &mut Findings) {
@@ -168,13 +167,10 @@ fn scalar(text: &str, style: Style, kind: &Kind) -> Result<(), String> {
         ),
         Kind::Broker => broker(text),
         Kind::StreamBroker => stream_broker(text),
-        Kind::From => {
-            let text = units::stream_from(text, SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40));
-            ok(
-                text.is_some(),
-                "write `first`, `last`, `next`, an offset such as `0`, or how long ago, as in `1h`",
-            )
-        }
+        Kind::From => ok(
+            units::stream_from(text).is_some(),
+            "write `first`, `last`, `next`, an offset such as `0`, or how long ago, as in `1h`",
+        ),
         Kind::Address => ok(
             text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
             "write host and port, such as `127.0.0.1:8080`",

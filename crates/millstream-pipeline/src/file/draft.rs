@@ -7,7 +7,6 @@ use super::template::Template;
 use super::tree::{Key, Node};
 use super::units;
 use crate::expr::{CompileError, Condition, Mapping};
-use millstream_flow::Clock;
 use millstream_message::{BrokerUrl, StreamFrom};
 use std::path::Path;
 use std::sync::Arc;
@@ -78,9 +77,7 @@ impl Drafter<'_> {
             },
             "stream" => Source::Stream(StreamSource {
                 stream: self.stream(node)?,
-                from: setting(node, "from", StreamFrom::First, |node| {
-                    units::stream_from(node.text()?, Clock::system().now())
-                }),
+                from: setting(node, "from", StreamFrom::First, |node| units::stream_from(node.text()?)),
                 reader: spanned(node, "reader"),
                 drained: text(node, "until").as_deref() == Some("drained"),
             }),

@@ -1,5 +1,6 @@
 //! Numbers with units, as people write them: `64MiB`, `500ms`, `1h 30m`.
 
+use millstream_flow::Clock;
 use millstream_message::StreamFrom;
 use std::time::{Duration, SystemTime};
 
@@ -52,8 +53,12 @@ pub(crate) fn ratio(text: &str) -> Option<f64> {
     (0.0..=1.0).contains(&share).then_some(share)
 }
 
-/// Where to begin in a stream: `first`, `last`, `next`, an offset, or how long ago, as in `1h`, seen from `now`.
-pub fn stream_from(text: &str, now: SystemTime) -> Option<StreamFrom> {
+/// Where to begin in a stream: `first`, `last`, `next`, an offset, or how long ago, as in `1h`.
+pub fn stream_from(text: &str) -> Option<StreamFrom> {
+    stream_from_at(text, Clock::system().now())
+}
+
+fn stream_from_at(text: &str, now: SystemTime) -> Option<StreamFrom> {
     Some(match text {
         "first" => StreamFrom::First,
         "last" => StreamFrom::Last,
@@ -129,7 +134,7 @@ mod tests {
     #[test]
     fn a_stream_is_read_from_a_place_an_offset_or_a_time_ago() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(10_000);
-        let from = |text| stream_from(text, now);
+        let from = |text| stream_from_at(text, now);
         assert_eq!(from("first"), Some(StreamFrom::First));
         assert_eq!(from("last"), Some(StreamFrom::Last));
         assert_eq!(from("next"), Some(StreamFrom::Next));
