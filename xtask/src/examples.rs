@@ -1,30 +1,45 @@
-//! Every Rust example of every crate, run to its end.
+//! Every Rust example of every crate, run to its end; those of brokers on RabbitMQ, too.
 
 use crate::Outcome;
+use crate::rabbitmq;
 use crate::steps::command;
 
 /// The longest an example may take, in seconds, its build aside. An example that hangs is a broken one.
 const SECONDS_MAX: &str = "60";
+
+/// Those that take a broker's URL.
+const ON_A_BROKER: [&str; 7] =
+    ["consumer", "high_throughput", "producer", "publish_subscribe", "request_reply", "topics", "work_queue"];
 
 /// Builds all examples, then runs each; an error names those that failed.
 pub(crate) fn run() -> Outcome {
     let scratch = tempfile::tempdir().map_err(|e| format!("no temporary directory: {e}"))?;
     let mut failed = Vec::new();
     let examples = build()?;
-    for (name, program) in &examples {
-        eprintln!("--- {name}");
+    let mut run = |name: &str, program: &str, url: Option<&str>| {
+        eprintln!("--- {name} {}", url.unwrap_or_default());
         // In a directory of its own, so that an example that writes files leaves none here.
         let outcome = command("timeout")
             .args(["--kill-after=5", SECONDS_MAX])
             .args([program])
+            .args(url)
             .directory(scratch.path())
             .run();
         if let Err(problem) = outcome {
             eprintln!("{problem}");
-            failed.push(name.clone());
+            failed.push(name.to_owned());
         }
+    };
+    for (name, program) in &examples {
+        run(name, program, None);
     }
-    eprintln!("{} examples", examples.len());
+    let node = rabbitmq::start()?;
+    for name in ON_A_BROKER {
+        let (_, program) =
+            examples.iter().find(|(known, _)| known == name).ok_or(format!("no example {name}"))?;
+        run(name, program, Some(&node.url()));
+    }
+    eprintln!("{} examples, {} of them on RabbitMQ too", examples.len(), ON_A_BROKER.len());
     if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", "))) }
 }
 
