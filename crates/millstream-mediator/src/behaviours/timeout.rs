@@ -1,13 +1,9 @@
 //! A limit on how long a call may take.
 
 use std::borrow::Cow;
-use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::future::poll_fn;
-use std::future::Future;
-use std::task::Poll;
-use tokio::time::sleep;
+use millstream_resilience::Error as Behind;
 
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
@@ -38,7 +34,7 @@ use crate::message::{About, Request};
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Timeout {
-    limit: Duration,
+    timeout: millstream_resilience::Timeout,
 }
 
 impl Timeout {
@@ -46,15 +42,14 @@ impl Timeout {
     ///
     /// # Panics
     /// If `limit` is zero.
-    pub const fn new(limit: Duration) -> Self {
-        assert!(!limit.is_zero(), "nothing can be done in no time");
-        Timeout { limit }
+    pub fn new(limit: Duration) -> Self {
+        Timeout { timeout: millstream_resilience::Timeout::new(limit) }
     }
 }
 
 impl Behaviour for Timeout {
     fn name(&self) -> Cow<'static, str> {
-        format!("timeout {:?}", self.limit).into()
+        format!("timeout {:?}", self.timeout.limit()).into()
     }
 
     fn of(&self, _: &About) -> Self {
@@ -68,15 +63,11 @@ impl Behaviour for Timeout {
         request: R,
         next: &N,
     ) -> Result<R::Response, Error> {
-        let mut calling = pin!(next.call(call, request));
-        if let Poll::Ready(ended) = poll_fn(|cx| Poll::Ready(calling.as_mut().poll(cx))).await {
-            return ended;
-        }
-        let limit = self.limit;
-        tokio::select! {
-            biased;
-            ended = calling => ended,
-            () = sleep(limit) => Err(Error::new(call.about(), ErrorKind::TimedOut { limit })),
+        let calling = next.call(call, request);
+        match self.timeout.wrap(async { calling.await.map_err(Behind::Failed) }).await {
+            Ok(response) => Ok(response),
+            Err(Behind::Failed(error)) => Err(error),
+            Err(_) => Err(Error::new(call.about(), ErrorKind::TimedOut { limit: self.timeout.limit() })),
         }
     }
 }

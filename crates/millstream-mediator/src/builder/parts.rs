@@ -93,6 +93,11 @@ impl Parts {
         }
     }
 
+    pub(super) fn cannot_work(&mut self, behaviour: &str, problem: Option<String>) {
+        let problem = problem.map(|problem| format!("the behaviour `{behaviour}`: {problem}"));
+        self.problems.extend(problem);
+    }
+
     /// Whether the name is that of another type.
     pub(super) fn names_twice<M: 'static>(&mut self, request: bool, about: &About) -> bool {
         let full = type_name::<M>();
