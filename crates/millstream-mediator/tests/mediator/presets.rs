@@ -1,3 +1,5 @@
+mod streams;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,7 +10,7 @@ use millstream_mediator::presets::{
     BackpressurePreset, BreakerPreset, Environment, HealthPreset, Profile, ResourcePreset, RetryPreset,
     Service, StreamPackage,
 };
-use millstream_mediator::{Error, ErrorKind, Mediator, Memory, Resume};
+use millstream_mediator::{Error, ErrorKind, Mediator, Memory, Resume, Timeout};
 use tokio::time::{Instant, sleep};
 
 use crate::Ask;
@@ -221,7 +223,7 @@ async fn a_profile_sheds_while_the_process_has_no_memory() {
 async fn a_profile_retries_within_its_timeout_and_counts_in_its_breaker() {
     let calls = Arc::new(AtomicU64::new(0));
     let count = calls.clone();
-    let profile = Profile::new(Service::Web, Environment::Staging, || None).timeout(5 * SECOND);
+    let profile = Profile::new(Service::Web, Environment::Staging, || None).timeout(Timeout::new(5 * SECOND));
     let mediator = Mediator::builder()
         .profile(&profile)
         .request(move |ask: Ask| {
