@@ -91,6 +91,12 @@ pub trait Behaviour: Sized + Send + Sync + 'static {
         None
     }
 
+    /// The names of messages for which something is set apart from others: a mediator that has no handler for one of them is not
+    /// built.
+    fn meant_for(&self) -> Vec<Cow<'static, str>> {
+        Vec::new()
+    }
+
     /// Does what it does around `next`.
     ///
     /// # Cancel safety

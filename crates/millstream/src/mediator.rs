@@ -2,7 +2,8 @@
 //! once (feature `mediator`).
 //!
 //! All of [`millstream_mediator`], and what joins it to the rest: [`to_broker`] hands notifications to an exchange or a queue,
-//! [`process_memory`] is a probe for [`Memory`]. A handler is a step of a flow as it is:
+//! [`process_memory`] is a probe for [`Memory`]; with the feature `pipeline`, `Settings` reads what stands around requests from a file
+//! and the environment, and `handlers` are steps of pipeline files. A handler is a step of a flow as it is:
 //!
 //! ```
 //! use millstream::mediator::{Kind, Mediator, Request};
@@ -37,6 +38,16 @@ use std::sync::Arc;
 
 pub use millstream_mediator::*;
 use millstream_message::{Address, Broker, Codec, PublishOutcome};
+
+#[cfg(feature = "pipeline")]
+mod settings;
+#[cfg(feature = "pipeline")]
+mod steps;
+
+#[cfg(feature = "pipeline")]
+pub use settings::{Settings, SettingsError};
+#[cfg(feature = "pipeline")]
+pub use steps::handlers;
 
 use crate::flow::BoxError;
 

@@ -1,6 +1,7 @@
 //! A limit on how long a call may take.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use millstream_resilience::Error as Behind;
@@ -32,9 +33,11 @@ use crate::message::{About, Request};
 /// assert_eq!(*mediator.send(Never).await.unwrap_err().kind(), ErrorKind::TimedOut { limit });
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Timeout {
     timeout: millstream_resilience::Timeout,
+    /// Of single types, by their names.
+    others: BTreeMap<Cow<'static, str>, millstream_resilience::Timeout>,
 }
 
 impl Timeout {
@@ -43,17 +46,33 @@ impl Timeout {
     /// # Panics
     /// If `limit` is zero.
     pub fn new(limit: Duration) -> Self {
-        Timeout { timeout: millstream_resilience::Timeout::new(limit) }
+        Timeout { timeout: millstream_resilience::Timeout::new(limit), others: BTreeMap::new() }
+    }
+
+    /// Another limit for messages of this name. A mediator without a handler for such is not built.
+    ///
+    /// # Panics
+    /// If `limit` is zero.
+    #[must_use]
+    pub fn limit_of(mut self, message: impl Into<Cow<'static, str>>, limit: Duration) -> Self {
+        self.others.insert(message.into(), millstream_resilience::Timeout::new(limit));
+        self
     }
 }
 
 impl Behaviour for Timeout {
     fn name(&self) -> Cow<'static, str> {
-        format!("timeout {:?}", self.timeout.limit()).into()
+        let others = self.others.iter().map(|(name, other)| format!(", {name} {:?}", other.limit()));
+        format!("timeout {:?}{}", self.timeout.limit(), others.collect::<String>()).into()
     }
 
-    fn of(&self, _: &About) -> Self {
-        *self
+    fn of(&self, about: &About) -> Self {
+        let timeout = *self.others.get(&*about.name).unwrap_or(&self.timeout);
+        Timeout { timeout, others: BTreeMap::new() }
+    }
+
+    fn meant_for(&self) -> Vec<Cow<'static, str>> {
+        self.others.keys().cloned().collect()
     }
 
     #[inline]

@@ -54,12 +54,15 @@ pub struct Profile {
     logging: Logging,
     timing: Timing,
     memory: Memory,
-    timeout: Duration,
+    timeout: Timeout,
     breaker: BreakerPreset,
     retry: RetryPreset,
 }
 
 impl Profile {
+    /// How long a request may take, if it is not said.
+    pub const TIMEOUT: Duration = Duration::from_secs(30);
+
     /// That of a kind of service in a place. A request may take 30 s. What admission goes by is how many bytes the process uses,
     /// as `probe` finds it, asked as often as the [preset](ResourcePreset) says; `None` stands for not known.
     pub fn new(
@@ -67,11 +70,7 @@ impl Profile {
         environment: Environment,
         probe: impl Fn() -> Option<u64> + Send + Sync + 'static,
     ) -> Self {
-        let resource = match (service, environment) {
-            (_, Environment::Development) => ResourcePreset::Development,
-            (Service::Web, _) => ResourcePreset::Balanced,
-            (Service::Microservice | Service::Background, _) => ResourcePreset::MemoryConstrained,
-        };
+        let resource = ResourcePreset::of(service, environment);
         Profile::within(service, environment, resource.memory_probed(probe))
     }
 
@@ -88,28 +87,44 @@ impl Profile {
             Environment::Production => Logging::new().sample(100),
         };
         let timing = Timing::new().slow(Duration::from_millis(slow));
-        Profile { logging, timing, memory, timeout: Duration::from_secs(30), breaker, retry }
+        Profile { logging, timing, memory, timeout: Timeout::new(Profile::TIMEOUT), breaker, retry }
     }
 
-    /// With this limit for a request.
-    ///
-    /// # Panics
-    /// If it is zero.
+    /// With these limits for requests.
     #[must_use]
-    pub fn timeout(mut self, limit: Duration) -> Self {
-        assert!(!limit.is_zero(), "nothing can be done in no time");
-        self.timeout = limit;
+    pub fn timeout(mut self, timeout: Timeout) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// With a warning of calls that take longer than this.
+    #[must_use]
+    pub fn slow(mut self, longer_than: Duration) -> Self {
+        self.timing = self.timing.slow(longer_than);
+        self
+    }
+
+    /// With these retries.
+    #[must_use]
+    pub fn retry(mut self, retry: RetryPreset) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// With this breaker.
+    #[must_use]
+    pub fn breaker(mut self, breaker: BreakerPreset) -> Self {
+        self.breaker = breaker;
         self
     }
 
     fn parts(&self) -> (Logging, Timing, Admission, Timeout, Breaker, Retries) {
         let admission = Admission::new(self.memory.clone());
-        let timeout = Timeout::new(self.timeout);
         (
             self.logging.clone(),
             self.timing.clone(),
             admission,
-            timeout,
+            self.timeout.clone(),
             self.breaker.behaviour(),
             self.retry.behaviour(),
         )

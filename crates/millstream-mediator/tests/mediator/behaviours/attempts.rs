@@ -252,6 +252,26 @@ async fn a_timeout_drops_the_handler_and_is_retried_if_inside() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_type_may_have_a_limit_of_its_own_if_somebody_handles_it() {
+    let hangs = async |_: Ask| std::future::pending::<Result<u64, BoxError>>().await;
+    let limits = || Timeout::new(9 * SECOND).limit_of("Ask", 2 * SECOND);
+    let mediator = Mediator::builder()
+        .behaviour(limits())
+        .request(hangs)
+        .request(async |_: Do| std::future::pending::<Result<(), BoxError>>().await)
+        .build()
+        .unwrap();
+    let (one, other) = (mediator.send(Ask(1)).await, mediator.send(Do(String::new())).await);
+    assert_eq!(one.unwrap_err().kind(), &ErrorKind::TimedOut { limit: 2 * SECOND });
+    assert_eq!(other.unwrap_err().kind(), &ErrorKind::TimedOut { limit: 9 * SECOND });
+    let misspelt = limits().limit_of("Aks", SECOND);
+    let error = Mediator::builder().behaviour(misspelt).request(hangs).build().unwrap_err();
+    let problem = "the behaviour `timeout 9s, Aks 1s, Ask 2s` is set for Aks, of which no handler is registered; \
+                   correct the name, or remove it";
+    assert_eq!(error.problems(), [problem]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hedge_calls_a_second_time_what_is_slow_and_may_be_repeated() {
     let calls = Arc::new(AtomicU32::new(0));
     let count = calls.clone();
