@@ -38,11 +38,16 @@ use tokio::sync::watch;
 /// # }
 /// ```
 #[derive(Debug, Clone)]
-pub struct Breaker(CircuitBreaker);
+pub struct Breaker {
+    circuit: CircuitBreaker,
+    /// It was made elsewhere, where others may have it too.
+    shared: bool,
+}
 
+/// The same breaker, whose settings are those it was made with.
 impl From<CircuitBreaker> for Breaker {
-    fn from(breaker: CircuitBreaker) -> Self {
-        Breaker(breaker)
+    fn from(circuit: CircuitBreaker) -> Self {
+        Breaker { circuit, shared: true }
     }
 }
 
@@ -55,22 +60,23 @@ impl Breaker {
     pub fn new(rate: f64, calls_min: u64) -> Self {
         let calls_min = u32::try_from(calls_min).unwrap_or(u32::MAX);
         let settings = BreakerSettings::default().failure_rate(rate).calls_min(calls_min);
-        Breaker(CircuitBreaker::new(settings))
+        Breaker { circuit: CircuitBreaker::new(settings), shared: false }
     }
 
     /// The same as a breaker whose calls fail while it is open.
     pub fn circuit(&self) -> &CircuitBreaker {
-        &self.0
+        &self.circuit
     }
 
     fn with(self, set: impl FnOnce(BreakerSettings) -> BreakerSettings) -> Self {
-        Breaker(CircuitBreaker::new(set(self.0.settings())))
+        assert!(!self.shared, "a breaker that was made of a CircuitBreaker is set up where that is made");
+        Breaker { circuit: CircuitBreaker::new(set(self.circuit.settings())), shared: false }
     }
 
     /// How far back calls count; 10 s by default. To be said before it is cloned, as all that follows.
     ///
     /// # Panics
-    /// If `window` is zero.
+    /// If `window` is zero, or it was made of a [`CircuitBreaker`].
     #[must_use]
     pub fn window(self, window: Duration) -> Self {
         self.with(|settings| settings.time_window(window))
@@ -79,7 +85,7 @@ impl Breaker {
     /// How long calls wait before it tries again; 30 s by default.
     ///
     /// # Panics
-    /// If `pause` is zero.
+    /// If `pause` is zero, or it was made of a [`CircuitBreaker`].
     #[must_use]
     pub fn pause(self, pause: Duration) -> Self {
         self.with(|settings| settings.pause(pause))
@@ -89,7 +95,7 @@ impl Breaker {
     /// next pause.
     ///
     /// # Panics
-    /// If `probes` is 0.
+    /// If `probes` is 0, or it was made of a [`CircuitBreaker`].
     #[must_use]
     pub fn probes(self, probes: usize) -> Self {
         self.with(|settings| settings.probes(u32::try_from(probes).unwrap_or(u32::MAX)))
@@ -103,7 +109,7 @@ impl Breaker {
     /// # Cancel safety
     /// Dropping it while it waits, or calls, changes nothing for other calls.
     pub async fn call<T, E>(&self, call: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
-        let permit = self.0.acquire().await;
+        let permit = self.circuit.acquire().await;
         let result = call().await;
         if result.is_ok() {
             permit.succeed()
@@ -115,26 +121,26 @@ impl Breaker {
 
     /// What it does with calls now.
     pub fn state(&self) -> BreakerState {
-        self.0.state()
+        self.circuit.state()
     }
 
     /// How often it has opened.
     pub fn times_opened(&self) -> u64 {
-        self.0.snapshot().opened
+        self.circuit.snapshot().opened
     }
 
     /// Its states, as they change.
     pub fn states(&self) -> watch::Receiver<BreakerState> {
-        self.0.states()
+        self.circuit.states()
     }
 
     /// Opens it by hand, for one pause.
     pub fn trip(&self) {
-        self.0.trip();
+        self.circuit.trip();
     }
 
     /// Closes it by hand.
     pub fn reset(&self) {
-        self.0.reset();
+        self.circuit.reset();
     }
 }

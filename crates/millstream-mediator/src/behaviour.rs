@@ -26,7 +26,7 @@ pub trait Stage<R: Request>: Send + Sync + 'static {
 }
 
 /// A stage as what comes next.
-pub(crate) struct Shared<S>(pub(crate) Arc<S>);
+pub struct Shared<S>(pub(crate) Arc<S>);
 
 impl<S> Clone for Shared<S> {
     fn clone(&self) -> Self {
@@ -85,6 +85,17 @@ pub trait Behaviour: Sized + Send + Sync + 'static {
 
     /// The one for this type of message and this handler. State that types shall not share is made here.
     fn of(&self, about: &About) -> Self;
+
+    /// What is wrong with how it is set, with a remedy: a mediator with such a behaviour is not built.
+    fn problem(&self) -> Option<String> {
+        None
+    }
+
+    /// The names of messages for which something is set apart from others: a mediator that has no handler for one of them is not
+    /// built.
+    fn meant_for(&self) -> Vec<Cow<'static, str>> {
+        Vec::new()
+    }
 
     /// Does what it does around `next`.
     ///
@@ -219,38 +230,43 @@ impl Behaviours for Bare {
     fn unreached(&self, _: &mut Vec<String>) {}
 }
 
-/// Behaviours with one more inside.
+/// Behaviours with one more inside: of requests or of streams, as the behaviour is.
 pub struct Inside<O, B> {
     pub(crate) outer: O,
     pub(crate) behaviour: B,
     pub(crate) placed: Placed,
 }
 
+/// A behaviour around what comes inside of it; `None` where it does not apply.
+pub struct Around<B, N> {
+    pub(crate) behaviour: Option<B>,
+    pub(crate) inner: Shared<N>,
+}
+
+impl<O, B> Inside<O, B> {
+    /// What stands around this handler: the behaviour, made by `of`, or nothing of it.
+    pub(crate) fn stand<N>(&self, about: &About, end: N, of: impl FnOnce(&B) -> B) -> Around<B, N> {
+        let behaviour = self.placed.takes(about).then(|| of(&self.behaviour));
+        Around { behaviour, inner: Shared(Arc::new(end)) }
+    }
+}
+
 impl<O: Behaviours, B: Behaviour> Behaviours for Inside<O, B> {
     type Around<R: Request, N: Stage<R>> = O::Around<R, Around<B, N>>;
 
     fn around<R: Request, N: Stage<R>>(&self, about: &About, end: N) -> Self::Around<R, N> {
-        let behaviour = self.placed.takes(about).then(|| self.behaviour.of(about));
-        self.outer.around(about, Around { behaviour, inner: Shared(Arc::new(end)) })
+        self.outer.around(about, self.stand(about, end, |behaviour| behaviour.of(about)))
     }
 
     fn names(&self, about: &About, names: &mut Vec<Cow<'static, str>>) {
         self.outer.names(about, names);
-        if self.placed.scope.holds(about) {
-            names.push(self.behaviour.name());
-        }
+        names.extend(self.placed.scope.holds(about).then(|| self.behaviour.name()));
     }
 
     fn unreached(&self, problems: &mut Vec<String>) {
         self.outer.unreached(problems);
         problems.extend(self.placed.unreached(&self.behaviour.name()));
     }
-}
-
-/// A behaviour around what comes inside of it; `None` where it does not apply.
-pub struct Around<B, N> {
-    behaviour: Option<B>,
-    inner: Shared<N>,
 }
 
 impl<R: Request, B: Behaviour, N: Stage<R>> Stage<R> for Around<B, N> {

@@ -19,7 +19,7 @@ mod tower;
 
 pub use admission::{Admission, Memory, Reserved};
 pub use breaker::Breaker;
-pub(crate) use breaker::{OPERATIONS, breaker_of, register_breaker};
+pub(crate) use breaker::{OPERATIONS, breaker_of, register_breakers};
 pub use bulkhead::Bulkhead;
 pub(crate) use bulkhead::register as register_places;
 pub use cache::{Cache, Dedupe};

@@ -115,6 +115,12 @@ impl<'a> Call<'a> {
         let context = self.context.clone().correlation(self.correlation());
         Detached { about: self.about.clone(), context }
     }
+
+    /// The same with a value more for those inside.
+    pub(crate) fn detach_with<T: Send + Sync + 'static>(&self, value: T) -> Detached {
+        let Detached { about, context } = self.detach();
+        Detached { about, context: context.with(value) }
+    }
 }
 
 /// A call that can be kept. See [`Call::detach`].

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_flow::BoxError;
-use millstream_resilience::{Class, Classify};
+use millstream_resilience::{Class, Classified, Classify, class_of};
 
 use crate::message::About;
 
@@ -21,6 +21,8 @@ struct Inner {
     kind: ErrorKind,
     message: Arc<str>,
     handler: Option<Arc<str>>,
+    /// The class of its kind; as the last link of the chain where there is no cause.
+    verdict: Option<Class>,
     source: Option<BoxError>,
 }
 
@@ -118,17 +120,24 @@ impl Error {
     #[cold]
     pub fn new(about: &About, kind: ErrorKind) -> Self {
         let handler = Some(about.handler.clone());
-        Error(Box::new(Inner { kind, message: about.name.clone(), handler, source: None }))
+        let (verdict, message) = (verdict(&kind), about.name.clone());
+        Error(Box::new(Inner { kind, message, handler, verdict, source: None }))
     }
 
     #[cold]
     pub(crate) fn unhandled(kind: ErrorKind, message: Cow<'static, str>) -> Self {
-        Error(Box::new(Inner { kind, message: message.into(), handler: None, source: None }))
+        let verdict = verdict(&kind);
+        Error(Box::new(Inner { kind, message: message.into(), handler: None, verdict, source: None }))
     }
 
-    /// The same with its cause.
+    /// The same with its cause. Unless the handler failed, the kind says the class, whatever that of the cause is.
     pub fn because(mut self, source: impl Into<BoxError>) -> Self {
-        self.0.source = Some(source.into());
+        let source = source.into();
+        self.0.source = Some(match self.0.verdict {
+            // Those who know only chains of errors must find the kind's class there first.
+            Some(class) if class_of(&*source) != Some(class) => Classified::new(class, source).into(),
+            _ => source,
+        });
         self
     }
 
@@ -151,7 +160,8 @@ impl Error {
     pub fn find<E: StdError + 'static>(&self) -> Option<&E> {
         let mut cause = self.source();
         while let Some(error) = cause {
-            if let Some(found) = error.downcast_ref() {
+            let inside = error.downcast_ref().map(Classified::error);
+            if let Some(found) = error.downcast_ref().or_else(|| inside?.downcast_ref()) {
                 return Some(found);
             }
             cause = error.source();
@@ -161,7 +171,12 @@ impl Error {
 
     /// The cause itself, or this error if it has none.
     pub fn into_cause(self) -> BoxError {
+        let classified = self.0.kind != ErrorKind::Failed;
         match self.0.source {
+            Some(source) if classified => match source.downcast::<Classified>() {
+                Ok(classified) => classified.into_inner(),
+                Err(source) => source,
+            },
             Some(source) => source,
             None => self.into(),
         }
@@ -198,7 +213,7 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { kind, message, handler, source } = &*self.0;
+        let Inner { kind, message, handler, source, .. } = &*self.0;
         f.debug_struct("Error")
             .field("kind", kind)
             .field("message", message)
@@ -210,32 +225,40 @@ impl fmt::Debug for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_deref().map(|source| source as _)
+        match &self.0.source {
+            Some(source) => Some(&**source),
+            None => self.0.verdict.as_ref().map(|class| class as _),
+        }
     }
 }
 
 /// What retries and breakers decide by. A handler's error is of the class that it says itself, by
-/// [`Classify`] of a [`Classified`](millstream_resilience::Classified) error or a known one anywhere in its chain, and transient
-/// if nobody says anything.
+/// [`Classify`] of a [`Classified`] error or a known one anywhere in its chain, and transient
+/// if nobody says anything. [`class_of`] finds the same in a chain with this error in it: the class goes through other mediators,
+/// flows and queues.
 impl Classify for Error {
     fn class(&self) -> Class {
-        match &self.0.kind {
-            ErrorKind::Failed => match &self.0.source {
-                Some(source) => source.class(),
-                None => Class::Transient,
-            },
-            ErrorKind::TimedOut { .. } => Class::Transient,
-            ErrorKind::CircuitOpen { .. }
-            | ErrorKind::Full
-            | ErrorKind::Throttled { .. }
-            | ErrorKind::Shed => Class::Throttled { retry_after: self.0.kind.retry_after() },
-            ErrorKind::NoHandler
-            | ErrorKind::Panicked
-            | ErrorKind::Invalid
-            | ErrorKind::Denied
-            | ErrorKind::Duplicate
-            | ErrorKind::Malformed => Class::Permanent,
+        match (self.0.verdict, &self.0.source) {
+            (Some(class), _) => class,
+            (None, Some(source)) => source.class(),
+            (None, None) => Class::Transient,
         }
+    }
+}
+
+/// The class that a kind has by itself, if it has one other than transient.
+fn verdict(kind: &ErrorKind) -> Option<Class> {
+    match kind {
+        ErrorKind::Failed | ErrorKind::TimedOut { .. } => None,
+        ErrorKind::CircuitOpen { .. } | ErrorKind::Full | ErrorKind::Throttled { .. } | ErrorKind::Shed => {
+            Some(Class::Throttled { retry_after: kind.retry_after() })
+        }
+        ErrorKind::NoHandler
+        | ErrorKind::Panicked
+        | ErrorKind::Invalid
+        | ErrorKind::Denied
+        | ErrorKind::Duplicate
+        | ErrorKind::Malformed => Some(Class::Permanent),
     }
 }
 

@@ -157,8 +157,21 @@ impl Mediator {
     /// [`ErrorKind::NoHandler`] if no notification of this name was [opened](crate::Builder::json_notification) to JSON,
     /// [`ErrorKind::Malformed`] if the JSON does not fit.
     pub async fn publish_json(&self, name: &str, notification: Value) -> Result<Published, Error> {
+        self.publish_json_in(&Context::new(), name, notification).await
+    }
+
+    /// As [`publish_json`](Mediator::publish_json), with what behaviours and handlers shall know of the caller.
+    ///
+    /// # Errors
+    /// As [`publish_json`](Mediator::publish_json).
+    pub async fn publish_json_in(
+        &self,
+        context: &Context,
+        name: &str,
+        notification: Value,
+    ) -> Result<Published, Error> {
         let door = self.0.doors.notifications.get(name).ok_or_else(|| unhandled(name.to_owned().into()))?;
-        door.publish(self, &Context::new(), notification).await
+        door.publish(self, context, notification).await
     }
 
     /// Opens the stream of this name, asked for with this JSON; its items are JSON.
@@ -167,8 +180,21 @@ impl Mediator {
     /// [`ErrorKind::NoHandler`] if no stream request of this name was [opened](crate::Builder::json_stream) to JSON,
     /// [`ErrorKind::Malformed`] if the JSON does not fit; else as [`stream`](Mediator::stream).
     pub async fn stream_json(&self, name: &str, request: Value) -> Result<Streaming<Value>, Error> {
+        self.stream_json_in(&Context::new(), name, request).await
+    }
+
+    /// As [`stream_json`](Mediator::stream_json), with what behaviours and handler shall know of the caller.
+    ///
+    /// # Errors
+    /// As [`stream_json`](Mediator::stream_json).
+    pub async fn stream_json_in(
+        &self,
+        context: &Context,
+        name: &str,
+        request: Value,
+    ) -> Result<Streaming<Value>, Error> {
         let door = self.0.doors.streams.get(name).ok_or_else(|| unhandled(name.to_owned().into()))?;
-        door.stream(&Context::new(), request).await
+        door.stream(context, request).await
     }
 }
 

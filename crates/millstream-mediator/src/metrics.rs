@@ -68,6 +68,10 @@ impl Counter {
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+    /// Whether the other is the same number, not an equal one.
+    pub(crate) fn is(&self, other: &Counter) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// A number that goes up and down.
@@ -167,7 +171,7 @@ pub(crate) fn stream_dropped(about: &crate::message::About, reason: &str) -> Cou
     )
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
+pub(crate) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 

@@ -256,7 +256,7 @@ impl Published {
         self.failed.iter().map(|(at, error)| (&*self.handlers[*at], error))
     }
 
-    /// To how many subscribers it went.
+    /// To how many subscribers it went whose subscription has not ended, also such as had no room for it.
     pub fn subscribers(&self) -> usize {
         self.subscribers
     }

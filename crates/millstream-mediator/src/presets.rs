@@ -134,6 +134,15 @@ impl ResourcePreset {
     pub const ALL: [Self; 4] =
         [Self::MemoryConstrained, Self::HighPerformance, Self::Balanced, Self::Development];
 
+    /// The one of a [`Profile`].
+    pub fn of(service: Service, environment: Environment) -> Self {
+        match (service, environment) {
+            (_, Environment::Development) => Self::Development,
+            (Service::Web, _) => Self::Balanced,
+            (Service::Microservice | Service::Background, _) => Self::MemoryConstrained,
+        }
+    }
+
     /// MiB, MiB/s, seconds between two probes, marks.
     fn numbers(self) -> (u64, u64, u64, f64, f64) {
         match self {

@@ -1,15 +1,15 @@
 //! Stream requests: handlers that answer with flows, and what stands around them.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use millstream_flow::flows::{BoxFlow, Either};
 use millstream_flow::{BoxError, Flow, Pipe};
 
-use crate::behaviour::{Placed, Stage};
+use crate::behaviour::{Around, Inside, Shared, Stage};
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, Kind, Request, StreamRequest};
@@ -19,7 +19,7 @@ mod options;
 pub(crate) mod progress;
 
 pub(crate) use end::Source;
-pub use end::{Failing, Guarded};
+pub use end::{Failing, Guarded, Wrong};
 pub use options::{ItemErrors, StreamOptions};
 
 /// What a stream request is answered with: a flow of items, of which the last is an error if the stream did not end well.
@@ -163,10 +163,15 @@ pub trait StreamBehaviour: Sized + Send + Sync + 'static {
     type Flow<R: StreamRequest, N: StreamNext<R>>: ItemFlow<R::Item>;
 
     /// What it is and how it is set, in a few words.
-    fn name(&self) -> std::borrow::Cow<'static, str>;
+    fn name(&self) -> Cow<'static, str>;
 
     /// The one for this type of stream and this handler. State that types shall not share is made here.
     fn of(&self, about: &About) -> Self;
+
+    /// What is wrong with how it is set, with a remedy: a mediator with such a behaviour is not built.
+    fn problem(&self) -> Option<String> {
+        None
+    }
 
     /// Opens what comes next, and does what it does around it.
     fn open<R: StreamRequest, N: StreamNext<R>>(
@@ -190,16 +195,7 @@ pub trait StreamNext<R: StreamRequest>: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Pipe<Self::Flow>, Error>> + Send;
 }
 
-/// A stream's stage as what comes next.
-pub struct SharedStream<S>(Arc<S>);
-
-impl<S> Clone for SharedStream<S> {
-    fn clone(&self) -> Self {
-        SharedStream(self.0.clone())
-    }
-}
-
-impl<R: StreamRequest, S: StreamStage<R>> StreamNext<R> for SharedStream<S> {
+impl<R: StreamRequest, S: StreamStage<R>> StreamNext<R> for Shared<S> {
     type Flow = S::Flow;
 
     async fn open(&self, call: &Call<'_>, request: R) -> Result<Pipe<S::Flow>, Error> {
@@ -218,7 +214,7 @@ pub trait StreamBehaviours: Send + Sync + 'static {
     fn around<R: StreamRequest, S: StreamStage<R>>(&self, about: &About, end: S) -> Self::Around<R, S>;
 
     /// Adds the names of those that are around this.
-    fn names(&self, about: &About, names: &mut Vec<std::borrow::Cow<'static, str>>);
+    fn names(&self, about: &About, names: &mut Vec<Cow<'static, str>>);
 
     /// Adds what is wrong with those that nothing reaches.
     fn unreached(&self, problems: &mut Vec<String>);
@@ -230,30 +226,20 @@ impl StreamBehaviours for crate::behaviour::Bare {
     fn around<R: StreamRequest, S: StreamStage<R>>(&self, _: &About, end: S) -> S {
         end
     }
-    fn names(&self, _: &About, _: &mut Vec<std::borrow::Cow<'static, str>>) {}
+    fn names(&self, _: &About, _: &mut Vec<Cow<'static, str>>) {}
     fn unreached(&self, _: &mut Vec<String>) {}
 }
 
-/// Behaviours of streams with one more inside.
-pub struct StreamInside<O, B> {
-    pub(crate) outer: O,
-    pub(crate) behaviour: B,
-    pub(crate) placed: Placed,
-}
-
-impl<O: StreamBehaviours, B: StreamBehaviour> StreamBehaviours for StreamInside<O, B> {
-    type Around<R: StreamRequest, S: StreamStage<R>> = O::Around<R, StreamAround<B, S>>;
+impl<O: StreamBehaviours, B: StreamBehaviour> StreamBehaviours for Inside<O, B> {
+    type Around<R: StreamRequest, S: StreamStage<R>> = O::Around<R, Around<B, S>>;
 
     fn around<R: StreamRequest, S: StreamStage<R>>(&self, about: &About, end: S) -> Self::Around<R, S> {
-        let behaviour = self.placed.takes(about).then(|| self.behaviour.of(about));
-        self.outer.around(about, StreamAround { behaviour, inner: SharedStream(Arc::new(end)) })
+        self.outer.around(about, self.stand(about, end, |behaviour| behaviour.of(about)))
     }
 
-    fn names(&self, about: &About, names: &mut Vec<std::borrow::Cow<'static, str>>) {
+    fn names(&self, about: &About, names: &mut Vec<Cow<'static, str>>) {
         self.outer.names(about, names);
-        if self.placed.scope.holds(about) {
-            names.push(self.behaviour.name());
-        }
+        names.extend(self.placed.scope.holds(about).then(|| self.behaviour.name()));
     }
 
     fn unreached(&self, problems: &mut Vec<String>) {
@@ -262,14 +248,10 @@ impl<O: StreamBehaviours, B: StreamBehaviour> StreamBehaviours for StreamInside<
     }
 }
 
-/// A behaviour around what comes inside of it; `None` where it does not apply.
-pub struct StreamAround<B, S> {
-    behaviour: Option<B>,
-    inner: SharedStream<S>,
-}
-
-impl<R: StreamRequest, B: StreamBehaviour, S: StreamStage<R>> StreamStage<R> for StreamAround<B, S> {
-    type Flow = Either<B::Flow<R, SharedStream<S>>, S::Flow>;
+/// Where a behaviour does not apply, the flow inside of it is boxed: a virtual call a quantum. Its type as it is beside the
+/// behaviour's, which holds it too, would double the type with each behaviour.
+impl<R: StreamRequest, B: StreamBehaviour, S: StreamStage<R>> StreamStage<R> for Around<B, S> {
+    type Flow = Either<B::Flow<R, Shared<S>>, BoxFlow<Result<R::Item, StreamError>>>;
 
     async fn open(&self, call: &Call<'_>, request: R) -> Result<Pipe<Self::Flow>, Error> {
         Ok(match &self.behaviour {
@@ -277,7 +259,7 @@ impl<R: StreamRequest, B: StreamBehaviour, S: StreamStage<R>> StreamStage<R> for
                 let pipe = behaviour.open(call, request, &self.inner).await?;
                 pipe.via("behaviour", Either::Left)
             }
-            None => self.inner.open(call, request).await?.via("bare", Either::Right),
+            None => self.inner.open(call, request).await?.boxed().via("bare", Either::Right),
         })
     }
 }
@@ -289,7 +271,7 @@ impl<R: StreamRequest> Request for Opening<R> {
     type Response = Streaming<R::Item>;
     const KIND: Kind = Kind::Stream;
 
-    fn name() -> std::borrow::Cow<'static, str> {
+    fn name() -> Cow<'static, str> {
         R::name()
     }
     fn repeat(&self) -> Option<Self> {

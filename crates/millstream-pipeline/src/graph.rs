@@ -147,6 +147,7 @@ impl Chart {
                 let names: Vec<String> = steps.iter().map(name_of).collect();
                 self.node("[", &format!("parallel {workers}<br/>{}", names.join("<br/>")), "]")
             }
+            Step::Send { request, .. } => self.node("[", &format!("send {}", request.value), "]"),
             Step::Misplaced { .. } => self.node("[", "route", "]"),
         };
         failing.push(node.clone());
@@ -160,7 +161,7 @@ impl Chart {
 
 fn name_of(step: &Step) -> String {
     match step {
-        Step::Filter { name, .. } | Step::Map { name, .. } => name.value.clone(),
+        Step::Filter { name, .. } | Step::Map { name, .. } | Step::Send { name, .. } => name.value.clone(),
         Step::Parallel { .. } => "parallel".to_owned(),
         Step::Misplaced { .. } => "route".to_owned(),
     }

@@ -91,6 +91,15 @@ impl Pipeline {
         if cases.is_empty() && findings.is_empty() {
             findings.add(At::START, "there is no case in the file", "add `cases:` with at least one");
         }
+        if let Some(Step::Send { request, .. }) =
+            self.draft.steps.iter().find(|step| matches!(step, Step::Send { .. }))
+        {
+            findings.add(
+                At::START,
+                format!("the pipeline sends items to `{}`, and these tests call no handlers", request.value),
+                "test the handler in its program, and the pipeline by running it there",
+            );
+        }
         if !findings.is_empty() {
             return Err(findings.into_problems(&texts));
         }

@@ -5,9 +5,10 @@
 
 use crate::expr::{Condition, Mapping};
 use crate::file::model::{Output, Route, Setting, Step};
+use crate::handlers::Sending;
 use crate::item::{Failure, Raw, Record, Reporter};
 use millstream_flow::flows::BoxFlow;
-use millstream_flow::{Pipe, Token, Workers};
+use millstream_flow::{Concurrency, Pipe, Token, Workers};
 use std::sync::Arc;
 
 /// An item between two steps.
@@ -26,6 +27,16 @@ pub(crate) fn add(mut pipe: Passage, steps: &[Step], reporter: &Arc<Reporter>) -
         pipe = match step {
             Step::Parallel { workers, ordered, steps, .. } => {
                 parallel(pipe, workers, ordered.value, steps, reporter)
+            }
+            Step::Send { name, handler, at_once, into, .. } => {
+                let sending = Sending {
+                    name: name.value.as_str().into(),
+                    handler: handler.clone(),
+                    into: into.as_deref().map(Arc::from),
+                    reporter: reporter.clone(),
+                };
+                let send = move |passing| sending.clone().apply(passing);
+                pipe.map_async(Concurrency::ordered(*at_once), send).named(&name.value).boxed()
             }
             // Refused by the check.
             Step::Misplaced { .. } => pipe,
@@ -103,7 +114,7 @@ impl Simple {
         let (name, does) = match step {
             Step::Filter { name, keep } => (name, Does::Filter(keep.clone())),
             Step::Map { name, jq } => (name, Does::Map(jq.clone())),
-            Step::Parallel { .. } | Step::Misplaced { .. } => return None,
+            Step::Parallel { .. } | Step::Send { .. } | Step::Misplaced { .. } => return None,
         };
         Some(Simple { name: name.value.as_str().into(), does, reporter: reporter.clone() })
     }

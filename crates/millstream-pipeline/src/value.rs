@@ -159,6 +159,14 @@ pub(crate) fn text(text: &str) -> Value {
     Value::utf8_str(Bytes::copy_from_slice(text.as_bytes()))
 }
 
+/// An object with this field too, or instead of the one there is; `None` for anything else.
+pub(crate) fn with_field(value: Value, name: &str, field: Value) -> Option<Value> {
+    let Value::Obj(map) = value else { return None };
+    let mut map = jaq_json::Rc::unwrap_or_clone(map);
+    map.insert(text(name), field);
+    Some(Value::obj(map))
+}
+
 /// The field `name` of an object; `None` for anything else.
 pub(crate) fn field<'v>(value: &'v Value, name: &Value) -> Option<&'v Value> {
     match value {

@@ -40,6 +40,20 @@ impl Class {
     }
 }
 
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Class::Transient => "another attempt may succeed",
+            Class::Permanent => "another attempt would end the same way",
+            Class::Throttled { .. } => "another attempt may succeed later",
+            Class::Cancelled => "nobody wants another attempt",
+        })
+    }
+}
+
+/// The last link of a chain of errors that have no other cause, and know their class: [`class_of`] finds it there.
+impl Error for Class {}
+
 /// Errors that know their class.
 ///
 /// ```
@@ -118,6 +132,11 @@ impl Classified {
     }
 
     /// The error that was classified.
+    pub fn error(&self) -> &(dyn Error + 'static) {
+        &*self.error
+    }
+
+    /// The same, without the rest.
     pub fn into_inner(self) -> BoxError {
         self.error
     }
@@ -142,7 +161,8 @@ impl Classify for Classified {
 }
 
 /// The class of an error of unknown type: that of the outermost error in its chain of sources that has one. Known are
-/// [`Classified`], this crate's own errors, [`io::Error`] (by its kind) and tokio's.
+/// [`Classified`], this crate's own errors (an [`Error`](crate::Error) by what it holds), [`io::Error`] (by its kind), tokio's, and a
+/// [`Class`] itself.
 pub fn class_of(error: &(dyn Error + 'static)) -> Option<Class> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -160,6 +180,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<Class> {
     }
     if let Some(error) = error.downcast_ref::<io::Error>() {
         return of_io(error);
+    }
+    if let Some(class) = error.downcast_ref::<Class>() {
+        return Some(*class);
     }
     one::<Classified>(error)
         .or_else(|| one::<TimedOut>(error))

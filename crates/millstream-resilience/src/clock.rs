@@ -16,7 +16,7 @@ pub(crate) fn later(now: Instant, time: Duration) -> Instant {
 
 /// Waits for `future`, and notes in `began` when it first had to wait: what is ready at once has taken no time, and costs no
 /// look at the clock.
-pub(crate) async fn noting<F: Future>(began: &mut Option<Instant>, future: F) -> F::Output {
+pub async fn noting<F: Future>(began: &mut Option<Instant>, future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
         let poll = future.as_mut().poll(cx);

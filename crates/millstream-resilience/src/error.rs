@@ -84,7 +84,11 @@ impl<E: StdError + 'static> StdError for Error<E> {
         match self {
             Error::Failed(error) => Some(error),
             Error::Tried(error) => error.source(),
-            _ => None,
+            // The policy's own error, though it says the same: `class_of` and whoever looks for it find it nowhere else.
+            Error::TimedOut(error) => Some(error),
+            Error::Open(error) => Some(error),
+            Error::Full(error) => Some(error),
+            Error::Limited(error) => Some(error),
         }
     }
 }

@@ -59,8 +59,8 @@ impl<F, E> Fallback<F, E> {
         }
     }
 
-    /// Begins what there is instead of an answer with this error.
-    pub(crate) fn instead<H>(&self, error: E) -> H
+    /// Begins what there is instead of an answer with this error, whether it is [for such](Self::applies) or not.
+    pub fn instead<H>(&self, error: E) -> H
     where
         F: Fn(E) -> H,
     {

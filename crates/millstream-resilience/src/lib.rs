@@ -79,6 +79,7 @@ pub use breaker::{
 pub use budget::Budget;
 pub use bulkhead::{Bulkhead, Full, Place};
 pub use class::{AllTransient, ByTrait, Class, Classified, Classifier, Classify, class_of};
+pub use clock::noting;
 pub use error::Error;
 pub use fallback::Fallback;
 pub use hedge::Hedge;

@@ -115,7 +115,7 @@ impl App {
             Ok::<_, BoxError>(Receipt { cents: price * u64::from(count) })
         };
         let mediator = Mediator::builder()
-            .profile(&Profile::new(Service::Web, Environment::Production).memory(memory.clone()))
+            .profile(&Profile::within(Service::Web, Environment::Production, memory.clone()))
             .behaviour_of(Check::valid(|order: &PlaceOrder| match order.count {
                 0 => Err("an order is of at least one piece".into()),
                 _ => Ok(()),

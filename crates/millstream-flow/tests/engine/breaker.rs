@@ -167,6 +167,13 @@ fn rules_that_cannot_work_are_refused() {
     assert!(refused(|| _ = Breaker::new(0.5, 1).window(Duration::ZERO)));
     assert!(refused(|| _ = Breaker::new(0.5, 1).pause(Duration::ZERO)));
     assert!(refused(|| _ = Breaker::new(0.5, 1).probes(0)));
+    // Another pause would be another breaker, of which the first one's other holders know nothing.
+    fn shared() -> Breaker {
+        Breaker::from(CircuitBreaker::new(BreakerSettings::default()))
+    }
+    assert!(refused(|| _ = shared().pause(SECOND)));
+    assert!(refused(|| _ = shared().window(SECOND)));
+    assert!(refused(|| _ = shared().probes(1)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -13,7 +13,7 @@ use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, Request};
-use crate::metrics::MetricKind;
+use crate::metrics::{Counter, MetricKind, nanoseconds};
 
 /// A budget of memory: what is known to be held ([reserved](Memory::reserve) bytes, those of streams' buffers among them), and what
 /// a probe finds that the process uses. Clones are the same budget.
@@ -41,26 +41,28 @@ struct Budget {
     reserved: AtomicU64,
     probe: Option<Probe>,
     growth_max: Option<u64>,
+    /// It has been at the high mark, and not yet down to the low one.
+    above: AtomicBool,
+    /// That, or it grows too fast.
     short: AtomicBool,
-    /// What to do when it becomes short, and how often that was done.
+    /// What to do when it becomes short, and who counts how often that was done: each mediator once.
     shrink: Vec<Box<dyn Fn() + Send + Sync>>,
-    shrunk: AtomicU64,
+    shrunk: Mutex<Vec<Counter>>,
     released: Notify,
 }
 
+/// What a probe found last, read without a lock by all but the one who asks it anew.
 struct Probe {
     every: Duration,
     read: Box<dyn Fn() -> Option<u64> + Send + Sync>,
-    last: Mutex<Probed>,
-}
-
-/// What a probe found last.
-#[derive(Clone, Copy, Default)]
-struct Probed {
-    at: Option<Instant>,
-    used: u64,
+    began: Instant,
+    /// Nanoseconds from `began` to when it is due again.
+    due: AtomicU64,
+    used: AtomicU64,
     /// Since the time before, more than may be in a second.
-    rushes: bool,
+    rushes: AtomicBool,
+    /// When it was asked last.
+    asked: Mutex<Option<Instant>>,
 }
 
 impl Memory {
@@ -77,9 +79,10 @@ impl Memory {
             reserved: AtomicU64::new(0),
             probe: None,
             growth_max: None,
+            above: AtomicBool::new(false),
             short: AtomicBool::new(false),
             shrink: Vec::new(),
-            shrunk: AtomicU64::new(0),
+            shrunk: Mutex::default(),
             released: Notify::new(),
         }))
     }
@@ -109,11 +112,20 @@ impl Memory {
     /// If the budget is already shared.
     #[must_use]
     pub fn probe(self, every: Duration, read: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
-        let probe = Probe { every, read: Box::new(read), last: Mutex::default() };
+        let probe = Probe {
+            every,
+            read: Box::new(read),
+            began: Instant::now(),
+            due: AtomicU64::new(0),
+            used: AtomicU64::new(0),
+            rushes: AtomicBool::new(false),
+            asked: Mutex::default(),
+        };
         self.with(|budget| budget.probe = Some(probe))
     }
 
-    /// It is short also while the process grows by more than so many bytes a second, from one probe to the next.
+    /// It is short also while the process grows by more than so many bytes a second, from one probe to the next. Without a
+    /// [probe](Memory::probe) nobody knows how fast that is, and a mediator with such a budget is not built.
     ///
     /// # Panics
     /// If the budget is already shared.
@@ -140,23 +152,27 @@ impl Memory {
 
     /// How many bytes are held: those reserved, or those the process uses if that is more.
     pub fn used(&self) -> u64 {
-        let reserved = self.0.reserved.load(Ordering::Acquire);
-        reserved.max(self.probed().used)
+        self.probed().0
     }
 
-    /// What the probe finds, or found lately.
-    fn probed(&self) -> Probed {
-        let Some(probe) = &self.0.probe else { return Probed::default() };
-        let mut last = probe.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    /// How many bytes are held, and whether the process grows too fast.
+    fn probed(&self) -> (u64, bool) {
+        let reserved = self.0.reserved.load(Ordering::Acquire);
+        let Some(probe) = &self.0.probe else { return (reserved, false) };
         let now = Instant::now();
-        if last.at.is_none_or(|at| now - at >= probe.every) {
-            let used = (probe.read)().unwrap_or(0);
-            let seconds = last.at.map(|at| (now - at).as_secs_f64());
-            let rate = seconds.map(|seconds| used.saturating_sub(last.used) as f64 / seconds.max(1e-9));
-            let rushes = self.0.growth_max.zip(rate).is_some_and(|(most, rate)| rate > most as f64);
-            *last = Probed { at: Some(now), used, rushes };
+        if nanoseconds(now - probe.began) >= probe.due.load(Ordering::Acquire) {
+            probe.ask(now, self.0.growth_max);
         }
-        *last
+        let used = probe.used.load(Ordering::Relaxed);
+        (reserved.max(used), probe.rushes.load(Ordering::Relaxed))
+    }
+
+    /// What is wrong with how it is set, if something is.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let unread = self.0.growth_max.filter(|_| self.0.probe.is_none());
+        unread.map(|bytes| {
+            format!("`growth_max({bytes})` of a memory budget has no effect without a probe; add `probe`, or remove it")
+        })
     }
 
     /// How many bytes there are.
@@ -166,18 +182,34 @@ impl Memory {
 
     /// Whether it is short. The first to find it so does what [`on_short`](Memory::on_short) says.
     pub fn is_short(&self) -> bool {
-        let Budget { high, low, short, shrink, shrunk, .. } = &*self.0;
-        let used = self.used();
-        let was = short.load(Ordering::Acquire);
-        let is = used >= if was { *low + 1 } else { *high } || self.probed().rushes;
-        if is != was && short.compare_exchange(was, is, Ordering::AcqRel, Ordering::Acquire).is_ok() && is {
-            tracing::warn!(used, limit = self.0.limit, "memory is short: calls are held back");
-            for shrink in shrink {
-                shrunk.fetch_add(1, Ordering::Relaxed);
-                shrink();
-            }
+        let Budget { high, low, above, short, .. } = &*self.0;
+        let (used, rushes) = self.probed();
+        let was_above = above.load(Ordering::Relaxed);
+        let is_above = if was_above { used > *low } else { used >= *high };
+        if is_above != was_above {
+            above.store(is_above, Ordering::Relaxed);
+        }
+        let is = is_above || rushes;
+        let was = short.load(Ordering::Relaxed);
+        if is != was && short.compare_exchange(was, is, Ordering::AcqRel, Ordering::Relaxed).is_ok() && is {
+            self.shrink(used);
         }
         is
+    }
+
+    #[cold]
+    fn shrink(&self, used: u64) {
+        tracing::warn!(used, limit = self.0.limit, "memory is short: calls are held back");
+        for shrink in &self.0.shrink {
+            for counter in &*self.counters() {
+                counter.add(1);
+            }
+            shrink();
+        }
+    }
+
+    fn counters(&self) -> MutexGuard<'_, Vec<Counter>> {
+        self.0.shrunk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until it is not short.
@@ -210,15 +242,35 @@ impl Memory {
         metrics.read("mediator_resources_utilization", help, MetricKind::Gauge, &labels, move || {
             memory.used() as f64 / memory.limit() as f64
         });
-        let memory = self.clone();
         let help = "How often something was shrunk because memory was short.";
-        metrics.read(
-            "mediator_resource_cleanup_triggered_total",
-            help,
-            MetricKind::Counter,
-            &[],
-            move || memory.0.shrunk.load(Ordering::Relaxed) as f64,
-        );
+        let counter = metrics.counter("mediator_resource_cleanup_triggered_total", help, &[]);
+        let mut counters = self.counters();
+        if !counters.iter().any(|known| known.is(&counter)) {
+            counters.push(counter);
+        }
+    }
+}
+
+impl Probe {
+    /// Asks how many bytes the process uses, unless somebody does just now: then what was found before is good enough.
+    #[cold]
+    fn ask(&self, now: Instant, growth_max: Option<u64>) {
+        let mut asked = match self.asked.try_lock() {
+            Ok(asked) => asked,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if asked.is_some_and(|at| now.saturating_duration_since(at) < self.every) {
+            return;
+        }
+        let used = (self.read)().unwrap_or(0);
+        let before = self.used.swap(used, Ordering::Relaxed);
+        let rate = asked.map(|at| used.saturating_sub(before) as f64 / (now - at).as_secs_f64().max(1e-9));
+        let rushes = growth_max.zip(rate).is_some_and(|(most, rate)| rate > most as f64);
+        self.rushes.store(rushes, Ordering::Relaxed);
+        *asked = Some(now);
+        self.due
+            .store(nanoseconds(now - self.began).saturating_add(nanoseconds(self.every)), Ordering::Release);
     }
 }
 
@@ -301,6 +353,10 @@ impl Behaviour for Admission {
     fn of(&self, about: &About) -> Self {
         self.memory.register(about);
         self.clone()
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.memory.problem()
     }
 
     #[inline]

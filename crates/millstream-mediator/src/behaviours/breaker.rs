@@ -51,7 +51,8 @@ impl Breaker {
         Breaker { sharing: Sharing::One(breaker), settings, rejected: Counter::default(), classify: None }
     }
 
-    /// One for each of at most `keys_max` keys, which `key` tells of a call: a tenant, a host.
+    /// One for each of at most `keys_max` keys, which `key` tells of a call: a tenant, a host. Metrics show the worst of them, since
+    /// labels of keys would have no bound.
     pub fn by_key(
         keys_max: usize,
         settings: BreakerSettings,
@@ -81,20 +82,25 @@ pub(crate) fn breaker_of(about: &About, open: Open) -> Error {
     Error::new(about, ErrorKind::CircuitOpen { retry_after: open.retry_after }).because(open)
 }
 
-/// Shows a breaker's state and counts in the metrics.
-pub(crate) fn register_breaker(about: &About, breaker: &CircuitBreaker) {
+/// Shows in the metrics what breakers do: of several, the state that lets fewest calls through, and the highest rate.
+pub(crate) fn register_breakers(
+    about: &About,
+    breakers: impl Fn() -> Vec<CircuitBreaker> + Clone + Send + Sync + 'static,
+) {
     let (metrics, labels) = (about.metrics(), [("type", about.label())]);
-    let state = breaker.clone();
+    let states = breakers.clone();
     let help = "What the circuit breaker does: 0 closed, 1 half-open, 2 open.";
-    metrics.read("mediator_circuit_state", help, MetricKind::Gauge, &labels, move || match state.state() {
-        BreakerState::Closed => 0.0,
-        BreakerState::HalfOpen => 1.0,
-        BreakerState::Open => 2.0,
+    metrics.read("mediator_circuit_state", help, MetricKind::Gauge, &labels, move || {
+        let state = |breaker: &CircuitBreaker| match breaker.state() {
+            BreakerState::Closed => 0.0,
+            BreakerState::HalfOpen => 1.0,
+            BreakerState::Open => 2.0,
+        };
+        states().iter().map(state).fold(0.0, f64::max)
     });
-    let rate = breaker.clone();
     let help = "The part of the calls in the circuit breaker's window that failed.";
     metrics.read("mediator_circuit_failure_rate", help, MetricKind::Gauge, &labels, move || {
-        rate.snapshot().failure_rate()
+        breakers().iter().map(|breaker| breaker.snapshot().failure_rate()).fold(0.0, f64::max)
     });
 }
 
@@ -108,9 +114,8 @@ impl Behaviour for Breaker {
 
     fn of(&self, about: &About) -> Self {
         let sharing = self.sharing.of(about);
-        if let Sharing::One(breaker) = &sharing {
-            register_breaker(about, breaker);
-        }
+        let breakers = sharing.clone();
+        register_breakers(about, move || breakers.list());
         let labels = [("type", about.label()), ("outcome", "rejected")];
         let rejected = about.metrics().counter(OPERATIONS.0, OPERATIONS.1, &labels);
         Breaker { sharing, settings: self.settings.clone(), rejected, classify: self.classify.clone() }

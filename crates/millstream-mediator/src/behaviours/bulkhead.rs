@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use millstream_resilience::Bulkhead as Places;
 
-use super::sharing::Sharing;
+use super::sharing::{Sharing, Who};
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
@@ -19,6 +19,7 @@ use crate::metrics::MetricKind;
 #[derive(Clone)]
 pub struct Bulkhead {
     sharing: Sharing<Places>,
+    who: Who,
     concurrent: usize,
     queue: usize,
     wait_max: Option<Duration>,
@@ -31,80 +32,72 @@ impl Bulkhead {
     /// If `concurrent` is 0.
     pub fn new(concurrent: usize) -> Self {
         assert!(concurrent > 0, "without a place nothing is ever called");
-        Bulkhead::each(concurrent, 0, None)
+        Bulkhead::make(Who::Each, concurrent, 0, None)
     }
 
-    fn each(concurrent: usize, queue: usize, wait_max: Option<Duration>) -> Self {
-        let sharing = Sharing::each(move |_| places(concurrent, queue, wait_max));
-        Bulkhead { sharing, concurrent, queue, wait_max }
+    fn make(who: Who, concurrent: usize, queue: usize, wait_max: Option<Duration>) -> Self {
+        let sharing = who.share(move || {
+            let places = Places::new(concurrent).queue(queue);
+            match wait_max {
+                Some(wait) => places.wait_max(wait),
+                None => places,
+            }
+        });
+        Bulkhead { sharing, who, concurrent, queue, wait_max }
     }
 
     /// How many calls may wait for a place; none if it is not said.
     #[must_use]
     pub fn queue(self, queue: usize) -> Self {
-        Bulkhead::each(self.concurrent, queue, self.wait_max)
+        Bulkhead::make(self.who, self.concurrent, queue, self.wait_max)
     }
 
     /// How long a call may wait for a place; as long as its caller if it is not said.
     #[must_use]
     pub fn wait_max(self, wait: Duration) -> Self {
-        Bulkhead::each(self.concurrent, self.queue, Some(wait))
+        Bulkhead::make(self.who, self.concurrent, self.queue, Some(wait))
     }
 
     /// The same places for all handlers.
     #[must_use]
-    pub fn shared(mut self) -> Self {
-        self.sharing = Sharing::One(places(self.concurrent, self.queue, self.wait_max));
-        self
+    pub fn shared(self) -> Self {
+        Bulkhead::make(Who::All, self.concurrent, self.queue, self.wait_max)
     }
 
-    /// The same places for the calls of one key, for at most `keys_max` keys.
+    /// The same places for the calls of one key, for at most `keys_max` keys. Metrics show the fullest of them, and all that wait.
     #[must_use]
-    pub fn by_key(
-        mut self,
-        keys_max: usize,
-        key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static,
-    ) -> Self {
-        let Bulkhead { concurrent, queue, wait_max, .. } = self;
-        self.sharing = Sharing::by_key(keys_max, move |_| places(concurrent, queue, wait_max), key);
-        self
+    pub fn by_key(self, keys_max: usize, key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static) -> Self {
+        Bulkhead::make(Who::by_key(keys_max, key), self.concurrent, self.queue, self.wait_max)
     }
 }
 
-fn places(concurrent: usize, queue: usize, wait_max: Option<Duration>) -> Places {
-    let places = Places::new(concurrent).queue(queue);
-    match wait_max {
-        Some(wait) => places.wait_max(wait),
-        None => places,
-    }
-}
-
-/// Shows how full it is.
-pub(crate) fn register(about: &About, places: &Places, concurrent: usize) {
+/// Shows how full they are: the fullest of several, and how many wait for all of them.
+pub(crate) fn register(
+    about: &About,
+    concurrent: usize,
+    places: impl Fn() -> Vec<Places> + Clone + Send + Sync + 'static,
+) {
     let (metrics, labels) = (about.metrics(), [("type", about.label()), ("resource", "calls")]);
-    let each = [
-        (
-            "mediator_resources_available",
-            "Of a resource, how much is free: places for calls, bytes of memory.",
-        ),
-        ("mediator_resources_utilization", "Of a resource, the part that is used, from 0 to 1."),
-        ("mediator_requests_queued", "Calls that wait for a place."),
-    ];
-    let reads: [fn(&Places, f64) -> f64; 3] = [
-        |places, concurrent| concurrent - places.running() as f64,
-        |places, concurrent| places.running() as f64 / concurrent,
-        |places, _| places.waiting() as f64,
-    ];
-    for ((name, help), read) in each.into_iter().zip(reads) {
-        let (places, concurrent) = (places.clone(), concurrent as f64);
-        let labels = if name == "mediator_requests_queued" { &labels[..1] } else { &labels[..] };
-        metrics.read(name, help, MetricKind::Gauge, labels, move || read(&places, concurrent));
-    }
+    let running = |places: &[Places]| places.iter().map(Places::running).max().unwrap_or(0) as f64;
+    let read = places.clone();
+    let help = "Of a resource, how much is free: places for calls, bytes of memory.";
+    metrics.read("mediator_resources_available", help, MetricKind::Gauge, &labels, move || {
+        concurrent as f64 - running(&read())
+    });
+    let read = places.clone();
+    let help = "Of a resource, the part that is used, from 0 to 1.";
+    metrics.read("mediator_resources_utilization", help, MetricKind::Gauge, &labels, move || {
+        running(&read()) / concurrent as f64
+    });
+    let help = "Calls that wait for a place.";
+    metrics.read("mediator_requests_queued", help, MetricKind::Gauge, &labels[..1], move || {
+        places().iter().map(Places::waiting).sum::<usize>() as f64
+    });
 }
 
 impl Behaviour for Bulkhead {
     fn name(&self) -> Cow<'static, str> {
-        let Bulkhead { sharing, concurrent, queue, wait_max } = self;
+        let Bulkhead { sharing, concurrent, queue, wait_max, .. } = self;
         let wait = wait_max.map(|wait| format!(" up to {wait:?}")).unwrap_or_default();
         let queue = if *queue > 0 { format!(", {queue} wait{wait}") } else { String::new() };
         format!("bulkhead {concurrent} at once{queue}{}", sharing.words()).into()
@@ -112,9 +105,8 @@ impl Behaviour for Bulkhead {
 
     fn of(&self, about: &About) -> Self {
         let sharing = self.sharing.of(about);
-        if let Sharing::One(places) = &sharing {
-            register(about, places, self.concurrent);
-        }
+        let places = sharing.clone();
+        register(about, self.concurrent, move || places.list());
         Bulkhead { sharing, ..self.clone() }
     }
 

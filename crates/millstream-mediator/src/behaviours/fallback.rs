@@ -14,7 +14,6 @@ use crate::metrics::Counter;
 use crate::typed::BehaviourOf;
 
 type Instead<T> = dyn Fn(Error) -> BoxFuture<'static, Result<T, Error>> + Send + Sync;
-type When = dyn Fn(&Error) -> bool + Send + Sync;
 
 /// Answers requests of one type in another way when they fail: from a copy, with a default, by another service.
 ///
@@ -35,10 +34,11 @@ type When = dyn Fn(&Error) -> bool + Send + Sync;
 /// # Ok(()) }
 /// ```
 pub struct Fallback<T> {
-    instead: Arc<Instead<T>>,
-    when: Option<Arc<When>>,
+    policy: Arc<Policy<T>>,
     used: Counter,
 }
+
+type Policy<T> = millstream_resilience::Fallback<Box<Instead<T>>, Error>;
 
 impl<T> Fallback<T> {
     /// What is answered instead, or the error that remains.
@@ -47,15 +47,15 @@ impl<T> Fallback<T> {
         F: Fn(Error) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let instead = Arc::new(move |error| -> BoxFuture<'static, _> { Box::pin(instead(error)) });
-        Fallback { instead, when: None, used: Counter::default() }
+        let instead: Box<Instead<T>> = Box::new(move |error| Box::pin(instead(error)));
+        Fallback { policy: Arc::new(Policy::new(instead)), used: Counter::default() }
     }
 
     /// Only for errors like these; for all if it is not said.
     #[must_use]
-    pub fn when(mut self, when: impl Fn(&Error) -> bool + Send + Sync + 'static) -> Self {
-        self.when = Some(Arc::new(when));
-        self
+    pub fn when(self, when: impl Fn(&Error) -> bool + Send + Sync + 'static) -> Self {
+        let policy = Arc::into_inner(self.policy).expect("a builder alone shares it, and gives it to nobody");
+        Fallback { policy: Arc::new(policy.when(when)), used: self.used }
     }
 }
 
@@ -67,15 +67,15 @@ impl<R: Request> BehaviourOf<R> for Fallback<R::Response> {
     fn of(&self, about: &About) -> Self {
         let help = "Calls that failed and were answered in another way.";
         let used = about.metrics().counter("mediator_fallbacks_total", help, &[("type", about.label())]);
-        Fallback { instead: self.instead.clone(), when: self.when.clone(), used }
+        Fallback { policy: self.policy.clone(), used }
     }
 
     #[inline]
     async fn call<N: Next<R>>(&self, call: &Call<'_>, request: R, next: &N) -> Result<R::Response, Error> {
         match next.call(call, request).await {
-            Err(error) if self.when.as_ref().is_none_or(|when| when(&error)) => {
+            Err(error) if self.policy.applies(&error) => {
                 self.used.add(1);
-                (self.instead)(error).await
+                self.policy.instead(error).await
             }
             ended => ended,
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use millstream_resilience::{Rate, RateLimiter};
 
-use super::sharing::Sharing;
+use super::sharing::{Sharing, Who};
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
@@ -26,6 +26,7 @@ use crate::message::{About, Request};
 #[derive(Clone)]
 pub struct RateLimit {
     sharing: Sharing<RateLimiter>,
+    who: Who,
     calls: u64,
     period: Duration,
     burst: u64,
@@ -38,13 +39,13 @@ impl RateLimit {
     /// # Panics
     /// If `calls` or `period` is 0.
     pub fn new(calls: u64, period: Duration) -> Self {
-        RateLimit::each(calls, period, 1, Duration::ZERO)
+        RateLimit::make(Who::Each, calls, period, 1, Duration::ZERO)
     }
 
-    fn each(calls: u64, period: Duration, burst: u64, wait_max: Duration) -> Self {
+    fn make(who: Who, calls: u64, period: Duration, burst: u64, wait_max: Duration) -> Self {
         let rate = Rate::new(calls, period).burst(burst);
-        let sharing = Sharing::each(move |_| RateLimiter::new(rate).wait_max(wait_max));
-        RateLimit { sharing, calls, period, burst, wait_max }
+        let sharing = who.share(move || RateLimiter::new(rate).wait_max(wait_max));
+        RateLimit { sharing, who, calls, period, burst, wait_max }
     }
 
     /// How many may come at once after a time without any; 1 if it is not said.
@@ -53,44 +54,31 @@ impl RateLimit {
     /// If it is 0.
     #[must_use]
     pub fn burst(self, burst: u64) -> Self {
-        RateLimit::each(self.calls, self.period, burst, self.wait_max)
+        RateLimit::make(self.who, self.calls, self.period, burst, self.wait_max)
     }
 
     /// How long a call may wait for its turn; not at all if it is not said.
     #[must_use]
     pub fn wait_max(self, wait: Duration) -> Self {
-        RateLimit::each(self.calls, self.period, self.burst, wait)
-    }
-
-    fn limiter(&self) -> impl Fn() -> RateLimiter + Send + Sync + 'static {
-        let rate = Rate::new(self.calls, self.period).burst(self.burst);
-        let wait_max = self.wait_max;
-        move || RateLimiter::new(rate).wait_max(wait_max)
+        RateLimit::make(self.who, self.calls, self.period, self.burst, wait)
     }
 
     /// The same limit for all handlers together.
     #[must_use]
-    pub fn shared(mut self) -> Self {
-        self.sharing = Sharing::One(self.limiter()());
-        self
+    pub fn shared(self) -> Self {
+        RateLimit::make(Who::All, self.calls, self.period, self.burst, self.wait_max)
     }
 
     /// The same limit for all calls of one key together, for at most `keys_max` keys.
     #[must_use]
-    pub fn by_key(
-        mut self,
-        keys_max: usize,
-        key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static,
-    ) -> Self {
-        let make = self.limiter();
-        self.sharing = Sharing::by_key(keys_max, move |_| make(), key);
-        self
+    pub fn by_key(self, keys_max: usize, key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static) -> Self {
+        RateLimit::make(Who::by_key(keys_max, key), self.calls, self.period, self.burst, self.wait_max)
     }
 }
 
 impl Behaviour for RateLimit {
     fn name(&self) -> Cow<'static, str> {
-        let RateLimit { sharing, calls, period, burst, wait_max } = self;
+        let RateLimit { sharing, calls, period, burst, wait_max, .. } = self;
         let wait = if wait_max.is_zero() { String::new() } else { format!(", waiting up to {wait_max:?}") };
         format!("rate limit {calls} in {period:?}, burst {burst}{wait}{}", sharing.words()).into()
     }

@@ -2,13 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millstream_resilience::{Class, Classify, Retry, Stop};
-use tokio::time::{Instant, sleep};
+use millstream_resilience::{Class, Classify, Retry, Stop, noting};
+use tokio::time::sleep;
 
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
@@ -139,16 +137,7 @@ impl Behaviour for Retries {
     ) -> Result<R::Response, Error> {
         let again = if self.retry.attempts_max() > 1 { request.repeat() } else { None };
         let mut began = None;
-        let mut first = pin!(next.call(call, request));
-        let ended = poll_fn(|cx| {
-            let polled = first.as_mut().poll(cx);
-            if polled.is_pending() && again.is_some() {
-                // What is ready at once costs no look at the clock.
-                began.get_or_insert_with(Instant::now);
-            }
-            polled
-        });
-        let mut error = match ended.await {
+        let mut error = match noting(&mut began, next.call(call, request)).await {
             Ok(response) => {
                 self.retry.succeeded();
                 return Ok(response);

@@ -11,6 +11,33 @@ use crate::message::About;
 type Make<T> = dyn Fn(&About) -> T + Send + Sync;
 type KeyOf = dyn Fn(&Call<'_>) -> String + Send + Sync;
 
+/// Who shares a state, whatever that is.
+#[derive(Clone, Default)]
+pub(crate) enum Who {
+    /// Nobody: each handler has its own.
+    #[default]
+    Each,
+    /// All handlers.
+    All,
+    /// The calls of one key, for so many keys.
+    Key(usize, Arc<KeyOf>),
+}
+
+impl Who {
+    pub(crate) fn by_key(keys_max: usize, key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static) -> Self {
+        Who::Key(keys_max, Arc::new(key))
+    }
+
+    /// What they share, made by this.
+    pub(crate) fn share<T: Clone + Idle>(&self, make: impl Fn() -> T + Send + Sync + 'static) -> Sharing<T> {
+        match self {
+            Who::Each => Sharing::each(move |_| make()),
+            Who::All => Sharing::One(make()),
+            Who::Key(keys_max, key) => Sharing::ByKey(Keyed::new(*keys_max, move |_| make()), key.clone()),
+        }
+    }
+}
+
 /// A state and who shares it.
 pub(crate) enum Sharing<T> {
     /// Each handler has its own, and this makes it.
@@ -32,6 +59,15 @@ impl<T: Clone + Idle> Sharing<T> {
         key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static,
     ) -> Self {
         Sharing::ByKey(Keyed::new(keys_max, make), Arc::new(key))
+    }
+
+    /// All there are now, for whoever shows them.
+    pub(crate) fn list(&self) -> Vec<T> {
+        match self {
+            Sharing::One(state) => vec![state.clone()],
+            Sharing::ByKey(keyed, _) => keyed.list().into_iter().map(|(_, state)| state).collect(),
+            Sharing::Each(_) => Vec::new(),
+        }
     }
 
     /// The one for a handler.

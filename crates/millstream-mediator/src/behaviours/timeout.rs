@@ -1,13 +1,10 @@
 //! A limit on how long a call may take.
 
 use std::borrow::Cow;
-use std::pin::pin;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures_util::future::poll_fn;
-use std::future::Future;
-use std::task::Poll;
-use tokio::time::sleep;
+use millstream_resilience::Error as Behind;
 
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
@@ -36,9 +33,11 @@ use crate::message::{About, Request};
 /// assert_eq!(*mediator.send(Never).await.unwrap_err().kind(), ErrorKind::TimedOut { limit });
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Timeout {
-    limit: Duration,
+    timeout: millstream_resilience::Timeout,
+    /// Of single types, by their names.
+    others: BTreeMap<Cow<'static, str>, millstream_resilience::Timeout>,
 }
 
 impl Timeout {
@@ -46,19 +45,34 @@ impl Timeout {
     ///
     /// # Panics
     /// If `limit` is zero.
-    pub const fn new(limit: Duration) -> Self {
-        assert!(!limit.is_zero(), "nothing can be done in no time");
-        Timeout { limit }
+    pub fn new(limit: Duration) -> Self {
+        Timeout { timeout: millstream_resilience::Timeout::new(limit), others: BTreeMap::new() }
+    }
+
+    /// Another limit for messages of this name. A mediator without a handler for such is not built.
+    ///
+    /// # Panics
+    /// If `limit` is zero.
+    #[must_use]
+    pub fn limit_of(mut self, message: impl Into<Cow<'static, str>>, limit: Duration) -> Self {
+        self.others.insert(message.into(), millstream_resilience::Timeout::new(limit));
+        self
     }
 }
 
 impl Behaviour for Timeout {
     fn name(&self) -> Cow<'static, str> {
-        format!("timeout {:?}", self.limit).into()
+        let others = self.others.iter().map(|(name, other)| format!(", {name} {:?}", other.limit()));
+        format!("timeout {:?}{}", self.timeout.limit(), others.collect::<String>()).into()
     }
 
-    fn of(&self, _: &About) -> Self {
-        *self
+    fn of(&self, about: &About) -> Self {
+        let timeout = *self.others.get(&*about.name).unwrap_or(&self.timeout);
+        Timeout { timeout, others: BTreeMap::new() }
+    }
+
+    fn meant_for(&self) -> Vec<Cow<'static, str>> {
+        self.others.keys().cloned().collect()
     }
 
     #[inline]
@@ -68,15 +82,11 @@ impl Behaviour for Timeout {
         request: R,
         next: &N,
     ) -> Result<R::Response, Error> {
-        let mut calling = pin!(next.call(call, request));
-        if let Poll::Ready(ended) = poll_fn(|cx| Poll::Ready(calling.as_mut().poll(cx))).await {
-            return ended;
-        }
-        let limit = self.limit;
-        tokio::select! {
-            biased;
-            ended = calling => ended,
-            () = sleep(limit) => Err(Error::new(call.about(), ErrorKind::TimedOut { limit })),
+        let calling = next.call(call, request);
+        match self.timeout.wrap(async { calling.await.map_err(Behind::Failed) }).await {
+            Ok(response) => Ok(response),
+            Err(Behind::Failed(error)) => Err(error),
+            Err(_) => Err(Error::new(call.about(), ErrorKind::TimedOut { limit: self.timeout.limit() })),
         }
     }
 }

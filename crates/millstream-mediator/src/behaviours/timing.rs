@@ -79,8 +79,8 @@ impl Timing {
         self
     }
 
-    /// Times one in so many of those calls that never wait, which spares two readings of the clock; all are
-    /// counted, and those that wait are all timed.
+    /// Times one in so many of those calls that never wait, which spares two readings of the clock; each stands for so many in
+    /// the histogram. All are counted, and those that wait are all timed.
     ///
     /// # Panics
     /// If it is 0.
@@ -158,7 +158,7 @@ impl Behaviour for Timing {
         let began = timed.then(Tick::now);
         let mut calling = pin!(next.call(call, request));
         let first = poll_fn(|cx| Poll::Ready(calling.as_mut().poll(cx))).await;
-        let (ended, elapsed) = match first {
+        let (ended, elapsed, stands_for) = match first {
             Poll::Ready(ended) => {
                 let elapsed = began.map(|began| Tick::now().since(began));
                 // It has blocked its thread, and nobody could warn meanwhile.
@@ -167,7 +167,7 @@ impl Behaviour for Timing {
                 {
                     warn(call, stats, elapsed);
                 }
-                (ended, elapsed)
+                (ended, elapsed, self.one_in)
             }
             Poll::Pending => {
                 let before = began.map(|began| Tick::now().since(began)).unwrap_or_default();
@@ -177,28 +177,28 @@ impl Behaviour for Timing {
                         biased;
                         ended = calling.as_mut() => {
                             underway.0 = None;
-                            return stats.end(ended, Some(before + since.elapsed()));
+                            return stats.end(ended, Some(before + since.elapsed()), 1);
                         }
                         () = sleep(slow.saturating_sub(before)) => warn(call, stats, slow),
                     }
                 }
-                (calling.await, Some(before + since.elapsed()))
+                (calling.await, Some(before + since.elapsed()), 1)
             }
         };
         underway.0 = None;
-        stats.end(ended, elapsed)
+        stats.end(ended, elapsed, stands_for)
     }
 }
 
 impl Stats {
     #[inline]
-    fn end<T>(&self, ended: Result<T, Error>, elapsed: Option<Duration>) -> Result<T, Error> {
+    fn end<T>(&self, ended: Result<T, Error>, elapsed: Option<Duration>, calls: u64) -> Result<T, Error> {
         match &ended {
             Ok(_) => self.ok.add(1),
             Err(error) => self.failed[error.kind().index()].add(1),
         }
         if let Some(elapsed) = elapsed {
-            self.durations.observe(elapsed);
+            self.durations.observe_many(elapsed, calls);
         }
         ended
     }

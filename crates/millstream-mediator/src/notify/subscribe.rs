@@ -93,6 +93,12 @@ impl<N> Queue<N> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Whether nothing reaches it any more.
+    fn is_over(&self) -> bool {
+        let state = self.state();
+        state.gone || state.closed
+    }
+
     /// Puts one in if there is room or another goes for it. `None` if the publisher must wait, else how many were dropped.
     fn offer(&self, notification: &Arc<N>) -> Option<u64> {
         let mut state = self.state();
@@ -169,23 +175,29 @@ impl<N> Subscribers<N> {
             reader: None,
         };
         let queue = Arc::new(Queue { rule, state: Mutex::new(state), room: Notify::new() });
-        self.list().push(queue.clone());
+        let mut list = self.list();
+        // Here too, since nobody may ever publish.
+        list.retain(|queue| !queue.is_over());
+        list.push(queue.clone());
+        drop(list);
         self.count.fetch_add(1, Ordering::AcqRel);
         Notifications { queue, count: self.count.clone() }
     }
 
-    /// Tells all, waiting for those that make who publishes wait; says how many there are.
+    /// Tells all, waiting for those that make who publishes wait; says how many of them are still there.
     pub(crate) async fn tell(&self, notification: &Arc<N>) -> usize {
         let queues = {
             let mut list = self.list();
-            list.retain(|queue| !queue.state().gone);
+            list.retain(|queue| !queue.is_over());
             list.clone()
         };
+        let mut told = 0;
         for queue in &queues {
             let dropped = queue.tell(notification).await;
             self.dropped.add(dropped);
+            told += usize::from(!queue.is_over());
         }
-        queues.len()
+        told
     }
 }
 
@@ -258,5 +270,20 @@ impl<N> fmt::Debug for Notifications<N> {
             .field("waiting", &state.waiting.len())
             .field("dropped", &state.dropped)
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subscribers_that_have_gone_leave_nothing_though_nobody_publishes() {
+        let subscribers = Subscribers::<()>::new(Counter::default());
+        for _ in 0..100 {
+            drop(subscribers.add(Subscribe::buffer(1)));
+        }
+        let _kept = subscribers.add(Subscribe::buffer(1));
+        assert_eq!(subscribers.list().len(), 1);
     }
 }

@@ -5,10 +5,10 @@ use std::fmt;
 use millstream_resilience::{Backoff, BreakerSettings, Retry};
 
 use super::{BackpressurePreset, HealthPreset, s};
-use crate::behaviour::{Bare, Behaviours};
+use crate::behaviour::{Bare, Behaviours, Inside};
 use crate::behaviours::Memory;
 use crate::builder::Builder;
-use crate::stream::{StreamBehaviour, StreamBehaviours, StreamInside};
+use crate::stream::{StreamBehaviour, StreamBehaviours};
 use crate::streams::{
     Backpressure, Health, Resume, StreamAdmission, StreamBreaker, StreamLogging, StreamRetries, StreamTiming,
 };
@@ -94,19 +94,14 @@ impl fmt::Display for StreamPackage {
 }
 
 /// What a package adds.
-pub type Packaged<S = Bare> = StreamInside<
-    StreamInside<StreamInside<StreamInside<S, StreamLogging>, StreamTiming>, StreamBreaker>,
-    StreamRetries,
->;
+pub type Packaged<S = Bare> =
+    Inside<Inside<Inside<Inside<S, StreamLogging>, StreamTiming>, StreamBreaker>, StreamRetries>;
 
-type Watched<S> = StreamInside<
-    StreamInside<StreamInside<StreamInside<S, StreamLogging>, StreamTiming>, Health>,
-    StreamAdmission,
->;
+type Watched<S> = Inside<Inside<Inside<Inside<S, StreamLogging>, StreamTiming>, Health>, Backpressure>;
 
 /// What the platinum package adds.
 pub type Platinum<S = Bare> =
-    StreamInside<StreamInside<StreamInside<Watched<S>, Backpressure>, StreamBreaker>, StreamRetries>;
+    Inside<Inside<Inside<Watched<S>, StreamAdmission>, StreamBreaker>, StreamRetries>;
 
 impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
     /// Stands a package's behaviours around all streams, which stay driven by demand.
@@ -117,10 +112,11 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
             .stream_behaviour(package.retries())
     }
 
-    /// As [`stream_package`](Builder::stream_package), with [`HealthPreset::DataProcessing`], with streams held back while memory
-    /// is short, and with a buffer behind which nothing else waits: what a stream holds is bounded by it.
+    /// As [`stream_package`](Builder::stream_package), with [`HealthPreset::DataProcessing`], with a buffer behind which nothing
+    /// else waits, and with handlers held back while memory is short: what a stream holds is bounded by both.
     ///
-    /// Outermost first: logging, timing, health, admission, backpressure, breaker, retries.
+    /// Outermost first: logging, timing, health, backpressure, admission, breaker, retries. Admission is inside of the buffer,
+    /// whose items count as memory: a reader may always take what waits there, and so make room again.
     pub fn platinum_package(
         self,
         package: &StreamPackage,
@@ -130,8 +126,8 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         self.stream_behaviour(package.logging.clone())
             .stream_behaviour(package.timing.clone())
             .stream_behaviour(HealthPreset::DataProcessing.behaviour(memory))
-            .stream_behaviour(StreamAdmission::new(memory.clone()))
             .stream_behaviour(backpressure.behaviour().memory(memory.clone()))
+            .stream_behaviour(StreamAdmission::new(memory.clone()))
             .stream_behaviour(package.breaker())
             .stream_behaviour(package.retries())
     }

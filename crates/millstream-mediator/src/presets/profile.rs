@@ -14,7 +14,7 @@ use crate::stream::StreamBehaviours;
 /// What kind of service it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
-    /// Answers people: slow above 200 ms; retries and memory as for a database, a balanced breaker.
+    /// Answers people: slow above 200 ms; retries as for a database, a balanced breaker and balanced memory.
     Web,
     /// Answers and asks other services: slow above 500 ms; retries and a breaker as for their interfaces, little memory.
     Microservice,
@@ -43,7 +43,8 @@ pub enum Environment {
 /// use millstream_mediator::Mediator;
 /// use millstream_mediator::presets::{Environment, Profile, Service};
 ///
-/// let profile = Profile::new(Service::Web, Environment::Production);
+/// // `millstream::mediator::process_memory` looks at the process; here nothing is known of it.
+/// let profile = Profile::new(Service::Web, Environment::Production, || None);
 /// println!("{profile}");
 /// let builder = Mediator::builder().profile(&profile);
 /// # let _ = builder;
@@ -53,59 +54,77 @@ pub struct Profile {
     logging: Logging,
     timing: Timing,
     memory: Memory,
-    timeout: Duration,
+    timeout: Timeout,
     breaker: BreakerPreset,
     retry: RetryPreset,
 }
 
 impl Profile {
-    /// That of a kind of service in a place. A request may take 30 s.
-    pub fn new(service: Service, environment: Environment) -> Self {
-        let (slow, retry, breaker, resource) = match service {
-            Service::Web => (200, RetryPreset::Database, BreakerPreset::Balanced, ResourcePreset::Balanced),
-            Service::Microservice => {
-                (500, RetryPreset::HttpApi, BreakerPreset::ExternalApi, ResourcePreset::MemoryConstrained)
-            }
-            Service::Background => {
-                (5000, RetryPreset::Aggressive, BreakerPreset::Resilient, ResourcePreset::MemoryConstrained)
-            }
-        };
-        let (logging, resource) = match environment {
-            Environment::Development => (Logging::new().success(Level::INFO), ResourcePreset::Development),
-            Environment::Staging => (Logging::new(), resource),
-            Environment::Production => (Logging::new().sample(100), resource),
-        };
-        let timing = Timing::new().slow(Duration::from_millis(slow));
-        let timeout = Duration::from_secs(30);
-        Profile { logging, timing, memory: resource.memory(), timeout, breaker, retry }
+    /// How long a request may take, if it is not said.
+    pub const TIMEOUT: Duration = Duration::from_secs(30);
+
+    /// That of a kind of service in a place. A request may take 30 s. What admission goes by is how many bytes the process uses,
+    /// as `probe` finds it, asked as often as the [preset](ResourcePreset) says; `None` stands for not known.
+    pub fn new(
+        service: Service,
+        environment: Environment,
+        probe: impl Fn() -> Option<u64> + Send + Sync + 'static,
+    ) -> Self {
+        let resource = ResourcePreset::of(service, environment);
+        Profile::within(service, environment, resource.memory_probed(probe))
     }
 
-    /// With this budget of memory, for instance one that looks at the process.
+    /// The same within a budget of memory with other numbers, or one that streams share.
+    pub fn within(service: Service, environment: Environment, memory: Memory) -> Self {
+        let (slow, retry, breaker) = match service {
+            Service::Web => (200, RetryPreset::Database, BreakerPreset::Balanced),
+            Service::Microservice => (500, RetryPreset::HttpApi, BreakerPreset::ExternalApi),
+            Service::Background => (5000, RetryPreset::Aggressive, BreakerPreset::Resilient),
+        };
+        let logging = match environment {
+            Environment::Development => Logging::new().success(Level::INFO),
+            Environment::Staging => Logging::new(),
+            Environment::Production => Logging::new().sample(100),
+        };
+        let timing = Timing::new().slow(Duration::from_millis(slow));
+        Profile { logging, timing, memory, timeout: Timeout::new(Profile::TIMEOUT), breaker, retry }
+    }
+
+    /// With these limits for requests.
     #[must_use]
-    pub fn memory(mut self, memory: Memory) -> Self {
-        self.memory = memory;
+    pub fn timeout(mut self, timeout: Timeout) -> Self {
+        self.timeout = timeout;
         self
     }
 
-    /// With this limit for a request.
-    ///
-    /// # Panics
-    /// If it is zero.
+    /// With a warning of calls that take longer than this.
     #[must_use]
-    pub fn timeout(mut self, limit: Duration) -> Self {
-        assert!(!limit.is_zero(), "nothing can be done in no time");
-        self.timeout = limit;
+    pub fn slow(mut self, longer_than: Duration) -> Self {
+        self.timing = self.timing.slow(longer_than);
+        self
+    }
+
+    /// With these retries.
+    #[must_use]
+    pub fn retry(mut self, retry: RetryPreset) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// With this breaker.
+    #[must_use]
+    pub fn breaker(mut self, breaker: BreakerPreset) -> Self {
+        self.breaker = breaker;
         self
     }
 
     fn parts(&self) -> (Logging, Timing, Admission, Timeout, Breaker, Retries) {
         let admission = Admission::new(self.memory.clone());
-        let timeout = Timeout::new(self.timeout);
         (
             self.logging.clone(),
             self.timing.clone(),
             admission,
-            timeout,
+            self.timeout.clone(),
             self.breaker.behaviour(),
             self.retry.behaviour(),
         )

@@ -7,10 +7,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use millstream_flow::flows::{Either, Hop, MapAsync};
+use millstream_flow::flows::{Either, Hop, Map, MapAsync};
 use millstream_flow::{BoxError, Flow, Panicked, Pipe, Step, Unmeasured};
 
 use super::options::{Each, ItemErrors, Policy, StreamOptions};
+use super::progress::LeftOut;
 use super::{ItemFlow, StreamError, StreamHandler, StreamStage, opening_failed};
 use crate::call::{Call, Detached};
 use crate::error::{Error, ErrorKind};
@@ -26,14 +27,21 @@ pub(crate) struct Source<H, T> {
 }
 
 /// A handler's flow, in a task of its own or not, its panics and its items' failures as errors.
-pub type Guarded<T, E, F> = Failing<T, Eaches<T, Either<Hop<Result<T, E>, (), Unmeasured>, F>, E>>;
+pub type Guarded<T, E, F> = Failing<T, Eaches<T, Either<Buffered<T>, Direct<T, E, F>>>>;
 
-type EachFn<T, E> = Box<dyn FnMut(Result<T, E>) -> EachFuture<T> + Send>;
-type EachFuture<T> = futures_util::future::BoxFuture<'static, Result<T, BoxError>>;
-type Eaches<T, F, E> = Either<
-    MapAsync<F, EachFn<T, E>, EachFuture<T>>,
-    millstream_flow::flows::Map<F, fn(Result<T, E>) -> Result<T, BoxError>>,
->;
+type Buffered<T> = Hop<Result<T, Wrong>, (), Unmeasured>;
+type Direct<T, E, F> = Map<F, fn(Result<T, E>) -> Result<T, Wrong>>;
+type EachFn<T> = Box<dyn FnMut(Result<T, Wrong>) -> EachFuture<T> + Send>;
+type EachFuture<T> = futures_util::future::BoxFuture<'static, Result<T, Wrong>>;
+type Eaches<T, F> = Either<MapAsync<F, EachFn<T>, EachFuture<T>>, F>;
+
+/// What goes wrong in a handler's flow, before it has the stream's form.
+pub enum Wrong {
+    /// An item failed.
+    Item(BoxError),
+    /// The flow panicked, in a task of its own: nothing comes after that.
+    Panic(Panicked),
+}
 
 impl<R, H> StreamStage<R> for Source<H, R::Item>
 where
@@ -51,37 +59,87 @@ where
         };
         let StreamOptions { buffer, each, errors } = &self.options;
         let pipe = match buffer {
-            Some(capacity) => pipe.buffer(*capacity).via("buffer", Either::Left),
-            None => pipe.via("direct", Either::Right),
+            Some(capacity) => {
+                let pipe = pipe.via("handler", |flow| Caught { flow: Some(flow), panicked: None });
+                pipe.buffer(*capacity).via("buffer", Either::Left)
+            }
+            None => pipe.map(wrong as fn(_) -> _).via("direct", Either::Right),
         };
         let pipe = match each {
             Some((concurrency, each)) => {
                 let each: Arc<Each<R::Item>> = each.clone();
-                let call: EachFn<R::Item, H::ItemError> = Box::new(move |item| match item {
-                    Ok(item) => each(item),
-                    Err(error) => {
-                        let error = error.into();
-                        Box::pin(async { Err(error) })
+                let call: EachFn<R::Item> = Box::new(move |item| match item {
+                    Ok(item) => {
+                        let done = each(item);
+                        Box::pin(async { done.await.map_err(Wrong::Item) })
                     }
+                    Err(wrong) => Box::pin(std::future::ready(Err(wrong))),
                 });
                 pipe.map_async(*concurrency, call).named("each").via("each", Either::Left)
             }
-            None => pipe.map(boxed_error as fn(_) -> _).via("all", Either::Right),
+            None => pipe.via("all", Either::Right),
         };
+        let left_out = LeftOut::of(call);
+        left_out.set(0);
         let (errors, call, dropped) = (errors.clone(), call.detach(), self.dropped.clone());
         Ok(pipe.via("handler", |upstream| Failing {
             upstream: Some(upstream),
             errors,
             call,
             dropped,
+            left_out,
             position: 0,
             delivered: 0,
         }))
     }
 }
 
-fn boxed_error<T, E: Into<BoxError>>(item: Result<T, E>) -> Result<T, BoxError> {
-    item.map_err(Into::into)
+fn wrong<T, E: Into<BoxError>>(item: Result<T, E>) -> Result<T, Wrong> {
+    item.map_err(|error| Wrong::Item(error.into()))
+}
+
+/// A flow whose panic is its last item: what a task that reads it for others could only end at, as if it were complete.
+struct Caught<F> {
+    /// `None` once it has ended.
+    flow: Option<F>,
+    /// What it panicked with, while there was no room to say so.
+    panicked: Option<Panicked>,
+}
+
+impl<T, E, F> Flow for Caught<F>
+where
+    E: Into<BoxError>,
+    F: Flow<Item = Result<T, E>, Token = ()>,
+{
+    type Item = Result<T, Wrong>;
+    type Token = ();
+
+    #[inline]
+    fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(Self::Item, ()) -> ControlFlow<()>,
+    {
+        let mut room = max;
+        if let Some(flow) = &mut self.flow {
+            let driven = catch_unwind(AssertUnwindSafe(|| {
+                flow.poll_drive(cx, max, &mut |item, ()| {
+                    room -= 1;
+                    sink(wrong(item), ())
+                })
+            }));
+            match driven {
+                Ok(step) => return step,
+                Err(payload) => (self.flow, self.panicked) = (None, Some(Panicked::new(payload))),
+            }
+        }
+        if room == 0 {
+            return Poll::Ready(Step::More);
+        }
+        if let Some(panicked) = self.panicked.take() {
+            let _ = sink(Err(Wrong::Panic(panicked)), ());
+        }
+        Poll::Ready(Step::End)
+    }
 }
 
 /// Gives the failures of a handler's flow the stream's form, by the policy that is declared, and ends with the first that
@@ -92,6 +150,7 @@ pub struct Failing<T, F> {
     errors: ItemErrors<T>,
     call: Detached,
     dropped: Counter,
+    left_out: LeftOut,
     position: u64,
     delivered: u64,
 }
@@ -107,7 +166,7 @@ impl<T, F> Failing<T, F> {
 impl<T, F> Flow for Failing<T, F>
 where
     T: Send + 'static,
-    F: Flow<Item = Result<T, BoxError>, Token = ()>,
+    F: Flow<Item = Result<T, Wrong>, Token = ()>,
 {
     type Item = Result<T, StreamError>;
     type Token = ();
@@ -119,27 +178,31 @@ where
     {
         let Some(mut upstream) = self.upstream.take() else { return Poll::Ready(Step::End) };
         let (mut position, mut delivered) = (self.position, self.delivered);
+        let mut left_out = self.left_out.items();
         let mut failed = None;
         // A panic further down is not this flow's to catch.
         let mut below = false;
         let driven = catch_unwind(AssertUnwindSafe(|| {
-            upstream.poll_drive(cx, max, &mut |item: Result<T, BoxError>, ()| {
+            upstream.poll_drive(cx, max, &mut |item: Result<T, Wrong>, ()| {
                 let item = match item {
                     Ok(item) => item,
-                    Err(error) => match &self.errors.0 {
+                    Err(panicked @ Wrong::Panic(_)) => {
+                        failed = Some(panicked);
+                        return ControlFlow::Break(());
+                    }
+                    Err(Wrong::Item(error)) => match &self.errors.0 {
                         Policy::Instead(instead) => instead(error, position),
                         Policy::Fail | Policy::Pass => {
-                            failed = Some(error);
+                            failed = Some(Wrong::Item(error));
                             return ControlFlow::Break(());
                         }
-                        Policy::Skip => {
+                        Policy::Skip | Policy::Dead(_) => {
+                            if let Policy::Dead(tell) = &self.errors.0 {
+                                tell(error, position);
+                            }
                             position += 1;
-                            self.dropped.add(1);
-                            return ControlFlow::Continue(());
-                        }
-                        Policy::Dead(tell) => {
-                            tell(error, position);
-                            position += 1;
+                            left_out += 1;
+                            self.left_out.set(left_out);
                             self.dropped.add(1);
                             return ControlFlow::Continue(());
                         }
@@ -167,9 +230,12 @@ where
                 return Poll::Ready(Step::End);
             }
         };
-        if let Some(error) = failed {
-            let last = matches!(self.errors.0, Policy::Fail);
-            let broken = self.broken(ErrorKind::Failed, error, last);
+        if let Some(wrong) = failed {
+            let (kind, error, last) = match wrong {
+                Wrong::Item(error) => (ErrorKind::Failed, error, matches!(self.errors.0, Policy::Fail)),
+                Wrong::Panic(panicked) => (ErrorKind::Panicked, panicked.into(), true),
+            };
+            let broken = self.broken(kind, error, last);
             let over = last || step == Poll::Ready(Step::End);
             if !over {
                 self.position += 1;

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::StreamError;
+use crate::call::{Call, Detached};
 use crate::error::ErrorKind;
 
 /// The numbers of one stream.
@@ -60,6 +61,31 @@ impl Progress {
     /// Items a second since it was opened.
     pub(crate) fn rate(&self) -> f64 {
         per_second(self.items(), self.elapsed())
+    }
+}
+
+/// How many items a handler's end has left out so far: with how many have passed, the handler's position for whoever stands
+/// behind it in the same task. It goes with the call's context.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LeftOut(Arc<AtomicU64>);
+
+impl LeftOut {
+    /// The count beside a call, or a new one.
+    pub(crate) fn of(call: &Call<'_>) -> LeftOut {
+        call.context().get::<LeftOut>().cloned().unwrap_or_default()
+    }
+
+    /// The call with this count beside it.
+    pub(crate) fn beside(&self, call: &Call<'_>) -> Detached {
+        call.detach_with(self.clone())
+    }
+
+    pub(crate) fn set(&self, items: u64) {
+        self.0.store(items, Ordering::Relaxed);
+    }
+
+    pub(crate) fn items(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

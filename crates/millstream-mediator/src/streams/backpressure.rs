@@ -1,25 +1,28 @@
 //! A bounded buffer behind a handler, and what happens at its water marks.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::num::NonZeroU64;
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use millstream_flow::{Flow, Pipe, Step};
+use millstream_flow::{BoxError, Flow, Panicked, Pipe, Step};
 use tokio::time::sleep_until;
 
 use super::shelf::{CHUNK, Marks, Shelf};
 use crate::behaviours::Memory;
 use crate::call::Call;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
+use crate::handler::Catching;
 use crate::message::{About, StreamRequest};
 use crate::metrics::{Counter, Gauge, stream_dropped};
-use crate::stream::progress::Task;
+use crate::stream::progress::{LeftOut, Task};
 use crate::stream::{ItemFlow, StreamBehaviour, StreamError, StreamNext};
 
 /// What happens while a stream's buffer is under pressure: from its high mark on until it is down to the low one.
@@ -219,13 +222,19 @@ impl StreamBehaviour for Backpressure {
         Backpressure { stats: Some(stats), ..self.clone() }
     }
 
+    fn problem(&self) -> Option<String> {
+        self.memory.as_ref().and_then(Memory::problem)
+    }
+
     async fn open<R: StreamRequest, N: StreamNext<R>>(
         &self,
         call: &Call<'_>,
         request: R,
         next: &N,
     ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
-        let pipe = next.open(call, request).await?;
+        // What is left out behind the buffer says nothing of what comes out of it now.
+        let behind = LeftOut::default().beside(call);
+        let pipe = next.open(&behind.call(), request).await?;
         let reserved = self.memory.as_ref().map(|memory| memory.reserve(0));
         let shelf = Arc::new(Shelf::new(reserved));
         let (rule, about) = (self.clone(), call.about().clone());
@@ -265,8 +274,13 @@ where
     {
         if let Some(flow) = self.upstream.take() {
             let (rule, about) = (self.rule.clone(), self.about.clone());
-            let pump = Pump { flow, shelf: self.shelf.clone(), rule, about, chunk: Vec::new(), told: 0 };
-            self.pump = Some(Task::spawn(pump.run()));
+            let shelf = self.shelf.clone();
+            let mut pump =
+                Pump { flow, shelf, rule, about, chunk: Vec::new(), position: 0, told: 0, ended: false };
+            self.pump = Some(Task::spawn(async move {
+                let ended = { Catching(pin!(pump.run())).await };
+                pump.end(ended);
+            }));
         }
         let mut room = max;
         loop {
@@ -293,22 +307,48 @@ struct Pump<T, F> {
     rule: Backpressure,
     about: Arc<About>,
     chunk: Vec<Result<T, StreamError>>,
+    /// Items that have come out of the flow.
+    position: u64,
     /// Dropped items that the metrics know of.
     told: u64,
+    /// The reader has been told how it ended, or need not be.
+    ended: bool,
 }
 
-/// Closes the shelf however its writer ends.
+impl<T, F> Pump<T, F> {
+    fn end(&mut self, ended: Result<(), Box<dyn Any + Send>>) {
+        match ended {
+            Ok(()) => self.ended = true,
+            Err(payload) => self.broken(ErrorKind::Panicked, Panicked::new(payload)),
+        }
+    }
+
+    /// Ends the stream with an error, after what came before it.
+    #[cold]
+    fn broken(&mut self, kind: ErrorKind, cause: impl Into<BoxError>) {
+        self.ended = true;
+        let error = Error::new(&self.about, kind).because(cause);
+        self.chunk.push(Err(StreamError::new(error, self.position, true)));
+        let Backpressure { marks, strategy, .. } = &self.rule;
+        self.shelf.put(&mut self.chunk, marks, strategy);
+    }
+}
+
+/// Closes the shelf however its writer ends, and never as if the stream were complete when it is not.
 impl<T, F> Drop for Pump<T, F> {
     fn drop(&mut self) {
+        if !self.ended {
+            self.broken(ErrorKind::Failed, "its task was ended from outside");
+        }
         self.shelf.close();
     }
 }
 
 impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
-    async fn run(mut self) {
+    async fn run(&mut self) {
         loop {
             let strategy = self.look();
-            let Pump { flow, shelf, rule, chunk, .. } = &mut self;
+            let Pump { flow, shelf, rule, chunk, position, .. } = &mut *self;
             let falls_back = rule.fallback.and_then(|(after, _)| shelf.state().falls_back_at(after));
             let room = poll_fn(|cx| shelf.poll_room(cx, &rule.marks, &strategy));
             let room = match falls_back {
@@ -322,6 +362,7 @@ impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
             let room = room.min(CHUNK);
             let ended = poll_fn(|cx| {
                 let step = flow.poll_drive(cx, room, &mut |item, ()| {
+                    *position += 1;
                     chunk.push(item);
                     ControlFlow::Continue(())
                 });

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use millstream_flow::{Flow, Pipe, Step};
 use millstream_resilience::{BreakerSettings, CircuitBreaker, Class, Classify, Permit};
 
-use crate::behaviours::{OPERATIONS, breaker_of, register_breaker};
+use crate::behaviours::{OPERATIONS, breaker_of, register_breakers};
 use crate::call::Call;
 use crate::error::Error;
 use crate::message::{About, StreamRequest};
@@ -65,7 +65,8 @@ impl StreamBehaviour for StreamBreaker {
     fn of(&self, about: &About) -> Self {
         let own = || CircuitBreaker::new(self.settings.clone().name(about.name.clone()));
         let breaker = self.shared.clone().unwrap_or_else(own);
-        register_breaker(about, &breaker);
+        let shown = breaker.clone();
+        register_breakers(about, move || vec![shown.clone()]);
         let labels = [("type", about.label()), ("outcome", "rejected")];
         let rejected = about.metrics().counter(OPERATIONS.0, OPERATIONS.1, &labels);
         StreamBreaker { breaker: Some(breaker), rejected, ..self.clone() }

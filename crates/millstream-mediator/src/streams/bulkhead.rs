@@ -47,7 +47,8 @@ impl StreamBehaviour for StreamBulkhead {
 
     fn of(&self, about: &About) -> Self {
         let places = Bulkhead::new(self.open).queue(self.queue);
-        register_places(about, &places, self.open);
+        let shown = places.clone();
+        register_places(about, self.open, move || vec![shown.clone()]);
         StreamBulkhead { places, ..self.clone() }
     }
 

@@ -16,6 +16,9 @@ use crate::stream::{StreamBehaviour, StreamNext};
 
 /// Holds streams back while [`Memory`] is short: nothing more is taken from their handlers, and nothing is lost. For streams that
 /// must not even open then, put an [`Admission`](crate::Admission) around their opening.
+///
+/// Around a [`Backpressure`](crate::Backpressure) that counts its buffer in the same memory it would keep from reading what makes
+/// memory short, and wait for ever: it belongs inside of that.
 #[derive(Debug, Clone)]
 pub struct StreamAdmission {
     memory: Memory,
@@ -42,6 +45,10 @@ impl StreamBehaviour for StreamAdmission {
         let held =
             about.metrics().counter("mediator_streams_held_back_total", help, &[("type", about.label())]);
         StreamAdmission { memory: self.memory.clone(), held }
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.memory.problem()
     }
 
     async fn open<R: StreamRequest, N: StreamNext<R>>(

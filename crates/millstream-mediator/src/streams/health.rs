@@ -113,7 +113,8 @@ impl Health {
         self
     }
 
-    /// Told when the severity changes, and at the end of a stream that was not healthy. Changes are logged in any case.
+    /// Told when the severity of a stream changes while it flows; changes are logged in any case. How streams ended is on the
+    /// [board](Health::board).
     #[must_use]
     pub fn report<F, Fut>(mut self, report: F) -> Self
     where
@@ -154,6 +155,10 @@ impl StreamBehaviour for Health {
 
     fn of(&self, _: &About) -> Self {
         self.clone()
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.growth.as_ref().and_then(|(memory, _)| memory.problem())
     }
 
     async fn open<R: StreamRequest, N: StreamNext<R>>(
@@ -198,7 +203,7 @@ impl Check {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let held = rule.growth.as_ref().map_or(0, |(memory, _)| memory.used());
         let mut before = (0, 0);
-        let mut moved = progress.opened();
+        let (mut checked, mut moved) = (progress.opened(), progress.opened());
         let (mut severity, mut better) = (Severity::Healthy, 0);
         loop {
             ticks.tick().await;
@@ -210,7 +215,8 @@ impl Check {
             }
             let (came, failed) = (items - before.0, errors - before.1);
             before = (items, errors);
-            let rate = per_second(came, rule.interval);
+            // An interval, or more if the check before took long or the process stood still.
+            let rate = per_second(came, now - std::mem::replace(&mut checked, now));
             let warnings = self.warnings(rate, came, failed, now - moved, held);
             let found = match warnings.len() {
                 0 => Severity::Healthy,

@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::call::{Call, Detached};
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, StreamRequest};
+use crate::stream::progress::LeftOut;
 use crate::stream::{StreamBehaviour, StreamError, StreamNext};
 
 /// Ends a stream with [`ErrorKind::TimedOut`] whose first or next item takes too long, or all of it. Time in which nobody
@@ -81,14 +82,18 @@ impl StreamBehaviour for StreamTimeout {
         next: &N,
     ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
         let opened = Instant::now();
-        let pipe = next.open(call, request).await?;
-        let (rule, call) = (*self, call.detach());
+        let left_out = LeftOut::of(call);
+        let call = left_out.beside(call);
+        let pipe = next.open(&call.call(), request).await?;
+        let rule = *self;
         Ok(pipe.via("timeout", |upstream| Timed {
             upstream: Some(upstream),
             rule,
             call,
             opened,
+            left_out,
             items: 0,
+            failed: 0,
             limit: Duration::ZERO,
             timer: None,
         }))
@@ -102,7 +107,10 @@ pub struct Timed<F> {
     rule: StreamTimeout,
     call: Detached,
     opened: Instant,
+    left_out: LeftOut,
     items: u64,
+    /// Of those, such that have failed.
+    failed: u64,
     /// What the timer stands for.
     limit: Duration,
     /// Set while an item is waited for.
@@ -128,7 +136,8 @@ impl<F> Timed<F> {
     #[cold]
     fn late(&self, limit: Duration) -> StreamError {
         let error = Error::new(self.call.call().about(), ErrorKind::TimedOut { limit });
-        StreamError::new(error, self.items, true)
+        let position = self.items + self.left_out.items();
+        StreamError::new(error, position, true).delivered_in_all(self.items - self.failed)
     }
 }
 
@@ -142,12 +151,14 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Timed<F> {
         S: FnMut(F::Item, ()) -> ControlFlow<()>,
     {
         let Some(upstream) = &mut self.upstream else { return Poll::Ready(Step::End) };
-        let mut items = 0;
+        let (mut items, mut failed) = (0, 0);
         let step = upstream.poll_drive(cx, max, &mut |item, ()| {
             items += 1;
+            failed += u64::from(item.is_err());
             sink(item, ())
         });
         self.items += items;
+        self.failed += failed;
         if step.is_ready() {
             self.timer = None;
             let over = self

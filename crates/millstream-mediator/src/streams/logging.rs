@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use millstream_flow::Pipe;
-use tokio::time::{MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::Level;
 
 use crate::behaviours::log;
@@ -179,12 +179,12 @@ impl StreamBehaviour for StreamLogging {
             Task::spawn(async move {
                 let mut ticks = interval_at(progress.opened() + every, every);
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-                let mut before = 0;
+                let (mut before, mut told) = (0, progress.opened());
                 loop {
                     ticks.tick().await;
-                    let items = progress.items();
-                    let lately = per_second(items - before, every);
-                    before = items;
+                    let (items, now) = (progress.items(), Instant::now());
+                    let lately = per_second(items - before, now - told);
+                    (before, told) = (items, now);
                     tell_progress(level, &stream, &progress, Some(lately));
                 }
             })

@@ -30,10 +30,11 @@ pub enum Resume {
     Never,
     /// From its beginning, with [`StreamRequest::repeat`]. What was delivered is delivered again: *at least once*.
     Restart,
-    /// From the position, with [`StreamRequest::resume`]: *exactly once*, if the handler means the same items by it.
+    /// From the handler's position, with [`StreamRequest::resume`]: *exactly once*, if the handler means the same items by it.
+    /// Items that failed and were [passed, skipped, replaced or put aside](crate::ItemErrors) count.
     Position,
-    /// From its beginning, leaving out as many items as were delivered: *exactly once*, if the handler gives the same items in
-    /// the same order each time.
+    /// From its beginning, leaving out as many items as were delivered, and failed ones that were passed: *exactly once*, if the
+    /// handler gives the same in the same order each time.
     Skip,
     /// From its beginning, leaving out what has the [key](StreamRequest::key) of one of the last so many items that were delivered:
     /// *exactly once*, if keys are unique and no more items than that come again. Items without a key are delivered again.
@@ -145,11 +146,11 @@ impl StreamBehaviour for StreamRetries {
             rule: self.clone(),
             attempts,
             base: 0,
-            taken: 0,
             skip: 0,
+            given: 0,
             delivered: 0,
             fresh: 0,
-            seen: Seen::default(),
+            keys: Keys::default(),
         };
         let (next, call) = (next.clone(), call.detach());
         Ok(pipe.via("retry", |first| Reopening {
@@ -186,25 +187,25 @@ struct Account {
     rule: StreamRetries,
     /// The tries since something new came; `None` if none has failed.
     attempts: Option<Attempts>,
-    /// The position at which the present try began, and how many items it gave.
+    /// The handler's position at which the present try began.
     base: u64,
-    taken: u64,
-    /// Items of the present try that are still to be left out.
+    /// How much of the present try has come before, and is still to be left out.
     skip: u64,
+    /// What the reader has got, failed items among it; of those, items; of those, items of the present try.
+    given: u64,
     delivered: u64,
-    /// Of those, in the present try.
     fresh: u64,
-    seen: Seen,
+    keys: Keys,
 }
 
 /// The keys that were delivered last.
 #[derive(Default)]
-struct Seen {
+struct Keys {
     keys: HashSet<u64>,
     order: VecDeque<u64>,
 }
 
-impl Seen {
+impl Keys {
     /// False if it is there already.
     fn add(&mut self, key: u64, keys_max: usize) -> bool {
         if !self.keys.insert(key) {
@@ -221,19 +222,20 @@ impl Seen {
 }
 
 impl Account {
-    /// Whether the next item of the present try goes to the reader.
+    /// Whether what comes next of the present try goes to the reader.
     #[inline]
-    fn delivers<R: StreamRequest>(&mut self, item: &R::Item) -> bool {
-        self.taken += 1;
-        if self.skip > 0 {
-            self.skip -= 1;
-            self.rule.duplicates.add(1);
-            return false;
-        }
-        if let Resume::Dedupe(keys_max) = self.rule.resume
-            && let Some(key) = R::key(item)
-            && !self.seen.add(key, keys_max)
-        {
+    fn gives<R: StreamRequest>(&mut self, item: &Result<R::Item, StreamError>) -> bool {
+        let before = self.skip > 0;
+        self.skip -= u64::from(before);
+        let Ok(item) = item else {
+            self.given += u64::from(!before);
+            return !before;
+        };
+        let mut known = || match (self.rule.resume, R::key(item)) {
+            (Resume::Dedupe(keys_max), Some(key)) => !self.keys.add(key, keys_max),
+            _ => false,
+        };
+        if before || known() {
             self.rule.duplicates.add(1);
             return false;
         }
@@ -242,6 +244,7 @@ impl Account {
         }
         self.fresh += 1;
         self.delivered += 1;
+        self.given += 1;
         true
     }
 
@@ -256,15 +259,20 @@ impl Account {
         }
     }
 
-    /// Begins another try after this error, at its delay, or says that there is none.
-    fn again<R: StreamRequest>(&mut self, request: Option<&R>, broken: &Error) -> Option<(R, Duration)> {
+    /// Begins another try after an error at this position of the handler, at its delay, or says that there is none.
+    fn again<R: StreamRequest>(
+        &mut self,
+        request: Option<&R>,
+        broken: &Error,
+        position: u64,
+    ) -> Option<(R, Duration)> {
         let StreamRetries { retry, resume, counted, .. } = &self.rule;
         let (resume, class) = (*resume, broken.class());
-        let again = match (resume, self.delivered) {
-            (_, 0) => request.and_then(R::repeat),
-            (Resume::Never, _) => return None,
-            (Resume::Position, delivered) => request.and_then(|request| request.resume(delivered)),
-            (Resume::Restart | Resume::Skip | Resume::Dedupe(_), _) => request.and_then(R::repeat),
+        let goes_on = resume == Resume::Position && position > 0;
+        let again = match resume {
+            Resume::Never if self.given > 0 => return None,
+            _ if goes_on => request.and_then(|request| request.resume(position)),
+            _ => request.and_then(R::repeat),
         };
         let Some(again) = again else {
             if class.is_retryable() {
@@ -276,9 +284,9 @@ impl Account {
         match attempts.failed(retry, class) {
             Ok(delay) => {
                 counted.again(class);
-                (self.fresh, self.taken) = (0, 0);
-                self.base = if resume == Resume::Position { self.delivered } else { 0 };
-                self.skip = if resume == Resume::Skip { self.delivered } else { 0 };
+                self.fresh = 0;
+                self.base = if goes_on { position } else { 0 };
+                self.skip = if resume == Resume::Skip { self.given } else { 0 };
                 Some((again, delay))
             }
             Err(stop) => {
@@ -310,8 +318,8 @@ impl<R: StreamRequest, N: StreamNext<R>> Flow for Reopening<R, N> {
                             broken = Some(error);
                             ControlFlow::Break(())
                         }
-                        Ok(item) if !account.delivers::<R>(&item) => ControlFlow::Continue(()),
-                        item => sink(item, ()),
+                        item if account.gives::<R>(&item) => sink(item, ()),
+                        _ => ControlFlow::Continue(()),
                     });
                     let Some(broken) = broken else { return step };
                     broken
@@ -331,8 +339,8 @@ impl<R: StreamRequest, N: StreamNext<R>> Flow for Reopening<R, N> {
                             Poll::Pending => return Poll::Pending,
                             Poll::Ready(None) => return Poll::Ready(Step::End),
                             Poll::Ready(Some(Err(error))) if error.is_last() => break error,
-                            Poll::Ready(Some(Ok(item))) if !account.delivers::<R>(&item) => continue,
-                            Poll::Ready(Some(item)) => item,
+                            Poll::Ready(Some(item)) if account.gives::<R>(&item) => item,
+                            Poll::Ready(Some(_)) => continue,
                         };
                         room -= 1;
                         if sink(item, ()).is_break() || room == 0 {
@@ -341,9 +349,9 @@ impl<R: StreamRequest, N: StreamNext<R>> Flow for Reopening<R, N> {
                     }
                 }
             };
-            let Some((again, delay)) = account.again(request.as_ref(), broken.error()) else {
+            let position = account.base + broken.position();
+            let Some((again, delay)) = account.again(request.as_ref(), broken.error(), position) else {
                 *state = State::Over;
-                let position = account.base + account.taken.max(broken.position());
                 let broken = broken.at(position).delivered_in_all(account.delivered);
                 let _ = sink(Err(broken), ());
                 return Poll::Ready(Step::End);

@@ -89,8 +89,9 @@ impl<T> Shelf<T> {
         let mut shed = Vec::new();
         let mut state = self.state();
         for item in chunk.drain(..) {
-            // What tells the end or a failure is never dropped.
-            if item.is_err() || state.lets_in(marks, strategy, &mut shed) {
+            // What tells the end is never dropped.
+            let last = item.as_ref().is_err_and(StreamError::is_last);
+            if last || state.lets_in(marks, strategy, &mut shed) {
                 state.items.push_back(item);
                 state.entered += 1;
             } else {
@@ -214,8 +215,7 @@ impl<T> State<T> {
             Strategy::Buffer | Strategy::Block | Strategy::Throttle => true,
             Strategy::DropOldest => {
                 if full {
-                    let oldest = self.items.iter().position(Result::is_ok);
-                    shed.extend(oldest.and_then(|at| self.items.remove(at)));
+                    shed.extend(self.items.pop_front());
                 }
                 true
             }

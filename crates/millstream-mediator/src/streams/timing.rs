@@ -194,7 +194,7 @@ impl StreamTiming {
     async fn watch(self, stats: Arc<Stats>, about: Arc<About>, progress: Arc<Progress>) {
         let opened = progress.opened();
         let (mut first, mut total) = (self.first_item, self.total);
-        let (mut items, mut next) = (0, opened + self.interval);
+        let (mut items, mut looked, mut next) = (0, opened, opened + self.interval);
         loop {
             let due = [Some(next), first.map(|first| opened + first), total.map(|total| opened + total)];
             sleep_until(due.into_iter().flatten().min().unwrap_or(next)).await;
@@ -213,11 +213,11 @@ impl StreamTiming {
             if next <= now {
                 stats.show(self.interval);
                 let count = progress.items();
-                let rate = per_second(count - items, self.interval);
+                let rate = per_second(count - items, now - looked);
                 if let Some(limit) = self.throughput.filter(|limit| rate < *limit && progress.is_waiting()) {
                     stats.warn(&about, 1, &progress, limit);
                 }
-                (items, next) = (count, next + self.interval);
+                (items, looked, next) = (count, now, now + self.interval);
             }
         }
     }
@@ -291,10 +291,7 @@ impl StreamBehaviour for StreamTiming {
             "Streams that are open.",
             MetricKind::Gauge,
             &labels,
-            move || {
-                let failed: u64 = read.failed.iter().map(Counter::value).sum();
-                read.opened.value().saturating_sub(read.ok.value() + failed + read.cancelled.value()) as f64
-            },
+            move || read.open() as f64,
         );
         StreamTiming { stats: Some(stats), ..self.clone() }
     }

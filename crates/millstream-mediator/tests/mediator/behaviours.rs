@@ -6,6 +6,7 @@ mod limits;
 mod seen;
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,8 +15,9 @@ use futures_util::future::join_all;
 use millstream_flow::{BoxError, Memo};
 use millstream_mediator::metrics::Value;
 use millstream_mediator::{
-    Admission, Authorize, Breaker, Bulkhead, Cache, Call, Check, Context, Dedupe, Error, ErrorKind, Fallback,
-    Hedging, InterceptAll, Interceptor, Kind, Mediator, Memory, RateLimit, Retries, Scope, Timeout, Timing,
+    About, Admission, Authorize, Backpressure, Behaviour, Breaker, Bulkhead, Cache, Call, Check, Context,
+    Dedupe, Error, ErrorKind, Fallback, Health, Hedging, InterceptAll, Interceptor, Kind, Mediator, Memory,
+    Next, RateLimit, Request, Retries, Scope, Strategy, StreamAdmission, Timeout, Timing,
 };
 use millstream_resilience::{Backoff, BreakerSettings, CircuitBreaker, Class, Classified, Hedge, Retry};
 use tokio::time::{Instant, sleep};

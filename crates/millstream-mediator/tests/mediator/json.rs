@@ -1,7 +1,9 @@
 use std::sync::{Arc, Mutex};
 
 use millstream_flow::{BoxError, Pipe};
-use millstream_mediator::{Error, ErrorKind, Mediator, Notification, Request, StreamRequest, Timeout};
+use millstream_mediator::{
+    Authorize, Context, Error, ErrorKind, Mediator, Notification, Request, Scope, StreamRequest, Timeout,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::time::Duration;
@@ -66,6 +68,32 @@ async fn calls_by_name_go_through_the_same_handlers_and_behaviours() {
     }
     let table = mediator.describe().to_string();
     assert!(table.contains("timeout 1s (json)"), "{table}");
+}
+
+#[tokio::test]
+async fn calls_by_name_bring_along_what_their_caller_gives() {
+    struct Ada;
+    let mediator = Mediator::builder()
+        .behaviour_for(
+            Scope::when("all", |_| true),
+            Authorize::new(|call| call.context().get::<Ada>().map(drop).ok_or_else(|| "who asks?".into())),
+        )
+        .request(async |greet: Greet| Ok::<_, BoxError>(Greeting { text: greet.name }))
+        .notification(async |_: Arc<Happened>| Ok::<_, BoxError>(()))
+        .stream(async |count: Count| Ok::<_, Error>(Pipe::from_iter(0..count.to).map(Ok::<_, Error>)))
+        .json::<Greet>()
+        .json_notification::<Happened>()
+        .json_stream::<Count>()
+        .build()
+        .unwrap();
+    for (context, allowed) in [(Context::new(), false), (Context::new().with(Ada), true)] {
+        let sent = mediator.send_json_in(&context, "Greet", json!({"name": "Ada"})).await;
+        assert_eq!(sent.is_ok(), allowed);
+        let published = mediator.publish_json_in(&context, "Happened", json!(3)).await.unwrap();
+        assert_eq!(published.into_result().is_ok(), allowed);
+        let opened = mediator.stream_json_in(&context, "Count", json!({"to": 3})).await;
+        assert_eq!(opened.is_ok(), allowed);
+    }
 }
 
 #[test]

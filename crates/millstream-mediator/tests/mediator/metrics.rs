@@ -27,7 +27,7 @@ fn listed() -> BTreeSet<&'static str> {
 #[tokio::test(start_paused = true)]
 async fn every_metric_is_shown_and_listed_in_the_guide_and_nothing_else_is() {
     let memory = Memory::new(1 << 30).on_short(|| {});
-    let profile = Profile::new(Service::Web, Environment::Staging).memory(memory.clone());
+    let profile = Profile::within(Service::Web, Environment::Staging, memory.clone());
     let mediator = Mediator::builder()
         .profile(&profile)
         .behaviour(Bulkhead::new(10))
@@ -57,7 +57,7 @@ async fn every_metric_is_shown_and_listed_in_the_guide_and_nothing_else_is() {
 #[tokio::test(start_paused = true)]
 async fn what_is_asked_for_is_registered_once_however_many_handlers_there_are() {
     let mediator = Mediator::builder()
-        .profile(&Profile::new(Service::Web, Environment::Staging))
+        .profile(&Profile::new(Service::Web, Environment::Staging, || None))
         .request(async |ask: Ask| Ok::<_, BoxError>(ask.0))
         .build()
         .unwrap();

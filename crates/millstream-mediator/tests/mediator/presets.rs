@@ -1,3 +1,5 @@
+mod streams;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,7 +10,7 @@ use millstream_mediator::presets::{
     BackpressurePreset, BreakerPreset, Environment, HealthPreset, Profile, ResourcePreset, RetryPreset,
     Service, StreamPackage,
 };
-use millstream_mediator::{Error, ErrorKind, Mediator, Memory, Resume};
+use millstream_mediator::{Error, ErrorKind, Mediator, Memory, Resume, Timeout};
 use tokio::time::{Instant, sleep};
 
 use crate::Ask;
@@ -57,7 +59,7 @@ fn every_preset_prints_what_it_sets() {
 
 #[test]
 fn profiles_print_what_they_stand_around_requests() {
-    let text = |service, environment| Profile::new(service, environment).to_string();
+    let text = |service, environment| Profile::new(service, environment, || None).to_string();
     assert_eq!(
         text(Service::Web, Environment::Production),
         "logging 1 in 100\n\
@@ -179,10 +181,49 @@ async fn resource_presets_shed_at_their_marks_and_rates() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_platinum_package_goes_on_when_its_buffer_alone_fills_the_budget() {
+    let memory = Memory::new(4096);
+    let mediator = Mediator::builder()
+        .platinum_package(&StreamPackage::platinum(Resume::Never), BackpressurePreset::Balanced, &memory)
+        .stream(async |to: Count| Ok::<_, Error>(Pipe::from_iter(0..to.0).map(Ok::<_, BoxError>)))
+        .build()
+        .unwrap();
+    let mut stream = mediator.stream(Count(100_000)).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 0);
+    sleep(SECOND).await;
+    assert!(memory.is_short(), "the buffer holds what there is");
+    assert!(memory.used() < 8192, "and a chunk more at most, not its ten thousand items: {}", memory.used());
+    let rest = tokio::time::timeout(60 * SECOND, stream.count()).await;
+    assert_eq!(rest.expect("it does not stop for ever"), 99_999);
+    assert_eq!(memory.used(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_profile_sheds_while_the_process_has_no_memory() {
+    for (service, mib) in [(Service::Web, 512u64), (Service::Microservice, 256), (Service::Background, 256)] {
+        let used = Arc::new(AtomicU64::new(0));
+        let read = used.clone();
+        let probe = move || Some(read.load(Ordering::SeqCst));
+        let mediator = Mediator::builder()
+            .profile(&Profile::new(service, Environment::Production, probe))
+            .request(async |ask: Ask| Ok::<_, BoxError>(ask.0))
+            .build()
+            .unwrap();
+        assert_eq!(mediator.send(Ask(1)).await.unwrap(), 1);
+        used.store(mib << 20, Ordering::SeqCst);
+        sleep(60 * SECOND).await;
+        assert_eq!(mediator.send(Ask(1)).await.unwrap_err().kind(), &ErrorKind::Shed, "{service:?}");
+        used.store(0, Ordering::SeqCst);
+        sleep(60 * SECOND).await;
+        assert_eq!(mediator.send(Ask(1)).await.unwrap(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_profile_retries_within_its_timeout_and_counts_in_its_breaker() {
     let calls = Arc::new(AtomicU64::new(0));
     let count = calls.clone();
-    let profile = Profile::new(Service::Web, Environment::Staging).timeout(5 * SECOND);
+    let profile = Profile::new(Service::Web, Environment::Staging, || None).timeout(Timeout::new(5 * SECOND));
     let mediator = Mediator::builder()
         .profile(&profile)
         .request(move |ask: Ask| {

@@ -116,6 +116,30 @@ async fn a_panic_ends_the_stream_as_an_error_and_not_its_reader() {
     assert!(millstream_flow::chain(&error).ends_with("two is too many"));
 }
 
+#[tokio::test]
+async fn a_panic_behind_a_buffer_ends_the_stream_as_an_error_too() {
+    let panics = async |to: Count| {
+        Ok::<_, Error>(Pipe::from_iter(0..to.0).map(|n| {
+            assert!(n < 2, "two is too many");
+            Ok::<_, Error>(n)
+        }))
+    };
+    let mediator = Mediator::builder()
+        .stream_options::<Count>(StreamOptions::new().buffer(4))
+        .stream(panics)
+        .build()
+        .unwrap();
+    let mut stream = mediator.stream(Count(5)).await.unwrap();
+    let mut items = Vec::new();
+    while let Some(item) = stream.next().await {
+        items.push(item); // item by item, without a driver that would know of the panic
+    }
+    assert_eq!(items.len(), 3);
+    let error = items.into_iter().next_back().unwrap().unwrap_err();
+    assert_eq!((error.error().kind(), error.position(), error.is_last()), (&ErrorKind::Panicked, 2, true));
+    assert!(millstream_flow::chain(&error).ends_with("two is too many"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn buffer_and_concurrency_are_options_of_the_type() {
     let began = Instant::now();

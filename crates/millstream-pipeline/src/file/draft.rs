@@ -2,11 +2,12 @@
 
 use super::model::*;
 use super::place::{At, Spanned};
-use super::problem::Findings;
+use super::problem::{Findings, nearest};
 use super::template::Template;
 use super::tree::{Key, Node};
 use super::units;
 use crate::expr::{CompileError, Condition, Mapping};
+use crate::handlers::{Handler, Handlers};
 use millstream_message::{BrokerUrl, StreamFrom};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ pub(crate) struct Drafter<'a> {
     pub(crate) base: &'a Path,
     /// The file's text, to find places inside block scalars.
     pub(crate) source: &'a str,
+    /// What `send` steps may call.
+    pub(crate) handlers: &'a Handlers,
     pub(crate) findings: &'a mut Findings,
 }
 
@@ -167,9 +170,37 @@ impl Drafter<'_> {
                 ordered: flag(node, "ordered", true),
                 steps: node.get("steps").map(|node| self.steps(node)).unwrap_or_default(),
             },
+            "send" => {
+                let request = spanned(node, "request")?;
+                Step::Send {
+                    name: spanned(node, "name").unwrap_or_else(unnamed),
+                    handler: self.handler(&request)?,
+                    request,
+                    at_once: count(node, "at_once", 1).value as usize,
+                    into: text(node, "into"),
+                }
+            }
             "route" => Step::Misplaced { at: tag.at },
             _ => return None,
         })
+    }
+
+    fn handler(&mut self, request: &Spanned<String>) -> Option<Handler> {
+        let found = self.handlers.get(request).cloned();
+        if found.is_none() {
+            let remedy = match (nearest(request, self.handlers.names()), self.handlers.names().next()) {
+                (Some(near), _) => format!("did you mean `{near}`?"),
+                (None, Some(_)) => {
+                    let names: Vec<&str> = self.handlers.names().collect();
+                    format!("there are {}", names.join(", "))
+                }
+                (None, None) => "handlers are a program's own: run the file by one that gives them, with \
+                                 `Pipeline::open_with`; the `millstream` binary has none"
+                    .to_owned(),
+            };
+            self.findings.add(request.at, format!("there is no handler for `{}`", request.value), remedy);
+        }
+        found
     }
 
     fn route(&mut self, node: &Node) -> Option<Route> {

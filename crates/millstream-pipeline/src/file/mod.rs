@@ -17,6 +17,7 @@ pub(crate) mod weave;
 use self::model::{Draft, Source};
 use self::place::{At, Spanned, Texts};
 use self::problem::{Findings, Problems};
+use crate::handlers::Handlers;
 use std::path::{Path, PathBuf};
 
 /// The largest file that is read.
@@ -51,9 +52,19 @@ impl Pipeline {
     ///
     /// Everything that is wrong with the file, each with its place and its remedy.
     pub fn open(file: &Path, overrides: &[String]) -> Result<Self, Problems> {
+        Self::open_with(file, overrides, &Handlers::new())
+    }
+
+    /// As [`open`](Self::open), for files whose `send` steps call these handlers.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open); a `send` to a name that is none of theirs is wrong too.
+    pub fn open_with(file: &Path, overrides: &[String], handlers: &Handlers) -> Result<Self, Problems> {
         let source = read(file)?;
         let base = file.parent().unwrap_or(Path::new("")).to_owned();
-        Self::check(file.to_owned(), base, source, overrides, &|name| std::env::var(name).ok())
+        let environment = |name: &str| std::env::var(name).ok();
+        Self::check(file.to_owned(), base, source, overrides, &environment, handlers)
     }
 
     /// Checks the text of a pipeline file. Relative paths start from the current directory, `name` stands
@@ -63,7 +74,16 @@ impl Pipeline {
     ///
     /// Everything that is wrong with the text.
     pub fn parse(name: &str, source: &str) -> Result<Self, Problems> {
-        Self::check(PathBuf::from(name), PathBuf::new(), source.to_owned(), &[], &|_| None)
+        Self::parse_with(name, source, &Handlers::new())
+    }
+
+    /// As [`parse`](Self::parse), for texts whose `send` steps call these handlers.
+    ///
+    /// # Errors
+    ///
+    /// As [`open_with`](Self::open_with).
+    pub fn parse_with(name: &str, source: &str, handlers: &Handlers) -> Result<Self, Problems> {
+        Self::check(PathBuf::from(name), PathBuf::new(), source.to_owned(), &[], &|_| None, handlers)
     }
 
     /// The one check that `lint` and `run` share.
@@ -73,6 +93,7 @@ impl Pipeline {
         source: String,
         overrides: &[String],
         environment: weave::Environment<'_>,
+        handlers: &Handlers,
     ) -> Result<Self, Problems> {
         let mut findings = Findings::default();
         let texts = Texts { file: file.display().to_string(), source, sets: overrides.to_vec() };
@@ -87,7 +108,8 @@ impl Pipeline {
         }
         weave::interpolate(&mut root, environment, &mut findings);
         check::object(&root, &shape::PIPELINE, "the pipeline", &mut findings);
-        let mut drafter = draft::Drafter { base: &base, source: &texts.source, findings: &mut findings };
+        let mut drafter =
+            draft::Drafter { base: &base, source: &texts.source, handlers, findings: &mut findings };
         let draft = drafter.draft(&root);
         rules::all(&draft, &mut findings);
         let bound = crate::bound::memory(&draft);

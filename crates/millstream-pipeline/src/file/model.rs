@@ -3,6 +3,7 @@
 use super::place::{At, Spanned};
 use super::template::Template;
 use crate::expr::{Condition, Mapping};
+use crate::handlers::Handler;
 use millstream_message::{BrokerUrl, StreamFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -171,6 +172,15 @@ pub(crate) enum Step {
     Map {
         name: Spanned<String>,
         jq: Arc<Mapping>,
+    },
+    /// A call of a handler of the program's.
+    Send {
+        name: Spanned<String>,
+        request: Spanned<String>,
+        handler: Handler,
+        at_once: usize,
+        /// The field that takes the response, if not the item does.
+        into: Option<String>,
     },
     Parallel {
         workers: Setting<Option<u64>>,

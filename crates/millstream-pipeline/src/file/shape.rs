@@ -297,6 +297,11 @@ static STEP: Union = Union {
         ),
         key("parallel", Kind::Object(&PARALLEL), "Runs steps on several cores."),
         key(
+            "send",
+            Kind::Object(&SEND),
+            "Sends each item to a handler of the program that runs the file; the `millstream` binary has none.",
+        ),
+        key(
             "route",
             Kind::Object(&ROUTE),
             "Sends each item to one of several outputs by CEL; must be the last step.",
@@ -315,6 +320,24 @@ static MAP: Shape = Shape {
     keys: &[
         key("name", Kind::Text, "What errors and the report call the step.").or("map"),
         key("jq", Kind::Jq, "jq over the item.").required(),
+    ],
+};
+
+static SEND: Shape = Shape {
+    keys: &[
+        key("name", Kind::Text, "What errors and the report call the step.").or("send"),
+        key("request", Kind::Text, "The handler's name: of a mediator, the request's.").required(),
+        key(
+            "at_once",
+            Kind::Count(1, 1024),
+            "How many items are sent at once; they go on in the order they came.",
+        )
+        .or("1"),
+        key(
+            "into",
+            Kind::Text,
+            "The field of the item that takes the response; without it the item becomes the response.",
+        ),
     ],
 };
 

@@ -120,3 +120,21 @@ async fn an_aborted_task_is_cancelled_and_a_panicked_one_is_not_tried_again() {
     let late = tokio::time::timeout(Duration::ZERO, std::future::pending::<()>()).await.unwrap_err();
     assert_eq!(class_of(&late), Some(Class::Transient));
 }
+
+#[test]
+fn what_a_policy_says_keeps_its_class_in_a_chain() {
+    type Behind = Error<io::Error>;
+    let limiter = RateLimiter::new(Rate::new(1, Duration::from_secs(1)));
+    let _ = limiter.try_acquire(1);
+    let limited = limiter.try_acquire(1).unwrap_err();
+    let throttled = limited.class();
+    let failed: Behind = Error::Failed(io::Error::from(io::ErrorKind::NotFound));
+    for (error, class) in [
+        (Behind::from(limited), throttled),
+        (Behind::from(TIMED_OUT), Class::Transient),
+        (failed, Class::Permanent),
+    ] {
+        assert_eq!(class_of(&Wrapped(error.into())), Some(class));
+    }
+    assert_eq!(class_of(&Wrapped(Class::Permanent.into())), Some(Class::Permanent));
+}

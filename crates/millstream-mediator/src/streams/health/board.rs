@@ -12,7 +12,8 @@ pub struct HealthBoard(Arc<Mutex<Board>>);
 #[derive(Debug, Default)]
 struct Board {
     places: u64,
-    open: BTreeMap<u64, StreamHealth>,
+    /// `None` until the first check.
+    open: BTreeMap<u64, Option<StreamHealth>>,
     ended: VecDeque<StreamHealth>,
 }
 
@@ -26,11 +27,16 @@ impl HealthBoard {
     pub(super) fn place(&self) -> u64 {
         let mut board = self.board();
         board.places += 1;
-        board.places
+        let place = board.places;
+        board.open.insert(place, None);
+        place
     }
 
+    /// What a check has found of a stream, unless that has ended meanwhile.
     pub(super) fn set(&self, place: u64, health: StreamHealth) {
-        self.board().open.insert(place, health);
+        if let Some(open) = self.board().open.get_mut(&place) {
+            *open = Some(health);
+        }
     }
 
     pub(super) fn end(&self, place: u64, health: StreamHealth) {
@@ -44,7 +50,7 @@ impl HealthBoard {
 
     /// The open streams, in the order of their openings. One that was not checked yet is not there.
     pub fn open(&self) -> Vec<StreamHealth> {
-        self.board().open.values().cloned().collect()
+        self.board().open.values().flatten().cloned().collect()
     }
 
     /// The last fifty that ended, oldest first.
@@ -54,6 +60,35 @@ impl HealthBoard {
 
     /// Whether no open stream is unhealthy: what a readiness endpoint answers.
     pub fn is_ready(&self) -> bool {
-        self.board().open.values().all(|health| health.severity < Severity::Unhealthy)
+        self.board().open.values().flatten().all(|health| health.severity < Severity::Unhealthy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_that_ends_after_its_stream_changes_nothing() {
+        let unwell = || StreamHealth {
+            stream: "s".into(),
+            correlation: String::new(),
+            severity: Severity::Unhealthy,
+            warnings: Vec::new(),
+            items: 0,
+            errors: 0,
+            rate: 0.0,
+            rate_max: 0.0,
+            seconds: 0.0,
+            ended: None,
+        };
+        let board = HealthBoard::default();
+        let place = board.place();
+        assert!(board.open().is_empty(), "it was not checked yet");
+        board.set(place, unwell());
+        assert!(!board.is_ready());
+        board.end(place, unwell());
+        board.set(place, unwell());
+        assert!(board.is_ready() && board.open().is_empty());
     }
 }

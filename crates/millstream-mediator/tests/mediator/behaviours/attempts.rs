@@ -73,6 +73,100 @@ async fn errors_are_of_the_class_that_a_behaviour_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_error_keeps_its_class_through_another_mediator_and_through_a_flow() {
+    type Make = fn(&About) -> Error;
+    let kinds: [(Make, bool); 5] = [
+        (|about| Error::new(about, ErrorKind::Denied).because("not you"), false),
+        (|about| Error::new(about, ErrorKind::Invalid).because("not so"), false),
+        (|about| Error::new(about, ErrorKind::Duplicate), false),
+        (|about| Error::new(about, ErrorKind::Shed), true),
+        (|about| Error::new(about, ErrorKind::TimedOut { limit: SECOND }), true),
+    ];
+    for (make, retryable) in kinds {
+        let calls = Arc::new(AtomicU32::new(0));
+        let count = calls.clone();
+        let inner = Mediator::builder()
+            .behaviour(Failing(make))
+            .behaviour(Tap(count))
+            .request(async |ask: Ask| Ok::<_, BoxError>(ask.0))
+            .build()
+            .unwrap();
+        let (asked, through) = (inner.clone(), inner.clone());
+        let outer = Mediator::builder()
+            .behaviour(retry(3))
+            .request(move |ask: Ask| {
+                let inner = inner.clone();
+                async move { inner.send(ask).await }
+            })
+            .build()
+            .unwrap();
+        let error = outer.send(Ask(1)).await.unwrap_err();
+        let words = millstream_flow::chain(&error);
+        assert_eq!(calls.swap(0, Ordering::SeqCst), if retryable { 3 } else { 1 }, "{words}");
+        assert_eq!(
+            millstream_resilience::class_of(&error).unwrap_or(Class::Transient).is_retryable(),
+            retryable
+        );
+
+        let retry = millstream_flow::Retry::from(Retry::new(3));
+        let (_, report) = millstream_flow::Pipe::from_iter([1])
+            .try_map_async(1, retry, async move |ask: &u64| asked.send(Ask(*ask)).await)
+            .reject()
+            .collect()
+            .await
+            .unwrap();
+        assert_eq!(report.ledger.dead, 1);
+        assert_eq!(calls.load(Ordering::SeqCst), if retryable { 3 } else { 1 }, "{words}");
+        let cause = through.send(Ask(1)).await.unwrap_err().into_cause();
+        assert!(!cause.is::<Classified>(), "the cause is what was given: {cause:?}");
+    }
+}
+
+/// Counts the calls that come by.
+#[derive(Clone)]
+struct Tap(Arc<AtomicU32>);
+
+impl Behaviour for Tap {
+    fn name(&self) -> Cow<'static, str> {
+        "tap".into()
+    }
+    fn of(&self, _: &About) -> Self {
+        self.clone()
+    }
+    async fn call<R: Request, N: Next<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> Result<R::Response, Error> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        next.call(call, request).await
+    }
+}
+
+/// Fails what comes back, as a behaviour of one's own may.
+#[derive(Clone)]
+struct Failing(fn(&About) -> Error);
+
+impl Behaviour for Failing {
+    fn name(&self) -> Cow<'static, str> {
+        "failing".into()
+    }
+    fn of(&self, _: &About) -> Self {
+        self.clone()
+    }
+    async fn call<R: Request, N: Next<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> Result<R::Response, Error> {
+        next.call(call, request).await?;
+        Err((self.0)(call.about()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_breaker_and_retries_work_together_whichever_is_outside() {
     // Inside of the breaker retries see the handler's own errors, and the breaker counts what they could not save.
     let (calls, handler) = failing(4, 0);
@@ -155,6 +249,26 @@ async fn a_timeout_drops_the_handler_and_is_retried_if_inside() {
     let error = mediator.send(Ask(1)).await.unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::TimedOut { limit: 2 * SECOND });
     assert_eq!(began.elapsed(), 8 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_type_may_have_a_limit_of_its_own_if_somebody_handles_it() {
+    let hangs = async |_: Ask| std::future::pending::<Result<u64, BoxError>>().await;
+    let limits = || Timeout::new(9 * SECOND).limit_of("Ask", 2 * SECOND);
+    let mediator = Mediator::builder()
+        .behaviour(limits())
+        .request(hangs)
+        .request(async |_: Do| std::future::pending::<Result<(), BoxError>>().await)
+        .build()
+        .unwrap();
+    let (one, other) = (mediator.send(Ask(1)).await, mediator.send(Do(String::new())).await);
+    assert_eq!(one.unwrap_err().kind(), &ErrorKind::TimedOut { limit: 2 * SECOND });
+    assert_eq!(other.unwrap_err().kind(), &ErrorKind::TimedOut { limit: 9 * SECOND });
+    let misspelt = limits().limit_of("Aks", SECOND);
+    let error = Mediator::builder().behaviour(misspelt).request(hangs).build().unwrap_err();
+    let problem = "the behaviour `timeout 9s, Aks 1s, Ask 2s` is set for Aks, of which no handler is registered; \
+                   correct the name, or remove it";
+    assert_eq!(error.problems(), [problem]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -93,6 +93,140 @@ async fn a_rate_limit_lets_a_burst_pass_and_others_wait_or_fail() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_order_in_which_a_limit_is_said_does_not_matter() {
+    let answer = async |ask: Ask| {
+        sleep(SECOND * ask.0 as u32).await;
+        Ok::<_, BoxError>(ask.0)
+    };
+    let do_it = async |_: Do| Ok::<_, BoxError>(());
+    let limits = [
+        RateLimit::new(1, SECOND).shared().burst(2).wait_max(Duration::ZERO),
+        RateLimit::new(1, SECOND).by_key(4, |_| "all".into()).burst(2).wait_max(Duration::ZERO),
+    ];
+    for limit in limits {
+        let words = format!("{limit:?}");
+        let mediator = Mediator::builder().behaviour(limit).request(answer).request(do_it).build().unwrap();
+        assert!(mediator.send(Ask(0)).await.is_ok(), "{words}");
+        assert!(mediator.send(Do(String::new())).await.is_ok(), "{words}: a burst of two");
+        let error = mediator.send(Do(String::new())).await.unwrap_err();
+        assert_eq!(error.kind().word(), "throttled", "{words}: one limit for all");
+    }
+    let bulkheads = [
+        Bulkhead::new(1).shared().queue(1).wait_max(SECOND),
+        Bulkhead::new(1).by_key(4, |_| "all".into()).queue(1).wait_max(SECOND),
+    ];
+    for bulkhead in bulkheads {
+        let words = format!("{bulkhead:?}");
+        let mediator =
+            Mediator::builder().behaviour(bulkhead).request(answer).request(do_it).build().unwrap();
+        let began = Instant::now();
+        let (first, second, third) = tokio::join!(
+            mediator.send(Ask(5)),
+            mediator.send(Do(String::new())),
+            mediator.send(Do(String::new()))
+        );
+        assert!(first.is_ok(), "{words}");
+        assert_eq!(second.unwrap_err().kind(), &ErrorKind::Full, "{words}: one place for all");
+        assert_eq!(third.unwrap_err().kind(), &ErrorKind::Full, "{words}");
+        assert_eq!(began.elapsed(), 5 * SECOND);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_that_grew_too_fast_is_short_while_it_does_and_no_longer() {
+    let used = Arc::new(AtomicU64::new(600));
+    let read = used.clone();
+    let memory = Memory::new(1000).marks(0.9, 0.5).growth_max(50);
+    let memory = memory.probe(SECOND, move || Some(read.load(Ordering::SeqCst)));
+    assert!(!memory.is_short());
+    for (bytes, short) in
+        [(650, false), (750, true), (750, false), (800, false), (900, true), (600, true), (500, false)]
+    {
+        used.store(bytes, Ordering::SeqCst);
+        sleep(SECOND).await;
+        assert_eq!(memory.is_short(), short, "{bytes}: between the marks only growth counts");
+    }
+}
+
+#[test]
+fn a_limit_of_growth_that_nobody_could_find_is_refused() {
+    let unread = || Memory::new(1 << 20).growth_max(1000);
+    let health = Health::new(SECOND).memory_growth(&unread(), 1);
+    let error = Mediator::builder()
+        .behaviour(Admission::new(unread()))
+        .stream_behaviour(StreamAdmission::new(unread()))
+        .stream_behaviour(Backpressure::new(Strategy::Buffer, 1).memory(unread()))
+        .stream_behaviour(health)
+        .build()
+        .unwrap_err();
+    assert_eq!(error.problems().len(), 4, "{error}");
+    assert_eq!(
+        error.problems()[0],
+        "the behaviour `admission within 1 MiB`: `growth_max(1000)` of a memory budget has no effect without a probe; \
+         add `probe`, or remove it"
+    );
+    let probed = Memory::new(1 << 20).growth_max(1000).probe(SECOND, || None);
+    assert!(Mediator::builder().behaviour(Admission::new(probed)).build().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_show_the_worst_of_what_each_key_has() {
+    let key = |call: &Call<'_>| call.context().get::<u64>().map_or_else(String::new, u64::to_string);
+    let mediator = Mediator::builder()
+        .behaviour(Bulkhead::new(4).queue(9).by_key(8, key))
+        .behaviour(Breaker::by_key(8, settings(), key))
+        .request(async |ask: Ask| {
+            if ask.0 == 0 {
+                return Err("busy");
+            }
+            sleep(SECOND * ask.0 as u32).await;
+            Ok(ask.0)
+        })
+        .build()
+        .unwrap();
+    let contexts = [Context::new().with(1u64), Context::new().with(2u64)];
+    assert_eq!(number(&mediator, "mediator_circuit_state", &[("type", "Ask")]), 0.0, "no key yet");
+    assert_eq!(number(&mediator, "mediator_resources_available", &[("resource", "calls")]), 4.0);
+    for _ in 0..2 {
+        assert!(mediator.send_in(&contexts[0], Ask(0)).await.is_err());
+    }
+    assert_eq!(number(&mediator, "mediator_circuit_state", &[]), 2.0);
+    assert_eq!(number(&mediator, "mediator_circuit_failure_rate", &[]), 0.0, "an open one begins anew");
+    assert!(mediator.send_in(&contexts[1], Ask(0)).await.is_err());
+    assert_eq!(number(&mediator, "mediator_circuit_failure_rate", &[]), 1.0);
+    sleep(10 * SECOND).await;
+    let calls = (0..3).map(|_| mediator.send_in(&contexts[0], Ask(9)));
+    let calls = calls.chain((0..6).map(|_| mediator.send_in(&contexts[1], Ask(9))));
+    let mut calls = std::pin::pin!(join_all(calls));
+    assert!(tokio::time::timeout(SECOND, calls.as_mut()).await.is_err());
+    let of_calls = [("type", "Ask"), ("resource", "calls")];
+    assert_eq!(number(&mediator, "mediator_resources_available", &of_calls), 0.0);
+    assert_eq!(number(&mediator, "mediator_resources_utilization", &of_calls), 1.0);
+    assert_eq!(number(&mediator, "mediator_requests_queued", &[("type", "Ask")]), 2.0);
+    calls.await;
+}
+
+#[tokio::test]
+async fn what_was_shrunk_is_counted_of_all_budgets_together() {
+    let budget = || Memory::new(1000).on_short(|| ());
+    let (one, other) = (budget(), budget());
+    let answer = async |ask: Ask| Ok::<_, BoxError>(ask.0);
+    let mediator = Mediator::builder()
+        .behaviour_for(Scope::of::<Ask>(), Admission::new(one.clone()))
+        .behaviour_for(Scope::of::<Do>(), Admission::new(other.clone()))
+        .request(answer)
+        .request(async |_: Do| Ok::<_, BoxError>(()))
+        .build()
+        .unwrap();
+    for memory in [one, other] {
+        let held = memory.reserve(1000);
+        assert!(memory.is_short());
+        drop(held);
+    }
+    assert_eq!(number(&mediator, "mediator_resource_cleanup_triggered_total", &[]), 2.0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn admission_refuses_or_waits_while_memory_is_short() {
     let cleaned = Arc::new(AtomicU32::new(0));
     let count = cleaned.clone();

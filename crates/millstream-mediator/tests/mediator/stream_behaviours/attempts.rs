@@ -68,6 +68,77 @@ async fn a_stream_that_broke_goes_on_as_declared() {
     }
 }
 
+/// Each try of a stream of ten breaks once, after two more good items; every third item fails and is dealt with.
+fn broken_with(errors: ItemErrors<u64>, resume: Resume, asked: Arc<Mutex<Vec<u64>>>) -> Mediator {
+    let mut broken = std::collections::HashSet::new();
+    let broken = Mutex::new(move |n| (n == 4 || n == 8) && broken.insert(n));
+    let broken = Arc::new(broken);
+    Mediator::builder()
+        .stream_behaviour(StreamRetries::new(retry(3), resume))
+        .stream_behaviour(StreamTimeout::new().next(10 * SECOND))
+        .stream_options::<Numbers>(StreamOptions::new().item_errors(errors))
+        .stream(move |from: Numbers| {
+            asked.lock().unwrap().push(from.from);
+            let broken = broken.clone();
+            let items = stream::iter(from.from..10).then(move |n| {
+                let hangs = (broken.lock().unwrap())(n);
+                async move {
+                    if hangs {
+                        sleep(20 * SECOND).await;
+                    }
+                    if n % 3 == 2 { Err(BoxError::from(n.to_string())) } else { Ok(n) }
+                }
+            });
+            std::future::ready(Ok::<_, Error>(Pipe::from_stream(items).boxed()))
+        })
+        .build()
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_goes_on_at_its_handlers_position_whatever_became_of_items_that_failed() {
+    type Make = fn() -> ItemErrors<u64>;
+    let policies: [(&str, Make, usize); 4] = [
+        ("skip", ItemErrors::skip, 0),
+        ("dead letter", || ItemErrors::dead_letter(|_, _| ()), 0),
+        ("pass", ItemErrors::pass, 3),
+        ("fallback", || ItemErrors::fallback(|_, at| 100 + at), 0),
+    ];
+    for (words, errors, failed) in policies {
+        for resume in [Resume::Position, Resume::Skip] {
+            let asked = Arc::<Mutex<Vec<u64>>>::default();
+            let mediator = broken_with(errors(), resume, asked.clone());
+            let (items, _) = mediator.stream(Numbers { from: 0 }).await.unwrap().collect().await.unwrap();
+            let (good, bad): (Vec<_>, Vec<_>) = items.into_iter().partition(Result::is_ok);
+            let good: Vec<u64> = good.into_iter().map(Result::unwrap).filter(|n| *n < 100).collect();
+            assert_eq!((good, bad.len()), (vec![0, 1, 3, 4, 6, 7, 9], failed), "{words}, {resume:?}");
+            let from = if resume == Resume::Position { vec![0, 4, 8] } else { vec![0, 0, 0] };
+            assert_eq!(*asked.lock().unwrap(), from, "{words}, {resume:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_breaks_for_good_tells_its_handlers_position() {
+    for resume in [Resume::Position, Resume::Skip] {
+        let mediator = Mediator::builder()
+            .stream_behaviour(StreamRetries::new(retry(2), resume))
+            .stream_options::<Numbers>(StreamOptions::new().item_errors(ItemErrors::pass()))
+            .stream(async |from: Numbers| {
+                let items = Pipe::from_iter(from.from..6).map(|n| {
+                    assert!(n < 5, "no more");
+                    if n == 2 { Err(BoxError::from("two")) } else { Ok(n) }
+                });
+                Ok::<_, Error>(items)
+            })
+            .build()
+            .unwrap();
+        let (items, _) = mediator.stream(Numbers { from: 0 }).await.unwrap().collect().await.unwrap();
+        let last = items.last().unwrap().as_ref().unwrap_err();
+        assert_eq!((last.position(), last.delivered()), (5, 4), "{resume:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stream_out_of_tries_ends_with_an_error_that_says_where() {
     let mediator = mediator(StreamRetries::new(retry(3), Resume::Skip), |opened, _| {

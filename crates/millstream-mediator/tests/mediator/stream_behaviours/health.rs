@@ -100,3 +100,33 @@ async fn a_stream_that_nobody_reads_is_well_and_a_slow_reporter_stalls_nobody() 
     assert!(tokio::time::timeout(20 * SECOND, stalled.next()).await.is_err());
     assert!(text().contains("a health reporter took longer than an interval"), "{}", text());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_comes_late_counts_by_the_time_that_has_passed() {
+    let (reports, report) = reports();
+    let health = Health::new(10 * SECOND).throughput(5.0).report(report);
+    let logging = StreamLogging::new().every(10 * SECOND).progress(tracing::Level::INFO);
+    let timing = StreamTiming::new().interval(10 * SECOND).throughput(5.0);
+    let mediator = Mediator::builder()
+        .stream_behaviour(logging)
+        .stream_behaviour(timing)
+        .stream_behaviour(health)
+        .stream(async |_: Count| {
+            Ok::<_, Error>(Pipe::from_stream(
+                stream::iter(0..100).map(Ok::<_, BoxError>).chain(stream::pending()),
+            ))
+        })
+        .build()
+        .unwrap();
+    let (text, _guard) = logged(tracing::Level::INFO);
+    let mut stream = mediator.stream(Count(0)).await.unwrap();
+    let mut reading = std::pin::pin!(async { while stream.next().await.is_some() {} });
+    assert!(tokio::time::timeout(SECOND, reading.as_mut()).await.is_err());
+    tokio::time::advance(24 * SECOND).await; // as if the process had been stopped
+    assert!(tokio::time::timeout(Duration::from_millis(1), reading).await.is_err());
+    assert!(text().contains("lately=4.0") || text().contains("lately=Some(4.0)"), "{}", text());
+    assert!(text().contains("warning=\"throughput\""), "{}", text());
+    let reports = reports.lock().unwrap();
+    assert_eq!(reports.len(), 1, "100 items in 25 s are fewer than 5 a second");
+    assert_eq!(reports[0].rate, 4.0);
+}

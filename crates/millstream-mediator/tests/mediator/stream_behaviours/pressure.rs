@@ -128,3 +128,65 @@ async fn what_waits_in_a_buffer_counts_as_held_memory() {
     tokio::task::yield_now().await;
     assert_eq!(memory.used(), 0);
 }
+
+/// Panics at an item, between a buffer and the handler.
+struct Fussy(u64);
+
+impl StreamInterceptor for Fussy {
+    fn item(&self, _: &Call<'_>, item: &mut dyn Any) {
+        assert!(item.downcast_ref() != Some(&self.0), "not this one");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_inside_a_buffer_is_the_last_item_and_not_a_good_end() {
+    for strategy in [Strategy::Buffer, Strategy::DropNewest] {
+        let mediator = Mediator::builder()
+            .stream_behaviour(Backpressure::new(strategy, 10))
+            .stream_behaviour(StreamIntercept::new(Fussy(2)))
+            .stream(async |to: Count| Ok::<_, Error>(at_once(to.0)))
+            .build()
+            .unwrap();
+        let mut stream = mediator.stream(Count(5)).await.unwrap();
+        let mut items = Vec::new();
+        while let Some(item) = stream.next().await {
+            items.push(item);
+        }
+        let error = items.pop().unwrap().unwrap_err();
+        assert_eq!((error.error().kind(), error.is_last()), (&ErrorKind::Panicked, true), "{strategy}");
+        assert_eq!((error.position(), items.len()), (2, 2), "{strategy}");
+        assert!(millstream_flow::chain(&error).ends_with("not this one"), "{error:?}");
+    }
+    let trigger = Backpressure::new(Strategy::Buffer, 10).trigger(|_| panic!("no trigger"));
+    let (items, error) = all(mediator(trigger, |_, to| at_once(to)).stream(Count(5)).await.unwrap()).await;
+    assert_eq!((items, error.unwrap().error().kind()), (vec![], &ErrorKind::Panicked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_that_failed_are_bounded_like_others() {
+    for strategy in
+        [Strategy::DropOldest, Strategy::DropNewest, Strategy::Sample(NonZeroU64::new(2).unwrap())]
+    {
+        let memory = Memory::new(1 << 20);
+        let mediator = Mediator::builder()
+            .stream_behaviour(Backpressure::new(strategy, 10).memory(memory.clone()))
+            .stream_options::<Count>(StreamOptions::new().item_errors(ItemErrors::pass()))
+            .stream(async |to: Count| {
+                Ok::<_, Error>(Pipe::from_iter(0..to.0).map(|n| Err::<u64, _>(BoxError::from(n.to_string()))))
+            })
+            .build()
+            .unwrap();
+        let mut stream = mediator.stream(Count(10_000)).await.unwrap();
+        assert!(stream.next().await.unwrap().is_err());
+        sleep(SECOND).await;
+        let waiting = memory.used() / size_of::<Result<u64, StreamError>>() as u64;
+        assert!(waiting <= 10, "{strategy}: {waiting} wait");
+        let (rest, _) = stream.collect().await.unwrap();
+        let dropped = number(&mediator, "mediator_stream_dropped_items", &[("reason", "backpressure")]);
+        assert_eq!(1 + rest.len() + dropped as usize, 10_000, "{strategy}");
+        if strategy == Strategy::DropOldest {
+            let newest = rest.last().unwrap().as_ref().unwrap_err();
+            assert!(millstream_flow::chain(newest).ends_with("9999"), "{newest:?}");
+        }
+    }
+}
