@@ -100,6 +100,23 @@ fn damage_of_the_broker_or_of_a_stream_is_a_failure_that_names_the_log_and_the_r
 }
 
 #[test]
+fn a_message_that_is_damaged_on_the_disk_is_told_by_whoever_comes_to_it() {
+    let place = with_queue_and_stream();
+    damage(&segments(&place, "state"), "two");
+    let end = place.run(&["queue", "consume", "embedded:state", "orders"]);
+    assert_eq!((end.code, end.out.as_str()), (Some(0), "one\nthree\n"), "{}", end.err);
+    let told = "warning: 1 message of `embedded:state` cannot be read, because the log is damaged";
+    assert!(end.err.contains(told), "{}", end.err);
+
+    let place = with_queue_and_stream();
+    damage(&segments(&place, "state"), "two");
+    let source = "source: { queue: { broker: \"embedded:state\", name: orders, until: drained } }";
+    place.write("p.yaml", &format!("name: p\n{source}\noutput: {{ stdout: }}\non_error: skip\n"));
+    let end = place.run(&["run", "p.yaml", "--quiet"]);
+    assert!(end.err.contains(told), "{}", end.err);
+}
+
+#[test]
 fn a_log_in_use_and_a_directory_without_one_are_told() {
     let place = with_queue_and_stream();
     let mut holder = place.holding("embedded:state", "orders");
