@@ -153,9 +153,8 @@ async fn queues_and_dead_letters_are_listed_by_the_management() {
     // A process that declared nothing of it.
     let stats = place.done(&["queue", "stats", &url, "orders"]);
     assert!(stats.contains("messages expire after 100ms") && stats.contains("queue `dead`"), "{stats}");
-    let listed = || -> Value {
-        serde_json::from_str(&place.done(&["queue", "list", &url, "--json"])).expect("JSON")
-    };
+    let listed =
+        || -> Value { serde_json::from_str(&place.done(&["queue", "list", &url, "--json"])).expect("JSON") };
     // The management collects figures now and then; what is ready is told as it is.
     place.done(&["queue", "declare", &url, "now"]);
     for so_far in 1..4 {

@@ -1,5 +1,7 @@
 //! The brokers of a process: each is opened once and shared by all pipelines that name it.
 
+#[cfg(feature = "rabbitmq")]
+use crate::streamed::StreamedQueues;
 use millstream_embedded::{EmbeddedBroker, Settings};
 use millstream_message::{Broker, BrokerError, BrokerErrorKind, BrokerUrl};
 use std::collections::HashMap;
@@ -102,7 +104,8 @@ pub async fn open_broker(url: &BrokerUrl, memory_bytes: u64) -> Result<Arc<dyn B
         BrokerUrl::Amqp(url) => Ok(Arc::new(millstream_rabbitmq::RabbitMq::connect(url).await?)),
         #[cfg(feature = "rabbitmq")]
         BrokerUrl::RabbitmqStream(url) => {
-            Ok(Arc::new(millstream_rabbitmq::stream::StreamBroker::connect(url).await?))
+            let streams = millstream_rabbitmq::stream::StreamBroker::connect(url).await?;
+            Ok(Arc::new(StreamedQueues::new(Arc::new(streams))))
         }
         other => Err(unknown(other)),
     }
@@ -119,7 +122,7 @@ async fn open_embedded(url: &BrokerUrl, memory_bytes: u64) -> Result<EmbeddedBro
 }
 
 fn unknown(url: &BrokerUrl) -> BrokerError {
-    let known = "known are `memory:`, `embedded:PATH` and `amqp://HOST`";
+    let known = "known are `memory:`, `embedded:PATH`, `amqp://HOST` and `rabbitmq-stream://HOST`";
     BrokerError::new(BrokerErrorKind::Unsupported, format!("this program cannot open `{url}`; {known}"))
 }
 

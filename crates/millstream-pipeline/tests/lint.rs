@@ -146,7 +146,16 @@ fn brokers_must_be_durable() {
     };
     check(&queue("memory:"), &[(2, 28, "`broker` is `memory:`", "gone with the process")]);
     check(&queue("amqp://host?hearbeat=5"), &[(2, 28, "`broker`", "known are name, heartbeat")]);
-    check(&queue("rabbitmq-stream://host"), &[(2, 28, "`broker`", "use `amqp://HOST`")]);
+    check(&queue("rabbitmq-stream://host?hearbeat=5"), &[(2, 28, "`broker`", "`heartbeat` (seconds)")]);
+    accepted(&queue("rabbitmq-stream://host"));
+    accepted(&format!(
+        "{}\non_error: {{ dead_letter: {{ broker: \"amqp://host\", queue: dead }} }}",
+        queue("rabbitmq-stream://host")
+    ));
+    check(
+        &with("buffer: { queue: { broker: \"rabbitmq-stream://host\", name: q } }"),
+        &[(4, 60, "a stream cannot be the buffer", "use a queue")],
+    );
     check(&queue("embedded:"), &[(2, 28, "`broker`", "name a directory")]);
 }
 

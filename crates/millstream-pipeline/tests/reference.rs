@@ -27,7 +27,7 @@ fn kind(schema: &Value) -> String {
         (Some("string"), Some(pattern)) if pattern.contains("ms|s") => "time".to_owned(),
         (Some("string"), Some(pattern)) if pattern.contains('%') => "share".to_owned(),
         (Some("string"), Some(pattern)) if pattern.contains("embedded") => {
-            "`embedded:PATH`, `amqp://HOST`".to_owned()
+            "`embedded:PATH`, `amqp://HOST`, `rabbitmq-stream://HOST`".to_owned()
         }
         (Some("string"), Some(pattern)) if pattern.contains("http") => "URL".to_owned(),
         (Some("string"), Some(_)) => "`HOST:PORT`".to_owned(),

@@ -232,16 +232,26 @@ fn broker(text: &str) -> Result<(), String> {
                 .to_owned(),
         ),
         Some(("amqp" | "amqps", _)) => amqp(text),
-        Some(("rabbitmq-stream" | "rabbitmq-stream+tls", _)) => {
-            Err("that is for streams, and a pipeline moves queues; use `amqp://HOST`".to_owned())
-        }
-        _ => Err("write `embedded:PATH`, a directory beside the pipeline file, or `amqp://HOST`".to_owned()),
+        Some(("rabbitmq-stream" | "rabbitmq-stream+tls", _)) => rabbitmq_stream(text),
+        _ => Err("write `embedded:PATH`, a directory beside the pipeline file, `amqp://HOST`, or `rabbitmq-stream://HOST`"
+            .to_owned()),
     }
 }
 
 #[cfg(feature = "rabbitmq")]
 fn amqp(url: &str) -> Result<(), String> {
     millstream_rabbitmq::RabbitMq::check(url).map_err(|error| error.to_string())
+}
+
+#[cfg(feature = "rabbitmq")]
+fn rabbitmq_stream(url: &str) -> Result<(), String> {
+    let settings = millstream_rabbitmq::stream::StreamSettings::parse(url);
+    settings.map(drop).map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "rabbitmq"))]
+fn rabbitmq_stream(url: &str) -> Result<(), String> {
+    amqp(url)
 }
 
 #[cfg(not(feature = "rabbitmq"))]

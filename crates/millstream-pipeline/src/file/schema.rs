@@ -70,7 +70,7 @@ fn kind(kind: &Kind) -> Value {
             json!({ "type": ["string", "number", "boolean"], "minLength": 1 })
         }
         Kind::Name => json!({ "type": ["string", "number"], "minLength": 1, "maxLength": 255 }),
-        Kind::Broker => text("^(embedded:|amqps?://).+"),
+        Kind::Broker => text("^(embedded:|amqps?://|rabbitmq-stream(\\+tls)?://).+"),
         Kind::Address => text("^.+:[0-9]{1,5}$"),
         Kind::HttpUrl => text("^https?://.+"),
         Kind::Character => or_variable(json!({ "type": ["string", "number"], "maxLength": 1 })),

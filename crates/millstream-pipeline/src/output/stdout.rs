@@ -59,14 +59,14 @@ mod tests {
     struct Screen(Arc<Mutex<Vec<u8>>>, bool);
 
     impl Write for Screen {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             if self.1 {
-                return Err(std::io::ErrorKind::BrokenPipe.into());
+                return Err(io::ErrorKind::BrokenPipe.into());
             }
             self.0.lock().expect("the screen").extend_from_slice(bytes);
             Ok(bytes.len())
         }
-        fn flush(&mut self) -> std::io::Result<()> {
+        fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
