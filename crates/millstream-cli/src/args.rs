@@ -138,14 +138,14 @@ pub(crate) struct Test {
 
 #[derive(Debug, Args)]
 pub(crate) struct OnBroker {
-    /// The broker: `embedded:DIRECTORY`, `memory:`, `amqp://HOST`
+    /// The broker: `embedded:DIRECTORY`, `memory:`, `amqp://HOST`, `rabbitmq-stream://HOST`
     #[arg(value_name = "URL")]
     pub(crate) url: BrokerUrl,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct OnQueue {
-    /// The broker: `embedded:DIRECTORY`, `memory:`, `amqp://HOST`
+    /// The broker: `embedded:DIRECTORY`, `memory:`, `amqp://HOST`, `rabbitmq-stream://HOST`
     #[arg(value_name = "URL")]
     pub(crate) url: BrokerUrl,
     /// The name of the queue
