@@ -434,12 +434,12 @@ pub(crate) struct Which {
 pub(crate) enum Log {
     /// Read every record of a log and say what is damaged
     Verify {
-        /// The directory of the embedded broker
+        /// The directory of the embedded broker, or its URL
         directory: PathBuf,
     },
     /// Print every record that can be read, a JSON object a line
     Export {
-        /// The directory of the embedded broker
+        /// The directory of the embedded broker, or its URL
         directory: PathBuf,
     },
 }

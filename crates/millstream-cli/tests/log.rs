@@ -58,6 +58,7 @@ fn lines(out: &str) -> Vec<Value> {
 fn verify_reads_the_log_of_the_broker_and_of_each_stream() {
     let place = with_queue_and_stream();
     let out = place.done(&["log", "verify", "state"]);
+    assert_eq!(place.done(&["log", "verify", "embedded:state"]), out, "its URL will do");
     assert_eq!(out.matches("closed properly").count(), 2, "{out}");
     assert!(out.contains("streams/00000000"), "{out}");
 }
