@@ -1,6 +1,6 @@
 //! The command line: what there is to say, and its help.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
     /// Serve the status page, /metrics and /health on this address, as in 127.0.0.1:9090
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub(crate) listen: Option<SocketAddr>,
     /// How long a run may finish what it accepted after a signal, as in `30s`
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
@@ -138,14 +138,14 @@ pub(crate) struct Test {
 
 #[derive(Debug, Args)]
 pub(crate) struct OnBroker {
-    /// The broker: `embedded:DIRECTORY`, `memory:`, `amqp://HOST`
+    /// The broker: `embedded:DIRECTORY`, `memory:`, `amqp://HOST`, `rabbitmq-stream://HOST`
     #[arg(value_name = "URL")]
     pub(crate) url: BrokerUrl,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct OnQueue {
-    /// The broker: `embedded:DIRECTORY`, `memory:`, `amqp://HOST`
+    /// The broker: `embedded:DIRECTORY`, `memory:`, `amqp://HOST`, `rabbitmq-stream://HOST`
     #[arg(value_name = "URL")]
     pub(crate) url: BrokerUrl,
     /// The name of the queue
@@ -305,7 +305,7 @@ pub(crate) struct Declare {
     /// What happens to a publish when the queue is full: `reject-publish` or `drop-head`
     #[arg(long, value_parser = overflow, default_value = "reject-publish")]
     pub(crate) overflow: Overflow,
-    /// The queue for messages that expired, overflowed or were rejected
+    /// The queue for messages that expired, overflowed or were rejected; made if there is none
     #[arg(long, value_name = "QUEUE")]
     pub(crate) dead_letters: Option<String>,
     /// How many times a message may be given back before it is a dead letter
@@ -323,6 +323,16 @@ pub(crate) struct Declare {
     /// How long it may be unused before it goes by itself, as in `1h`
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     pub(crate) expires: Option<Duration>,
+}
+
+/// An address to listen on; a name is looked up.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let remedy =
+        "write an address and a port, as in `127.0.0.1:9090`; `0.0.0.0:9090` is every address of the machine";
+    let mut found: Vec<SocketAddr> = text.to_socket_addrs().map_err(|_| remedy)?.collect();
+    // A name of this machine often means both; what is shown to people is looked for at the older one.
+    found.sort_by_key(SocketAddr::is_ipv6);
+    found.first().copied().ok_or_else(|| remedy.into())
 }
 
 fn kind(word: &str) -> Result<QueueKind, String> {
@@ -469,12 +479,12 @@ pub(crate) struct Which {
 pub(crate) enum Log {
     /// Read every record of a log and say what is damaged
     Verify {
-        /// The directory of the embedded broker
+        /// The directory of the embedded broker, or its URL
         directory: PathBuf,
     },
     /// Print every record that can be read, a JSON object a line
     Export {
-        /// The directory of the embedded broker
+        /// The directory of the embedded broker, or its URL
         directory: PathBuf,
     },
 }
@@ -482,6 +492,16 @@ pub(crate) enum Log {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+
+    #[test]
+    fn an_address_may_be_a_name_and_must_have_a_port() {
+        assert_eq!(super::address("localhost:9090"), Ok(([127, 0, 0, 1], 9090).into()));
+        assert_eq!(super::address("[::1]:0").map(|address| address.is_ipv6()), Ok(true));
+        for wrong in ["9090", "localhost", "127.0.0.1:99999", ""] {
+            let refused = super::address(wrong).expect_err("no address");
+            assert!(refused.contains("as in `127.0.0.1:9090`"), "{wrong}: {refused}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

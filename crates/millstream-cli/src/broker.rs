@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use millstream_message::{Address, Broker, BrokerUrl, Message, StreamItem};
+use millstream_pipeline::Brokers;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
+use crate::out::complain;
 
 /// Opens a broker, lets `work` use it, and closes it whatever came of that, so that every ack and publish of a
 /// command is durable when the command ends.
@@ -15,14 +17,23 @@ pub(crate) async fn with<T, F>(url: &BrokerUrl, work: impl FnOnce(Arc<dyn Broker
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    let broker = millstream_pipeline::open_broker(url, millstream_embedded::Settings::default().memory_bytes)
-        .await
-        .map_err(|error| Failure::of(format_args!("cannot open the broker `{url}`"), &error))?;
-    let done = work(broker.clone()).await;
-    let closed = broker.close().await;
+    let brokers = Brokers::holding(millstream_embedded::Settings::default().memory_bytes);
+    let broker = brokers.open(url).await;
+    let broker =
+        broker.map_err(|error| Failure::of(format_args!("cannot open the broker `{url}`"), &error))?;
+    let done = work(broker).await;
+    warn_of_damage(&brokers).await;
+    let closed = brokers.close().await;
     let done = done?;
     closed.map_err(|error| Failure::of(format_args!("cannot close the broker `{url}`"), &error))?;
     Ok(done)
+}
+
+/// Tells what is damaged on the disk: what is lost by it is lost, but not without a word.
+pub(crate) async fn warn_of_damage(brokers: &Brokers) {
+    for damage in brokers.damage().await {
+        complain(&format!("warning: {damage}"));
+    }
 }
 
 /// A message of a queue as JSON.

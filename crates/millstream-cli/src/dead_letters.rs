@@ -85,7 +85,23 @@ impl Cause {
 /// Letters of one cause in one queue.
 struct Group {
     letters: u64,
+    /// What every one of them says; with `#` for the numbers in which they differ.
+    detail: String,
     example: String,
+}
+
+impl Group {
+    fn of(cause: &Cause, example: &[u8]) -> Group {
+        Group { letters: 0, detail: cause.detail.clone(), example: preview(example, 160) }
+    }
+
+    /// Counts a letter whose cause is like the others' but for numbers.
+    fn add(&mut self, detail: &str, common: &Cause) {
+        self.letters += 1;
+        if self.detail != detail {
+            self.detail.clone_from(&common.detail);
+        }
+    }
 }
 
 async fn list(on: OnBroker, queue: Option<String>, json: bool) -> Result<(), Failure> {
@@ -104,7 +120,7 @@ async fn list(on: OnBroker, queue: Option<String>, json: bool) -> Result<(), Fai
                 for (cause, group) in &groups {
                     out.json(&json!({
                         "queue": queue, "letters": group.letters, "from": cause.from, "reason": cause.reason,
-                        "stage": cause.stage, "detail": cause.detail, "example": group.example,
+                        "stage": cause.stage, "detail": group.detail, "example": group.example,
                     }))?;
                 }
                 continue;
@@ -125,7 +141,7 @@ async fn list(on: OnBroker, queue: Option<String>, json: bool) -> Result<(), Fai
 }
 
 fn row((cause, group): &(Cause, Group)) -> Vec<String> {
-    let reason = match (cause.reason.as_str(), cause.detail.as_str()) {
+    let reason = match (cause.reason.as_str(), group.detail.as_str()) {
         ("", "") => "(none given)".to_owned(),
         (reason, "") => reason.to_owned(),
         ("", detail) => preview(detail.as_bytes(), 60),
@@ -185,14 +201,15 @@ async fn group(broker: &Arc<dyn Broker>, queue: &str) -> Result<(Vec<(Cause, Gro
         }
         seen += page.len() as u64;
         for letter in page {
-            let mut cause = Cause::of(&letter.message).group();
-            if groups.len() >= GROUPS_MAX && !groups.contains_key(&cause) {
-                cause = Cause { reason: "(others)".into(), ..Cause::default() };
+            let mut one = Cause::of(&letter.message);
+            let mut common = one.clone().group();
+            if groups.len() >= GROUPS_MAX && !groups.contains_key(&common) {
+                one = Cause { reason: "(others)".into(), ..Cause::default() };
+                common = one.clone();
             }
-            let group = groups
-                .entry(cause)
-                .or_insert_with(|| Group { letters: 0, example: preview(letter.message.body(), 160) });
-            group.letters += 1;
+            let group =
+                groups.entry(common.clone()).or_insert_with(|| Group::of(&one, letter.message.body()));
+            group.add(&one.detail, &common);
         }
     }
     let mut groups: Vec<(Cause, Group)> = groups.into_iter().collect();
@@ -278,11 +295,12 @@ async fn replay(
         if chunk.is_empty() {
             break;
         }
-        let (mut tags, mut publishes) = (Vec::new(), Vec::new());
+        let (mut tags, mut targets, mut publishes) = (Vec::new(), Vec::new(), Vec::new());
         for letter in chunk {
             match to.clone().or_else(|| origin(&letter.message)) {
                 Some(to) => {
                     tags.push(letter.tag);
+                    targets.push(to.key().to_owned());
                     publishes.push(Publish { to, message: revived(letter.message) });
                 }
                 None => homeless += 1,
@@ -297,10 +315,10 @@ async fn replay(
         let others: BTreeSet<usize> = outcomes.others().iter().map(|(at, _)| *at).collect();
         let stored_tags = tags.iter().enumerate().filter(|(at, _)| !others.contains(at)).map(|(_, tag)| *tag);
         replayed += letters.acker.ack_many(stored_tags).applied;
-        if let Some((_, outcome)) = outcomes.others().first() {
+        if let Some((at, outcome)) = outcomes.others().first() {
             letters.acker.release();
             complain(&format!("replayed {}; the next stays where it is", counted(replayed, "dead letter")));
-            return stored(outcome, &queue, broker.url());
+            return stored(outcome, &targets[*at], broker.url());
         }
     }
     letters.acker.release();

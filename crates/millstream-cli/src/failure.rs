@@ -45,18 +45,24 @@ impl Failure {
         }
     }
 
+    /// The block; empty if nothing is to be said.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Failure::Failed(text) | Failure::Refused(text) => text,
+            Failure::Signal(_) | Failure::Said | Failure::NobodyReads => "",
+        }
+    }
+
     /// Prints the block, if there is one, and tells the exit code.
     pub(crate) fn report(&self) -> u8 {
-        let (code, text) = match self {
-            Failure::Failed(text) => (1, text.as_str()),
-            Failure::Refused(text) => (2, text.as_str()),
-            Failure::Signal(number) => (128 + number, ""),
-            Failure::Said => (1, ""),
-            Failure::NobodyReads => (0, ""),
-        };
-        if !text.is_empty() {
-            crate::out::complain(&format!("error: {text}"));
+        if !self.text().is_empty() {
+            crate::out::complain(&format!("error: {}", self.text()));
         }
-        code
+        match self {
+            Failure::Failed(_) | Failure::Said => 1,
+            Failure::Refused(_) => 2,
+            Failure::Signal(number) => 128 + number,
+            Failure::NobodyReads => 0,
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use millstream_embedded::log::{self, LogError, RealDisk, RecordRef, VerifyReport};
+use millstream_message::BrokerUrl;
 use serde_json::json;
 
 use crate::args;
@@ -13,8 +14,16 @@ use crate::table::{count, counted};
 
 pub(crate) fn log(command: args::Log) -> Result<(), Failure> {
     match command {
-        args::Log::Verify { directory } => verify(&directory),
-        args::Log::Export { directory } => export(&directory),
+        args::Log::Verify { directory } => verify(&named(directory)),
+        args::Log::Export { directory } => export(&named(directory)),
+    }
+}
+
+/// The directory that is meant by itself, or by the URL that every other command takes.
+fn named(directory: PathBuf) -> PathBuf {
+    match directory.to_str().map(str::parse) {
+        Some(Ok(BrokerUrl::Embedded(inner))) if !directory.is_dir() => inner,
+        _ => directory,
     }
 }
 
@@ -120,8 +129,8 @@ fn sound(damaged: &[(PathBuf, VerifyReport)]) -> Result<(), Failure> {
         format!("the log in {} is damaged in {places}", log.display())
     });
     Err(Failure::Failed(format!(
-        "{}; opening it sets what cannot be read aside and goes on with the rest, `millstream log export` shows what is \
-         left",
+        "{}; whoever opens it passes over what cannot be read, says so, and goes on with the rest; \
+         `millstream log export` shows what is left",
         places.collect::<Vec<_>>().join(", "),
     )))
 }

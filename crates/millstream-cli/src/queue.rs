@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use millstream_message::{
-    Address, Batch, Broker, BrokerUrl, Browsed, ConsumeOptions, Delivery, Message, Outcomes, PublishOutcome,
-    Queue, QueueStats,
+    Address, Batch, Broker, BrokerErrorKind, BrokerUrl, Browsed, ConsumeOptions, Delivery, Message, Outcomes,
+    PublishOutcome, Queue, QueueStats,
 };
 use serde_json::json;
 
@@ -16,6 +16,9 @@ use crate::out::{Out, complain, preview};
 use crate::signals::Signals;
 use crate::table::{count, counted, table};
 
+/// Of how many queues a list asks for what is ready now: a broker may collect its figures only now and then, and whoever
+/// has just published should see it.
+const FRESH_MAX: usize = 1000;
 /// Messages looked at in one step.
 const PAGE: usize = 100;
 
@@ -48,7 +51,13 @@ pub(crate) async fn queue(command: args::Queue) -> Result<(), Failure> {
 }
 
 async fn list(broker: Arc<dyn Broker>, json: bool) -> Result<(), Failure> {
-    let all = broker.all_stats().await.map_err(|error| Failure::of("cannot list the queues", &error))?;
+    let mut all = broker.all_stats().await.map_err(|error| Failure::of("cannot list the queues", &error))?;
+    for listed in all.iter_mut().take(FRESH_MAX) {
+        // Where nobody else may look, as into a queue that is exclusive, the collected figure has to do.
+        if let Ok(now) = broker.stats(&listed.name).await {
+            listed.ready = now.ready;
+        }
+    }
     let mut out = Out::new();
     if json {
         out.json(&json!(all))?;
@@ -111,7 +120,25 @@ async fn declare(broker: Arc<dyn Broker>, asked: args::Declare) -> Result<(), Fa
     if let Some(after) = asked.expires {
         queue = queue.expires(after);
     }
-    broker.declare_queue(queue).await.map_err(|error| on_queue("declare", name, broker.url(), &error))
+    broker.declare_queue(queue).await.map_err(|error| on_queue("declare", name, broker.url(), &error))?;
+    match &asked.dead_letters {
+        Some(letters) => declare_missing(&*broker, letters).await,
+        None => Ok(()),
+    }
+}
+
+/// Makes the queue for dead letters if there is none: letters to a queue that is not there would be lost.
+async fn declare_missing(broker: &dyn Broker, name: &str) -> Result<(), Failure> {
+    match broker.stats(name).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == BrokerErrorKind::NotFound => {
+            let declared = broker.declare_queue(Queue::durable(name)).await;
+            declared.map_err(|error| on_queue("declare", name, broker.url(), &error))?;
+            complain(&format!("declared `{name}`, too"));
+            Ok(())
+        }
+        Err(error) => Err(on_queue("look at", name, broker.url(), &error)),
+    }
 }
 
 async fn publish(broker: Arc<dyn Broker>, asked: args::Publish) -> Result<(), Failure> {

@@ -5,6 +5,7 @@ mod progress;
 mod report;
 mod watch;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::args;
+use crate::broker;
 use crate::failure::Failure;
 use crate::lint;
 use crate::out::complain;
@@ -31,6 +33,7 @@ type Runs = JoinSet<(usize, Result<Report, RunError>)>;
 pub(crate) async fn run(asked: args::Run) -> Result<(), Failure> {
     // Everything that can be refused is refused before anything starts.
     let pipelines = lint::open_all(&asked.files, &asked.settings)?;
+    named_apart(&asked.files, &pipelines)?;
     let report = asked.report.as_deref().map(ReportFile::create).transpose()?;
     let mut signals = Signals::new()?;
     let watch = Arc::new(Watch::default());
@@ -38,17 +41,21 @@ pub(crate) async fn run(asked: args::Run) -> Result<(), Failure> {
 
     let brokers = Brokers::new();
     let mut runs = Runs::new();
+    let mut failures = Vec::new();
     for pipeline in &pipelines {
-        start(pipeline, &brokers, &watch, &mut runs).await?;
+        failures.extend(start(pipeline, &brokers, &watch, &mut runs).await.err());
     }
-    let (signal, failures) = wait(&mut runs, &watch, &mut signals, &asked).await;
+    // Those that did start are not to run for long without the others.
+    let stop = !failures.is_empty();
+    let signal = wait(&mut runs, &watch, &mut signals, &asked, stop, &mut failures).await;
 
     if !asked.quiet {
-        for run in watch.snapshots() {
+        for run in watch.started() {
             complain(&format!("\n{}", report::text(&run).trim_end()));
         }
     }
     let written = report.map_or(Ok(()), |file| write(file, &watch));
+    broker::warn_of_damage(&brokers).await;
     let closed = brokers.close().await.map_err(|error| Failure::of("cannot close the broker", &error));
     if let Some(server) = server {
         server.shutdown(SERVER_DRAIN).await;
@@ -63,6 +70,21 @@ pub(crate) async fn run(asked: args::Run) -> Result<(), Failure> {
         None if failures.is_empty() => Ok(()),
         None => Err(Failure::Said),
     }
+}
+
+/// Refuses two pipelines of one name: they could not be told apart in reports and metrics, and would go on at each
+/// other's positions.
+fn named_apart(files: &[PathBuf], pipelines: &[Pipeline]) -> Result<(), Failure> {
+    for (at, pipeline) in pipelines.iter().enumerate() {
+        let name = pipeline.name();
+        if let Some(first) = pipelines[..at].iter().position(|other| other.name() == name) {
+            let (first, second) = (files[first].display(), files[at].display());
+            return Err(Failure::Refused(format!(
+                "{first} and {second} both name their pipeline `{name}`; what runs side by side needs names of its own"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn write(file: ReportFile, watch: &Watch) -> Result<(), Failure> {
@@ -88,24 +110,37 @@ async fn start(
     watch: &Watch,
     runs: &mut Runs,
 ) -> Result<(), Failure> {
-    let run = pipeline.start(brokers).await.map_err(|error| Failure::of("nothing was read", &error))?;
-    let number = watch.add(run.monitor());
-    runs.spawn(async move { (number, run.join().await) });
-    Ok(())
+    match pipeline.start(brokers).await {
+        Ok(run) => {
+            let number = watch.add(run.monitor());
+            runs.spawn(async move { (number, run.join().await) });
+            Ok(())
+        }
+        Err(error) => {
+            let failure = Failure::of("nothing was read", &error);
+            watch.add_failed(pipeline, failure.text().to_owned());
+            Err(failure)
+        }
+    }
 }
 
-/// Waits until all runs have ended, or until a signal and then a deadline or another signal end them. Returns
-/// the signal, if there was one, and what failed.
+/// Waits until all runs have ended, or until a signal and then a deadline or another signal end them; with `stop`, as if
+/// a signal had come already. Returns the signal, if there was one, and adds what failed.
 async fn wait(
     runs: &mut Runs,
     watch: &Watch,
     signals: &mut Signals,
     asked: &args::Run,
-) -> (Option<u8>, Vec<Failure>) {
+    stop: bool,
+    failures: &mut Vec<Failure>,
+) -> Option<u8> {
     let mut progress = Progress::new(asked.quiet);
-    let mut failures = Vec::new();
     let mut signal = None;
     let mut deadline = None;
+    if stop {
+        watch.drain();
+        deadline = Instant::now().checked_add(asked.drain);
+    }
     loop {
         tokio::select! {
             // A signal before everything else: with a run that ends at the same moment it is still what ended it.
@@ -136,7 +171,7 @@ async fn wait(
     watch.freeze();
     // What still runs is dropped: it gives what is not settled back to its source.
     runs.shutdown().await;
-    (signal, failures)
+    signal
 }
 
 /// Until then; for ever without a deadline.
@@ -152,6 +187,11 @@ fn ended_one(watch: &Watch, number: usize, result: Result<Report, RunError>) -> 
     match result {
         Ok(report) => {
             watch.ended(number, report, None);
+            None
+        }
+        // It ends quietly then, as every command does.
+        Err(error) if error.nobody_reads() => {
+            watch.stopped(number, error.report().clone());
             None
         }
         Err(error) => {

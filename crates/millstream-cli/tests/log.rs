@@ -58,6 +58,7 @@ fn lines(out: &str) -> Vec<Value> {
 fn verify_reads_the_log_of_the_broker_and_of_each_stream() {
     let place = with_queue_and_stream();
     let out = place.done(&["log", "verify", "state"]);
+    assert_eq!(place.done(&["log", "verify", "embedded:state"]), out, "its URL will do");
     assert_eq!(out.matches("closed properly").count(), 2, "{out}");
     assert!(out.contains("streams/00000000"), "{out}");
 }
@@ -97,6 +98,23 @@ fn damage_of_the_broker_or_of_a_stream_is_a_failure_that_names_the_log_and_the_r
     let end = place.run(&["log", "verify", "state"]);
     assert_eq!(end.code, Some(1), "{}", end.err);
     assert!(end.err.contains(&format!("the log in {stream} is damaged in 1 place")), "{}", end.err);
+}
+
+#[test]
+fn a_message_that_is_damaged_on_the_disk_is_told_by_whoever_comes_to_it() {
+    let place = with_queue_and_stream();
+    damage(&segments(&place, "state"), "two");
+    let end = place.run(&["queue", "consume", "embedded:state", "orders"]);
+    assert_eq!((end.code, end.out.as_str()), (Some(0), "one\nthree\n"), "{}", end.err);
+    let told = "warning: 1 message of `embedded:state` cannot be read, because the log is damaged";
+    assert!(end.err.contains(told), "{}", end.err);
+
+    let place = with_queue_and_stream();
+    damage(&segments(&place, "state"), "two");
+    let source = "source: { queue: { broker: \"embedded:state\", name: orders, until: drained } }";
+    place.write("p.yaml", &format!("name: p\n{source}\noutput: {{ stdout: }}\non_error: skip\n"));
+    let end = place.run(&["run", "p.yaml", "--quiet"]);
+    assert!(end.err.contains(told), "{}", end.err);
 }
 
 #[test]

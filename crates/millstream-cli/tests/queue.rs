@@ -111,6 +111,18 @@ fn declaring_otherwise_names_the_differences_and_as_it_is_changes_nothing() {
 }
 
 #[test]
+fn the_queue_for_dead_letters_is_made_with_the_one_that_names_it() {
+    let place = Place::new();
+    let words = ["queue", "declare", URL, "small", "--max-items", "1", "--overflow", "drop-head"];
+    let end = place.run(&[&words[..], &["--dead-letters", "small.dead"]].concat());
+    assert_eq!((end.code, end.err.trim()), (Some(0), "declared `small.dead`, too"));
+    place.run_with_input(&["queue", "publish", URL, "small", "--lines"], b"one\ntwo\n");
+    assert_eq!(place.done(&["queue", "peek", URL, "small.dead"]), "one\n", "what was driven out is kept");
+    let end = place.run(&[&words[..], &["--dead-letters", "small.dead"]].concat());
+    assert_eq!((end.code, end.err.as_str()), (Some(0), ""), "it is there already");
+}
+
+#[test]
 fn a_full_queue_refuses_and_says_what_to_do() {
     let place = Place::new();
     place.done(&["queue", "declare", URL, "small", "--max-items", "1"]);
@@ -255,7 +267,10 @@ fn dead_letters_are_grouped_shown_replayed_and_discarded() {
     let headers = serde_json::json!({ "tenant": "north", "millstream-replays": 1 });
     assert_eq!((&back["body"], &back["headers"]), (&"one".into(), &headers));
 
-    // Or somewhere else.
+    // Or somewhere else, which must be there.
+    let end = place.run(&["dead-letters", "replay", URL, "orders.dead", "--max", "1", "--to", "elsewhere"]);
+    assert_eq!(end.code, Some(1));
+    assert!(end.err.contains("millstream queue declare embedded:state elsewhere"), "{}", end.err);
     place.done(&["queue", "declare", URL, "elsewhere"]);
     place.done(&["dead-letters", "replay", URL, "orders.dead", "--max", "1", "--to", "elsewhere"]);
     assert_eq!(place.done(&["queue", "peek", URL, "elsewhere"]), "two\n");
@@ -264,6 +279,18 @@ fn dead_letters_are_grouped_shown_replayed_and_discarded() {
     let end = place.run(&["dead-letters", "discard", URL, "orders.dead", "--matching", "maxlen", "--yes"]);
     assert_eq!((end.code, end.err.trim()), (Some(0), "discarded 1 dead letter"));
     assert!(place.done(&["dead-letters", "list", URL]).contains("holds no dead letters"));
+}
+
+#[test]
+fn a_reason_is_shown_as_it_is_unless_letters_differ_in_it() {
+    let place = place(&["letters"]);
+    for detail in ["byte 0xff is not UTF-8", "byte 0xff is not UTF-8", "row 1", "row 2"] {
+        let header = format!("millstream-dead-detail={detail}");
+        let reason = "millstream-dead-reason=rejected";
+        place.done(&["queue", "publish", URL, "letters", "x", "--header", &header, "--header", reason]);
+    }
+    let list = place.done(&["dead-letters", "list", URL]);
+    assert!(list.contains("rejected: byte 0xff is not UTF-8") && list.contains("rejected: row #"), "{list}");
 }
 
 #[test]

@@ -153,12 +153,19 @@ async fn queues_and_dead_letters_are_listed_by_the_management() {
     // A process that declared nothing of it.
     let stats = place.done(&["queue", "stats", &url, "orders"]);
     assert!(stats.contains("messages expire after 100ms") && stats.contains("queue `dead`"), "{stats}");
+    let listed =
+        || -> Value { serde_json::from_str(&place.done(&["queue", "list", &url, "--json"])).expect("JSON") };
+    // The management collects figures now and then; what is ready is told as it is.
+    place.done(&["queue", "declare", &url, "now"]);
+    for so_far in 1..4 {
+        place.done(&["queue", "publish", &url, "now", "x"]);
+        assert_eq!(listed()[2]["ready"], so_far);
+    }
     let listed = async {
         loop {
-            let list = place.done(&["queue", "list", &url, "--json"]);
-            let list: Value = serde_json::from_str(&list).expect("JSON");
+            let list = listed();
             let names: Vec<_> = list.as_array().expect("a list").iter().map(|queue| &queue["name"]).collect();
-            assert_eq!(names, ["counting", "dead", "orders"]);
+            assert_eq!(names, ["counting", "dead", "now", "orders"]);
             if list[1]["ready"] == 1 && list[1]["ready_bytes"] == 3 {
                 return;
             }

@@ -88,6 +88,48 @@ fn several_pipelines_run_side_by_side_into_one_report() {
 }
 
 #[test]
+fn pipelines_that_run_side_by_side_must_differ_in_name() {
+    let place = Place::new();
+    for name in ["one", "two"] {
+        place.write(
+            &format!("{name}.yaml"),
+            &ECHO
+                .replace("{ stdout: }", "{ file: { path: NAME } }")
+                .replace("NAME", &format!("{name}.ndjson")),
+        );
+    }
+    let end = place.run(&["run", "one.yaml", "two.yaml"]);
+    assert_eq!(end.code, Some(2), "{}", end.err);
+    assert!(end.err.contains("one.yaml and two.yaml both name their pipeline `echo`"), "{}", end.err);
+    assert!(!place.path(".one.ndjson.partial").exists(), "nothing was started");
+}
+
+#[test]
+fn a_report_tells_how_the_run_ended_even_if_it_could_not_start() {
+    let place = Place::new();
+    place.write("echo.yaml", ECHO);
+    place.run_with_input(&["run", "echo.yaml", "-q", "--report", "report.json"], b"1\n");
+    let good = report(&place, "report.json");
+    assert_eq!((&good["state"], &good["failure"]), (&"completed".into(), &Value::Null));
+    place.run_with_input(&["run", "echo.yaml", "-q", "--report", "report.json"], b"no json\n");
+    let bad = report(&place, "report.json");
+    assert_eq!(bad["state"], "failed");
+    assert!(bad["failure"].as_str().is_some_and(|failure| failure.contains("stdin:1")), "{bad:#}");
+
+    // The others of the process are stopped, and accounted for.
+    place.write("late.yaml", "name: late\nsource: { file: { path: none.csv } }\noutput: { stdout: }\n");
+    let mut child = place.command(&["run", "echo.yaml", "late.yaml", "-q", "--report", "report.json"]);
+    let end = ended(child.stdin(Stdio::piped()).spawn().expect("it starts"));
+    assert_eq!(end.code, Some(1), "{}", end.err);
+    let both = report(&place, "report.json");
+    let runs = both["runs"].as_array().expect("a list");
+    assert_eq!(runs.iter().map(|run| &run["name"]).collect::<Vec<_>>(), ["echo", "late"], "{both:#}");
+    assert!(runs.iter().all(|run| received(run) == 0), "{both:#}");
+    assert_eq!((&runs[0]["state"], &runs[1]["state"]), (&"stopped".into(), &"failed".into()), "{both:#}");
+    assert!(runs[1]["failure"].as_str().is_some_and(|why| why.contains("none.csv")), "{both:#}");
+}
+
+#[test]
 fn set_overrides_the_file() {
     let place = Place::new();
     place.write("echo.yaml", ECHO);
@@ -249,6 +291,22 @@ fn the_status_page_metrics_and_health_are_served_while_it_runs() {
     assert!(get("/").contains("<h1>echo</h1>"));
     drop(child.stdin.take());
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
+fn a_run_whose_standard_output_is_closed_ends_quietly() {
+    let place = Place::new();
+    place.write("endless.yaml", "name: endless\nsource: { generate: {} }\noutput: { stdout: }\n");
+    let mut child = place
+        .command(&["run", "endless.yaml", "--quiet", "--report", "report.json"])
+        .spawn()
+        .expect("the binary starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("it is piped")).read_line(&mut line).expect("text");
+    let end = ended(child);
+    assert_eq!((end.code, end.err.as_str()), (Some(0), ""));
+    let report = report(&place, "report.json");
+    assert!(received(&report) > 0 && report["state"] == "stopped", "{report:#}");
 }
 
 #[test]

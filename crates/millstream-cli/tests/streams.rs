@@ -106,3 +106,44 @@ async fn streams_and_super_streams_of_rabbitmq_are_declared() {
         place.done(&["stream", "stats", &url, "hashed-2"]);
     }
 }
+
+#[tokio::test]
+async fn what_asks_for_a_queue_takes_a_stream_of_rabbitmq() {
+    let node = Node::start(Setup::default().plugin("rabbitmq_stream")).await.expect("it starts");
+    let (place, url) = (Place::new(), node.stream_url(""));
+    place.done(&["queue", "declare", &url, "events"]);
+    let missing = place.run(&["queue", "publish", &url, "other", "x"]);
+    assert!(missing.code == Some(1) && missing.err.contains("no stream `other`"), "{}", missing.err);
+    place
+        .run_with_input(&["queue", "publish", &url, "events", "--lines"], b"{\"n\":1}\nno json\n{\"n\":3}\n");
+    assert_eq!(place.done(&["queue", "peek", &url, "events", "--max", "2"]), "{\"n\":1}\nno json\n");
+    let stats: Value =
+        serde_json::from_str(&place.done(&["queue", "stats", &url, "events", "--json"])).expect("JSON");
+    assert_eq!(stats["stats"]["ready"], 3);
+    assert_eq!(place.done(&["queue", "consume", &url, "events", "--max", "1"]), "{\"n\":1}\n");
+    assert_eq!(place.done(&["queue", "consume", &url, "events"]), "no json\n{\"n\":3}\n");
+    assert_eq!(place.done(&["queue", "consume", &url, "events"]), "");
+
+    // A pipeline is a consumer of its own, and what dies is published with its reason.
+    let yaml = format!(
+        "name: copy\nsource: {{ queue: {{ broker: '{url}', name: events, until: drained }} }}\n\
+         output: {{ queue: {{ broker: '{url}', name: copies }} }}\n\
+         on_error: {{ dead_letter: {{ queue: letters }} }}\n"
+    );
+    place.write("copy.yaml", &yaml);
+    let ledger = || -> Value {
+        place.done(&["run", "copy.yaml", "--quiet", "--report", "report.json"]);
+        let report: Value = serde_json::from_str(&place.read("report.json")).expect("a report");
+        report["ledger"].clone()
+    };
+    let first = ledger();
+    assert_eq!((&first["received"], &first["completed"], &first["dead"]), (&3.into(), &2.into(), &1.into()));
+    assert_eq!(place.done(&["queue", "consume", &url, "copies"]), "{\"n\":1}\n{\"n\":3}\n");
+    let letters = place.done(&["dead-letters", "list", &url, "letters"]);
+    assert!(letters.contains("1 dead letter") && letters.contains("no json"), "{letters}");
+    assert_eq!(ledger()["received"], 0, "the second run goes on where the first one ended");
+    place.done(&["queue", "publish", &url, "events", "{\"n\":4}"]);
+    assert_eq!(ledger()["received"], 1);
+    place.done(&["queue", "delete", &url, "events", "--yes"]);
+    assert_eq!(place.run(&["queue", "stats", &url, "events"]).code, Some(1));
+}

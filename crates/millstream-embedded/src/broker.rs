@@ -142,6 +142,34 @@ impl EmbeddedBroker {
         self.core.shared.journal.as_ref().map_or(0, Journal::damaged)
     }
 
+    /// What of this broker's directory is known to be damaged, in sentences for whoever runs it: what opening found,
+    /// and messages that were taken off their queues since. Empty if nothing is.
+    pub fn damage(&self) -> Vec<String> {
+        let mut known = Vec::new();
+        let url = &self.url;
+        let counted = |count: u64, one: &str, several: &str| match count {
+            1 => format!("1 {one}"),
+            _ => format!("{count} {several}"),
+        };
+        let places =
+            self.recovery.as_ref().map_or(0, |found| found.damaged.len() as u64 + found.damaged_files);
+        if places > 0 {
+            known.push(format!(
+                "the log of `{url}` is damaged in {}; what cannot be read was set aside beside it, and the rest goes on",
+                counted(places, "place", "places")
+            ));
+        }
+        let messages = self.damaged_messages();
+        if messages > 0 {
+            known.push(format!(
+                "{} of `{url}` cannot be read, because the log is damaged, and came off the queue unread; \
+                 publish them again if their senders still have them",
+                counted(messages, "message", "messages")
+            ));
+        }
+        known
+    }
+
     pub(crate) fn start(core: Arc<Core>, url: BrokerUrl, recovery: Option<Recovery>) -> EmbeddedBroker {
         let mut tasks = JoinSet::new();
         if core.shared.journal.is_some() {

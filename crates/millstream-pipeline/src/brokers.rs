@@ -1,5 +1,7 @@
 //! The brokers of a process: each is opened once and shared by all pipelines that name it.
 
+#[cfg(feature = "rabbitmq")]
+use crate::streamed::StreamedQueues;
 use millstream_embedded::{EmbeddedBroker, Settings};
 use millstream_message::{Broker, BrokerError, BrokerErrorKind, BrokerUrl};
 use std::collections::HashMap;
@@ -8,22 +10,41 @@ use tokio::sync::Mutex;
 
 /// Opens brokers by their URL and keeps them open. Give one to all pipelines of a process, and
 /// [`close`](Brokers::close) it after the last has ended.
-#[derive(Default)]
 pub struct Brokers {
-    open: Mutex<HashMap<BrokerUrl, Arc<dyn Broker>>>,
+    open: Mutex<Open>,
+    /// What an embedded one keeps in memory.
+    memory_bytes: u64,
     /// Stands in for every one, if given.
     instead: Option<Arc<dyn Broker>>,
 }
 
+#[derive(Default)]
+struct Open {
+    brokers: HashMap<BrokerUrl, Arc<dyn Broker>>,
+    /// Those of them that are in this process, which know of damage.
+    embedded: Vec<Arc<EmbeddedBroker>>,
+}
+
+impl Default for Brokers {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Brokers {
-    /// No broker is open yet.
+    /// No broker is open yet. Each embedded one will keep as much in memory as the bound of a run says.
     pub fn new() -> Self {
-        Self::default()
+        Self::holding(crate::bound::BROKER_BYTES)
+    }
+
+    /// No broker is open yet. Each embedded one will keep `memory_bytes` of messages in memory.
+    pub fn holding(memory_bytes: u64) -> Self {
+        Brokers { open: Mutex::default(), memory_bytes, instead: None }
     }
 
     /// Every URL is this broker: for tests, and for programs that have a broker already.
     pub fn of(broker: Arc<dyn Broker>) -> Self {
-        Brokers { open: Mutex::default(), instead: Some(broker) }
+        Brokers { instead: Some(broker), ..Self::new() }
     }
 
     /// The broker behind a URL.
@@ -36,12 +57,25 @@ impl Brokers {
             return Ok(broker.clone());
         }
         let mut open = self.open.lock().await;
-        if let Some(broker) = open.get(url) {
+        if let Some(broker) = open.brokers.get(url) {
             return Ok(broker.clone());
         }
-        let broker = open_broker(url, crate::bound::BROKER_BYTES).await?;
-        open.insert(url.clone(), broker.clone());
+        let broker = match url {
+            BrokerUrl::Memory | BrokerUrl::Embedded(_) => {
+                let broker = Arc::new(open_embedded(url, self.memory_bytes).await?);
+                open.embedded.push(broker.clone());
+                broker
+            }
+            _ => open_broker(url, self.memory_bytes).await?,
+        };
+        open.brokers.insert(url.clone(), broker.clone());
         Ok(broker)
+    }
+
+    /// What is known to be damaged in the brokers that were opened here, in sentences: see
+    /// [`EmbeddedBroker::damage`].
+    pub async fn damage(&self) -> Vec<String> {
+        self.open.lock().await.embedded.iter().flat_map(|broker| broker.damage()).collect()
     }
 
     /// Closes every broker that was opened here, so that acknowledgements are on the disk.
@@ -51,7 +85,7 @@ impl Brokers {
     /// The first that could not be closed; the others are closed all the same.
     pub async fn close(&self) -> Result<(), BrokerError> {
         let mut first = Ok(());
-        for (_, broker) in self.open.lock().await.drain() {
+        for (_, broker) in self.open.lock().await.brokers.drain() {
             first = first.and(broker.close().await);
         }
         first
@@ -65,24 +99,31 @@ impl Brokers {
 /// As [`Brokers::open`].
 pub async fn open_broker(url: &BrokerUrl, memory_bytes: u64) -> Result<Arc<dyn Broker>, BrokerError> {
     match url {
-        BrokerUrl::Memory => Ok(Arc::new(EmbeddedBroker::memory(Settings::memory())?)),
-        BrokerUrl::Embedded(directory) => {
-            let settings = Settings { memory_bytes, ..Settings::default() };
-            Ok(Arc::new(EmbeddedBroker::open(directory, settings).await?))
-        }
+        BrokerUrl::Memory | BrokerUrl::Embedded(_) => Ok(Arc::new(open_embedded(url, memory_bytes).await?)),
         #[cfg(feature = "rabbitmq")]
         BrokerUrl::Amqp(url) => Ok(Arc::new(millstream_rabbitmq::RabbitMq::connect(url).await?)),
         #[cfg(feature = "rabbitmq")]
         BrokerUrl::RabbitmqStream(url) => {
-            Ok(Arc::new(millstream_rabbitmq::stream::StreamBroker::connect(url).await?))
+            let streams = millstream_rabbitmq::stream::StreamBroker::connect(url).await?;
+            Ok(Arc::new(StreamedQueues::new(Arc::new(streams))))
         }
-        other => Err(BrokerError::new(
-            BrokerErrorKind::Unsupported,
-            format!(
-                "this program cannot open `{other}`; known are `memory:`, `embedded:PATH` and `amqp://HOST`"
-            ),
-        )),
+        other => Err(unknown(other)),
     }
+}
+
+async fn open_embedded(url: &BrokerUrl, memory_bytes: u64) -> Result<EmbeddedBroker, BrokerError> {
+    match url {
+        BrokerUrl::Memory => EmbeddedBroker::memory(Settings::memory()),
+        BrokerUrl::Embedded(directory) => {
+            EmbeddedBroker::open(directory, Settings { memory_bytes, ..Settings::default() }).await
+        }
+        other => Err(unknown(other)),
+    }
+}
+
+fn unknown(url: &BrokerUrl) -> BrokerError {
+    let known = "known are `memory:`, `embedded:PATH`, `amqp://HOST` and `rabbitmq-stream://HOST`";
+    BrokerError::new(BrokerErrorKind::Unsupported, format!("this program cannot open `{url}`; {known}"))
 }
 
 impl std::fmt::Debug for Brokers {

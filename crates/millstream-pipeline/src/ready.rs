@@ -93,7 +93,8 @@ impl Writer {
         }
         if bytes.len() > self.bytes_max {
             return Err(format!(
-                "the item has {} bytes; the output takes {} at most",
+                "the item has {} bytes; the output takes {} at most, which is the larger of `batch.bytes` and 1MiB, \
+                 and no more than its queue may hold",
                 bytes.len(),
                 self.bytes_max
             ));

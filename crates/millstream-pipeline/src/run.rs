@@ -2,9 +2,11 @@
 
 use crate::file::Pipeline;
 use crate::hold::Released;
-use crate::output::Outputs;
+use crate::output::{Outputs, stdout};
 use crate::trouble::{ItemFailure, Trouble};
-use millstream_flow::{Ledger, Monitor as FlowMonitor, Plan, Run as FlowRun, StageReport};
+use millstream_flow::{
+    Ended, Ledger, Monitor as FlowMonitor, Plan, Run as FlowRun, RunErrorKind, StageReport,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -81,13 +83,19 @@ pub struct RunError {
 
 impl RunError {
     /// How it ended.
-    pub fn ended(&self) -> &millstream_flow::Ended {
+    pub fn ended(&self) -> &Ended {
         self.error.ended()
     }
 
     /// The account up to the end.
     pub fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// Whether it ended because nobody reads standard output any more, as in `… | head`. What was not written is given
+    /// back to its source.
+    pub fn nobody_reads(&self) -> bool {
+        matches!(self.ended(), Ended::Failed(RunErrorKind::Sink(error)) if stdout::is_closed(&**error))
     }
 }
 

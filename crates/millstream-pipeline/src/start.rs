@@ -121,11 +121,13 @@ impl Starting<'_> {
         Ok(Run::new(self.pipeline, plan, counted, stop, self.trouble, released))
     }
 
-    /// Whether items come by a queue, whose dead letters the queue itself makes.
+    /// Whether items come by a queue, whose dead letters the queue itself makes. A stream makes none.
     fn queue_fed(&self) -> bool {
         let draft = &self.pipeline.draft;
-        matches!(draft.buffer.value, Buffer::Queue { .. })
-            || matches!(draft.source.as_deref(), Some(Source::Queue { .. }))
+        match draft.source.as_deref() {
+            Some(Source::Queue { queue, .. }) => !matches!(queue.broker, BrokerUrl::RabbitmqStream(_)),
+            _ => matches!(draft.buffer.value, Buffer::Queue { .. }),
+        }
     }
 
     /// The dead-letter queue, declared; given back only where letters are published to it by hand.
@@ -207,7 +209,7 @@ impl Starting<'_> {
             let broker = self.broker(&queue.broker).await?;
             self.declare_unless_there(&broker, &queue.name, self.queue_with_letters(&queue.name)).await?;
             let consumer = self.consume(&broker, queue, prefetch, *drained).await?;
-            let dead_letters = matches!(draft.on_error.then, Then::DeadLetter { .. });
+            let dead_letters = matches!(draft.on_error.then, Then::DeadLetter { .. }) && self.queue_fed();
             let intake = intake::queued(consumer, JoinSet::new(), dead_letters, self.trouble.clone());
             return Ok((intake, None, None));
         }

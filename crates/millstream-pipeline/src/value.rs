@@ -60,12 +60,32 @@ fn parse(text: &[u8], shared: Option<&Bytes>) -> Result<Value, JsonError> {
     let expected = ENTRIES.get();
     let value = AsValue { shared, expected }.deserialize(&mut reader).map_err(fail)?;
     reader.end().map_err(fail)?;
+    if has_long_number(text)
+        && let Ok(exact) = jaq_json::read::parse_single(text)
+    {
+        return Ok(exact);
+    }
     if let Value::Obj(map) = &value
         && map.len() != expected
     {
         ENTRIES.set(map.len().min(ENTRIES_MAX));
     }
     Ok(value)
+}
+
+/// Digits and points in a row that a number of 64 bits may not hold exactly; shortest texts of such a float have fewer.
+const LONG: usize = 20;
+
+/// Whether there may be a number in `text` that is not told exactly by 64 bits. jq's own reader keeps those as they are
+/// written, and takes several times as long.
+fn has_long_number(text: &[u8]) -> bool {
+    let numeric = |byte: &u8| byte.is_ascii_digit() || *byte == b'.';
+    // A run of that length covers one of these places.
+    (LONG - 1..text.len()).step_by(LONG).any(|at| {
+        let before = || text[..at].iter().rev().take_while(|byte| numeric(byte)).count();
+        let behind = || text[at..].iter().take_while(|byte| numeric(byte)).count();
+        numeric(&text[at]) && before() + behind() >= LONG
+    })
 }
 
 /// The most entries that room is made for before they come.
@@ -296,6 +316,26 @@ mod tests {
         let mut out = Vec::new();
         write_json(&mut out, &parse_json(json.as_bytes()).expect("valid JSON"));
         String::from_utf8(out).expect("JSON is UTF-8")
+    }
+
+    #[test]
+    fn numbers_that_64_bits_do_not_hold_come_back_digit_by_digit() {
+        for number in [
+            "123456789012345678901234567890",
+            "-18446744073709551616",
+            "0.1234567890123456789012",
+            "3.14159265358979323846264338327950288",
+            "9007199254740993",
+            "0.30000000000000004",
+        ] {
+            for padding in 0..25 {
+                let json = format!("{{\"{}\":{number},\"n\":[{number}]}}", "x".repeat(padding));
+                assert_eq!(round_trip(&json), json);
+            }
+        }
+        let id = "{\"id\":\"12345678901234567890123 .5\",\"n\":1}";
+        assert_eq!(round_trip(id), id, "a text of digits is a text");
+        assert!(parse_json(b"[123456789012345678901234567890,]").is_err());
     }
 
     #[test]

@@ -33,6 +33,45 @@ async fn lines_and_other_delimiters_are_read() {
 }
 
 #[tokio::test]
+async fn a_byte_order_mark_is_no_part_of_the_text_in_any_format() {
+    let bench = Bench::new().await;
+    for (name, text, out) in [
+        ("in.ndjson", "{\"a\":1}\n{\"a\":2}\n", "{\"a\":1}\n{\"a\":2}\n"),
+        ("in.csv", "\"a\nb\",c\n1,2\n", "{\"a\\nb\":\"1\",\"c\":\"2\"}\n"),
+        ("in.txt", "one\n", "{\"line\":\"one\"}\n"),
+    ] {
+        bench.write(name, format!("\u{feff}{text}"));
+        for buffer in ["", BUFFERED] {
+            let path = format!("{name}-{}.ndjson", buffer.len());
+            bench
+                .run(&format!(
+                    "source: {{ file: {{ path: {name} }} }}\n{buffer}\noutput: {{ file: {{ path: {path} }} }}"
+                ))
+                .await;
+            assert_eq!(bench.read(&path), out);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_utf8_is_told_alike_in_every_format() {
+    let bench = Bench::new().await;
+    for (name, text, place) in [
+        ("in.ndjson", &b"1\n\"x\xff\"\n"[..], "in.ndjson:2:3"),
+        ("in.csv", b"a,b\n1,x\xff\n", "in.csv:2:"),
+        ("in.txt", b"x\xff\n", "in.txt:1:2"),
+    ] {
+        bench.write(name, text);
+        let report =
+            bench.run(&format!("source: {{ file: {{ path: {name} }} }}\n{OUT}\non_error: skip")).await;
+        assert_eq!(report.dropped()["errors"], 1);
+        let error = &report.errors[0];
+        assert!(error.reason.contains("byte 0xff is not UTF-8"), "{error:?}");
+        assert!(error.place.starts_with(place), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_pattern_reads_all_its_files_in_order() {
     let bench = Bench::new().await;
     for (name, text) in
@@ -179,6 +218,28 @@ async fn a_followed_file_gives_what_is_added_and_what_replaces_it() {
     until(5).await;
     run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
     assert_eq!(bench.read("out/all.ndjson"), "1\n2\n33\n4\n5\n");
+}
+
+/// Logs are rotated by giving their name to another file, which may have grown beyond the old one before anybody looks.
+#[tokio::test(start_paused = true)]
+async fn a_followed_file_that_loses_its_name_is_read_to_its_end_and_its_successor_from_its_begin() {
+    let bench = Bench::new().await;
+    bench.write("in.ndjson", "1\n2\n");
+    let yaml =
+        format!("source: {{ file: {{ path: in.ndjson, follow: true }} }}\n{OUT}\nbatch: {{ count: 1 }}");
+    let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
+    let until = async |completed: u64| {
+        while run.report().ledger.completed < completed {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    until(2).await;
+    bench.write("in.ndjson", "1\n2\n3\n4");
+    std::fs::rename(bench.path("in.ndjson"), bench.path("in.ndjson.1")).expect("renamed");
+    bench.write("in.ndjson", "5\n6\n7\n8\n9\n");
+    until(9).await;
+    run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    assert_eq!(bench.read("out/all.ndjson"), "1\n2\n3\n4\n5\n6\n7\n8\n9\n");
 }
 
 #[tokio::test]

@@ -17,6 +17,25 @@ async fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address").port()
 }
 
+/// `curl -d` and its like declare what they do not mean.
+#[tokio::test]
+async fn a_client_that_says_nothing_of_the_body_is_understood() {
+    let bench = Bench::new().await;
+    let port = free_port().await;
+    let run = bench.pipeline(&source(port, "")).start(&bench.brokers()).await.expect("a run");
+    for declared in
+        ["application/x-www-form-urlencoded", "text/plain; charset=utf-8", "application/octet-stream", ""]
+    {
+        for (body, count) in
+            [("{\"n\":1}", 1), ("[1,2]", 2), ("{\"n\":1}\n{\"n\":2}\n", 2), ("{\n\"n\": [\n1]}\n", 1)]
+        {
+            let answer = post(port, "/items", declared, body).await;
+            assert!(answer.contains(&format!("{{\"accepted\":{count}}}")), "{declared}: {body}: {answer}");
+        }
+    }
+    run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+}
+
 /// POSTs and gives the status line, the headers and the body.
 async fn post(port: u16, path: &str, content_type: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
@@ -82,7 +101,11 @@ async fn what_cannot_be_accepted_is_refused_whole_with_its_reason() {
         ("/items", json, "{\"a\":", "400", "not JSON"),
         ("/items", lines, "{\"a\":1}\n{oops}\n", "400", "line 2, column 2"),
         ("/items", json, "\"\u{1}\"", "400", "not JSON"),
-        ("/items", "text/plain", "x", "415", "application/x-ndjson"),
+        ("/items", "application/xml", "<x/>", "415", "application/x-ndjson"),
+        ("/items", "text/plain\r\nOrigin: http://elsewhere", "{}", "415", "application/json"),
+        ("/items", "text/plain", "x", "400", "not JSON"),
+        ("/items", "text/plain", "", "400", "not JSON"),
+        ("/items", "text/plain", "{\"a\":1}\n{oops}\n", "400", "line 2, column 2"),
         ("/items", json, long.as_str(), "413", "larger than 100 bytes"),
         ("/items", json, "[1,2,3]", "413", "`max_pending` allows 2"),
         ("/other", json, "1", "404", ""),

@@ -48,7 +48,7 @@ fn a_good_file_has_no_problem() {
 
 #[test]
 fn an_unknown_key_names_the_nearest_known_one() {
-    check(&with("proces: []"), &[(4, 1, "unknown key `proces`", "did you mean `process`?")]);
+    check(&with("proces: [{ map: . }]"), &[(4, 1, "unknown key `proces`", "did you mean `process`?")]);
     check(
         &with("batch: { cuont: 5 }"),
         &[(4, 10, "unknown key `cuont` in `batch`", "did you mean `count`?")],
@@ -57,6 +57,35 @@ fn an_unknown_key_names_the_nearest_known_one() {
     check(
         "name: p\nsource: { fiel: { path: x.csv } }\noutput: { stdout: }",
         &[(2, 11, "unknown key `fiel`", "did you mean `file`?")],
+    );
+}
+
+#[test]
+fn what_stands_below_a_misspelt_key_is_checked_as_what_was_meant() {
+    check(
+        &with("bacth: { cuont: 5, age: soon }"),
+        &[
+            (4, 1, "unknown key `bacth`", "did you mean `batch`?"),
+            (4, 10, "unknown key `cuont` in `batch`", "did you mean `count`?"),
+            (4, 25, "`age` is `soon`", "such as `500ms`"),
+        ],
+    );
+    // What was meant is plain only if it is not there already.
+    check(
+        &with("batch: { count: 5 }\nbacth: { zzz: 5 }"),
+        &[(5, 1, "unknown key `bacth`", "did you mean `batch`?")],
+    );
+}
+
+#[test]
+fn a_variable_that_is_not_set_is_one_problem() {
+    check(
+        &with("batch: { count: \"${MILLSTREAM_NOT_SET}\" }"),
+        &[(4, 17, "`MILLSTREAM_NOT_SET` is not set", "give a default")],
+    );
+    check(
+        &with("batch: { by: \"${MILLSTREAM_NOT_SET}${MILLSTREAM_NOR_THIS}\" }"),
+        &[(4, 14, "`MILLSTREAM_NOT_SET`", "set it"), (4, 14, "`MILLSTREAM_NOR_THIS`", "set it")],
     );
 }
 
@@ -117,7 +146,16 @@ fn brokers_must_be_durable() {
     };
     check(&queue("memory:"), &[(2, 28, "`broker` is `memory:`", "gone with the process")]);
     check(&queue("amqp://host?hearbeat=5"), &[(2, 28, "`broker`", "known are name, heartbeat")]);
-    check(&queue("rabbitmq-stream://host"), &[(2, 28, "`broker`", "use `amqp://HOST`")]);
+    check(&queue("rabbitmq-stream://host?hearbeat=5"), &[(2, 28, "`broker`", "`heartbeat` (seconds)")]);
+    accepted(&queue("rabbitmq-stream://host"));
+    accepted(&format!(
+        "{}\non_error: {{ dead_letter: {{ broker: \"amqp://host\", queue: dead }} }}",
+        queue("rabbitmq-stream://host")
+    ));
+    check(
+        &with("buffer: { queue: { broker: \"rabbitmq-stream://host\", name: q } }"),
+        &[(4, 60, "a stream cannot be the buffer", "use a queue")],
+    );
     check(&queue("embedded:"), &[(2, 28, "`broker`", "name a directory")]);
 }
 
@@ -476,14 +514,5 @@ fn streams_are_held_against_their_brokers_and_their_settings() {
         "name: p\nsource: { stream: { name: s, broker: \"embedded:d\" } }\n\
          output: { stream: { name: s, broker: \"embedded:d\" } }",
         &[(3, 27, "for the source and for an output", "another stream")],
-    );
-    check(
-        "name: p\nsource: { queue: { name: q, broker: \"rabbitmq-stream://h\" } }\noutput: { stdout: }",
-        &[(2, 37, "not a broker's URL", "use `amqp://HOST`, or a `stream` as source and output")],
-    );
-    check(
-        "name: p\nsource: { stream: { name: s, broker: \"rabbitmq-stream://h\" } }\noutput: { stdout: }\n\
-         on_error: { dead_letter: { queue: dead } }",
-        &[(4, 35, "no broker for the dead-letter queue", "add `broker:")],
     );
 }

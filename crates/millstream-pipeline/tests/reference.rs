@@ -29,11 +29,11 @@ fn kind(schema: &Value) -> String {
         (Some("string"), Some(pattern)) if pattern.contains("first") => {
             "`first`, `last`, `next`, offset, time".to_owned()
         }
+        (Some("string"), Some(pattern)) if pattern.contains("amqp") => {
+            "`embedded:PATH`, `amqp://HOST`, `rabbitmq-stream://HOST`".to_owned()
+        }
         (Some("string"), Some(pattern)) if pattern.contains("rabbitmq-stream") => {
             "`embedded:PATH`, `rabbitmq-stream://HOST`".to_owned()
-        }
-        (Some("string"), Some(pattern)) if pattern.contains("embedded") => {
-            "`embedded:PATH`, `amqp://HOST`".to_owned()
         }
         (Some("string"), Some(pattern)) if pattern.contains("http") => "URL".to_owned(),
         (Some("string"), Some(_)) => "`HOST:PORT`".to_owned(),

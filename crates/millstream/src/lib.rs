@@ -97,6 +97,10 @@ pub async fn open(url: &str) -> Result<std::sync::Arc<dyn message::Broker>, flow
         message::BrokerUrl::RabbitmqStream(url) => {
             Ok(std::sync::Arc::new(rabbitmq::stream::StreamBroker::connect(&url).await?))
         }
+        #[cfg(not(feature = "rabbitmq"))]
+        url @ (message::BrokerUrl::Amqp(_) | message::BrokerUrl::RabbitmqStream(_)) => {
+            Err(format!("`{url}`: this program was built without RabbitMQ; switch the feature `rabbitmq` of `millstream` on").into())
+        }
         url => Ok(embedded::open(&url).await?),
     }
 }

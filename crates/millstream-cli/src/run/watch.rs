@@ -5,7 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use millstream_observe::{ErrorSnapshot, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, StageSnapshot};
-use millstream_pipeline::{Monitor, Report};
+use millstream_pipeline::{Monitor, Pipeline, Report};
+use serde::Serialize;
 use serde_json::json;
 
 /// All runs, in the order of their files.
@@ -16,14 +17,36 @@ pub(crate) struct Watch {
 
 struct Watched {
     state: RunState,
-    monitor: Monitor,
+    /// `None` of what could not start.
+    monitor: Option<Monitor>,
     /// The report at the end; until then the monitor makes one whenever it is asked.
     last: Option<Report>,
 }
 
+/// What `--report` writes of one run.
+#[derive(Serialize)]
+struct Account {
+    #[serde(flatten)]
+    report: Report,
+    /// `completed`, `failed`, or `stopped`: by a signal, or because nobody reads standard output any more.
+    state: &'static str,
+    failure: Option<String>,
+}
+
 impl Watched {
     fn report(&self) -> Report {
-        self.last.clone().unwrap_or_else(|| self.monitor.report())
+        let now = || self.monitor.as_ref().map(Monitor::report).unwrap_or_default();
+        self.last.clone().unwrap_or_else(now)
+    }
+
+    /// The report as JSON, with how the run ended.
+    fn account(&self) -> Account {
+        let (state, failure) = match &self.state {
+            RunState::Completed => ("completed", None),
+            RunState::Failed(failure) => ("failed", Some(failure.clone())),
+            RunState::Starting | RunState::Running | RunState::Draining => ("stopped", None),
+        };
+        Account { report: self.report(), state, failure }
     }
 }
 
@@ -31,15 +54,25 @@ impl Watch {
     /// Adds a run that has started; its number.
     pub(crate) fn add(&self, monitor: Monitor) -> usize {
         let mut runs = self.lock();
-        runs.push(Watched { state: RunState::Running, monitor, last: None });
+        runs.push(Watched { state: RunState::Running, monitor: Some(monitor), last: None });
         runs.len() - 1
+    }
+
+    /// Adds what could not start, for its report: nothing was received, and why.
+    pub(crate) fn add_failed(&self, pipeline: &Pipeline, why: String) {
+        let mut report = Report::default();
+        report.name = pipeline.name().to_owned();
+        report.memory_bound_bytes = pipeline.memory_bound_bytes();
+        self.lock().push(Watched { state: RunState::Failed(why), monitor: None, last: Some(report) });
     }
 
     /// Tells all sources to stop.
     pub(crate) fn drain(&self) {
         for run in self.lock().iter_mut().filter(|run| run.last.is_none()) {
             run.state = RunState::Draining;
-            run.monitor.stop();
+            if let Some(monitor) = &run.monitor {
+                monitor.stop();
+            }
         }
     }
 
@@ -51,6 +84,13 @@ impl Watch {
             None if run.state == RunState::Running => run.state = RunState::Completed,
             None => {}
         }
+        run.last = Some(report);
+    }
+
+    /// Remembers the report of a run that had no more to do, before its source's end.
+    pub(crate) fn stopped(&self, number: usize, report: Report) {
+        let run = &mut self.lock()[number];
+        run.state = RunState::Draining;
         run.last = Some(report);
     }
 
@@ -66,10 +106,17 @@ impl Watch {
         self.lock().iter().map(|run| snapshot(run.state.clone(), run.report())).collect()
     }
 
+    /// Those of them that could start.
+    pub(crate) fn started(&self) -> Vec<RunSnapshot> {
+        let runs = self.lock();
+        let started = runs.iter().filter(|run| run.monitor.is_some());
+        started.map(|run| snapshot(run.state.clone(), run.report())).collect()
+    }
+
     /// The report of all runs as JSON: an object for one, a list for several.
     pub(crate) fn report(&self) -> serde_json::Result<String> {
-        let reports: Vec<Report> = self.lock().iter().map(Watched::report).collect();
-        match reports.as_slice() {
+        let accounts: Vec<Account> = self.lock().iter().map(Watched::account).collect();
+        match accounts.as_slice() {
             [one] => serde_json::to_string_pretty(one),
             several => serde_json::to_string_pretty(&json!({ "runs": several })),
         }

@@ -3,7 +3,7 @@
 use super::csv::Header;
 use super::frame::Frame;
 use crate::file::model::{Format, Reading};
-use crate::value::{self, Map, Value};
+use crate::value::{self, JsonError, Map, Value};
 use bytes::Bytes;
 
 /// What is wrong with one line or row, at a column from 1.
@@ -88,8 +88,7 @@ impl Decoder {
             }
             _ => {
                 // Parsed to know that it is JSON, kept as it was written.
-                value::parse_json(bytes)
-                    .map_err(|error| Fault::new(error.column(), error.message().to_owned()))?;
+                value::parse_json(bytes).map_err(|error| json(bytes, error))?;
                 out.extend_from_slice(bytes);
                 Ok(())
             }
@@ -117,8 +116,7 @@ impl Decoder {
                 map.insert(self.line_key.clone(), Value::utf8_str(bytes.clone()));
                 Ok(Value::obj(map))
             }
-            _ => value::parse_shared(bytes)
-                .map_err(|error| Fault::new(error.column(), error.message().to_owned())),
+            _ => value::parse_shared(bytes).map_err(|error| json(bytes, error)),
         }
     }
 }
@@ -129,6 +127,14 @@ fn whole(frame: &Frame) -> Result<&[u8], Fault> {
         Frame::TooLong { length, .. } => {
             Err(Fault::new(1, format!("the line has {length} bytes, more than `max_line` allows")))
         }
+    }
+}
+
+/// Why bytes are no JSON; text that is not UTF-8 is told as in every other format.
+fn json(bytes: &[u8], error: JsonError) -> Fault {
+    match utf8(bytes) {
+        Ok(()) => Fault::new(error.column(), error.message().to_owned()),
+        Err(fault) => fault,
     }
 }
 

@@ -5,6 +5,8 @@ use memchr::{memchr, memchr2};
 
 /// How much of a line that is too long is kept to show.
 const PREVIEW: usize = 256;
+/// What some programs put before the text of a file. It is no part of its first line.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// One line or row, without its line break.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,6 +145,9 @@ impl Framer {
         if bytes.ends_with(b"\r") {
             bytes.truncate(bytes.len() - 1);
         }
+        if line == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
+            bytes.advance(BYTE_ORDER_MARK.len());
+        }
         if bytes.len() > self.line_max {
             let length = bytes.len() as u64;
             bytes.truncate(PREVIEW);
@@ -207,6 +212,7 @@ impl Framer {
                 // A quote opens a field only where the field begins; elsewhere it is a character like others.
                 self.quoted = match index.checked_sub(1) {
                     None => self.skipping.is_none(),
+                    Some(_) if self.consumed == 0 && self.buffer[..index] == *BYTE_ORDER_MARK => true,
                     Some(before) => self.buffer[before] == delimiter,
                 };
                 self.searched = index + 1;
@@ -266,6 +272,18 @@ mod tests {
             );
         }
         assert_eq!(frames(b"", 1, 9, None), []);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        for step in 1..8 {
+            for delimiter in [None, Some(b',')] {
+                assert_eq!(
+                    frames(b"\xef\xbb\xbfa\n\xef\xbb\xbfb", step, 9, delimiter),
+                    [ok(1, "a"), ok(2, "\u{feff}b")]
+                );
+            }
+        }
     }
 
     #[test]

@@ -72,6 +72,9 @@ struct Current {
     lines: Lines,
     first: Vec<u8>,
     end: bool,
+    /// Whether it has lost its name, to another file or to none: what is in it is read to the end, for nobody will
+    /// write more.
+    gone: bool,
 }
 
 impl FileFeed {
@@ -160,7 +163,7 @@ impl FileFeed {
             self.read_header(&mut file, &mut lines).await?;
         }
         file.seek(SeekFrom::Start(offset)).await?;
-        Ok(Current { path: path.to_owned(), name, file, lines, first, end: false })
+        Ok(Current { path: path.to_owned(), name, file, lines, first, end: false, gone: false })
     }
 
     /// Reads the csv header again, of a file that goes on behind it.
@@ -206,7 +209,7 @@ impl FileFeed {
                 continue;
             };
             // A line without its break is an item only where nobody will write its rest.
-            current.lines.take(self.chunk, current.end && !self.follow, &mut items)?;
+            current.lines.take(self.chunk, current.end && (!self.follow || current.gone), &mut items)?;
             if !items.is_empty() {
                 let position = self.position();
                 return Ok(Some(Chunk { items, position, reply: None }));
@@ -237,14 +240,20 @@ impl FileFeed {
 
     /// At the end of a followed file: goes over to the next one, to the file that took its place, or waits.
     async fn look_again(&mut self) -> Result<(), BoxError> {
-        let Some(current) = &self.current else { return Ok(()) };
+        let Some(current) = &mut self.current else { return Ok(()) };
         let (read, _) = current.lines.framer.position();
         let path = current.path.clone();
-        let cut = match tokio::fs::metadata(&path).await {
-            Ok(now) => now.len() < read,
-            Err(_) => true,
+        let named = tokio::fs::metadata(&path).await.ok();
+        let same = match &named {
+            Some(named) => is_same(named, &current.file.metadata().await?),
+            None => false,
         };
-        if cut {
+        if !same && !current.gone {
+            // Something may have been written between its end and its end of name.
+            current.gone = true;
+            return Ok(());
+        }
+        if !same || named.is_none_or(|named| named.len() < read) {
             self.position.files.remove(&current.name);
             self.current = None;
         } else if self.files()?.iter().any(|file| *file != path && !self.done.contains(file)) {
@@ -255,6 +264,19 @@ impl FileFeed {
         tokio::time::sleep(LOOK).await;
         Ok(())
     }
+}
+
+/// Whether a name still means the file that was opened by it: logs are rotated by giving the name to another file.
+#[cfg(unix)]
+fn is_same(named: &std::fs::Metadata, open: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (named.dev(), named.ino()) == (open.dev(), open.ino())
+}
+
+/// Where files have no such numbers, one that is shorter than what was read of it shows that it is another one.
+#[cfg(not(unix))]
+fn is_same(_: &std::fs::Metadata, _: &std::fs::Metadata) -> bool {
+    true
 }
 
 impl Feed for FileFeed {

@@ -8,7 +8,7 @@ use crate::value::{self, Value};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderMap, Response, StatusCode};
 use axum::routing::post;
 use bytes::Bytes;
@@ -115,16 +115,26 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
     let full = || {
         Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many items are waiting to be stored; try again".into())
     };
-    let lines = is_lines(headers)?;
+    let form = form(headers)?;
     let bytes = {
         let _reading = shared.reading.acquire().await.map_err(|_| full())?;
         to_bytes(body, shared.body_max).await.map_err(|_| {
-            let why = format!("the body is larger than {} bytes, or was cut short", shared.body_max);
+            let why = format!(
+                "the body is larger than {} bytes, which is `max_body`, or was cut short",
+                shared.body_max
+            );
             Refusal(StatusCode::PAYLOAD_TOO_LARGE, why)
         })?
     };
     let kib = u32::try_from(bytes.len().div_ceil(1024)).unwrap_or(u32::MAX);
-    let items = if lines { read_lines(&bytes, shared.body_max)? } else { read_json(&bytes)? };
+    let items = match form {
+        Form::Json => read_json(&bytes)?,
+        Form::Lines => read_lines(&bytes, shared.body_max)?,
+        // One value may stand on several lines, and several lines are no single value. If it is neither, the fault
+        // of the lines names the line.
+        Form::Either if !bytes.trim_ascii().contains(&b'\n') => read_json(&bytes)?,
+        Form::Either => read_json(&bytes).or_else(|_| read_lines(&bytes, shared.body_max))?,
+    };
     let count = items.len();
     if count == 0 {
         return Ok(0);
@@ -148,13 +158,31 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
     }
 }
 
-/// Whether the body is lines of JSON; the declared type decides, nothing is guessed.
-fn is_lines(headers: &HeaderMap) -> Result<bool, Refusal> {
-    let Some(declared) = headers.get(CONTENT_TYPE) else { return Ok(false) };
+/// How items are written in a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// One JSON value: an item, or an array of items.
+    Json,
+    /// A JSON value a line.
+    Lines,
+    /// Whichever of both it is.
+    Either,
+}
+
+/// The form that the declared type means. Types that clients send unasked, as `curl -d` does, mean nothing: the body
+/// tells. A page of another site could make a browser send them without asking us first, so what comes from a
+/// browser must say what it is (the fetch standard calls the others CORS-safelisted).
+fn form(headers: &HeaderMap) -> Result<Form, Refusal> {
+    let Some(declared) = headers.get(CONTENT_TYPE) else { return Ok(Form::Either) };
     let declared = declared.to_str().unwrap_or("");
-    match declared.split(';').next().unwrap_or("").trim() {
-        "application/json" => Ok(false),
-        "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(true),
+    match declared.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str() {
+        "application/json" => Ok(Form::Json),
+        "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(Form::Lines),
+        "" | "text/plain" | "application/octet-stream" | "application/x-www-form-urlencoded"
+            if !headers.contains_key(ORIGIN) =>
+        {
+            Ok(Form::Either)
+        }
         _ => {
             let why = format!("content type {declared:?}; send `application/json` or `application/x-ndjson`");
             Err(Refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, why))

@@ -1,9 +1,8 @@
 //! Holds a tree against the shape: unknown and missing keys, wrong types, numbers out of range.
 
-use super::place::At;
 use super::problem::{Findings, nearest, one_of};
 use super::shape::{Key, Kind, Shape, Union};
-use super::tree::{Data, Node, Style};
+use super::tree::{self, Data, Node, Style};
 use super::units;
 
 /// Reports everything in `node` that `shape` does not allow. What it leaves unreported, the model may read.
@@ -21,7 +20,7 @@ pub(crate) fn object(node: &Node, shape: &Shape, what: &str, findings: &mut Find
     for (key, value) in entries {
         match shape.keys.iter().find(|known| known.name == key.name) {
             Some(known) => value_of(value, &known.kind, known.name, findings),
-            None => unknown(key.at, &key.name, what, shape.keys, findings),
+            None => unknown(key, value, node, what, shape.keys, findings),
         }
     }
     for missing in shape.keys.iter().filter(|key| key.required && node.get(key.name).is_none()) {
@@ -30,12 +29,19 @@ pub(crate) fn object(node: &Node, shape: &Shape, what: &str, findings: &mut Find
     }
 }
 
-fn unknown(at: At, name: &str, what: &str, known: &[Key], findings: &mut Findings) {
-    let remedy = match nearest(name, known.iter().map(|key| key.name)) {
+/// Reports a key of `map` that is not known. What stands below it is checked as what was meant, if that is plain, so
+/// that mending the key brings no new problems to light.
+fn unknown(key: &tree::Key, value: &Node, map: &Node, what: &str, known: &[Key], findings: &mut Findings) {
+    let near = nearest(&key.name, known.iter().map(|key| key.name));
+    let remedy = match near {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("known here: {}", one_of(known.iter().map(|key| key.name))),
     };
-    findings.add(at, format!("unknown key `{name}` in {what}"), remedy);
+    findings.add(key.at, format!("unknown key `{}` in {what}", key.name), remedy);
+    let meant = near.filter(|near| map.get(near).is_none());
+    if let Some(meant) = known.iter().find(|known| Some(known.name) == meant) {
+        value_of(value, &meant.kind, meant.name, findings);
+    }
 }
 
 fn union(node: &Node, union: &Union, key: &str, findings: &mut Findings) {
@@ -45,7 +51,7 @@ fn union(node: &Node, union: &Union, key: &str, findings: &mut Findings) {
             for (tag, value) in entries {
                 match union.tags.iter().find(|known| known.name == tag.name) {
                     Some(known) => value_of(value, &known.kind, known.name, findings),
-                    None => unknown(tag.at, &tag.name, &format!("`{key}`"), union.tags, findings),
+                    None => unknown(tag, value, node, &format!("`{key}`"), union.tags, findings),
                 }
             }
             let tags: Vec<_> =
@@ -231,11 +237,9 @@ fn broker(text: &str) -> Result<(), String> {
                 .to_owned(),
         ),
         Some(("amqp" | "amqps", _)) => amqp(text),
-        Some(("rabbitmq-stream" | "rabbitmq-stream+tls", _)) => Err(
-            "that broker has streams and no queues; use `amqp://HOST`, or a `stream` as source and output"
-                .to_owned(),
-        ),
-        _ => Err("write `embedded:PATH`, a directory beside the pipeline file, or `amqp://HOST`".to_owned()),
+        Some(("rabbitmq-stream" | "rabbitmq-stream+tls", _)) => rabbitmq_stream(text),
+        _ => Err("write `embedded:PATH`, a directory beside the pipeline file, `amqp://HOST`, or `rabbitmq-stream://HOST`"
+            .to_owned()),
     }
 }
 

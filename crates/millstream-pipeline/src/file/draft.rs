@@ -375,17 +375,12 @@ fn nearby_broker(draft: &Draft) -> Option<BrokerUrl> {
     if let Some(Source::Queue { queue, .. }) = draft.source.as_deref() {
         return Some(queue.broker.clone());
     }
-    let with_queues = |broker: &BrokerUrl| {
-        Some(broker.clone()).filter(|broker| !matches!(broker, BrokerUrl::RabbitmqStream(_)))
-    };
-    if let Some(Source::Stream(source)) = draft.source.as_deref()
-        && let Some(broker) = with_queues(&source.stream.broker)
-    {
-        return Some(broker);
+    if let Some(Source::Stream(source)) = draft.source.as_deref() {
+        return Some(source.stream.broker.clone());
     }
     draft.outputs.iter().find_map(|output| match &output.kind {
         OutputKind::Queue(queue) => Some(queue.broker.clone()),
-        OutputKind::Stream(stream) => with_queues(&stream.broker),
+        OutputKind::Stream(stream) => Some(stream.broker.clone()),
         _ => None,
     })
 }

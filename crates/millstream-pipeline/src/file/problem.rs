@@ -78,6 +78,8 @@ impl std::error::Error for Problems {}
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     found: Vec<(At, String, String)>,
+    /// Places of values that are not known: the first findings there, which say why, are all there is to say.
+    unknown: Vec<At>,
 }
 
 impl Findings {
@@ -85,13 +87,29 @@ impl Findings {
         self.found.push((at, message.into(), remedy.into()));
     }
 
+    /// Adds why the value at this place is not known. Whatever else is found wrong with it later follows from that,
+    /// and is not told.
+    pub(crate) fn add_unknown(&mut self, at: At, message: impl Into<String>, remedy: impl Into<String>) {
+        self.unknown.push(at);
+        self.add(at, message, remedy);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.found.is_empty()
     }
 
     pub(crate) fn into_problems(mut self, texts: &Texts) -> Problems {
+        // The sort is stable: at one place, why a value is not known was found first.
         self.found.sort_by_key(|(at, ..)| *at);
         self.found.dedup();
+        let mut left: Vec<At> = self.unknown.clone();
+        self.found.retain(|(at, ..)| match left.iter().position(|unknown| unknown == at) {
+            Some(one) => {
+                left.swap_remove(one);
+                true
+            }
+            None => !self.unknown.contains(at),
+        });
         let problems = self
             .found
             .into_iter()

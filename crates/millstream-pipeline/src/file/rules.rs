@@ -116,6 +116,13 @@ fn queues_apart(draft: &Draft, findings: &mut Findings) {
     }
     if let Buffer::Queue { queue, .. } = &draft.buffer.value {
         used.push((&queue.broker, &queue.name, "the buffer"));
+        if matches!(queue.broker, BrokerUrl::RabbitmqStream(_)) {
+            findings.add(
+                queue.name.at,
+                "a stream cannot be the buffer: what was done would stay in it, and it keeps no positions",
+                "use a queue, of `embedded:PATH` or `amqp://HOST`",
+            );
+        }
     }
     for output in &draft.outputs {
         if let OutputKind::Queue(queue) = &output.kind {
@@ -413,8 +420,10 @@ fn letters_at_home(draft: &Draft, findings: &mut Findings) {
         (Buffer::Queue { queue, .. }, _) | (_, Some(Source::Queue { queue, .. })) => &queue.broker,
         _ => return,
     };
+    // A stream has no dead letters of its own: they are published, wherever that is.
     if let Then::DeadLetter { queue, broker: Some(broker) } = &draft.on_error.then
         && broker != home
+        && !matches!(home, BrokerUrl::RabbitmqStream(_))
     {
         findings.add(
             queue.at,

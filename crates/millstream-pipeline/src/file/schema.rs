@@ -70,7 +70,7 @@ fn kind(kind: &Kind) -> Value {
             json!({ "type": ["string", "number", "boolean"], "minLength": 1 })
         }
         Kind::Name => json!({ "type": ["string", "number"], "minLength": 1, "maxLength": 255 }),
-        Kind::Broker => text("^(embedded:|amqps?://).+"),
+        Kind::Broker => text("^(embedded:|amqps?://|rabbitmq-stream(\\+tls)?://).+"),
         Kind::StreamBroker => text("^(embedded:|rabbitmq-stream(\\+tls)?://).+"),
         Kind::From => or_variable(json!({ "anyOf": [
             { "type": "string", "pattern": "^(first|last|next|([0-9.]+(ns|us|ms|s|m|h|d) *)+)$" },

@@ -45,7 +45,7 @@ pub(crate) enum Kind {
     Text,
     /// Letters, digits, `.`, `_`, `-`: names of pipelines, queues, outputs.
     Name,
-    /// `embedded:PATH` or `amqp://HOST`.
+    /// `embedded:PATH`, `amqp://HOST` or `rabbitmq-stream://HOST`.
     Broker,
     /// `embedded:PATH` or `rabbitmq-stream://HOST`.
     StreamBroker,

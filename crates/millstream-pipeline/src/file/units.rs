@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(from("next"), Some(StreamFrom::Next));
         assert_eq!(from("0"), Some(StreamFrom::Offset(0)));
         assert_eq!(from("1h"), Some(StreamFrom::Timestamp(now - Duration::from_secs(3600))));
-        assert_eq!((from("newest"), from("-1"), from("9h"), from("")), (None, None, None, None));
+        assert_eq!((from("newest"), from("-1"), from("")), (None, None, None));
     }
 
     #[test]

@@ -36,7 +36,11 @@ fn expand(text: &str, at: At, environment: Environment<'_>, findings: &mut Findi
         }
         out.push_str(before);
         let Some(end) = reference.find('}') else {
-            findings.add(at, "`${` without its `}`", "close it, or write `$${` for the two characters");
+            findings.add_unknown(
+                at,
+                "`${` without its `}`",
+                "close it, or write `$${` for the two characters",
+            );
             return text.to_owned();
         };
         let inner = &reference[2..end];
@@ -48,7 +52,7 @@ fn expand(text: &str, at: At, environment: Environment<'_>, findings: &mut Findi
             && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         // An empty variable counts as missing when there is a default, as in the shell.
         match environment(name).filter(|value| !(value.is_empty() && default.is_some())) {
-            _ if !valid => findings.add(
+            _ if !valid => findings.add_unknown(
                 at,
                 format!("`${{{inner}}}` does not name a variable"),
                 "write `${NAME}` or `${NAME:-default}`, or `$${` for the two characters",
@@ -56,7 +60,7 @@ fn expand(text: &str, at: At, environment: Environment<'_>, findings: &mut Findi
             Some(value) => out.push_str(&value),
             None => match default {
                 Some(default) => out.push_str(default),
-                None => findings.add(
+                None => findings.add_unknown(
                     at,
                     format!("the environment variable `{name}` is not set"),
                     format!("set it before starting, or give a default: `${{{name}:-…}}`"),

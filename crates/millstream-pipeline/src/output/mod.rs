@@ -7,7 +7,7 @@ mod partial;
 mod queue;
 mod retry;
 mod sink;
-mod stdout;
+pub(crate) mod stdout;
 mod stream;
 
 #[cfg(feature = "http")]

@@ -3,7 +3,18 @@
 use super::file::Header;
 use crate::batch::Batch;
 use millstream_flow::BoxError;
-use std::io::Write;
+use std::error::Error;
+use std::io::{self, Write};
+
+/// Whoever read standard output has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output any more")]
+struct Closed(#[source] io::Error);
+
+/// Whether this error, or what caused it, is that nobody reads standard output any more.
+pub(crate) fn is_closed(error: &(dyn Error + 'static)) -> bool {
+    error.is::<Closed>() || error.source().is_some_and(is_closed)
+}
 
 /// Writes items to standard output, or whatever stands in for it.
 pub(crate) struct StdoutOutput {
@@ -19,6 +30,13 @@ impl StdoutOutput {
 
     /// Writes a batch and flushes it. Blocks where the reader is slow: that is its backpressure.
     pub(crate) fn write(&mut self, batch: &Batch) -> Result<(), BoxError> {
+        self.put(batch).map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Closed(error).into(),
+            _ => error.into(),
+        })
+    }
+
+    fn put(&mut self, batch: &Batch) -> io::Result<()> {
         if !self.begun
             && let Some(header) = self.header.as_ref().and_then(|header| header.get())
         {
@@ -26,7 +44,7 @@ impl StdoutOutput {
         }
         self.begun = true;
         self.out.write_all(batch.bytes())?;
-        Ok(self.out.flush()?)
+        self.out.flush()
     }
 }
 
@@ -41,14 +59,14 @@ mod tests {
     struct Screen(Arc<Mutex<Vec<u8>>>, bool);
 
     impl Write for Screen {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             if self.1 {
-                return Err(std::io::ErrorKind::BrokenPipe.into());
+                return Err(io::ErrorKind::BrokenPipe.into());
             }
             self.0.lock().expect("the screen").extend_from_slice(bytes);
             Ok(bytes.len())
         }
-        fn flush(&mut self) -> std::io::Result<()> {
+        fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
@@ -75,6 +93,9 @@ mod tests {
         out.write(&batch(&["3\n"])).expect("written");
         assert_eq!(*screen.0.lock().expect("the screen"), b"n\n1\n2\n3\n");
         let mut closed = StdoutOutput::new(Box::new(Screen(Default::default(), true)), None);
-        assert!(closed.write(&batch(&["1\n"])).is_err());
+        let error = closed.write(&batch(&["1\n"])).expect_err("it is closed");
+        assert!(is_closed(&*error), "{error}");
+        let other: BoxError = io::Error::from(io::ErrorKind::BrokenPipe).into();
+        assert!(!is_closed(&*other), "another pipe is not standard output");
     }
 }
