@@ -20,6 +20,7 @@ use millstream_message::{
 };
 use tokio::sync::{Mutex, OnceCell, mpsc, watch};
 
+use self::asking::Looked;
 use self::positions::{POSITIONS, PositionJob};
 pub use self::statistics::Statistics;
 use self::submit::Submit;
@@ -52,9 +53,14 @@ struct Inner {
     /// Further connections for consumers.
     others: Vec<OnceCell<Arc<Link>>>,
     publishing: OnceCell<Arc<Link>>,
+    /// Where replies come.
+    replying: Arc<OnceCell<Arc<Link>>>,
     /// The channel on which things are declared, one after the other.
     control: Mutex<Option<Channel>>,
     delays: Delays,
+    /// When the management last could not tell how something stands, and why.
+    #[cfg(feature = "management")]
+    untold: parking_lot::Mutex<Option<(tokio::time::Instant, BrokerError)>>,
     /// Positions to be stored when their batches are.
     positions: Mutex<mpsc::Sender<PositionJob>>,
     consumers_made: AtomicUsize,
@@ -75,7 +81,7 @@ impl RabbitMq {
             .parse()
             .map_err(|error| BrokerError::with_source(BrokerErrorKind::Invalid, "no broker URL", error))?;
         let hub = Hub::new();
-        let main = Link::new(options.clone(), options.name.clone());
+        let main = Link::new(options.clone(), options.name.clone(), hub.known.clone());
         let restore = Consuming { hub: hub.clone(), declares: true, after: None };
         main.start(Arc::new(restore)).await?;
         let version = version(&main);
@@ -89,8 +95,11 @@ impl RabbitMq {
             main,
             others,
             publishing: OnceCell::new(),
+            replying: Arc::default(),
             control: Mutex::new(None),
             delays: Delays::new(version),
+            #[cfg(feature = "management")]
+            untold: Default::default(),
             positions: Mutex::new(jobs),
             consumers_made: AtomicUsize::new(0),
             published: AtomicU64::new(0),
@@ -185,7 +194,7 @@ impl Broker for RabbitMq {
             }
             let what = || format!("exchange `{}`", exchange.name);
             self.0.asked(what, &topology::declare_exchange(&exchange)).await?;
-            self.0.hub.exchanges.lock().insert(exchange.name.clone());
+            self.0.hub.known.exchanges.lock().insert(exchange.name.clone());
             self.0.hub.topology.lock().exchanges.insert(exchange.name.clone(), exchange);
             Ok(())
         })
@@ -195,7 +204,7 @@ impl Broker for RabbitMq {
         Box::pin(async move {
             topology::check_name("exchange", name)?;
             self.0.hub.topology.lock().forget_exchange(name);
-            self.0.hub.exchanges.lock().remove(name);
+            self.0.hub.known.exchanges.lock().remove(name);
             let delete =
                 Method::ExchangeDelete { reserved_1: 0, exchange: name.to_owned(), flags: [false; 2] };
             self.0.asked(|| format!("exchange `{name}`"), &delete).await?;
@@ -248,8 +257,8 @@ impl Broker for RabbitMq {
         })
     }
 
-    /// As it is asked for, and as the management tells it: without that of a difference only the first is known, and of a binding
-    /// nothing.
+    /// As the management tells it, to whoever has its tag. Without it what is there is declared as it is asked for, which changes
+    /// nothing, needs the right to configure it, and tells the first difference; of a binding nothing is known.
     fn standing<'a>(&'a self, what: &'a Declaration) -> BoxFuture<'a, Result<Standing, BrokerError>> {
         Box::pin(self.0.standing(what))
     }
@@ -277,11 +286,13 @@ impl Broker for RabbitMq {
         Box::pin(self.0.consume(queue, options))
     }
 
-    /// By `amq.rabbitmq.reply-to`.
+    /// By `amq.rabbitmq.reply-to`, on a connection of their own. Up to 10,000 replies or 16 MiB of them wait in the process to be
+    /// taken, and then nothing more is read from that connection: nothing is lost, and the other receivers of the handle wait, too.
+    /// To learn the address of replies needs the right to write to the default exchange.
     fn direct_replies(&self) -> BoxFuture<'_, Result<Option<DirectReplies>, BrokerError>> {
         Box::pin(async {
-            let link = self.0.publisher().await?;
-            link.replies().await.map(Some).map_err(|error| failed("replies", error))
+            self.0.replying().await?;
+            Ok(Some(self.0.hub.known.replies.receiver()))
         })
     }
 
@@ -318,9 +329,13 @@ impl Broker for RabbitMq {
     /// AMQP does not tell them.
     fn stats<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<QueueStats, BrokerError>> {
         Box::pin(async move {
-            let Some((ready, consumers)) = self.0.check_queue(queue).await? else {
-                let text = format!("there is no queue `{queue}`; declare it first");
-                return Err(BrokerError::new(BrokerErrorKind::NotFound, text));
+            let (ready, consumers) = match self.0.look_at(queue).await? {
+                Looked::There { ready, consumers } => (ready, consumers),
+                Looked::Foreign(error) => return Err(error),
+                Looked::Missing => {
+                    let text = format!("there is no queue `{queue}`; declare it first");
+                    return Err(BrokerError::new(BrokerErrorKind::NotFound, text));
+                }
             };
             let of_it = self.0.hub.consumers();
             let unacked =
@@ -337,19 +352,22 @@ impl Broker for RabbitMq {
     }
 
     /// As it was declared through this handle, or else as the management tells it. Of a queue that somebody else has declared only
-    /// the name is known where the URL does not say where the management is and it is not where it usually is.
+    /// the name is known, and whether it is exclusive to another connection, where the URL does not say where the management is and
+    /// it is not where it usually is.
     fn queue<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Queue>, BrokerError>> {
         Box::pin(async move {
-            if self.0.check_queue(name).await?.is_none() {
-                return Ok(None);
-            }
+            let undescribed = match self.0.look_at(name).await? {
+                Looked::Missing => return Ok(None),
+                Looked::There { .. } => Queue::durable(name),
+                Looked::Foreign(_) => Queue::exclusive(name),
+            };
             let known = self.0.hub.topology.lock().queues.get(name).cloned();
             if known.is_some() {
                 return Ok(known);
             }
             match self.0.told_queue(name).await {
                 Err(error) if self.features().list => Err(error),
-                Err(_) => Ok(Some(Queue::durable(name))),
+                Err(_) => Ok(Some(undescribed)),
                 told => told,
             }
         })
@@ -368,7 +386,7 @@ impl Broker for RabbitMq {
     fn position<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, BrokerError>> {
         Box::pin(async move {
             let queue = positions::queue(name).name;
-            if self.0.check_queue(&queue).await?.is_none() {
+            if let Looked::Missing = self.0.look_at(&queue).await? {
                 return Ok(None);
             }
             let stored = self.browse(&queue, 0, 1).await?;

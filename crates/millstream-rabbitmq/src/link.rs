@@ -5,24 +5,25 @@ mod io;
 mod life;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use hashbrown::HashMap;
-use millstream_message::{BoxFuture, BrokerError, BrokerErrorKind, DirectReplies};
+use millstream_message::{BoxFuture, BrokerError, BrokerErrorKind, Message};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use self::io::WRITE;
 use crate::confirms::Entry;
 use crate::consumer::ConsumerCore;
+use crate::hub::Known;
 use crate::options::Options;
 use crate::proto::{Closed, Connection, Method, Server};
 use crate::publisher::{Outbox, Window};
-use crate::replies::Replies;
+use crate::replies;
 use crate::told::Told;
 
 /// How a connection is.
@@ -79,7 +80,19 @@ pub(crate) struct Channel {
 pub(crate) enum Role {
     Control,
     Publisher,
+    Replies,
     Consumer(Arc<ConsumerCore>),
+}
+
+impl Waiter {
+    /// There will be no answer.
+    fn fail(self, why: CallError) {
+        match self {
+            Waiter::Call(caller) => _ = caller.send(Err(why)),
+            Waiter::Address(caller) => _ = caller.send(Err(why)),
+            Waiter::Cancel | Waiter::Consume | Waiter::Nobody => {}
+        }
+    }
 }
 
 struct Use {
@@ -90,6 +103,8 @@ struct Use {
 /// Who waits for a method's answer.
 pub(crate) enum Waiter {
     Call(oneshot::Sender<Result<Method, CallError>>),
+    /// A message that no queue wants comes back, and says where replies are to go.
+    Address(oneshot::Sender<Result<String, CallError>>),
     /// A consumer is cancelled.
     Cancel,
     /// A consumer was asked for on a channel that has one.
@@ -106,8 +121,8 @@ pub(crate) struct State {
     /// The channel on which this link publishes, and what is on its way.
     pub(crate) outbox: Outbox,
     pub(crate) publisher: Option<u16>,
-    /// The channel on which replies come.
-    replying: Option<u16>,
+    /// The channel on which replies come is there.
+    replying: bool,
     closing: bool,
     opened: bool,
     blocked: bool,
@@ -155,8 +170,9 @@ pub(crate) struct Link {
     woken: AtomicBool,
     /// Consumers with something to tell the broker.
     talkers: Mutex<Vec<Arc<ConsumerCore>>>,
-    /// Who waits for replies, once somebody does.
-    replies: OnceLock<Replies>,
+    known: Arc<Known>,
+    /// It is the one on which replies come.
+    receives_replies: bool,
     /// Channels that the server closed under a consumer that wants to go on.
     broken: Mutex<Vec<Arc<ConsumerCore>>>,
     /// Notified when something was closed that is to be opened again.
@@ -168,9 +184,18 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(options: Arc<Options>, name: String) -> Arc<Link> {
+    pub(crate) fn new(options: Arc<Options>, name: String, known: Arc<Known>) -> Arc<Link> {
+        Link::with(options, name, known, false)
+    }
+
+    /// One on which replies come, and nothing else is done.
+    pub(crate) fn for_replies(options: Arc<Options>, name: String, known: Arc<Known>) -> Arc<Link> {
+        Link::with(options, name, known, true)
+    }
+
+    fn with(options: Arc<Options>, name: String, known: Arc<Known>, receives_replies: bool) -> Arc<Link> {
         let window = Arc::new(Window::new(&options));
-        let outbox = Outbox::new(window.clone());
+        let outbox = Outbox::new(window.clone(), known.clone());
         Arc::new(Link {
             window,
             options,
@@ -181,7 +206,7 @@ impl Link {
                 channels: HashMap::new(),
                 outbox,
                 publisher: None,
-                replying: None,
+                replying: false,
                 closing: false,
                 opened: false,
                 blocked: false,
@@ -190,7 +215,8 @@ impl Link {
             waker: AtomicWaker::new(),
             woken: AtomicBool::new(false),
             talkers: Mutex::new(Vec::new()),
-            replies: OnceLock::new(),
+            known,
+            receives_replies,
             broken: Mutex::new(Vec::new()),
             repair: Notify::new(),
             status: watch::channel(ConnectionState::Connecting).0,
@@ -244,6 +270,11 @@ impl Link {
     pub(crate) fn close(&self) {
         self.state().closing = true;
         self.wake();
+    }
+
+    /// Whether nothing is read from it, for who waits for replies holds as many as may be.
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.receives_replies && self.known.replies.is_full()
     }
 
     pub(crate) fn is_closing(&self) -> bool {
@@ -336,48 +367,31 @@ impl Link {
         self.wake();
     }
 
-    /// Has the broker send replies on a channel that is about to be the one for publishing, if anybody waits for some.
+    /// Has replies come on a channel, and learns their address: see [`replies`](crate::replies).
     pub(crate) async fn reply_on(&self, channel: Channel) -> Result<(), CallError> {
-        if self.replies.get().is_some() {
-            self.call(channel, &Replies::consume()).await?;
+        self.call(channel, &replies::consume()).await?;
+        let answer = {
+            let (caller, answer) = oneshot::channel();
             let mut state = self.state();
-            if state.life == channel.life {
-                state.replying = Some(channel.number);
-            }
+            let State { connection: Some(connection), channels, life, .. } = &mut *state else {
+                return Err(CallError::Lost);
+            };
+            let used =
+                channels.get_mut(&channel.number).filter(|_| *life == channel.life).ok_or(CallError::Lost)?;
+            used.waiting.push_back(Waiter::Address(caller));
+            let nowhere = format!("millstream.nowhere.{:032x}", fastrand::u128(..));
+            let asking = Message::new("").with_reply_to(replies::REPLY_TO);
+            connection.publish(channel.number, "", &nowhere, &asking);
+            answer
+        };
+        self.wake();
+        let address = answer.await.unwrap_or(Err(CallError::Lost))?;
+        let mut state = self.state();
+        if state.life == channel.life {
+            state.replying = true;
+            self.known.replies.set_address(Some(address));
         }
         Ok(())
-    }
-
-    /// Receives replies to what is published on this link, over any number of connections.
-    pub(crate) async fn replies(&self) -> Result<DirectReplies, CallError> {
-        let replies = self.replies.get_or_init(Replies::default);
-        loop {
-            let answer = {
-                let mut state = self.state();
-                match state.publisher {
-                    Some(number) if state.replying == Some(number) => return Ok(replies.receiver()),
-                    Some(number) => {
-                        state.replying = Some(number);
-                        let channel = Channel { number, life: state.life };
-                        // While nobody else can publish, since a request must not come before this.
-                        Some(state.send_call(channel, &Replies::consume())?)
-                    }
-                    None => None,
-                }
-            };
-            self.wake();
-            match answer {
-                Some(answer) => match answer.await.unwrap_or(Err(CallError::Lost)) {
-                    Ok(_) | Err(CallError::Lost) => {}
-                    Err(error) => return Err(error),
-                },
-                // The channel is being opened: whoever does that has the broker send replies, too.
-                None => {
-                    self.up().await.map_err(|_| CallError::Lost)?;
-                    sleep(OPENING).await;
-                }
-            }
-        }
     }
 
     /// Takes a batch to publish. What will become of it, and whether so much waits to be written that the publisher should let
@@ -437,9 +451,6 @@ impl Link {
         }
     }
 }
-
-/// How long to wait before looking again whether a channel has been opened.
-const OPENING: Duration = Duration::from_millis(5);
 
 pub(crate) fn closed_error() -> BrokerError {
     BrokerError::new(BrokerErrorKind::Unavailable, "the broker handle is closed")

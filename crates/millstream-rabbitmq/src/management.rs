@@ -1,5 +1,7 @@
 //! What AMQP cannot tell, by RabbitMQ's management: which queues there are, how they were declared, what is bound to what.
 
+use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
 
@@ -12,8 +14,8 @@ use hyper::header::{AUTHORIZATION, CONNECTION, HOST};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use millstream_message::{
-    Binding, BrokerError, BrokerErrorKind, Exchange, ExchangeKind, HeaderMatch, Headers, Overflow, Queue,
-    QueueKind, QueueStats, Target, Value,
+    Binding, BrokerError, BrokerErrorKind, Declaration, Exchange, HeaderMatch, Headers, Overflow, Queue,
+    QueueKind, QueueStats, Standing, Target, Value,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -21,7 +23,9 @@ use tokio::time::timeout;
 
 use crate::options::Options;
 use crate::proto::Login;
+use crate::refusals::our_name;
 use crate::socket::Socket;
+use crate::topology;
 
 /// The longest answer that is read: some hundred thousand queues.
 const ANSWER_MAX: usize = 64 << 20;
@@ -43,6 +47,8 @@ struct Told {
     #[serde(default)]
     exclusive: bool,
     #[serde(default)]
+    auto_delete: bool,
+    #[serde(default)]
     arguments: Headers,
     #[serde(default)]
     messages_ready: u64,
@@ -57,11 +63,18 @@ struct Told {
 }
 
 #[derive(Deserialize)]
-struct ToldExchange {
+struct ToldVhost {
     name: String,
+    #[serde(default)]
+    default_queue_type: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ToldExchange {
     #[serde(rename = "type")]
     kind: String,
     durable: bool,
+    auto_delete: bool,
     internal: bool,
     #[serde(default)]
     arguments: Headers,
@@ -128,17 +141,33 @@ impl Management {
         Ok(told.map(Told::declared))
     }
 
-    /// How an exchange was declared, if it is of a kind that is known here.
-    pub(crate) async fn exchange(&self, name: &str) -> Result<Option<Exchange>, BrokerError> {
-        let told: Option<ToldExchange> = self.one("exchanges", name).await?;
-        Ok(told.and_then(ToldExchange::declared))
+    /// How what is to be declared stands there.
+    pub(crate) async fn standing(&self, what: &Declaration) -> Result<Standing, BrokerError> {
+        Ok(match what {
+            Declaration::Queue(asked) => match self.one::<Told>("queues", &asked.name).await? {
+                None => Standing::Missing,
+                Some(told) => standing(told.differences(asked, self.default_kind().await?)),
+            },
+            Declaration::Exchange(asked) => match self.one::<ToldExchange>("exchanges", &asked.name).await? {
+                None => Standing::Missing,
+                Some(told) => standing(told.differences(asked)),
+            },
+            Declaration::Binding(binding) => {
+                let exchange = encoded(&binding.exchange);
+                let path = format!("/api/exchanges/{}/{exchange}/bindings/source", self.vhost());
+                let told: Vec<ToldBinding> = self.get(&path).await?.unwrap_or_default();
+                let is_there = told.into_iter().any(|told| told.declared() == *binding);
+                if is_there { Standing::Same } else { Standing::Missing }
+            }
+        })
     }
 
-    /// Whether a binding is there.
-    pub(crate) async fn has(&self, binding: &Binding) -> Result<bool, BrokerError> {
-        let path = format!("/api/exchanges/{}/{}/bindings/source", self.vhost(), encoded(&binding.exchange));
-        let told: Vec<ToldBinding> = self.get(&path).await?.unwrap_or_default();
-        Ok(told.into_iter().any(|told| told.declared() == *binding))
+    /// The kind of the vhost's queues that are declared without one, if it is not the classic one.
+    async fn default_kind(&self) -> Result<Option<QueueKind>, BrokerError> {
+        // All of them: of one, RabbitMQ tells administrators alone.
+        let told: Option<Vec<ToldVhost>> = self.get("/api/vhosts?columns=name,default_queue_type").await?;
+        let own = told.into_iter().flatten().find(|vhost| vhost.name == self.options.vhost);
+        Ok(own.and_then(|vhost| queue_kind(&vhost.default_queue_type?)))
     }
 
     fn vhost(&self) -> String {
@@ -256,30 +285,81 @@ impl Told {
         queue.max_priority = number("x-max-priority").and_then(|priority| u8::try_from(priority).ok());
         let limit = number("x-delivery-limit").and_then(|limit| u32::try_from(limit).ok());
         queue.delivery_limit = limit.and_then(std::num::NonZeroU32::new);
-        queue.kind = match text("x-queue-type").as_deref() {
-            Some("classic") => Some(QueueKind::Classic),
-            // A limit says as much.
-            Some("quorum") if queue.delivery_limit.is_none() => Some(QueueKind::Quorum),
-            Some("stream") => Some(QueueKind::Stream),
-            _ => None,
+        // A limit of deliveries says as much.
+        queue.kind = match text("x-queue-type").as_deref().and_then(queue_kind) {
+            Some(QueueKind::Quorum) if queue.delivery_limit.is_some() => None,
+            kind => kind,
         };
         queue.single_active_consumer =
             matches!(self.arguments.get("x-single-active-consumer"), Some(Value::Bool(true)));
         queue
     }
+
+    /// How it differs from what is asked for, in a vhost whose queues are of this kind by default.
+    fn differences(self, asked: &Queue, default: Option<QueueKind>) -> Vec<String> {
+        let mut found = Found::default();
+        found.compare("durable", self.durable, asked.durable);
+        found.compare("exclusive", self.exclusive, asked.exclusive);
+        found.compare("auto_delete", self.auto_delete, false);
+        // What is said in other words, or not said because it is so anyway, is the same.
+        let kind = |arguments: &mut Headers, otherwise: Option<QueueKind>| {
+            let told = arguments.remove(KIND);
+            let told = told.as_ref().and_then(Value::as_text).and_then(queue_kind);
+            topology::kind_name(told.or(otherwise).unwrap_or(QueueKind::Classic))
+        };
+        let (mut has, mut wanted) = (self.arguments, topology::arguments(asked));
+        found.compare("kind", kind(&mut has, None), kind(&mut wanted, default));
+        found.arguments(&has, &wanted);
+        found.0
+    }
+}
+
+const KIND: &str = "x-queue-type";
+
+fn queue_kind(name: &str) -> Option<QueueKind> {
+    [QueueKind::Classic, QueueKind::Quorum, QueueKind::Stream]
+        .into_iter()
+        .find(|kind| topology::kind_name(*kind) == name)
+}
+
+fn standing(differences: Vec<String>) -> Standing {
+    if differences.is_empty() { Standing::Same } else { Standing::Different(differences.join("; ")) }
+}
+
+/// The differences between what is there and what is asked for, each in words.
+#[derive(Default)]
+struct Found(Vec<String>);
+
+impl Found {
+    fn compare<T: PartialEq + Display>(&mut self, name: &str, has: T, asked: T) {
+        if has != asked {
+            self.0.push(format!("{name}: has {has}, asked for {asked}"));
+        }
+    }
+
+    /// Compares arguments, those that we have no word for among them: RabbitMQ compares them, too.
+    fn arguments(&mut self, has: &Headers, asked: &Headers) {
+        let names: BTreeSet<&String> = has.keys().chain(asked.keys()).collect();
+        let shown = |value: Option<&Value>| match value {
+            None => "none".to_owned(),
+            Some(Value::Text(text)) => text.clone(),
+            Some(other) => serde_json::to_string(other).unwrap_or_else(|_| format!("{other:?}")),
+        };
+        for name in names {
+            self.compare(our_name(name), shown(has.get(name)), shown(asked.get(name)));
+        }
+    }
 }
 
 impl ToldExchange {
-    fn declared(self) -> Option<Exchange> {
-        let kind = match self.kind.as_str() {
-            "direct" => ExchangeKind::Direct,
-            "fanout" => ExchangeKind::Fanout,
-            "topic" => ExchangeKind::Topic,
-            "headers" => ExchangeKind::Headers,
-            _ => return None,
-        };
-        let alternate = self.arguments.get("alternate-exchange").and_then(Value::as_text).map(str::to_owned);
-        Some(Exchange { name: self.name, kind, durable: self.durable, internal: self.internal, alternate })
+    fn differences(self, asked: &Exchange) -> Vec<String> {
+        let mut found = Found::default();
+        found.compare("kind", self.kind.as_str(), topology::kind(asked.kind));
+        found.compare("durable", self.durable, asked.durable);
+        found.compare("internal", self.internal, asked.internal);
+        found.compare("auto_delete", self.auto_delete, false);
+        found.arguments(&self.arguments, &topology::exchange_arguments(asked));
+        found.0
     }
 }
 

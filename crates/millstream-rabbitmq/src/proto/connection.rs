@@ -290,6 +290,11 @@ impl Connection {
         mem::swap(&mut self.out, empty);
     }
 
+    /// What comes is left where it is: that nothing is heard says nothing about the other side.
+    pub(crate) fn not_listening(&mut self, now: Duration) {
+        self.received_at = now;
+    }
+
     /// Sends a heartbeat if it is time, and says when to ask again; `None` if there are no heartbeats.
     ///
     /// # Errors
