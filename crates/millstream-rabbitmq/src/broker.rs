@@ -22,7 +22,7 @@ use tokio::sync::{Mutex, OnceCell, mpsc, watch};
 
 use self::asking::Looked;
 use self::positions::{POSITIONS, PositionJob};
-pub use self::statistics::Statistics;
+pub use self::statistics::{ConsumerStatistics, Statistics};
 use self::submit::Submit;
 use crate::delays::Delays;
 use crate::hub::Hub;

@@ -13,9 +13,11 @@ use millstream_message::{
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use self::handles::{Handle, Source};
 use self::intake::Intake;
+use crate::broker::ConsumerStatistics;
 use crate::credit::Credit;
 use crate::headers;
 use crate::hub::{Errand, Hub, Way};
@@ -31,6 +33,7 @@ pub(crate) struct ConsumerCore {
     name: String,
     link: Arc<Link>,
     hub: Arc<Hub>,
+    since: Instant,
     state: Mutex<State>,
     /// Notified when the consumer has nothing left to give, or has ended.
     pub(crate) drained: Notify,
@@ -61,6 +64,9 @@ struct State {
     /// The last address, which the next delivery often has too.
     address: Address,
     delivered: u64,
+    redelivered: u64,
+    acked: u64,
+    nacked: u64,
     stop: Option<StopWhen>,
     cancel: Cancel,
     /// Nobody is left who could settle anything: the channel can go.
@@ -137,6 +143,7 @@ impl ConsumerCore {
             name,
             link,
             hub,
+            since: Instant::now(),
             state: Mutex::new(State {
                 channel: None,
                 ready: VecDeque::new(),
@@ -154,6 +161,9 @@ impl ConsumerCore {
                 offset: 0,
                 address: Address::queue(""),
                 delivered: 0,
+                redelivered: 0,
+                acked: 0,
+                nacked: 0,
                 stop,
                 cancel: Cancel::No,
                 abandoned: false,
@@ -220,6 +230,7 @@ impl ConsumerCore {
         }
         let tag = state.unsettled.add(kept.clone());
         state.delivered += 1;
+        state.redelivered += u64::from(redelivered);
         state.bytes += bytes;
         state.credit.came(bytes);
         if state.end.is_some() || state.abandoned {
@@ -416,6 +427,22 @@ impl ConsumerCore {
         state.end.is_some() || state.abandoned
     }
 
+    pub(crate) fn statistics(&self) -> ConsumerStatistics {
+        let state = self.state.lock();
+        ConsumerStatistics {
+            queue: self.queue.clone(),
+            name: self.options.name.clone(),
+            delivered: state.delivered,
+            redelivered: state.redelivered,
+            acked: state.acked,
+            nacked: state.nacked,
+            in_flight: (state.unsettled.live() - state.ready.len()) as u64,
+            waiting: state.ready.len() as u64,
+            paused: state.paused,
+            age: self.since.elapsed(),
+        }
+    }
+
     /// How many deliveries the broker counts as not settled.
     pub(crate) fn unacked(&self) -> u64 {
         self.state.lock().unsettled.live() as u64
@@ -453,12 +480,14 @@ impl ConsumerCore {
         }
         let settled = self.settle(|state| {
             let State { unsettled, bytes, .. } = state;
-            unsettled.park(tags, |tag, kept| {
+            let settled = unsettled.park(tags, |tag, kept| {
                 *bytes -= kept.bytes;
                 let Kept { message, address, redeliveries, .. } = kept;
                 let consumer = self.clone();
                 errands.push(Errand { consumer, tag, message, address, redeliveries, way: way.clone() });
-            })
+            });
+            state.nacked += settled.applied;
+            settled
         });
         self.hub.send(errands);
         settled
