@@ -119,7 +119,7 @@ pub(crate) struct State {
     pub(crate) outbox: Outbox,
     pub(crate) publisher: Option<u16>,
     /// The channel on which replies come is there.
-    replying: bool,
+    pub(crate) replying: bool,
     closing: bool,
     opened: bool,
     blocked: bool,

@@ -17,6 +17,7 @@ use millstream_message::{
     Settle, Settled, StopWhen, Tag,
 };
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::proto::Method;
 
@@ -49,9 +50,16 @@ const READY_BYTES_MAX: usize = 16 << 20;
 #[derive(Default)]
 pub(crate) struct Replies {
     waiting: Mutex<Waiting>,
-    /// What leads to the channel that receives them, while there is one.
-    address: Mutex<Option<String>>,
+    /// What leads, or led, to the channel that receives them.
+    address: watch::Sender<ReplyAddress>,
     gate: Arc<Gate>,
+}
+
+#[derive(Default)]
+struct ReplyAddress {
+    last: Option<String>,
+    /// The channel is there.
+    current: bool,
 }
 
 #[derive(Default)]
@@ -87,17 +95,27 @@ struct Received {
 }
 
 impl Replies {
-    /// Where replies are to be sent.
+    /// Where replies are to be sent, as far as is known.
     pub(crate) fn address(&self) -> Option<String> {
-        self.address.lock().clone()
+        self.address.borrow().last.clone()
     }
 
     pub(crate) fn have_address(&self) -> bool {
-        self.address.lock().is_some()
+        self.address.borrow().current
     }
 
-    pub(crate) fn set_address(&self, address: Option<String>) {
-        *self.address.lock() = address;
+    /// Waits until replies would be received.
+    pub(crate) async fn addressed(&self) {
+        // It cannot fail: the sender is here.
+        let _ = self.address.subscribe().wait_for(|address| address.current).await;
+    }
+
+    pub(crate) fn received_at(&self, address: String) {
+        self.address.send_replace(ReplyAddress { last: Some(address), current: true });
+    }
+
+    pub(crate) fn not_received(&self) {
+        self.address.send_modify(|address| address.current = false);
     }
 
     /// Whether somebody holds as many as may be. If so, who asks is woken when nobody does any more.

@@ -155,7 +155,10 @@ impl Restore for Replying {
     }
 
     fn repair<'a>(&'a self, link: &'a Arc<Link>) -> BoxFuture<'a, Result<(), CallError>> {
-        self.restore(link)
+        Box::pin(async move {
+            let is_open = link.state().replying;
+            if is_open { Ok(()) } else { self.restore(link).await }
+        })
     }
 }
 

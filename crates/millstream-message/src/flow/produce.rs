@@ -135,7 +135,10 @@ impl<T, C> Producer<T, C> {
     }
 
     /// Publishes again what is known not to be stored, if that can help: what no queue wanted, what a full queue refused, and what
-    /// the broker could not store. (The policy is of `millstream_resilience`: feature `resilience` of `millstream`.) So nothing is there twice by this; it is there later than what was published meanwhile.
+    /// the broker could not store. The policy is of `millstream_resilience` (feature `resilience` of `millstream`).
+    ///
+    /// Nothing is there twice by this, but later than what was published meanwhile. One case is otherwise: RabbitMQ refuses what
+    /// one of several queues behind an exchange has no room for, and the others have stored it; they get it again.
     ///
     /// ```
     /// # use std::sync::Arc;

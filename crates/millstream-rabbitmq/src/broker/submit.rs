@@ -10,6 +10,7 @@ use millstream_message::{
     Address, Batch, BoxFuture, BrokerError, BrokerErrorKind, Confirm, Message, Outcomes, Publish,
     PublishOutcome, Refusal,
 };
+use tokio::time::timeout;
 
 use super::Inner;
 use crate::confirms::Entry;
@@ -128,6 +129,11 @@ impl Inner {
                 return Ok(invalid(text));
             };
             replying.up().await?;
+            let addressed = timeout(self.options.operation_timeout, self.hub.known.replies.addressed());
+            addressed.await.map_err(|_| {
+                let text = "no replies are received at the moment, for their channel is closed; try again";
+                BrokerError::new(BrokerErrorKind::Unavailable, text)
+            })?;
         }
         if !checked.as_ref().is_some_and(|checked| checked.same(&publish.to)) {
             let (exchange, key) = (publish.to.exchange(), publish.to.key());

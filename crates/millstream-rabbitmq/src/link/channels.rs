@@ -106,7 +106,7 @@ impl Link {
         let mut state = self.state();
         if state.life == channel.life {
             state.replying = true;
-            self.known.replies.set_address(Some(address));
+            self.known.replies.received_at(address);
         }
         Ok(())
     }

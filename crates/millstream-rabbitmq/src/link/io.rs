@@ -106,7 +106,9 @@ impl Io {
         }
         let now = link.now();
         let mut state = link.state();
-        let State { connection: Some(connection), replying: true, .. } = &mut *state else { return false };
+        let State { connection: Some(connection), replying: true, closing: false, .. } = &mut *state else {
+            return false;
+        };
         connection.not_listening(now);
         true
     }
@@ -242,7 +244,7 @@ impl Io {
                         }
                         Role::Replies => {
                             *replying = false;
-                            link.known.replies.set_address(None);
+                            link.known.replies.not_received();
                             link.repair.notify_one();
                         }
                         Role::Control => {}

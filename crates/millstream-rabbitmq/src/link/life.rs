@@ -190,7 +190,7 @@ impl Link {
             state.connection = None;
             state.publisher = None;
             if std::mem::take(&mut state.replying) {
-                self.known.replies.set_address(None);
+                self.known.replies.not_received();
             }
             state.opened = false;
             state.blocked = false;

@@ -147,7 +147,7 @@ impl Found {
         }
     }
 
-    /// Compares arguments, those that we have no word for among them: RabbitMQ compares them, too.
+    /// Compares arguments, those that we have no word for among them.
     fn arguments(&mut self, has: &Headers, asked: &Headers) {
         let names: BTreeSet<&String> = has.keys().chain(asked.keys()).collect();
         let shown = |value: Option<&Value>| match value {
@@ -221,5 +221,35 @@ mod tests {
             }
             assert_eq!(declared, queue);
         }
+    }
+
+    #[test]
+    fn differences_are_told_of_what_we_have_no_word_for_and_not_of_other_words_for_the_same() {
+        let told = |arguments: serde_json::Value| -> Told {
+            let told = serde_json::json!({ "name": "q", "durable": true, "arguments": arguments });
+            serde_json::from_value(told).expect("it is read")
+        };
+        let plain = Queue::durable("q");
+        let lazy = told(serde_json::json!({ "x-queue-mode": "lazy" })).differences(&plain, None);
+        assert_eq!(lazy, ["x-queue-mode: has lazy, asked for none"]);
+        let limited = || told(serde_json::json!({ "x-queue-type": "quorum", "x-delivery-limit": 3 }));
+        let asked = plain.clone().delivery_limit(3);
+        assert_eq!(limited().differences(&asked, None), [""; 0]);
+        assert_eq!(limited().differences(&asked.kind(QueueKind::Quorum), None), [""; 0]);
+        let quorum = || told(serde_json::json!({ "x-queue-type": "quorum" }));
+        assert_eq!(quorum().differences(&plain, Some(QueueKind::Quorum)), [""; 0], "the vhost's default");
+        assert_eq!(quorum().differences(&plain, None), ["kind: has quorum, asked for classic"]);
+        let classic = told(serde_json::json!({ "x-queue-type": "classic" }));
+        assert_eq!(classic.differences(&plain, None), [""; 0], "RabbitMQ 4 says so though nobody asked");
+
+        let hash = ToldExchange {
+            kind: "x-consistent-hash".to_owned(),
+            durable: true,
+            auto_delete: false,
+            internal: false,
+            arguments: Headers::new(),
+        };
+        let topic = Exchange::durable("e", millstream_message::ExchangeKind::Topic);
+        assert_eq!(hash.differences(&topic), ["kind: has x-consistent-hash, asked for topic"]);
     }
 }

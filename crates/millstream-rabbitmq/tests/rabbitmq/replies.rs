@@ -132,10 +132,13 @@ async fn who_holds_replies_up_keeps_the_connection_alive() {
     let request = Message::new("?").with_reply_to(&replies.reply_to).with_correlation_id(id);
     assert!(asking.publish(&to, request).await.expect("taken").is_confirmed());
     let (back, id) = reply_to(&next(&mut requests).await);
-    for _ in 0..3 {
-        let reply = Message::new(vec![0; 8 << 20]).with_correlation_id(&id).transient();
-        answer_with(&answering, &back, reply).await;
-    }
+    let answer = async || {
+        for _ in 0..3 {
+            let reply = Message::new(vec![0; 8 << 20]).with_correlation_id(&id).transient();
+            answer_with(&answering, &back, reply).await;
+        }
+    };
+    answer().await;
     let connects = asking.statistics().connects;
     // Several times what either side waits for the other.
     sleep(Duration::from_secs(6)).await;
@@ -143,6 +146,10 @@ async fn who_holds_replies_up_keeps_the_connection_alive() {
         assert_eq!(next(&mut replies.consumer).await.message.body().len(), 8 << 20);
     }
     assert_eq!(asking.statistics().connects, connects, "the connection is the same");
+    // Nor does who holds them up keep the handle from being closed.
+    answer().await;
+    sleep(Duration::from_secs(1)).await;
+    timeout(Duration::from_secs(4), asking.close()).await.expect("it ends").expect("closed");
 }
 
 #[tokio::test]
