@@ -8,7 +8,7 @@ mod node;
 mod proxy;
 
 pub use certificates::Certificates;
-pub use node::{Node, SERVER, Setup, shared};
+pub use node::{Node, SERVER, Setup, left_out, shared};
 pub use proxy::Proxy;
 
 use std::net::{Ipv4Addr, TcpListener};

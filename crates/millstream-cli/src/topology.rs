@@ -30,22 +30,23 @@ fn read(file: &Path) -> Result<TopologyFile, Failure> {
 }
 
 async fn check(broker: Arc<dyn Broker>, file: TopologyFile) -> Result<(), Failure> {
-    let standings = shown(&*broker, &file).await?;
-    let (missing, different) = counts(&standings);
-    if missing + different == 0 {
-        return Ok(());
+    let Counts { missing, different, unknown } = Counts::of(&shown(&*broker, &file).await?);
+    let (url, file) = (broker.url(), file.file().display());
+    match (missing + different, unknown) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(Failure::Failed(format!(
+            "{url} cannot tell whether it has all that {file} declares: {unknown} not known"
+        ))),
+        _ => Err(Failure::Failed(format!(
+            "{url} does not have what {file} declares: {missing} missing, {different} declared otherwise, \
+             {unknown} not known"
+        ))),
     }
-    Err(Failure::Failed(format!(
-        "{} does not have what {} declares: {missing} missing, {different} declared otherwise",
-        broker.url(),
-        file.file().display()
-    )))
 }
 
 /// Shows what differs first, and changes nothing if something cannot be made so.
 async fn apply(broker: Arc<dyn Broker>, file: TopologyFile) -> Result<(), Failure> {
-    let standings = shown(&*broker, &file).await?;
-    let (missing, different) = counts(&standings);
+    let Counts { missing, different, unknown } = Counts::of(&shown(&*broker, &file).await?);
     if different > 0 {
         return Err(Failure::Failed(format!(
             "{} is there, declared otherwise, and nothing was changed: change the file, or delete it first",
@@ -56,18 +57,35 @@ async fn apply(broker: Arc<dyn Broker>, file: TopologyFile) -> Result<(), Failur
         .declare(&*broker)
         .await
         .map_err(|error| Failure::of(format_args!("cannot declare {}", file.file().display()), &error))?;
-    complain(&format!("declared what was missing: {missing}"));
+    let also = match unknown {
+        0 => String::new(),
+        _ => format!(", and what may have been there: {unknown}"),
+    };
+    complain(&format!("declared what was missing: {missing}{also}"));
     Ok(())
 }
 
-fn counts(standings: &[(Declaration, Standing)]) -> (u64, u64) {
-    let count = |of_it: fn(&Standing) -> bool| {
-        standings.iter().filter(|(_, standing)| of_it(standing)).count() as u64
-    };
-    (
-        count(|standing| *standing == Standing::Missing),
-        count(|standing| matches!(standing, Standing::Different(_))),
-    )
+/// How many declarations stand in each of these ways.
+#[derive(Default)]
+struct Counts {
+    missing: u64,
+    different: u64,
+    unknown: u64,
+}
+
+impl Counts {
+    fn of(standings: &[(Declaration, Standing)]) -> Counts {
+        let mut counts = Counts::default();
+        for (_, standing) in standings {
+            match standing {
+                Standing::Missing => counts.missing += 1,
+                Standing::Different(_) => counts.different += 1,
+                Standing::Unknown(_) => counts.unknown += 1,
+                Standing::Same => {}
+            }
+        }
+        counts
+    }
 }
 
 /// Prints how everything stands.

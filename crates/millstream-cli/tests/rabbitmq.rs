@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
+use millstream_message::Queue;
 use millstream_testing::{shared, unique};
 use serde_json::Value;
 use support::Place;
@@ -173,6 +174,12 @@ async fn queues_and_dead_letters_are_listed_by_the_management() {
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(20), listed).await.expect("the letter arrives");
+    // A queue that is exclusive to another connection is there, and lets nobody look into it.
+    let parsed = url.parse().expect("a URL");
+    let owner = millstream_pipeline::open_broker(&parsed, 1 << 20).await.expect("connected");
+    owner.declare_queue(Queue::exclusive("own")).await.expect("declared");
+    let closed = place.run(&["queue", "stats", &url, "own"]);
+    assert!(closed.code == Some(1) && closed.err.contains("another connection"), "{}", closed.err);
     for _ in 0..3 {
         let letters = place.done(&["dead-letters", "list", &url]);
         assert!(letters.contains("dead: 1 dead letter") && letters.contains("expired"), "{letters}");
@@ -208,8 +215,13 @@ async fn a_topology_is_shown_before_it_is_applied_on_rabbitmq() {
     place.done(&["topology", "apply", "topology.yaml", "--broker", &url]);
     let again = place.done(&["topology", "apply", "topology.yaml", "--broker", &url]);
     assert!(again.contains("as declared") && !again.contains("missing"), "{again}");
-    // Without the management nobody knows of bindings; to make one again is fine.
+    // Without the management nobody knows of bindings: to make one again is fine, and to call it there is not.
     assert!(again.contains("not known"), "{again}");
+    let told = place.run(&["topology", "apply", "topology.yaml", "--broker", &url]);
+    assert!(told.err.contains("missing: 0, and what may have been there: 1"), "{}", told.err);
+    let unsure = place.run(&["topology", "check", "topology.yaml", "--broker", &url]);
+    assert_eq!(unsure.code, Some(1));
+    assert!(unsure.err.contains("cannot tell") && unsure.err.contains("1 not known"), "{}", unsure.err);
     place.write("topology.yaml", &text(6));
     let other = place.run(&["topology", "apply", "topology.yaml", "--broker", &url]);
     assert_eq!(other.code, Some(1));

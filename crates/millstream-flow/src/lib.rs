@@ -85,6 +85,7 @@ pub use measure::{Capacity, Measure, Unmeasured};
 pub use memo::Memo;
 pub use millstream_resilience::{BreakerState, TimedOut};
 pub use op::batch::Batch;
+pub use op::broadcast::Unread;
 pub use op::burst::{Debounce, Throttle};
 pub use op::dedupe::Dedupe;
 pub use op::idle_timeout::Silent;

@@ -1,9 +1,10 @@
-//! RabbitMQ as a [`Broker`].
+//! A handle of RabbitMQ: its connections and what they share. Below it what is done with them.
 
 mod asking;
 mod consuming;
 mod draining;
 mod errands;
+mod operations;
 mod positions;
 mod statistics;
 mod submit;
@@ -12,25 +13,16 @@ mod telling;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
-use bytes::Bytes;
-use millstream_message::{
-    Batch, Binding, BoxFuture, Broker, BrokerError, BrokerErrorKind, BrokerUrl, Browsed, Confirm,
-    ConsumeOptions, Consumer, Declaration, DirectReplies, Exchange, Features, Message, PublishOutcome, Queue,
-    QueueStats, Standing, StreamFrom, StreamReader, StreamSpec, StreamStats,
-};
+use millstream_message::{BrokerError, BrokerErrorKind, BrokerUrl};
 use tokio::sync::{Mutex, OnceCell, mpsc, watch};
 
 use self::positions::{POSITIONS, PositionJob};
-pub use self::statistics::Statistics;
-use self::submit::Submit;
+pub use self::statistics::{ConsumerStatistics, Statistics};
 use crate::delays::Delays;
 use crate::hub::Hub;
-use crate::link::{CallError, Channel, ConnectionState, Link};
+use crate::link::{Channel, ConnectionState, Link};
 use crate::options::Options;
-use crate::proto::{Closed, Method};
-use crate::refusals::{failed, no_streams};
 use crate::restore::Consuming;
-use crate::topology;
 
 /// A RabbitMQ broker, or a cluster of them, behind an `amqp://` or `amqps://` URL.
 ///
@@ -40,7 +32,7 @@ use crate::topology;
 ///
 /// # Delivery
 /// At least once. What was published and not confirmed when a connection is lost is published again, so it may be stored
-/// twice; a [message id](Message::with_message_id) lets consumers tell. What was delivered and not settled is delivered again.
+/// twice; a [message id](millstream_message::Message::with_message_id) lets consumers tell. What was delivered and not settled is delivered again.
 pub struct RabbitMq(Arc<Inner>);
 
 struct Inner {
@@ -52,9 +44,14 @@ struct Inner {
     /// Further connections for consumers.
     others: Vec<OnceCell<Arc<Link>>>,
     publishing: OnceCell<Arc<Link>>,
+    /// Where replies come.
+    replying: Arc<OnceCell<Arc<Link>>>,
     /// The channel on which things are declared, one after the other.
     control: Mutex<Option<Channel>>,
     delays: Delays,
+    /// When the management last could not tell how something stands, and why.
+    #[cfg(feature = "management")]
+    untold: parking_lot::Mutex<Option<(tokio::time::Instant, BrokerError)>>,
     /// Positions to be stored when their batches are.
     positions: Mutex<mpsc::Sender<PositionJob>>,
     consumers_made: AtomicUsize,
@@ -75,7 +72,7 @@ impl RabbitMq {
             .parse()
             .map_err(|error| BrokerError::with_source(BrokerErrorKind::Invalid, "no broker URL", error))?;
         let hub = Hub::new();
-        let main = Link::new(options.clone(), options.name.clone());
+        let main = Link::new(options.clone(), options.name.clone(), hub.known.clone());
         let restore = Consuming { hub: hub.clone(), declares: true, after: None };
         main.start(Arc::new(restore)).await?;
         let version = version(&main);
@@ -89,8 +86,11 @@ impl RabbitMq {
             main,
             others,
             publishing: OnceCell::new(),
+            replying: Arc::default(),
             control: Mutex::new(None),
             delays: Delays::new(version),
+            #[cfg(feature = "management")]
+            untold: Default::default(),
             positions: Mutex::new(jobs),
             consumers_made: AtomicUsize::new(0),
             published: AtomicU64::new(0),
@@ -156,289 +156,4 @@ fn version(link: &Link) -> Option<(u32, u32)> {
 fn max_message_bytes(options: &Options, version: Option<(u32, u32)>) -> u64 {
     let small = version.is_some_and(|(major, _)| major >= 4);
     options.max_message_bytes.unwrap_or(if small { 16 << 20 } else { 128 << 20 })
-}
-
-impl Broker for RabbitMq {
-    fn url(&self) -> &BrokerUrl {
-        &self.0.url
-    }
-
-    fn features(&self) -> Features {
-        let mut features = Features::all(self.0.max_message_bytes);
-        features.lease = false;
-        features.streams = false;
-        features.atomic_batches = false;
-        features.uncounted_browse = false;
-        features.list = self.0.options.management.is_some();
-        features.delayed_stats = false;
-        features
-    }
-
-    fn declare_exchange(&self, exchange: Exchange) -> BoxFuture<'_, Result<(), BrokerError>> {
-        Box::pin(async move {
-            topology::check_name("exchange", &exchange.name)?;
-            if exchange.name.is_empty() {
-                return Err(BrokerError::new(
-                    BrokerErrorKind::Invalid,
-                    "the default exchange is always there",
-                ));
-            }
-            let what = || format!("exchange `{}`", exchange.name);
-            self.0.asked(what, &topology::declare_exchange(&exchange)).await?;
-            self.0.hub.exchanges.lock().insert(exchange.name.clone());
-            self.0.hub.topology.lock().exchanges.insert(exchange.name.clone(), exchange);
-            Ok(())
-        })
-    }
-
-    fn delete_exchange<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), BrokerError>> {
-        Box::pin(async move {
-            topology::check_name("exchange", name)?;
-            self.0.hub.topology.lock().forget_exchange(name);
-            self.0.hub.exchanges.lock().remove(name);
-            let delete =
-                Method::ExchangeDelete { reserved_1: 0, exchange: name.to_owned(), flags: [false; 2] };
-            self.0.asked(|| format!("exchange `{name}`"), &delete).await?;
-            Ok(())
-        })
-    }
-
-    fn declare_queue(&self, queue: Queue) -> BoxFuture<'_, Result<(), BrokerError>> {
-        Box::pin(async move {
-            topology::check_declared(&queue)?;
-            self.0.asked(|| format!("queue `{}`", queue.name), &topology::declare_queue(&queue)).await?;
-            self.0.hub.topology.lock().queues.insert(queue.name.clone(), queue);
-            Ok(())
-        })
-    }
-
-    fn delete_queue<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<u64, BrokerError>> {
-        Box::pin(async move {
-            topology::check_name("queue", name)?;
-            self.0.hub.topology.lock().forget_queue(name);
-            let delete = Method::QueueDelete { reserved_1: 0, queue: name.to_owned(), flags: [false; 3] };
-            match self.0.asked(|| format!("queue `{name}`"), &delete).await? {
-                Method::QueueDeleteOk { messages } => Ok(messages.into()),
-                _ => Ok(0),
-            }
-        })
-    }
-
-    fn bind(&self, binding: Binding) -> BoxFuture<'_, Result<(), BrokerError>> {
-        Box::pin(async move {
-            check_binding(&binding)?;
-            self.0.asked(|| binding.to_string(), &topology::bind(&binding)).await?;
-            let mut topology = self.0.hub.topology.lock();
-            if !topology.bindings.contains(&binding) {
-                topology.bindings.push(binding);
-            }
-            Ok(())
-        })
-    }
-
-    fn unbind(&self, binding: Binding) -> BoxFuture<'_, Result<(), BrokerError>> {
-        Box::pin(async move {
-            check_binding(&binding)?;
-            self.0.hub.topology.lock().bindings.retain(|known| *known != binding);
-            match self.0.control(&topology::unbind(&binding)).await {
-                // Without its queue or exchange there is no binding.
-                Ok(_) | Err(CallError::Refused(Closed { code: 404, .. })) => Ok(()),
-                Err(error) => Err(failed(&binding.to_string(), error)),
-            }
-        })
-    }
-
-    /// As it is asked for, and as the management tells it: without that of a difference only the first is known, and of a binding
-    /// nothing.
-    fn standing<'a>(&'a self, what: &'a Declaration) -> BoxFuture<'a, Result<Standing, BrokerError>> {
-        Box::pin(self.0.standing(what))
-    }
-
-    fn purge<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<u64, BrokerError>> {
-        Box::pin(async move {
-            topology::check_name("queue", queue)?;
-            let purge = Method::QueuePurge { reserved_1: 0, queue: queue.to_owned(), nowait: [false] };
-            match self.0.asked(|| format!("queue `{queue}`"), &purge).await? {
-                Method::QueuePurgeOk { messages } => Ok(messages.into()),
-                _ => Ok(0),
-            }
-        })
-    }
-
-    fn submit(&self, batch: Batch) -> BoxFuture<'_, Result<Confirm, BrokerError>> {
-        Box::pin(Submit::new(&self.0, batch))
-    }
-
-    fn consume<'a>(
-        &'a self,
-        queue: &'a str,
-        options: ConsumeOptions,
-    ) -> BoxFuture<'a, Result<Consumer, BrokerError>> {
-        Box::pin(self.0.consume(queue, options))
-    }
-
-    /// By `amq.rabbitmq.reply-to`.
-    fn direct_replies(&self) -> BoxFuture<'_, Result<Option<DirectReplies>, BrokerError>> {
-        Box::pin(async {
-            let link = self.0.publisher().await?;
-            link.replies().await.map(Some).map_err(|error| failed("replies", error))
-        })
-    }
-
-    /// Takes them and gives them back, for RabbitMQ has no other way: they count as delivered once more.
-    fn browse<'a>(
-        &'a self,
-        queue: &'a str,
-        skip: u64,
-        max: usize,
-    ) -> BoxFuture<'a, Result<Vec<Browsed>, BrokerError>> {
-        Box::pin(async move {
-            let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-            let most = skip.saturating_add(max).min(usize::from(u16::MAX));
-            let options = ConsumeOptions::default().prefetch(most).stop_when_empty().name("browse");
-            let mut consumer = self.0.consume(queue, options).await?;
-            let mut seen = Vec::new();
-            while seen.len() < most {
-                let chunk = consumer.next_chunk(most - seen.len()).await?;
-                if chunk.is_empty() {
-                    break;
-                }
-                seen.extend(chunk);
-            }
-            let browsed = seen.into_iter().skip(skip).map(|delivery| Browsed {
-                deliveries: delivery.redeliveries,
-                message: delivery.message,
-                address: delivery.address,
-            });
-            Ok(browsed.collect())
-        })
-    }
-
-    /// `ready` and `consumers` are the broker's. `unacked` and `delayed` are those of this handle, and bytes are not known:
-    /// AMQP does not tell them.
-    fn stats<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<QueueStats, BrokerError>> {
-        Box::pin(async move {
-            let Some((ready, consumers)) = self.0.check_queue(queue).await? else {
-                let text = format!("there is no queue `{queue}`; declare it first");
-                return Err(BrokerError::new(BrokerErrorKind::NotFound, text));
-            };
-            let of_it = self.0.hub.consumers();
-            let unacked =
-                of_it.iter().filter(|consumer| consumer.queue() == queue).map(|consumer| consumer.unacked());
-            Ok(QueueStats {
-                name: queue.to_owned(),
-                ready,
-                unacked: unacked.sum(),
-                delayed: self.0.hub.delayed(queue),
-                consumers,
-                ..QueueStats::default()
-            })
-        })
-    }
-
-    /// As it was declared through this handle, or else as the management tells it. Of a queue that somebody else has declared only
-    /// the name is known where the URL does not say where the management is and it is not where it usually is.
-    fn queue<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Queue>, BrokerError>> {
-        Box::pin(async move {
-            if self.0.check_queue(name).await?.is_none() {
-                return Ok(None);
-            }
-            let known = self.0.hub.topology.lock().queues.get(name).cloned();
-            if known.is_some() {
-                return Ok(known);
-            }
-            match self.0.told_queue(name).await {
-                Err(error) if self.features().list => Err(error),
-                Err(_) => Ok(Some(Queue::durable(name))),
-                told => told,
-            }
-        })
-    }
-
-    fn queues(&self) -> BoxFuture<'_, Result<Vec<String>, BrokerError>> {
-        Box::pin(self.0.told_queues())
-    }
-
-    /// By the management, whose figures are up to five seconds old.
-    fn all_stats(&self) -> BoxFuture<'_, Result<Vec<QueueStats>, BrokerError>> {
-        Box::pin(self.0.told_figures())
-    }
-
-    /// Positions are kept in queues of their own, which begin with `millstream.position.`.
-    fn position<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, BrokerError>> {
-        Box::pin(async move {
-            let queue = positions::queue(name).name;
-            if self.0.check_queue(&queue).await?.is_none() {
-                return Ok(None);
-            }
-            let stored = self.browse(&queue, 0, 1).await?;
-            Ok(stored.into_iter().next().map(|stored| stored.message.into_body()))
-        })
-    }
-
-    fn store_position<'a>(
-        &'a self,
-        name: &'a str,
-        value: Option<Bytes>,
-    ) -> BoxFuture<'a, Result<(), BrokerError>> {
-        Box::pin(async move {
-            let Some(value) = value else {
-                let queue = positions::queue(name).name;
-                self.0.hub.positions.lock().remove(&queue);
-                self.delete_queue(&queue).await?;
-                return Ok(());
-            };
-            let stored = self.0.submit_with_position(Vec::new(), name.to_owned(), value).await?.await;
-            match stored.into_others().into_iter().next() {
-                None => Ok(()),
-                Some((_, PublishOutcome::Unconfirmed(error))) => Err(error),
-                Some((_, outcome)) => Err(BrokerError::new(
-                    BrokerErrorKind::Unavailable,
-                    format!("position `{name}` was not stored: {outcome:?}"),
-                )),
-            }
-        })
-    }
-
-    fn declare_stream(&self, _: StreamSpec) -> BoxFuture<'_, Result<(), BrokerError>> {
-        Box::pin(async { Err(no_streams()) })
-    }
-
-    fn delete_stream<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), BrokerError>> {
-        Box::pin(async { Err(no_streams()) })
-    }
-
-    fn append<'a>(&'a self, _: &'a str, _: Vec<Message>) -> BoxFuture<'a, Result<u64, BrokerError>> {
-        Box::pin(async { Err(no_streams()) })
-    }
-
-    fn read<'a>(&'a self, _: &'a str, _: StreamFrom) -> BoxFuture<'a, Result<StreamReader, BrokerError>> {
-        Box::pin(async { Err(no_streams()) })
-    }
-
-    fn stream_stats<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<StreamStats, BrokerError>> {
-        Box::pin(async { Err(no_streams()) })
-    }
-
-    fn store_offset<'a>(&'a self, _: &'a str, _: &'a str, _: u64) -> BoxFuture<'a, Result<(), BrokerError>> {
-        Box::pin(async { Err(no_streams()) })
-    }
-
-    fn stored_offset<'a>(
-        &'a self,
-        _: &'a str,
-        _: &'a str,
-    ) -> BoxFuture<'a, Result<Option<u64>, BrokerError>> {
-        Box::pin(async { Err(no_streams()) })
-    }
-
-    fn close(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
-        Box::pin(self.0.close())
-    }
-}
-
-fn check_binding(binding: &Binding) -> Result<(), BrokerError> {
-    topology::check_name("exchange", &binding.exchange)?;
-    topology::check_name("queue", &binding.target)?;
-    topology::check_name("key", &binding.key)
 }

@@ -1,5 +1,6 @@
 //! A consumer: what was delivered and not taken, what was taken and not settled, what the broker is to be told.
 
+mod ending;
 mod handles;
 mod intake;
 
@@ -9,18 +10,20 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use millstream_message::{
-    Acker, Address, BrokerError, BrokerErrorKind, ConsumeOptions, Consumer, Message, Settled, StopWhen, Tag,
+    Acker, Address, BrokerError, ConsumeOptions, Consumer, Message, Settled, StopWhen, Tag,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use self::handles::{Handle, Source};
 use self::intake::Intake;
+use crate::broker::ConsumerStatistics;
 use crate::credit::Credit;
 use crate::headers;
 use crate::hub::{Errand, Hub, Way};
 use crate::link::{Channel, Link, Waiter};
-use crate::proto::{Closed, Connection, Content, Method};
+use crate::proto::{Connection, Content, Method};
 use crate::unsettled::{Parked, Unsettled, Word};
 
 /// What a consumer's handles, its link and whoever restores it share.
@@ -31,6 +34,7 @@ pub(crate) struct ConsumerCore {
     name: String,
     link: Arc<Link>,
     hub: Arc<Hub>,
+    since: Instant,
     state: Mutex<State>,
     /// Notified when the consumer has nothing left to give, or has ended.
     pub(crate) drained: Notify,
@@ -61,6 +65,9 @@ struct State {
     /// The last address, which the next delivery often has too.
     address: Address,
     delivered: u64,
+    redelivered: u64,
+    acked: u64,
+    nacked: u64,
     stop: Option<StopWhen>,
     cancel: Cancel,
     /// Nobody is left who could settle anything: the channel can go.
@@ -137,6 +144,7 @@ impl ConsumerCore {
             name,
             link,
             hub,
+            since: Instant::now(),
             state: Mutex::new(State {
                 channel: None,
                 ready: VecDeque::new(),
@@ -154,6 +162,9 @@ impl ConsumerCore {
                 offset: 0,
                 address: Address::queue(""),
                 delivered: 0,
+                redelivered: 0,
+                acked: 0,
+                nacked: 0,
                 stop,
                 cancel: Cancel::No,
                 abandoned: false,
@@ -220,6 +231,7 @@ impl ConsumerCore {
         }
         let tag = state.unsettled.add(kept.clone());
         state.delivered += 1;
+        state.redelivered += u64::from(redelivered);
         state.bytes += bytes;
         state.credit.came(bytes);
         if state.end.is_some() || state.abandoned {
@@ -237,75 +249,6 @@ impl ConsumerCore {
             self.link.has_words(self.clone());
         }
         if state.has_room(&self.options) { state.waker.take() } else { None }
-    }
-
-    /// The connection is lost: the broker gives what is unsettled to somebody again.
-    pub(crate) fn lost(&self) {
-        let mut state = self.state.lock();
-        self.forget(&mut state);
-        if self.link.is_closing() {
-            state.end.get_or_insert(Ok(()));
-        }
-        let waker = state.waker.take();
-        drop(state);
-        waker.into_iter().for_each(Waker::wake);
-    }
-
-    /// Nothing of the old channel counts any more.
-    fn forget(&self, state: &mut State) {
-        state.channel = None;
-        state.intake = Intake::Opening;
-        state.asking = false;
-        if state.is_stream {
-            // Of what is not settled the oldest; or what comes behind everything that came.
-            let oldest = state.unsettled.iter().find_map(|kept| kept.offset());
-            state.resume = oldest.or(state.last.map(|last| last + 1)).or(state.resume);
-        }
-        state.ready.clear();
-        state.unsettled.forget();
-        (state.ready_bytes, state.bytes) = (0, 0);
-        state.talking = false;
-        if matches!(state.cancel, Cancel::Wanted | Cancel::Sent) {
-            state.cancel = Cancel::Done;
-            self.hub.cancelled(&self.queue);
-        }
-        self.drained.notify_one();
-    }
-
-    /// The channel was closed: by the server, for this reason, or because we asked. Whether another is wanted, and who is to be
-    /// woken.
-    pub(crate) fn closed(&self, why: Option<&Closed>) -> (bool, Option<Waker>) {
-        let mut state = self.state.lock();
-        self.forget(&mut state);
-        if let Some(why) = why.filter(|why| why.code == 404) {
-            let text = format!("queue `{}`: {}", self.queue, why.text);
-            state.end.get_or_insert(Err(BrokerError::new(BrokerErrorKind::NotFound, text)));
-        }
-        let goes_on = why.is_some() && state.established && state.end.is_none() && !state.abandoned;
-        (goes_on, state.waker.take())
-    }
-
-    /// The server ended the consumer.
-    pub(crate) fn gone(&self) -> Option<Waker> {
-        let mut state = self.state.lock();
-        let text =
-            format!("queue `{}` was deleted, or its node is gone; declare it and consume again", self.queue);
-        state.end.get_or_insert(Err(BrokerError::new(BrokerErrorKind::NotFound, text)));
-        if matches!(state.cancel, Cancel::Wanted | Cancel::Sent) {
-            self.hub.cancelled(&self.queue);
-        }
-        state.cancel = Cancel::Done;
-        self.drained.notify_one();
-        state.waker.take()
-    }
-
-    /// The server has cancelled the consumer, as we asked.
-    pub(crate) fn cancelled(&self) {
-        let mut state = self.state.lock();
-        if state.cancel == Cancel::Sent {
-            state.cancel = Cancel::Done;
-            self.hub.cancelled(&self.queue);
-        }
     }
 
     /// Marks it as having something to tell. True if it was not.
@@ -357,63 +300,25 @@ impl ConsumerCore {
         waker.into_iter().for_each(Waker::wake);
     }
 
-    fn stop(self: &Arc<Self>, when: StopWhen) {
-        self.change(|state| match when {
-            _ if state.end.is_some() => {}
-            StopWhen::Empty => {
-                state.stop = Some(StopWhen::Empty);
-                self.drained.notify_one();
-            }
-            StopWhen::Now => self.end(state),
-        });
-    }
-
-    /// Ends the intake: what came and nobody has taken goes back.
-    fn end(&self, state: &mut State) {
-        if state.cancel == Cancel::No && state.channel.is_some() && state.end.is_none() {
-            state.cancel = Cancel::Wanted;
-            self.hub.cancelling(&self.queue);
-        }
-        if let Some(first) = state.ready.front() {
-            let untaken = first.tag..state.unsettled.next();
-            let State { unsettled, bytes, .. } = &mut *state;
-            unsettled.nack(&[untaken], true, |kept| *bytes -= kept.bytes);
-            state.ready.clear();
-            state.ready_bytes = 0;
-        }
-        state.end.get_or_insert(Ok(()));
-        self.drained.notify_one();
-    }
-
-    /// Ends it: the handle is closed.
-    pub(crate) fn stop_for_good(self: &Arc<Self>) {
-        self.stop(StopWhen::Now);
-    }
-
     /// How many messages of its queue wait for their time, of those that are known.
     pub(crate) fn delayed(&self) -> u64 {
         self.hub.delayed(&self.queue)
     }
 
-    /// The queue was found empty, if nothing has come since so much had.
-    pub(crate) fn ran_dry(self: &Arc<Self>, delivered: u64) {
-        self.change(|state| {
-            if state.delivered == delivered && state.stop == Some(StopWhen::Empty) {
-                self.end(state);
-            }
-        });
-    }
-
-    /// How many messages have come, if it is to end when the queue is empty, and has nothing left to give.
-    pub(crate) fn asks_for_the_end(&self) -> Option<u64> {
+    pub(crate) fn statistics(&self) -> ConsumerStatistics {
         let state = self.state.lock();
-        let asks = state.stop == Some(StopWhen::Empty) && state.ready.is_empty() && state.end.is_none();
-        asks.then_some(state.delivered)
-    }
-
-    pub(crate) fn has_ended(&self) -> bool {
-        let state = self.state.lock();
-        state.end.is_some() || state.abandoned
+        ConsumerStatistics {
+            queue: self.queue.clone(),
+            name: self.options.name.clone(),
+            delivered: state.delivered,
+            redelivered: state.redelivered,
+            acked: state.acked,
+            nacked: state.nacked,
+            in_flight: (state.unsettled.live() - state.ready.len()) as u64,
+            waiting: state.ready.len() as u64,
+            paused: state.paused,
+            age: self.since.elapsed(),
+        }
     }
 
     /// How many deliveries the broker counts as not settled.
@@ -453,12 +358,14 @@ impl ConsumerCore {
         }
         let settled = self.settle(|state| {
             let State { unsettled, bytes, .. } = state;
-            unsettled.park(tags, |tag, kept| {
+            let settled = unsettled.park(tags, |tag, kept| {
                 *bytes -= kept.bytes;
                 let Kept { message, address, redeliveries, .. } = kept;
                 let consumer = self.clone();
                 errands.push(Errand { consumer, tag, message, address, redeliveries, way: way.clone() });
-            })
+            });
+            state.nacked += settled.applied;
+            settled
         });
         self.hub.send(errands);
         settled

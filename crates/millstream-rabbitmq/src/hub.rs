@@ -13,13 +13,13 @@ use tokio::time::Instant;
 
 use crate::consumer::ConsumerCore;
 use crate::link::Link;
+use crate::replies::Replies;
 use crate::topology::Topology;
 
 /// Shared by a handle's links, consumers and tasks.
 pub(crate) struct Hub {
     pub(crate) topology: Mutex<Topology>,
-    /// Exchanges that are known to be there: publishing to another closes the channel.
-    pub(crate) exchanges: Mutex<HashSet<String>>,
+    pub(crate) known: Arc<Known>,
     /// Queues of positions that are known to be there.
     pub(crate) positions: Mutex<HashSet<String>>,
     consumers: Mutex<Vec<Weak<ConsumerCore>>>,
@@ -34,6 +34,14 @@ pub(crate) struct Hub {
     errands: Mutex<VecDeque<Errand>>,
     /// Notified when there are errands.
     pub(crate) any_errands: Notify,
+}
+
+/// What is known of the broker when something is published.
+#[derive(Default)]
+pub(crate) struct Known {
+    /// Exchanges that are there: publishing to another closes the channel.
+    pub(crate) exchanges: Mutex<HashSet<String>>,
+    pub(crate) replies: Replies,
 }
 
 /// A delivery that is to be brought elsewhere before it is acked. There are never more than prefetch allows.
@@ -62,7 +70,7 @@ impl Hub {
     pub(crate) fn new() -> Arc<Hub> {
         Arc::new(Hub {
             topology: Default::default(),
-            exchanges: Default::default(),
+            known: Default::default(),
             positions: Default::default(),
             consumers: Default::default(),
             consumers_made: AtomicU64::new(0),

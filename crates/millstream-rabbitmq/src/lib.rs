@@ -54,6 +54,6 @@ mod told;
 mod topology;
 mod unsettled;
 
-pub use broker::{RabbitMq, Statistics};
+pub use broker::{ConsumerStatistics, RabbitMq, Statistics};
 pub use link::ConnectionState;
 pub use proto::properties::{APP_ID, TYPE, USER_ID};

@@ -1,29 +1,27 @@
 //! One connection that stays: a task owns its socket, connects again when it is lost, and has everything restored.
 
+mod channels;
 mod endings;
 mod io;
 mod life;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use hashbrown::HashMap;
-use millstream_message::{BoxFuture, BrokerError, BrokerErrorKind, DirectReplies};
+use millstream_message::{BoxFuture, BrokerError, BrokerErrorKind};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
-use self::io::WRITE;
-use crate::confirms::Entry;
 use crate::consumer::ConsumerCore;
+use crate::hub::Known;
 use crate::options::Options;
 use crate::proto::{Closed, Connection, Method, Server};
 use crate::publisher::{Outbox, Window};
-use crate::replies::Replies;
-use crate::told::Told;
 
 /// How a connection is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +77,19 @@ pub(crate) struct Channel {
 pub(crate) enum Role {
     Control,
     Publisher,
+    Replies,
     Consumer(Arc<ConsumerCore>),
+}
+
+impl Waiter {
+    /// There will be no answer.
+    fn fail(self, why: CallError) {
+        match self {
+            Waiter::Call(caller) => _ = caller.send(Err(why)),
+            Waiter::Address(caller) => _ = caller.send(Err(why)),
+            Waiter::Cancel | Waiter::Consume | Waiter::Nobody => {}
+        }
+    }
 }
 
 struct Use {
@@ -90,6 +100,8 @@ struct Use {
 /// Who waits for a method's answer.
 pub(crate) enum Waiter {
     Call(oneshot::Sender<Result<Method, CallError>>),
+    /// A message that no queue wants comes back, and says where replies are to go.
+    Address(oneshot::Sender<Result<String, CallError>>),
     /// A consumer is cancelled.
     Cancel,
     /// A consumer was asked for on a channel that has one.
@@ -106,8 +118,8 @@ pub(crate) struct State {
     /// The channel on which this link publishes, and what is on its way.
     pub(crate) outbox: Outbox,
     pub(crate) publisher: Option<u16>,
-    /// The channel on which replies come.
-    replying: Option<u16>,
+    /// The channel on which replies come is there.
+    pub(crate) replying: bool,
     closing: bool,
     opened: bool,
     blocked: bool,
@@ -117,21 +129,6 @@ pub(crate) struct State {
 
 /// What comes when a method is answered.
 type Answer = oneshot::Receiver<Result<Method, CallError>>;
-
-impl State {
-    /// Writes a method whose answer somebody waits for.
-    fn send_call(&mut self, channel: Channel, method: &Method) -> Result<Answer, CallError> {
-        let (caller, answer) = oneshot::channel();
-        let State { connection: Some(connection), channels, life, .. } = self else {
-            return Err(CallError::Lost);
-        };
-        let used =
-            channels.get_mut(&channel.number).filter(|_| *life == channel.life).ok_or(CallError::Lost)?;
-        used.waiting.push_back(Waiter::Call(caller));
-        connection.send(channel.number, method);
-        Ok(answer)
-    }
-}
 
 /// Figures of a connection since it was first made.
 #[derive(Debug, Default)]
@@ -155,8 +152,9 @@ pub(crate) struct Link {
     woken: AtomicBool,
     /// Consumers with something to tell the broker.
     talkers: Mutex<Vec<Arc<ConsumerCore>>>,
-    /// Who waits for replies, once somebody does.
-    replies: OnceLock<Replies>,
+    known: Arc<Known>,
+    /// It is the one on which replies come.
+    receives_replies: bool,
     /// Channels that the server closed under a consumer that wants to go on.
     broken: Mutex<Vec<Arc<ConsumerCore>>>,
     /// Notified when something was closed that is to be opened again.
@@ -168,9 +166,18 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(options: Arc<Options>, name: String) -> Arc<Link> {
+    pub(crate) fn new(options: Arc<Options>, name: String, known: Arc<Known>) -> Arc<Link> {
+        Link::with(options, name, known, false)
+    }
+
+    /// One on which replies come, and nothing else is done.
+    pub(crate) fn for_replies(options: Arc<Options>, name: String, known: Arc<Known>) -> Arc<Link> {
+        Link::with(options, name, known, true)
+    }
+
+    fn with(options: Arc<Options>, name: String, known: Arc<Known>, receives_replies: bool) -> Arc<Link> {
         let window = Arc::new(Window::new(&options));
-        let outbox = Outbox::new(window.clone());
+        let outbox = Outbox::new(window.clone(), known.clone());
         Arc::new(Link {
             window,
             options,
@@ -181,7 +188,7 @@ impl Link {
                 channels: HashMap::new(),
                 outbox,
                 publisher: None,
-                replying: None,
+                replying: false,
                 closing: false,
                 opened: false,
                 blocked: false,
@@ -190,7 +197,8 @@ impl Link {
             waker: AtomicWaker::new(),
             woken: AtomicBool::new(false),
             talkers: Mutex::new(Vec::new()),
-            replies: OnceLock::new(),
+            known,
+            receives_replies,
             broken: Mutex::new(Vec::new()),
             repair: Notify::new(),
             status: watch::channel(ConnectionState::Connecting).0,
@@ -246,6 +254,11 @@ impl Link {
         self.wake();
     }
 
+    /// Whether nothing is read from it, for who waits for replies holds as many as may be.
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.receives_replies && self.known.replies.is_full()
+    }
+
     pub(crate) fn is_closing(&self) -> bool {
         self.state().closing
     }
@@ -278,122 +291,6 @@ impl Link {
                 ))
             }
         }
-    }
-
-    /// Opens a channel for this role.
-    pub(crate) async fn open_channel(&self, role: Role) -> Result<Channel, CallError> {
-        let (caller, answer) = oneshot::channel();
-        let channel = {
-            let mut state = self.state();
-            let life = state.life;
-            let connection = state.connection.as_mut().ok_or(CallError::Lost)?;
-            let most = connection.server().channel_max;
-            let number = connection.open_channel().ok_or(CallError::NoChannel(most))?;
-            let waiting = VecDeque::from([Waiter::Call(caller)]);
-            state.channels.insert(number, Use { role, waiting });
-            Channel { number, life }
-        };
-        self.wake();
-        answer.await.unwrap_or(Err(CallError::Lost))?;
-        Ok(channel)
-    }
-
-    /// Sends a method and waits for its answer.
-    ///
-    /// # Cancel safety
-    /// A method that was sent takes effect whether anybody waits for its answer or not.
-    pub(crate) async fn call(&self, channel: Channel, method: &Method) -> Result<Method, CallError> {
-        let answer = self.send_call(channel, method)?;
-        self.wake();
-        answer.await.unwrap_or(Err(CallError::Lost))
-    }
-
-    fn send_call(&self, channel: Channel, method: &Method) -> Result<Answer, CallError> {
-        self.state().send_call(channel, method)
-    }
-
-    /// Has a channel closed; nobody waits for it.
-    pub(crate) fn close_channel(&self, channel: Channel) {
-        let mut state = self.state();
-        if state.life == channel.life
-            && let Some(connection) = &mut state.connection
-        {
-            connection.close_channel(channel.number);
-            drop(state);
-            self.wake();
-        }
-    }
-
-    /// Makes this channel the one that everything is published on, and sends what was not confirmed.
-    pub(crate) fn publish_on(&self, channel: Channel) {
-        let mut state = self.state();
-        let State { connection: Some(connection), life, outbox, publisher, .. } = &mut *state else { return };
-        if *life == channel.life {
-            *publisher = Some(channel.number);
-            outbox.restart(connection, channel.number);
-        }
-        drop(state);
-        self.wake();
-    }
-
-    /// Has the broker send replies on a channel that is about to be the one for publishing, if anybody waits for some.
-    pub(crate) async fn reply_on(&self, channel: Channel) -> Result<(), CallError> {
-        if self.replies.get().is_some() {
-            self.call(channel, &Replies::consume()).await?;
-            let mut state = self.state();
-            if state.life == channel.life {
-                state.replying = Some(channel.number);
-            }
-        }
-        Ok(())
-    }
-
-    /// Receives replies to what is published on this link, over any number of connections.
-    pub(crate) async fn replies(&self) -> Result<DirectReplies, CallError> {
-        let replies = self.replies.get_or_init(Replies::default);
-        loop {
-            let answer = {
-                let mut state = self.state();
-                match state.publisher {
-                    Some(number) if state.replying == Some(number) => return Ok(replies.receiver()),
-                    Some(number) => {
-                        state.replying = Some(number);
-                        let channel = Channel { number, life: state.life };
-                        // While nobody else can publish, since a request must not come before this.
-                        Some(state.send_call(channel, &Replies::consume())?)
-                    }
-                    None => None,
-                }
-            };
-            self.wake();
-            match answer {
-                Some(answer) => match answer.await.unwrap_or(Err(CallError::Lost)) {
-                    Ok(_) | Err(CallError::Lost) => {}
-                    Err(error) => return Err(error),
-                },
-                // The channel is being opened: whoever does that has the broker send replies, too.
-                None => {
-                    self.up().await.map_err(|_| CallError::Lost)?;
-                    sleep(OPENING).await;
-                }
-            }
-        }
-    }
-
-    /// Takes a batch to publish. What will become of it, and whether so much waits to be written that the publisher should let
-    /// it be written; `None` if the link is closed.
-    pub(crate) fn push(&self, entry: Entry) -> Option<(Told, bool)> {
-        let mut state = self.state();
-        let State { connection, outbox, publisher, closing, .. } = &mut *state;
-        if *closing {
-            return None;
-        }
-        let to = connection.as_mut().zip(*publisher);
-        let told = outbox.push(entry, to);
-        let crowded = connection.as_ref().is_some_and(|connection| connection.output().len() >= WRITE);
-        drop(state);
-        self.wake();
-        Some((told, crowded))
     }
 
     /// A consumer is to be given another channel.
@@ -437,9 +334,6 @@ impl Link {
         }
     }
 }
-
-/// How long to wait before looking again whether a channel has been opened.
-const OPENING: Duration = Duration::from_millis(5);
 
 pub(crate) fn closed_error() -> BrokerError {
     BrokerError::new(BrokerErrorKind::Unavailable, "the broker handle is closed")

@@ -1,5 +1,7 @@
 //! What AMQP cannot tell, by RabbitMQ's management: which queues there are, how they were declared, what is bound to what.
 
+mod told;
+
 use std::io;
 use std::sync::Arc;
 
@@ -11,14 +13,11 @@ use hyper::client::conn::http1::handshake;
 use hyper::header::{AUTHORIZATION, CONNECTION, HOST};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use millstream_message::{
-    Binding, BrokerError, BrokerErrorKind, Exchange, ExchangeKind, HeaderMatch, Headers, Overflow, Queue,
-    QueueKind, QueueStats, Target, Value,
-};
-use serde::Deserialize;
+use millstream_message::{BrokerError, BrokerErrorKind, Declaration, Queue, QueueKind, QueueStats, Standing};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
+use self::told::{Told, ToldBinding, ToldExchange, ToldVhost, queue_kind};
 use crate::options::Options;
 use crate::proto::Login;
 use crate::socket::Socket;
@@ -32,49 +31,6 @@ pub(crate) struct Management {
     options: Options,
     places: Vec<(String, u16)>,
     authorization: String,
-}
-
-/// A queue as the management tells it. Figures may be missing while it has none.
-#[derive(Debug, Deserialize)]
-struct Told {
-    name: String,
-    #[serde(default)]
-    durable: bool,
-    #[serde(default)]
-    exclusive: bool,
-    #[serde(default)]
-    arguments: Headers,
-    #[serde(default)]
-    messages_ready: u64,
-    #[serde(default)]
-    message_bytes_ready: u64,
-    #[serde(default)]
-    messages_unacknowledged: u64,
-    #[serde(default)]
-    message_bytes_unacknowledged: u64,
-    #[serde(default)]
-    consumers: u64,
-}
-
-#[derive(Deserialize)]
-struct ToldExchange {
-    name: String,
-    #[serde(rename = "type")]
-    kind: String,
-    durable: bool,
-    internal: bool,
-    #[serde(default)]
-    arguments: Headers,
-}
-
-#[derive(Deserialize)]
-struct ToldBinding {
-    source: String,
-    destination: String,
-    destination_type: String,
-    routing_key: String,
-    #[serde(default)]
-    arguments: Headers,
 }
 
 impl Management {
@@ -128,17 +84,33 @@ impl Management {
         Ok(told.map(Told::declared))
     }
 
-    /// How an exchange was declared, if it is of a kind that is known here.
-    pub(crate) async fn exchange(&self, name: &str) -> Result<Option<Exchange>, BrokerError> {
-        let told: Option<ToldExchange> = self.one("exchanges", name).await?;
-        Ok(told.and_then(ToldExchange::declared))
+    /// How what is to be declared stands there.
+    pub(crate) async fn standing(&self, what: &Declaration) -> Result<Standing, BrokerError> {
+        Ok(match what {
+            Declaration::Queue(asked) => match self.one::<Told>("queues", &asked.name).await? {
+                None => Standing::Missing,
+                Some(told) => standing(told.differences(asked, self.default_kind().await?)),
+            },
+            Declaration::Exchange(asked) => match self.one::<ToldExchange>("exchanges", &asked.name).await? {
+                None => Standing::Missing,
+                Some(told) => standing(told.differences(asked)),
+            },
+            Declaration::Binding(binding) => {
+                let exchange = encoded(&binding.exchange);
+                let path = format!("/api/exchanges/{}/{exchange}/bindings/source", self.vhost());
+                let told: Vec<ToldBinding> = self.get(&path).await?.unwrap_or_default();
+                let is_there = told.into_iter().any(|told| told.declared() == *binding);
+                if is_there { Standing::Same } else { Standing::Missing }
+            }
+        })
     }
 
-    /// Whether a binding is there.
-    pub(crate) async fn has(&self, binding: &Binding) -> Result<bool, BrokerError> {
-        let path = format!("/api/exchanges/{}/{}/bindings/source", self.vhost(), encoded(&binding.exchange));
-        let told: Vec<ToldBinding> = self.get(&path).await?.unwrap_or_default();
-        Ok(told.into_iter().any(|told| told.declared() == *binding))
+    /// The kind of the vhost's queues that are declared without one, if it is not the classic one.
+    async fn default_kind(&self) -> Result<Option<QueueKind>, BrokerError> {
+        // All of them: of one, RabbitMQ tells administrators alone.
+        let told: Option<Vec<ToldVhost>> = self.get("/api/vhosts?columns=name,default_queue_type").await?;
+        let own = told.into_iter().flatten().find(|vhost| vhost.name == self.options.vhost);
+        Ok(own.and_then(|vhost| queue_kind(&vhost.default_queue_type?)))
     }
 
     fn vhost(&self) -> String {
@@ -220,82 +192,8 @@ impl Management {
     }
 }
 
-impl Told {
-    fn figures(self) -> QueueStats {
-        QueueStats {
-            name: self.name,
-            ready: self.messages_ready,
-            ready_bytes: self.message_bytes_ready,
-            unacked: self.messages_unacknowledged,
-            unacked_bytes: self.message_bytes_unacknowledged,
-            consumers: self.consumers,
-            ..QueueStats::default()
-        }
-    }
-
-    /// The declaration whose arguments these are. Arguments that a [`Queue`] has no word for are not told.
-    fn declared(self) -> Queue {
-        let mut queue =
-            Queue { durable: self.durable, exclusive: self.exclusive, ..Queue::transient(self.name) };
-        let number = |name: &str| {
-            self.arguments.get(name).and_then(Value::as_int).and_then(|number| u64::try_from(number).ok())
-        };
-        let text = |name: &str| self.arguments.get(name).and_then(Value::as_text).map(str::to_owned);
-        let millis = |name: &str| number(name).map(std::time::Duration::from_millis);
-        queue.ttl = millis("x-message-ttl");
-        queue.expires = millis("x-expires");
-        queue.max_items = number("x-max-length").and_then(std::num::NonZeroU64::new);
-        queue.max_bytes = number("x-max-length-bytes").and_then(std::num::NonZeroU64::new);
-        // RabbitMQ drops the head unless it was told otherwise.
-        let limited = queue.max_items.is_some() || queue.max_bytes.is_some();
-        if limited && text("x-overflow").as_deref() != Some("reject-publish") {
-            queue.overflow = Overflow::DropHead;
-        }
-        queue.dead_letter_exchange = text("x-dead-letter-exchange");
-        queue.dead_letter_key = text("x-dead-letter-routing-key");
-        queue.max_priority = number("x-max-priority").and_then(|priority| u8::try_from(priority).ok());
-        let limit = number("x-delivery-limit").and_then(|limit| u32::try_from(limit).ok());
-        queue.delivery_limit = limit.and_then(std::num::NonZeroU32::new);
-        queue.kind = match text("x-queue-type").as_deref() {
-            Some("classic") => Some(QueueKind::Classic),
-            // A limit says as much.
-            Some("quorum") if queue.delivery_limit.is_none() => Some(QueueKind::Quorum),
-            Some("stream") => Some(QueueKind::Stream),
-            _ => None,
-        };
-        queue.single_active_consumer =
-            matches!(self.arguments.get("x-single-active-consumer"), Some(Value::Bool(true)));
-        queue
-    }
-}
-
-impl ToldExchange {
-    fn declared(self) -> Option<Exchange> {
-        let kind = match self.kind.as_str() {
-            "direct" => ExchangeKind::Direct,
-            "fanout" => ExchangeKind::Fanout,
-            "topic" => ExchangeKind::Topic,
-            "headers" => ExchangeKind::Headers,
-            _ => return None,
-        };
-        let alternate = self.arguments.get("alternate-exchange").and_then(Value::as_text).map(str::to_owned);
-        Some(Exchange { name: self.name, kind, durable: self.durable, internal: self.internal, alternate })
-    }
-}
-
-impl ToldBinding {
-    fn declared(mut self) -> Binding {
-        let matching = self.arguments.remove("x-match").and_then(|matching| {
-            Some(if matching.as_text()? == "any" { HeaderMatch::Any } else { HeaderMatch::All })
-        });
-        Binding {
-            exchange: self.source,
-            target: self.destination,
-            target_kind: if self.destination_type == "exchange" { Target::Exchange } else { Target::Queue },
-            key: self.routing_key,
-            headers: matching.map(|matching| (matching, self.arguments)),
-        }
-    }
+fn standing(differences: Vec<String>) -> Standing {
+    if differences.is_empty() { Standing::Same } else { Standing::Different(differences.join("; ")) }
 }
 
 /// A name as a part of a path (RFC 3986, section 2.3).
@@ -313,38 +211,6 @@ fn encoded(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::Method;
-    use crate::topology;
-    use std::time::Duration;
-
-    #[test]
-    fn a_declaration_comes_back_from_its_arguments() {
-        let one = Queue::durable("one").max_items(5).max_bytes(7).ttl(Duration::from_millis(1500));
-        let queues = [
-            Queue::transient("plain"),
-            Queue::exclusive("own"),
-            one.clone().dead_letter("", "dead").max_priority(3),
-            one.overflow(Overflow::DropHead),
-            Queue::durable("quorum").delivery_limit(5),
-            Queue::durable("kind").kind(QueueKind::Quorum).single_active_consumer(),
-            Queue::durable("classic").kind(QueueKind::Classic).expires(Duration::from_secs(9)),
-            Queue::durable("stream").kind(QueueKind::Stream).max_bytes(1 << 30),
-        ];
-        for queue in queues {
-            let Method::QueueDeclare { arguments, .. } = topology::declare_queue(&queue) else { panic!() };
-            let told = serde_json::json!({
-                "name": queue.name, "durable": queue.durable, "exclusive": queue.exclusive, "arguments": arguments,
-                "something": "else",
-            });
-            let told: Told = serde_json::from_value(told).expect("it is read");
-            let mut declared = told.declared();
-            // Of a stream nothing is said: what is oldest goes.
-            if queue.kind == Some(QueueKind::Stream) {
-                declared.overflow = queue.overflow;
-            }
-            assert_eq!(declared, queue);
-        }
-    }
 
     #[test]
     fn a_name_is_one_part_of_a_path() {

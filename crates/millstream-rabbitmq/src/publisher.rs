@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millstream_message::{BrokerError, BrokerErrorKind, Refusal, Value};
+use millstream_message::{BrokerError, BrokerErrorKind, Publish, Refusal, Value};
 use tokio::sync::Semaphore;
 
 use crate::confirms::{Confirms, Entry};
+use crate::hub::Known;
 use crate::options::Options;
 use crate::proto::properties::USER_ID;
 use crate::proto::{Closed, Connection};
+use crate::replies;
 use crate::told::{Board, Told};
 
 /// Messages on their way to the broker, in order. It outlives connections: what was not confirmed is sent again.
@@ -19,6 +21,7 @@ pub(crate) struct Outbox {
     confirms: Confirms,
     window: Arc<Window>,
     board: Arc<Board>,
+    known: Arc<Known>,
     /// How many batches were handed over.
     batches: u64,
     /// How many messages were settled when the channel was last closed, and how often it was since.
@@ -59,8 +62,9 @@ impl Window {
 }
 
 impl Outbox {
-    pub(crate) fn new(window: Arc<Window>) -> Outbox {
-        Outbox { confirms: Confirms::default(), window, board: Arc::default(), batches: 0, closes: (0, 0) }
+    pub(crate) fn new(window: Arc<Window>, known: Arc<Known>) -> Outbox {
+        let (confirms, board) = (Confirms::default(), Arc::default());
+        Outbox { confirms, window, board, known, batches: 0, closes: (0, 0) }
     }
 
     /// Takes a batch, and sends it if there is a channel. What will become of it.
@@ -69,7 +73,7 @@ impl Outbox {
         self.batches += 1;
         let entry = self.confirms.push(entry);
         if let Some((connection, channel)) = to {
-            send(entry, connection, channel);
+            send(entry, &self.known, connection, channel);
         }
         self.resolve();
         told
@@ -78,7 +82,7 @@ impl Outbox {
     /// A new channel is there: what is not settled is sent on it.
     pub(crate) fn restart(&mut self, connection: &mut Connection, channel: u16) {
         for entry in self.confirms.restart() {
-            send(entry, connection, channel);
+            send(entry, &self.known, connection, channel);
         }
         self.resolve();
     }
@@ -125,10 +129,14 @@ impl Outbox {
     /// The server closed the channel. What it did not like is refused; the rest will be sent again.
     pub(crate) fn channel_closed(&mut self, closed: &Closed) {
         let refused = match Disliked::of(closed) {
-            Some(Disliked::Missing(exchange)) => self.confirms.refuse(
-                |publish| publish.to.exchange() == exchange,
-                |_| Refusal::NoExchange { exchange: exchange.to_owned() },
-            ),
+            Some(Disliked::Missing(exchange)) => {
+                // Whoever publishes to it next looks first, and closes no channel.
+                self.known.exchanges.lock().remove(exchange);
+                self.confirms.refuse(
+                    |publish| publish.to.exchange() == exchange,
+                    |_| Refusal::NoExchange { exchange: exchange.to_owned() },
+                )
+            }
             Some(Disliked::Forbidden { exchange, key }) => self.confirms.refuse(
                 |publish| publish.to.exchange() == exchange && key.is_none_or(|key| key == publish.to.key()),
                 |_| invalid(closed),
@@ -196,9 +204,17 @@ impl Drop for Outbox {
     }
 }
 
-fn send(entry: &Entry, connection: &mut Connection, channel: u16) {
-    for publish in entry.publishes() {
-        connection.publish(channel, publish.to.exchange(), publish.to.key(), &publish.message);
+fn send(entry: &Entry, known: &Known, connection: &mut Connection, channel: u16) {
+    for Publish { to, message } in entry.publishes() {
+        if replies::are_asked_for(message)
+            && let Some(address) = known.replies.address()
+        {
+            // Each time it is sent: another connection receives them at another address.
+            let message = message.clone().with_reply_to(address);
+            connection.publish(channel, to.exchange(), to.key(), &message);
+        } else {
+            connection.publish(channel, to.exchange(), to.key(), message);
+        }
     }
 }
 
@@ -254,6 +270,17 @@ impl Disliked<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_exchange_that_has_gone_is_not_known_any_more() {
+        let options = Options::parse("amqp://localhost").expect("a URL");
+        let known = Arc::<Known>::default();
+        known.exchanges.lock().extend(["gone", "there"].map(str::to_owned));
+        let mut outbox = Outbox::new(Arc::new(Window::new(&options)), known.clone());
+        let text = "NOT_FOUND - no exchange 'gone' in vhost '/'".to_owned();
+        outbox.channel_closed(&Closed { code: 404, text, cause: (60, 40) });
+        assert_eq!(known.exchanges.lock().iter().collect::<Vec<_>>(), ["there"]);
+    }
 
     #[test]
     fn what_the_server_did_not_like_is_read_from_its_words() {

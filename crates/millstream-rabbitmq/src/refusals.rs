@@ -17,7 +17,7 @@ pub(crate) fn no_streams() -> BrokerError {
 }
 
 /// What a refused method means to whoever asked for it.
-fn refused(what: &str, closed: &Closed) -> BrokerError {
+pub(crate) fn refused(what: &str, closed: &Closed) -> BrokerError {
     let text = &closed.text;
     match closed.code {
         404 => BrokerError::new(BrokerErrorKind::NotFound, format!("{what}: {text}; declare it first")),
@@ -85,7 +85,7 @@ fn mismatch(what: &str, closed: &Closed) -> BrokerError {
 }
 
 /// A field of our declaration by the name of its argument.
-fn our_name(argument: &str) -> &str {
+pub(crate) fn our_name(argument: &str) -> &str {
     match argument {
         "x-message-ttl" => "ttl in ms",
         "x-max-length" => "max_items",

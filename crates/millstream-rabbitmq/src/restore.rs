@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use millstream_message::BoxFuture;
+use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
 use crate::consumer::ConsumerCore;
@@ -112,13 +113,14 @@ pub(crate) async fn open(link: &Arc<Link>, consumer: &Arc<ConsumerCore>) -> Resu
 pub(crate) struct Publishing {
     /// What was declared must be there first, or messages find no queue.
     pub(crate) declaring: Weak<Link>,
+    /// Requests that are sent again say where replies come now.
+    pub(crate) replying: Arc<OnceCell<Arc<Link>>>,
 }
 
 impl Publishing {
     async fn open(&self, link: &Arc<Link>) -> Result<(), CallError> {
         let channel = link.open_channel(Role::Publisher).await?;
         link.call(channel, &Method::ConfirmSelect { nowait: [false] }).await?;
-        link.reply_on(channel).await?;
         link.publish_on(channel);
         Ok(())
     }
@@ -128,13 +130,9 @@ impl Restore for Publishing {
     fn restore<'a>(&'a self, link: &'a Arc<Link>) -> BoxFuture<'a, Result<(), CallError>> {
         Box::pin(async move {
             let Some(declaring) = self.declaring.upgrade() else { return Err(CallError::Lost) };
-            declaring.up().await.map_err(|_| CallError::Lost)?;
-            // An answer shows that it is there, and not only not known to be lost. If it is lost it will be there again.
-            while let Err(error) = ping(&declaring).await {
-                match error {
-                    CallError::Lost => declaring.up().await.map_err(|_| CallError::Lost)?,
-                    other => return Err(other),
-                }
+            surely_up(&declaring).await?;
+            if let Some(replying) = self.replying.get().filter(|replying| !replying.is_held_up()) {
+                surely_up(replying).await?;
             }
             self.open(link).await
         })
@@ -145,6 +143,33 @@ impl Restore for Publishing {
             let is_open = link.state().publisher.is_some();
             if is_open { Ok(()) } else { self.open(link).await }
         })
+    }
+}
+
+/// Restores the channel on which replies come.
+pub(crate) struct Replying;
+
+impl Restore for Replying {
+    fn restore<'a>(&'a self, link: &'a Arc<Link>) -> BoxFuture<'a, Result<(), CallError>> {
+        Box::pin(async move { link.reply_on(link.open_channel(Role::Replies).await?).await })
+    }
+
+    fn repair<'a>(&'a self, link: &'a Arc<Link>) -> BoxFuture<'a, Result<(), CallError>> {
+        Box::pin(async move {
+            let is_open = link.state().replying;
+            if is_open { Ok(()) } else { self.restore(link).await }
+        })
+    }
+}
+
+/// Waits for a link that is there, and not only not known to be lost: an answer shows it.
+async fn surely_up(link: &Arc<Link>) -> Result<(), CallError> {
+    loop {
+        link.up().await.map_err(|_| CallError::Lost)?;
+        match ping(link).await {
+            Err(CallError::Lost) => {}
+            answer => return answer,
+        }
     }
 }
 

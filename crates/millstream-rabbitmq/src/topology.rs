@@ -53,12 +53,13 @@ pub(crate) fn declare_exchange(exchange: &Exchange) -> Method {
         exchange: exchange.name.clone(),
         kind: kind(exchange.kind).to_owned(),
         flags: [false, exchange.durable, false, exchange.internal, false],
-        arguments: exchange
-            .alternate
-            .iter()
-            .map(|alternate| ("alternate-exchange".to_owned(), alternate.as_str().into()))
-            .collect(),
+        arguments: exchange_arguments(exchange),
     }
+}
+
+pub(crate) fn exchange_arguments(exchange: &Exchange) -> Headers {
+    let alternate = exchange.alternate.iter();
+    alternate.map(|alternate| ("alternate-exchange".to_owned(), alternate.as_str().into())).collect()
 }
 
 /// Asks whether an exchange is there.
@@ -102,15 +103,19 @@ fn millis(time: Duration) -> Value {
 /// What is kept in a queue, by the name of RabbitMQ. A limit of deliveries makes it a quorum queue, which is the only kind that has
 /// one.
 fn queue_kind(queue: &Queue) -> Option<&'static str> {
-    match queue.kind {
-        Some(QueueKind::Classic) => Some("classic"),
-        Some(QueueKind::Quorum) => Some("quorum"),
-        Some(QueueKind::Stream) => Some("stream"),
-        None => queue.delivery_limit.map(|_| "quorum"),
+    let kind = queue.kind.or(queue.delivery_limit.map(|_| QueueKind::Quorum));
+    kind.map(kind_name)
+}
+
+pub(crate) fn kind_name(kind: QueueKind) -> &'static str {
+    match kind {
+        QueueKind::Classic => "classic",
+        QueueKind::Quorum => "quorum",
+        QueueKind::Stream => "stream",
     }
 }
 
-fn arguments(queue: &Queue) -> Headers {
+pub(crate) fn arguments(queue: &Queue) -> Headers {
     let mut arguments = Headers::new();
     let mut set = |name: &str, value: Value| _ = arguments.insert(name.to_owned(), value);
     if let Some(kind) = queue_kind(queue) {

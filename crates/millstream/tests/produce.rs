@@ -6,9 +6,10 @@ use std::time::Duration;
 use millstream::message::{Broker, Delivery, PublishOutcome, Refusal, Value};
 use millstream::prelude::*;
 use millstream::queue::{ProduceError, Producer};
+use millstream::resilience::{Backoff, Retry};
 use millstream_testing::{shared, unique};
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 #[derive(Serialize, serde::Deserialize, Debug, PartialEq)]
 struct Order {
@@ -131,4 +132,106 @@ async fn a_value_that_cannot_be_written_is_named_and_none_is_published() {
     let error = values.publish_all(&[HashMap::new(), bad]).await.expect_err("it cannot be written");
     assert!(matches!(error, ProduceError::Codec { index: 1, .. }), "{error:?}");
     assert_eq!(broker.stats("q").await.expect("there").ready, 0);
+}
+
+async fn memory() -> Arc<dyn Broker> {
+    millstream::open("memory:").await.expect("opened")
+}
+
+/// Another attempt every 100 ms.
+fn attempts(most: u32) -> Retry {
+    Retry::new(most).backoff(Backoff::fixed(Duration::from_millis(100)))
+}
+
+#[tokio::test]
+async fn what_is_said_of_one_message_wins() {
+    let broker = memory().await;
+    broker.declare_queue(Queue::durable("q").max_priority(9)).await.expect("declared");
+    let orders: Producer<u32> =
+        Producer::new(broker.clone(), Address::queue("q"), Json).transient().priority(5).header("a", 1_i64);
+    let mut own = orders.message(&1).expect("written").with_priority(0).with_header("a", 2_i64);
+    own.properties_mut().persistent = true;
+    assert!(orders.publish_message(own).await.expect("taken").is_confirmed());
+    let one = &taken(&broker, "q", 1).await[0].message;
+    assert_eq!((one.properties().priority, one.properties().persistent), (0, true));
+    assert_eq!(one.header("a"), Some(&Value::Int(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_queue_wants_yet_is_published_again_and_stored_once() {
+    let broker = memory().await;
+    let to = Address::queue("late");
+    let orders: Producer<u32> = Producer::new(broker.clone(), to, Json).retry(attempts(4));
+    let began = Instant::now();
+    let mut sending = orders.sending(10);
+    let (one, many, sent, ()) = tokio::join!(
+        orders.publish(&1),
+        orders.publish_all(&[2, 3]),
+        async {
+            for id in 4..8 {
+                sending.send(&id).await.expect("taken");
+            }
+            sending.finish().await
+        },
+        async {
+            sleep(Duration::from_millis(250)).await;
+            broker.declare_queue(Queue::durable("late")).await.expect("declared");
+        }
+    );
+    assert!(one.expect("taken").is_confirmed() && many.expect("taken").all_confirmed());
+    assert!(sent.all_confirmed() && sent.len() == 4);
+    assert_eq!(began.elapsed().as_millis() / 100, 3, "four attempts of each, the first at once");
+    let mut ids: Vec<u32> =
+        taken(&broker, "late", 7).await.iter().map(|one| Json.decode(&one.message).expect("read")).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (1..8).collect::<Vec<_>>());
+    assert_eq!(broker.stats("late").await.expect("there").total(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_batch_only_what_was_refused_is_published_again_until_the_policy_says_no() {
+    let broker = memory().await;
+    broker.declare_queue(Queue::durable("small").max_items(2)).await.expect("declared");
+    let words: Producer<u32> =
+        Producer::new(broker.clone(), Address::queue("small"), Json).retry(attempts(3));
+    let began = Instant::now();
+    let outcomes = words.publish_all(&[0, 1, 2, 3]).await.expect("taken");
+    assert_eq!((outcomes.len(), outcomes.confirmed_count()), (4, 2));
+    for at in [2, 3] {
+        assert!(matches!(outcomes.get(at), PublishOutcome::Refused(Refusal::Full { .. })), "{outcomes:?}");
+    }
+    assert_eq!(began.elapsed().as_millis() / 100, 2);
+    assert_eq!(broker.stats("small").await.expect("there").total(), 2, "the others are there once");
+}
+
+#[tokio::test]
+async fn outcomes_that_nobody_takes_are_bounded_and_none_is_lost() {
+    let broker = memory().await;
+    let nowhere: Producer<usize> = Producer::new(broker, Address::queue("nowhere"), Json);
+    let mut sending = nowhere.sending(7);
+    let (mut sent, mut known) = (0, Vec::new());
+    while sent < 3000 {
+        match sending.send(&sent).await {
+            Ok(()) => sent += 1,
+            Err(ProduceError::Untaken { kept }) => {
+                assert!((1000..1007).contains(&kept), "{kept}");
+                known.extend(sending.take_others().into_iter().map(|(at, _)| at));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(known.len() >= 2000, "{}", known.len());
+    let rest = sending.finish().await;
+    known.extend(rest.others().iter().map(|(at, _)| *at));
+    assert_eq!(known, (0..3000).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_of_next_to_nothing_does_not_overflow() {
+    let broker = memory().await;
+    broker.declare_queue(Queue::durable("q")).await.expect("declared");
+    let rarely: Producer<u32> =
+        Producer::new(broker, Address::queue("q"), Json).rate_limit(1, Duration::from_secs(u64::MAX / 2));
+    assert!(rarely.publish_all(&[1, 2, 3]).await.expect("taken").all_confirmed());
+    assert!(tokio::time::timeout(Duration::from_secs(24 * 3600), rarely.publish(&4)).await.is_err());
 }

@@ -1,5 +1,7 @@
 //! One flow to several tasks: every item to all of them, or each to the lane of its key.
 
+use std::error::Error;
+use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::ops::ControlFlow;
@@ -16,7 +18,7 @@ use crate::op::Tally;
 use crate::op::buffer::{Hop, chunk_items};
 use crate::pipe::{Pipe, add_hop};
 use crate::ring::{Reader, ReaderGone, Room, Stretch, Writer, ring};
-use crate::scope::Scope;
+use crate::scope::{RunErrorKind, Scope};
 use crate::spawn::{Starter, Tasks};
 use crate::stats::{HopStats, OpStats};
 use crate::token::Settle;
@@ -86,7 +88,36 @@ pub(crate) trait Route<T, K>: Send + 'static {
     fn may_grow(&self) -> bool {
         false
     }
+
+    /// An item that its source hears of came for a lane that nobody reads. It was given back, and would come again and again.
+    fn is_stuck(&self) -> bool {
+        false
+    }
 }
+
+/// Items go to a lane that nobody reads, while others are read: the error of a [run](crate::RunErrorKind::Stage) whose items
+/// would be given back, and come again, for ever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unread(String);
+
+impl Unread {
+    /// The operator's name.
+    pub fn operator(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "`{}` has items for a lane that nobody reads any more; read all lanes to their end, or none",
+            self.0
+        )
+    }
+}
+
+impl Error for Unread {}
 
 /// Every item to every lane.
 pub(crate) struct ToAll;
@@ -107,18 +138,33 @@ impl<T: Clone, K: Settle> Route<T, K> for ToAll {
 }
 
 /// Each item to the lane that the function names.
-pub(crate) struct ToLane<N>(pub(crate) N);
+pub(crate) struct ToLane<N> {
+    lane: N,
+    stuck: bool,
+}
+
+impl<N> ToLane<N> {
+    pub(crate) fn new(lane: N) -> Self {
+        ToLane { lane, stuck: false }
+    }
+}
 
 impl<T, K: Settle, N: FnMut(&T) -> usize + Send + 'static> Route<T, K> for ToLane<N> {
     #[inline(always)]
     fn route<P: Place<T, K>>(&mut self, item: T, token: K, lanes: &mut [P], sent: &mut u64) {
         *sent += 1;
-        let lane = (self.0)(&item) % lanes.len();
+        let lane = (self.lane)(&item) % lanes.len();
         // If nobody reads that lane any more, dropping the token gives the item back; the ledger keeps it as one
         // that nobody ended.
         if lanes[lane].is_open() {
             lanes[lane].place(item, token);
+        } else {
+            self.stuck |= K::TRACKED;
         }
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.stuck
     }
 }
 
@@ -263,6 +309,12 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
                 {
                     lane.stats.published(writer, 0);
                 }
+            }
+            if self.route.is_stuck() {
+                let name = self.driver.stats.ops().last().map(|op| op.name().to_string());
+                let error = Unread(name.unwrap_or_default());
+                self.driver.scope.fail(RunErrorKind::Stage(Box::new(error)));
+                return Poll::Ready(());
             }
             match turn {
                 Turn::Again => {}

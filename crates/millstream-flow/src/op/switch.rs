@@ -164,12 +164,22 @@ pub(crate) struct ToRoute<N, Q, T, K> {
     free: Vec<usize>,
     board: Arc<Board<Q, T, K>>,
     settled: bool,
+    stuck: bool,
     op: Arc<OpStats>,
 }
 
 impl<N, Q: Hash + Eq, T, K> ToRoute<N, Q, T, K> {
     pub(crate) fn new(key: N, board: Arc<Board<Q, T, K>>, op: Arc<OpStats>) -> Self {
-        ToRoute { key, routes: HashMap::new(), default: None, free: Vec::new(), board, settled: false, op }
+        ToRoute {
+            key,
+            routes: HashMap::new(),
+            default: None,
+            free: Vec::new(),
+            board,
+            settled: false,
+            stuck: false,
+            op,
+        }
     }
 
     fn set(&mut self, key: Option<Q>, lane: Option<usize>) -> Option<usize> {
@@ -219,7 +229,7 @@ where
         match self.routes.get(&key).copied().or(self.default) {
             Some(lane) if lanes[lane].is_open() => lanes[lane].place(item, token),
             // Its reader is gone without a word: dropping the token gives the item back.
-            Some(_) => {}
+            Some(_) => self.stuck |= K::TRACKED,
             None => {
                 self.op.add_dropped(1);
                 if K::TRACKED {
@@ -248,6 +258,10 @@ where
 
     fn may_grow(&self) -> bool {
         !self.settled
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.stuck
     }
 }
 

@@ -145,6 +145,10 @@ where
     /// A full lane holds the others back, once their buffers are used up: order by key and bounded memory leave
     /// no other way.
     ///
+    /// # Errors
+    /// When an item of a tracked source comes for a lane whose reader is gone, while others are read, the run fails with
+    /// [`Unread`](crate::Unread): the item would be given back, and come again, for ever.
+    ///
     /// # Panics
     /// If `lanes` is 0.
     pub fn partition<Q: Hash>(
@@ -155,10 +159,10 @@ where
     ) -> Vec<Pipe<LaneFlow<F>>> {
         let hasher = BuildHasherDefault::<DefaultHasher>::default();
         let lane = move |item: &F::Item| hasher.hash_one(key(item)) as usize;
-        self.fan_out("partition", lanes, capacity.into(), ToLane(lane))
+        self.fan_out("partition", lanes, capacity.into(), ToLane::new(lane))
     }
 
-    /// As [`partition`](Pipe::partition), with a function that names the lane, from 0 on.
+    /// As [`partition`](Pipe::partition), also in its errors, with a function that names the lane, from 0 on.
     ///
     /// # Panics
     /// If `lanes` is 0. A lane that does not exist is a panic of `lane`, and with it the item's failure by the run's
@@ -174,10 +178,11 @@ where
             assert!(lane < lanes, "there is no lane {lane}: they are numbered from 0 to {}", lanes - 1);
             lane
         };
-        self.fan_out("partition_by", lanes, capacity.into(), ToLane(lane))
+        self.fan_out("partition_by", lanes, capacity.into(), ToLane::new(lane))
     }
 
-    /// Deals items out to `lanes`, one after the other.
+    /// Deals items out to `lanes`, one after the other. A lane whose reader is gone is an error, as in
+    /// [`partition`](Pipe::partition).
     ///
     /// # Backpressure
     /// A full lane holds the others back. For work that takes unequal time [`parallel`](Pipe::parallel) is better: its
@@ -191,10 +196,11 @@ where
             next = if next + 1 >= lanes { 0 } else { next + 1 };
             next
         };
-        self.fan_out("round_robin", lanes, capacity.into(), ToLane(lane))
+        self.fan_out("round_robin", lanes, capacity.into(), ToLane::new(lane))
     }
 
-    /// Splits the flow in two: items that `first` answers `true` for, and the others.
+    /// Splits the flow in two: items that `first` answers `true` for, and the others. A side whose reader is gone is an error, as in
+    /// [`partition`](Pipe::partition).
     ///
     /// # Ordering
     /// Kept on either side.
@@ -207,7 +213,7 @@ where
         mut first: impl FnMut(&F::Item) -> bool + Send + 'static,
     ) -> (Pipe<LaneFlow<F>>, Pipe<LaneFlow<F>>) {
         let lane = move |item: &F::Item| usize::from(!first(item));
-        let mut sides = self.fan_out("split", 2, capacity.into(), ToLane(lane)).into_iter();
+        let mut sides = self.fan_out("split", 2, capacity.into(), ToLane::new(lane)).into_iter();
         let mut side = || sides.next().expect("there are two lanes");
         (side(), side())
     }
@@ -223,7 +229,8 @@ where
     ///
     /// # Backpressure
     /// A full route holds the others back, unless its [`Lane`] says what it does instead. One whose reader was dropped
-    /// without [`remove`](Switch::remove) gives its items back to the source.
+    /// without [`remove`](Switch::remove) fails the run when an item of a tracked source comes for it, as in
+    /// [`partition`](Pipe::partition).
     ///
     /// ```
     /// # use millstream_flow::Pipe;

@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use millstream_flow::{Batch, Capacity, Concurrency, Overflow, Pipe, Retry, Workers};
+use millstream_flow::test::Script;
+use millstream_flow::{
+    Batch, Capacity, Concurrency, Ended, Overflow, Pipe, Retry, RunErrorKind, Unread, Workers,
+};
 use tokio::task::yield_now;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 #[tokio::test]
 async fn take_asks_its_source_for_no_item_too_many() {
@@ -234,6 +237,28 @@ async fn a_subscriber_that_is_dropped_is_left_out_and_the_other_gets_everything(
     .0
     .unwrap();
     assert_eq!(items, (0..1000).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_nobody_reads_fails_the_run_instead_of_giving_its_items_back_for_ever() {
+    for switched in [false, true] {
+        let (pipe, outcomes) = Script::new().items(0..100_u32).stall().tracked();
+        let (even, odd) = if switched {
+            let switch = pipe.switch(|n| n % 2);
+            let (even, odd) = (switch.route(0, 4), switch.route(1, 4));
+            (even.boxed(), odd.boxed())
+        } else {
+            let (even, odd) = pipe.split(4, |n| n % 2 == 0);
+            (even.boxed(), odd.boxed())
+        };
+        drop(even);
+        let ended = timeout(Duration::from_secs(60), odd.for_each(drop).start().join()).await;
+        let error = ended.expect("it does not go on").expect_err("nobody reads the even ones");
+        let Ended::Failed(RunErrorKind::Stage(stage)) = error.ended() else { panic!("{error:?}") };
+        let unread = stage.downcast_ref::<Unread>().expect("it says so");
+        assert_eq!(unread.operator(), if switched { "switch" } else { "split" });
+        assert!(outcomes.issued() <= 8, "a few are in the lanes: {}", outcomes.issued());
+    }
 }
 
 #[tokio::test]

@@ -1,16 +1,20 @@
 //! Publishing values from a service: one, many, or a stream of them, each with what became of it.
 
-use std::collections::VecDeque;
+mod sending;
+mod way;
+
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use millstream_resilience::{Rate, RateLimiter, Retry};
 
+pub use self::sending::Sending;
+use self::way::Way;
 use crate::{
-    Address, Batch, Broker, BrokerError, Codec, CodecError, Confirm, Message, Outcomes, Properties, Publish,
-    PublishOutcome, Value,
+    Address, Broker, BrokerError, Codec, CodecError, Message, Outcomes, Properties, Publish, PublishOutcome,
+    Value,
 };
 
 /// Why nothing is known of a message: it was not handed to the broker.
@@ -29,13 +33,20 @@ pub enum ProduceError {
     /// The broker is closed.
     #[error("the broker does not take it")]
     Broker(#[source] BrokerError),
+    /// So many outcomes of messages that were not confirmed are kept that no more can be: [take](Sending::take_others) them, and
+    /// send again.
+    #[error("{kept} messages were not confirmed, and nobody has taken their outcomes: `take_others` does")]
+    Untaken {
+        /// How many.
+        kept: usize,
+    },
 }
 
 /// Publishes values of one type to one address, from any number of tasks. For flows there is
 /// [`Publisher`](super::Publisher).
 ///
-/// What is said of every message is said once, here; what one message says of itself wins. Every message asks to come back when
-/// no queue wants it ([`Unroutable`](PublishOutcome::Unroutable)), and the outcome says where it is now.
+/// What is said of every message is said once, here; what is said of one [message](Producer::message) afterwards wins. Every
+/// message asks to come back when no queue wants it ([`Unroutable`](PublishOutcome::Unroutable)), and the outcome says where it is now.
 ///
 /// ```
 /// use std::time::Duration;
@@ -63,24 +74,18 @@ pub enum ProduceError {
 /// # }
 /// ```
 pub struct Producer<T, C = crate::Json> {
-    broker: Arc<dyn Broker>,
+    way: Arc<Way>,
     to: Address,
     codec: C,
     said: Properties,
-    pace: Option<Pace>,
     values: PhantomData<fn(&T)>,
-}
-
-/// A rate: the next message goes at this time.
-struct Pace {
-    each: Duration,
-    next: Mutex<Instant>,
 }
 
 impl<T, C> Producer<T, C> {
     /// Publishes to `to`, as `codec` writes values.
     pub fn new(broker: Arc<dyn Broker>, to: Address, codec: C) -> Producer<T, C> {
-        Producer { broker, to, codec, said: Properties::default(), pace: None, values: PhantomData }
+        let way = Arc::new(Way { broker, rate: None, retry: None });
+        Producer { way, to, codec, said: Properties::default(), values: PhantomData }
     }
 
     /// A restart of the broker may forget the messages. They are persistent otherwise.
@@ -118,48 +123,47 @@ impl<T, C> Producer<T, C> {
         self
     }
 
-    /// No more than so many messages in each `period`, evenly spread, whoever publishes them through this producer. More wait.
+    /// No more than so many messages in each `period`, evenly spread, whoever publishes them through this producer. More wait; those
+    /// that are published together go together, and the next ones wait for longer.
     ///
     /// # Panics
     /// If `count` or `period` is zero.
     #[must_use]
     pub fn rate_limit(mut self, count: u32, period: Duration) -> Self {
-        assert!(count > 0 && !period.is_zero(), "a rate of nothing would never let anything pass");
-        self.pace = Some(Pace { each: period / count, next: Mutex::new(Instant::now()) });
+        Arc::make_mut(&mut self.way).rate = Some(RateLimiter::new(Rate::new(count.into(), period)));
         self
     }
 
-    /// Waits for the turn of so many messages. Whoever gives up has used it.
-    async fn turn(&self, count: usize) {
-        let Some(pace) = &self.pace else { return };
-        let turn = {
-            let mut next = pace.next.lock().unwrap_or_else(PoisonError::into_inner);
-            let turn = (*next).max(Instant::now());
-            *next = turn + pace.each * u32::try_from(count).unwrap_or(u32::MAX);
-            turn
-        };
-        sleep_until(turn).await;
+    /// Publishes again what is known not to be stored, if that can help: what no queue wanted, what a full queue refused, and what
+    /// the broker could not store. The policy is of `millstream_resilience` (feature `resilience` of `millstream`).
+    ///
+    /// Nothing is there twice by this, but later than what was published meanwhile. One case is otherwise: RabbitMQ refuses what
+    /// one of several queues behind an exchange has no room for, and the others have stored it; they get it again.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// use millstream_message::flow::Producer;
+    /// use millstream_message::{Address, Broker, Json};
+    /// use millstream_resilience::Retry;
+    /// # fn example(broker: Arc<dyn Broker>) {
+    /// let orders: Producer<u64> = Producer::new(broker, Address::queue("orders"), Json).retry(Retry::new(5));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn retry(mut self, retry: Retry) -> Self {
+        Arc::make_mut(&mut self.way).retry = Some((retry, false));
+        self
     }
 
-    /// The message with what is said of every message, unless it says otherwise itself.
-    fn with_said(&self, mut message: Message) -> Message {
-        if self.said == Properties::default() {
-            return message;
-        }
-        let own = message.properties_mut();
-        own.persistent &= self.said.persistent;
-        own.ttl = own.ttl.or(self.said.ttl);
-        own.delay = own.delay.or(self.said.delay);
-        if own.priority == 0 {
-            own.priority = self.said.priority;
-        }
-        for (name, value) in &self.said.headers {
-            own.headers.entry(name.clone()).or_insert_with(|| value.clone());
-        }
-        message
+    /// As [`retry`](Producer::retry), and publishes again what may be stored and was not confirmed: it may be there twice then.
+    /// A [message id](Message::with_message_id) lets consumers tell.
+    #[must_use]
+    pub fn retry_unconfirmed(mut self, retry: Retry) -> Self {
+        Arc::make_mut(&mut self.way).retry = Some((retry, true));
+        self
     }
 
-    /// Publishes a message, such as one from [`message`](Producer::message), and waits until it is known what became of it.
+    /// Publishes a message as it is, such as one from [`message`](Producer::message), and waits until it is known what became of it.
     ///
     /// # Errors
     /// If the broker is closed.
@@ -167,18 +171,17 @@ impl<T, C> Producer<T, C> {
     /// # Cancel safety
     /// A message that was handed over is stored or not, and nobody is told.
     pub async fn publish_message(&self, message: Message) -> Result<PublishOutcome, ProduceError> {
-        Ok(self.submit(message).await?.await.get(0))
+        Ok(self.way.publish(vec![self.addressed(message)]).await?.get(0))
     }
 
-    async fn submit(&self, message: Message) -> Result<Confirm, ProduceError> {
-        self.turn(1).await;
-        let publish = Publish { to: self.to.clone(), message: self.with_said(message) };
-        self.broker.submit(Batch::from(vec![publish])).await.map_err(ProduceError::Broker)
+    fn addressed(&self, message: Message) -> Publish {
+        Publish { to: self.to.clone(), message }
     }
 }
 
 impl<T, C: Codec<T>> Producer<T, C> {
-    /// The message of a value, to say more of it before it is [published](Producer::publish_message).
+    /// The message of a value, with what is said of every message, to say more of it before it is
+    /// [published](Producer::publish_message).
     ///
     /// # Errors
     /// If the codec cannot write it.
@@ -187,7 +190,17 @@ impl<T, C: Codec<T>> Producer<T, C> {
     }
 
     fn numbered(&self, index: usize, value: &T) -> Result<Message, ProduceError> {
-        self.codec.encode(value).map_err(|error| ProduceError::Codec { index, error })
+        let mut message = self.codec.encode(value).map_err(|error| ProduceError::Codec { index, error })?;
+        if self.said != Properties::default() {
+            let own = message.properties_mut();
+            let Properties { persistent, ttl, delay, priority, ref headers, .. } = self.said;
+            (own.persistent, own.ttl, own.delay, own.priority) = (persistent, ttl, delay, priority);
+            // What the codec says of the body goes before.
+            for (name, value) in headers {
+                own.headers.entry(name.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        Ok(message)
     }
 
     /// Publishes a value, and waits until it is known what became of it.
@@ -212,12 +225,9 @@ impl<T, C: Codec<T>> Producer<T, C> {
     where
         T: 'a,
     {
-        let messages = values.into_iter().enumerate().map(|(index, value)| {
-            Ok(Publish { to: self.to.clone(), message: self.with_said(self.numbered(index, value)?) })
-        });
-        let publishes = messages.collect::<Result<Vec<_>, ProduceError>>()?;
-        self.turn(publishes.len()).await;
-        self.broker.publish_batch(Batch::from(publishes)).await.map_err(ProduceError::Broker)
+        let messages = values.into_iter().enumerate();
+        let publishes = messages.map(|(index, value)| Ok(self.addressed(self.numbered(index, value)?)));
+        self.way.publish(publishes.collect::<Result<Vec<_>, ProduceError>>()?).await
     }
 
     /// Publishes values one after the other, up to `in_flight` of them before the outcome of the first is known.
@@ -226,69 +236,12 @@ impl<T, C: Codec<T>> Producer<T, C> {
     /// If `in_flight` is 0.
     pub fn sending(&self, in_flight: usize) -> Sending<'_, T, C> {
         assert!(in_flight > 0, "nothing would ever be sent");
-        Sending { producer: self, in_flight, sent: 0, waiting: VecDeque::new(), others: Vec::new() }
+        Sending::new(self, in_flight)
     }
 }
 
 impl<T, C> fmt::Debug for Producer<T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Producer").field("to", &self.to).finish_non_exhaustive()
-    }
-}
-
-/// Values on their way: see [`Producer::sending`].
-#[must_use = "what became of them is known only at the end"]
-pub struct Sending<'a, T, C> {
-    producer: &'a Producer<T, C>,
-    in_flight: usize,
-    sent: usize,
-    waiting: VecDeque<Confirm>,
-    others: Vec<(usize, PublishOutcome)>,
-}
-
-impl<T, C: Codec<T>> Sending<'_, T, C> {
-    /// Sends a value. Waits while there are as many on their way as may be.
-    ///
-    /// # Errors
-    /// As [`Producer::publish`]; those that were sent before are on their way all the same.
-    ///
-    /// # Cancel safety
-    /// The value was sent or not; nothing else is lost.
-    pub async fn send(&mut self, value: &T) -> Result<(), ProduceError> {
-        let message = self.producer.numbered(self.sent, value)?;
-        while self.waiting.len() >= self.in_flight {
-            self.settle_first().await;
-        }
-        self.waiting.push_back(self.producer.submit(message).await?);
-        self.sent += 1;
-        Ok(())
-    }
-
-    async fn settle_first(&mut self) {
-        let index = self.sent - self.waiting.len();
-        let Some(first) = self.waiting.front_mut() else { return };
-        let outcome = first.await;
-        self.waiting.pop_front();
-        self.others.extend(outcome.into_others().into_iter().map(|(_, outcome)| (index, outcome)));
-    }
-
-    /// What became of those that were not confirmed, of which it is known by now, by their place among all that were sent.
-    /// It is forgotten here.
-    pub fn take_others(&mut self) -> Vec<(usize, PublishOutcome)> {
-        std::mem::take(&mut self.others)
-    }
-
-    /// Waits until it is known what became of all of them. Those that were [taken](Sending::take_others) count as confirmed.
-    pub async fn finish(mut self) -> Outcomes {
-        while !self.waiting.is_empty() {
-            self.settle_first().await;
-        }
-        Outcomes::with_others(self.sent, self.others)
-    }
-}
-
-impl<T, C> fmt::Debug for Sending<'_, T, C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sending").field("sent", &self.sent).field("waiting", &self.waiting.len()).finish()
     }
 }

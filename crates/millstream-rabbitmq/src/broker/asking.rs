@@ -3,21 +3,33 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use millstream_message::BrokerError;
+use millstream_message::{BrokerError, BrokerErrorKind};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 
 use super::Inner;
 use crate::link::{CallError, Link, Role};
 use crate::proto::{Closed, Method};
-use crate::refusals::failed;
-use crate::restore::{Consuming, Publishing};
+use crate::refusals::{failed, refused};
+use crate::restore::{Consuming, Publishing, Replying};
 use crate::topology;
+
+/// What a look at a queue told.
+pub(super) enum Looked {
+    Missing,
+    There {
+        ready: u64,
+        consumers: u64,
+    },
+    /// It is exclusive to another connection, and nobody else may look into it: the error of whoever has to.
+    Foreign(BrokerError),
+}
 
 impl Inner {
     pub(super) fn links(&self) -> impl Iterator<Item = &Arc<Link>> {
         let others = self.others.iter().filter_map(OnceCell::get);
-        std::iter::once(&self.main).chain(self.publishing.get()).chain(others)
+        let own = [self.publishing.get(), self.replying.get()];
+        std::iter::once(&self.main).chain(own.into_iter().flatten()).chain(others)
     }
 
     /// The link that publishes, connected when it is first needed.
@@ -26,11 +38,27 @@ impl Inner {
             if self.main.is_closing() {
                 return Err(self.main.closed_error());
             }
-            let link = Link::new(self.options.clone(), format!("{} (publishing)", self.options.name));
-            link.start(Arc::new(Publishing { declaring: Arc::downgrade(&self.main) })).await?;
+            let name = format!("{} (publishing)", self.options.name);
+            let link = Link::new(self.options.clone(), name, self.hub.known.clone());
+            let (declaring, replying) = (Arc::downgrade(&self.main), self.replying.clone());
+            link.start(Arc::new(Publishing { declaring, replying })).await?;
             Ok(link)
         };
         self.publishing.get_or_try_init(|| connect).await
+    }
+
+    /// The link on which replies come, connected when somebody first waits for some.
+    pub(super) async fn replying(&self) -> Result<&Arc<Link>, BrokerError> {
+        let connect = async {
+            if self.main.is_closing() {
+                return Err(self.main.closed_error());
+            }
+            let name = format!("{} (replies)", self.options.name);
+            let link = Link::for_replies(self.options.clone(), name, self.hub.known.clone());
+            link.start(Arc::new(Replying)).await?;
+            Ok(link)
+        };
+        self.replying.get_or_try_init(|| connect).await
     }
 
     /// The link for a new consumer: they take turns.
@@ -40,7 +68,8 @@ impl Inner {
             return Ok(&self.main);
         };
         let connect = async {
-            let link = Link::new(self.options.clone(), format!("{} ({})", self.options.name, turn + 1));
+            let name = format!("{} ({})", self.options.name, turn + 1);
+            let link = Link::new(self.options.clone(), name, self.hub.known.clone());
             let after = Some(self.main.clone());
             link.start(Arc::new(Consuming { hub: self.hub.clone(), declares: false, after })).await?;
             Ok(link)
@@ -84,27 +113,33 @@ impl Inner {
         self.control(method).await.map_err(|error| failed(&what(), error))
     }
 
-    /// Whether a queue is there; how many messages are ready in it, and its consumers.
-    pub(super) async fn check_queue(&self, name: &str) -> Result<Option<(u64, u64)>, BrokerError> {
+    /// Looks whether a queue is there.
+    pub(super) async fn look_at(&self, name: &str) -> Result<Looked, BrokerError> {
         topology::check_name("queue", name)?;
         match self.control(&topology::check_queue(name)).await {
             Ok(Method::QueueDeclareOk { messages, consumers, .. }) => {
-                Ok(Some((messages.into(), consumers.into())))
+                Ok(Looked::There { ready: messages.into(), consumers: consumers.into() })
             }
-            Err(CallError::Refused(Closed { code: 404, .. })) => Ok(None),
-            Ok(_) => Ok(None),
+            Err(CallError::Refused(Closed { code: 404, .. })) => Ok(Looked::Missing),
+            Err(CallError::Refused(closed)) if closed.code == 405 => {
+                Ok(Looked::Foreign(refused(&format!("queue `{name}`"), &closed)))
+            }
+            Ok(other) => {
+                let text = format!("queue `{name}`: the broker answered {}", other.name());
+                Err(BrokerError::new(BrokerErrorKind::Unavailable, text))
+            }
             Err(error) => Err(failed(&format!("queue `{name}`"), error)),
         }
     }
 
     /// Whether messages can be published to an exchange.
     pub(super) async fn has_exchange(&self, name: &str) -> Result<bool, BrokerError> {
-        if name.is_empty() || self.hub.exchanges.lock().contains(name) {
+        if name.is_empty() || self.hub.known.exchanges.lock().contains(name) {
             return Ok(true);
         }
         match self.control(&topology::check_exchange(name)).await {
             Ok(_) => {
-                self.hub.exchanges.lock().insert(name.to_owned());
+                self.hub.known.exchanges.lock().insert(name.to_owned());
                 Ok(true)
             }
             Err(CallError::Refused(Closed { code: 404, .. })) => Ok(false),

@@ -1,6 +1,7 @@
 //! Figures of a handle.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::RabbitMq;
 
@@ -30,7 +31,47 @@ pub struct Statistics {
     pub consumers: u64,
 }
 
+/// Figures of one consumer since it began, over any number of connections.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct ConsumerStatistics {
+    /// The queue.
+    pub queue: String,
+    /// Its [name](millstream_message::ConsumeOptions::name).
+    pub name: String,
+    /// Messages that came.
+    pub delivered: u64,
+    /// Those of them that had been delivered before, to whomever.
+    pub redelivered: u64,
+    /// Deliveries that were acknowledged, or discarded.
+    pub acked: u64,
+    /// Deliveries that were given back, at once or later, or became dead letters.
+    pub nacked: u64,
+    /// Deliveries that were handed out and not settled.
+    pub in_flight: u64,
+    /// Messages that came and were not handed out.
+    pub waiting: u64,
+    /// Whether it is paused.
+    pub paused: bool,
+    /// How long ago it began.
+    pub age: Duration,
+}
+
+impl ConsumerStatistics {
+    /// Messages that came in a second, in the mean since it began. For that of a shorter time compare two of these.
+    pub fn rate(&self) -> f64 {
+        let seconds = self.age.as_secs_f64();
+        if seconds > 0.0 { self.delivered as f64 / seconds } else { 0.0 }
+    }
+}
+
 impl RabbitMq {
+    /// Figures of each consumer that has not ended, the oldest first.
+    pub fn consumers(&self) -> Vec<ConsumerStatistics> {
+        let consumers = self.0.hub.consumers();
+        consumers.iter().filter(|one| !one.has_ended()).map(|one| one.statistics()).collect()
+    }
+
     /// Figures since it was opened.
     pub fn statistics(&self) -> Statistics {
         let inner = &self.0;

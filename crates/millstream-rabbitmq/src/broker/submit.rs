@@ -10,6 +10,7 @@ use millstream_message::{
     Address, Batch, BoxFuture, BrokerError, BrokerErrorKind, Confirm, Message, Outcomes, Publish,
     PublishOutcome, Refusal,
 };
+use tokio::time::timeout;
 
 use super::Inner;
 use crate::confirms::Entry;
@@ -17,6 +18,7 @@ use crate::headers;
 use crate::link::{Link, closed_error};
 use crate::proto::properties;
 use crate::publisher::Window;
+use crate::replies::{self, REPLY_TO};
 
 /// A batch that is submitted: at once, as nearly all are, or after waiting for whatever it needs.
 pub(super) struct Submit<'a> {
@@ -89,7 +91,7 @@ impl Inner {
                 "a time to live is at most 49 days, which is what RabbitMQ can count".to_owned(),
             ));
         }
-        let said = message.size() - message.body().len();
+        let mut said = message.size() - message.body().len();
         // Whatever takes no more in all than one name may.
         if said <= 255 {
             return None;
@@ -97,7 +99,12 @@ impl Inner {
         if let Some(name) = properties::too_long(message) {
             return Some(invalid(format!("{name} has more than AMQP's 255 bytes")));
         }
-        let frame_max = self.main.server.lock().as_ref().map_or(4096, |server| server.frame_max as usize);
+        let mut frame_max = self.main.server.lock().as_ref().map_or(4096, |server| server.frame_max as usize);
+        if replies::are_asked_for(message) {
+            // The address that is put in when it is sent.
+            said += SHORT_MAX;
+            frame_max -= SHORT_MAX;
+        }
         if said > frame_max / 2 && !properties::fits(message, frame_max) {
             return Some(invalid(format!(
                 "what is said about the message takes more than a frame of {frame_max} bytes"
@@ -115,6 +122,19 @@ impl Inner {
             return Ok(Some(refusal));
         }
         let invalid = |text: String| Some(invalid(text));
+        if replies::are_asked_for(&publish.message) {
+            let Some(replying) = self.replying.get() else {
+                let text =
+                    format!("`{REPLY_TO}` is for who receives replies: ask for `direct_replies` first");
+                return Ok(invalid(text));
+            };
+            replying.up().await?;
+            let addressed = timeout(self.options.operation_timeout, self.hub.known.replies.addressed());
+            addressed.await.map_err(|_| {
+                let text = "no replies are received at the moment, for their channel is closed; try again";
+                BrokerError::new(BrokerErrorKind::Unavailable, text)
+            })?;
+        }
         if !checked.as_ref().is_some_and(|checked| checked.same(&publish.to)) {
             let (exchange, key) = (publish.to.exchange(), publish.to.key());
             if exchange.len() > 255 || key.len() > 255 {
@@ -182,13 +202,14 @@ impl Inner {
         }
         let mut checked: Option<&Address> = None;
         for Publish { to, message } in &batch.publishes {
-            if is_delayed(message) || self.wrong(message).is_some() {
+            let unanswerable = || replies::are_asked_for(message) && !self.hub.known.replies.have_address();
+            if is_delayed(message) || self.wrong(message).is_some() || unanswerable() {
                 return Err(batch);
             }
             if checked.is_some_and(|checked| checked.same(to)) {
                 continue;
             }
-            let known = to.exchange().is_empty() || self.hub.exchanges.lock().contains(to.exchange());
+            let known = to.exchange().is_empty() || self.hub.known.exchanges.lock().contains(to.exchange());
             if !known || to.key().len() > 255 {
                 return Err(batch);
             }
@@ -221,6 +242,9 @@ impl Inner {
 fn invalid(text: String) -> Refusal {
     Refusal::Broker(BrokerError::new(BrokerErrorKind::Invalid, text))
 }
+
+/// The most bytes of a short text of AMQP.
+const SHORT_MAX: usize = 255;
 
 fn is_delayed(message: &Message) -> bool {
     !message.is_plain() && message.properties().delay.is_some_and(|delay| !delay.is_zero())

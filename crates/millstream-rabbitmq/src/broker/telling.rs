@@ -1,8 +1,6 @@
 //! What is there, as far as AMQP and the management tell it.
 
-use millstream_message::{
-    Binding, BrokerError, Declaration, Exchange, Queue, QueueStats, Standing, differences,
-};
+use millstream_message::{BrokerError, Declaration, Queue, QueueStats, Standing};
 
 use super::Inner;
 use crate::link::CallError;
@@ -14,33 +12,22 @@ impl Inner {
     /// How something that is to be declared stands.
     pub(super) async fn standing(&self, what: &Declaration) -> Result<Standing, BrokerError> {
         match what {
-            Declaration::Queue(queue) => {
-                topology::check_declared(queue)?;
-                let check = topology::check_queue(&queue.name);
-                let words = self.compared(what, &check, &topology::declare_queue(queue)).await?;
-                self.explained(words, async || {
-                    Ok(self.told_queue(&queue.name).await?.and_then(|told| differences(&told, queue)))
-                })
-                .await
-            }
-            Declaration::Exchange(exchange) => {
-                topology::check_name("exchange", &exchange.name)?;
-                let check = topology::check_exchange(&exchange.name);
-                let words = self.compared(what, &check, &topology::declare_exchange(exchange)).await?;
-                self.explained(words, async || {
-                    Ok(self
-                        .told_exchange(&exchange.name)
-                        .await?
-                        .and_then(|told| differences(&told, exchange)))
-                })
-                .await
-            }
-            Declaration::Binding(binding) => Ok(match self.told_binding(binding).await {
-                Ok(true) => Standing::Same,
-                Ok(false) => Standing::Missing,
-                Err(error) => Standing::Unknown(error.to_string()),
-            }),
+            Declaration::Queue(queue) => topology::check_declared(queue)?,
+            Declaration::Exchange(exchange) => topology::check_name("exchange", &exchange.name)?,
+            Declaration::Binding(_) => {}
         }
+        let untold = match self.told_standing(what).await {
+            Err(error) => error,
+            told => return told,
+        };
+        let (check, declare) = match what {
+            Declaration::Queue(queue) => (topology::check_queue(&queue.name), topology::declare_queue(queue)),
+            Declaration::Exchange(exchange) => {
+                (topology::check_exchange(&exchange.name), topology::declare_exchange(exchange))
+            }
+            Declaration::Binding(_) => return Ok(Standing::Unknown(untold.to_string())),
+        };
+        self.compared(what, &check, &declare, &untold).await
     }
 
     /// Declares what is there already, which changes nothing and says how it differs.
@@ -49,11 +36,15 @@ impl Inner {
         what: &Declaration,
         check: &Method,
         declare: &Method,
+        untold: &BrokerError,
     ) -> Result<Standing, BrokerError> {
         let failed = |error| failed(&what.to_string(), error);
         match self.control(check).await {
             Ok(_) => {}
             Err(CallError::Refused(Closed { code: 404, .. })) => return Ok(Standing::Missing),
+            Err(CallError::Refused(Closed { code: 405, .. })) => {
+                return Ok(Standing::Different("it is exclusive to another connection".to_owned()));
+            }
             Err(error) => return Err(failed(error)),
         }
         match self.control(declare).await {
@@ -61,21 +52,10 @@ impl Inner {
             Err(CallError::Refused(closed)) if closed.code == 406 => {
                 Ok(Standing::Different(difference(&closed)))
             }
+            Err(CallError::Refused(Closed { code: 403, text, .. })) => Ok(Standing::Unknown(format!(
+                "it is there; AMQP compares it only for a user who may configure it ({text}), and {untold}"
+            ))),
             Err(error) => Err(failed(error)),
-        }
-    }
-
-    /// All differences, where the management tells them; AMQP tells the first one.
-    async fn explained(
-        &self,
-        standing: Standing,
-        all: impl AsyncFnOnce() -> Result<Option<String>, BrokerError>,
-    ) -> Result<Standing, BrokerError> {
-        match standing {
-            Standing::Different(first) => {
-                Ok(Standing::Different(all().await.ok().flatten().unwrap_or(first)))
-            }
-            other => Ok(other),
         }
     }
 }
@@ -98,19 +78,26 @@ impl Inner {
         self.management()?.queue(name).await
     }
 
-    async fn told_exchange(&self, name: &str) -> Result<Option<Exchange>, BrokerError> {
-        self.management()?.exchange(name).await
-    }
-
-    async fn told_binding(&self, binding: &Binding) -> Result<bool, BrokerError> {
-        self.management()?.has(binding).await
+    /// One that could not tell is not asked again for a while: a topology has many parts, and each would wait for it.
+    async fn told_standing(&self, what: &Declaration) -> Result<Standing, BrokerError> {
+        if let Some((since, error)) = &*self.untold.lock()
+            && since.elapsed() < UNTOLD
+        {
+            return Err(error.clone());
+        }
+        let told = async { self.management()?.standing(what).await }.await;
+        *self.untold.lock() = told.as_ref().err().map(|error| (tokio::time::Instant::now(), error.clone()));
+        told
     }
 }
 
+/// How long a management that could not tell is left alone.
+#[cfg(feature = "management")]
+const UNTOLD: std::time::Duration = std::time::Duration::from_secs(5);
+
 #[cfg(not(feature = "management"))]
 fn no_management<T>() -> Result<T, BrokerError> {
-    let text =
-        "list of queues: enable the feature `management` of millstream-rabbitmq, or look with `rabbitmqctl`";
+    let text = "way to tell this: enable the feature `management` of millstream-rabbitmq, or look with `rabbitmqctl`";
     Err(crate::refusals::unsupported(text))
 }
 
@@ -128,11 +115,7 @@ impl Inner {
         no_management()
     }
 
-    async fn told_exchange(&self, _: &str) -> Result<Option<Exchange>, BrokerError> {
-        no_management()
-    }
-
-    async fn told_binding(&self, _: &Binding) -> Result<bool, BrokerError> {
+    async fn told_standing(&self, _: &Declaration) -> Result<Standing, BrokerError> {
         no_management()
     }
 }

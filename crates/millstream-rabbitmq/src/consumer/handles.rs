@@ -17,12 +17,16 @@ pub(super) struct Handle(pub(super) Arc<ConsumerCore>);
 
 fn ack(state: &mut State, tags: &[Range<Tag>]) -> Settled {
     let State { unsettled, bytes, .. } = state;
-    unsettled.ack(tags, |kept| *bytes -= kept.bytes)
+    let settled = unsettled.ack(tags, |kept| *bytes -= kept.bytes);
+    state.acked += settled.applied;
+    settled
 }
 
 fn nack(state: &mut State, tags: &[Range<Tag>], requeue: bool) -> Settled {
     let State { unsettled, bytes, .. } = state;
-    unsettled.nack(tags, requeue, |kept| *bytes -= kept.bytes)
+    let settled = unsettled.nack(tags, requeue, |kept| *bytes -= kept.bytes);
+    state.nacked += settled.applied;
+    settled
 }
 
 impl Drop for Handle {

@@ -73,7 +73,7 @@ impl Io {
         self.link.woken.store(false, Ordering::Release);
         loop {
             let mut busy = false;
-            match self.poll_read(cx) {
+            match if self.is_held_up(cx) { Poll::Pending } else { self.poll_read(cx) } {
                 Poll::Ready(Ok(())) => busy = true,
                 Poll::Ready(Err(end)) => {
                     // Words to the other side about why; whether they arrive does not matter.
@@ -96,6 +96,21 @@ impl Io {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Whether nothing is to be read now, for who waits for replies holds as many as may be.
+    fn is_held_up(&mut self, cx: &Context<'_>) -> bool {
+        let link = &self.link;
+        if !link.receives_replies || !link.known.replies.poll_full(cx) {
+            return false;
+        }
+        let now = link.now();
+        let mut state = link.state();
+        let State { connection: Some(connection), replying: true, closing: false, .. } = &mut *state else {
+            return false;
+        };
+        connection.not_listening(now);
+        true
     }
 
     /// Reads once, and handles what came.
@@ -153,12 +168,10 @@ impl Io {
                         Some(Role::Consumer(consumer)) => {
                             wakers.extend(consumer.deliver(redelivered, exchange, key, content));
                         }
-                        Some(Role::Publisher) => {
-                            let replies = link.replies.get();
-                            wakers
-                                .extend(replies.and_then(|replies| replies.deliver(content.into_message())));
+                        Some(Role::Replies) => {
+                            wakers.extend(link.known.replies.deliver(content.into_message()));
                         }
-                        Some(Role::Control) | None => {}
+                        Some(Role::Control | Role::Publisher) | None => {}
                     }
                 }
                 Event::Returned { channel, reason, exchange, key, content }
@@ -166,7 +179,17 @@ impl Io {
                 {
                     outbox.returned(exchange, key, &content.body, reason);
                 }
-                Event::Returned { .. } => {}
+                Event::Returned { channel, content, .. } => {
+                    let Some(used) = channels.get_mut(&channel) else { return };
+                    match used.waiting.pop_front() {
+                        Some(Waiter::Address(caller)) => {
+                            let address = content.into_message().properties().reply_to.clone();
+                            let _ = caller.send(address.ok_or(CallError::Lost));
+                        }
+                        Some(other) => used.waiting.push_front(other),
+                        None => {}
+                    }
+                }
                 Event::Reply(channel, Method::ChannelCloseOk {}) => {
                     if let Some(used) = channels.remove(&channel)
                         && let Role::Consumer(consumer) = used.role
@@ -188,7 +211,7 @@ impl Io {
                                 consumer.asked();
                             }
                         }
-                        Some(Waiter::Nobody) | None => {}
+                        Some(Waiter::Nobody | Waiter::Address(_)) | None => {}
                     }
                 }
                 Event::Cancelled { channel, .. } => {
@@ -198,14 +221,11 @@ impl Io {
                 }
                 Event::ChannelClosed(channel, closed) => {
                     let Some(Use { role, waiting }) = channels.remove(&channel) else { return };
-                    let mut first = true;
+                    // The first one is what the server did not like, or at least the one that is told.
+                    let mut why = CallError::Refused(closed.clone());
                     for waiter in waiting {
-                        if let Waiter::Call(caller) = waiter {
-                            // The first one is what the server did not like, or at least the one that is told.
-                            let why =
-                                if first { CallError::Refused(closed.clone()) } else { CallError::Lost };
-                            first = false;
-                            let _ = caller.send(Err(why));
+                        if let Waiter::Call(_) | Waiter::Address(_) = waiter {
+                            waiter.fail(std::mem::replace(&mut why, CallError::Lost));
                         }
                     }
                     match role {
@@ -219,8 +239,12 @@ impl Io {
                         }
                         Role::Publisher => {
                             *publisher = None;
-                            *replying = None;
                             outbox.channel_closed(&closed);
+                            link.repair.notify_one();
+                        }
+                        Role::Replies => {
+                            *replying = false;
+                            link.known.replies.not_received();
                             link.repair.notify_one();
                         }
                         Role::Control => {}

@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::endings::unreachable_host;
 use super::io::Io;
-use super::{CallError, ConnectionState, Link, Restore, Role, Use, Waiter};
+use super::{CallError, ConnectionState, Link, Restore, Role, Use};
 use crate::proto::{Connection, Settings};
 use crate::socket::Socket;
 
@@ -175,8 +175,8 @@ impl Link {
     /// No life follows: consumers that waited for one are told.
     fn end_consumers(&self) {
         let talkers = std::mem::take(&mut *self.talkers.lock());
-        if let Some(replies) = self.replies.get() {
-            replies.end();
+        if self.receives_replies {
+            self.known.replies.end();
         }
         for consumer in self.take_broken().into_iter().chain(talkers) {
             consumer.lost();
@@ -189,16 +189,16 @@ impl Link {
             let mut state = self.state();
             state.connection = None;
             state.publisher = None;
-            state.replying = None;
+            if std::mem::take(&mut state.replying) {
+                self.known.replies.not_received();
+            }
             state.opened = false;
             state.blocked = false;
             std::mem::take(&mut state.channels)
         };
         for (_, Use { role, waiting }) in channels {
             for waiter in waiting {
-                if let Waiter::Call(caller) = waiter {
-                    let _ = caller.send(Err(CallError::Lost));
-                }
+                waiter.fail(CallError::Lost);
             }
             if let Role::Consumer(consumer) = role {
                 consumer.lost();

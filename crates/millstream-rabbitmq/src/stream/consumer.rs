@@ -1,13 +1,13 @@
 //! Reading one stream: chunks come as credit allows, and reading goes on where it was when the connection is lost.
 
 mod attach;
+mod options;
 mod shared;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::future::poll_fn;
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -16,6 +16,7 @@ use millstream_message::{
 };
 
 use self::attach::{attach, supervise};
+pub use self::options::ConsumerOptions;
 pub(crate) use self::shared::Shared;
 use super::amqp::{self, Mark};
 use super::chunk::{Chunk, ChunkError, Entries, Entry, time};
@@ -25,81 +26,6 @@ use super::link::credit;
 
 /// The header that says why a message is handed out as the bytes it is stored as.
 pub const UNDECODED: &str = "millstream-undecoded";
-
-/// How to read a stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConsumerOptions {
-    /// The name under which the broker keeps an offset for this reader. Needed to store offsets by the reader itself,
-    /// and for a single active consumer.
-    pub name: Option<String>,
-    /// About how many bytes of chunks may be on their way or waiting here. At least one chunk is, and one more is
-    /// being read. Default 2 MiB.
-    pub bytes_max: usize,
-    /// Whether only one consumer of this name is given messages at a time; when it goes, the next goes on from the
-    /// stored offset. Of a super stream each part has its one, and the broker spreads them over the consumers that
-    /// there are. RabbitMQ 3.11 and later.
-    ///
-    /// When the broker makes another one the active one, this one forgets what it has not handed out, and the other one
-    /// begins only after this one was asked for more, and so is done with what it has handed out.
-    pub single_active: bool,
-    /// Stores the offset by itself, under the consumer's name: whenever so many messages more are done, when another
-    /// one takes over, and by [`close`](StreamConsumer::close). What was handed out counts as done when more is asked
-    /// for. So after a crash about so many come again, and the chunk that was in hand. Each time takes a record in
-    /// the stream: some thousands are enough. `None`, the default, leaves it to
-    /// [`store_offset`](StreamConsumer::store_offset).
-    pub store_every: Option<NonZeroU64>,
-    /// Whether to begin at the offset that is stored under the name, when there is one.
-    pub resume: bool,
-}
-
-impl Default for ConsumerOptions {
-    fn default() -> ConsumerOptions {
-        ConsumerOptions {
-            name: None,
-            bytes_max: 2 << 20,
-            single_active: false,
-            store_every: None,
-            resume: false,
-        }
-    }
-}
-
-impl ConsumerOptions {
-    /// Names the reader.
-    #[must_use]
-    pub fn name(mut self, name: impl Into<String>) -> ConsumerOptions {
-        self.name = Some(name.into());
-        self
-    }
-
-    /// Lets about so many bytes be on their way.
-    #[must_use]
-    pub fn bytes_max(mut self, bytes: usize) -> ConsumerOptions {
-        self.bytes_max = bytes;
-        self
-    }
-
-    /// Begins at the offset that is stored under the name, when there is one.
-    #[must_use]
-    pub fn resume(mut self) -> ConsumerOptions {
-        self.resume = true;
-        self
-    }
-
-    /// Stores the offset by itself, whenever so many messages more are done. Zero is read as one.
-    #[must_use]
-    pub fn store_every(mut self, messages: u64) -> ConsumerOptions {
-        self.store_every = Some(NonZeroU64::new(messages).unwrap_or(NonZeroU64::MIN));
-        self
-    }
-
-    /// Makes this one of several consumers of its name, of which one at a time is given messages.
-    #[must_use]
-    pub fn single_active(mut self) -> ConsumerOptions {
-        self.single_active = true;
-        self
-    }
-}
 
 /// Reads one stream. Made by [`StreamClient::consumer`](crate::stream::StreamClient::consumer); it is the
 /// [`StreamSource`] of a [`StreamReader`].

@@ -234,3 +234,37 @@ async fn a_delivery_that_is_held_too_long_for_the_broker_comes_again() {
     assert!(second.ack());
     assert_eq!(broker.statistics().connects, 2, "no connection was lost for it");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_consumer_has_its_figures() {
+    let broker = connected().await;
+    let queue = filled(&broker, Queue::durable(unique("figures")), vec![10; 5]).await;
+    let options = ConsumeOptions::default().prefetch(3).name("billing");
+    let mut consumer = broker.consume(&queue, options).await.expect("consumed");
+    let _other = broker.consume(&unique_queue(&broker).await, ConsumeOptions::default()).await.expect("too");
+    let (one, two, three) = (next(&mut consumer).await, next(&mut consumer).await, next(&mut consumer).await);
+    let figures = || broker.consumers().into_iter().find(|one| one.queue == queue).expect("it is there");
+    assert_eq!(broker.consumers().len(), 2);
+    let at_first = figures();
+    assert_eq!((at_first.name.as_str(), at_first.in_flight, at_first.paused), ("billing", 3, false));
+    assert_eq!((at_first.delivered - at_first.waiting, at_first.redelivered), (3, 0));
+    assert!(one.ack() && two.ack());
+    assert!(three.nack(&millstream_message::Nack::Requeue));
+    for _ in 0..3 {
+        assert!(next(&mut consumer).await.ack());
+    }
+    let after = figures();
+    assert_eq!((after.delivered, after.redelivered), (6, 1));
+    assert_eq!((after.acked, after.nacked, after.in_flight, after.waiting), (5, 1, 0, 0));
+    assert!(after.rate() > 0.0 && after.age >= at_first.age);
+    consumer.acker().pause();
+    assert!(figures().paused);
+    drop(consumer);
+    // Deliveries keep an acker, and with the last one the consumer is gone.
+    drop((one, two, three));
+    assert_eq!(broker.consumers().len(), 1);
+}
+
+async fn unique_queue(broker: &RabbitMq) -> String {
+    filled(broker, Queue::durable(unique("other")), []).await
+}

@@ -5,3 +5,4 @@ mod connecting;
 mod consuming;
 mod faults;
 mod management;
+mod replies;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use millstream_message::{Headers, Message, Value};
 use proptest::prelude::*;
 
+use super::words::{COMMAND_INVALID, RESOURCE_ERROR, SYNTAX_ERROR, UNEXPECTED_FRAME};
 use super::*;
 use crate::proto::method::Method;
 

@@ -1,0 +1,135 @@
+//! How a consumer loses its channel, and how it ends.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use millstream_message::{BrokerError, BrokerErrorKind, StopWhen};
+
+use super::{Cancel, ConsumerCore, Intake, State};
+use crate::proto::Closed;
+
+impl ConsumerCore {
+    /// The connection is lost: the broker gives what is unsettled to somebody again.
+    pub(crate) fn lost(&self) {
+        let mut state = self.state.lock();
+        self.forget(&mut state);
+        if self.link.is_closing() {
+            state.end.get_or_insert(Ok(()));
+        }
+        let waker = state.waker.take();
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// Nothing of the old channel counts any more.
+    fn forget(&self, state: &mut State) {
+        state.channel = None;
+        state.intake = Intake::Opening;
+        state.asking = false;
+        if state.is_stream {
+            // Of what is not settled the oldest; or what comes behind everything that came.
+            let oldest = state.unsettled.iter().find_map(|kept| kept.offset());
+            state.resume = oldest.or(state.last.map(|last| last + 1)).or(state.resume);
+        }
+        state.ready.clear();
+        state.unsettled.forget();
+        (state.ready_bytes, state.bytes) = (0, 0);
+        state.talking = false;
+        if matches!(state.cancel, Cancel::Wanted | Cancel::Sent) {
+            state.cancel = Cancel::Done;
+            self.hub.cancelled(&self.queue);
+        }
+        self.drained.notify_one();
+    }
+
+    /// The channel was closed: by the server, for this reason, or because we asked. Whether another is wanted, and who is to be
+    /// woken.
+    pub(crate) fn closed(&self, why: Option<&Closed>) -> (bool, Option<Waker>) {
+        let mut state = self.state.lock();
+        self.forget(&mut state);
+        if let Some(why) = why.filter(|why| why.code == 404) {
+            let text = format!("queue `{}`: {}", self.queue, why.text);
+            state.end.get_or_insert(Err(BrokerError::new(BrokerErrorKind::NotFound, text)));
+        }
+        let goes_on = why.is_some() && state.established && state.end.is_none() && !state.abandoned;
+        (goes_on, state.waker.take())
+    }
+
+    /// The server ended the consumer.
+    pub(crate) fn gone(&self) -> Option<Waker> {
+        let mut state = self.state.lock();
+        let text =
+            format!("queue `{}` was deleted, or its node is gone; declare it and consume again", self.queue);
+        state.end.get_or_insert(Err(BrokerError::new(BrokerErrorKind::NotFound, text)));
+        if matches!(state.cancel, Cancel::Wanted | Cancel::Sent) {
+            self.hub.cancelled(&self.queue);
+        }
+        state.cancel = Cancel::Done;
+        self.drained.notify_one();
+        state.waker.take()
+    }
+
+    /// The server has cancelled the consumer, as we asked.
+    pub(crate) fn cancelled(&self) {
+        let mut state = self.state.lock();
+        if state.cancel == Cancel::Sent {
+            state.cancel = Cancel::Done;
+            self.hub.cancelled(&self.queue);
+        }
+    }
+
+    /// Ends it when it is time.
+    pub(super) fn stop(self: &Arc<Self>, when: StopWhen) {
+        self.change(|state| match when {
+            _ if state.end.is_some() => {}
+            StopWhen::Empty => {
+                state.stop = Some(StopWhen::Empty);
+                self.drained.notify_one();
+            }
+            StopWhen::Now => self.end(state),
+        });
+    }
+
+    /// Ends the intake: what came and nobody has taken goes back.
+    pub(super) fn end(&self, state: &mut State) {
+        if state.cancel == Cancel::No && state.channel.is_some() && state.end.is_none() {
+            state.cancel = Cancel::Wanted;
+            self.hub.cancelling(&self.queue);
+        }
+        if let Some(first) = state.ready.front() {
+            let untaken = first.tag..state.unsettled.next();
+            let State { unsettled, bytes, .. } = &mut *state;
+            unsettled.nack(&[untaken], true, |kept| *bytes -= kept.bytes);
+            state.ready.clear();
+            state.ready_bytes = 0;
+        }
+        state.end.get_or_insert(Ok(()));
+        self.drained.notify_one();
+    }
+
+    /// Ends it: the handle is closed.
+    pub(crate) fn stop_for_good(self: &Arc<Self>) {
+        self.stop(StopWhen::Now);
+    }
+
+    /// The queue was found empty, if nothing has come since so much had.
+    pub(crate) fn ran_dry(self: &Arc<Self>, delivered: u64) {
+        self.change(|state| {
+            if state.delivered == delivered && state.stop == Some(StopWhen::Empty) {
+                self.end(state);
+            }
+        });
+    }
+
+    /// How many messages have come, if it is to end when the queue is empty, and has nothing left to give.
+    pub(crate) fn asks_for_the_end(&self) -> Option<u64> {
+        let state = self.state.lock();
+        let asks = state.stop == Some(StopWhen::Empty) && state.ready.is_empty() && state.end.is_none();
+        asks.then_some(state.delivered)
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        let state = self.state.lock();
+        state.end.is_some() || state.abandoned
+    }
+}
