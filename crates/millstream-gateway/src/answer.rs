@@ -9,9 +9,10 @@ use http_body::Body as _;
 
 use crate::body::Body;
 use crate::client::AnswerHead;
+use crate::head::Framing;
 use crate::headers;
+use crate::http1;
 use crate::http1::decoder::Decoder;
-use crate::http1::head::{self, Framing};
 use crate::http1::io::{NoHead, ReadSide};
 use crate::pump::Source;
 
@@ -38,7 +39,7 @@ impl<'u> Answer<'u> {
                         NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}"))
                     }
                 })?;
-                let head = head::response(&bytes, method).map_err(|error| {
+                let head = http1::head::response(&bytes, method).map_err(|error| {
                     NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}"))
                 })?;
                 let mut answered =

@@ -9,7 +9,8 @@ use tokio::sync::oneshot;
 
 use crate::asking::size_of;
 use crate::body::Body;
-use crate::http1::head::{Framing, write_headers, write_status_line};
+use crate::head::Framing;
+use crate::http1::head::{write_headers, write_status_line};
 use crate::http1::io::{Chunk, WriteSide};
 use crate::pump::Sink;
 

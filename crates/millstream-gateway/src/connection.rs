@@ -12,8 +12,9 @@ use tokio::time::timeout;
 use crate::client::Client;
 use crate::exchange::{Asked, Ended, exchange};
 use crate::gateway::Shared;
+use crate::head::{Framing, HeadError};
 use crate::http1::decoder::Decoder;
-use crate::http1::head::{Framing, HeadError, request};
+use crate::http1::head::request;
 use crate::http1::io::{Connection, NoHead, ReadSide, SMALL, WriteSide, unsplit};
 use crate::http2;
 use crate::meter::{Direction, Meter};
@@ -98,15 +99,7 @@ async fn refuse(shared: &Shared, read: ReadSide, mut write: WriteSide, error: Op
             Refusal::Timeout,
             "the request's head did not come in time\n".to_owned(),
         ),
-        Some(error) => {
-            let refusal = match error {
-                HeadError::TooLarge | HeadError::TooManyHeaders | HeadError::TargetTooLong => {
-                    Refusal::HeadSize
-                }
-                _ => Refusal::Head,
-            };
-            (error.status(), refusal, format!("{error}\n"))
-        }
+        Some(error) => (error.status(), error.refusal(), format!("{error}\n")),
     };
     shared.tally.refused(refusal);
     let mut client =

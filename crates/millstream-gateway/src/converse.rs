@@ -8,7 +8,7 @@ use crate::answer::{Answer, NoAnswer};
 use crate::client::Client;
 use crate::compress;
 use crate::exchange::{Failure, Serving, too_large};
-use crate::http1::head::Framing;
+use crate::head::Framing;
 use crate::meter::{Direction, Meter, StreamOutcome, StreamReport};
 use crate::pump::{Broken, Rules, Sink, Source, pump};
 use crate::report::Refusal;

@@ -16,8 +16,8 @@ use crate::client::Client;
 use crate::compress::Coding;
 use crate::converse::{Conversed, How};
 use crate::gateway::Shared;
+use crate::head::{self, Framing};
 use crate::headers;
-use crate::http1::head::Framing;
 use crate::http1::io::Duplex;
 use crate::http2;
 use crate::pump::{Sink, Source};
@@ -302,6 +302,7 @@ impl Serving<'_> {
         let answer = Answer::Frames(Box::pin(async move {
             sender.ready().await.map_err(|error| error.to_string())?;
             let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+            head::check_answer(response.headers()).map_err(|error| error.to_string())?;
             Ok(response.map(Body::new))
         }));
         self.converse(asked.source, Sink::Frames(frames), answer, client, false).await

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::http1::head::words;
+use crate::head::words;
 use crate::settings::Forwarded;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -71,6 +71,7 @@ pub(crate) fn forward(headers: &mut HeaderMap, mode: Forwarded, client: SocketAd
         IpAddr::V6(address) => format!("for=\"[{address}]\""),
     };
     if let Some(host) = host {
+        // The head was checked: there is nothing in a host that could end the quotes.
         if let Ok(text) = host.to_str() {
             let _ = write!(element, ";host=\"{text}\"");
         }

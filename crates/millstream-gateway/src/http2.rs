@@ -19,11 +19,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::asking::path_of;
 use crate::body::{Body, BodyError};
 use crate::client::Client;
 use crate::exchange::{Asked, exchange};
 use crate::gateway::Shared;
-use crate::http1::head::Framing;
+use crate::head::{self, Framing, HeadError};
 use crate::http1::io::Duplex;
 use crate::pump::Source;
 
@@ -95,16 +96,17 @@ async fn answer(
     let (parts, incoming) = request.into_parts();
     let mut headers = parts.headers;
     join_cookies(&mut headers);
-    if let (None, Some(authority)) = (headers.get(header::HOST), parts.uri.authority())
-        && let Ok(host) = HeaderValue::from_str(authority.as_str())
-    {
-        headers.insert(header::HOST, host);
-    }
-    let framing = match incoming.size_hint().exact() {
-        _ if incoming.is_end_stream() => Framing::None,
-        Some(0) => Framing::None,
-        Some(length) => Framing::Length(length),
-        None => Framing::Chunked,
+    let declared = if path_of(&parts.uri).len() > shared.settings.limits.target_bytes {
+        Err(HeadError::TargetTooLong)
+    } else {
+        head::check(&parts.method, &parts.uri, Version::HTTP_2, &mut headers)
+    };
+    let framing = match declared {
+        Err(error) => return Ok(refused(&shared, error)),
+        Ok(_) if incoming.is_end_stream() => Framing::None,
+        // A body without a length, whose end the stream will tell.
+        Ok(Framing::None) if incoming.size_hint().exact().is_none() => Framing::Chunked,
+        Ok(framing) => framing,
     };
     let asked = Asked {
         method: parts.method,
@@ -131,6 +133,14 @@ async fn answer(
         // Without an answer the stream is reset.
         Err(_) => Err(BodyError::new("the exchange ended without an answer")),
     }
+}
+
+/// Answers a head that cannot be served.
+fn refused(shared: &Shared, error: HeadError) -> Response<Body> {
+    shared.tally.refused(error.refusal());
+    let mut response = Response::new(Body::from(format!("{error}\n")));
+    *response.status_mut() = error.status();
+    response
 }
 
 /// HTTP/2 may send cookies one by one, HTTP/1 may not (RFC 9113, 8.2.3).

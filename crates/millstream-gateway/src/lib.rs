@@ -60,6 +60,7 @@ mod exchange;
 pub mod exposition;
 pub mod flow;
 mod gateway;
+mod head;
 mod headers;
 mod health;
 mod http1;

@@ -13,8 +13,9 @@ use tokio::time::{Instant, timeout};
 
 use crate::body::{Body, BodyError, Piece, split};
 use crate::compress::Encoder;
+use crate::head::{self, Framing};
 use crate::http1::decoder::{Decoder, FramingError};
-use crate::http1::head::{Framing, write_headers};
+use crate::http1::head::write_headers;
 use crate::http1::io::{Chunk, ReadSide, SMALL, WriteSide};
 use crate::meter::{Meter, StreamOutcome};
 
@@ -218,7 +219,10 @@ async fn next_of_frames(body: &mut Body) -> Result<Part, Broken> {
         None => Part { data: nothing, last: true, trailers: None },
         Some(frame) => match split(frame.map_err(Broken::Body)?) {
             Ok(data) => Part { last: body.is_end_stream(), data: Chunk::Shared(data), trailers: None },
-            Err(trailers) => Part { data: nothing, last: true, trailers: Some(trailers) },
+            Err(trailers) => {
+                let trailers = head::check_trailers(trailers).map_err(FramingError::Trailers)?;
+                Part { data: nothing, last: true, trailers: Some(trailers) }
+            }
         },
     })
 }

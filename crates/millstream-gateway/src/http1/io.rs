@@ -14,7 +14,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant, timeout};
 use tokio_util::io::poll_read_buf;
 
-use super::head::{HeadError, end_of_head};
+use super::head::end_of_head;
+use crate::head::HeadError;
 use crate::meter::Meter;
 use crate::pool::{BufferPool, Lease};
 

@@ -1,0 +1,5 @@
+//! HTTP/2 and TLS on either side.
+
+mod hostile;
+mod proxying;
+mod support;
