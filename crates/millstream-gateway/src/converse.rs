@@ -73,24 +73,9 @@ impl Serving<'_> {
                 (source, meter, result) = &mut upload, if running => {
                     let ended = Uploaded::new(source, meter, result);
                     self.report.request = Some(ended.report.clone());
-                    match &ended.broken {
-                        Some(Broken::TooLarge(max)) => {
-                            return Conversed { source: None, how: How::Failed(too_large(*max)) };
-                        }
-                        Some(Broken::Framing(error)) => {
-                            let failure = Failure::new(StatusCode::BAD_REQUEST, Refusal::Framing, error.to_string());
-                            return Conversed { source: None, how: How::Failed(failure) };
-                        }
-                        Some(Broken::SourceIdle(_)) => {
-                            let text = "the request body made no progress";
-                            let failure = Failure::new(StatusCode::REQUEST_TIMEOUT, Refusal::Timeout, text);
-                            return Conversed { source: None, how: How::Failed(failure) };
-                        }
-                        Some(Broken::Source(_) | Broken::Short | Broken::Body(_) | Broken::Length) => {
-                            return Conversed { source: None, how: How::ClientGone };
-                        }
-                        // An upstream that takes no more may still say why.
-                        Some(Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_)) | None => {}
+                    // An upstream that takes no more may still say why.
+                    if let Some(how) = ended.broken.as_ref().and_then(fault_of) {
+                        return Conversed { source: None, how };
                     }
                     late.as_mut().reset(Instant::now() + settings.timeouts.response);
                     uploaded = Some(ended);
@@ -168,6 +153,7 @@ impl Serving<'_> {
         }
         let mut meter = Meter::start(Direction::Response, &sums.response);
         let rules = Rules { chunk: settings.response_chunk, bytes_max: u64::MAX, idle };
+        let mut fault = None;
         let result = {
             let download = pump(&mut from, &mut sink, &mut meter, rules);
             tokio::pin!(download);
@@ -179,10 +165,9 @@ impl Serving<'_> {
                     (source, meter, result) = &mut upload, if running => {
                         let ended = Uploaded::new(source, meter, result);
                         self.report.request = Some(ended.report.clone());
-                        let upstream_took_enough =
-                            matches!(ended.broken, None | Some(Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_)));
+                        fault = ended.broken.as_ref().and_then(fault_of);
                         uploaded = Some(ended);
-                        if !upstream_took_enough {
+                        if fault.is_some() {
                             break None;
                         }
                     }
@@ -211,7 +196,14 @@ impl Serving<'_> {
             }
             None => {
                 self.report.response = Some(meter.end(StreamOutcome::Cancelled));
-                How::ClientGone
+                match fault {
+                    Some(How::Failed(failure)) => {
+                        self.shared.tally.refused(failure.refusal);
+                        self.report.failure = Some(failure.text);
+                        How::BrokenOff
+                    }
+                    _ => How::ClientGone,
+                }
             }
         };
         Conversed { source: uploaded.map(|ended| ended.source), how }
@@ -230,6 +222,20 @@ impl<'a> Uploaded<'a> {
         let outcome = result.as_ref().err().map_or(StreamOutcome::Complete, Broken::outcome);
         Uploaded { source, report: meter.end(outcome), broken: result.err() }
     }
+}
+
+/// How an exchange ends whose request body is broken, unless that is the doing of who takes it.
+fn fault_of(broken: &Broken) -> Option<How> {
+    let (status, refusal, text) = match broken {
+        Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_) => return None,
+        Broken::Source(_) | Broken::Short | Broken::Body(_) | Broken::Length => return Some(How::ClientGone),
+        Broken::TooLarge(max) => return Some(How::Failed(too_large(*max))),
+        Broken::Framing(error) => (StatusCode::BAD_REQUEST, Refusal::Framing, error.to_string()),
+        Broken::SourceIdle(_) => {
+            (StatusCode::REQUEST_TIMEOUT, Refusal::Timeout, "the request body made no progress".into())
+        }
+    };
+    Some(How::Failed(Failure::new(status, refusal, text)))
 }
 
 /// Resolves when the client has closed its connection while its request is served.

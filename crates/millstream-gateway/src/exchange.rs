@@ -56,8 +56,8 @@ pub(crate) enum Ended {
 /// Why an exchange failed before its answer began.
 pub(crate) struct Failure {
     pub(crate) status: StatusCode,
-    refusal: Refusal,
-    text: String,
+    pub(crate) refusal: Refusal,
+    pub(crate) text: String,
     /// A header that the answer needs.
     header: Option<(HeaderName, HeaderValue)>,
 }
@@ -75,25 +75,54 @@ impl Failure {
 
 /// Serves one request.
 pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Asked<'_>, client: &mut Client<'_>) -> Ended {
-    let mut report = ExchangeReport::new(asked.client, &asked.method, &asked.target);
-    let started = Instant::now();
+    let mut account = Account::open(shared, ExchangeReport::new(asked.client, &asked.method, &asked.target));
     let has_body = asked.framing != Framing::None;
     let ended = match admit(shared, &asked) {
-        Err(failure) => refuse(shared, client, *failure, has_body, &mut report).await,
+        Err(failure) => refuse(shared, client, *failure, has_body, &mut account.report).await,
         Ok(at) => {
             let route = &shared.routes[at];
+            account.route = Some(at);
+            let report = &mut account.report;
             report.route = Some(route.name.clone());
             let head_only = asked.method == Method::HEAD;
             let expects = asked.headers.contains_key(header::EXPECT);
             let coding = if route.compress { Coding::accepted(&asked.headers) } else { None };
-            let serving =
-                Serving { coding, shared, at, report: &mut report, answered: false, head_only, expects };
+            let serving = Serving { coding, shared, at, report, answered: false, head_only, expects };
             serving.total(asked, client, route, has_body).await
         }
     };
-    report.duration = started.elapsed();
-    shared.ended(&report);
+    account.ended = true;
     ended
+}
+
+/// What becomes of an exchange, told when it ends; an exchange that is dropped before its end is told, too.
+struct Account<'s> {
+    shared: &'s Shared,
+    report: ExchangeReport,
+    route: Option<usize>,
+    started: Instant,
+    ended: bool,
+}
+
+impl<'s> Account<'s> {
+    fn open(shared: &'s Shared, report: ExchangeReport) -> Self {
+        Account { shared, report, route: None, started: Instant::now(), ended: false }
+    }
+}
+
+impl Drop for Account<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let stopped = self.shared.stopped.is_cancelled();
+            if !stopped {
+                self.shared.tally.refused(Refusal::ClientGone);
+            }
+            let why = if stopped { "the gateway has stopped" } else { "the client is gone" };
+            self.report.failure.get_or_insert_with(|| why.into());
+        }
+        self.report.duration = self.started.elapsed();
+        self.shared.ended(self.route, &self.report);
+    }
 }
 
 /// The route of a request that may be served.

@@ -50,10 +50,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn ended(&self, report: &ExchangeReport) {
-        if let (Some(name), Some(status)) = (&report.route, report.status)
-            && let Some(at) = self.routes.iter().position(|route| route.name == *name)
-        {
+    /// An exchange of the route with this index has ended; one that no route took has none.
+    pub(crate) fn ended(&self, route: Option<usize>, report: &ExchangeReport) {
+        if let (Some(at), Some(status)) = (route, report.status) {
             let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
             self.tally.routes[at].answers[class].fetch_add(1, Ordering::Relaxed);
         }

@@ -34,6 +34,48 @@ async fn a_client_that_leaves_takes_its_request_with_it_at_once() {
 }
 
 #[tokio::test]
+async fn a_request_that_fails_after_its_answer_began_is_counted_as_what_it_is() {
+    let timeouts = Timeouts { idle: SHORT, ..Timeouts::default() };
+    let limits = Limits { request_body_bytes: 10, ..Limits::default() };
+    let scene = scene(Settings { timeouts, limits, ..Settings::default() }).await;
+    let head = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    for (rest, why) in [("8\r\nmuchmore\r\n", "body_size"), ("x\r\n", "framing"), ("", "timeout")] {
+        let (mut client, mut up, _) = scene.asked(head).await;
+        // The answer goes on for longer than the request may be silent.
+        up.send("HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\nabc").await;
+        client.head().await;
+        client.send(rest).await;
+        while scene.refused(why) == 0 {
+            up.stream.writable().await.expect("a socket");
+            let _ = up.stream.try_write(b".");
+            tokio::time::sleep(SHORT / 20).await;
+        }
+        client.rest().await;
+        assert_eq!((scene.refused(why), scene.refused("client_gone")), (1, 0), "{why}");
+    }
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn an_exchange_that_a_stop_breaks_off_is_told() {
+    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", upstream.local_addr().expect("an address"));
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let server = Gateway::new(Settings::default())
+        .route(Route::proxy("up", [url.parse().expect("a url")]))
+        .observe(move |report| tell.try_send(report.clone()).expect("one exchange"))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let mut client = connect(server.local_addr()).await;
+    client.send(GET).await;
+    let _up = within("a connection", upstream.accept()).await.expect("accepted");
+    within("the end", server.shutdown(Duration::ZERO)).await;
+    let report = within("a report", told.recv()).await.expect("a report");
+    assert_eq!(report.failure.as_deref(), Some("the gateway has stopped"));
+}
+
+#[tokio::test]
 async fn a_half_closed_client_is_answered_where_that_is_allowed() {
     let scene = scene(Settings { half_close: HalfClose::Allow, ..Settings::default() }).await;
     let (mut client, mut up, _) = scene.asked(GET).await;

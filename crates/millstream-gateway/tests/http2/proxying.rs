@@ -74,7 +74,13 @@ async fn http_2_streams_both_ways_at_once_with_trailers() {
 async fn a_stream_that_its_client_resets_is_cancelled_at_the_upstream() {
     let upstream = tokio::net::TcpListener::bind(any()).await.expect("a port");
     let url = format!("http://{}", upstream.local_addr().expect("an address"));
-    let gateway = proxy(&[url], Settings::default()).await;
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let gateway = Gateway::new(Settings::default())
+        .route(Route::proxy("up", [url.parse().expect("a url")]))
+        .observe(move |report| tell.try_send(report.clone()).expect("one exchange"))
+        .listen(any())
+        .await
+        .expect("a port");
     let mut sender = http2::<Full<Bytes>>(gateway.local_addr()).await;
     let asking = sender.send_request(Request::get("http://h/").body(Full::default()).expect("a request"));
     let asking = tokio::spawn(asking);
@@ -85,6 +91,10 @@ async fn a_stream_that_its_client_resets_is_cancelled_at_the_upstream() {
     let mut rest = Vec::new();
     // An end or a reset, but at once.
     let _ = within(up.read_to_end(&mut rest)).await;
+    // It is told and counted like an exchange that ended by itself.
+    let report = within(told.recv()).await.expect("a report");
+    assert_eq!((report.failure.as_deref(), report.status), (Some("the client is gone"), None));
+    assert_eq!(gateway.snapshot().refused["client_gone"], 1);
 }
 
 #[tokio::test]
