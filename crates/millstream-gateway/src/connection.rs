@@ -82,10 +82,8 @@ pub(crate) async fn serve(
             Ended::Close => return linger(read, write).await,
             Ended::Reset => return write.reset(),
             Ended::Tunnel(up, _in_flight) => return tunnel(shared, read, write, *up).await,
-            Ended::Handed(to) => {
-                // A handler that wants it no more drops it.
-                let _ = to.send(unsplit(read, write, Bytes::new()));
-                return;
+            Ended::Handed(upgrade) => {
+                return upgrade.run(unsplit(read, write, Bytes::new()), timeouts.tunnel).await;
             }
         }
     }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Uri, Version};
 use hyper::client::conn::http2::SendRequest;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use crate::answer::Answer;
@@ -18,7 +17,6 @@ use crate::converse::{Conversed, How};
 use crate::gateway::Shared;
 use crate::head::{self, Framing};
 use crate::headers;
-use crate::http1::io::Duplex;
 use crate::http2;
 use crate::pump::{Sink, Source};
 use crate::report::{ExchangeReport, Refusal};
@@ -50,7 +48,7 @@ pub(crate) enum Ended {
     /// It goes on as a tunnel to this connection.
     Tunnel(Box<Connected>, InFlight),
     /// It goes on in the hands of a handler.
-    Handed(oneshot::Sender<Box<dyn Duplex>>),
+    Handed(Upgrade),
 }
 
 /// Why an exchange failed before its answer began.
@@ -366,10 +364,10 @@ impl Serving<'_> {
         *request.version_mut() = asked.version;
         *request.headers_mut() = asked.headers;
         request.extensions_mut().insert(asked.client);
-        let (hand_over, upgrade) = Upgrade::new(self.shared);
+        let upgrade = Upgrade::new();
         let switches = matches!(client, Client::Wire { .. }) && asked.framing == Framing::None;
         if switches {
-            request.extensions_mut().insert(upgrade);
+            request.extensions_mut().insert(upgrade.clone());
         }
         if self.expects && asked.framing != Framing::None {
             // A handler reads when it wants to; the client must not wait for it to say so.
@@ -383,7 +381,7 @@ impl Serving<'_> {
         let answer = Answer::Frames(Box::pin(async move { Ok(answering.await) }));
         let conversed = self.converse(asked.source, Sink::Frames(sender), answer, client, switches).await;
         match conversed.how {
-            How::Switched => Ok(Ended::Handed(hand_over)),
+            How::Switched => Ok(Ended::Handed(upgrade)),
             how => self.concluded(how, client),
         }
     }

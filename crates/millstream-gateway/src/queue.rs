@@ -1,7 +1,9 @@
 //! Queues and streams of brokers behind routes: publishing what is posted, and serving what is there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use futures_core::Stream;
 use futures_util::stream::unfold;
 use futures_util::{SinkExt, StreamExt};
@@ -11,15 +13,18 @@ use millstream_message::{
     Address, Broker, BrokerError, ConsumeOptions, Consumer, Delivery, Message, PublishOutcome, Refusal,
     StreamFrom, StreamItem, StreamReader,
 };
+use tokio::time::{Instant, interval_at, timeout};
 
 use crate::body::{Body, BodyError};
 use crate::headers;
 use crate::route::{Answering, Handler};
-use crate::sse::{Event, events, last_event_id};
+use crate::sse::{Event, HEARTBEAT, events, last_event_id};
 use crate::websocket::{self, WebSocket, WebSocketMessage};
 
 /// How many items of a stream are read at once.
 const CHUNK: usize = 64;
+/// How long a client may take to take one message.
+const SEND_MAX: Duration = Duration::from_secs(30);
 
 /// Publishes the body of each request as a message, and answers when it is stored.
 ///
@@ -105,7 +110,8 @@ pub enum Served {
 
 /// Serves a stream or a queue as server-sent events, and to those who ask for it as a WebSocket.
 ///
-/// A WebSocket gets a text message for each, `{"id": …, "data": …}`; where it sends anything, that is passed over.
+/// A WebSocket gets a text message for each, `{"id": …, "data": …}`; where it sends anything, that is passed over. It is pinged every
+/// 15 s and closed when it has not answered by the next ping, or takes a message for longer than 30 s.
 pub struct Serve {
     broker: Arc<dyn Broker>,
     what: Served,
@@ -212,23 +218,34 @@ fn event(message: &Message) -> Event {
     }
 }
 
-/// Sends events until either side ends.
+/// Sends events until either side ends, or the client shows no sign of life.
 async fn talk(mut socket: WebSocket, mut events: Events) {
+    let mut pings = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+    let mut heard_since_ping = true;
     loop {
-        tokio::select! {
+        let message = tokio::select! {
             heard = socket.next() => match heard {
-                Some(Ok(_)) => {}
+                Some(Ok(_)) => {
+                    heard_since_ping = true;
+                    continue;
+                }
                 Some(Err(_)) | None => return,
             },
             event = events.next() => {
                 let Some(Ok(event)) = event else { break };
-                let text = serde_json::json!({ "id": event.id, "data": event.data }).to_string();
-                if socket.send(WebSocketMessage::text(text)).await.is_err() {
+                WebSocketMessage::text(serde_json::json!({ "id": event.id, "data": event.data }).to_string())
+            }
+            _ = pings.tick() => {
+                if !std::mem::take(&mut heard_since_ping) {
                     return;
                 }
+                WebSocketMessage::Ping(Bytes::new())
             }
+        };
+        if !matches!(timeout(SEND_MAX, socket.send(message)).await, Ok(Ok(()))) {
+            return;
         }
     }
     // A client that is gone needs no farewell.
-    let _ = socket.close(None).await;
+    let _ = timeout(SEND_MAX, socket.close(None)).await;
 }

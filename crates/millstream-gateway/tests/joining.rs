@@ -194,6 +194,51 @@ async fn a_stream_is_served_over_a_websocket() {
     assert_eq!((drained.broken_off, drained.leases_left), (1, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_websocket_whose_client_answers_no_ping_is_closed_and_others_live() {
+    let broker = memory().await;
+    broker.declare_stream(StreamSpec::new("s")).await.expect("a stream");
+    let server = listen([Route::handler("s", Serve::new(broker.clone(), Served::Stream("s".into())))]).await;
+    let url = format!("ws://{}/", server.local_addr());
+    let stream = TcpStream::connect(server.local_addr()).await.expect("connected");
+    let (mut alive, _) = tokio_tungstenite::client_async(&url, stream).await.expect("a WebSocket");
+    let stream = TcpStream::connect(server.local_addr()).await.expect("connected");
+    let (dead, _) = tokio_tungstenite::client_async(&url, stream).await.expect("a WebSocket");
+    let started = tokio::time::Instant::now();
+    // One of them reads, which answers pings; the other does not.
+    while server.snapshot().connections_open == 2 {
+        let heard = alive.next().await.expect("a message").expect("no error");
+        assert!(heard.is_ping(), "{heard:?}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    for _ in 0..20 {
+        alive.next().await.expect("a ping").expect("no error");
+    }
+    assert_eq!(server.snapshot().connections_open, 1);
+    drop(dead);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_websocket_that_takes_nothing_is_closed_and_what_it_did_not_take_goes_to_another() {
+    let broker = memory().await;
+    broker.declare_queue(Queue::durable("q")).await.expect("a queue");
+    for _ in 0..20 {
+        let message = Message::new(vec![b'x'; 1 << 20]);
+        assert!(broker.publish(&Address::queue("q"), message).await.expect("published").is_confirmed());
+    }
+    let server = listen([Route::handler("q", Serve::new(broker.clone(), Served::Queue("q".into())))]).await;
+    let stream = TcpStream::connect(server.local_addr()).await.expect("connected");
+    let url = format!("ws://{}/", server.local_addr());
+    let (_socket, _) = tokio_tungstenite::client_async(url, stream).await.expect("a WebSocket");
+    let started = tokio::time::Instant::now();
+    while server.snapshot().connections_open == 1 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(started.elapsed() < Duration::from_secs(120), "it is still open");
+    }
+    let stats = broker.stats("q").await.expect("a queue");
+    assert!(stats.consumers == 0 && stats.ready > 0, "{stats:?}");
+}
+
 #[tokio::test]
 async fn a_handler_talks_over_a_websocket_and_others_are_told_to_ask_for_one() {
     let shout = |request: Request<Body>| {
