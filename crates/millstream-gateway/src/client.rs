@@ -9,9 +9,10 @@ use tokio::sync::oneshot;
 
 use crate::asking::size_of;
 use crate::body::Body;
+use crate::chunk::Chunk;
 use crate::head::Framing;
 use crate::http1::head::{write_headers, write_status_line};
-use crate::http1::io::{Chunk, WriteSide};
+use crate::http1::io::WriteSide;
 use crate::pump::Sink;
 
 /// Where an answer goes.

@@ -22,10 +22,10 @@ use tokio_util::task::TaskTracker;
 use crate::asking::path_of;
 use crate::body::{Body, BodyError};
 use crate::client::Client;
+use crate::duplex::Duplex;
 use crate::exchange::{Asked, exchange};
 use crate::gateway::Shared;
 use crate::head::{self, Framing, HeadError};
-use crate::http1::io::Duplex;
 use crate::pump::Source;
 
 /// What one stream may have on its way in either direction, unread or unsent.

@@ -12,11 +12,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use crate::body::{Body, BodyError, Piece, split};
+use crate::chunk::Chunk;
 use crate::compress::Encoder;
 use crate::head::{self, Framing};
 use crate::http1::decoder::{Decoder, FramingError};
 use crate::http1::head::write_headers;
-use crate::http1::io::{Chunk, ReadSide, SMALL, WriteSide};
+use crate::http1::io::{ReadSide, SMALL, WriteSide};
 use crate::meter::{Meter, StreamOutcome};
 
 /// So many bytes are moved in small chunks before a stream gets large ones: whoever is slow shows it before that, when the

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::http1::io::Duplex;
+use crate::duplex::Duplex;
 
 /// The connection under a request that was answered with 101, for handlers: in the extensions of requests that may change their
 /// protocol.
