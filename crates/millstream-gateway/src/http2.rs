@@ -1,5 +1,6 @@
 //! HTTP/2 by hyper, on both sides: its streams are exchanges like any other.
 
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,24 +15,31 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::oneshot;
+use tokio::io::AsyncReadExt;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::asking::path_of;
 use crate::body::{Body, BodyError};
 use crate::client::Client;
-use crate::duplex::Duplex;
+use crate::connection::LINGER;
+use crate::duplex::{Duplex, Prefixed};
 use crate::exchange::{Asked, exchange};
 use crate::gateway::Shared;
 use crate::head::{self, Framing, HeadError};
 use crate::pump::Source;
+use crate::report::Refusal;
+use crate::settings::Settings;
 
 /// What one stream may have on its way in either direction, unread or unsent.
 const STREAM_WINDOW: u32 = 256 << 10;
 /// What all streams of a connection may.
 const CONNECTION_WINDOW: u32 = 1 << 20;
+/// The length of what every client begins with (RFC 9113, 3.4).
+const PREFACE_LENGTH: usize = 24;
 /// How often a silent connection is asked whether it is still there, and how long it may take to say so.
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 
@@ -62,8 +70,16 @@ pub(crate) async fn serve(
     client: SocketAddr,
     scheme: &'static str,
 ) {
-    let service = service_fn(|request| answer(shared.clone(), request, client, scheme));
-    let limits = &shared.settings.limits;
+    let Settings { limits, timeouts, .. } = &shared.settings;
+    let stream = match timeout(timeouts.header, greeted(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(_)) => return,
+        Err(_) => return shared.tally.refused(Refusal::Timeout),
+    };
+    let (serving, mut served) = watch::channel(0);
+    let serving = Arc::new(serving);
+    let service =
+        service_fn(|request| answer(shared.clone(), request, client, scheme, Stream::new(&serving)));
     let tasks = Tasks { tracker: shared.tasks.clone(), stopped: shared.stopped.clone() };
     let mut builder = hyper::server::conn::http2::Builder::new(tasks);
     builder
@@ -81,9 +97,52 @@ pub(crate) async fn serve(
         biased;
         // An error is the client's: its streams have seen it.
         _ = connection.as_mut() => return,
-        () = shared.draining.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = shared.draining.cancelled() => {}
+        () = idle(&mut served, timeouts.keep_alive) => {}
     }
-    let _ = connection.await;
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        _ = connection => {}
+        // The client was told to go, and has nothing to wait for.
+        () = idle(&mut served, LINGER) => {}
+    }
+}
+
+/// The connection, once what every client begins with has come; it is there to be read again.
+async fn greeted(mut stream: Box<dyn Duplex>) -> io::Result<Box<dyn Duplex>> {
+    let mut preface = [0; PREFACE_LENGTH];
+    stream.read_exact(&mut preface).await?;
+    Ok(Box::new(Prefixed::new(Bytes::copy_from_slice(&preface), stream)))
+}
+
+/// Resolves when no stream was served for so long.
+async fn idle(served: &mut watch::Receiver<usize>, time: Duration) {
+    loop {
+        if *served.borrow_and_update() == 0 {
+            match timeout(time, served.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return,
+            }
+        } else if served.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Counts a stream of a connection while it is served.
+struct Stream(Arc<watch::Sender<usize>>);
+
+impl Stream {
+    fn new(serving: &Arc<watch::Sender<usize>>) -> Stream {
+        serving.send_modify(|streams| *streams += 1);
+        Stream(serving.clone())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.send_modify(|streams| *streams -= 1);
+    }
 }
 
 /// One stream.
@@ -92,6 +151,7 @@ async fn answer(
     request: Request<Incoming>,
     client: SocketAddr,
     scheme: &'static str,
+    stream: Stream,
 ) -> Result<Response<Body>, BodyError> {
     let (parts, incoming) = request.into_parts();
     let mut headers = parts.headers;
@@ -129,7 +189,7 @@ async fn answer(
     });
     let serving = Ends(serving);
     match responded.await {
-        Ok(response) => Ok(response.map(|body| Body::new(Kept { body, _serving: serving }))),
+        Ok(response) => Ok(response.map(|body| Body::new(Kept { body, _serving: serving, _stream: stream }))),
         // Without an answer the stream is reset.
         Err(_) => Err(BodyError::new("the exchange ended without an answer")),
     }
@@ -166,6 +226,7 @@ impl Drop for Ends {
 struct Kept {
     body: Body,
     _serving: Ends,
+    _stream: Stream,
 }
 
 impl HttpBody for Kept {

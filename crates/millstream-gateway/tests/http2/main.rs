@@ -2,4 +2,5 @@
 
 mod hostile;
 mod proxying;
+mod silent;
 mod support;
