@@ -8,7 +8,7 @@ use futures_core::Stream;
 use futures_util::stream::unfold;
 use futures_util::{SinkExt, StreamExt};
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use millstream_message::{
     Address, Broker, BrokerError, ConsumeOptions, Consumer, Delivery, Message, PublishOutcome, Refusal,
     StreamFrom, StreamItem, StreamReader,
@@ -104,7 +104,7 @@ pub enum Served {
     /// with `?from=first`.
     Stream(String),
     /// A queue: each message to one client. It is acknowledged when it was written to the client's connection, and delivered again
-    /// if the client left before that; what the network loses after that is lost. Use a stream where clients must be able to go on.
+    /// if the client left before that; what the network loses after that is lost. Use a stream where clients must be able to go on. Over HTTP/2, where nobody learns what was written when, the answer is 505.
     Queue(String),
 }
 
@@ -133,6 +133,10 @@ impl Handler for Serve {
                     Ok(from) => broker.read(name, from).await.map(Opened::Stream),
                     Err(text) => return answer(StatusCode::BAD_REQUEST, text),
                 },
+                Served::Queue(_) if request.version() == Version::HTTP_2 => {
+                    let text = "a queue is served over HTTP/1.1, where it is known what was written\n";
+                    return answer(StatusCode::HTTP_VERSION_NOT_SUPPORTED, text);
+                }
                 Served::Queue(name) => {
                     let options = ConsumeOptions::default().prefetch(2);
                     broker.consume(name, options).await.map(Opened::Queue)

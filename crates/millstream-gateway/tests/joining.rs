@@ -176,6 +176,25 @@ async fn a_message_of_a_queue_goes_to_one_client_and_is_acknowledged_when_it_is_
 }
 
 #[tokio::test]
+async fn a_queue_is_not_served_where_nobody_learns_what_was_written() {
+    let broker = memory().await;
+    broker.declare_queue(Queue::durable("q")).await.expect("a queue");
+    let outcome = broker.publish(&Address::queue("q"), Message::new("1")).await.expect("published");
+    assert!(outcome.is_confirmed());
+    let server = listen([Route::handler("q", Serve::new(broker.clone(), Served::Queue("q".into())))]).await;
+    let stream = TcpStream::connect(server.local_addr()).await.expect("connected");
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let handshake = hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io);
+    let (mut sender, connection) = within(handshake).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = Request::get("http://h/").body(Body::empty()).expect("a request");
+    let answer = within(sender.send_request(request)).await.expect("an answer");
+    assert_eq!(answer.status(), 505);
+    let stats = broker.stats("q").await.expect("a queue");
+    assert_eq!((stats.ready, stats.consumers), (1, 0));
+}
+
+#[tokio::test]
 async fn a_stream_is_served_over_a_websocket() {
     let broker = memory().await;
     broker.declare_stream(StreamSpec::new("s")).await.expect("a stream");
