@@ -19,11 +19,12 @@ use crate::pump::Source;
 /// Where an answer comes from.
 pub(crate) enum Answer<'u> {
     Wire { read: &'u mut ReadSide, method: Method },
-    Frames(Pin<Box<dyn Future<Output = Result<Response<Body>, String>> + Send + 'u>>),
+    Frames(Pin<Box<dyn Future<Output = Result<Response<Body>, NoAnswer>> + Send + 'u>>),
 }
 
 /// Why there is no answer.
 pub(crate) enum NoAnswer {
+    /// The connection, or the request's stream, has ended.
     Closed,
     Invalid(String),
 }
@@ -57,7 +58,7 @@ impl<'u> Answer<'u> {
                 Ok((answered, head.keep_alive))
             }
             Answer::Frames(future) => {
-                let response = future.await.map_err(NoAnswer::Invalid)?;
+                let response = future.await?;
                 let (parts, body) = response.into_parts();
                 if parts.status.is_informational() && parts.status != StatusCode::SWITCHING_PROTOCOLS {
                     return Err(NoAnswer::Invalid(format!("{} is no final answer", parts.status)));

@@ -22,10 +22,11 @@ use crate::http1::io::Connection;
 use crate::http2;
 use crate::pool::BufferPool;
 use crate::report::{ExchangeReport, Refusal};
-use crate::route::{Route, Target};
+use crate::route::Route;
 use crate::settings::Settings;
 use crate::tally::{GatewaySnapshot, Tally, snapshot};
 use crate::tls::client_tls;
+use crate::upstream;
 
 type Observer = Box<dyn Fn(&ExchangeReport) + Send + Sync>;
 
@@ -146,9 +147,8 @@ impl Gateway {
     pub async fn listen(self, address: SocketAddr) -> io::Result<Server> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let needs_tls = self.routes.iter().any(|route| {
-            matches!(&route.target, Target::Proxy(upstreams) if upstreams.servers.iter().any(|server| server.url.tls))
-        });
+        let mut upstreams = self.routes.iter().filter_map(Route::upstreams);
+        let needs_tls = upstreams.any(|upstreams| upstreams.servers.iter().any(|server| server.url.tls));
         let upstream_tls = match self.upstream_tls {
             None if needs_tls => Some(client_tls(None)?),
             given => given,
@@ -178,13 +178,16 @@ impl Gateway {
             let (pool, period) = (shared.pool.clone(), shared.settings.pool_trim);
             async move { pool.trim_every(period).await }
         });
-        for route in &shared.routes {
-            let Target::Proxy(upstreams) = &route.target else { continue };
-            let Some(check) = &upstreams.health else { continue };
-            for server in &upstreams.servers {
-                own.spawn(check.clone().watch(shared.clone(), server.clone()));
+        let mut servers = Vec::new();
+        for upstreams in shared.routes.iter().filter_map(Route::upstreams) {
+            servers.extend(upstreams.servers.iter().cloned());
+            if let Some(check) = &upstreams.health {
+                for server in &upstreams.servers {
+                    own.spawn(check.clone().watch(shared.clone(), server.clone()));
+                }
             }
         }
+        own.spawn(upstream::prune(servers, shared.settings.timeouts.keep_alive));
         Ok(Server { shared, address, own })
     }
 }
@@ -245,10 +248,8 @@ impl Server {
                 left
             }
         };
-        for route in &shared.routes {
-            if let Target::Proxy(upstreams) = &route.target {
-                upstreams.servers.iter().for_each(|server| server.forget_idle());
-            }
+        for upstreams in shared.routes.iter().filter_map(Route::upstreams) {
+            upstreams.servers.iter().for_each(|server| server.forget_idle());
         }
         shared.stopped.cancel();
         shared.upstream_tasks.close();

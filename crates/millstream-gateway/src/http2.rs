@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::answer::NoAnswer;
 use crate::asking::path_of;
 use crate::body::{Body, BodyError};
 use crate::client::Client;
@@ -264,6 +265,18 @@ pub(crate) async fn connect(
         .await?;
     hyper::rt::Executor::execute(&tasks, connection);
     Ok(sender)
+}
+
+/// Asks an upstream. Nobody can tell a server that closed from one that refused the stream: neither has answered.
+pub(crate) async fn ask(
+    mut sender: SendRequest<Body>,
+    request: Request<Body>,
+) -> Result<Response<Body>, NoAnswer> {
+    sender.ready().await.map_err(|_| NoAnswer::Closed)?;
+    let response = sender.send_request(request).await.map_err(|_| NoAnswer::Closed)?;
+    head::check_answer(response.headers())
+        .map_err(|error| NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}")))?;
+    Ok(response.map(Body::new))
 }
 
 /// A request for an upstream, of what a client has asked.

@@ -104,6 +104,14 @@ impl Route {
         self
     }
 
+    /// The servers it leads to, if it leads to any.
+    pub(crate) fn upstreams(&self) -> Option<&Upstreams> {
+        match &self.target {
+            Target::Proxy(upstreams) => Some(upstreams),
+            Target::Handler(_) => None,
+        }
+    }
+
     fn matches_place(&self, host: &str, path: &str) -> bool {
         let host_fits = match self.host.as_deref() {
             None => true,

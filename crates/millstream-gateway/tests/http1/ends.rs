@@ -288,6 +288,17 @@ async fn a_client_that_asks_nothing_is_let_go() {
 }
 
 #[tokio::test]
+async fn an_idle_connection_to_an_upstream_is_closed_though_nobody_needs_another() {
+    let timeouts = Timeouts { keep_alive: SHORT, ..Timeouts::default() };
+    let scene = scene(Settings { timeouts, ..Settings::default() }).await;
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    up.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    client.head().await;
+    up.ended().await;
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn an_exchange_may_be_limited_as_a_whole() {
     let timeouts = Timeouts { total: Some(SHORT), ..Timeouts::default() };
     let scene = scene(Settings { timeouts, ..Settings::default() }).await;

@@ -4,3 +4,4 @@ mod hostile;
 mod proxying;
 mod silent;
 mod support;
+mod upstreams;
