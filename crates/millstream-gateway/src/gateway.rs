@@ -1,5 +1,6 @@
 //! The gateway: it listens, admits connections within its limits, and drains.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -24,7 +25,7 @@ use crate::pool::BufferPool;
 use crate::report::{ExchangeReport, Refusal};
 use crate::route::Route;
 use crate::settings::Settings;
-use crate::tally::{GatewaySnapshot, Tally, snapshot};
+use crate::tally::{GatewaySnapshot, TUNNELS, Tally, snapshot};
 use crate::tls::client_tls;
 use crate::upstream;
 
@@ -140,11 +141,13 @@ impl Gateway {
     /// Listens on `address` (port 0 takes a free one) and serves.
     ///
     /// # Errors
-    /// When the address cannot be listened on, or no system's certificates can be read for upstreams with TLS.
+    /// `InvalidInput` when two routes have the same name or a route names an upstream twice, which metrics would count as one;
+    /// otherwise when the address cannot be listened on.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub async fn listen(self, address: SocketAddr) -> io::Result<Server> {
+        distinct(&self.routes).map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let mut upstreams = self.routes.iter().filter_map(Route::upstreams);
@@ -190,6 +193,24 @@ impl Gateway {
         own.spawn(upstream::prune(servers, shared.settings.timeouts.keep_alive));
         Ok(Server { shared, address, own })
     }
+}
+
+/// What is wrong with routes that metrics could not tell apart.
+fn distinct(routes: &[Route]) -> Result<(), String> {
+    let mut names = HashSet::from([TUNNELS]);
+    for route in routes {
+        let name = &route.name;
+        if !names.insert(name) {
+            return Err(format!("the name `{name}` is taken already; give each route a name of its own"));
+        }
+        let mut urls = HashSet::new();
+        for server in route.upstreams().map_or(&[][..], |upstreams| &upstreams.servers) {
+            if !urls.insert(server.url.to_string()) {
+                return Err(format!("route `{name}` leads to `{}` twice; name it once", server.url));
+            }
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Gateway {

@@ -53,7 +53,7 @@ pub struct Route {
 }
 
 impl Route {
-    /// All requests, to these servers; `name` stands in metrics and logs.
+    /// All requests, to these servers; `name` stands in metrics and logs, and no other route of a gateway may have it.
     pub fn proxy(name: impl Into<String>, upstreams: impl IntoIterator<Item = UpstreamUrl>) -> Route {
         Route::to(name, Target::Proxy(Arc::new(Upstreams::new(upstreams))))
     }

@@ -68,3 +68,20 @@ fn the_reference_lists_every_metric_and_no_other() {
         exposition::NAMES.iter().map(|name| &name["millstream_gateway_".len()..]).collect();
     assert_eq!(listed, known);
 }
+
+#[tokio::test]
+async fn routes_that_metrics_could_not_tell_apart_are_refused() {
+    let up = |name: &str, urls: &[&str]| {
+        Route::proxy(name, urls.iter().map(|url| url.parse().expect("a url")).collect::<Vec<_>>())
+    };
+    for (routes, expected) in [
+        (vec![up("a", &["http://h:1"]), up("a", &["http://h:2"])], "`a` is taken already"),
+        (vec![up("(tunnels)", &["http://h:1"])], "`(tunnels)` is taken already"),
+        (vec![up("a", &["http://h:1", "http://h:1/"])], "`a` leads to `http://h:1` twice"),
+    ] {
+        let gateway = routes.into_iter().fold(Gateway::new(Settings::default()), Gateway::route);
+        let error = gateway.listen("127.0.0.1:0".parse().expect("an address")).await.expect_err("refused");
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
