@@ -270,6 +270,7 @@ impl Serving<'_> {
         *request.version_mut() = asked.version;
         *request.headers_mut() = asked.headers;
         request.extensions_mut().insert(asked.client);
+        request.extensions_mut().insert(self.shared.pool.clone());
         let upgrade = Upgrade::new();
         let switches = matches!(client, Client::Wire { .. }) && asked.framing == Framing::None;
         if switches {

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection;
-use crate::http1::io::Connection;
+use crate::http1::io::{Connection, SMALL};
 use crate::http2;
 use crate::pool::BufferPool;
 use crate::report::{ExchangeReport, Refusal};
@@ -175,6 +175,7 @@ impl Gateway {
             tasks: TaskTracker::new(),
             upstream_tasks: TaskTracker::new(),
         });
+        shared.pool.warm_up(SMALL, shared.settings.pool_warm as usize / SMALL);
         let mut own = JoinSet::new();
         own.spawn(accept(shared.clone(), listener));
         own.spawn({

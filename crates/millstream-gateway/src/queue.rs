@@ -9,6 +9,7 @@ use futures_util::stream::unfold;
 use futures_util::{SinkExt, StreamExt};
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use millstream_message::{
     Address, Broker, BrokerError, ConsumeOptions, Consumer, Delivery, Message, PublishOutcome, Refusal,
     StreamFrom, StreamItem, StreamReader,
@@ -17,12 +18,15 @@ use tokio::time::{Instant, interval_at, timeout};
 
 use crate::body::{Body, BodyError};
 use crate::headers;
+use crate::pool::BufferPool;
 use crate::route::{Answering, Handler};
 use crate::sse::{Event, HEARTBEAT, events, last_event_id};
 use crate::websocket::{self, WebSocket, WebSocketMessage};
 
 /// How many items of a stream are read at once.
 const CHUNK: usize = 64;
+/// How long a body that is to be published waits for room in the pool.
+const ROOM_WAIT: Duration = Duration::from_secs(5);
 /// How long a client may take to take one message.
 const SEND_MAX: Duration = Duration::from_secs(30);
 
@@ -38,7 +42,8 @@ pub struct PublishTo {
 }
 
 impl PublishTo {
-    /// Publishes to this address; a body may have `body_max` bytes, which are gathered in memory.
+    /// Publishes to this address; a body may have `body_max` bytes. They are gathered in a buffer of the gateway's pool, and wait for
+    /// room in it for at most 5 s (then the answer is 503); a body that may be larger than 1 MiB is gathered in memory of its own.
     pub fn new(broker: Arc<dyn Broker>, address: Address, body_max: usize) -> PublishTo {
         PublishTo { broker, address, body_max }
     }
@@ -54,8 +59,20 @@ impl Handler for PublishTo {
                 return response;
             }
             let (parts, body) = request.into_parts();
-            let Ok(body) = body.collect(max).await else {
-                return answer(StatusCode::PAYLOAD_TOO_LARGE, format!("a message may have {max} bytes\n"));
+            let body = match gathered(body, parts.extensions.get::<BufferPool>(), max).await {
+                Ok(body) => body,
+                Err(Ungathered::Full) => {
+                    let mut response =
+                        answer(StatusCode::SERVICE_UNAVAILABLE, "there is no room for the body\n");
+                    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                    return response;
+                }
+                Err(Ungathered::Body) => {
+                    return answer(
+                        StatusCode::PAYLOAD_TOO_LARGE,
+                        format!("a message may have {max} bytes\n"),
+                    );
+                }
             };
             let mut message = Message::new(body);
             if let Some(kind) = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) {
@@ -67,6 +84,39 @@ impl Handler for PublishTo {
             }
         })
     }
+}
+
+/// Why a body was not gathered.
+enum Ungathered {
+    /// There was no room in the pool for too long.
+    Full,
+    /// It is too large, or was broken off.
+    Body,
+}
+
+/// All of a body. It is gathered in a buffer of the pool, so that bodies which come slowly hold no more than the pool's bound; one that
+/// no buffer can hold is gathered in memory of its own.
+async fn gathered(mut body: Body, pool: Option<&BufferPool>, max: usize) -> Result<Bytes, Ungathered> {
+    let upper = body.size_hint().upper().and_then(|upper| usize::try_from(upper).ok());
+    let most = upper.unwrap_or(max);
+    if most > max {
+        return Err(Ungathered::Body);
+    }
+    let lease = match pool {
+        Some(pool) => Some(timeout(ROOM_WAIT, pool.lease(most)).await.map_err(|_| Ungathered::Full)?),
+        None => None,
+    };
+    let Some(mut lease) = lease.filter(|lease| lease.capacity() >= most) else {
+        return body.collect(max).await.map_err(|_| Ungathered::Body);
+    };
+    while let Some(bytes) = body.next().await {
+        let bytes = bytes.map_err(|_| Ungathered::Body)?;
+        if lease.len() + bytes.len() > most {
+            return Err(Ungathered::Body);
+        }
+        lease.extend(&bytes);
+    }
+    Ok(Bytes::copy_from_slice(&lease))
 }
 
 fn outcome_of(outcome: PublishOutcome) -> Response<Body> {

@@ -10,7 +10,9 @@ use crate::upstream::{UpstreamUrl, Upstreams};
 
 /// Answers requests inside this process.
 ///
-/// Implemented for functions `Fn(Request<Body>) -> impl Future<Output = Response<Body>>`.
+/// Implemented for functions `Fn(Request<Body>) -> impl Future<Output = Response<Body>>`. In the extensions of the request are the
+/// client's [`SocketAddr`](std::net::SocketAddr), the gateway's [`BufferPool`](crate::BufferPool), and an
+/// [`Upgrade`](crate::Upgrade) where the connection may change its protocol.
 ///
 /// # Cancel safety
 /// When the client is gone the future, or the body of the answer, is dropped at once.

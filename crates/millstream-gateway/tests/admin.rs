@@ -85,3 +85,18 @@ async fn routes_that_metrics_could_not_tell_apart_are_refused() {
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
+
+#[tokio::test]
+async fn warm_buffers_are_there_before_the_first_request_and_go_when_nobody_needs_them() {
+    let pool_trim = Duration::from_millis(200);
+    let settings = Settings { pool_warm: 1 << 20, pool_trim, ..Settings::default() };
+    let server = Gateway::new(settings).route(Route::handler("hello", hello));
+    let server = server.listen("127.0.0.1:0".parse().expect("an address")).await.expect("a port");
+    assert_eq!((server.snapshot().pool.total, server.snapshot().pool.bytes), (64, 1 << 20));
+    let trimmed = async {
+        while server.snapshot().pool.bytes > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), trimmed).await.expect("they are freed");
+}

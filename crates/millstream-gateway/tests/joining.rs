@@ -8,7 +8,9 @@ use futures_util::{SinkExt, StreamExt};
 use http::{Request, Response};
 use millstream_flow::Pipe;
 use millstream_gateway::websocket::{self, WebSocketMessage};
-use millstream_gateway::{Body, BodyError, Gateway, PublishTo, Route, Serve, Served, Server, Settings, flow};
+use millstream_gateway::{
+    Body, BodyError, Gateway, PoolSettings, PublishTo, Route, Serve, Served, Server, Settings, flow,
+};
 use millstream_message::{Address, Broker, BrokerUrl, Message, Queue, StreamSpec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -121,6 +123,36 @@ async fn what_is_posted_is_answered_when_it_is_stored() {
     assert_eq!(post("/b", "x").await, "HTTP/1.1 404 Not Found\r\n");
     let mut client = Client::asks(server.local_addr(), &get("/a", "")).await;
     assert!(client.until("\r\n\r\n").await.contains("405"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_that_are_published_wait_for_room_in_the_pool_and_are_refused_if_none_comes() {
+    let broker = memory().await;
+    broker.declare_queue(Queue::durable("q")).await.expect("a queue");
+    let to = PublishTo::new(broker.clone(), Address::queue("q"), 512 << 10);
+    // With what the one thread keeps, there is room for one body of unknown length, not for two.
+    let pool = PoolSettings { bytes_max: 512 << 10, ..PoolSettings::default() };
+    let server = Gateway::new(Settings { pool, ..Settings::default() })
+        .route(Route::handler("q", to))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let post = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n";
+    let waits = || server.snapshot().pool.tiers[7].waits;
+    let mut first = Client::asks(server.local_addr(), post).await;
+    while server.snapshot().pool.tiers[7].in_use == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut refused = Client::asks(server.local_addr(), post).await;
+    assert!(refused.until("\r\n\r\n").await.starts_with("HTTP/1.1 503 "));
+    let mut second = Client::asks(server.local_addr(), &format!("{post}0\r\n\r\n")).await;
+    while waits() < 2 {
+        tokio::task::yield_now().await;
+    }
+    first.0.write_all(b"0\r\n\r\n").await.expect("written");
+    assert!(first.until("\r\n").await.contains(" 202 "));
+    assert!(second.until("\r\n").await.contains(" 202 "));
+    assert_eq!((waits(), broker.stats("q").await.expect("a queue").ready), (2, 2));
 }
 
 #[tokio::test]
