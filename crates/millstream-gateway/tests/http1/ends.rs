@@ -299,6 +299,44 @@ async fn an_idle_connection_to_an_upstream_is_closed_though_nobody_needs_another
 }
 
 #[tokio::test]
+async fn as_many_idle_connections_are_kept_as_the_limit_says() {
+    let scene = scene(Settings { upstream_idle_connections: 1, ..Settings::default() }).await;
+    let mut both = vec![scene.asked(GET).await, scene.asked(GET).await];
+    for (client, up, _) in &mut both {
+        up.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        client.head().await;
+    }
+    // One too many: the second that came back is closed, the first serves the next request.
+    both[1].1.ended().await;
+    both[1].0.send(GET).await;
+    both[0].1.head().await;
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_take_a_connection_in_time_is_out_of_reach() {
+    // A listener that accepts nothing, and whose row is full: the system leaves further connections unanswered.
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    let upstream = socket.listen(1).expect("it listens");
+    let address = upstream.local_addr().expect("an address");
+    let mut row = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(SHORT, tokio::net::TcpStream::connect(address)).await {
+        row.push(stream.expect("connected"));
+    }
+    let timeouts = Timeouts { connect: SHORT, ..Timeouts::default() };
+    let server = Gateway::new(Settings { timeouts, ..Settings::default() })
+        .route(Route::proxy("up", [format!("http://{address}").parse().expect("a url")]))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let mut client = connect(server.local_addr()).await;
+    client.send(GET).await;
+    assert_eq!(status(&client.head().await), 504);
+    assert_eq!(server.snapshot().upstreams[0].failed, 1);
+}
+
+#[tokio::test]
 async fn an_exchange_may_be_limited_as_a_whole() {
     let timeouts = Timeouts { total: Some(SHORT), ..Timeouts::default() };
     let scene = scene(Settings { timeouts, ..Settings::default() }).await;
