@@ -105,6 +105,13 @@ impl Client<'_> {
                 Some(Sink::Wire { write, framing })
             }
             Client::Frames(respond) => {
+                if head.status == StatusCode::SWITCHING_PROTOCOLS {
+                    // HTTP/2 has another word for it (RFC 8441, 5).
+                    head.status = StatusCode::OK;
+                    for name in [header::UPGRADE, header::CONNECTION, header::SEC_WEBSOCKET_ACCEPT] {
+                        head.headers.remove(name);
+                    }
+                }
                 let (sender, body) = Body::channel(size_of(head.framing));
                 let body = if head.framing == Framing::None { Body::empty() } else { body };
                 let mut response = Response::new(body);

@@ -71,6 +71,7 @@ pub(crate) async fn serve(
             version: head.version,
             headers: head.headers,
             framing: head.framing,
+            may_switch: head.framing == Framing::None,
             client,
             scheme,
         };
@@ -126,7 +127,7 @@ async fn linger(mut read: ReadSide, mut write: WriteSide) {
 }
 
 /// Moves bytes both ways until both sides have closed, or one fails.
-async fn tunnel(shared: &Shared, mut read: ReadSide, mut write: WriteSide, up: Connected) {
+pub(crate) async fn tunnel(shared: &Shared, mut read: ReadSide, mut write: WriteSide, up: Connected) {
     let Connected { read: mut up_read, write: mut up_write, .. } = up;
     let settings = &shared.settings;
     let rules = |chunk| Rules { chunk, bytes_max: u64::MAX, idle: settings.timeouts.tunnel };

@@ -99,7 +99,8 @@ impl Serving<'_> {
                         let source = uploaded.map(|ended| ended.source);
                         let flushed = match client.start(head) {
                             Some(Sink::Wire { write, .. }) => write.flush(idle).await.is_ok(),
-                            _ => false,
+                            Some(Sink::Frames(_)) => true,
+                            None => false,
                         };
                         let how = if flushed { How::Switched } else { How::ClientGone };
                         return Conversed { source, how };
@@ -110,6 +111,12 @@ impl Serving<'_> {
                             return Conversed { source: None, how: How::ClientGone };
                         }
                         late.as_mut().reset(Instant::now() + settings.timeouts.response);
+                    }
+                    Ok((head, _)) if may_switch && head.status.is_success() && matches!(client, Client::Frames(_)) => {
+                        // Over HTTP/2 it would mean that the protocol is changed.
+                        let text = "the upstream does not change the protocol";
+                        let failure = Failure::new(StatusCode::BAD_GATEWAY, Refusal::UpstreamHead, text);
+                        return Conversed { source: None, how: How::Failed(failure) };
                     }
                     Ok(head) => break head,
                 },

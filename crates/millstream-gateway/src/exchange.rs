@@ -29,6 +29,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
     pub(crate) framing: Framing,
+    /// The connection, or the stream, may go on in another protocol.
+    pub(crate) may_switch: bool,
     pub(crate) source: Source<'a>,
     pub(crate) client: SocketAddr,
     pub(crate) scheme: &'static str,
@@ -272,7 +274,7 @@ impl Serving<'_> {
         request.extensions_mut().insert(asked.client);
         request.extensions_mut().insert(self.shared.pool.clone());
         let upgrade = Upgrade::new();
-        let switches = matches!(client, Client::Wire { .. }) && asked.framing == Framing::None;
+        let switches = asked.may_switch;
         if switches {
             request.extensions_mut().insert(upgrade.clone());
         }

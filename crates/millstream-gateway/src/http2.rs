@@ -9,16 +9,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Request, Response, Uri, Version};
+use http::{Method, Request, Response, Uri, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,11 +28,12 @@ use crate::answer::NoAnswer;
 use crate::asking::path_of;
 use crate::body::{Body, BodyError};
 use crate::client::Client;
-use crate::connection::LINGER;
+use crate::connection::{LINGER, tunnel};
 use crate::duplex::{Duplex, Prefixed};
-use crate::exchange::{Asked, exchange};
+use crate::exchange::{Asked, Ended, exchange};
 use crate::gateway::Shared;
 use crate::head::{self, Framing, HeadError};
+use crate::http1::io::Connection;
 use crate::pump::Source;
 use crate::report::Refusal;
 use crate::settings::Settings;
@@ -91,7 +94,8 @@ pub(crate) async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(STREAM_WINDOW as usize)
         .keep_alive_interval(PING.0)
-        .keep_alive_timeout(PING.1);
+        .keep_alive_timeout(PING.1)
+        .enable_connect_protocol();
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     tokio::select! {
@@ -149,18 +153,21 @@ impl Drop for Stream {
 /// One stream.
 async fn answer(
     shared: Arc<Shared>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     client: SocketAddr,
     scheme: &'static str,
     stream: Stream,
 ) -> Result<Response<Body>, BodyError> {
-    let (parts, incoming) = request.into_parts();
-    let mut headers = parts.headers;
-    join_cookies(&mut headers);
+    let upgrade = asks_for_websocket(&request).then(|| hyper::upgrade::on(&mut request));
+    let (mut parts, incoming) = request.into_parts();
+    if upgrade.is_some() {
+        ask_as_http1(&mut parts);
+    }
+    join_cookies(&mut parts.headers);
     let declared = if path_of(&parts.uri).len() > shared.settings.limits.target_bytes {
         Err(HeadError::TargetTooLong)
     } else {
-        head::check(&parts.method, &parts.uri, Version::HTTP_2, &mut headers)
+        head::check(&parts.method, &parts.uri, Version::HTTP_2, &mut parts.headers)
     };
     let framing = match declared {
         Err(error) => return Ok(refused(&shared, error)),
@@ -169,12 +176,14 @@ async fn answer(
         Ok(Framing::None) if incoming.size_hint().exact().is_none() => Framing::Chunked,
         Ok(framing) => framing,
     };
+    let may_switch = upgrade.is_some();
     let asked = Asked {
         method: parts.method,
         target: parts.uri,
         version: Version::HTTP_2,
-        headers,
+        headers: parts.headers,
         framing,
+        may_switch,
         source: Source::Frames(Body::new(incoming)),
         client,
         scheme,
@@ -184,15 +193,55 @@ async fn answer(
     let serving = tasks.spawn(async move {
         let stopped = shared.stopped.clone();
         let exchange = async {
-            exchange(&shared, asked, &mut Client::Frames(Some(respond))).await;
+            let ended = exchange(&shared, asked, &mut Client::Frames(Some(respond))).await;
+            if let Some(upgrade) = upgrade {
+                go_on(&shared, ended, upgrade).await;
+            }
         };
         stopped.run_until_cancelled(exchange).await;
     });
-    let serving = Ends(serving);
+    let serving = Ends(Some(serving));
     match responded.await {
+        Ok(response) if may_switch && response.status().is_success() => {
+            serving.goes_on();
+            Ok(response)
+        }
         Ok(response) => Ok(response.map(|body| Body::new(Kept { body, _serving: serving, _stream: stream }))),
         // Without an answer the stream is reset.
         Err(_) => Err(BodyError::new("the exchange ended without an answer")),
+    }
+}
+
+/// Whether this begins a WebSocket (RFC 8441).
+fn asks_for_websocket(request: &Request<Incoming>) -> bool {
+    let protocol = request.extensions().get::<hyper::ext::Protocol>();
+    request.method() == Method::CONNECT && protocol.is_some_and(|protocol| protocol.as_str() == "websocket")
+}
+
+/// Makes a request that begins a WebSocket over HTTP/2 into what it would be over HTTP/1.
+fn ask_as_http1(parts: &mut http::request::Parts) {
+    parts.method = Method::GET;
+    parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    // It shows that an HTTP/1 server has read the request; over HTTP/2 nothing else could answer.
+    let key = HeaderValue::from_str(&generate_key()).expect("base64 is text");
+    parts.headers.insert(header::SEC_WEBSOCKET_KEY, key);
+}
+
+/// Goes on in another protocol, over the stream of a request whose answer said so.
+async fn go_on(shared: &Shared, ended: Ended, upgrade: OnUpgrade) {
+    let stream = async { Some(Box::new(TokioIo::new(upgrade.await.ok()?)) as Box<dyn Duplex>) };
+    match ended {
+        Ended::Tunnel(up, _in_flight) => {
+            let Some(stream) = stream.await else { return };
+            let (read, write) = Connection::Other(stream).split(&shared.pool);
+            tunnel(shared, read, write, *up).await;
+        }
+        Ended::Handed(upgrade) => {
+            let Some(stream) = stream.await else { return };
+            upgrade.run(stream, shared.settings.timeouts.tunnel).await;
+        }
+        Ended::Keep | Ended::Close | Ended::Reset => {}
     }
 }
 
@@ -215,11 +264,20 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// An exchange that ends when nobody waits for it any more: the client has reset its stream, or is gone.
-struct Ends(JoinHandle<()>);
+struct Ends(Option<JoinHandle<()>>);
+
+impl Ends {
+    /// It ends by itself.
+    fn goes_on(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(serving) = &self.0 {
+            serving.abort();
+        }
     }
 }
 

@@ -24,8 +24,7 @@ impl Serving<'_> {
         client: &mut Client<'_>,
         upstreams: &Upstreams,
     ) -> Result<Ended, Failure> {
-        let may_switch = matches!(client, Client::Wire { .. }) && asked.framing == Framing::None;
-        let switching = headers::upgrade(&asked.headers).filter(|_| may_switch);
+        let switching = headers::upgrade(&asked.headers).filter(|_| asked.may_switch);
         let trailers = headers::takes_trailers(&asked.headers);
         headers::remove_hop_by_hop(&mut asked.headers);
         headers::forward(&mut asked.headers, self.settings().forwarded, asked.client, asked.scheme);

@@ -6,3 +6,4 @@ mod proxying;
 mod silent;
 mod support;
 mod upstreams;
+mod websocket;
