@@ -8,7 +8,9 @@ use millstream_gateway::{Limits, Settings};
 
 use crate::support::*;
 
-fn asked(method: &str, target: &str, lines: &[(&str, &[u8])]) -> Request<Full<Bytes>> {
+type Lines<'a> = &'a [(&'a str, &'a [u8])];
+
+fn asked(method: &str, target: &str, lines: Lines) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(Bytes::from("abcd")));
     *request.method_mut() = Method::from_bytes(method.as_bytes()).expect("a method");
     *request.uri_mut() = target.parse().expect("a target");
@@ -27,7 +29,7 @@ async fn heads_that_two_readers_could_understand_differently_are_refused_over_ht
     let gateway = proxy(&[format!("http://{}", upstream.local_addr())], settings).await;
     let long = format!("http://h/{}", "x".repeat(100));
     let many: Vec<(&str, &[u8])> = vec![("x-many", b"1"); 130];
-    let cases: [(&str, &str, &[(&str, &[u8])], u16); 13] = [
+    let cases: [(&str, &str, Lines, u16); 13] = [
         ("POST", "http://h/", &[("host", b"other")], 400),
         ("POST", "http://h/", &[("host", b"h"), ("host", b"h")], 400),
         ("POST", "http://h/", &[("host", b"h\";by=evil")], 400),
