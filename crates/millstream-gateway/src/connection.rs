@@ -23,7 +23,7 @@ use crate::report::Refusal;
 use crate::upstream::Connected;
 
 /// How long a connection may linger so that its client can read the last answer.
-pub(crate) const LINGER: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_secs(2);
 /// The most bytes that are read and thrown away so that a client can read its last answer.
 const LINGER_BYTES: usize = 1 << 20;
 

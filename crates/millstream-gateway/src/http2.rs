@@ -28,7 +28,7 @@ use crate::answer::NoAnswer;
 use crate::asking::path_of;
 use crate::body::{Body, BodyError};
 use crate::client::Client;
-use crate::connection::{LINGER, tunnel};
+use crate::connection::tunnel;
 use crate::duplex::{Duplex, Prefixed};
 use crate::exchange::{Asked, Ended, exchange};
 use crate::gateway::Shared;
@@ -108,8 +108,8 @@ pub(crate) async fn serve(
     connection.as_mut().graceful_shutdown();
     tokio::select! {
         _ = connection => {}
-        // The client was told to go, and has nothing to wait for.
-        () = idle(&mut served, LINGER) => {}
+        // The client was told to go. What hyper has not sent yet of answers that have ended makes no progress.
+        () = idle(&mut served, timeouts.idle) => {}
     }
 }
 
@@ -158,7 +158,9 @@ async fn answer(
     scheme: &'static str,
     stream: Stream,
 ) -> Result<Response<Body>, BodyError> {
-    let upgrade = asks_for_websocket(&request).then(|| hyper::upgrade::on(&mut request));
+    // A stream that changes its protocol is served for longer than its request.
+    let upgrade =
+        asks_for_websocket(&request).then(|| (hyper::upgrade::on(&mut request), Stream::new(&stream.0)));
     let (mut parts, incoming) = request.into_parts();
     if upgrade.is_some() {
         ask_as_http1(&mut parts);
@@ -194,7 +196,7 @@ async fn answer(
         let stopped = shared.stopped.clone();
         let exchange = async {
             let ended = exchange(&shared, asked, &mut Client::Frames(Some(respond))).await;
-            if let Some(upgrade) = upgrade {
+            if let Some((upgrade, _stream)) = upgrade {
                 go_on(&shared, ended, upgrade).await;
             }
         };

@@ -1,7 +1,5 @@
 //! Connections that change their protocol.
 
-use std::time::Duration;
-
 use http::{Request, Response, StatusCode};
 use millstream_gateway::{Body, Gateway, Limits, Route, Settings, Timeouts, Upgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -99,7 +97,7 @@ async fn a_connection_in_a_handlers_hands_counts_against_the_limits() {
         std::future::ready(response)
     };
     let limits = Limits { connections: 1, ..Limits::default() };
-    let timeouts = Timeouts { tunnel: Duration::from_millis(500), ..Timeouts::default() };
+    let timeouts = Timeouts { tunnel: SHORT, ..Timeouts::default() };
     let server = Gateway::new(Settings { limits, timeouts, ..Settings::default() })
         .route(Route::handler("hold", hold))
         .listen("127.0.0.1:0".parse().expect("an address"))
@@ -124,7 +122,7 @@ async fn a_connection_in_a_handlers_hands_counts_against_the_limits() {
 
 #[tokio::test]
 async fn a_tunnel_that_is_silent_for_too_long_ends() {
-    let timeouts = Timeouts { tunnel: Duration::from_millis(500), ..Timeouts::default() };
+    let timeouts = Timeouts { tunnel: SHORT, ..Timeouts::default() };
     let scene = scene(Settings { timeouts, ..Settings::default() }).await;
     let (mut client, mut up, _) = scene.asked(ASKED).await;
     up.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await;

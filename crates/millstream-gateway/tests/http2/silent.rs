@@ -50,7 +50,8 @@ async fn a_client_that_answers_no_ping_is_let_go() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_asks_nothing_for_too_long_is_told_to_go_and_then_let_go() {
-    let timeouts = Timeouts { keep_alive: Duration::from_secs(5), ..Timeouts::default() };
+    let timeouts =
+        Timeouts { keep_alive: Duration::from_secs(5), idle: Duration::from_secs(2), ..Timeouts::default() };
     let upstream = echo_server().await;
     let settings = Settings { timeouts, ..Settings::default() };
     let gateway = proxy(&[format!("http://{}", upstream.local_addr())], settings).await;

@@ -58,7 +58,13 @@ async fn asked(upstream: &TcpListener) -> (BufReader<TcpStream>, String) {
 async fn upstream_and_gateway() -> (TcpListener, millstream_gateway::Server) {
     let upstream = TcpListener::bind(any()).await.expect("a port");
     let url = format!("http://{}", upstream.local_addr().expect("an address"));
-    let timeouts = Timeouts { tunnel: Duration::from_secs(1), ..Timeouts::default() };
+    let timeouts = Timeouts {
+        tunnel: Duration::from_secs(2),
+        // Whoever has a tunnel is not idle.
+        keep_alive: Duration::from_millis(100),
+        idle: Duration::from_millis(100),
+        ..Timeouts::default()
+    };
     let gateway = proxy(&[url], Settings { timeouts, ..Settings::default() }).await;
     (upstream, gateway)
 }
@@ -93,11 +99,13 @@ async fn a_websocket_over_a_stream_is_one_over_a_connection_to_the_upstream() {
     client.write_all(b"there").await.expect("written");
     within(up.read_exact(&mut word)).await.expect("a word");
     assert_eq!(&word, b"there");
+    let started = tokio::time::Instant::now();
     // It is a tunnel like any other: counted, and not silent for ever.
     let streams = gateway.snapshot().streams;
     assert_eq!((streams[2].route.as_str(), streams[2].bytes), ("(tunnels)", 5));
     let mut rest = Vec::new();
     let _ = within(up.read_to_end(&mut rest)).await;
+    assert!(started.elapsed() > Duration::from_secs(1), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
