@@ -82,8 +82,8 @@ pub const THREAD_BYTES: u64 = local::BYTES_MAX;
 /// is room for.
 ///
 /// # When it pays
-/// Not by speed: `cargo xtask bench gateway pool` measures an allocator that is as fast on one thread and faster where another thread
-/// frees. The pool is here because it is where the bytes of all streams are bounded and counted, and because its buffers are never
+/// Not by speed: `cargo xtask bench gateway pool` measures an allocator that is faster on one thread and where another thread frees,
+/// and slower where two threads allocate at once. The pool is here because it is where the bytes of all streams are bounded and counted, and because its buffers are never
 /// zeroed.
 #[derive(Clone)]
 pub struct BufferPool(Arc<Shared>);

@@ -14,7 +14,7 @@ use millstream_message::{
     Address, Broker, BrokerError, ConsumeOptions, Consumer, Delivery, Message, PublishOutcome, Refusal,
     StreamFrom, StreamItem, StreamReader,
 };
-use tokio::time::{Instant, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use crate::body::{Body, BodyError};
 use crate::headers;
@@ -154,7 +154,8 @@ pub enum Served {
     /// with `?from=first`.
     Stream(String),
     /// A queue: each message to one client. It is acknowledged when it was written to the client's connection, and delivered again
-    /// if the client left before that; what the network loses after that is lost. Use a stream where clients must be able to go on. Over HTTP/2, where nobody learns what was written when, the answer is 505.
+    /// if the client left before that; what the network loses after that is lost. Use a stream where clients must be able to go on.
+    /// Over HTTP/2, where nobody learns what was written when, the answer is 505.
     Queue(String),
 }
 
@@ -275,9 +276,12 @@ fn event(message: &Message) -> Event {
 /// Sends events until either side ends, or the client shows no sign of life.
 async fn talk(mut socket: WebSocket, mut events: Events) {
     let mut pings = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard_since_ping = true;
     loop {
         let message = tokio::select! {
+            // What was heard counts before it is missed, and pings go out however many events there are.
+            biased;
             heard = socket.next() => match heard {
                 Some(Ok(_)) => {
                     heard_since_ping = true;
@@ -285,15 +289,15 @@ async fn talk(mut socket: WebSocket, mut events: Events) {
                 }
                 Some(Err(_)) | None => return,
             },
-            event = events.next() => {
-                let Some(Ok(event)) = event else { break };
-                WebSocketMessage::text(serde_json::json!({ "id": event.id, "data": event.data }).to_string())
-            }
             _ = pings.tick() => {
                 if !std::mem::take(&mut heard_since_ping) {
                     return;
                 }
                 WebSocketMessage::Ping(Bytes::new())
+            }
+            event = events.next() => {
+                let Some(Ok(event)) = event else { break };
+                WebSocketMessage::text(serde_json::json!({ "id": event.id, "data": event.data }).to_string())
             }
         };
         if !matches!(timeout(SEND_MAX, socket.send(message)).await, Ok(Ok(()))) {
