@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::asking::size_of;
 use crate::body::Body;
 use crate::chunk::Chunk;
-use crate::head::Framing;
+use crate::head::{self, Framing};
 use crate::http1::head::{write_headers, write_status_line};
 use crate::http1::io::WriteSide;
 use crate::pump::Sink;
@@ -75,8 +75,9 @@ impl Client<'_> {
                         head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
                     }
                     Framing::UntilClose => drop(head.headers.remove(header::CONTENT_LENGTH)),
+                    Framing::Length(length) if head::length(&head.headers) == Ok(Some(length)) => {}
                     Framing::Length(length) => {
-                        drop(head.headers.insert(header::CONTENT_LENGTH, length.into()))
+                        drop(head.headers.insert(header::CONTENT_LENGTH, length.into()));
                     }
                     // The answers that never have a body say nothing of its length; those to HEAD and 304 keep what they say.
                     Framing::None

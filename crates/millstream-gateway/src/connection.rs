@@ -1,6 +1,5 @@
 //! A client's HTTP/1 connection: one exchange after the other.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +12,13 @@ use crate::client::Client;
 use crate::exchange::{Asked, Ended, exchange};
 use crate::gateway::Shared;
 use crate::head::{Framing, HeadError};
+use crate::headers::Peer;
 use crate::http1::decoder::Decoder;
 use crate::http1::head::request;
 use crate::http1::io::{Connection, NoHead, ReadSide, SMALL, WriteSide, unsplit};
 use crate::http2;
 use crate::meter::{Direction, Meter};
+use crate::patience::within;
 use crate::pump::{Rules, Sink, Source, pump};
 use crate::report::Refusal;
 use crate::upstream::Connected;
@@ -31,25 +32,20 @@ const LINGER_BYTES: usize = 1 << 20;
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(
-    shared: &Arc<Shared>,
-    connection: Connection,
-    client: SocketAddr,
-    scheme: &'static str,
-) {
+pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Peer) {
     let (mut read, mut write) = connection.split(&shared.pool);
     let timeouts = &shared.settings.timeouts;
     loop {
         // Between requests the connection holds no buffer, and a drain ends it.
         let next = tokio::select! {
             biased;
-            ready = timeout(timeouts.keep_alive, read.ready(SMALL)) => ready,
+            ready = within(timeouts.keep_alive, read.ready(SMALL)) => ready,
             () = shared.draining.cancelled() => return,
         };
         if !matches!(next, Ok(Ok(true))) {
             return;
         }
-        let head = timeout(timeouts.header, read.head(shared.settings.limits.header_bytes)).await;
+        let head = within(timeouts.header, read.head(shared.settings.limits.header_bytes)).await;
         let bytes = match head {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(NoHead::Closed | NoHead::Broken)) => return,
@@ -58,7 +54,7 @@ pub(crate) async fn serve(
         };
         if bytes == HTTP2_PREFACE {
             let stream = unsplit(read, write, bytes);
-            return http2::serve(shared, stream, client, scheme).await;
+            return http2::serve(shared, stream, peer).await;
         }
         let head = match request(&bytes, shared.settings.limits.target_bytes) {
             Ok(head) => head,
@@ -72,8 +68,7 @@ pub(crate) async fn serve(
             headers: head.headers,
             framing: head.framing,
             may_switch: head.framing == Framing::None,
-            client,
-            scheme,
+            peer: peer.clone(),
         };
         let keep_alive = head.keep_alive && !shared.draining.is_cancelled();
         let mut to =

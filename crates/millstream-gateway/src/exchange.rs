@@ -1,6 +1,5 @@
 //! One request and its answer, bodies both ways at once.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -15,6 +14,7 @@ use crate::compress::Coding;
 use crate::converse::How;
 use crate::gateway::Shared;
 use crate::head::Framing;
+use crate::headers::Peer;
 use crate::pump::{Sink, Source};
 use crate::report::{ExchangeReport, Refusal};
 use crate::route::{Found, Handler, Route, Target, find};
@@ -32,8 +32,7 @@ pub(crate) struct Asked<'a> {
     /// The connection, or the stream, may go on in another protocol.
     pub(crate) may_switch: bool,
     pub(crate) source: Source<'a>,
-    pub(crate) client: SocketAddr,
-    pub(crate) scheme: &'static str,
+    pub(crate) peer: Peer,
 }
 
 /// What is to be done with the client's connection.
@@ -72,7 +71,8 @@ impl Failure {
 
 /// Serves one request.
 pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Asked<'_>, client: &mut Client<'_>) -> Ended {
-    let mut account = Account::open(shared, ExchangeReport::new(asked.client, &asked.method, &asked.target));
+    let mut account =
+        Account::open(shared, ExchangeReport::new(asked.peer.address, &asked.method, &asked.target));
     let has_body = asked.framing != Framing::None;
     let ended = match admit(shared, &asked) {
         Err(failure) => refuse(shared, client, *failure, has_body, &mut account.report).await,
@@ -137,7 +137,7 @@ fn admit(shared: &Shared, asked: &Asked<'_>) -> Result<usize, Box<Failure>> {
         return Err(refused(StatusCode::EXPECTATION_FAILED, Refusal::Head, text));
     }
     if let Some(rates) = &shared.rates
-        && let Err(limited) = rates.of(&asked.client.ip()).try_acquire(1)
+        && let Err(limited) = rates.of(&asked.peer.address.ip()).try_acquire(1)
     {
         let text = "this address makes too many requests";
         let failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, Refusal::Rate, text);
@@ -271,7 +271,7 @@ impl Serving<'_> {
         *request.uri_mut() = asked.target;
         *request.version_mut() = asked.version;
         *request.headers_mut() = asked.headers;
-        request.extensions_mut().insert(asked.client);
+        request.extensions_mut().insert(asked.peer.address);
         request.extensions_mut().insert(self.shared.pool.clone());
         let upgrade = Upgrade::new();
         let switches = asked.may_switch;

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection;
+use crate::headers::Peer;
 use crate::http1::io::{Connection, SMALL};
 use crate::http2;
 use crate::pool::BufferPool;
@@ -206,8 +207,8 @@ fn distinct(routes: &[Route]) -> Result<(), String> {
         }
         let mut urls = HashSet::new();
         for server in route.upstreams().map_or(&[][..], |upstreams| &upstreams.servers) {
-            if !urls.insert(server.url.to_string()) {
-                return Err(format!("route `{name}` leads to `{}` twice; name it once", server.url));
+            if !urls.insert(&server.name) {
+                return Err(format!("route `{name}` leads to `{}` twice; name it once", server.name));
             }
         }
     }
@@ -329,15 +330,16 @@ async fn serve(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
         return;
     }
     let Some(tls) = &shared.tls else {
-        return connection::serve(shared, Connection::Tcp(stream), client, "http").await;
+        return connection::serve(shared, Connection::Tcp(stream), Peer::new(client, "http")).await;
     };
     let Ok(Ok(stream)) = timeout(shared.settings.timeouts.header, tls.accept(stream)).await else {
         return shared.tally.refused(Refusal::Tls);
     };
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        http2::serve(shared, Box::new(stream), client, "https").await;
+        http2::serve(shared, Box::new(stream), Peer::new(client, "https")).await;
     } else {
-        connection::serve(shared, Connection::Other(Box::new(stream)), client, "https").await;
+        let stream = Connection::Other(Box::new(stream));
+        connection::serve(shared, stream, Peer::new(client, "https")).await;
     }
 }
 

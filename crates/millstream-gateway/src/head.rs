@@ -201,7 +201,7 @@ fn is_authority(text: &str) -> bool {
 }
 
 /// The declared length. A list is refused even where its entries agree: who forwards it may read it differently.
-fn length(headers: &HeaderMap) -> Result<Option<u64>, HeadError> {
+pub(crate) fn length(headers: &HeaderMap) -> Result<Option<u64>, HeadError> {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(length) = lengths.next() else { return Ok(None) };
     let digits = length.as_bytes();

@@ -1,7 +1,6 @@
 //! HTTP/2 by hyper, on both sides: its streams are exchanges like any other.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -33,6 +32,7 @@ use crate::duplex::{Duplex, Prefixed};
 use crate::exchange::{Asked, Ended, exchange};
 use crate::gateway::Shared;
 use crate::head::{self, Framing, HeadError};
+use crate::headers::Peer;
 use crate::http1::io::Connection;
 use crate::pump::Source;
 use crate::report::Refusal;
@@ -68,12 +68,7 @@ where
 }
 
 /// Serves a client's connection to its end.
-pub(crate) async fn serve(
-    shared: &Arc<Shared>,
-    stream: Box<dyn Duplex>,
-    client: SocketAddr,
-    scheme: &'static str,
-) {
+pub(crate) async fn serve(shared: &Arc<Shared>, stream: Box<dyn Duplex>, peer: Peer) {
     let Settings { limits, timeouts, .. } = &shared.settings;
     let stream = match timeout(timeouts.header, greeted(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -82,8 +77,7 @@ pub(crate) async fn serve(
     };
     let (serving, mut served) = watch::channel(0);
     let serving = Arc::new(serving);
-    let service =
-        service_fn(|request| answer(shared.clone(), request, client, scheme, Stream::new(&serving)));
+    let service = service_fn(|request| answer(shared.clone(), request, peer.clone(), Stream::new(&serving)));
     let tasks = Tasks { tracker: shared.tasks.clone(), stopped: shared.stopped.clone() };
     let mut builder = hyper::server::conn::http2::Builder::new(tasks);
     builder
@@ -154,8 +148,7 @@ impl Drop for Stream {
 async fn answer(
     shared: Arc<Shared>,
     mut request: Request<Incoming>,
-    client: SocketAddr,
-    scheme: &'static str,
+    peer: Peer,
     stream: Stream,
 ) -> Result<Response<Body>, BodyError> {
     // A stream that changes its protocol is served for longer than its request.
@@ -187,8 +180,7 @@ async fn answer(
         framing,
         may_switch,
         source: Source::Frames(Body::new(incoming)),
-        client,
-        scheme,
+        peer,
     };
     let (respond, responded) = oneshot::channel();
     let tasks = shared.tasks.clone();

@@ -68,6 +68,7 @@ mod health;
 mod http1;
 mod http2;
 mod meter;
+mod patience;
 mod pool;
 mod proxying;
 mod pump;

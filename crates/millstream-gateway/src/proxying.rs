@@ -27,7 +27,7 @@ impl Serving<'_> {
         let switching = headers::upgrade(&asked.headers).filter(|_| asked.may_switch);
         let trailers = headers::takes_trailers(&asked.headers);
         headers::remove_hop_by_hop(&mut asked.headers);
-        headers::forward(&mut asked.headers, self.settings().forwarded, asked.client, asked.scheme);
+        headers::forward(&mut asked.headers, self.settings().forwarded, &asked.peer);
         if trailers {
             asked.headers.insert(header::TE, HeaderValue::from_static("trailers"));
         }
@@ -40,7 +40,7 @@ impl Serving<'_> {
                 return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::Upstream, text));
             };
             let url = &in_flight.upstream.url;
-            self.report.upstream = Some(url.to_string());
+            self.report.upstream = Some(in_flight.upstream.name.clone());
             let (reused, up, conversed) = match in_flight.upstream.way(self.shared, fresh).await {
                 Ok(Way::Http1(mut up)) => {
                     up.write.pending = request_head(&asked, &url.base, switching.as_ref());

@@ -19,6 +19,7 @@ use crate::http1::decoder::{Decoder, FramingError};
 use crate::http1::head::write_headers;
 use crate::http1::io::{ReadSide, SMALL, WriteSide};
 use crate::meter::{Meter, StreamOutcome};
+use crate::patience::within;
 
 /// So many bytes are moved in small chunks before a stream gets large ones: whoever is slow shows it before that, when the
 /// system's socket buffers are full.
@@ -116,7 +117,7 @@ pub(crate) async fn pump(
         if !from.has_more_now() {
             to.flush(rules.idle).await?;
         }
-        let part = match timeout(rules.idle, from.next(pace.size())).await {
+        let part = match within(rules.idle, from.next(pace.size())).await {
             Ok(part) => part?,
             Err(_) => return Err(Broken::SourceIdle(rules.idle)),
         };

@@ -95,6 +95,8 @@ pub struct Upstreams {
 /// One server.
 pub(crate) struct Upstream {
     pub(crate) url: UpstreamUrl,
+    /// The URL as a text.
+    pub(crate) name: String,
     pub(crate) in_flight: AtomicUsize,
     /// What the last checks found; true without checks.
     pub(crate) healthy: AtomicBool,
@@ -155,8 +157,9 @@ impl Drop for InFlight {
 impl Upstreams {
     /// These servers, without checks and breakers.
     pub fn new(urls: impl IntoIterator<Item = UpstreamUrl>) -> Upstreams {
-        let server = |url| {
+        let server = |url: UpstreamUrl| {
             Arc::new(Upstream {
+                name: url.to_string(),
                 url,
                 in_flight: AtomicUsize::new(0),
                 healthy: AtomicBool::new(true),
@@ -177,7 +180,7 @@ impl Upstreams {
     pub fn breaker(mut self, settings: &BreakerSettings) -> Upstreams {
         for server in &mut self.servers {
             let server = Arc::get_mut(server).expect("nobody else has it before the gateway listens");
-            server.breaker = Some(CircuitBreaker::new(settings.clone().name(server.url.to_string())));
+            server.breaker = Some(CircuitBreaker::new(settings.clone().name(server.name.clone())));
         }
         self
     }
@@ -313,7 +316,7 @@ pub(crate) fn snapshots(route: &crate::route::Route) -> Vec<crate::UpstreamSnaps
     let servers = route.upstreams().map_or(&[][..], |upstreams| &upstreams.servers);
     let snapshot = |server: &Arc<Upstream>| crate::UpstreamSnapshot {
         route: route.name.clone(),
-        upstream: server.url.to_string(),
+        upstream: server.name.clone(),
         in_flight: server.in_flight.load(Ordering::Relaxed) as u64,
         connected: server.connected.load(Ordering::Relaxed),
         reused: server.reused.load(Ordering::Relaxed),

@@ -6,6 +6,9 @@ use http::{Method, StatusCode, Uri, Version};
 
 use crate::head::{self, Framing, HEADERS_MAX, HeadError, words};
 
+/// So many more lines have room in what was read: what is said of the client, or of the connection.
+const ROOM: usize = 6;
+
 /// Where the head ends in `bytes`, if all of it is there: after the empty line. `seen` bytes were looked at before.
 pub(crate) fn end_of_head(bytes: &[u8], seen: usize) -> Result<Option<usize>, HeadError> {
     // Three bytes back, because the empty line may have begun in what was seen.
@@ -126,7 +129,7 @@ fn target_of(target: &str, head: &Bytes) -> Result<Uri, HeadError> {
 }
 
 fn headers(lines: &[httparse::Header<'_>], head: &Bytes) -> Result<HeaderMap, HeadError> {
-    let mut headers = HeaderMap::with_capacity(lines.len());
+    let mut headers = HeaderMap::with_capacity(lines.len() + ROOM);
     for line in lines {
         let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
         let value = if line.value.is_empty() { Bytes::new() } else { head.slice_ref(line.value) };
