@@ -115,10 +115,10 @@ async fn listen(config: &Config, brokers: &mut Brokers) -> Result<Server, Failur
         gateway = gateway.observe(move |report| log(report, failures_only));
     }
     let address = config.listen.unwrap_or_else(|| LISTEN.parse().expect("a valid address"));
-    gateway
-        .listen(address)
-        .await
-        .map_err(|error| Failure::of(format_args!("cannot listen on {address}"), &error))
+    gateway.listen(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidInput => Failure::Refused(error.to_string()),
+        _ => Failure::of(format_args!("cannot listen on {address}"), &error),
+    })
 }
 
 fn tls(config: &Config) -> Result<Option<std::sync::Arc<millstream_gateway::ServerTls>>, Failure> {

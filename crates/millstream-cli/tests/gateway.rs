@@ -7,11 +7,14 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Child;
 use std::time::Duration;
 
-use support::Place;
+use support::{Place, ended, signal};
 
-/// A gateway that listens; its standard error tells where.
+/// No test waits longer than this for anything.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A gateway that listens; its standard error tells where. Killed when dropped.
 struct Gateway {
-    child: Child,
+    child: Option<Child>,
     public: String,
     admin: String,
 }
@@ -21,30 +24,48 @@ impl Gateway {
         let fixed = ["gateway", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
         let mut command = place.command(&[&fixed[..], arguments].concat());
         let mut child = command.envs(variables.iter().copied()).spawn().expect("the binary starts");
-        let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
-        let mut address = |prefix: &str| {
-            let line = lines.next().expect("a line").expect("text");
+        let errors = child.stderr.take().expect("it is piped");
+        let mut gateway = Gateway { child: Some(child), public: String::new(), admin: String::new() };
+        let (tell, told) = std::sync::mpsc::sync_channel(2);
+        std::thread::spawn(move || {
+            for line in BufReader::new(errors).lines().map_while(Result::ok) {
+                // What it says later stands beside the test that fails.
+                if let Err(error) = tell.send(line) {
+                    eprintln!("{}", error.0);
+                }
+            }
+        });
+        let address = |prefix: &str| {
+            let line = told.recv_timeout(LIMIT).expect("it says where it listens");
             let rest = line.strip_prefix(prefix).unwrap_or_else(|| panic!("{prefix:?} is not in {line:?}"));
             rest.split('/').next().expect("an address").to_owned()
         };
-        let (public, admin) = (address("gateway: http://"), address("admin: http://"));
-        // What it says later stands beside the test that fails.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
-        Gateway { child, public, admin }
+        gateway.public = address("gateway: http://");
+        gateway.admin = address("admin: http://");
+        gateway
     }
 
+    /// Asks it to end; its exit code.
     fn stop(mut self) -> Option<i32> {
-        let id = self.child.id().to_string();
-        assert!(
-            std::process::Command::new("kill").args(["-TERM", &id]).status().expect("kill runs").success()
-        );
-        self.child.wait().expect("it ends").code()
+        let child = self.child.take().expect("it was not stopped before");
+        signal(&child, "TERM");
+        ended(child).code
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // One that has ended already is no concern of a test that fails for another reason.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
 fn connect(address: &str) -> TcpStream {
     let stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+    stream.set_read_timeout(Some(LIMIT)).expect("a socket");
     stream
 }
 
@@ -167,4 +188,20 @@ fn the_configuration_is_printed_with_where_it_comes_from() {
     assert!(run.out.contains("  connections: 7  # flag --set limits.connections=7\n"), "{}", run.out);
     let run = place.run(&["gateway", "g.yaml"]);
     assert!(run.code == Some(2) && run.err.contains("leads nowhere"), "{}", run.err);
+}
+
+#[test]
+fn routes_that_could_not_be_told_apart_are_refused_with_the_remedy() {
+    let place = Place::new();
+    place.write(
+        "g.yaml",
+        "upstream: http://h:1\nroutes:\n  - { name: all, path: /a, upstreams: [http://h:2] }\n",
+    );
+    let run = place.run(&["gateway", "g.yaml", "--listen", "127.0.0.1:0"]);
+    assert_eq!(run.code, Some(2), "{}", run.err);
+    assert!(
+        run.err.contains("the name `all` is taken already; give each route a name of its own"),
+        "{}",
+        run.err
+    );
 }

@@ -9,20 +9,22 @@ use http_body::Body as _;
 
 use crate::body::Body;
 use crate::client::AnswerHead;
+use crate::head::Framing;
 use crate::headers;
+use crate::http1;
 use crate::http1::decoder::Decoder;
-use crate::http1::head::{self, Framing};
 use crate::http1::io::{NoHead, ReadSide};
 use crate::pump::Source;
 
 /// Where an answer comes from.
 pub(crate) enum Answer<'u> {
     Wire { read: &'u mut ReadSide, method: Method },
-    Frames(Pin<Box<dyn Future<Output = Result<Response<Body>, String>> + Send + 'u>>),
+    Frames(Pin<Box<dyn Future<Output = Result<Response<Body>, NoAnswer>> + Send + 'u>>),
 }
 
 /// Why there is no answer.
 pub(crate) enum NoAnswer {
+    /// The connection, or the request's stream, has ended.
     Closed,
     Invalid(String),
 }
@@ -38,7 +40,7 @@ impl<'u> Answer<'u> {
                         NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}"))
                     }
                 })?;
-                let head = head::response(&bytes, method).map_err(|error| {
+                let head = http1::head::response(&bytes, method).map_err(|error| {
                     NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}"))
                 })?;
                 let mut answered =
@@ -56,7 +58,7 @@ impl<'u> Answer<'u> {
                 Ok((answered, head.keep_alive))
             }
             Answer::Frames(future) => {
-                let response = future.await.map_err(NoAnswer::Invalid)?;
+                let response = future.await?;
                 let (parts, body) = response.into_parts();
                 if parts.status.is_informational() && parts.status != StatusCode::SWITCHING_PROTOCOLS {
                     return Err(NoAnswer::Invalid(format!("{} is no final answer", parts.status)));

@@ -6,7 +6,8 @@ use http::uri::PathAndQuery;
 use http_body::SizeHint;
 
 use crate::exchange::Asked;
-use crate::http1::head::{Framing, write_headers, write_request_line};
+use crate::head::Framing;
+use crate::http1::head::{write_headers, write_request_line};
 
 /// What the framing says of a body's length.
 pub(crate) fn size_of(framing: Framing) -> SizeHint {

@@ -9,8 +9,10 @@ use tokio::sync::oneshot;
 
 use crate::asking::size_of;
 use crate::body::Body;
-use crate::http1::head::{Framing, write_headers, write_status_line};
-use crate::http1::io::{Chunk, WriteSide};
+use crate::chunk::Chunk;
+use crate::head::{self, Framing};
+use crate::http1::head::{write_headers, write_status_line};
+use crate::http1::io::WriteSide;
 use crate::pump::Sink;
 
 /// Where an answer goes.
@@ -73,8 +75,9 @@ impl Client<'_> {
                         head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
                     }
                     Framing::UntilClose => drop(head.headers.remove(header::CONTENT_LENGTH)),
+                    Framing::Length(length) if head::length(&head.headers) == Ok(Some(length)) => {}
                     Framing::Length(length) => {
-                        drop(head.headers.insert(header::CONTENT_LENGTH, length.into()))
+                        drop(head.headers.insert(header::CONTENT_LENGTH, length.into()));
                     }
                     // The answers that never have a body say nothing of its length; those to HEAD and 304 keep what they say.
                     Framing::None
@@ -103,6 +106,13 @@ impl Client<'_> {
                 Some(Sink::Wire { write, framing })
             }
             Client::Frames(respond) => {
+                if head.status == StatusCode::SWITCHING_PROTOCOLS {
+                    // HTTP/2 has another word for it (RFC 8441, 5).
+                    head.status = StatusCode::OK;
+                    for name in [header::UPGRADE, header::CONNECTION, header::SEC_WEBSOCKET_ACCEPT] {
+                        head.headers.remove(name);
+                    }
+                }
                 let (sender, body) = Body::channel(size_of(head.framing));
                 let body = if head.framing == Framing::None { Body::empty() } else { body };
                 let mut response = Response::new(body);

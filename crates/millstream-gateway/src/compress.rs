@@ -8,7 +8,7 @@ use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderValue};
 
 use crate::client::AnswerHead;
-use crate::http1::head::Framing;
+use crate::head::Framing;
 
 /// Shorter answers are not worth it.
 const LENGTH_MIN: u64 = 256;

@@ -1,6 +1,5 @@
 //! A client's HTTP/1 connection: one exchange after the other.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +11,14 @@ use tokio::time::timeout;
 use crate::client::Client;
 use crate::exchange::{Asked, Ended, exchange};
 use crate::gateway::Shared;
+use crate::head::{Framing, HeadError};
+use crate::headers::Peer;
 use crate::http1::decoder::Decoder;
-use crate::http1::head::{Framing, HeadError, request};
+use crate::http1::head::request;
 use crate::http1::io::{Connection, NoHead, ReadSide, SMALL, WriteSide, unsplit};
 use crate::http2;
 use crate::meter::{Direction, Meter};
+use crate::patience::within;
 use crate::pump::{Rules, Sink, Source, pump};
 use crate::report::Refusal;
 use crate::upstream::Connected;
@@ -30,25 +32,20 @@ const LINGER_BYTES: usize = 1 << 20;
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(
-    shared: &Arc<Shared>,
-    connection: Connection,
-    client: SocketAddr,
-    scheme: &'static str,
-) {
+pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Peer) {
     let (mut read, mut write) = connection.split(&shared.pool);
     let timeouts = &shared.settings.timeouts;
     loop {
         // Between requests the connection holds no buffer, and a drain ends it.
         let next = tokio::select! {
             biased;
-            ready = timeout(timeouts.keep_alive, read.ready(SMALL)) => ready,
+            ready = within(timeouts.keep_alive, read.ready(SMALL)) => ready,
             () = shared.draining.cancelled() => return,
         };
         if !matches!(next, Ok(Ok(true))) {
             return;
         }
-        let head = timeout(timeouts.header, read.head(shared.settings.limits.header_bytes)).await;
+        let head = within(timeouts.header, read.head(shared.settings.limits.header_bytes)).await;
         let bytes = match head {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(NoHead::Closed | NoHead::Broken)) => return,
@@ -57,7 +54,7 @@ pub(crate) async fn serve(
         };
         if bytes == HTTP2_PREFACE {
             let stream = unsplit(read, write, bytes);
-            return http2::serve(shared, stream, client, scheme).await;
+            return http2::serve(shared, stream, peer).await;
         }
         let head = match request(&bytes, shared.settings.limits.target_bytes) {
             Ok(head) => head,
@@ -70,8 +67,8 @@ pub(crate) async fn serve(
             version: head.version,
             headers: head.headers,
             framing: head.framing,
-            client,
-            scheme,
+            may_switch: head.framing == Framing::None,
+            peer: peer.clone(),
         };
         let keep_alive = head.keep_alive && !shared.draining.is_cancelled();
         let mut to =
@@ -81,10 +78,8 @@ pub(crate) async fn serve(
             Ended::Close => return linger(read, write).await,
             Ended::Reset => return write.reset(),
             Ended::Tunnel(up, _in_flight) => return tunnel(shared, read, write, *up).await,
-            Ended::Handed(to) => {
-                // A handler that wants it no more drops it.
-                let _ = to.send(unsplit(read, write, Bytes::new()));
-                return;
+            Ended::Handed(upgrade) => {
+                return upgrade.run(unsplit(read, write, Bytes::new()), timeouts.tunnel).await;
             }
         }
     }
@@ -98,15 +93,7 @@ async fn refuse(shared: &Shared, read: ReadSide, mut write: WriteSide, error: Op
             Refusal::Timeout,
             "the request's head did not come in time\n".to_owned(),
         ),
-        Some(error) => {
-            let refusal = match error {
-                HeadError::TooLarge | HeadError::TooManyHeaders | HeadError::TargetTooLong => {
-                    Refusal::HeadSize
-                }
-                _ => Refusal::Head,
-            };
-            (error.status(), refusal, format!("{error}\n"))
-        }
+        Some(error) => (error.status(), error.refusal(), format!("{error}\n")),
     };
     shared.tally.refused(refusal);
     let mut client =
@@ -135,7 +122,7 @@ async fn linger(mut read: ReadSide, mut write: WriteSide) {
 }
 
 /// Moves bytes both ways until both sides have closed, or one fails.
-async fn tunnel(shared: &Shared, mut read: ReadSide, mut write: WriteSide, up: Connected) {
+pub(crate) async fn tunnel(shared: &Shared, mut read: ReadSide, mut write: WriteSide, up: Connected) {
     let Connected { read: mut up_read, write: mut up_write, .. } = up;
     let settings = &shared.settings;
     let rules = |chunk| Rules { chunk, bytes_max: u64::MAX, idle: settings.timeouts.tunnel };

@@ -8,7 +8,7 @@ use crate::answer::{Answer, NoAnswer};
 use crate::client::Client;
 use crate::compress;
 use crate::exchange::{Failure, Serving, too_large};
-use crate::http1::head::Framing;
+use crate::head::Framing;
 use crate::meter::{Direction, Meter, StreamOutcome, StreamReport};
 use crate::pump::{Broken, Rules, Sink, Source, pump};
 use crate::report::Refusal;
@@ -73,24 +73,9 @@ impl Serving<'_> {
                 (source, meter, result) = &mut upload, if running => {
                     let ended = Uploaded::new(source, meter, result);
                     self.report.request = Some(ended.report.clone());
-                    match &ended.broken {
-                        Some(Broken::TooLarge(max)) => {
-                            return Conversed { source: None, how: How::Failed(too_large(*max)) };
-                        }
-                        Some(Broken::Framing(error)) => {
-                            let failure = Failure::new(StatusCode::BAD_REQUEST, Refusal::Framing, error.to_string());
-                            return Conversed { source: None, how: How::Failed(failure) };
-                        }
-                        Some(Broken::SourceIdle(_)) => {
-                            let text = "the request body made no progress";
-                            let failure = Failure::new(StatusCode::REQUEST_TIMEOUT, Refusal::Timeout, text);
-                            return Conversed { source: None, how: How::Failed(failure) };
-                        }
-                        Some(Broken::Source(_) | Broken::Short | Broken::Body(_) | Broken::Length) => {
-                            return Conversed { source: None, how: How::ClientGone };
-                        }
-                        // An upstream that takes no more may still say why.
-                        Some(Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_)) | None => {}
+                    // An upstream that takes no more may still say why.
+                    if let Some(how) = ended.broken.as_ref().and_then(fault_of) {
+                        return Conversed { source: None, how };
                     }
                     late.as_mut().reset(Instant::now() + settings.timeouts.response);
                     uploaded = Some(ended);
@@ -114,7 +99,8 @@ impl Serving<'_> {
                         let source = uploaded.map(|ended| ended.source);
                         let flushed = match client.start(head) {
                             Some(Sink::Wire { write, .. }) => write.flush(idle).await.is_ok(),
-                            _ => false,
+                            Some(Sink::Frames(_)) => true,
+                            None => false,
                         };
                         let how = if flushed { How::Switched } else { How::ClientGone };
                         return Conversed { source, how };
@@ -125,6 +111,12 @@ impl Serving<'_> {
                             return Conversed { source: None, how: How::ClientGone };
                         }
                         late.as_mut().reset(Instant::now() + settings.timeouts.response);
+                    }
+                    Ok((head, _)) if may_switch && head.status.is_success() && matches!(client, Client::Frames(_)) => {
+                        // Over HTTP/2 it would mean that the protocol is changed.
+                        let text = "the upstream does not change the protocol";
+                        let failure = Failure::new(StatusCode::BAD_GATEWAY, Refusal::UpstreamHead, text);
+                        return Conversed { source: None, how: How::Failed(failure) };
                     }
                     Ok(head) => break head,
                 },
@@ -168,6 +160,7 @@ impl Serving<'_> {
         }
         let mut meter = Meter::start(Direction::Response, &sums.response);
         let rules = Rules { chunk: settings.response_chunk, bytes_max: u64::MAX, idle };
+        let mut fault = None;
         let result = {
             let download = pump(&mut from, &mut sink, &mut meter, rules);
             tokio::pin!(download);
@@ -179,10 +172,9 @@ impl Serving<'_> {
                     (source, meter, result) = &mut upload, if running => {
                         let ended = Uploaded::new(source, meter, result);
                         self.report.request = Some(ended.report.clone());
-                        let upstream_took_enough =
-                            matches!(ended.broken, None | Some(Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_)));
+                        fault = ended.broken.as_ref().and_then(fault_of);
                         uploaded = Some(ended);
-                        if !upstream_took_enough {
+                        if fault.is_some() {
                             break None;
                         }
                     }
@@ -211,7 +203,14 @@ impl Serving<'_> {
             }
             None => {
                 self.report.response = Some(meter.end(StreamOutcome::Cancelled));
-                How::ClientGone
+                match fault {
+                    Some(How::Failed(failure)) => {
+                        self.shared.tally.refused(failure.refusal);
+                        self.report.failure = Some(failure.text);
+                        How::BrokenOff
+                    }
+                    _ => How::ClientGone,
+                }
             }
         };
         Conversed { source: uploaded.map(|ended| ended.source), how }
@@ -230,6 +229,20 @@ impl<'a> Uploaded<'a> {
         let outcome = result.as_ref().err().map_or(StreamOutcome::Complete, Broken::outcome);
         Uploaded { source, report: meter.end(outcome), broken: result.err() }
     }
+}
+
+/// How an exchange ends whose request body is broken, unless that is the doing of who takes it.
+fn fault_of(broken: &Broken) -> Option<How> {
+    let (status, refusal, text) = match broken {
+        Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_) => return None,
+        Broken::Source(_) | Broken::Short | Broken::Body(_) | Broken::Length => return Some(How::ClientGone),
+        Broken::TooLarge(max) => return Some(How::Failed(too_large(*max))),
+        Broken::Framing(error) => (StatusCode::BAD_REQUEST, Refusal::Framing, error.to_string()),
+        Broken::SourceIdle(_) => {
+            (StatusCode::REQUEST_TIMEOUT, Refusal::Timeout, "the request body made no progress".into())
+        }
+    };
+    Some(How::Failed(Failure::new(status, refusal, text)))
 }
 
 /// Resolves when the client has closed its connection while its request is served.

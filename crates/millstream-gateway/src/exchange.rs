@@ -1,31 +1,26 @@
 //! One request and its answer, bodies both ways at once.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Uri, Version};
-use hyper::client::conn::http2::SendRequest;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use crate::answer::Answer;
-use crate::asking::{path_of, request_head, size_of};
+use crate::asking::size_of;
 use crate::body::Body;
 use crate::client::Client;
 use crate::compress::Coding;
-use crate::converse::{Conversed, How};
+use crate::converse::How;
 use crate::gateway::Shared;
-use crate::headers;
-use crate::http1::head::Framing;
-use crate::http1::io::Duplex;
-use crate::http2;
+use crate::head::Framing;
+use crate::headers::Peer;
 use crate::pump::{Sink, Source};
 use crate::report::{ExchangeReport, Refusal};
 use crate::route::{Found, Handler, Route, Target, find};
 use crate::settings::Settings;
 use crate::upgrade::Upgrade;
-use crate::upstream::{Connected, InFlight, UpstreamUrl, Upstreams, Way};
+use crate::upstream::{Connected, InFlight};
 
 /// A request as it came.
 pub(crate) struct Asked<'a> {
@@ -34,9 +29,10 @@ pub(crate) struct Asked<'a> {
     pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
     pub(crate) framing: Framing,
+    /// The connection, or the stream, may go on in another protocol.
+    pub(crate) may_switch: bool,
     pub(crate) source: Source<'a>,
-    pub(crate) client: SocketAddr,
-    pub(crate) scheme: &'static str,
+    pub(crate) peer: Peer,
 }
 
 /// What is to be done with the client's connection.
@@ -50,14 +46,14 @@ pub(crate) enum Ended {
     /// It goes on as a tunnel to this connection.
     Tunnel(Box<Connected>, InFlight),
     /// It goes on in the hands of a handler.
-    Handed(oneshot::Sender<Box<dyn Duplex>>),
+    Handed(Upgrade),
 }
 
 /// Why an exchange failed before its answer began.
 pub(crate) struct Failure {
     pub(crate) status: StatusCode,
-    refusal: Refusal,
-    text: String,
+    pub(crate) refusal: Refusal,
+    pub(crate) text: String,
     /// A header that the answer needs.
     header: Option<(HeaderName, HeaderValue)>,
 }
@@ -75,25 +71,55 @@ impl Failure {
 
 /// Serves one request.
 pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Asked<'_>, client: &mut Client<'_>) -> Ended {
-    let mut report = ExchangeReport::new(asked.client, &asked.method, &asked.target);
-    let started = Instant::now();
+    let mut account =
+        Account::open(shared, ExchangeReport::new(asked.peer.address, &asked.method, &asked.target));
     let has_body = asked.framing != Framing::None;
     let ended = match admit(shared, &asked) {
-        Err(failure) => refuse(shared, client, *failure, has_body, &mut report).await,
+        Err(failure) => refuse(shared, client, *failure, has_body, &mut account.report).await,
         Ok(at) => {
             let route = &shared.routes[at];
+            account.route = Some(at);
+            let report = &mut account.report;
             report.route = Some(route.name.clone());
             let head_only = asked.method == Method::HEAD;
             let expects = asked.headers.contains_key(header::EXPECT);
             let coding = if route.compress { Coding::accepted(&asked.headers) } else { None };
-            let serving =
-                Serving { coding, shared, at, report: &mut report, answered: false, head_only, expects };
+            let serving = Serving { coding, shared, at, report, answered: false, head_only, expects };
             serving.total(asked, client, route, has_body).await
         }
     };
-    report.duration = started.elapsed();
-    shared.ended(&report);
+    account.ended = true;
     ended
+}
+
+/// What becomes of an exchange, told when it ends; an exchange that is dropped before its end is told, too.
+struct Account<'s> {
+    shared: &'s Shared,
+    report: ExchangeReport,
+    route: Option<usize>,
+    started: Instant,
+    ended: bool,
+}
+
+impl<'s> Account<'s> {
+    fn open(shared: &'s Shared, report: ExchangeReport) -> Self {
+        Account { shared, report, route: None, started: Instant::now(), ended: false }
+    }
+}
+
+impl Drop for Account<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let stopped = self.shared.stopped.is_cancelled();
+            if !stopped {
+                self.shared.tally.refused(Refusal::ClientGone);
+            }
+            let why = if stopped { "the gateway has stopped" } else { "the client is gone" };
+            self.report.failure.get_or_insert_with(|| why.into());
+        }
+        self.report.duration = self.started.elapsed();
+        self.shared.ended(self.route, &self.report);
+    }
 }
 
 /// The route of a request that may be served.
@@ -111,7 +137,7 @@ fn admit(shared: &Shared, asked: &Asked<'_>) -> Result<usize, Box<Failure>> {
         return Err(refused(StatusCode::EXPECTATION_FAILED, Refusal::Head, text));
     }
     if let Some(rates) = &shared.rates
-        && let Err(limited) = rates.of(&asked.client.ip()).try_acquire(1)
+        && let Err(limited) = rates.of(&asked.peer.address.ip()).try_acquire(1)
     {
         let text = "this address makes too many requests";
         let failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, Refusal::Rate, text);
@@ -173,7 +199,7 @@ pub(crate) struct Serving<'s> {
 }
 
 impl Serving<'_> {
-    fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &Settings {
         &self.shared.settings
     }
 
@@ -218,108 +244,14 @@ impl Serving<'_> {
         }
     }
 
-    async fn proxy(
-        &mut self,
-        mut asked: Asked<'_>,
-        client: &mut Client<'_>,
-        upstreams: &Upstreams,
-    ) -> Result<Ended, Failure> {
-        let may_switch = matches!(client, Client::Wire { .. }) && asked.framing == Framing::None;
-        let switching = headers::upgrade(&asked.headers).filter(|_| may_switch);
-        let trailers = headers::takes_trailers(&asked.headers);
-        headers::remove_hop_by_hop(&mut asked.headers);
-        headers::forward(&mut asked.headers, self.settings().forwarded, asked.client, asked.scheme);
-        if trailers {
-            asked.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    /// Tells a client that waits for it that its body is wanted.
+    pub(crate) async fn want_body(&mut self, framing: Framing, client: &mut Client<'_>) -> Result<(), How> {
+        if std::mem::take(&mut self.expects) && framing != Framing::None {
+            let idle = self.settings().timeouts.idle;
+            let told = client.interim(StatusCode::CONTINUE, &HeaderMap::new(), idle).await;
+            return told.map_err(|_| How::ClientGone);
         }
-        let idempotent = asked.method.is_idempotent() && asked.framing == Framing::None;
-        let mut failed = Vec::new();
-        let mut fresh = false;
-        loop {
-            let Some((at, mut in_flight)) = upstreams.choose(&failed) else {
-                let text = "no server of this route is well";
-                return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::Upstream, text));
-            };
-            self.report.upstream = Some(in_flight.upstream.url.to_string());
-            let mut up = match in_flight.upstream.way(self.shared, fresh).await {
-                Ok(Way::Http1(up)) => up,
-                Ok(Way::Http2(sender)) => {
-                    let conversed = self.ask_http2(asked, client, sender, &in_flight.upstream.url).await;
-                    self.judge(&mut in_flight, &conversed.how);
-                    return self.concluded(conversed.how, client);
-                }
-                Err(error) => {
-                    in_flight.answered(false);
-                    // Nothing was sent, so that any request may try the next server.
-                    failed.push(at);
-                    if failed.len() < upstreams.servers.len() {
-                        continue;
-                    }
-                    let late = error.kind() == std::io::ErrorKind::TimedOut;
-                    let status = if late { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
-                    return Err(Failure::new(status, Refusal::Upstream, "the upstream cannot be reached"));
-                }
-            };
-            up.write.pending = request_head(&asked, &in_flight.upstream.url.base, switching.as_ref());
-            let sink = Sink::Wire { write: &mut up.write, framing: asked.framing };
-            let answer = Answer::Wire { read: &mut up.read, method: asked.method.clone() };
-            let conversed = self.converse(asked.source, sink, answer, client, switching.is_some()).await;
-            let stale = up.reused && idempotent && matches!(conversed.how, How::Unanswered);
-            if let Some(source) = conversed.source.filter(|_| stale) {
-                // The server closed the connection while the request was on its way, and has not seen it; if it has, seeing
-                // it twice changes nothing.
-                asked.source = source;
-                fresh = true;
-                continue;
-            }
-            self.judge(&mut in_flight, &conversed.how);
-            return match conversed.how {
-                How::Switched => Ok(Ended::Tunnel(Box::new(up), in_flight)),
-                How::Answered { whole: true, keep_alive: true } => {
-                    if up.read.has_carry() {
-                        self.shared.tally.upstream_excess();
-                    } else {
-                        in_flight.upstream.keep(up, self.settings());
-                    }
-                    Ok(if client.keeps_alive() { Ended::Keep } else { Ended::Close })
-                }
-                how => self.concluded(how, client),
-            };
-        }
-    }
-
-    async fn ask_http2<'a>(
-        &mut self,
-        asked: Asked<'a>,
-        client: &mut Client<'_>,
-        mut sender: SendRequest<Body>,
-        url: &UpstreamUrl,
-    ) -> Conversed<'a> {
-        let (frames, body) = Body::channel(size_of(asked.framing));
-        let body = if asked.framing == Framing::None { Body::empty() } else { body };
-        let path = format!("{}{}", url.base, path_of(&asked.target));
-        let request = http2::request(&asked, url.tls, &url.authority, &path, body);
-        let answer = Answer::Frames(Box::pin(async move {
-            sender.ready().await.map_err(|error| error.to_string())?;
-            let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-            Ok(response.map(Body::new))
-        }));
-        self.converse(asked.source, Sink::Frames(frames), answer, client, false).await
-    }
-
-    /// Tells the server's breaker how it did, where it is the server's doing.
-    fn judge(&self, in_flight: &mut InFlight, how: &How) {
-        let server_errors =
-            [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
-        match how {
-            How::Answered { .. } | How::Switched => {
-                let well = self.report.status.is_none_or(|status| !server_errors.contains(&status));
-                in_flight.answered(well);
-            }
-            How::Unanswered => in_flight.answered(false),
-            How::Failed(failure) if server_errors.contains(&failure.status) => in_flight.answered(false),
-            How::Failed(_) | How::ClientGone | How::BrokenOff => {}
-        }
+        Ok(())
     }
 
     async fn handle(
@@ -328,6 +260,10 @@ impl Serving<'_> {
         client: &mut Client<'_>,
         handler: &dyn Handler,
     ) -> Result<Ended, Failure> {
+        // A handler reads when it wants to; the client must not wait for it to say so.
+        if let Err(how) = self.want_body(asked.framing, client).await {
+            return self.concluded(how, client);
+        }
         let (sender, body) = Body::channel(size_of(asked.framing));
         let body = if asked.framing == Framing::None { Body::empty() } else { body };
         let mut request = Request::new(body);
@@ -335,31 +271,24 @@ impl Serving<'_> {
         *request.uri_mut() = asked.target;
         *request.version_mut() = asked.version;
         *request.headers_mut() = asked.headers;
-        request.extensions_mut().insert(asked.client);
-        let (hand_over, upgrade) = Upgrade::new(self.shared);
-        let switches = matches!(client, Client::Wire { .. }) && asked.framing == Framing::None;
+        request.extensions_mut().insert(asked.peer.address);
+        request.extensions_mut().insert(self.shared.pool.clone());
+        let upgrade = Upgrade::new();
+        let switches = asked.may_switch;
         if switches {
-            request.extensions_mut().insert(upgrade);
-        }
-        if self.expects && asked.framing != Framing::None {
-            // A handler reads when it wants to; the client must not wait for it to say so.
-            let idle = self.settings().timeouts.idle;
-            if client.interim(StatusCode::CONTINUE, &HeaderMap::new(), idle).await.is_err() {
-                return Ok(Ended::Reset);
-            }
-            self.expects = false;
+            request.extensions_mut().insert(upgrade.clone());
         }
         let answering = handler.handle(request);
         let answer = Answer::Frames(Box::pin(async move { Ok(answering.await) }));
         let conversed = self.converse(asked.source, Sink::Frames(sender), answer, client, switches).await;
         match conversed.how {
-            How::Switched => Ok(Ended::Handed(hand_over)),
+            How::Switched => Ok(Ended::Handed(upgrade)),
             how => self.concluded(how, client),
         }
     }
 
     /// What becomes of the client's connection.
-    fn concluded(&mut self, how: How, client: &Client<'_>) -> Result<Ended, Failure> {
+    pub(crate) fn concluded(&mut self, how: How, client: &Client<'_>) -> Result<Ended, Failure> {
         match how {
             How::Answered { whole: true, .. } if client.keeps_alive() => Ok(Ended::Keep),
             How::Answered { .. } => Ok(Ended::Close),

@@ -1,5 +1,6 @@
 //! The gateway: it listens, admits connections within its limits, and drains.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -18,14 +19,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection;
-use crate::http1::io::Connection;
+use crate::headers::Peer;
+use crate::http1::io::{Connection, SMALL};
 use crate::http2;
 use crate::pool::BufferPool;
 use crate::report::{ExchangeReport, Refusal};
-use crate::route::{Route, Target};
+use crate::route::Route;
 use crate::settings::Settings;
-use crate::tally::{GatewaySnapshot, Tally, snapshot};
+use crate::tally::{GatewaySnapshot, TUNNELS, Tally, snapshot};
 use crate::tls::client_tls;
+use crate::upstream;
 
 type Observer = Box<dyn Fn(&ExchangeReport) + Send + Sync>;
 
@@ -50,10 +53,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn ended(&self, report: &ExchangeReport) {
-        if let (Some(name), Some(status)) = (&report.route, report.status)
-            && let Some(at) = self.routes.iter().position(|route| route.name == *name)
-        {
+    /// An exchange of the route with this index has ended; one that no route took has none.
+    pub(crate) fn ended(&self, route: Option<usize>, report: &ExchangeReport) {
+        if let (Some(at), Some(status)) = (route, report.status) {
             let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
             self.tally.routes[at].answers[class].fetch_add(1, Ordering::Relaxed);
         }
@@ -140,16 +142,17 @@ impl Gateway {
     /// Listens on `address` (port 0 takes a free one) and serves.
     ///
     /// # Errors
-    /// When the address cannot be listened on, or no system's certificates can be read for upstreams with TLS.
+    /// `InvalidInput` when two routes have the same name or a route names an upstream twice, which metrics would count as one;
+    /// otherwise when the address cannot be listened on.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub async fn listen(self, address: SocketAddr) -> io::Result<Server> {
+        distinct(&self.routes).map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let needs_tls = self.routes.iter().any(|route| {
-            matches!(&route.target, Target::Proxy(upstreams) if upstreams.servers.iter().any(|server| server.url.tls))
-        });
+        let mut upstreams = self.routes.iter().filter_map(Route::upstreams);
+        let needs_tls = upstreams.any(|upstreams| upstreams.servers.iter().any(|server| server.url.tls));
         let upstream_tls = match self.upstream_tls {
             None if needs_tls => Some(client_tls(None)?),
             given => given,
@@ -173,21 +176,43 @@ impl Gateway {
             tasks: TaskTracker::new(),
             upstream_tasks: TaskTracker::new(),
         });
+        shared.pool.warm_up(SMALL, shared.settings.pool_warm as usize / SMALL);
         let mut own = JoinSet::new();
         own.spawn(accept(shared.clone(), listener));
         own.spawn({
             let (pool, period) = (shared.pool.clone(), shared.settings.pool_trim);
             async move { pool.trim_every(period).await }
         });
-        for route in &shared.routes {
-            let Target::Proxy(upstreams) = &route.target else { continue };
-            let Some(check) = &upstreams.health else { continue };
-            for server in &upstreams.servers {
-                own.spawn(check.clone().watch(shared.clone(), server.clone()));
+        let mut servers = Vec::new();
+        for upstreams in shared.routes.iter().filter_map(Route::upstreams) {
+            servers.extend(upstreams.servers.iter().cloned());
+            if let Some(check) = &upstreams.health {
+                for server in &upstreams.servers {
+                    own.spawn(check.clone().watch(shared.clone(), server.clone()));
+                }
             }
         }
+        own.spawn(upstream::prune(servers, shared.settings.timeouts.keep_alive));
         Ok(Server { shared, address, own })
     }
+}
+
+/// What is wrong with routes that metrics could not tell apart.
+fn distinct(routes: &[Route]) -> Result<(), String> {
+    let mut names = HashSet::from([TUNNELS]);
+    for route in routes {
+        let name = &route.name;
+        if !names.insert(name) {
+            return Err(format!("the name `{name}` is taken already; give each route a name of its own"));
+        }
+        let mut urls = HashSet::new();
+        for server in route.upstreams().map_or(&[][..], |upstreams| &upstreams.servers) {
+            if !urls.insert(&server.name) {
+                return Err(format!("route `{name}` leads to `{}` twice; name it once", server.name));
+            }
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Gateway {
@@ -246,10 +271,8 @@ impl Server {
                 left
             }
         };
-        for route in &shared.routes {
-            if let Target::Proxy(upstreams) = &route.target {
-                upstreams.servers.iter().for_each(|server| server.forget_idle());
-            }
+        for upstreams in shared.routes.iter().filter_map(Route::upstreams) {
+            upstreams.servers.iter().for_each(|server| server.forget_idle());
         }
         shared.stopped.cancel();
         shared.upstream_tasks.close();
@@ -307,15 +330,16 @@ async fn serve(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
         return;
     }
     let Some(tls) = &shared.tls else {
-        return connection::serve(shared, Connection::Tcp(stream), client, "http").await;
+        return connection::serve(shared, Connection::Tcp(stream), Peer::new(client, "http")).await;
     };
     let Ok(Ok(stream)) = timeout(shared.settings.timeouts.header, tls.accept(stream)).await else {
         return shared.tally.refused(Refusal::Tls);
     };
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        http2::serve(shared, Box::new(stream), client, "https").await;
+        http2::serve(shared, Box::new(stream), Peer::new(client, "https")).await;
     } else {
-        connection::serve(shared, Connection::Other(Box::new(stream)), client, "https").await;
+        let stream = Connection::Other(Box::new(stream));
+        connection::serve(shared, stream, Peer::new(client, "https")).await;
     }
 }
 

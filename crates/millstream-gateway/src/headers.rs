@@ -1,11 +1,11 @@
 //! Headers on their way through: what ends at each hop, and what an upstream learns of the client (RFC 9110, 7.6; RFC 7239).
 
-use std::fmt::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use bytes::Bytes;
+use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 
-use crate::http1::head::words;
+use crate::head::words;
 use crate::settings::Forwarded;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -14,35 +14,57 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
+/// What always belongs to one connection.
+const HOP_BY_HOP: [HeaderName; 6] = [
+    header::CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Who asks, as upstreams are told; made once for a connection.
+#[derive(Clone)]
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    scheme: &'static str,
+    /// The address without its port.
+    name: HeaderValue,
+}
+
+impl Peer {
+    pub(crate) fn new(address: SocketAddr, scheme: &'static str) -> Peer {
+        let name = address.ip().to_canonical().to_string();
+        Peer { address, scheme, name: HeaderValue::try_from(name).expect("addresses are ASCII") }
+    }
+}
+
 /// Removes what belongs to one connection: the headers that `Connection` names, and those that always do.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<String> = words(headers, &header::CONNECTION).collect();
-        for name in named.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()) {
-            // A client could otherwise have these removed before an upstream that relies on them.
-            if name != header::HOST && name != header::CONTENT_LENGTH {
-                headers.remove(name);
-            }
+    // Most heads have none, and looking is cheaper than removing.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
+    let named: Vec<String> = words(headers, &header::CONNECTION).collect();
+    for name in named.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()) {
+        // A client could otherwise have these removed before an upstream that relies on them.
+        if name != header::HOST && name != header::CONTENT_LENGTH {
+            headers.remove(name);
         }
     }
-    for name in [
-        header::CONNECTION,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        header::TE,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ] {
+    for name in HOP_BY_HOP {
         headers.remove(name);
     }
 }
 
 /// What `Upgrade` asks for, if `Connection` says so too. Never HTTP/2: over a tunnel to it requests would pass unseen.
 pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let protocol = headers.get(header::UPGRADE)?;
     let asked = words(headers, &header::CONNECTION).any(|word| word == "upgrade");
     let hidden =
         words(headers, &header::UPGRADE).any(|word| word.starts_with("h2") || word.starts_with("http"));
-    headers.get(header::UPGRADE).filter(|_| asked && !hidden).cloned()
+    (asked && !hidden).then(|| protocol.clone())
 }
 
 /// Whether the client takes trailers.
@@ -51,7 +73,7 @@ pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
 }
 
 /// Tells the upstream who asks, by which host and protocol.
-pub(crate) fn forward(headers: &mut HeaderMap, mode: Forwarded, client: SocketAddr, scheme: &'static str) {
+pub(crate) fn forward(headers: &mut HeaderMap, mode: Forwarded, peer: &Peer) {
     if mode == Forwarded::Off {
         return;
     }
@@ -61,37 +83,36 @@ pub(crate) fn forward(headers: &mut HeaderMap, mode: Forwarded, client: SocketAd
         }
     }
     let host = headers.get(header::HOST).cloned();
-    let address = client.ip().to_canonical();
-    append(headers, &X_FORWARDED_FOR, &address.to_string());
-    if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
-    }
-    let mut element = match address {
-        IpAddr::V4(address) => format!("for={address}"),
-        IpAddr::V6(address) => format!("for=\"[{address}]\""),
-    };
+    let (before, after): (&[u8], &[u8]) =
+        if peer.address.ip().to_canonical().is_ipv4() { (b"for=", b"") } else { (b"for=\"[", b"]\"") };
+    let mut element = [before, peer.name.as_bytes(), after].concat();
+    append(headers, X_FORWARDED_FOR, peer.name.clone());
+    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(peer.scheme));
     if let Some(host) = host {
-        if let Ok(text) = host.to_str() {
-            let _ = write!(element, ";host=\"{text}\"");
+        // The head was checked: there is nothing in a host that could end the quotes.
+        for part in [b";host=\"", host.as_bytes(), b"\""] {
+            element.extend_from_slice(part);
         }
-        if !headers.contains_key(X_FORWARDED_HOST) {
-            headers.insert(X_FORWARDED_HOST, host);
-        }
+        headers.entry(X_FORWARDED_HOST).or_insert(host);
     }
-    let _ = write!(element, ";proto={scheme}");
-    append(headers, &header::FORWARDED, &element);
+    element.extend_from_slice(b";proto=");
+    element.extend_from_slice(peer.scheme.as_bytes());
+    if let Ok(element) = HeaderValue::from_maybe_shared(Bytes::from(element)) {
+        append(headers, header::FORWARDED, element);
+    }
 }
 
 /// Appends an element to a header that is a list, as one line.
-fn append(headers: &mut HeaderMap, name: &HeaderName, element: &str) {
-    let mut list: Vec<u8> = Vec::new();
-    for value in headers.get_all(name) {
-        list.extend_from_slice(value.as_bytes());
-        list.extend_from_slice(b", ");
-    }
-    list.extend_from_slice(element.as_bytes());
-    if let Ok(value) = HeaderValue::from_bytes(&list) {
-        headers.insert(name, value);
+fn append(headers: &mut HeaderMap, name: HeaderName, element: HeaderValue) {
+    match headers.entry(name) {
+        Entry::Vacant(none) => drop(none.insert(element)),
+        Entry::Occupied(mut lines) => {
+            let lines_and_element: Vec<&[u8]> =
+                lines.iter().chain([&element]).map(HeaderValue::as_bytes).collect();
+            if let Ok(list) = HeaderValue::from_bytes(&lines_and_element.join(&b", "[..])) {
+                lines.insert(list);
+            }
+        }
     }
 }
 
@@ -130,10 +151,11 @@ mod tests {
 
     #[test]
     fn the_upstream_learns_of_the_client() {
-        let client = "192.0.2.7:1234".parse().expect("an address");
+        let peer = |address: &str, scheme| Peer::new(address.parse().expect("an address"), scheme);
+        let client = peer("192.0.2.7:1234", "https");
         let told = [("host", "a:1"), ("x-forwarded-for", "10.0.0.1"), ("forwarded", "for=10.0.0.1")];
         let mut headers = map(&told);
-        forward(&mut headers, Forwarded::Append, client, "https");
+        forward(&mut headers, Forwarded::Append, &client);
         assert_eq!(headers[X_FORWARDED_FOR], "10.0.0.1, 192.0.2.7");
         assert_eq!(headers[header::FORWARDED], "for=10.0.0.1, for=192.0.2.7;host=\"a:1\";proto=https");
         assert_eq!(
@@ -142,12 +164,12 @@ mod tests {
         );
 
         let mut headers = map(&told);
-        forward(&mut headers, Forwarded::Replace, "[::1]:5".parse().expect("an address"), "http");
+        forward(&mut headers, Forwarded::Replace, &peer("[::1]:5", "http"));
         assert_eq!(headers[header::FORWARDED], "for=\"[::1]\";host=\"a:1\";proto=http");
         assert_eq!(headers[X_FORWARDED_FOR], "::1");
 
         let mut headers = map(&told);
-        forward(&mut headers, Forwarded::Off, client, "http");
+        forward(&mut headers, Forwarded::Off, &client);
         assert_eq!(headers, map(&told));
     }
 }

@@ -65,7 +65,7 @@ impl HealthCheck {
     /// Something, if the server is well.
     async fn ask(&self, shared: &Arc<Shared>, server: &Upstream) -> Option<()> {
         let path = format!("{}{}", server.url.base, self.path);
-        let status = match server.way(shared, true).await.ok()? {
+        let status = match server.probe(shared).await.ok()? {
             Way::Http1(mut up) => {
                 let head = format!(
                     "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
@@ -76,7 +76,7 @@ impl HealthCheck {
                 let head = up.read.head(shared.settings.limits.header_bytes).await.ok()?;
                 response(&head, &Method::GET).ok()?.status
             }
-            Way::Http2(mut sender) => {
+            Way::Http2 { mut sender, .. } => {
                 let scheme = if server.url.tls { "https" } else { "http" };
                 let uri = format!("{scheme}://{}{path}", server.url.authority);
                 let request = http::Request::get(uri).body(Body::empty()).ok()?;

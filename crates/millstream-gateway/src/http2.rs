@@ -1,6 +1,6 @@
 //! HTTP/2 by hyper, on both sides: its streams are exchanges like any other.
 
-use std::net::SocketAddr;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -8,29 +8,42 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Request, Response, Uri, Version};
+use http::{Method, Request, Response, Uri, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::oneshot;
+use tokio::io::AsyncReadExt;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::answer::NoAnswer;
+use crate::asking::path_of;
 use crate::body::{Body, BodyError};
 use crate::client::Client;
-use crate::exchange::{Asked, exchange};
+use crate::connection::tunnel;
+use crate::duplex::{Duplex, Prefixed};
+use crate::exchange::{Asked, Ended, exchange};
 use crate::gateway::Shared;
-use crate::http1::head::Framing;
-use crate::http1::io::Duplex;
+use crate::head::{self, Framing, HeadError};
+use crate::headers::Peer;
+use crate::http1::io::Connection;
 use crate::pump::Source;
+use crate::report::Refusal;
+use crate::settings::Settings;
 
 /// What one stream may have on its way in either direction, unread or unsent.
 const STREAM_WINDOW: u32 = 256 << 10;
 /// What all streams of a connection may.
 const CONNECTION_WINDOW: u32 = 1 << 20;
+/// The length of what every client begins with (RFC 9113, 3.4).
+const PREFACE_LENGTH: usize = 24;
 /// How often a silent connection is asked whether it is still there, and how long it may take to say so.
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 
@@ -55,14 +68,16 @@ where
 }
 
 /// Serves a client's connection to its end.
-pub(crate) async fn serve(
-    shared: &Arc<Shared>,
-    stream: Box<dyn Duplex>,
-    client: SocketAddr,
-    scheme: &'static str,
-) {
-    let service = service_fn(|request| answer(shared.clone(), request, client, scheme));
-    let limits = &shared.settings.limits;
+pub(crate) async fn serve(shared: &Arc<Shared>, stream: Box<dyn Duplex>, peer: Peer) {
+    let Settings { limits, timeouts, .. } = &shared.settings;
+    let stream = match timeout(timeouts.header, greeted(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(_)) => return,
+        Err(_) => return shared.tally.refused(Refusal::Timeout),
+    };
+    let (serving, mut served) = watch::channel(0);
+    let serving = Arc::new(serving);
+    let service = service_fn(|request| answer(shared.clone(), request, peer.clone(), Stream::new(&serving)));
     let tasks = Tasks { tracker: shared.tasks.clone(), stopped: shared.stopped.clone() };
     let mut builder = hyper::server::conn::http2::Builder::new(tasks);
     builder
@@ -73,64 +88,163 @@ pub(crate) async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(STREAM_WINDOW as usize)
         .keep_alive_interval(PING.0)
-        .keep_alive_timeout(PING.1);
+        .keep_alive_timeout(PING.1)
+        .enable_connect_protocol();
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     tokio::select! {
         biased;
         // An error is the client's: its streams have seen it.
         _ = connection.as_mut() => return,
-        () = shared.draining.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = shared.draining.cancelled() => {}
+        () = idle(&mut served, timeouts.keep_alive) => {}
     }
-    let _ = connection.await;
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        _ = connection => {}
+        // The client was told to go. What hyper has not sent yet of answers that have ended makes no progress.
+        () = idle(&mut served, timeouts.idle) => {}
+    }
+}
+
+/// The connection, once what every client begins with has come; it is there to be read again.
+async fn greeted(mut stream: Box<dyn Duplex>) -> io::Result<Box<dyn Duplex>> {
+    let mut preface = [0; PREFACE_LENGTH];
+    stream.read_exact(&mut preface).await?;
+    Ok(Box::new(Prefixed::new(Bytes::copy_from_slice(&preface), stream)))
+}
+
+/// Resolves when no stream was served for so long.
+async fn idle(served: &mut watch::Receiver<usize>, time: Duration) {
+    loop {
+        if *served.borrow_and_update() == 0 {
+            match timeout(time, served.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return,
+            }
+        } else if served.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Counts a stream of a connection while it is served.
+struct Stream(Arc<watch::Sender<usize>>);
+
+impl Stream {
+    fn new(serving: &Arc<watch::Sender<usize>>) -> Stream {
+        serving.send_modify(|streams| *streams += 1);
+        Stream(serving.clone())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.send_modify(|streams| *streams -= 1);
+    }
 }
 
 /// One stream.
 async fn answer(
     shared: Arc<Shared>,
-    request: Request<Incoming>,
-    client: SocketAddr,
-    scheme: &'static str,
+    mut request: Request<Incoming>,
+    peer: Peer,
+    stream: Stream,
 ) -> Result<Response<Body>, BodyError> {
-    let (parts, incoming) = request.into_parts();
-    let mut headers = parts.headers;
-    join_cookies(&mut headers);
-    if let (None, Some(authority)) = (headers.get(header::HOST), parts.uri.authority())
-        && let Ok(host) = HeaderValue::from_str(authority.as_str())
-    {
-        headers.insert(header::HOST, host);
+    // A stream that changes its protocol is served for longer than its request.
+    let upgrade =
+        asks_for_websocket(&request).then(|| (hyper::upgrade::on(&mut request), Stream::new(&stream.0)));
+    let (mut parts, incoming) = request.into_parts();
+    if upgrade.is_some() {
+        ask_as_http1(&mut parts);
     }
-    let framing = match incoming.size_hint().exact() {
-        _ if incoming.is_end_stream() => Framing::None,
-        Some(0) => Framing::None,
-        Some(length) => Framing::Length(length),
-        None => Framing::Chunked,
+    join_cookies(&mut parts.headers);
+    let declared = if path_of(&parts.uri).len() > shared.settings.limits.target_bytes {
+        Err(HeadError::TargetTooLong)
+    } else {
+        head::check(&parts.method, &parts.uri, Version::HTTP_2, &mut parts.headers)
     };
+    let framing = match declared {
+        Err(error) => return Ok(refused(&shared, error)),
+        Ok(_) if incoming.is_end_stream() => Framing::None,
+        // A body without a length, whose end the stream will tell.
+        Ok(Framing::None) if incoming.size_hint().exact().is_none() => Framing::Chunked,
+        Ok(framing) => framing,
+    };
+    let may_switch = upgrade.is_some();
     let asked = Asked {
         method: parts.method,
         target: parts.uri,
         version: Version::HTTP_2,
-        headers,
+        headers: parts.headers,
         framing,
+        may_switch,
         source: Source::Frames(Body::new(incoming)),
-        client,
-        scheme,
+        peer,
     };
     let (respond, responded) = oneshot::channel();
     let tasks = shared.tasks.clone();
     let serving = tasks.spawn(async move {
         let stopped = shared.stopped.clone();
         let exchange = async {
-            exchange(&shared, asked, &mut Client::Frames(Some(respond))).await;
+            let ended = exchange(&shared, asked, &mut Client::Frames(Some(respond))).await;
+            if let Some((upgrade, _stream)) = upgrade {
+                go_on(&shared, ended, upgrade).await;
+            }
         };
         stopped.run_until_cancelled(exchange).await;
     });
-    let serving = Ends(serving);
+    let serving = Ends(Some(serving));
     match responded.await {
-        Ok(response) => Ok(response.map(|body| Body::new(Kept { body, _serving: serving }))),
+        Ok(response) if may_switch && response.status().is_success() => {
+            serving.goes_on();
+            Ok(response)
+        }
+        Ok(response) => Ok(response.map(|body| Body::new(Kept { body, _serving: serving, _stream: stream }))),
         // Without an answer the stream is reset.
         Err(_) => Err(BodyError::new("the exchange ended without an answer")),
     }
+}
+
+/// Whether this begins a WebSocket (RFC 8441).
+fn asks_for_websocket(request: &Request<Incoming>) -> bool {
+    let protocol = request.extensions().get::<hyper::ext::Protocol>();
+    request.method() == Method::CONNECT && protocol.is_some_and(|protocol| protocol.as_str() == "websocket")
+}
+
+/// Makes a request that begins a WebSocket over HTTP/2 into what it would be over HTTP/1.
+fn ask_as_http1(parts: &mut http::request::Parts) {
+    parts.method = Method::GET;
+    parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    // It shows that an HTTP/1 server has read the request; over HTTP/2 nothing else could answer.
+    let key = HeaderValue::from_str(&generate_key()).expect("base64 is text");
+    parts.headers.insert(header::SEC_WEBSOCKET_KEY, key);
+}
+
+/// Goes on in another protocol, over the stream of a request whose answer said so.
+async fn go_on(shared: &Shared, ended: Ended, upgrade: OnUpgrade) {
+    let stream = async { Some(Box::new(TokioIo::new(upgrade.await.ok()?)) as Box<dyn Duplex>) };
+    match ended {
+        Ended::Tunnel(up, _in_flight) => {
+            let Some(stream) = stream.await else { return };
+            let (read, write) = Connection::Other(stream).split(&shared.pool);
+            tunnel(shared, read, write, *up).await;
+        }
+        Ended::Handed(upgrade) => {
+            let Some(stream) = stream.await else { return };
+            upgrade.run(stream, shared.settings.timeouts.tunnel).await;
+        }
+        Ended::Keep | Ended::Close | Ended::Reset => {}
+    }
+}
+
+/// Answers a head that cannot be served.
+fn refused(shared: &Shared, error: HeadError) -> Response<Body> {
+    shared.tally.refused(error.refusal());
+    let mut response = Response::new(Body::from(format!("{error}\n")));
+    *response.status_mut() = error.status();
+    response
 }
 
 /// HTTP/2 may send cookies one by one, HTTP/1 may not (RFC 9113, 8.2.3).
@@ -144,11 +258,20 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// An exchange that ends when nobody waits for it any more: the client has reset its stream, or is gone.
-struct Ends(JoinHandle<()>);
+struct Ends(Option<JoinHandle<()>>);
+
+impl Ends {
+    /// It ends by itself.
+    fn goes_on(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(serving) = &self.0 {
+            serving.abort();
+        }
     }
 }
 
@@ -156,6 +279,7 @@ impl Drop for Ends {
 struct Kept {
     body: Body,
     _serving: Ends,
+    _stream: Stream,
 }
 
 impl HttpBody for Kept {
@@ -193,6 +317,18 @@ pub(crate) async fn connect(
         .await?;
     hyper::rt::Executor::execute(&tasks, connection);
     Ok(sender)
+}
+
+/// Asks an upstream. Nobody can tell a server that closed from one that refused the stream: neither has answered.
+pub(crate) async fn ask(
+    mut sender: SendRequest<Body>,
+    request: Request<Body>,
+) -> Result<Response<Body>, NoAnswer> {
+    sender.ready().await.map_err(|_| NoAnswer::Closed)?;
+    let response = sender.send_request(request).await.map_err(|_| NoAnswer::Closed)?;
+    head::check_answer(response.headers())
+        .map_err(|error| NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}")))?;
+    Ok(response.map(Body::new))
 }
 
 /// A request for an upstream, of what a client has asked.

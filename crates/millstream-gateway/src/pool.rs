@@ -38,11 +38,12 @@ pub struct PoolSettings {
     /// Whether buffers are kept for the next lease. Without that, every lease allocates and every drop frees;
     /// sizes, bounds and counts are the same.
     pub enabled: bool,
-    /// The most bytes of all buffers, leased and idle; at least one of the smallest tier. [`BufferPool::lease_or_smaller`] may pass it by one buffer
-    /// of the smallest tier for each lease, and every thread may keep up to [`THREAD_BYTES`] more idle.
+    /// The most bytes of all buffers, leased and idle; at least one of the smallest tier. To it comes what threads keep for
+    /// themselves, up to [`THREAD_BYTES`] for each that has used the pool: with the default and two threads 25 MiB in all.
+    /// [`BufferPool::lease_or_smaller`] may pass it by one buffer of the smallest tier for each lease.
     pub bytes_max: u64,
-    /// Overwrite what a buffer held when it comes back. What one lease wrote no other can read even without this:
-    /// a lease begins empty, and only what was written into it can be read.
+    /// Overwrite all that was written into a buffer, at the latest when it comes back. What one lease wrote no other can read even
+    /// without this: a lease begins empty, and only what was written into it can be read.
     pub scrub: bool,
 }
 
@@ -81,9 +82,9 @@ pub const THREAD_BYTES: u64 = local::BYTES_MAX;
 /// is room for.
 ///
 /// # When it pays
-/// A fast stream gains nothing measurable: the allocator takes 30 ns, reading 32 KiB takes 10 µs. The pool is here
-/// because it is where the bytes of all streams are bounded, because buffers are not zeroed, and because freeing what
-/// another thread allocated costs an allocator microseconds (`cargo xtask bench gateway pool`).
+/// Not by speed: `cargo xtask bench gateway pool` measures an allocator that is faster on one thread and where another thread frees,
+/// and slower where two threads allocate at once. The pool is here because it is where the bytes of all streams are bounded and counted, and because its buffers are never
+/// zeroed.
 #[derive(Clone)]
 pub struct BufferPool(Arc<Shared>);
 
@@ -242,10 +243,15 @@ impl Shared {
         Some(Lease::new(buffer, tier, shared.clone()))
     }
 
+    /// The bound of all buffers, those among them that threads keep for themselves, which nobody else can use.
+    fn bytes_max(&self) -> u64 {
+        self.settings.bytes_max + self.threads.load(Ordering::Relaxed) * local::BYTES_MAX
+    }
+
     /// A new buffer, if the bound allows for it or need not.
     fn create(&self, tier: usize, beyond: bool) -> Option<Vec<u8>> {
         let size = TIERS[tier] as u64;
-        let max = self.settings.bytes_max + self.threads.load(Ordering::Relaxed) * local::BYTES_MAX;
+        let max = self.bytes_max();
         let before = self
             .bytes
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |bytes| {
@@ -287,7 +293,7 @@ impl Shared {
     /// Frees shared idle buffers of all tiers until `size` more bytes fit.
     fn make_room(&self, size: u64) {
         for (tier, shelf) in self.tiers.iter().enumerate() {
-            while self.bytes.load(Ordering::SeqCst) + size > self.settings.bytes_max {
+            while self.bytes.load(Ordering::SeqCst) + size > self.bytes_max() {
                 if shelf.take().is_none() {
                     break;
                 }

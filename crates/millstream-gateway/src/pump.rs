@@ -12,11 +12,14 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use crate::body::{Body, BodyError, Piece, split};
+use crate::chunk::Chunk;
 use crate::compress::Encoder;
+use crate::head::{self, Framing};
 use crate::http1::decoder::{Decoder, FramingError};
-use crate::http1::head::{Framing, write_headers};
-use crate::http1::io::{Chunk, ReadSide, SMALL, WriteSide};
+use crate::http1::head::write_headers;
+use crate::http1::io::{ReadSide, SMALL, WriteSide};
 use crate::meter::{Meter, StreamOutcome};
+use crate::patience::within;
 
 /// So many bytes are moved in small chunks before a stream gets large ones: whoever is slow shows it before that, when the
 /// system's socket buffers are full.
@@ -114,7 +117,7 @@ pub(crate) async fn pump(
         if !from.has_more_now() {
             to.flush(rules.idle).await?;
         }
-        let part = match timeout(rules.idle, from.next(pace.size())).await {
+        let part = match within(rules.idle, from.next(pace.size())).await {
             Ok(part) => part?,
             Err(_) => return Err(Broken::SourceIdle(rules.idle)),
         };
@@ -218,7 +221,10 @@ async fn next_of_frames(body: &mut Body) -> Result<Part, Broken> {
         None => Part { data: nothing, last: true, trailers: None },
         Some(frame) => match split(frame.map_err(Broken::Body)?) {
             Ok(data) => Part { last: body.is_end_stream(), data: Chunk::Shared(data), trailers: None },
-            Err(trailers) => Part { data: nothing, last: true, trailers: Some(trailers) },
+            Err(trailers) => {
+                let trailers = head::check_trailers(trailers).map_err(FramingError::Trailers)?;
+                Part { data: nothing, last: true, trailers: Some(trailers) }
+            }
         },
     })
 }

@@ -1,25 +1,34 @@
 //! Queues and streams of brokers behind routes: publishing what is posted, and serving what is there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use futures_core::Stream;
 use futures_util::stream::unfold;
 use futures_util::{SinkExt, StreamExt};
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use millstream_message::{
     Address, Broker, BrokerError, ConsumeOptions, Consumer, Delivery, Message, PublishOutcome, Refusal,
     StreamFrom, StreamItem, StreamReader,
 };
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use crate::body::{Body, BodyError};
 use crate::headers;
+use crate::pool::BufferPool;
 use crate::route::{Answering, Handler};
-use crate::sse::{Event, events, last_event_id};
+use crate::sse::{Event, HEARTBEAT, events, last_event_id};
 use crate::websocket::{self, WebSocket, WebSocketMessage};
 
 /// How many items of a stream are read at once.
 const CHUNK: usize = 64;
+/// How long a body that is to be published waits for room in the pool.
+const ROOM_WAIT: Duration = Duration::from_secs(5);
+/// How long a client may take to take one message.
+const SEND_MAX: Duration = Duration::from_secs(30);
 
 /// Publishes the body of each request as a message, and answers when it is stored.
 ///
@@ -33,7 +42,8 @@ pub struct PublishTo {
 }
 
 impl PublishTo {
-    /// Publishes to this address; a body may have `body_max` bytes, which are gathered in memory.
+    /// Publishes to this address; a body may have `body_max` bytes. They are gathered in a buffer of the gateway's pool, and wait for
+    /// room in it for at most 5 s (then the answer is 503); a body that may be larger than 1 MiB is gathered in memory of its own.
     pub fn new(broker: Arc<dyn Broker>, address: Address, body_max: usize) -> PublishTo {
         PublishTo { broker, address, body_max }
     }
@@ -49,8 +59,20 @@ impl Handler for PublishTo {
                 return response;
             }
             let (parts, body) = request.into_parts();
-            let Ok(body) = body.collect(max).await else {
-                return answer(StatusCode::PAYLOAD_TOO_LARGE, format!("a message may have {max} bytes\n"));
+            let body = match gathered(body, parts.extensions.get::<BufferPool>(), max).await {
+                Ok(body) => body,
+                Err(Ungathered::Full) => {
+                    let mut response =
+                        answer(StatusCode::SERVICE_UNAVAILABLE, "there is no room for the body\n");
+                    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                    return response;
+                }
+                Err(Ungathered::Body) => {
+                    return answer(
+                        StatusCode::PAYLOAD_TOO_LARGE,
+                        format!("a message may have {max} bytes\n"),
+                    );
+                }
             };
             let mut message = Message::new(body);
             if let Some(kind) = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) {
@@ -62,6 +84,39 @@ impl Handler for PublishTo {
             }
         })
     }
+}
+
+/// Why a body was not gathered.
+enum Ungathered {
+    /// There was no room in the pool for too long.
+    Full,
+    /// It is too large, or was broken off.
+    Body,
+}
+
+/// All of a body. It is gathered in a buffer of the pool, so that bodies which come slowly hold no more than the pool's bound; one that
+/// no buffer can hold is gathered in memory of its own.
+async fn gathered(mut body: Body, pool: Option<&BufferPool>, max: usize) -> Result<Bytes, Ungathered> {
+    let upper = body.size_hint().upper().and_then(|upper| usize::try_from(upper).ok());
+    let most = upper.unwrap_or(max);
+    if most > max {
+        return Err(Ungathered::Body);
+    }
+    let lease = match pool {
+        Some(pool) => Some(timeout(ROOM_WAIT, pool.lease(most)).await.map_err(|_| Ungathered::Full)?),
+        None => None,
+    };
+    let Some(mut lease) = lease.filter(|lease| lease.capacity() >= most) else {
+        return body.collect(max).await.map_err(|_| Ungathered::Body);
+    };
+    while let Some(bytes) = body.next().await {
+        let bytes = bytes.map_err(|_| Ungathered::Body)?;
+        if lease.len() + bytes.len() > most {
+            return Err(Ungathered::Body);
+        }
+        lease.extend(&bytes);
+    }
+    Ok(Bytes::copy_from_slice(&lease))
 }
 
 fn outcome_of(outcome: PublishOutcome) -> Response<Body> {
@@ -100,12 +155,14 @@ pub enum Served {
     Stream(String),
     /// A queue: each message to one client. It is acknowledged when it was written to the client's connection, and delivered again
     /// if the client left before that; what the network loses after that is lost. Use a stream where clients must be able to go on.
+    /// Over HTTP/2, where nobody learns what was written when, the answer is 505.
     Queue(String),
 }
 
 /// Serves a stream or a queue as server-sent events, and to those who ask for it as a WebSocket.
 ///
-/// A WebSocket gets a text message for each, `{"id": …, "data": …}`; where it sends anything, that is passed over.
+/// A WebSocket gets a text message for each, `{"id": …, "data": …}`; where it sends anything, that is passed over. It is pinged every
+/// 15 s and closed when it has not answered by the next ping, or takes a message for longer than 30 s.
 pub struct Serve {
     broker: Arc<dyn Broker>,
     what: Served,
@@ -127,6 +184,10 @@ impl Handler for Serve {
                     Ok(from) => broker.read(name, from).await.map(Opened::Stream),
                     Err(text) => return answer(StatusCode::BAD_REQUEST, text),
                 },
+                Served::Queue(_) if request.version() == Version::HTTP_2 => {
+                    let text = "a queue is served over HTTP/1.1, where it is known what was written\n";
+                    return answer(StatusCode::HTTP_VERSION_NOT_SUPPORTED, text);
+                }
                 Served::Queue(name) => {
                     let options = ConsumeOptions::default().prefetch(2);
                     broker.consume(name, options).await.map(Opened::Queue)
@@ -212,23 +273,37 @@ fn event(message: &Message) -> Event {
     }
 }
 
-/// Sends events until either side ends.
+/// Sends events until either side ends, or the client shows no sign of life.
 async fn talk(mut socket: WebSocket, mut events: Events) {
+    let mut pings = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard_since_ping = true;
     loop {
-        tokio::select! {
+        let message = tokio::select! {
+            // What was heard counts before it is missed, and pings go out however many events there are.
+            biased;
             heard = socket.next() => match heard {
-                Some(Ok(_)) => {}
+                Some(Ok(_)) => {
+                    heard_since_ping = true;
+                    continue;
+                }
                 Some(Err(_)) | None => return,
             },
-            event = events.next() => {
-                let Some(Ok(event)) = event else { break };
-                let text = serde_json::json!({ "id": event.id, "data": event.data }).to_string();
-                if socket.send(WebSocketMessage::text(text)).await.is_err() {
+            _ = pings.tick() => {
+                if !std::mem::take(&mut heard_since_ping) {
                     return;
                 }
+                WebSocketMessage::Ping(Bytes::new())
             }
+            event = events.next() => {
+                let Some(Ok(event)) = event else { break };
+                WebSocketMessage::text(serde_json::json!({ "id": event.id, "data": event.data }).to_string())
+            }
+        };
+        if !matches!(timeout(SEND_MAX, socket.send(message)).await, Ok(Ok(()))) {
+            return;
         }
     }
     // A client that is gone needs no farewell.
-    let _ = socket.close(None).await;
+    let _ = timeout(SEND_MAX, socket.close(None)).await;
 }

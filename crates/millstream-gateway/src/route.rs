@@ -10,7 +10,9 @@ use crate::upstream::{UpstreamUrl, Upstreams};
 
 /// Answers requests inside this process.
 ///
-/// Implemented for functions `Fn(Request<Body>) -> impl Future<Output = Response<Body>>`.
+/// Implemented for functions `Fn(Request<Body>) -> impl Future<Output = Response<Body>>`. In the extensions of the request are the
+/// client's [`SocketAddr`](std::net::SocketAddr), the gateway's [`BufferPool`](crate::BufferPool), and an
+/// [`Upgrade`](crate::Upgrade) where the connection may change its protocol.
 ///
 /// # Cancel safety
 /// When the client is gone the future, or the body of the answer, is dropped at once.
@@ -53,7 +55,7 @@ pub struct Route {
 }
 
 impl Route {
-    /// All requests, to these servers; `name` stands in metrics and logs.
+    /// All requests, to these servers; `name` stands in metrics and logs, and no other route of a gateway may have it.
     pub fn proxy(name: impl Into<String>, upstreams: impl IntoIterator<Item = UpstreamUrl>) -> Route {
         Route::to(name, Target::Proxy(Arc::new(Upstreams::new(upstreams))))
     }
@@ -102,6 +104,14 @@ impl Route {
     pub fn compress(mut self) -> Route {
         self.compress = true;
         self
+    }
+
+    /// The servers it leads to, if it leads to any.
+    pub(crate) fn upstreams(&self) -> Option<&Upstreams> {
+        match &self.target {
+            Target::Proxy(upstreams) => Some(upstreams),
+            Target::Handler(_) => None,
+        }
     }
 
     fn matches_place(&self, host: &str, path: &str) -> bool {

@@ -19,6 +19,9 @@ pub struct Settings {
     pub response_chunk: usize,
     /// The buffers.
     pub pool: PoolSettings,
+    /// Bytes of buffers of 16 KiB that are made when the gateway begins to listen, so that the first requests find them. Those that
+    /// are not needed are freed like any others.
+    pub pool_warm: u64,
     /// How often idle buffers that were not needed are freed.
     pub pool_trim: Duration,
     /// What is refused for its size or number.
@@ -39,6 +42,7 @@ impl Default for Settings {
             request_chunk: 512 << 10,
             response_chunk: 512 << 10,
             pool: PoolSettings::default(),
+            pool_warm: 0,
             pool_trim: Duration::from_secs(30),
             limits: Limits::default(),
             timeouts: Timeouts::default(),

@@ -17,7 +17,7 @@ use crate::body::{Body, BodyError};
 pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// How long a client hears nothing before a comment tells it, and what lies between, that the connection lives.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// One event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -123,7 +123,7 @@ pub struct UpstreamSnapshot {
 }
 
 /// What stands for a route where a connection has changed its protocol.
-const TUNNELS: &str = "(tunnels)";
+pub(crate) const TUNNELS: &str = "(tunnels)";
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 

@@ -1,52 +1,88 @@
 //! Connections that go on in another protocol, in the hands of a handler.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep, sleep};
 
-use crate::gateway::Shared;
-use crate::http1::io::Duplex;
+use crate::duplex::Duplex;
 
-/// The connection under a request that was answered with 101, for handlers: in the extensions of requests over HTTP/1.
+/// The connection under a request that was answered with 101, for handlers: in the extensions of requests that may change their
+/// protocol.
 #[derive(Clone)]
-pub struct Upgrade {
-    handed: Arc<Mutex<Option<Handed>>>,
-    shared: Arc<Shared>,
+pub struct Upgrade(Arc<Mutex<Waiting>>);
+
+/// What is to be done with the connection.
+enum Waiting {
+    Nothing,
+    Talk(Talk),
+    /// The answer was given; whoever comes now is late.
+    Over,
 }
 
-/// Brings the connection, once it is not needed here any more.
-type Handed = oneshot::Receiver<Box<dyn Duplex>>;
-
-/// A connection that speaks another protocol than HTTP now.
-pub struct Upgraded(Box<dyn Duplex>);
+type Talk = Box<dyn FnOnce(Upgraded) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
 impl Upgrade {
-    /// One for a request, and where its connection is handed over.
-    pub(crate) fn new(shared: &Arc<Shared>) -> (oneshot::Sender<Box<dyn Duplex>>, Upgrade) {
-        let (hand_over, handed) = oneshot::channel();
-        (hand_over, Upgrade { handed: Arc::new(Mutex::new(Some(handed))), shared: shared.clone() })
+    pub(crate) fn new() -> Upgrade {
+        Upgrade(Arc::new(Mutex::new(Waiting::Nothing)))
     }
 
-    /// Runs `talk` with the connection, once the answer 101 was sent; if it never is, `talk` is dropped. The gateway waits for it
-    /// when it drains, and drops it when it stops.
-    pub fn spawn<F>(&self, talk: impl FnOnce(Upgraded) -> F + Send + 'static)
+    /// Runs `talk` with the connection once the answer 101 was sent; if it never is, `talk` is dropped. Call it before the
+    /// handler returns; the last call counts.
+    ///
+    /// The connection counts as open until `talk` returns. The gateway waits for that when it drains, and drops the future when it
+    /// stops.
+    pub fn on_upgrade<F>(&self, talk: impl FnOnce(Upgraded) -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let Some(handed) = self.handed.lock().take() else { return };
-        let stopped = self.shared.stopped.clone();
-        self.shared.tasks.spawn(async move {
-            let talking = async {
-                if let Ok(connection) = handed.await {
-                    talk(Upgraded(connection)).await;
-                }
-            };
-            stopped.run_until_cancelled(talking).await;
-        });
+        let mut waiting = self.0.lock();
+        if !matches!(*waiting, Waiting::Over) {
+            *waiting = Waiting::Talk(Box::new(move |connection| Box::pin(talk(connection))));
+        }
+    }
+
+    /// Gives the connection to whoever waits for it, to the end.
+    pub(crate) async fn run(self, stream: Box<dyn Duplex>, silence_max: Duration) {
+        let waiting = std::mem::replace(&mut *self.0.lock(), Waiting::Over);
+        if let Waiting::Talk(talk) = waiting {
+            talk(Upgraded::new(stream, silence_max)).await;
+        }
+    }
+}
+
+/// A connection that speaks another protocol than HTTP now.
+///
+/// # Errors
+/// Besides the connection's own, `TimedOut` when the client has sent nothing, or taken nothing, for `timeouts.tunnel`.
+pub struct Upgraded {
+    stream: Box<dyn Duplex>,
+    silence_max: Duration,
+    /// Until when the next bytes must have come.
+    read_by: Pin<Box<Sleep>>,
+    /// Until when what is being written must have been taken.
+    write_by: Option<Pin<Box<Sleep>>>,
+}
+
+impl Upgraded {
+    fn new(stream: Box<dyn Duplex>, silence_max: Duration) -> Upgraded {
+        Upgraded { stream, silence_max, read_by: Box::pin(sleep(silence_max)), write_by: None }
+    }
+
+    /// Ends a wait for the client that takes too long.
+    fn taken<T>(&mut self, cx: &mut Context<'_>, taken: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if taken.is_ready() {
+            self.write_by = None;
+            return taken;
+        }
+        let silence_max = self.silence_max;
+        ready!(self.write_by.get_or_insert_with(|| Box::pin(sleep(silence_max))).as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -55,23 +91,28 @@ impl AsyncRead for Upgraded {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+    ) -> Poll<io::Result<()>> {
+        if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            let by = Instant::now() + self.silence_max;
+            self.read_by.as_mut().reset(by);
+            return Poll::Ready(read);
+        }
+        ready!(self.read_by.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 impl AsyncWrite for Upgraded {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let taken = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.taken(cx, taken)
     }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let taken = Pin::new(&mut self.stream).poll_flush(cx);
+        self.taken(cx, taken)
     }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let taken = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.taken(cx, taken)
     }
 }

@@ -5,13 +5,14 @@ use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::Uri;
 use hyper::client::conn::http2::SendRequest;
 use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Permit};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
@@ -94,6 +95,8 @@ pub struct Upstreams {
 /// One server.
 pub(crate) struct Upstream {
     pub(crate) url: UpstreamUrl,
+    /// The URL as a text.
+    pub(crate) name: String,
     pub(crate) in_flight: AtomicUsize,
     /// What the last checks found; true without checks.
     pub(crate) healthy: AtomicBool,
@@ -115,7 +118,11 @@ struct Idle {
 /// A way to ask an upstream.
 pub(crate) enum Way {
     Http1(Connected),
-    Http2(SendRequest<Body>),
+    Http2 {
+        sender: SendRequest<Body>,
+        /// It has served a request before.
+        reused: bool,
+    },
 }
 
 /// A connection to an upstream in somebody's hands.
@@ -150,8 +157,9 @@ impl Drop for InFlight {
 impl Upstreams {
     /// These servers, without checks and breakers.
     pub fn new(urls: impl IntoIterator<Item = UpstreamUrl>) -> Upstreams {
-        let server = |url| {
+        let server = |url: UpstreamUrl| {
             Arc::new(Upstream {
+                name: url.to_string(),
                 url,
                 in_flight: AtomicUsize::new(0),
                 healthy: AtomicBool::new(true),
@@ -172,7 +180,7 @@ impl Upstreams {
     pub fn breaker(mut self, settings: &BreakerSettings) -> Upstreams {
         for server in &mut self.servers {
             let server = Arc::get_mut(server).expect("nobody else has it before the gateway listens");
-            server.breaker = Some(CircuitBreaker::new(settings.clone().name(server.url.to_string())));
+            server.breaker = Some(CircuitBreaker::new(settings.clone().name(server.name.clone())));
         }
         self
     }
@@ -203,6 +211,17 @@ impl Upstreams {
     }
 }
 
+/// Closes idle connections of these servers when nobody has needed them for `keep_alive`; for ever.
+pub(crate) async fn prune(servers: Vec<Arc<Upstream>>, keep_alive: Duration) {
+    // A connection may stay a quarter longer than it should.
+    let mut ticks = interval((keep_alive / 4).max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        servers.iter().for_each(|server| server.prune(keep_alive));
+    }
+}
+
 impl Upstream {
     /// A way to ask it: a connection that is there, or a new one if there is none or `fresh` is asked for.
     pub(crate) async fn way(&self, shared: &Arc<Shared>, fresh: bool) -> io::Result<Way> {
@@ -215,14 +234,26 @@ impl Upstream {
         }
         if let Some(sender) = self.shared.lock().clone().filter(|sender| !fresh && sender.is_ready()) {
             self.reused.fetch_add(1, Ordering::Relaxed);
-            return Ok(Way::Http2(sender));
+            return Ok(Way::Http2 { sender, reused: true });
         }
         let way = timeout(settings.timeouts.connect, self.connect(shared))
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let counter = if way.is_ok() { &self.connected } else { &self.failed };
         counter.fetch_add(1, Ordering::Relaxed);
+        if let Ok(Way::Http2 { sender, .. }) = &way {
+            *self.shared.lock() = Some(sender.clone());
+        }
         way
+    }
+
+    /// A way to ask whether it is well: the connection that requests share, or one of its own, which is not counted.
+    pub(crate) async fn probe(&self, shared: &Arc<Shared>) -> io::Result<Way> {
+        let there = self.shared.lock().clone().filter(|sender| sender.is_ready());
+        match there {
+            Some(sender) => Ok(Way::Http2 { sender, reused: true }),
+            None => self.connect(shared).await,
+        }
     }
 
     async fn connect(&self, shared: &Arc<Shared>) -> io::Result<Way> {
@@ -244,8 +275,7 @@ impl Upstream {
                 Connection::Other(stream) => stream,
             };
             let sender = http2::connect(shared, stream).await.map_err(io::Error::other)?;
-            *self.shared.lock() = Some(sender.clone());
-            return Ok(Way::Http2(sender));
+            return Ok(Way::Http2 { sender, reused: false });
         }
         let (read, write) = connection.split(&shared.pool);
         Ok(Way::Http1(Connected { read, write, reused: false }))
@@ -257,6 +287,11 @@ impl Upstream {
         if idle.len() < settings.upstream_idle_connections {
             idle.push(Idle { read: connected.read, write: connected.write, since: Instant::now() });
         }
+    }
+
+    /// Closes idle connections that were not needed for so long, or that the server has closed.
+    fn prune(&self, keep_alive: Duration) {
+        self.idle.lock().retain_mut(|idle| idle.since.elapsed() < keep_alive && idle.read.is_idle());
     }
 
     /// Closes all idle connections.
@@ -278,15 +313,15 @@ impl fmt::Debug for Upstream {
 
 /// The servers of a route, as they are.
 pub(crate) fn snapshots(route: &crate::route::Route) -> Vec<crate::UpstreamSnapshot> {
-    let crate::route::Target::Proxy(upstreams) = &route.target else { return Vec::new() };
+    let servers = route.upstreams().map_or(&[][..], |upstreams| &upstreams.servers);
     let snapshot = |server: &Arc<Upstream>| crate::UpstreamSnapshot {
         route: route.name.clone(),
-        upstream: server.url.to_string(),
+        upstream: server.name.clone(),
         in_flight: server.in_flight.load(Ordering::Relaxed) as u64,
         connected: server.connected.load(Ordering::Relaxed),
         reused: server.reused.load(Ordering::Relaxed),
         failed: server.failed.load(Ordering::Relaxed),
         healthy: server.healthy.load(Ordering::Relaxed) && !server.is_open(),
     };
-    upstreams.servers.iter().map(snapshot).collect()
+    servers.iter().map(snapshot).collect()
 }

@@ -44,7 +44,7 @@ where
         *response.status_mut() = StatusCode::NOT_IMPLEMENTED;
         return response;
     };
-    upgrade.spawn(async move |connection| {
+    upgrade.on_upgrade(async move |connection| {
         let config =
             WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
         talk(WebSocketStream::from_raw_socket(connection, Role::Server, Some(config)).await).await;

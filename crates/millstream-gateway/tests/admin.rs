@@ -68,3 +68,35 @@ fn the_reference_lists_every_metric_and_no_other() {
         exposition::NAMES.iter().map(|name| &name["millstream_gateway_".len()..]).collect();
     assert_eq!(listed, known);
 }
+
+#[tokio::test]
+async fn routes_that_metrics_could_not_tell_apart_are_refused() {
+    let up = |name: &str, urls: &[&str]| {
+        Route::proxy(name, urls.iter().map(|url| url.parse().expect("a url")).collect::<Vec<_>>())
+    };
+    for (routes, expected) in [
+        (vec![up("a", &["http://h:1"]), up("a", &["http://h:2"])], "`a` is taken already"),
+        (vec![up("(tunnels)", &["http://h:1"])], "`(tunnels)` is taken already"),
+        (vec![up("a", &["http://h:1", "http://h:1/"])], "`a` leads to `http://h:1` twice"),
+    ] {
+        let gateway = routes.into_iter().fold(Gateway::new(Settings::default()), Gateway::route);
+        let error = gateway.listen("127.0.0.1:0".parse().expect("an address")).await.expect_err("refused");
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn warm_buffers_are_there_before_the_first_request_and_go_when_nobody_needs_them() {
+    let pool_trim = Duration::from_millis(200);
+    let settings = Settings { pool_warm: 1 << 20, pool_trim, ..Settings::default() };
+    let server = Gateway::new(settings).route(Route::handler("hello", hello));
+    let server = server.listen("127.0.0.1:0".parse().expect("an address")).await.expect("a port");
+    assert_eq!((server.snapshot().pool.total, server.snapshot().pool.bytes), (64, 1 << 20));
+    let trimmed = async {
+        while server.snapshot().pool.bytes > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), trimmed).await.expect("they are freed");
+}

@@ -8,7 +8,9 @@ use futures_util::{SinkExt, StreamExt};
 use http::{Request, Response};
 use millstream_flow::Pipe;
 use millstream_gateway::websocket::{self, WebSocketMessage};
-use millstream_gateway::{Body, BodyError, Gateway, PublishTo, Route, Serve, Served, Server, Settings, flow};
+use millstream_gateway::{
+    Body, BodyError, Gateway, PoolSettings, PublishTo, Route, Serve, Served, Server, Settings, flow,
+};
 use millstream_message::{Address, Broker, BrokerUrl, Message, Queue, StreamSpec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -123,6 +125,36 @@ async fn what_is_posted_is_answered_when_it_is_stored() {
     assert!(client.until("\r\n\r\n").await.contains("405"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn bodies_that_are_published_wait_for_room_in_the_pool_and_are_refused_if_none_comes() {
+    let broker = memory().await;
+    broker.declare_queue(Queue::durable("q")).await.expect("a queue");
+    let to = PublishTo::new(broker.clone(), Address::queue("q"), 512 << 10);
+    // With what the one thread keeps, there is room for one body of unknown length, not for two.
+    let pool = PoolSettings { bytes_max: 512 << 10, ..PoolSettings::default() };
+    let server = Gateway::new(Settings { pool, ..Settings::default() })
+        .route(Route::handler("q", to))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let post = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n";
+    let waits = || server.snapshot().pool.tiers[7].waits;
+    let mut first = Client::asks(server.local_addr(), post).await;
+    while server.snapshot().pool.tiers[7].in_use == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut refused = Client::asks(server.local_addr(), post).await;
+    assert!(refused.until("\r\n\r\n").await.starts_with("HTTP/1.1 503 "));
+    let mut second = Client::asks(server.local_addr(), &format!("{post}0\r\n\r\n")).await;
+    while waits() < 2 {
+        tokio::task::yield_now().await;
+    }
+    first.0.write_all(b"0\r\n\r\n").await.expect("written");
+    assert!(first.until("\r\n").await.contains(" 202 "));
+    assert!(second.until("\r\n").await.contains(" 202 "));
+    assert_eq!((waits(), broker.stats("q").await.expect("a queue").ready), (2, 2));
+}
+
 #[tokio::test]
 async fn a_stream_is_served_as_events_and_goes_on_after_the_last_one_seen() {
     let broker = memory().await;
@@ -176,6 +208,25 @@ async fn a_message_of_a_queue_goes_to_one_client_and_is_acknowledged_when_it_is_
 }
 
 #[tokio::test]
+async fn a_queue_is_not_served_where_nobody_learns_what_was_written() {
+    let broker = memory().await;
+    broker.declare_queue(Queue::durable("q")).await.expect("a queue");
+    let outcome = broker.publish(&Address::queue("q"), Message::new("1")).await.expect("published");
+    assert!(outcome.is_confirmed());
+    let server = listen([Route::handler("q", Serve::new(broker.clone(), Served::Queue("q".into())))]).await;
+    let stream = TcpStream::connect(server.local_addr()).await.expect("connected");
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let handshake = hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io);
+    let (mut sender, connection) = within(handshake).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = Request::get("http://h/").body(Body::empty()).expect("a request");
+    let answer = within(sender.send_request(request)).await.expect("an answer");
+    assert_eq!(answer.status(), 505);
+    let stats = broker.stats("q").await.expect("a queue");
+    assert_eq!((stats.ready, stats.consumers), (1, 0));
+}
+
+#[tokio::test]
 async fn a_stream_is_served_over_a_websocket() {
     let broker = memory().await;
     broker.declare_stream(StreamSpec::new("s")).await.expect("a stream");
@@ -192,6 +243,51 @@ async fn a_stream_is_served_over_a_websocket() {
     // What the client does not take back ends with the gateway.
     let drained = within(server.shutdown(Duration::ZERO)).await;
     assert_eq!((drained.broken_off, drained.leases_left), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_websocket_whose_client_answers_no_ping_is_closed_and_others_live() {
+    let broker = memory().await;
+    broker.declare_stream(StreamSpec::new("s")).await.expect("a stream");
+    let server = listen([Route::handler("s", Serve::new(broker.clone(), Served::Stream("s".into())))]).await;
+    let url = format!("ws://{}/", server.local_addr());
+    let stream = TcpStream::connect(server.local_addr()).await.expect("connected");
+    let (mut alive, _) = tokio_tungstenite::client_async(&url, stream).await.expect("a WebSocket");
+    let stream = TcpStream::connect(server.local_addr()).await.expect("connected");
+    let (dead, _) = tokio_tungstenite::client_async(&url, stream).await.expect("a WebSocket");
+    let started = tokio::time::Instant::now();
+    // One of them reads, which answers pings; the other does not.
+    while server.snapshot().connections_open == 2 {
+        let heard = alive.next().await.expect("a message").expect("no error");
+        assert!(heard.is_ping(), "{heard:?}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    for _ in 0..20 {
+        alive.next().await.expect("a ping").expect("no error");
+    }
+    assert_eq!(server.snapshot().connections_open, 1);
+    drop(dead);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_websocket_that_takes_nothing_is_closed_and_what_it_did_not_take_goes_to_another() {
+    let broker = memory().await;
+    broker.declare_queue(Queue::durable("q")).await.expect("a queue");
+    for _ in 0..20 {
+        let message = Message::new(vec![b'x'; 1 << 20]);
+        assert!(broker.publish(&Address::queue("q"), message).await.expect("published").is_confirmed());
+    }
+    let server = listen([Route::handler("q", Serve::new(broker.clone(), Served::Queue("q".into())))]).await;
+    let stream = TcpStream::connect(server.local_addr()).await.expect("connected");
+    let url = format!("ws://{}/", server.local_addr());
+    let (_socket, _) = tokio_tungstenite::client_async(url, stream).await.expect("a WebSocket");
+    let started = tokio::time::Instant::now();
+    while server.snapshot().connections_open == 1 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(started.elapsed() < Duration::from_secs(120), "it is still open");
+    }
+    let stats = broker.stats("q").await.expect("a queue");
+    assert!(stats.consumers == 0 && stats.ready > 0, "{stats:?}");
 }
 
 #[tokio::test]

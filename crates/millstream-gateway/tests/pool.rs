@@ -165,17 +165,39 @@ fn shared_bytes_bring_the_buffer_home_when_the_last_of_them_is_gone() {
     assert_eq!(pool.snapshot().in_use, 0);
 }
 
+/// What lies in this process's memory, whoever it belongs to.
+fn memory(at: *const u8, length: usize) -> Vec<u8> {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0; length];
+    let memory = std::fs::File::open("/proc/self/mem").expect("Linux shows it");
+    memory.read_exact_at(&mut bytes, at as u64).expect("it is mapped");
+    bytes
+}
+
 #[test]
 fn scrubbed_buffers_hold_nothing_of_their_past() {
-    use bytes::BufMut;
-    let pool = BufferPool::new(PoolSettings { scrub: true, ..PoolSettings::default() });
-    let mut lease = pool.try_lease(4096).expect("room");
-    lease.extend(b"secret");
-    drop(lease);
-    let mut lease = pool.try_lease(4096).expect("room");
-    assert_eq!(pool.snapshot().tiers[0].hits, 1);
-    assert_eq!(lease.spare(6).remaining_mut(), 6);
-    assert!(lease.is_empty());
+    for (scrub, left) in [(false, &b"abcdefgh"[..]), (true, &[0; 8])] {
+        let pool = BufferPool::new(PoolSettings { scrub, ..PoolSettings::default() });
+        let mut lease = pool.try_lease(4096).expect("room");
+        lease.extend(b"abcdefgh");
+        // What was forgotten before the lease ended was written all the same.
+        lease.truncate(3);
+        let at = lease.as_ptr();
+        drop(lease);
+        assert_eq!(memory(at, 8), left, "scrub: {scrub}");
+        // It was the buffer that the next lease gets.
+        assert_eq!(pool.try_lease(4096).expect("room").as_ptr(), at);
+    }
+}
+
+#[test]
+fn the_bound_that_is_shown_is_the_bound_that_holds() {
+    let pool = pool(64 << 10);
+    let held: Vec<Lease> = std::iter::from_fn(|| pool.try_lease(64 << 10)).collect();
+    let snapshot = pool.snapshot();
+    assert_eq!(snapshot.bytes_max, (64 << 10) + THREAD_BYTES);
+    assert!(snapshot.bytes <= snapshot.bytes_max && snapshot.bytes + (64 << 10) > snapshot.bytes_max);
+    drop(held);
 }
 
 #[test]

@@ -62,35 +62,38 @@ impl Read {
 
     fn file(&mut self, mut file: SettingsFile, name: &str) -> Result<(), millstream_pipeline::Problems> {
         for (at, entry) in gathered(&file) {
-            let refused = match self.entry(&entry.0, &entry.1, name) {
-                Ok(()) => continue,
-                Err(refused) => refused,
-            };
-            file.refuse(at, refused.0, refused.1);
+            if let Err((problem, remedy)) = self.entry(at, &entry.0, &entry.1, name) {
+                file.refuse(at, problem, remedy);
+            }
+        }
+        for route in &self.config.routes {
+            for (at, key, remedy) in route.ineffective() {
+                file.refuse(at, format!("`{key}` has no effect here"), remedy);
+            }
         }
         file.finish()
     }
 
-    /// Takes one entry; what is wrong with it, and the remedy, if something is.
-    fn entry(&mut self, key: &str, value: &str, name: &str) -> Result<(), (String, String)> {
+    /// Takes the entry with this number; what is wrong with it, and the remedy, if something is.
+    fn entry(&mut self, at: usize, key: &str, value: &str, name: &str) -> Result<(), (String, String)> {
         let invalid = |remedy| (format!("`{key}` cannot be `{value}`"), remedy);
         if let Some(rest) = key.strip_prefix("routes.") {
             let (number, field) = rest.split_once('.').unwrap_or((rest, ""));
-            let Some((_, set)) = KEYS.iter().find(|(key, _)| *key == field) else {
-                return Err(unknown(field, KEYS.iter().map(|(key, _)| *key)));
+            let Some(key) = KEYS.iter().find(|key| key.name == field) else {
+                return Err(unknown(field, KEYS.iter().map(|key| key.name)));
             };
-            let number: usize = number.parse().map_err(|_| unknown(key, ["routes"]))?;
+            let number: usize = number.parse().map_err(|_| unknown(number, ["routes"]))?;
             while self.config.routes.len() <= number {
                 self.config.routes.push(RouteConfig::default());
             }
-            return set(&mut self.config.routes[number], value).map_err(invalid);
+            return self.config.routes[number].set(key, value, at).map_err(invalid);
         }
         let setting = find(key)
             .ok_or_else(|| unknown(key, SETTINGS.iter().map(|setting| setting.key).chain(["routes"])))?;
         self.set(setting, value, format!("file {name}")).map_err(invalid)
     }
 
-    /// Every setting with its value and where that comes from, as a file that would set the same.
+    /// Every setting with its value and where that comes from, and the routes, as a file that would set the same but for passwords.
     pub(crate) fn print(&self) -> String {
         let mut out = String::new();
         for settings in SETTINGS
@@ -114,6 +117,10 @@ impl Read {
                 let _ = writeln!(out, "{}{section}:", if any { "" } else { "# " });
             }
             out.push_str(&lines);
+        }
+        if !self.config.routes.is_empty() {
+            out.push_str("routes:\n");
+            out.extend(self.config.routes.iter().map(RouteConfig::print));
         }
         out
     }
@@ -162,6 +169,7 @@ fn unknown<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> (String, 
 
 #[cfg(test)]
 mod tests {
+    use super::super::route::Key;
     use super::*;
 
     fn of(text: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Read, String> {
@@ -229,8 +237,29 @@ mod tests {
 
     #[test]
     fn what_is_printed_sets_the_same() {
-        let first = of("{}", &[("MILLSTREAM_GATEWAY_TIMEOUTS_TOTAL", "3s")], &[]).expect("valid");
+        let routes = "routes:\n  - { name: \"it's\", host: '*.a', path: /x, methods: [GET, PUT], upstreams: [http://a:1], breaker: on, \
+                      compress: true, health: { path: /h, period: 1s, timeout: 500ms, failures: 3, successes: 2 } }\n\
+                      \x20 - { broker: 'embedded:d', publish: { queue: q, max: 2KiB } }\n  - { broker: 'memory:', serve: { stream: s } }\n\
+                      \x20 - { broker: 'amqp://u:secret@h', serve: { queue: q } }\n";
+        let first = of(routes, &[("MILLSTREAM_GATEWAY_TIMEOUTS_TOTAL", "3s")], &[]).expect("valid");
+        assert!(
+            first.print().contains("host: '*.a'") && !first.print().contains("secret"),
+            "{}",
+            first.print()
+        );
+        for key in KEYS {
+            let (section, name) = key.name.split_once('.').unwrap_or(("", key.name));
+            assert!(
+                first.print().contains(&format!("{name}: ")) && first.print().contains(section),
+                "{}",
+                key.name
+            );
+        }
         let second = of(&first.print(), &[], &[]).expect("valid");
+        assert_eq!(
+            first.print().split_once("routes:").map(|p| p.1),
+            second.print().split_once("routes:").map(|p| p.1)
+        );
         for setting in SETTINGS {
             assert_eq!((setting.show)(&first.config), (setting.show)(&second.config), "{}", setting.key);
         }
@@ -245,6 +274,32 @@ mod tests {
             ("pool:\n  enabled: maybe", "`pool.enabled` cannot be `maybe`"),
             ("routes:\n  - pth: /a", "did you mean `path`?"),
             ("routes:\n  - path: a", "`routes.0.path` cannot be `a`"),
+            ("routes:\n  - breaker: true", "g.yaml:2:14: `breaker` has no effect here"),
+            ("routes:\n  - broker: 'memory:'\n    upstreams: [http://a:1]", "`broker` has no effect here"),
+            (
+                "routes:\n  - upstreams: [http://a:1]\n    publish: { max: 1KiB }",
+                "name the queue by `publish.queue`",
+            ),
+            (
+                "routes:\n  - broker: 'memory:'\n    serve: { queue: q }\n    health: { path: / }",
+                "`health.path` has no effect",
+            ),
+            (
+                "routes:\n  - broker: 'memory:'\n    serve: { queue: q, stream: s }",
+                "`serve.queue` has no effect here",
+            ),
+            (
+                "routes:\n  - broker: 'memory:'\n    serve: { queue: q }\n    compress: true",
+                "`compress` has no effect here",
+            ),
+            (
+                "routes:\n  - broker: 'memory:'\n    serve: { queue: q }\n    publish: { queue: q }",
+                "publishes or serves",
+            ),
+            (
+                "routes:\n  - broker: 'memory:'\n    serve: { queue: q }\n    upstreams: [http://a:1]",
+                "leads to one place",
+            ),
         ] {
             let text = of(file, &[], &[]).err().unwrap_or_else(|| panic!("{file:?} is taken"));
             assert!(text.contains(expected), "{file:?}: {text}");
@@ -262,8 +317,8 @@ mod tests {
             let row = format!("| `{}` | `{}` |", setting.key, setting.variable());
             assert!(reference.contains(&row), "docs/gateway.md lacks {row}");
         }
-        for (key, _) in KEYS {
-            assert!(reference.contains(&format!("| `{key}` |")), "docs/gateway.md lacks `{key}`");
+        for Key { name, .. } in KEYS {
+            assert!(reference.contains(&format!("| `{name}` |")), "docs/gateway.md lacks `{name}`");
         }
     }
 

@@ -101,6 +101,11 @@ pub(crate) static SETTINGS: &[Setting] = &[
         |c| c.settings.pool.scrub.to_string(),
     ),
     setting(
+        "pool.warm",
+        |c, v| put(&mut c.settings.pool_warm, bytes(v, 0, 1 << 40)),
+        |c| show_size(c.settings.pool_warm),
+    ),
+    setting(
         "pool.trim",
         |c, v| put(&mut c.settings.pool_trim, time(v)),
         |c| show_duration(c.settings.pool_trim),

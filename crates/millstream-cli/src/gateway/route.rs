@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::Method;
 use millstream_gateway::{HealthCheck, PublishTo, Route, Serve, Served, Target, Upstreams};
 use millstream_message::{Address, Broker, BrokerUrl};
+use millstream_pipeline::{show_duration, show_size};
 use millstream_resilience::BreakerSettings;
 
 use super::options::{bytes, list, put, switch, text, time};
@@ -22,7 +23,7 @@ impl Brokers {
         let parsed: BrokerUrl = url.parse().map_err(|error| format!("{error}"))?;
         let memory = millstream_embedded::Settings::default().memory_bytes;
         let broker = millstream_pipeline::open_broker(&parsed, memory).await;
-        let broker = broker.map_err(|error| format!("cannot open the broker `{url}`: {error}"))?;
+        let broker = broker.map_err(|error| format!("cannot open the broker `{parsed}`: {error}"))?;
         self.0.insert(url.to_owned(), broker.clone());
         Ok(broker)
     }
@@ -30,7 +31,8 @@ impl Brokers {
     /// Closes all of them, so that what was accepted is durable.
     pub(crate) async fn close(self) -> Result<(), String> {
         for (url, broker) in self.0 {
-            broker.close().await.map_err(|error| format!("cannot close the broker `{url}`: {error}"))?;
+            let closed = broker.close().await;
+            closed.map_err(|error| format!("cannot close the broker `{}`: {error}", shown(&url)))?;
         }
         Ok(())
     }
@@ -50,34 +52,78 @@ pub(crate) struct RouteConfig {
     broker: Option<String>,
     publish: Option<String>,
     publish_max: Option<u64>,
-    serve: Option<Served>,
+    stream: Option<String>,
+    queue: Option<String>,
+    /// The keys that were given, with the number of the file's entry that gave each.
+    given: Vec<(usize, &'static Key)>,
 }
 
 /// The largest body that is published if nothing else is said.
 const PUBLISH_MAX: u64 = 1 << 20;
 
-type Set = fn(&mut RouteConfig, &str) -> Result<(), String>;
+/// A key of a route, below `routes` and its number.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    set: fn(&mut RouteConfig, &str) -> Result<(), String>,
+    /// Its value as YAML that sets the same, but for passwords.
+    show: fn(&RouteConfig) -> String,
+}
 
-/// The keys of a route, below `routes` and its number.
-pub(crate) static KEYS: &[(&str, Set)] = &[
-    ("name", |r, v| put(&mut r.name, text(v))),
-    ("host", |r, v| put(&mut r.host, text(v))),
-    ("path", |r, v| put(&mut r.path, path(v).map(Some))),
-    ("methods", |r, v| put(&mut r.methods, Ok(list(v)))),
-    ("upstreams", |r, v| put(&mut r.upstreams, Ok(list(v)))),
-    ("breaker", |r, v| put(&mut r.breaker, switch(v))),
-    ("health.path", |r, v| put(&mut r.check().path, path(v))),
-    ("health.period", |r, v| put(&mut r.check().period, time(v))),
-    ("health.timeout", |r, v| put(&mut r.check().timeout, time(v))),
-    ("health.failures", |r, v| put(&mut r.check().failures, times(v))),
-    ("health.successes", |r, v| put(&mut r.check().successes, times(v))),
-    ("compress", |r, v| put(&mut r.compress, switch(v))),
-    ("broker", |r, v| put(&mut r.broker, text(v))),
-    ("publish.queue", |r, v| put(&mut r.publish, text(v))),
-    ("publish.max", |r, v| put(&mut r.publish_max, bytes(v, 1, 64 << 20).map(Some))),
-    ("serve.stream", |r, v| put(&mut r.serve, text(v).map(|name| name.map(Served::Stream)))),
-    ("serve.queue", |r, v| put(&mut r.serve, text(v).map(|name| name.map(Served::Queue)))),
+const fn key(
+    name: &'static str,
+    set: fn(&mut RouteConfig, &str) -> Result<(), String>,
+    show: fn(&RouteConfig) -> String,
+) -> Key {
+    Key { name, set, show }
+}
+
+pub(crate) static KEYS: &[Key] = &[
+    key("name", |r, v| put(&mut r.name, text(v)), |r| quoted(r.name.as_deref())),
+    key("host", |r, v| put(&mut r.host, text(v)), |r| quoted(r.host.as_deref())),
+    key("path", |r, v| put(&mut r.path, path(v).map(Some)), |r| quoted(r.path.as_deref())),
+    key("methods", |r, v| put(&mut r.methods, Ok(list(v))), |r| quoted_all(&r.methods)),
+    key("upstreams", |r, v| put(&mut r.upstreams, Ok(list(v))), |r| quoted_all(&r.upstreams)),
+    key("breaker", |r, v| put(&mut r.breaker, switch(v)), |r| r.breaker.to_string()),
+    key("health.path", |r, v| put(&mut r.check().path, path(v)), |r| quoted(Some(&r.checks().path))),
+    key("health.period", |r, v| put(&mut r.check().period, time(v)), |r| show_duration(r.checks().period)),
+    key("health.timeout", |r, v| put(&mut r.check().timeout, time(v)), |r| show_duration(r.checks().timeout)),
+    key(
+        "health.failures",
+        |r, v| put(&mut r.check().failures, times(v)),
+        |r| r.checks().failures.to_string(),
+    ),
+    key(
+        "health.successes",
+        |r, v| put(&mut r.check().successes, times(v)),
+        |r| r.checks().successes.to_string(),
+    ),
+    key("compress", |r, v| put(&mut r.compress, switch(v)), |r| r.compress.to_string()),
+    key("broker", |r, v| put(&mut r.broker, text(v)), |r| quoted(r.broker.as_deref().map(shown).as_deref())),
+    key("publish.queue", |r, v| put(&mut r.publish, text(v)), |r| quoted(r.publish.as_deref())),
+    key(
+        "publish.max",
+        |r, v| put(&mut r.publish_max, bytes(v, 1, 64 << 20).map(Some)),
+        |r| show_size(r.publish_max.unwrap_or(PUBLISH_MAX)),
+    ),
+    key("serve.stream", |r, v| put(&mut r.stream, text(v)), |r| quoted(r.stream.as_deref())),
+    key("serve.queue", |r, v| put(&mut r.queue, text(v)), |r| quoted(r.queue.as_deref())),
 ];
+
+/// A text in YAML, whatever is in it.
+fn quoted(text: Option<&str>) -> String {
+    format!("'{}'", text.unwrap_or_default().replace('\'', "''"))
+}
+
+fn quoted_all(texts: &[String]) -> String {
+    let texts: Vec<String> = texts.iter().map(|text| quoted(Some(text))).collect();
+    format!("[{}]", texts.join(", "))
+}
+
+/// The URL of a broker without a password.
+fn shown(url: &str) -> String {
+    url.parse::<BrokerUrl>().map_or_else(|_| "?".into(), |url| url.to_string())
+}
 
 fn path(value: &str) -> Result<String, String> {
     if value.starts_with('/') {
@@ -94,6 +140,65 @@ fn times(value: &str) -> Result<u32, String> {
 impl RouteConfig {
     fn check(&mut self) -> &mut HealthCheck {
         self.health.get_or_insert_default()
+    }
+
+    fn checks(&self) -> HealthCheck {
+        self.health.clone().unwrap_or_default()
+    }
+
+    /// Sets a key, which the entry with this number of the file gives.
+    pub(crate) fn set(&mut self, key: &'static Key, value: &str, entry: usize) -> Result<(), String> {
+        (key.set)(self, value)?;
+        self.given.push((entry, key));
+        Ok(())
+    }
+
+    /// The entries that would have no effect, each with its key and the remedy.
+    pub(crate) fn ineffective(&self) -> Vec<(usize, &'static str, &'static str)> {
+        let gives = |name: &str| self.given.iter().any(|(_, key)| key.name == name);
+        let (publishes, serves) = (gives("publish.queue"), gives("serve.stream") || gives("serve.queue"));
+        let remedy = |name: &str| match name {
+            "upstreams" if publishes || serves => {
+                Some("a route leads to one place; leave `upstreams` out, or make a route for each")
+            }
+            "serve.stream" | "serve.queue" if publishes => {
+                Some("a route publishes or serves; make a route for each")
+            }
+            "serve.queue" if gives("serve.stream") => {
+                Some("a route serves a stream or a queue; make a route for each")
+            }
+            "publish.max" if !publishes => Some("name the queue by `publish.queue`, or leave it out"),
+            "broker" if !publishes && !serves => Some(
+                "say what it is for by `publish.queue`, `serve.stream` or `serve.queue`, or leave it out",
+            ),
+            "compress" if publishes || serves => {
+                Some("only answers of `upstreams` are compressed; leave it out")
+            }
+            _ if name == "breaker" || name.starts_with("health.") => (!gives("upstreams"))
+                .then_some("it watches `upstreams`, of which this route has none; leave it out"),
+            _ => None,
+        };
+        self.given.iter().filter_map(|(at, key)| Some((*at, key.name, remedy(key.name)?))).collect()
+    }
+
+    /// What was given, as an element of `routes`.
+    pub(crate) fn print(&self) -> String {
+        let mut lines: Vec<String> = Vec::new();
+        let given = |key: &&'static Key| self.given.iter().any(|(_, given)| given.name == key.name);
+        let keys: Vec<&Key> = KEYS.iter().filter(given).collect();
+        let section = |key: &&Key| key.name.split_once('.').map(|(section, _)| section);
+        for keys in keys.chunk_by(|one, next| section(one).is_some() && section(one) == section(next)) {
+            let pair = |key: &&Key| {
+                let name = key.name.rsplit('.').next().unwrap_or(key.name);
+                format!("{name}: {}", (key.show)(self))
+            };
+            let pairs: Vec<String> = keys.iter().map(pair).collect();
+            lines.push(match section(&keys[0]) {
+                Some(section) => format!("{section}: {{ {} }}", pairs.join(", ")),
+                None => pairs.concat(),
+            });
+        }
+        format!("  - {}\n", lines.join("\n    "))
     }
 
     /// The route to these servers for everything.
@@ -122,21 +227,22 @@ impl RouteConfig {
     }
 
     async fn target(&self, brokers: &mut Brokers) -> Result<Target, String> {
-        match (&self.publish, &self.serve, &self.upstreams[..]) {
-            (None, None, [_, ..]) if self.broker.is_none() => self.proxy(),
-            (Some(queue), None, []) => {
-                let broker = self.broker(brokers).await?;
-                let max = self.publish_max.unwrap_or(PUBLISH_MAX) as usize;
-                Ok(Target::Handler(Arc::new(PublishTo::new(broker, Address::queue(queue), max))))
-            }
-            (None, Some(what), []) => {
-                let broker = self.broker(brokers).await?;
-                Ok(Target::Handler(Arc::new(Serve::new(broker, what.clone()))))
-            }
-            _ => Err("it leads to one place: write `upstreams: [http://host:port]`, or `broker` with `publish.queue`, \
-                      `serve.stream` or `serve.queue`"
-                .into()),
+        let stream = self.stream.clone().map(Served::Stream);
+        let served = stream.or_else(|| self.queue.clone().map(Served::Queue));
+        if let Some(queue) = &self.publish {
+            let max = self.publish_max.unwrap_or(PUBLISH_MAX) as usize;
+            let broker = self.broker(brokers).await?;
+            return Ok(Target::Handler(Arc::new(PublishTo::new(broker, Address::queue(queue), max))));
         }
+        if let Some(what) = served {
+            return Ok(Target::Handler(Arc::new(Serve::new(self.broker(brokers).await?, what))));
+        }
+        if self.upstreams.is_empty() {
+            let remedy = "it leads nowhere: write `upstreams: [http://host:port]`, or `broker` with `publish.queue`, \
+                          `serve.stream` or `serve.queue`";
+            return Err(remedy.into());
+        }
+        self.proxy()
     }
 
     async fn broker(&self, brokers: &mut Brokers) -> Result<Arc<dyn Broker>, String> {

@@ -5,7 +5,8 @@ use std::ops::Range;
 use bytes::Bytes;
 use http::HeaderMap;
 
-use super::head::{Framing, HeadError, trailers};
+use super::head::trailers;
+use crate::head::{Framing, HeadError};
 
 /// The most bytes of one chunk's extensions; they are dropped, never forwarded.
 const EXTENSION_MAX: usize = 256;

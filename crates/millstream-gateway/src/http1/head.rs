@@ -4,65 +4,10 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version};
 
-/// The most header lines of one head.
-pub(crate) const HEADERS_MAX: usize = 128;
+use crate::head::{self, Framing, HEADERS_MAX, HeadError, words};
 
-/// How the end of a body is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Framing {
-    /// There is no body.
-    None,
-    Length(u64),
-    Chunked,
-    /// The end of the connection; responses only.
-    UntilClose,
-}
-
-/// Why a head is refused. Each names what the peer did, for the answer and the count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum HeadError {
-    #[error("a line ends without a carriage return")]
-    BareLineFeed,
-    #[error("a header line begins with a space: folded lines are obsolete")]
-    Folded,
-    #[error("the head is not HTTP/1")]
-    Malformed,
-    #[error("there are more than {HEADERS_MAX} header lines")]
-    TooManyHeaders,
-    #[error("the head is larger than allowed")]
-    TooLarge,
-    #[error("the request target is longer than allowed")]
-    TargetTooLong,
-    #[error("the request target is no URI")]
-    Target,
-    #[error("a header value is not UTF-8")]
-    NotUtf8,
-    #[error("`Content-Length` is repeated or no number")]
-    ContentLength,
-    #[error("both `Content-Length` and `Transfer-Encoding` are given")]
-    Conflict,
-    #[error("`Transfer-Encoding` is not just `chunked`")]
-    TransferEncoding,
-    #[error("`Host` is missing, repeated or invalid")]
-    Host,
-    #[error("the version is not HTTP/1.0 or HTTP/1.1")]
-    Version,
-    #[error("this method is not served")]
-    Method,
-}
-
-impl HeadError {
-    /// What a client is answered.
-    pub(crate) fn status(self) -> StatusCode {
-        match self {
-            HeadError::TooManyHeaders | HeadError::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            HeadError::TargetTooLong => StatusCode::URI_TOO_LONG,
-            HeadError::TransferEncoding | HeadError::Method => StatusCode::NOT_IMPLEMENTED,
-            HeadError::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            _ => StatusCode::BAD_REQUEST,
-        }
-    }
-}
+/// So many more lines have room in what was read: what is said of the client, or of the connection.
+const ROOM: usize = 6;
 
 /// Where the head ends in `bytes`, if all of it is there: after the empty line. `seen` bytes were looked at before.
 pub(crate) fn end_of_head(bytes: &[u8], seen: usize) -> Result<Option<usize>, HeadError> {
@@ -114,23 +59,9 @@ pub(crate) fn request(bytes: &Bytes, target_max: usize) -> Result<RequestHead, H
         return Err(HeadError::TargetTooLong);
     }
     let version = version(parsed.version)?;
-    let target = target_of(&method, target, bytes)?;
+    let target = target_of(target, bytes)?;
     let mut headers = headers(parsed.headers, bytes)?;
-    // An absolute target says which host is meant, whatever `Host` says (RFC 9112, 3.2.2).
-    if let Some(authority) = target.authority() {
-        check_host(&headers, version)?;
-        let value = HeaderValue::from_str(authority.as_str()).map_err(|_| HeadError::Host)?;
-        headers.insert(header::HOST, value);
-    } else {
-        check_host(&headers, version)?;
-    }
-    let framing = match (length(&headers)?, chunked(&headers)?) {
-        (Some(_), true) => return Err(HeadError::Conflict),
-        (None, true) if version == Version::HTTP_10 => return Err(HeadError::TransferEncoding),
-        (None, true) => Framing::Chunked,
-        (Some(0) | None, false) => Framing::None,
-        (Some(length), false) => Framing::Length(length),
-    };
+    let framing = head::check(&method, &target, version, &mut headers)?;
     let keep_alive = keeps_alive(&headers, version);
     Ok(RequestHead { method, target, version, headers, framing, keep_alive })
 }
@@ -150,20 +81,15 @@ pub(crate) fn response(bytes: &Bytes, to: &Method) -> Result<ResponseHead, HeadE
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED
         || *to == Method::HEAD;
-    let framing = match (length(&headers)?, chunked(&headers)?) {
-        (Some(_), true) => return Err(HeadError::Conflict),
+    let framing = match head::check_answer(&headers)? {
         _ if bodiless => Framing::None,
-        (None, true) => Framing::Chunked,
-        (Some(0), false) => Framing::None,
-        (Some(length), false) => Framing::Length(length),
-        (None, false) => Framing::UntilClose,
+        framing => framing,
     };
     let keep_alive = keeps_alive(&headers, version) && framing != Framing::UntilClose;
     Ok(ResponseHead { status, headers, framing, keep_alive })
 }
 
-/// The header lines of a trailer section, without the empty line; what belongs into a head only is dropped (RFC 9110,
-/// 6.5.1).
+/// The header lines of a trailer section, up to and with the empty line.
 pub(crate) fn trailers(section: &Bytes) -> Result<HeaderMap, HeadError> {
     let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let (length, parsed) = match httparse::parse_headers(section, &mut lines) {
@@ -174,33 +100,7 @@ pub(crate) fn trailers(section: &Bytes) -> Result<HeaderMap, HeadError> {
     if length != section.len() {
         return Err(HeadError::Malformed);
     }
-    let mut trailers = headers(parsed, section)?;
-    for name in [
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::HOST,
-        header::TRAILER,
-        header::CONNECTION,
-        header::TE,
-        header::AUTHORIZATION,
-        header::COOKIE,
-        header::SET_COOKIE,
-        header::CONTENT_TYPE,
-        header::CONTENT_ENCODING,
-        header::CONTENT_RANGE,
-        header::CACHE_CONTROL,
-        header::EXPECT,
-        header::MAX_FORWARDS,
-    ] {
-        trailers.remove(name);
-    }
-    Ok(trailers)
-}
-
-/// The words of a comma-separated header, in all its lines, lower-case.
-pub(crate) fn words<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = String> + 'a {
-    let lines = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    lines.flat_map(|line| line.split(',')).map(|word| word.trim().to_ascii_lowercase())
+    head::check_trailers(headers(parsed, section)?)
 }
 
 fn refused(error: httparse::Error, bytes: &[u8]) -> HeadError {
@@ -221,67 +121,22 @@ fn version(minor: Option<u8>) -> Result<Version, HeadError> {
     }
 }
 
-fn target_of(method: &Method, target: &str, head: &Bytes) -> Result<Uri, HeadError> {
-    if *method == Method::CONNECT {
-        return Err(HeadError::Method);
-    }
+fn target_of(target: &str, head: &Bytes) -> Result<Uri, HeadError> {
     if target.contains('#') {
         return Err(HeadError::Target);
     }
-    let uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).map_err(|_| HeadError::Target)?;
-    let valid = match target {
-        "*" => *method == Method::OPTIONS,
-        _ if target.starts_with('/') => true,
-        _ => uri.scheme().is_some() && uri.authority().is_some(),
-    };
-    if valid { Ok(uri) } else { Err(HeadError::Target) }
+    Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).map_err(|_| HeadError::Target)
 }
 
 fn headers(lines: &[httparse::Header<'_>], head: &Bytes) -> Result<HeaderMap, HeadError> {
-    let mut headers = HeaderMap::with_capacity(lines.len());
+    let mut headers = HeaderMap::with_capacity(lines.len() + ROOM);
     for line in lines {
         let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
-        if !line.value.is_ascii() && std::str::from_utf8(line.value).is_err() {
-            return Err(HeadError::NotUtf8);
-        }
         let value = if line.value.is_empty() { Bytes::new() } else { head.slice_ref(line.value) };
         let value = HeaderValue::from_maybe_shared(value).map_err(|_| HeadError::Malformed)?;
         headers.append(name, value);
     }
     Ok(headers)
-}
-
-fn check_host(headers: &HeaderMap, version: Version) -> Result<(), HeadError> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (None, _) if version == Version::HTTP_10 => Ok(()),
-        (Some(host), None) => {
-            let text = host.to_str().map_err(|_| HeadError::Host)?;
-            let valid = text.is_empty()
-                || text.parse::<http::uri::Authority>().is_ok_and(|a| !a.as_str().contains('@'));
-            if valid { Ok(()) } else { Err(HeadError::Host) }
-        }
-        _ => Err(HeadError::Host),
-    }
-}
-
-/// The declared length. A list is refused even where its entries agree: who forwards it may read it differently.
-fn length(headers: &HeaderMap) -> Result<Option<u64>, HeadError> {
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(length) = lengths.next() else { return Ok(None) };
-    let digits = length.as_bytes();
-    let valid = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) && lengths.next().is_none();
-    let number = std::str::from_utf8(digits).ok().filter(|_| valid).and_then(|text| text.parse().ok());
-    number.map(Some).ok_or(HeadError::ContentLength)
-}
-
-fn chunked(headers: &HeaderMap) -> Result<bool, HeadError> {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => Ok(false),
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(true),
-        _ => Err(HeadError::TransferEncoding),
-    }
 }
 
 fn keeps_alive(headers: &HeaderMap, version: Version) -> bool {
@@ -375,6 +230,12 @@ mod tests {
             ("GET /#a HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
             ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
             ("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Method),
+            ("GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Host),
+            ("GET http://a:b/ HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Host),
+            ("GET http://a/ HTTP/1.1\r\n\r\n", HeadError::Host),
+            ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
+            ("GET / HTTP/1.1\r\nHost: a\";by=evil\r\n\r\n", HeadError::Host),
+            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Target),
         ] {
             assert_eq!(parsed(head).map(|_| ()), Err(error), "{head:?}");
         }

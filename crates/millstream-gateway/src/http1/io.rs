@@ -8,85 +8,21 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
+use tokio::io::{AsyncWrite, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant, timeout};
 use tokio_util::io::poll_read_buf;
 
-use super::head::{HeadError, end_of_head};
+use super::head::end_of_head;
+use crate::chunk::Chunk;
+use crate::duplex::{Duplex, Prefixed};
+use crate::head::HeadError;
 use crate::meter::Meter;
-use crate::pool::{BufferPool, Lease};
+use crate::pool::BufferPool;
 
 /// How long a peer may take nothing before it counts as slow: then what is left for it moves to a smaller buffer.
 const SLOW: Duration = Duration::from_millis(10);
-
-/// Bytes on their way: a part of a leased buffer, or shared ones.
-#[derive(Debug)]
-pub(crate) enum Chunk {
-    Leased { lease: Lease, start: usize, end: usize },
-    Shared(Bytes),
-}
-
-impl Chunk {
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Chunk::Leased { start, end, .. } => end - start,
-            Chunk::Shared(bytes) => bytes.len(),
-        }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Forgets the first `count` bytes.
-    fn advance(&mut self, count: usize) {
-        match self {
-            Chunk::Leased { start, .. } => *start += count,
-            Chunk::Shared(bytes) => drop(bytes.split_to(count)),
-        }
-    }
-
-    /// The bytes as shared ones.
-    pub(crate) fn freeze(self) -> Bytes {
-        match self {
-            Chunk::Leased { lease, start, end } => lease.freeze().slice(start..end),
-            Chunk::Shared(bytes) => bytes,
-        }
-    }
-
-    /// Forgets the first `sent` bytes and moves the rest to the smallest buffer that holds it. True if it did.
-    fn shrink(&mut self, sent: usize, pool: &BufferPool) -> bool {
-        let left = self.len() - sent;
-        match self {
-            Chunk::Leased { lease, start, end } if left * 2 <= lease.capacity() => {
-                let mut smaller = pool.lease_or_smaller(left);
-                if smaller.capacity() >= lease.capacity() || smaller.capacity() < left {
-                    return false;
-                }
-                smaller.extend(&lease[*start + sent..*end]);
-                (*lease, *start, *end) = (smaller, 0, left);
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-impl std::ops::Deref for Chunk {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        match self {
-            Chunk::Leased { lease, start, end } => &lease[*start..*end],
-            Chunk::Shared(bytes) => bytes,
-        }
-    }
-}
-
-/// A connection of any other kind than plain TCP.
-pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// Both sides of a connection that nobody has split yet.
 pub(crate) enum Connection {
@@ -401,49 +337,5 @@ pub(crate) fn unsplit(read: ReadSide, write: WriteSide, before: Bytes) -> Box<dy
     if let Some(carry) = read.carry {
         first.extend_from_slice(&carry);
     }
-    Box::new(Prefixed { first: first.into(), stream })
-}
-
-/// A connection with some bytes in front.
-struct Prefixed {
-    first: Bytes,
-    stream: Box<dyn Duplex>,
-}
-
-impl AsyncRead for Prefixed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.first.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
-        }
-        let length = self.first.len().min(buffer.remaining());
-        let part = self.first.split_to(length);
-        buffer.put_slice(&part);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Prefixed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+    Box::new(Prefixed::new(first.into(), stream))
 }

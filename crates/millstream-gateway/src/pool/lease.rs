@@ -64,7 +64,13 @@ impl Lease {
 
     /// Forgets all but the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
-        self.buffer_mut().truncate(len);
+        let content = self.content.as_mut().expect("a lease has its buffer until it is dropped");
+        if content.home.settings.scrub
+            && let Some(forgotten) = content.buffer.get_mut(len..)
+        {
+            forgotten.fill(0);
+        }
+        content.buffer.truncate(len);
     }
 
     /// The bytes as shared ones; the buffer returns when the last of them is dropped.

@@ -150,7 +150,9 @@ pub(super) fn give(content: Content, tier: usize) {
         let has_room = tier < KEPT.len() && local.idle[tier].len() < KEPT[tier];
         if has_room && mine.home.settings.enabled && mine.home.waiting.load(Ordering::SeqCst) == 0 {
             mine.buffer.clear();
-            local.idle[tier].extend(content.take());
+            if let Some(content) = content.take() {
+                local.idle[tier].push(content);
+            }
         }
     });
     // Outside of the borrow: waking somebody may run anything.

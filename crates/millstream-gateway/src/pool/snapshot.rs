@@ -20,7 +20,8 @@ pub struct PoolSnapshot {
     pub bytes: u64,
     /// The most bytes that existed at once.
     pub bytes_high_water: u64,
-    /// The bound of [`PoolSettings::bytes_max`](crate::PoolSettings::bytes_max).
+    /// The bound of that: [`PoolSettings::bytes_max`](crate::PoolSettings::bytes_max), and [`THREAD_BYTES`](crate::THREAD_BYTES) for
+    /// each thread that has used the pool.
     pub bytes_max: u64,
     /// The tiers, smallest first.
     pub tiers: Vec<TierSnapshot>,
@@ -73,7 +74,7 @@ pub(super) fn of(shared: &Shared) -> PoolSnapshot {
         in_use: tiers.iter().map(|tier| tier.in_use).sum(),
         bytes: shared.bytes.load(Ordering::SeqCst),
         bytes_high_water: shared.bytes_high.load(Ordering::Relaxed),
-        bytes_max: shared.settings.bytes_max,
+        bytes_max: shared.bytes_max(),
         tiers,
     }
 }

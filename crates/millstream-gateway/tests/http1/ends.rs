@@ -7,9 +7,6 @@ use millstream_gateway::{Body, Gateway, HalfClose, Limits, Route, Settings, Time
 
 use crate::support::*;
 
-/// Long beside what a loaded machine takes for a step, short beside a test.
-const SHORT: Duration = Duration::from_millis(500);
-
 #[tokio::test]
 async fn a_client_that_leaves_takes_its_request_with_it_at_once() {
     let scene = scene(Settings::default()).await;
@@ -31,6 +28,48 @@ async fn a_client_that_leaves_takes_its_request_with_it_at_once() {
     up.ended().await;
     assert_eq!(scene.refused("client_gone"), 3);
     scene.end().await;
+}
+
+#[tokio::test]
+async fn a_request_that_fails_after_its_answer_began_is_counted_as_what_it_is() {
+    let timeouts = Timeouts { idle: SHORT, ..Timeouts::default() };
+    let limits = Limits { request_body_bytes: 10, ..Limits::default() };
+    let scene = scene(Settings { timeouts, limits, ..Settings::default() }).await;
+    let head = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    for (rest, why) in [("8\r\nmuchmore\r\n", "body_size"), ("x\r\n", "framing"), ("", "timeout")] {
+        let (mut client, mut up, _) = scene.asked(head).await;
+        // The answer goes on for longer than the request may be silent.
+        up.send("HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\nabc").await;
+        client.head().await;
+        client.send(rest).await;
+        while scene.refused(why) == 0 {
+            up.stream.writable().await.expect("a socket");
+            let _ = up.stream.try_write(b".");
+            tokio::time::sleep(SHORT / 20).await;
+        }
+        client.rest().await;
+        assert_eq!((scene.refused(why), scene.refused("client_gone")), (1, 0), "{why}");
+    }
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn an_exchange_that_a_stop_breaks_off_is_told() {
+    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", upstream.local_addr().expect("an address"));
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let server = Gateway::new(Settings::default())
+        .route(Route::proxy("up", [url.parse().expect("a url")]))
+        .observe(move |report| tell.try_send(report.clone()).expect("one exchange"))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let mut client = connect(server.local_addr()).await;
+    client.send(GET).await;
+    let _up = within("a connection", upstream.accept()).await.expect("accepted");
+    within("the end", server.shutdown(Duration::ZERO)).await;
+    let report = within("a report", told.recv()).await.expect("a report");
+    assert_eq!(report.failure.as_deref(), Some("the gateway has stopped"));
 }
 
 #[tokio::test]
@@ -117,97 +156,6 @@ async fn an_answer_with_broken_chunks_breaks_off() {
     let (rest, _) = client.rest().await;
     assert!(!String::from_utf8_lossy(&rest).contains("0\r\n\r\n"));
     scene.end().await;
-}
-
-#[tokio::test]
-async fn a_connection_that_the_upstream_has_closed_is_replaced() {
-    let scene = scene(Settings::default()).await;
-    let (mut client, mut up, _) = scene.asked(GET).await;
-    up.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
-    client.head().await;
-    client.send(GET).await;
-    // It has read the request and closes without an answer, as a server does whose patience is over.
-    up.head().await;
-    drop(up);
-    let mut up = scene.accept().await;
-    up.head().await;
-    up.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await;
-    client.head().await;
-    assert_eq!(client.bytes(2).await, b"hi");
-
-    // What changes something is not asked twice.
-    client.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx").await;
-    up.head().await;
-    assert_eq!(up.bytes(1).await, b"x");
-    drop(up);
-    assert_eq!(status(&client.head().await), 502);
-    scene.end().await;
-}
-
-#[tokio::test]
-async fn a_new_connection_that_closes_without_an_answer_is_not_tried_again() {
-    let scene = scene(Settings::default()).await;
-    let (mut client, up, _) = scene.asked(GET).await;
-    drop(up);
-    assert_eq!(status(&client.head().await), 502);
-    assert_eq!(scene.refused("upstream"), 1);
-    scene.end().await;
-}
-
-#[tokio::test]
-async fn an_upstream_out_of_reach_is_told_and_the_next_one_tried() {
-    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let gone = format!("http://{}", closed.local_addr().expect("an address"));
-    drop(closed);
-    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let there = format!("http://{}", upstream.local_addr().expect("an address"));
-    let server = Gateway::new(Settings::default())
-        .route(Route::proxy("none", [gone.parse().expect("a url")]).path("/none"))
-        .route(Route::proxy("some", [gone.parse().expect("a url"), there.parse().expect("a url")]))
-        .listen("127.0.0.1:0".parse().expect("an address"))
-        .await
-        .expect("a port");
-    let mut client = connect(server.local_addr()).await;
-    client.send("GET /none HTTP/1.1\r\nHost: h\r\n\r\n").await;
-    assert_eq!(status(&client.head().await), 502);
-    client.until("reached\n").await;
-    // Whichever is chosen first, each request is answered by the one that is there.
-    for _ in 0..4 {
-        client
-            .send("POST /some HTTP/1.1\r\nHost: h\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx")
-            .await;
-        let mut up = Wire::new(within("a connection", upstream.accept()).await.expect("accepted").0);
-        up.head().await;
-        up.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
-        assert_eq!(status(&client.head().await), 200);
-    }
-}
-
-#[tokio::test]
-async fn requests_go_to_the_server_with_the_fewest_in_flight() {
-    let a = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let b = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let urls = [&a, &b]
-        .map(|server| format!("http://{}", server.local_addr().expect("an address")).parse().expect("a url"));
-    let server = Gateway::new(Settings::default())
-        .route(Route::proxy("both", urls))
-        .listen("127.0.0.1:0".parse().expect("an address"))
-        .await
-        .expect("a port");
-    let mut clients = Vec::new();
-    for _ in 0..6 {
-        let mut client = connect(server.local_addr()).await;
-        client.send(GET).await;
-        clients.push(client);
-    }
-    let mut kept = Vec::new();
-    for listener in [&a, &b] {
-        for _ in 0..3 {
-            kept.push(within("three requests at each server", listener.accept()).await.expect("accepted"));
-        }
-    }
-    let in_flight: Vec<u64> = server.snapshot().upstreams.iter().map(|server| server.in_flight).collect();
-    assert_eq!(in_flight, [3, 3]);
 }
 
 #[tokio::test]

@@ -31,6 +31,10 @@ async fn smuggled_requests_are_refused_and_never_reach_the_upstream() {
         ("GET / HTTP/1.1\r\nHost: h\r\nA\x01: b\r\n\r\n", 400),
         ("GET / HTTP/3.7\r\nHost: h\r\n\r\n", 505),
         ("CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n", 501),
+        ("GET http://u@h/ HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        ("GET http://h:x/ HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        ("GET gopher://h/ HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: h\";by=evil\r\n\r\n", 400),
     ] {
         let mut client = scene.client().await;
         client.send(format!("{head}{smuggled}")).await;
@@ -40,7 +44,7 @@ async fn smuggled_requests_are_refused_and_never_reach_the_upstream() {
         assert_eq!(answers.matches("HTTP/1.1").count(), 1 + usize::from(code == 505), "{head:?}: {answers}");
     }
     let upstreams = scene.server.snapshot().upstreams;
-    assert_eq!((upstreams[0].connected, scene.refused("head")), (0, 16));
+    assert_eq!((upstreams[0].connected, scene.refused("head")), (0, 20));
     scene.end().await;
 }
 

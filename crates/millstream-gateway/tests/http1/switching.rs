@@ -1,7 +1,7 @@
 //! Connections that change their protocol.
 
 use http::{Request, Response, StatusCode};
-use millstream_gateway::{Body, Gateway, Route, Settings, Upgrade};
+use millstream_gateway::{Body, Gateway, Limits, Route, Settings, Timeouts, Upgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::*;
@@ -59,7 +59,7 @@ async fn a_change_to_http_2_is_not_passed_on_since_requests_would_pass_unseen() 
 async fn a_handler_may_take_the_connection() {
     async fn shout(request: Request<Body>) -> Response<Body> {
         let upgrade = request.extensions().get::<Upgrade>().expect("an upgrade").clone();
-        upgrade.spawn(async move |mut connection| {
+        upgrade.on_upgrade(async move |mut connection| {
             let mut word = [0; 5];
             connection.read_exact(&mut word).await.expect("a word");
             connection.write_all(&word.to_ascii_uppercase()).await.expect("written");
@@ -80,4 +80,56 @@ async fn a_handler_may_take_the_connection() {
     assert_eq!(status(&client.head().await), 101);
     assert_eq!(client.bytes(5).await, b"HELLO");
     client.ended().await;
+}
+
+#[tokio::test]
+async fn a_connection_in_a_handlers_hands_counts_against_the_limits() {
+    let hold = |request: Request<Body>| {
+        let upgrade = request.extensions().get::<Upgrade>().expect("an upgrade").clone();
+        upgrade.on_upgrade(async move |mut connection| {
+            let mut word = [0; 5];
+            // A client that sends nothing for as long as a tunnel may be silent is an error here.
+            let read = connection.read_exact(&mut word).await;
+            let _ = connection.write_all(if read.is_ok() { b"spoke" } else { b"quiet" }).await;
+        });
+        let mut response = Response::default();
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        std::future::ready(response)
+    };
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let timeouts = Timeouts { tunnel: SHORT, ..Timeouts::default() };
+    let server = Gateway::new(Settings { limits, timeouts, ..Settings::default() })
+        .route(Route::handler("hold", hold))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let switch = "GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
+    let mut first = connect(server.local_addr()).await;
+    first.send(switch).await;
+    assert_eq!(status(&first.head().await), 101);
+    let mut second = connect(server.local_addr()).await;
+    second.send(switch).await;
+    let snapshot = server.snapshot();
+    assert_eq!((snapshot.connections, snapshot.connections_open), (1, 1));
+    // The second is served when the first was silent for too long, and not before.
+    assert_eq!(first.bytes(5).await, b"quiet");
+    first.ended().await;
+    assert_eq!(status(&second.head().await), 101);
+    second.send("hello").await;
+    assert_eq!(second.bytes(5).await, b"spoke");
+    second.ended().await;
+}
+
+#[tokio::test]
+async fn a_tunnel_that_is_silent_for_too_long_ends() {
+    let timeouts = Timeouts { tunnel: SHORT, ..Timeouts::default() };
+    let scene = scene(Settings { timeouts, ..Settings::default() }).await;
+    let (mut client, mut up, _) = scene.asked(ASKED).await;
+    up.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await;
+    client.head().await;
+    client.send("there").await;
+    assert_eq!(up.bytes(5).await, b"there");
+    up.ended().await;
+    client.ended().await;
+    scene.end().await;
 }

@@ -1,6 +1,5 @@
 //! HTTP/2 and TLS on either side, and servers that are not well.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,60 +10,13 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use millstream_gateway::{
-    Body, Gateway, HealthCheck, Limits, Route, Server, Settings, Target, Upstreams, client_tls, server_tls,
+    Body, Gateway, HealthCheck, Limits, Route, Settings, Target, Upstreams, client_tls, server_tls,
 };
 use millstream_resilience::BreakerSettings;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-const LIMIT: Duration = Duration::from_secs(30);
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, future).await.expect("in time")
-}
-
-fn any() -> SocketAddr {
-    "127.0.0.1:0".parse().expect("an address")
-}
-
-/// Answers with what it was sent, as it comes.
-async fn echo(request: Request<Body>) -> Response<Body> {
-    let (parts, body) = request.into_parts();
-    let mut response = Response::new(body);
-    let seen = format!("{:?} {} {:?}", parts.version, parts.uri.path(), parts.headers.get("host"));
-    response.headers_mut().insert("x-seen", seen.parse().expect("a value"));
-    if let Some(cookie) = parts.headers.get("cookie") {
-        response.headers_mut().insert("x-cookie", cookie.clone());
-    }
-    response
-}
-
-async fn echo_server() -> Server {
-    Gateway::new(Settings::default()).route(Route::handler("echo", echo)).listen(any()).await.expect("a port")
-}
-
-async fn proxy(to: &[String], settings: Settings) -> Server {
-    let urls: Vec<_> = to.iter().map(|url| url.parse().expect("a url")).collect();
-    Gateway::new(settings).route(Route::proxy("up", urls)).listen(any()).await.expect("a port")
-}
-
-type Sender<B> = hyper::client::conn::http2::SendRequest<B>;
-
-async fn http2<B>(to: SocketAddr) -> Sender<B>
-where
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let stream = TcpStream::connect(to).await.expect("connected");
-    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-    let (sender, connection) = within(handshake).await.expect("HTTP/2");
-    tokio::spawn(connection);
-    sender
-}
-
-async fn all(response: Response<hyper::body::Incoming>) -> Bytes {
-    within(response.into_body().collect()).await.expect("a body").to_bytes()
-}
+use crate::support::*;
 
 #[tokio::test]
 async fn http_2_comes_in_and_goes_out() {
@@ -122,7 +74,13 @@ async fn http_2_streams_both_ways_at_once_with_trailers() {
 async fn a_stream_that_its_client_resets_is_cancelled_at_the_upstream() {
     let upstream = tokio::net::TcpListener::bind(any()).await.expect("a port");
     let url = format!("http://{}", upstream.local_addr().expect("an address"));
-    let gateway = proxy(&[url], Settings::default()).await;
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let gateway = Gateway::new(Settings::default())
+        .route(Route::proxy("up", [url.parse().expect("a url")]))
+        .observe(move |report| tell.try_send(report.clone()).expect("one exchange"))
+        .listen(any())
+        .await
+        .expect("a port");
     let mut sender = http2::<Full<Bytes>>(gateway.local_addr()).await;
     let asking = sender.send_request(Request::get("http://h/").body(Full::default()).expect("a request"));
     let asking = tokio::spawn(asking);
@@ -133,6 +91,10 @@ async fn a_stream_that_its_client_resets_is_cancelled_at_the_upstream() {
     let mut rest = Vec::new();
     // An end or a reset, but at once.
     let _ = within(up.read_to_end(&mut rest)).await;
+    // It is told and counted like an exchange that ended by itself.
+    let report = within(told.recv()).await.expect("a report");
+    assert_eq!((report.failure.as_deref(), report.status), (Some("the client is gone"), None));
+    assert_eq!(gateway.snapshot().refused["client_gone"], 1);
 }
 
 #[tokio::test]

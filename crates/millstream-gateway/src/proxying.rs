@@ -1,0 +1,123 @@
+//! An exchange with an upstream: which one, over which connection, and what becomes of that.
+
+use http::header::{self, HeaderValue};
+use http::{Request, StatusCode};
+
+use crate::answer::Answer;
+use crate::asking::{path_of, request_head, size_of};
+use crate::body::Body;
+use crate::client::Client;
+use crate::converse::How;
+use crate::exchange::{Asked, Ended, Failure, Serving};
+use crate::head::Framing;
+use crate::headers;
+use crate::http2;
+use crate::pump::Sink;
+use crate::report::Refusal;
+use crate::upstream::{InFlight, UpstreamUrl, Upstreams, Way};
+
+impl Serving<'_> {
+    /// Serves a request by asking one of these servers.
+    pub(crate) async fn proxy(
+        &mut self,
+        mut asked: Asked<'_>,
+        client: &mut Client<'_>,
+        upstreams: &Upstreams,
+    ) -> Result<Ended, Failure> {
+        let switching = headers::upgrade(&asked.headers).filter(|_| asked.may_switch);
+        let trailers = headers::takes_trailers(&asked.headers);
+        headers::remove_hop_by_hop(&mut asked.headers);
+        headers::forward(&mut asked.headers, self.settings().forwarded, &asked.peer);
+        if trailers {
+            asked.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+        let idempotent = asked.method.is_idempotent() && asked.framing == Framing::None;
+        let mut failed = Vec::new();
+        let mut fresh = false;
+        loop {
+            let Some((at, mut in_flight)) = upstreams.choose(&failed) else {
+                let text = "no server of this route is well";
+                return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::Upstream, text));
+            };
+            let url = &in_flight.upstream.url;
+            self.report.upstream = Some(in_flight.upstream.name.clone());
+            let (reused, up, conversed) = match in_flight.upstream.way(self.shared, fresh).await {
+                Ok(Way::Http1(mut up)) => {
+                    up.write.pending = request_head(&asked, &url.base, switching.as_ref());
+                    let sink = Sink::Wire { write: &mut up.write, framing: asked.framing };
+                    let answer = Answer::Wire { read: &mut up.read, method: asked.method.clone() };
+                    let conversed =
+                        self.converse(asked.source, sink, answer, client, switching.is_some()).await;
+                    (up.reused, Some(up), conversed)
+                }
+                Ok(Way::Http2 { sender, reused }) => {
+                    // Hyper does not tell of an upstream's 100.
+                    if let Err(how) = self.want_body(asked.framing, client).await {
+                        return self.concluded(how, client);
+                    }
+                    let (request, sink) = http2_request(&asked, url);
+                    let answer = Answer::Frames(Box::pin(http2::ask(sender, request)));
+                    (reused, None, self.converse(asked.source, sink, answer, client, false).await)
+                }
+                Err(error) => {
+                    in_flight.answered(false);
+                    // Nothing was sent, so that any request may try the next server.
+                    failed.push(at);
+                    if failed.len() < upstreams.servers.len() {
+                        continue;
+                    }
+                    let late = error.kind() == std::io::ErrorKind::TimedOut;
+                    let status = if late { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
+                    return Err(Failure::new(status, Refusal::Upstream, "the upstream cannot be reached"));
+                }
+            };
+            let stale = reused && idempotent && matches!(conversed.how, How::Unanswered);
+            if let Some(source) = conversed.source.filter(|_| stale) {
+                // The server closed the connection while the request was on its way, and has not seen it; if it has, seeing
+                // it twice changes nothing.
+                asked.source = source;
+                fresh = true;
+                continue;
+            }
+            self.judge(&mut in_flight, &conversed.how);
+            return match (conversed.how, up) {
+                (How::Switched, Some(up)) => Ok(Ended::Tunnel(Box::new(up), in_flight)),
+                (How::Answered { whole: true, keep_alive: true }, Some(up)) => {
+                    if up.read.has_carry() {
+                        self.shared.tally.upstream_excess();
+                    } else {
+                        in_flight.upstream.keep(up, self.settings());
+                    }
+                    Ok(if client.keeps_alive() { Ended::Keep } else { Ended::Close })
+                }
+                (how, _) => self.concluded(how, client),
+            };
+        }
+    }
+
+    /// Tells the server's breaker how it did, where it is the server's doing.
+    fn judge(&self, in_flight: &mut InFlight, how: &How) {
+        let server_errors =
+            [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+        match how {
+            How::Answered { .. } | How::Switched => {
+                let well = self.report.status.is_none_or(|status| !server_errors.contains(&status));
+                in_flight.answered(well);
+            }
+            How::Unanswered => in_flight.answered(false),
+            How::Failed(failure) if server_errors.contains(&failure.status) => in_flight.answered(false),
+            How::Failed(_) | How::ClientGone | How::BrokenOff => {}
+        }
+    }
+}
+
+/// A request for an upstream that speaks HTTP/2, and where its body goes.
+fn http2_request(asked: &Asked<'_>, url: &UpstreamUrl) -> (Request<Body>, Sink<'static>) {
+    let (frames, body) = Body::channel(size_of(asked.framing));
+    let body = if asked.framing == Framing::None { Body::empty() } else { body };
+    let path = format!("{}{}", url.base, path_of(&asked.target));
+    let mut request = http2::request(asked, url.tls, &url.authority, &path, body);
+    // The client was told already.
+    request.headers_mut().remove(header::EXPECT);
+    (request, Sink::Frames(frames))
+}

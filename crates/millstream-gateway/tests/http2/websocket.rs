@@ -1,0 +1,166 @@
+//! WebSockets over HTTP/2 (RFC 8441).
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use millstream_gateway::websocket::{self, WebSocketMessage};
+use millstream_gateway::{Body, Gateway, Route, Settings, Timeouts};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use crate::support::*;
+
+/// Asks for another protocol over a stream; the answer, and the stream if it is a change.
+async fn ask(to: SocketAddr, protocol: &'static str) -> Response<Incoming> {
+    let stream = TcpStream::connect(to).await.expect("connected");
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, mut connection) = within(handshake).await.expect("HTTP/2");
+    // The server's settings say that it knows how. Nothing wakes whoever waits for that.
+    within(poll_fn(|cx| {
+        assert!(connection.poll_unpin(cx).is_pending(), "the connection ended");
+        if connection.is_extended_connect_protocol_enabled() {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }))
+    .await;
+    tokio::spawn(connection);
+    let mut request = Request::new(Empty::<Bytes>::new());
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = "http://h/ws?a=b".parse().expect("a target");
+    request.headers_mut().insert("sec-websocket-version", "13".parse().expect("a value"));
+    request.extensions_mut().insert(hyper::ext::Protocol::from_static(protocol));
+    within(sender.send_request(request)).await.expect("an answer")
+}
+
+/// An upstream's connection that has read a request's head.
+async fn asked(upstream: &TcpListener) -> (BufReader<TcpStream>, String) {
+    let (stream, _) = within(upstream.accept()).await.expect("accepted");
+    let (mut stream, mut head) = (BufReader::new(stream), String::new());
+    while !head.ends_with("\r\n\r\n") {
+        within(stream.read_line(&mut head)).await.expect("a line");
+    }
+    (stream, head)
+}
+
+async fn upstream_and_gateway() -> (TcpListener, millstream_gateway::Server) {
+    let upstream = TcpListener::bind(any()).await.expect("a port");
+    let url = format!("http://{}", upstream.local_addr().expect("an address"));
+    let timeouts = Timeouts {
+        tunnel: Duration::from_secs(2),
+        // Whoever has a tunnel is not idle.
+        keep_alive: Duration::from_millis(100),
+        idle: Duration::from_millis(100),
+        ..Timeouts::default()
+    };
+    let gateway = proxy(&[url], Settings { timeouts, ..Settings::default() }).await;
+    (upstream, gateway)
+}
+
+#[tokio::test]
+async fn a_websocket_over_a_stream_is_one_over_a_connection_to_the_upstream() {
+    let (upstream, gateway) = upstream_and_gateway().await;
+    let asking = tokio::spawn(ask(gateway.local_addr(), "websocket"));
+    let (mut up, head) = asked(&upstream).await;
+    assert!(
+        head.starts_with("GET /ws?a=b HTTP/1.1\r\nhost: h\r\n") || head.contains("\r\nhost: h\r\n"),
+        "{head}"
+    );
+    assert!(head.contains("connection: upgrade\r\nupgrade: websocket\r\n"), "{head}");
+    let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).expect("a key");
+    let accept = derive_accept_key(key.as_bytes());
+    let answer = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: p\r\n\r\nfirst"
+    );
+    up.write_all(answer.as_bytes()).await.expect("written");
+    let answer = within(asking).await.expect("no panic");
+    assert_eq!(
+        (answer.status(), &answer.headers()["sec-websocket-protocol"]),
+        (StatusCode::OK, &"p".parse().unwrap())
+    );
+    assert!(!answer.headers().contains_key("sec-websocket-accept"));
+    let mut client = TokioIo::new(within(hyper::upgrade::on(answer)).await.expect("a stream"));
+    let mut word = [0; 5];
+    within(client.read_exact(&mut word)).await.expect("a word");
+    assert_eq!(&word, b"first");
+    client.write_all(b"there").await.expect("written");
+    within(up.read_exact(&mut word)).await.expect("a word");
+    assert_eq!(&word, b"there");
+    let started = tokio::time::Instant::now();
+    // It is a tunnel like any other: counted, and not silent for ever.
+    let streams = gateway.snapshot().streams;
+    assert_eq!((streams[2].route.as_str(), streams[2].bytes), ("(tunnels)", 5));
+    let mut rest = Vec::new();
+    let _ = within(up.read_to_end(&mut rest)).await;
+    assert!(started.elapsed() > Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_stream_that_is_dropped_ends_the_upstreams_connection() {
+    let (upstream, gateway) = upstream_and_gateway().await;
+    let asking = tokio::spawn(ask(gateway.local_addr(), "websocket"));
+    let (mut up, _) = asked(&upstream).await;
+    up.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await
+        .expect("written");
+    let answer = within(asking).await.expect("no panic");
+    drop(hyper::upgrade::on(answer).await.expect("a stream"));
+    let mut rest = Vec::new();
+    let _ = within(up.read_to_end(&mut rest)).await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_change_the_protocol_never_looks_as_if_it_had() {
+    for (answer, code) in [("200 OK", 502), ("426 Upgrade Required", 426)] {
+        let (upstream, gateway) = upstream_and_gateway().await;
+        let asking = tokio::spawn(ask(gateway.local_addr(), "websocket"));
+        let (mut up, _) = asked(&upstream).await;
+        up.write_all(format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n").as_bytes())
+            .await
+            .expect("written");
+        assert_eq!(within(asking).await.expect("no panic").status().as_u16(), code);
+    }
+}
+
+#[tokio::test]
+async fn other_protocols_are_refused() {
+    let (_upstream, gateway) = upstream_and_gateway().await;
+    assert_eq!(ask(gateway.local_addr(), "connect-udp").await.status(), StatusCode::NOT_IMPLEMENTED);
+}
+
+#[tokio::test]
+async fn a_handler_talks_over_a_stream_as_over_a_connection() {
+    let shout = |request: Request<Body>| {
+        std::future::ready(websocket::accept(&request, async |mut socket| {
+            while let Some(Ok(WebSocketMessage::Text(text))) = socket.next().await {
+                if socket.send(WebSocketMessage::text(text.to_uppercase())).await.is_err() {
+                    break;
+                }
+            }
+        }))
+    };
+    let gateway = Gateway::new(Settings::default()).route(Route::handler("shout", shout));
+    let gateway = gateway.listen(any()).await.expect("a port");
+    let answer = ask(gateway.local_addr(), "websocket").await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let stream = TokioIo::new(within(hyper::upgrade::on(answer)).await.expect("a stream"));
+    let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+    within(socket.send(WebSocketMessage::text("hello"))).await.expect("sent");
+    let heard = within(socket.next()).await.expect("a message").expect("no error");
+    assert_eq!(heard, WebSocketMessage::text("HELLO"));
+    let drained = within(gateway.shutdown(Duration::ZERO)).await;
+    assert_eq!(drained.leases_left, 0);
+}
