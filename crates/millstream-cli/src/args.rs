@@ -134,6 +134,9 @@ pub(crate) struct Lint {
 pub(crate) struct Test {
     /// The pipeline file; its cases stand in the file beside it that ends with `.test.yaml`
     pub(crate) file: PathBuf,
+    /// Override a setting by its dotted path; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -46,7 +46,7 @@ pub(crate) fn graph(asked: &args::File) -> Result<(), Failure> {
 
 /// Runs the offline cases; each that does not go as expected is shown with what differs.
 pub(crate) fn test(asked: &args::Test) -> Result<(), Failure> {
-    let pipelines = open_all(std::slice::from_ref(&asked.file), &[])?;
+    let pipelines = open_all(std::slice::from_ref(&asked.file), &asked.settings)?;
     let mut out = Out::new();
     let mut failed = 0;
     for pipeline in &pipelines {

@@ -60,6 +60,8 @@ fn the_graph_is_a_mermaid_diagram_of_the_steps() {
 fn the_cases_of_the_quickstart_hold_and_a_wrong_one_is_shown() {
     let place = Place::with_examples();
     place.done(&["test", "examples/quickstart.yaml"]);
+    let otherwise = ["test", "examples/quickstart.yaml", "--set", "process.1.filter.keep=item.miles > 1"];
+    assert_eq!(place.run(&otherwise).code, Some(1), "what was on time is kept then");
     let cases = place.read("examples/quickstart.test.yaml");
     assert!(cases.contains("UA"), "the case to spoil is there");
     place.write(

@@ -281,6 +281,42 @@ fn a_full_disk_refuses_keeps_reading_and_recovers_by_itself() {
     assert_eq!(open(&disk).2, stored, "what was confirmed is there, what was refused is not");
 }
 
+/// What a full disk refused is behind the last record when the log is closed. Nobody may take it for lost later.
+#[test]
+fn what_was_given_up_at_the_end_is_no_damage_after_a_checkpoint() {
+    let disk = SimDisk::new();
+    let (log, ..) = open(&disk);
+    let mut stored = store(&log, 1, 3);
+    disk.set_capacity(disk.used_bytes() + 500);
+    for id in 3.. {
+        let appended = log.append_blocking(entry(id, &body(id))).expect("accepted");
+        match appended.commit.wait() {
+            Ok(()) => stored.push((appended.position, id)),
+            Err(error) if error.is_full() => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(log.durable() > stored[stored.len() - 1].0, "positions were given up");
+    log.checkpoint(b"state", log.durable()).expect("there is room for it");
+    log.close().expect("closes");
+    let sound = |when: &str| {
+        let report = millstream_embedded::log::verify(Path::new(DIR), &disk).expect("a log");
+        assert!(report.is_sound(), "{when}: {report:?}");
+    };
+    sound("closed with the disk full");
+    let (log, recovery, _) = open(&disk);
+    assert!(recovery.damaged.is_empty(), "{recovery:?}");
+    log.checkpoint(b"state", log.durable()).expect("there is room for it");
+    log.close().expect("closes");
+    sound("opened and closed again");
+    disk.set_capacity(0);
+    let (log, ..) = open(&disk);
+    let later = store(&log, 2000, 2010);
+    log.close().expect("closes");
+    sound("gone on with");
+    assert_eq!(open(&disk).2, later, "what the checkpoint does not cover");
+}
+
 #[test]
 fn a_damaged_checkpoint_is_set_aside_and_the_records_replayed() {
     let disk = SimDisk::new();

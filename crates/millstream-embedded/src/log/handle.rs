@@ -166,7 +166,7 @@ impl Log {
     /// recovery; replay begins with it from now on. Records the snapshot still refers to by position remain
     /// readable until [released](Self::release_before).
     ///
-    /// First makes everything before `covers` durable. The checkpoint before is removed when this one is
+    /// First makes everything before `covers` durable; at most what was confirmed is covered. The checkpoint before is removed when this one is
     /// durable. Blocks on several syncs.
     ///
     /// # Errors
@@ -178,7 +178,9 @@ impl Log {
                 LogError::io("make the records durable that a checkpoint covers, in", &self.dir, source)
             })?;
         }
-        let covers = covers.min(self.durable());
+        // At the end of the log there may be nothing but what was given up, as by a full disk. To cover that too would
+        // be to promise records there, and whoever reads the log next would miss them.
+        let covers = covers.min(self.durable()).min(Position::new(self.shared.confirmed()));
         let _one_at_a_time = self.checkpointing.lock();
         checkpoint::write(&*self.disk, &self.dir, payload, covers.get())
     }

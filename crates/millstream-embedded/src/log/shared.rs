@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     pub(crate) counters: Counters,
     durable: AtomicU64,
+    /// Where the last confirmed record ends; behind it, before `durable`, is only what was given up.
+    confirmed: AtomicU64,
     state: Mutex<State>,
     /// The writing thread sleeps here.
     work: Condvar,
@@ -88,6 +90,7 @@ impl Shared {
             pool,
             counters: Counters::default(),
             durable: AtomicU64::new(end),
+            confirmed: AtomicU64::new(end),
             state: Mutex::new(State {
                 pending: Vec::new(),
                 base: end,
@@ -260,9 +263,9 @@ impl Shared {
         group.is_finished()
     }
 
-    /// Where the last confirmed record ends. Only while nobody writes.
+    /// Where the last confirmed record ends.
     pub(crate) fn confirmed(&self) -> u64 {
-        self.writer.lock().confirmed()
+        self.confirmed.load(Ordering::Acquire)
     }
 
     /// The writing thread: writes groups that somebody asked for until told to stop.
@@ -304,11 +307,15 @@ impl Shared {
         let room = std::mem::take(&mut state.room_taken);
         drop(state);
 
-        let outcome = self.writer.lock().write(base, &mut buffer, &self.counters);
+        let (outcome, confirmed) = {
+            let mut writer = self.writer.lock();
+            (writer.write(base, &mut buffer, &self.counters), writer.confirmed())
+        };
         self.counters.groups.fetch_add(1, Ordering::Relaxed);
         if outcome.error.is_some() {
             self.counters.failed_groups.fetch_add(1, Ordering::Relaxed);
         }
+        self.confirmed.store(confirmed, Ordering::Release);
         // Also after a failure: what was given up is not readable, but what follows it will be.
         self.durable.store(end, Ordering::Release);
         buffer.clear();

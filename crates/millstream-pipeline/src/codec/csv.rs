@@ -29,6 +29,13 @@ impl Header {
             columns.push(column);
         })?;
         for (index, name) in names.iter().enumerate() {
+            // The whole file would be the header, and no row would ever come.
+            if name.split("\r\n").any(|line| line.contains('\r')) {
+                return Err(Fault::new(
+                    columns[index],
+                    "lines end with a carriage return alone; end them with a line feed".to_owned(),
+                ));
+            }
             if name.is_empty() {
                 return Err(Fault::new(
                     columns[index],
@@ -130,7 +137,10 @@ impl Header {
                 let missing = &self.names[fields];
                 Err(Fault::new(
                     end,
-                    format!("the row has {fields} fields, the header {expected}: `{missing}` is missing"),
+                    format!(
+                        "the row has {fields} field{}, the header {expected}: `{missing}` is missing",
+                        if fields == 1 { "" } else { "s" }
+                    ),
                 ))
             }
             None => Ok(()),
@@ -222,6 +232,13 @@ mod tests {
         });
         assert_eq!(written, built, "both ways agree");
         written.map_err(|fault| (fault.column(), fault.to_string()))
+    }
+
+    #[test]
+    fn lines_that_end_with_a_carriage_return_alone_are_no_header() {
+        let fault = Header::parse(b"a,b\r1,2\r3,4", b',').expect_err("three lines");
+        assert!(fault.to_string().contains("line feed"), "{fault}");
+        assert!(Header::parse(b"\"a\r\nb\",c", b',').is_ok(), "a quoted name may hold a line break");
     }
 
     #[test]
