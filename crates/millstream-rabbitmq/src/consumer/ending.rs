@@ -121,6 +121,21 @@ impl ConsumerCore {
         });
     }
 
+    /// The queue holds messages and hands none to its only consumer: it is a stream.
+    pub(crate) fn is_a_stream(self: &Arc<Self>) {
+        let text = format!(
+            "queue `{}` holds messages and delivers none: it is a stream, which is told where to begin by `from`; by \
+             `rabbitmq-stream://` it is read without",
+            self.queue
+        );
+        self.change(|state| {
+            if state.end.is_none() {
+                self.end(state);
+                state.end = Some(Err(BrokerError::new(BrokerErrorKind::Invalid, text)));
+            }
+        });
+    }
+
     /// How many messages have come, if it is to end when the queue is empty, and has nothing left to give.
     pub(crate) fn asks_for_the_end(&self) -> Option<u64> {
         let state = self.state.lock();

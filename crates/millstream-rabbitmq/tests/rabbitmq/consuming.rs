@@ -174,6 +174,34 @@ async fn consumers_may_be_paused_and_dropped_as_fast_as_one_likes() {
     assert_eq!(broker.statistics().connects, 2, "one connection consumes and one publishes");
 }
 
+/// Who did not declare it cannot know, and a stream that is not told where to begin delivers nothing that is there.
+#[tokio::test]
+async fn a_stream_that_is_emptied_like_a_queue_is_refused_with_the_remedy() {
+    let url = shared().await.url();
+    let declaring = RabbitMq::connect(&url).await.expect("connected");
+    let stream = Queue::durable(unique("stream")).kind(QueueKind::Stream);
+    let queue = stream.name.clone();
+    declaring.declare_queue(stream).await.expect("declared");
+    let broker = RabbitMq::connect(&url).await.expect("connected");
+    // The broker counts what is in a stream by and by.
+    let counted = async {
+        while broker.stats(&queue).await.expect("stats").ready == 0 {
+            let outcome = declaring.publish(&Address::queue(&queue), Message::new("x")).await.expect("taken");
+            assert!(outcome.is_confirmed());
+        }
+    };
+    timeout(60 * SECOND, counted).await.expect("it is counted");
+    let options = ConsumeOptions::default().stop_when_empty();
+    let mut consumer = broker.consume(&queue, options).await.expect("consumed");
+    let ended = timeout(60 * SECOND, consumer.next_chunk(10)).await.expect("it ends");
+    let error = ended.expect_err("it is refused").to_string();
+    assert!(
+        error.contains(&queue) && error.contains("`from`") && error.contains("rabbitmq-stream://"),
+        "{error}"
+    );
+    timeout(60 * SECOND, broker.browse(&queue, 0, 10)).await.expect("it ends").expect_err("it is refused");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_goes_on_behind_what_was_settled_when_the_connection_was_lost() {
     let proxy = Proxy::to(shared().await.port).await;
