@@ -51,7 +51,7 @@ impl Timeout {
         Timeout { timeout: millstream_resilience::Timeout::new(limit), others: BTreeMap::new() }
     }
 
-    /// Another limit for messages of this name. A mediator without a handler for such is not built.
+    /// Another limit for messages of this name. If it stands around no handler of such, the mediator is not built.
     ///
     /// # Panics
     /// If `limit` is zero.

@@ -40,8 +40,7 @@ pub struct Timing {
 
 struct Stats {
     begun: Counter,
-    /// Where not every call is in the histogram; else those that succeeded are those that did not fail.
-    ok: Option<Counter>,
+    ok: Counter,
     failed: [Counter; ErrorKind::WORDS.len()],
     cancelled: Counter,
     slow: Counter,
@@ -51,15 +50,8 @@ struct Stats {
 impl Stats {
     /// All that have ended.
     fn ended(&self) -> u64 {
-        let answered = match &self.ok {
-            Some(ok) => ok.value() + self.failed(),
-            None => self.durations.count(),
-        };
-        answered + self.cancelled.value()
-    }
-
-    fn failed(&self) -> u64 {
-        self.failed.iter().map(Counter::value).sum()
+        let failed: u64 = self.failed.iter().map(Counter::value).sum();
+        self.ok.value() + failed + self.cancelled.value()
     }
 }
 
@@ -106,8 +98,6 @@ impl Default for Timing {
     }
 }
 
-const REQUESTS: (&str, &str) = ("mediator_requests_total", "Calls that have ended, by how.");
-
 /// Counts a call that is dropped.
 struct Underway<'a>(Option<&'a Stats>);
 
@@ -130,8 +120,9 @@ impl Behaviour for Timing {
     fn of(&self, about: &About) -> Self {
         let metrics = about.metrics();
         let count = |status| {
+            let help = "Calls that have ended, by how.";
             let labels = [("type", about.label()), ("status", status), ("kind", about.kind.word())];
-            metrics.counter(REQUESTS.0, REQUESTS.1, &labels)
+            metrics.counter("mediator_requests_total", help, &labels)
         };
         let labels = [("type", about.label())];
         let help = "How long calls take.";
@@ -139,18 +130,12 @@ impl Behaviour for Timing {
         let help = "Calls that took longer than they should.";
         let stats = Arc::new(Stats {
             begun: Counter::default(),
-            ok: (self.one_in > 1).then(|| count("ok")),
+            ok: count("ok"),
             failed: ErrorKind::WORDS.map(count),
             cancelled: count("cancelled"),
             slow: metrics.counter("mediator_slow_requests_total", help, &labels),
             durations,
         });
-        if stats.ok.is_none() {
-            let read = stats.clone();
-            let labels = [("type", about.label()), ("status", "ok"), ("kind", about.kind.word())];
-            let ok = move || read.durations.count().saturating_sub(read.failed()) as f64;
-            metrics.read(REQUESTS.0, REQUESTS.1, MetricKind::Counter, &labels, ok);
-        }
         let read = stats.clone();
         let help = "Calls that are under way.";
         metrics.read("mediator_active_requests", help, MetricKind::Gauge, &labels, move || {
@@ -208,10 +193,9 @@ impl Behaviour for Timing {
 impl Stats {
     #[inline]
     fn end<T>(&self, ended: Result<T, Error>, elapsed: Option<Duration>, calls: u64) -> Result<T, Error> {
-        match (&ended, &self.ok) {
-            (Ok(_), Some(ok)) => ok.add(1),
-            (Ok(_), None) => {}
-            (Err(error), _) => self.failed[error.kind().index()].add(1),
+        match &ended {
+            Ok(_) => self.ok.add(1),
+            Err(error) => self.failed[error.kind().index()].add(1),
         }
         if let Some(elapsed) = elapsed {
             self.durations.observe_many(elapsed, calls);
