@@ -180,7 +180,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .goal_on(ALLOCATIONS, Bound::AtMost(1.0), "1 a call"),
         Case::new("allocations: send, a web service's profile")
             .ours("ours", |_| {
-                let profile = Profile::new(Service::Web, Environment::Production);
+                let profile = Profile::new(Service::Web, Environment::Production, || Some(1 << 20));
                 let mediator =
                     Mediator::builder().profile(&profile).request(answer).build().expect("it is complete");
                 let count = allocations(async |call| mediator.send(Ask(call)).await.unwrap_or(0));
@@ -201,7 +201,7 @@ pub(crate) fn cases() -> Vec<Case> {
         behaviour("behaviour: rate limit", with(|| RateLimit::new(u64::MAX, SECOND).burst(u64::MAX >> 8))),
         Case::new("send, a web service's profile of six")
             .ours("ours", |scale| {
-                let profile = Profile::new(Service::Web, Environment::Production);
+                let profile = Profile::new(Service::Web, Environment::Production, || Some(1 << 20));
                 let mediator =
                     Mediator::builder().profile(&profile).request(answer).build().expect("it is complete");
                 compare(scale, direct, async |call| mediator.send(Ask(call)).await.unwrap_or(0))

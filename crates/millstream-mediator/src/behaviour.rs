@@ -1,10 +1,10 @@
 //! What stands around handlers, and how it is put together: at build time, into one future a call.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::{BoxFuture, Either};
 
@@ -91,8 +91,8 @@ pub trait Behaviour: Sized + Send + Sync + 'static {
         None
     }
 
-    /// The names of messages for which something is set apart from others: a mediator that has no handler for one of them is not
-    /// built.
+    /// The names of messages for which something is set apart from others: if it stands around no handler of one of them, the
+    /// mediator is not built.
     fn meant_for(&self) -> Vec<Cow<'static, str>> {
         Vec::new()
     }
@@ -172,32 +172,43 @@ impl fmt::Debug for Scope {
     }
 }
 
-/// Whether a behaviour stands around anything, and for whom it was meant.
+/// Around whose handlers a behaviour stands, and for whom it was meant.
 pub(crate) struct Placed {
     pub(crate) scope: Scope,
-    used: AtomicBool,
+    /// The names of their messages.
+    taken: Mutex<BTreeSet<Arc<str>>>,
 }
 
 impl Placed {
     pub(crate) fn new(scope: Scope) -> Self {
-        Placed { scope, used: AtomicBool::new(false) }
+        Placed { scope, taken: Mutex::default() }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, BTreeSet<Arc<str>>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn takes(&self, about: &About) -> bool {
         let holds = self.scope.holds(about);
         if holds {
-            self.used.store(true, Ordering::Relaxed);
+            self.taken().insert(about.name.clone());
         }
         holds
     }
 
-    /// What is wrong with a behaviour that nothing reaches.
-    pub(crate) fn unreached(&self, name: &str) -> Option<String> {
-        let unused = self.scope.particular && !self.used.load(Ordering::Relaxed);
-        let words = &self.scope.words;
-        unused.then(|| {
-            format!("the behaviour `{name}` is for {words}, and no handler of such is registered; register one or remove it")
-        })
+    /// Adds what is wrong with a behaviour that nothing reaches, or not all that something is set for.
+    pub(crate) fn unreached(&self, name: &str, meant_for: &[Cow<'static, str>], problems: &mut Vec<String>) {
+        let (taken, words) = (self.taken(), &self.scope.words);
+        if self.scope.particular && taken.is_empty() {
+            problems.push(format!(
+                "the behaviour `{name}` is for {words}, and no handler of such is registered; register one or remove it"
+            ));
+        }
+        problems.extend(meant_for.iter().filter(|message| !taken.contains(&***message)).map(|message| {
+            format!(
+                "the behaviour `{name}` is set for {message}, around no handler of which it stands; correct the name, or remove it"
+            )
+        }));
     }
 }
 
@@ -265,7 +276,7 @@ impl<O: Behaviours, B: Behaviour> Behaviours for Inside<O, B> {
 
     fn unreached(&self, problems: &mut Vec<String>) {
         self.outer.unreached(problems);
-        problems.extend(self.placed.unreached(&self.behaviour.name()));
+        self.placed.unreached(&self.behaviour.name(), &self.behaviour.meant_for(), problems);
     }
 }
 

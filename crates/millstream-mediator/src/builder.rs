@@ -68,7 +68,6 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         let Builder { behaviours, stream_behaviours, mut parts } = self;
         parts.after_handlers(&behaviour.name());
         parts.cannot_work(&behaviour.name(), behaviour.problem());
-        parts.meant_for.extend(behaviour.meant_for().into_iter().map(|name| (behaviour.name(), name)));
         let placed = Placed::new(scope);
         Builder { behaviours: Inside { outer: behaviours, behaviour, placed }, stream_behaviours, parts }
     }
@@ -120,7 +119,6 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         let Builder { behaviours, stream_behaviours, mut parts } = self;
         behaviours.unreached(&mut parts.problems);
         stream_behaviours.unreached(&mut parts.problems);
-        parts.nobody_named();
         for (id, name, what) in std::mem::take(&mut parts.declared) {
             let table = if what == "stream" { &parts.streams } else { &parts.requests };
             if !table.contains_key(&id) {

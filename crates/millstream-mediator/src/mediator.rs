@@ -3,12 +3,14 @@
 use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::fmt;
+use std::future::Future;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use hashbrown::HashMap;
+use tokio_util::sync::ReusableBoxFuture;
 
 use crate::behaviour::Stage;
 use crate::call::{Call, Context};
@@ -90,7 +92,12 @@ impl Hasher for AsItIs {
 pub(crate) trait Dispatch<R: Request>: Send + Sync {
     fn about(&self) -> &Arc<About>;
     fn dispatch<'a>(&'a self, context: &'a Context, request: R) -> BoxFuture<'a, Result<R::Response, Error>>;
+    /// As `dispatch`, in the box of the one before if that is of the right size.
+    fn dispatch_in<'a>(&'a self, place: &mut Reused<'a, R>, context: &'a Context, request: R);
 }
+
+/// The future of one dispatch after another.
+pub(crate) type Reused<'a, R> = Option<ReusableBoxFuture<'a, Result<<R as Request>::Response, Error>>>;
 
 pub(crate) struct Route<S> {
     pub(crate) about: Arc<About>,
@@ -104,14 +111,37 @@ impl<R: Request, S: Stage<R>> Dispatch<R> for Route<S> {
 
     #[inline]
     fn dispatch<'a>(&'a self, context: &'a Context, request: R) -> BoxFuture<'a, Result<R::Response, Error>> {
-        Box::pin(async move {
+        Box::pin(self.run(context, request))
+    }
+
+    fn dispatch_in<'a>(&'a self, place: &mut Reused<'a, R>, context: &'a Context, request: R) {
+        let run = self.run(context, request);
+        match place {
+            Some(place) => place.set(run),
+            None => *place = Some(ReusableBoxFuture::new(run)),
+        }
+    }
+}
+
+impl<S> Route<S> {
+    #[expect(clippy::manual_async_fn, reason = "an async function's future would hold the request twice")]
+    #[inline]
+    fn run<'a, R: Request>(
+        &'a self,
+        context: &'a Context,
+        request: R,
+    ) -> impl Future<Output = Result<R::Response, Error>> + Send + 'a
+    where
+        S: Stage<R>,
+    {
+        async move {
             let call = Call::new(&self.about, context);
             // The handler's panics are caught where it is called, so that behaviours see them; these are the behaviours' own.
             match Catching(pin!(self.stage.run(&call, request))).await {
                 Ok(ended) => ended,
                 Err(payload) => Err(panicked(&call, payload)),
             }
-        })
+        }
     }
 }
 

@@ -157,12 +157,15 @@ impl<N: Notification> Handlers<N> {
     async fn in_turn(&self, context: &Context, notification: Arc<N>, published: &mut Published) {
         let last = self.handlers.len() - 1;
         let mut notification = Some(notification);
+        let mut place = None;
         for (at, handler) in self.handlers.iter().enumerate() {
             // The last one need not share.
             let given = if at == last { notification.take() } else { notification.clone() };
             let Some(given) = given else { return };
             published.called = at + 1;
-            if let Err(error) = handler.dispatch(context, Notified(given)).await {
+            handler.dispatch_in(&mut place, context, Notified(given));
+            let Some(dispatched) = &mut place else { unreachable!("something was dispatched") };
+            if let Err(error) = dispatched.await {
                 self.failed.add(1);
                 published.failed.push((at, error));
                 if self.publish.stop {

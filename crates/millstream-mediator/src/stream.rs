@@ -244,7 +244,7 @@ impl<O: StreamBehaviours, B: StreamBehaviour> StreamBehaviours for Inside<O, B> 
 
     fn unreached(&self, problems: &mut Vec<String>) {
         self.outer.unreached(problems);
-        problems.extend(self.placed.unreached(&self.behaviour.name()));
+        self.placed.unreached(&self.behaviour.name(), &[], problems);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use crate::{Class, Classify, Idle};
@@ -78,7 +78,7 @@ impl Bulkhead {
         E: From<Full>,
         F: Future<Output = Result<T, E>>,
     {
-        let _place = self.acquire().await?;
+        let _place = self.enter().await?;
         call().await
     }
 
@@ -95,18 +95,34 @@ impl Bulkhead {
         if let Some(place) = self.try_acquire() {
             return Ok(place);
         }
-        let Shared { queue, wait_max, places, waiting, .. } = &*self.0;
+        self.waited(self.0.places.clone().acquire_owned()).await.map(Place)
+    }
+
+    /// The same for whoever can borrow, at less cost.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire).
+    #[inline]
+    pub async fn enter(&self) -> Result<Place<SemaphorePermit<'_>>, Full> {
+        if let Ok(place) = self.0.places.try_acquire() {
+            return Ok(Place(place));
+        }
+        self.waited(self.0.places.acquire()).await.map(Place)
+    }
+
+    /// Waits for a place, if there is a place to wait.
+    async fn waited<P>(&self, place: impl Future<Output = Result<P, AcquireError>>) -> Result<P, Full> {
+        let Shared { queue, wait_max, waiting, .. } = &*self.0;
         let enter = |waiting: usize| (waiting < *queue).then_some(waiting + 1);
         if waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_err() {
             return Err(self.full(false));
         }
         let _leave = Leave(waiting);
-        let place = places.clone().acquire_owned();
         let place = match wait_max {
             None => place.await,
             Some(wait) => timeout(*wait, place).await.map_err(|_| self.full(true))?,
         };
-        Ok(Place(place.expect("nobody closes the semaphore")))
+        Ok(place.expect("nobody closes the semaphore"))
     }
 
     fn full(&self, waited: bool) -> Full {
@@ -154,7 +170,7 @@ impl Idle for Bulkhead {
 /// A place in a [`Bulkhead`], given back when it is dropped.
 #[derive(Debug)]
 #[must_use = "a place that is dropped is given back"]
-pub struct Place(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
+pub struct Place<P = OwnedSemaphorePermit>(P);
 
 struct Leave<'a>(&'a AtomicUsize);
 

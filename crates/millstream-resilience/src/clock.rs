@@ -1,7 +1,7 @@
 //! Times that are added to a moment, and moments that are looked up only when needed.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,8 +16,7 @@ pub(crate) fn later(now: Instant, time: Duration) -> Instant {
 
 /// Waits for `future`, and notes in `began` when it first had to wait: what is ready at once has taken no time, and costs no
 /// look at the clock.
-pub async fn noting<F: Future>(began: &mut Option<Instant>, future: F) -> F::Output {
-    let mut future = pin!(future);
+pub async fn noting<F: Future>(began: &mut Option<Instant>, mut future: Pin<&mut F>) -> F::Output {
     poll_fn(|cx| {
         let poll = future.as_mut().poll(cx);
         if poll.is_pending() {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -158,7 +159,7 @@ impl Retry {
         F: Future<Output = Result<T, E>>,
     {
         let mut began = None;
-        match noting(&mut began, call()).await {
+        match noting(&mut began, pin!(call())).await {
             Ok(value) => {
                 self.succeeded();
                 Ok(value)

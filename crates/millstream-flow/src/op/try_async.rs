@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use millstream_resilience::{Attempts, Timeout};
+use millstream_resilience::{Attempts, Timeout, noting};
 use tokio::time::{Instant, sleep};
 
 use crate::failure::{BoxError, Failed, History, Panicked};
@@ -60,20 +60,13 @@ async fn attempt<U, E: Into<BoxError>>(
     began: &mut Option<Instant>,
 ) -> Result<U, BoxError> {
     let calling = async { catching(call).await?.map_err(Into::into) };
-    let mut timed = pin!(async {
+    let timed = pin!(async {
         match retry.limit() {
             None => calling.await,
             Some(limit) => Timeout::new(limit).wrap(calling).await,
         }
     });
-    poll_fn(|cx| {
-        let poll = timed.as_mut().poll(cx);
-        if poll.is_pending() && retry.repeats() {
-            began.get_or_insert_with(Instant::now);
-        }
-        poll
-    })
-    .await
+    if retry.repeats() { noting(began, timed).await } else { timed.await }
 }
 
 /// A future whose panic is an error.

@@ -61,8 +61,8 @@ struct Probe {
     used: AtomicU64,
     /// Since the time before, more than may be in a second.
     rushes: AtomicBool,
-    /// When it was asked last.
-    asked: Mutex<Option<Instant>>,
+    /// When it was asked last, and what it said.
+    asked: Mutex<Option<(Instant, Option<u64>)>>,
 }
 
 impl Memory {
@@ -260,15 +260,19 @@ impl Probe {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
-        if asked.is_some_and(|at| now.saturating_duration_since(at) < self.every) {
+        if asked.is_some_and(|(at, _)| now.saturating_duration_since(at) < self.every) {
             return;
         }
-        let used = (self.read)().unwrap_or(0);
-        let before = self.used.swap(used, Ordering::Relaxed);
-        let rate = asked.map(|at| used.saturating_sub(before) as f64 / (now - at).as_secs_f64().max(1e-9));
+        let found = (self.read)();
+        self.used.store(found.unwrap_or(0), Ordering::Relaxed);
+        // From what is not known to what is, nothing has grown.
+        let rate = asked.and_then(|(at, before)| {
+            let grown = found?.saturating_sub(before?) as f64;
+            Some(grown / (now - at).as_secs_f64().max(1e-9))
+        });
         let rushes = growth_max.zip(rate).is_some_and(|(most, rate)| rate > most as f64);
         self.rushes.store(rushes, Ordering::Relaxed);
-        *asked = Some(now);
+        *asked = Some((now, found));
         self.due
             .store(nanoseconds(now - self.began).saturating_add(nanoseconds(self.every)), Ordering::Release);
     }

@@ -118,7 +118,7 @@ impl Behaviour for Bulkhead {
         next: &N,
     ) -> Result<R::Response, Error> {
         let places = self.sharing.get(call);
-        let acquired = places.acquire().await;
+        let acquired = places.enter().await;
         let _place = acquired.map_err(|full| Error::new(call.about(), ErrorKind::Full).because(full))?;
         next.call(call, request).await
     }

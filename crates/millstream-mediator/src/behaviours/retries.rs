@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,7 +138,7 @@ impl Behaviour for Retries {
     ) -> Result<R::Response, Error> {
         let again = if self.retry.attempts_max() > 1 { request.repeat() } else { None };
         let mut began = None;
-        let mut error = match noting(&mut began, next.call(call, request)).await {
+        let mut error = match noting(&mut began, pin!(next.call(call, request))).await {
             Ok(response) => {
                 self.retry.succeeded();
                 return Ok(response);

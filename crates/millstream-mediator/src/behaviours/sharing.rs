@@ -12,10 +12,9 @@ type Make<T> = dyn Fn(&About) -> T + Send + Sync;
 type KeyOf = dyn Fn(&Call<'_>) -> String + Send + Sync;
 
 /// Who shares a state, whatever that is.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) enum Who {
     /// Nobody: each handler has its own.
-    #[default]
     Each,
     /// All handlers.
     All,

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::time::Duration;
 
 use millstream_resilience::Error as Behind;
@@ -49,7 +51,7 @@ impl Timeout {
         Timeout { timeout: millstream_resilience::Timeout::new(limit), others: BTreeMap::new() }
     }
 
-    /// Another limit for messages of this name. A mediator without a handler for such is not built.
+    /// Another limit for messages of this name. If it stands around no handler of such, the mediator is not built.
     ///
     /// # Panics
     /// If `limit` is zero.
@@ -82,8 +84,9 @@ impl Behaviour for Timeout {
         request: R,
         next: &N,
     ) -> Result<R::Response, Error> {
-        let calling = next.call(call, request);
-        match self.timeout.wrap(async { calling.await.map_err(Behind::Failed) }).await {
+        let mut calling = pin!(next.call(call, request));
+        let called = poll_fn(|cx| calling.as_mut().poll(cx).map_err(Behind::Failed));
+        match self.timeout.wrap(called).await {
             Ok(response) => Ok(response),
             Err(Behind::Failed(error)) => Err(error),
             Err(_) => Err(Error::new(call.about(), ErrorKind::TimedOut { limit: self.timeout.limit() })),

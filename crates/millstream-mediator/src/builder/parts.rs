@@ -25,8 +25,6 @@ pub(super) struct Parts {
     pub(super) lines: Vec<Line>,
     /// The full names of the types behind names, to tell two of one name apart.
     pub(super) names: HashMap<(bool, Cow<'static, str>), &'static str>,
-    /// What behaviours say they are meant for, with their names.
-    pub(super) meant_for: Vec<(Cow<'static, str>, Cow<'static, str>)>,
     pub(super) publish_default: Publish,
     pub(super) detached_max: Option<usize>,
     pub(super) metrics: Metrics,
@@ -92,17 +90,6 @@ impl Parts {
             self.problems.push(format!(
                 "the behaviour `{behaviour}` comes after the handler of {message}, around which it cannot stand; add behaviours first"
             ));
-        }
-    }
-
-    /// Finds messages for which something is set and which nobody handles.
-    pub(super) fn nobody_named(&mut self) {
-        for (behaviour, name) in std::mem::take(&mut self.meant_for) {
-            if !self.lines.iter().any(|line| *line.message == *name) {
-                self.problems.push(format!(
-                    "the behaviour `{behaviour}` is set for {name}, of which no handler is registered; correct the name, or remove it"
-                ));
-            }
         }
     }
 

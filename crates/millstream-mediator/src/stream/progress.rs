@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::StreamError;
 use crate::call::{Call, Detached};
 use crate::error::ErrorKind;
+use crate::message::About;
 
 /// The numbers of one stream.
 #[derive(Debug)]
@@ -72,12 +73,14 @@ pub(crate) struct LeftOut(Arc<AtomicU64>);
 impl LeftOut {
     /// The count beside a call, or a new one.
     pub(crate) fn of(call: &Call<'_>) -> LeftOut {
-        call.context().get::<LeftOut>().cloned().unwrap_or_default()
+        // A handler may give its context along to a stream of its own, whose count is another.
+        let beside = call.context().get::<Beside>().filter(|beside| Arc::ptr_eq(&beside.about, call.about()));
+        beside.map(|beside| beside.count.clone()).unwrap_or_default()
     }
 
     /// The call with this count beside it.
     pub(crate) fn beside(&self, call: &Call<'_>) -> Detached {
-        call.detach_with(self.clone())
+        call.detach_with(Beside { about: call.about().clone(), count: self.clone() })
     }
 
     pub(crate) fn set(&self, items: u64) {
@@ -87,6 +90,12 @@ impl LeftOut {
     pub(crate) fn items(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+}
+
+/// A count and whose it is, in a call's context.
+struct Beside {
+    about: Arc<About>,
+    count: LeftOut,
 }
 
 /// 0 if it took no time.

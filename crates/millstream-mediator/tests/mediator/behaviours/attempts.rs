@@ -266,9 +266,14 @@ async fn a_type_may_have_a_limit_of_its_own_if_somebody_handles_it() {
     assert_eq!(other.unwrap_err().kind(), &ErrorKind::TimedOut { limit: 9 * SECOND });
     let misspelt = limits().limit_of("Aks", SECOND);
     let error = Mediator::builder().behaviour(misspelt).request(hangs).build().unwrap_err();
-    let problem = "the behaviour `timeout 9s, Aks 1s, Ask 2s` is set for Aks, of which no handler is registered; \
+    let problem = "the behaviour `timeout 9s, Aks 1s, Ask 2s` is set for Aks, around no handler of which it stands; \
                    correct the name, or remove it";
     assert_eq!(error.problems(), [problem]);
+    let elsewhere = Mediator::builder()
+        .behaviour_for(Scope::kind(Kind::Command), limits())
+        .request(hangs)
+        .request(async |_: Do| Ok::<_, BoxError>(()));
+    assert_eq!(elsewhere.build().unwrap_err().problems().len(), 1, "Ask is a query");
 }
 
 #[tokio::test(start_paused = true)]

@@ -148,6 +148,21 @@ async fn memory_that_grew_too_fast_is_short_while_it_does_and_no_longer() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_becomes_known_has_not_grown() {
+    let used = Arc::new(AtomicU64::new(0));
+    let read = used.clone();
+    let memory = Memory::new(1000).growth_max(50).probe(SECOND, move || match read.load(Ordering::SeqCst) {
+        0 => None,
+        bytes => Some(bytes),
+    });
+    for (bytes, short) in [(0, false), (600, false), (0, false), (700, false), (800, true)] {
+        used.store(bytes, Ordering::SeqCst);
+        sleep(SECOND).await;
+        assert_eq!(memory.is_short(), short, "{bytes}");
+    }
+}
+
 #[test]
 fn a_limit_of_growth_that_nobody_could_find_is_refused() {
     let unread = || Memory::new(1 << 20).growth_max(1000);

@@ -119,6 +119,40 @@ async fn a_stream_goes_on_at_its_handlers_position_whatever_became_of_items_that
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_stream_inside_of_a_handler_leaves_out_is_not_the_handlers() {
+    use millstream_mediator::StreamHandler;
+    /// Opens a stream of another mediator, for the same caller, whose items it passes on after one of its own.
+    struct Around(Mediator);
+    impl StreamHandler<Numbers> for Around {
+        type Error = Error;
+        type ItemError = StreamError;
+        type Flow = BoxFlow<Result<u64, StreamError>>;
+        async fn open(&self, _: Numbers, call: &Call<'_>) -> Result<Pipe<Self::Flow>, Error> {
+            let inner = self.0.stream_in(call.context(), Count(6)).await?;
+            let hang = Pipe::from_stream(stream::pending());
+            Ok(inner.concat(hang).boxed())
+        }
+    }
+    let odd = async |to: Count| {
+        let items =
+            Pipe::from_iter(0..to.0).map(|n| if n % 2 == 1 { Err(BoxError::from("odd")) } else { Ok(n) });
+        Ok::<_, Error>(items)
+    };
+    let inner = Mediator::builder()
+        .stream_options::<Count>(StreamOptions::new().item_errors(ItemErrors::skip()))
+        .stream(odd)
+        .build()
+        .unwrap();
+    let mediator = Mediator::builder()
+        .stream_behaviour(StreamTimeout::new().next(SECOND))
+        .stream_handler(Around(inner))
+        .build()
+        .unwrap();
+    let (items, error) = all(mediator.stream(Numbers { from: 0 }).await.unwrap()).await;
+    assert_eq!((items, error.unwrap().position()), (vec![0, 2, 4], 3));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_breaks_for_good_tells_its_handlers_position() {
     for resume in [Resume::Position, Resume::Skip] {
         let mediator = Mediator::builder()
