@@ -39,7 +39,7 @@ pub struct PoolSettings {
     /// sizes, bounds and counts are the same.
     pub enabled: bool,
     /// The most bytes of all buffers, leased and idle; at least one of the smallest tier. To it comes what threads keep for
-    /// themselves, up to [`THREAD_BYTES`] for each that has used the pool: with the default and two threads 25 MiB in all.
+    /// themselves, up to [`THREAD_BYTES`] for each that has used the pool: with the default and two threads 21 MiB in all.
     /// [`BufferPool::lease_or_smaller`] may pass it by one buffer of the smallest tier for each lease.
     pub bytes_max: u64,
     /// Overwrite all that was written into a buffer, at the latest when it comes back. What one lease wrote no other can read even
@@ -49,7 +49,7 @@ pub struct PoolSettings {
 
 impl Default for PoolSettings {
     fn default() -> Self {
-        PoolSettings { enabled: true, bytes_max: 24 << 20, scrub: false }
+        PoolSettings { enabled: true, bytes_max: 20 << 20, scrub: false }
     }
 }
 
