@@ -23,7 +23,7 @@ use crate::value::{BLOCK, Headers, Value, footprint};
 /// assert_eq!(message.header("attempt"), Some(&Value::Int(1)));
 /// assert!(message.properties().persistent, "messages are persistent unless someone says otherwise");
 /// ```
-#[derive(Clone, Default, PartialEq)]
+#[derive(Clone, Default)]
 pub struct Message {
     body: Bytes,
     properties: Option<Arc<Properties>>,
@@ -73,6 +73,13 @@ impl Default for Properties {
             priority: 0,
             persistent: true,
         }
+    }
+}
+
+/// Those are equal that say the same, whether they say it or leave it out.
+impl PartialEq for Message {
+    fn eq(&self, other: &Message) -> bool {
+        self.body == other.body && self.properties() == other.properties()
     }
 }
 
@@ -274,6 +281,14 @@ mod tests {
         let second = first.clone().with_header("a", 2_i64);
         assert_eq!(first.header("a"), Some(&Value::Int(1)));
         assert_eq!(second.header("a"), Some(&Value::Int(2)));
+    }
+
+    #[test]
+    fn messages_that_say_the_same_are_equal() {
+        let said = Message::from_parts(Bytes::from_static(b"x"), Properties::default());
+        assert_eq!(said, Message::new("x"));
+        assert_ne!(said.clone().with_priority(1), said);
+        assert_ne!(said, Message::new("y"));
     }
 
     #[test]

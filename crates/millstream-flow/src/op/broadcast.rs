@@ -8,6 +8,9 @@ use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::{Sleep, sleep};
 
 use crate::drive::{Driver, Taken, Turn};
 use crate::flow::Flow;
@@ -89,8 +92,9 @@ pub(crate) trait Route<T, K>: Send + 'static {
         false
     }
 
-    /// An item that its source hears of came for a lane that nobody reads. It was given back, and would come again and again.
-    fn is_stuck(&self) -> bool {
+    /// Whether an item that its source hears of came, since this was asked last, for a lane that nobody reads. It was given back,
+    /// and would come again and again.
+    fn take_stuck(&mut self) -> bool {
         false
     }
 }
@@ -163,8 +167,8 @@ impl<T, K: Settle, N: FnMut(&T) -> usize + Send + 'static> Route<T, K> for ToLan
         }
     }
 
-    fn is_stuck(&self) -> bool {
-        self.stuck
+    fn take_stuck(&mut self) -> bool {
+        mem::take(&mut self.stuck)
     }
 }
 
@@ -219,7 +223,12 @@ pub(crate) struct FanOut<F: Flow, R> {
     /// Started when this is.
     pub(crate) companions: Option<Companions>,
     pub(crate) driver: Driver,
+    /// Until when the other lanes may go, too, since one that nobody reads was given an item.
+    pub(crate) grace: Option<Pin<Box<Sleep>>>,
 }
+
+/// How long after the first lane the last one may go: whoever drops all of them does so one after the other.
+const GRACE: Duration = Duration::from_millis(100);
 
 impl<F: Flow, R> Unpin for FanOut<F, R> {}
 
@@ -244,6 +253,30 @@ impl<F: Flow, R> FanOut<F, R> {
 }
 
 impl<F: Flow, R: Route<F::Item, F::Token>> FanOut<F, R> {
+    /// Waits whether all lanes go. Fails the run if some stay.
+    fn poll_grace(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(grace) = &mut self.grace else { return Poll::Ready(()) };
+        let mut read = false;
+        for lane in &mut self.lanes {
+            let Some(writer) = &mut lane.writer else { continue };
+            match writer.poll_room(cx, lane.capacity.value(), usize::MAX) {
+                Poll::Ready(Err(ReaderGone)) => lane.writer = None,
+                Poll::Ready(Ok(_)) | Poll::Pending => read = true,
+            }
+        }
+        if read {
+            ready!(grace.as_mut().poll(cx));
+            let name = self.driver.stats.ops().last().map(|op| op.name().to_string());
+            let error = Unread(name.unwrap_or_default());
+            self.driver.scope.fail(RunErrorKind::Stage(Box::new(error)));
+        } else if self.route.may_grow() {
+            self.grace = None;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
     /// One quantum into the lanes, which are `N` in the usual case.
     #[inline]
     fn turn<const N: usize>(&mut self, cx: &mut Context<'_>, room: usize) -> Turn {
@@ -284,6 +317,9 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
         if let Some(companions) = self.companions.take() {
             companions.start();
         }
+        if self.grace.is_some() {
+            return self.poll_grace(cx);
+        }
         let FanOut { route, lanes, .. } = &mut *self;
         ready!(route.poll_lanes(cx, lanes));
         loop {
@@ -310,11 +346,9 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
                     lane.stats.published(writer, 0);
                 }
             }
-            if self.route.is_stuck() {
-                let name = self.driver.stats.ops().last().map(|op| op.name().to_string());
-                let error = Unread(name.unwrap_or_default());
-                self.driver.scope.fail(RunErrorKind::Stage(Box::new(error)));
-                return Poll::Ready(());
+            if self.route.take_stuck() {
+                self.grace = Some(Box::pin(sleep(GRACE)));
+                return self.poll_grace(cx);
             }
             match turn {
                 Turn::Again => {}

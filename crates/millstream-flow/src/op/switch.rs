@@ -260,8 +260,8 @@ where
         !self.settled
     }
 
-    fn is_stuck(&self) -> bool {
-        self.stuck
+    fn take_stuck(&mut self) -> bool {
+        mem::take(&mut self.stuck)
     }
 }
 

@@ -89,7 +89,8 @@ where
         let (outlets, ends): (Vec<_>, Vec<_>) =
             lanes.iter().map(|lane| Outlet::new(&scope, &op, lane.ring_capacity())).unzip();
         let companions = Companions::default();
-        let fan_out = FanOut { flow, route, lanes: outlets, companions: Some(companions.clone()), driver };
+        let started = Some(companions.clone());
+        let fan_out = FanOut { flow, route, lanes: outlets, companions: started, driver, grace: None };
         let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(fan_out)]);
         let ends = ends.into_iter().map(|end| end.pipe(&tasks, &scope, &op)).collect();
         (ends, companions)
@@ -146,8 +147,8 @@ where
     /// no other way.
     ///
     /// # Errors
-    /// When an item of a tracked source comes for a lane whose reader is gone, while others are read, the run fails with
-    /// [`Unread`](crate::Unread): the item would be given back, and come again, for ever.
+    /// When an item of a tracked source comes for a lane whose reader is gone, and others are still read a tenth of a second later,
+    /// the run fails with [`Unread`](crate::Unread): the item would be given back, and come again, for ever.
     ///
     /// # Panics
     /// If `lanes` is 0.
@@ -254,7 +255,7 @@ where
         scope.counts.several_ends.store(true, Ordering::Relaxed);
         let board = Board::new();
         let route = ToRoute::new(key, board.clone(), op.clone());
-        let fan_out = FanOut { flow, route, lanes: Vec::new(), companions: None, driver };
+        let fan_out = FanOut { flow, route, lanes: Vec::new(), companions: None, driver, grace: None };
         let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(fan_out)]);
         Switch::new(board, tasks, scope, op)
     }

@@ -261,6 +261,15 @@ async fn a_lane_that_nobody_reads_fails_the_run_instead_of_giving_its_items_back
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn lanes_that_go_one_after_the_other_are_no_failure() {
+    let (pipe, _outcomes) = Script::new().items(0..100_u32).stall().tracked();
+    let (even, odd) = pipe.split(4, |n| n % 2 == 0);
+    drop(even);
+    let (first, _) = odd.take(1).collect().start().join().await.expect("it has what it asked for");
+    assert_eq!(first, [1]);
+}
+
 #[tokio::test]
 async fn merging_gives_each_input_its_turn() {
     let (items, _) = Pipe::from_iter(std::iter::repeat_n('a', 5000))

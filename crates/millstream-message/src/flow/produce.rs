@@ -193,10 +193,14 @@ impl<T, C: Codec<T>> Producer<T, C> {
         let mut message = self.codec.encode(value).map_err(|error| ProduceError::Codec { index, error })?;
         if self.said != Properties::default() {
             let own = message.properties_mut();
-            let Properties { persistent, ttl, delay, priority, ref headers, .. } = self.said;
-            (own.persistent, own.ttl, own.delay, own.priority) = (persistent, ttl, delay, priority);
-            // What the codec says of the body goes before.
-            for (name, value) in headers {
+            // What the codec says goes before.
+            own.persistent &= self.said.persistent;
+            own.ttl = own.ttl.or(self.said.ttl);
+            own.delay = own.delay.or(self.said.delay);
+            if own.priority == 0 {
+                own.priority = self.said.priority;
+            }
+            for (name, value) in &self.said.headers {
                 own.headers.entry(name.clone()).or_insert_with(|| value.clone());
             }
         }
