@@ -89,7 +89,8 @@ impl Serving<'_> {
                         return Conversed { source: None, how: How::Failed(failure) };
                     }
                     Ok((head, _)) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
-                        if !may_switch {
+                        let accepts = head.headers.get(header::SEC_WEBSOCKET_ACCEPT);
+                        if !may_switch || (self.accept.is_some() && accepts != self.accept.as_ref()) {
                             let text = "the upstream changes a protocol that nobody asked to change";
                             let failure = Failure::new(StatusCode::BAD_GATEWAY, Refusal::UpstreamHead, text);
                             return Conversed { source: None, how: How::Failed(failure) };

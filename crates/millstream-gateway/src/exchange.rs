@@ -84,7 +84,8 @@ pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Asked<'_>, client: &mu
             let head_only = asked.method == Method::HEAD;
             let expects = asked.headers.contains_key(header::EXPECT);
             let coding = if route.compress { Coding::accepted(&asked.headers) } else { None };
-            let serving = Serving { coding, shared, at, report, answered: false, head_only, expects };
+            let serving =
+                Serving { coding, shared, at, report, answered: false, head_only, expects, accept: None };
             serving.total(asked, client, route, has_body).await
         }
     };
@@ -194,6 +195,8 @@ pub(crate) struct Serving<'s> {
     pub(crate) head_only: bool,
     /// The client waits to hear that its body is wanted.
     pub(crate) expects: bool,
+    /// What an upstream must say that accepts a WebSocket which the gateway asks for in a client's name.
+    pub(crate) accept: Option<HeaderValue>,
     /// How the answer may be compressed, if the route compresses and the client understands it.
     pub(crate) coding: Option<Coding>,
 }

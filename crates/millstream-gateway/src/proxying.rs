@@ -2,6 +2,7 @@
 
 use http::header::{self, HeaderValue};
 use http::{Request, StatusCode};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::answer::Answer;
 use crate::asking::{path_of, request_head, size_of};
@@ -25,6 +26,10 @@ impl Serving<'_> {
         upstreams: &Upstreams,
     ) -> Result<Ended, Failure> {
         let switching = headers::upgrade(&asked.headers).filter(|_| asked.may_switch);
+        if switching.is_some() && matches!(client, Client::Frames(_)) {
+            let key = asked.headers.get(header::SEC_WEBSOCKET_KEY).map_or(&b""[..], HeaderValue::as_bytes);
+            self.accept = HeaderValue::try_from(derive_accept_key(key)).ok();
+        }
         let trailers = headers::takes_trailers(&asked.headers);
         headers::remove_hop_by_hop(&mut asked.headers);
         headers::forward(&mut asked.headers, self.settings().forwarded, &asked.peer);

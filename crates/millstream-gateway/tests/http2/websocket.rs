@@ -55,6 +55,16 @@ async fn asked(upstream: &TcpListener) -> (BufReader<TcpStream>, String) {
     (stream, head)
 }
 
+/// The answer that accepts the WebSocket of this head, with more lines.
+fn accepting(head: &str, lines: &str) -> String {
+    let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).expect("a key");
+    let accept = derive_accept_key(key.as_bytes());
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n{lines}\r\n"
+    )
+}
+
 async fn upstream_and_gateway() -> (TcpListener, millstream_gateway::Server) {
     let upstream = TcpListener::bind(any()).await.expect("a port");
     let url = format!("http://{}", upstream.local_addr().expect("an address"));
@@ -79,12 +89,7 @@ async fn a_websocket_over_a_stream_is_one_over_a_connection_to_the_upstream() {
         "{head}"
     );
     assert!(head.contains("connection: upgrade\r\nupgrade: websocket\r\n"), "{head}");
-    let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).expect("a key");
-    let accept = derive_accept_key(key.as_bytes());
-    let answer = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: p\r\n\r\nfirst"
-    );
+    let answer = accepting(&head, "Sec-WebSocket-Protocol: p\r\n") + "first";
     up.write_all(answer.as_bytes()).await.expect("written");
     let answer = within(asking).await.expect("no panic");
     assert_eq!(
@@ -112,10 +117,8 @@ async fn a_websocket_over_a_stream_is_one_over_a_connection_to_the_upstream() {
 async fn a_stream_that_is_dropped_ends_the_upstreams_connection() {
     let (upstream, gateway) = upstream_and_gateway().await;
     let asking = tokio::spawn(ask(gateway.local_addr(), "websocket"));
-    let (mut up, _) = asked(&upstream).await;
-    up.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
-        .await
-        .expect("written");
+    let (mut up, head) = asked(&upstream).await;
+    up.write_all(accepting(&head, "").as_bytes()).await.expect("written");
     let answer = within(asking).await.expect("no panic");
     drop(hyper::upgrade::on(answer).await.expect("a stream"));
     let mut rest = Vec::new();
@@ -124,7 +127,8 @@ async fn a_stream_that_is_dropped_ends_the_upstreams_connection() {
 
 #[tokio::test]
 async fn an_upstream_that_does_not_change_the_protocol_never_looks_as_if_it_had() {
-    for (answer, code) in [("200 OK", 502), ("426 Upgrade Required", 426)] {
+    let unaccepted = "101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket";
+    for (answer, code) in [("200 OK", 502), ("426 Upgrade Required", 426), (unaccepted, 502)] {
         let (upstream, gateway) = upstream_and_gateway().await;
         let asking = tokio::spawn(ask(gateway.local_addr(), "websocket"));
         let (mut up, _) = asked(&upstream).await;
