@@ -89,16 +89,16 @@ pub(crate) struct Run {
 #[derive(Debug, Args)]
 pub(crate) struct Gateway {
     /// The configuration; `docs/gateway.md` lists what it may say
-    #[arg(value_name = "FILE", required_unless_present_any = ["upstream", "print_config"])]
+    #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
     /// Where requests go that no route of the file takes; several share them
     #[arg(long, value_name = "URL", value_delimiter = ',')]
     pub(crate) upstream: Vec<String>,
     /// Where to listen, as in 0.0.0.0:8080
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub(crate) listen: Option<SocketAddr>,
     /// Show /metrics, /health, /buffer-pool-metrics and /status.json on this address
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub(crate) admin: Option<SocketAddr>,
     /// Override a setting by its dotted key, as in `response.chunk=64KiB`; may be given more than once
     #[arg(long = "set", value_name = "KEY=VALUE")]

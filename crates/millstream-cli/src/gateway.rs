@@ -8,14 +8,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use millstream_gateway::{Drained, ExchangeReport, Gateway, Server, client_tls, server_tls};
-use millstream_pipeline::show_duration;
+use millstream_observe::BindError;
+use millstream_pipeline::{nearest, show_duration};
 
 use crate::args;
 use crate::failure::Failure;
 use crate::out::{Out, complain};
 use crate::signals::Signals;
 use config::Read;
-use options::{Config, Log};
+use options::{Config, Log, SETTINGS, Setting};
 use route::{Brokers, RouteConfig};
 
 /// How long a view that is being shown may take once the gateway has ended.
@@ -44,8 +45,8 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
         None => None,
         Some(address) => {
             let admin = server.admin().listen(address).await;
-            let admin = admin
-                .map_err(|error| Failure::of(format_args!("cannot listen on {address} (admin)"), &error))?;
+            let admin =
+                admin.map_err(|error| Failure::of("cannot show `admin`", &BindError::new(address, error)))?;
             complain(&format!("admin: http://{}/metrics", admin.local_addr()));
             Some(admin)
         }
@@ -86,7 +87,24 @@ fn read(asked: &args::Gateway) -> Result<Read, Failure> {
         })?;
         flags.push((key.to_owned(), value.to_owned(), format!("--set {argument}")));
     }
+    let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    misspelt(variables)?;
     config::read(asked.file.as_deref(), |name| std::env::var(name).ok(), &flags)
+}
+
+/// A variable that is meant for the gateway and sets nothing would be missed by nobody but its user.
+fn misspelt(variables: impl Iterator<Item = String>) -> Result<(), Failure> {
+    const PREFIX: &str = "MILLSTREAM_GATEWAY_";
+    let known: Vec<String> = SETTINGS.iter().map(Setting::variable).collect();
+    let endings: Vec<String> =
+        known.iter().filter_map(|known| known.strip_prefix(PREFIX)).map(str::to_lowercase).collect();
+    for name in variables.filter(|name| name.starts_with(PREFIX) && !known.contains(name)) {
+        let near = nearest(&name[PREFIX.len()..], endings.iter().map(String::as_str));
+        let hint =
+            near.map_or(String::new(), |near| format!("; did you mean {PREFIX}{}?", near.to_uppercase()));
+        return Err(Failure::Refused(format!("environment variable {name} sets nothing{hint}")));
+    }
+    Ok(())
 }
 
 async fn listen(config: &Config, brokers: &mut Brokers) -> Result<Server, Failure> {
@@ -117,7 +135,7 @@ async fn listen(config: &Config, brokers: &mut Brokers) -> Result<Server, Failur
     let address = config.listen.unwrap_or_else(|| LISTEN.parse().expect("a valid address"));
     gateway.listen(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::InvalidInput => Failure::Refused(error.to_string()),
-        _ => Failure::of(format_args!("cannot listen on {address}"), &error),
+        _ => Failure::of("cannot listen", &BindError::new(address, error)),
     })
 }
 

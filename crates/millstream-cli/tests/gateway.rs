@@ -155,8 +155,7 @@ fn the_variables_of_the_original_have_their_effect() {
 #[test]
 fn a_file_may_lead_into_a_queue_and_out_of_it() {
     let place = Place::new();
-    let run = place.run(&["queue", "declare", "embedded:state", "q"]);
-    assert_eq!(run.code, Some(0), "{}", run.err);
+    // What is not there is made: nobody else could, while the directory is the gateway's.
     place.write(
         "g.yaml",
         "routes:\n  - { path: /in, broker: 'embedded:state', publish: { queue: q } }\n\
@@ -188,6 +187,25 @@ fn the_configuration_is_printed_with_where_it_comes_from() {
     assert!(run.out.contains("  connections: 7  # flag --set limits.connections=7\n"), "{}", run.out);
     let run = place.run(&["gateway", "g.yaml"]);
     assert!(run.code == Some(2) && run.err.contains("leads nowhere"), "{}", run.err);
+}
+
+#[test]
+fn what_is_wrong_at_the_start_comes_with_its_remedy() {
+    let place = Place::new();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let upstream = ["gateway", "--upstream", "http://127.0.0.1:1"];
+    for arguments in [&["--listen", &address][..], &["--listen", "localhost:0", "--admin", &address]] {
+        let run = place.run(&[&upstream[..], arguments].concat());
+        let remedy = "another process listens on 127.0.0.1:";
+        assert!(run.code == Some(1) && run.err.contains(remedy), "{arguments:?}: {}", run.err);
+    }
+    let run = place.run(&["gateway"]);
+    assert!(run.code == Some(2) && run.err.contains("give `--upstream"), "{}", run.err);
+    let mut misspelt = place.command(&upstream);
+    let run = ended(misspelt.env("MILLSTREAM_GATEWAY_LISTN", "1").spawn().expect("the binary starts"));
+    let hint = "MILLSTREAM_GATEWAY_LISTN sets nothing; did you mean MILLSTREAM_GATEWAY_LISTEN?";
+    assert!(run.code == Some(2) && run.err.contains(hint), "{}", run.err);
 }
 
 #[test]

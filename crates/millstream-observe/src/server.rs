@@ -36,6 +36,13 @@ pub struct BindError {
     source: std::io::Error,
 }
 
+impl BindError {
+    /// What `source` means for listening on `address`.
+    pub fn new(address: SocketAddr, source: std::io::Error) -> BindError {
+        BindError { address, source }
+    }
+}
+
 impl std::fmt::Display for BindError {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let address = self.address;

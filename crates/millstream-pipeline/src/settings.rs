@@ -35,6 +35,7 @@ pub struct SettingsEntry {
     /// The text of the value; empty if nothing was written.
     pub value: String,
     at: At,
+    key_at: At,
 }
 
 impl SettingsFile {
@@ -70,7 +71,7 @@ impl SettingsFile {
         if let Some(mut root) = tree::read(&texts.source, 0, &mut findings) {
             weave::interpolate(&mut root, environment, &mut findings);
             match &root.data {
-                Data::Map(_) => flatten(&root, "", &mut entries),
+                Data::Map(_) => flatten(&root, "", root.at, &mut entries),
                 _ => {
                     findings.add(root.at, "the file is no map of settings", "begin with a line `key: value`")
                 }
@@ -90,6 +91,11 @@ impl SettingsFile {
         self.findings.add(self.entries[entry].at, message, remedy);
     }
 
+    /// As [`refuse`](Self::refuse), if it is the key of the entry that is wrong.
+    pub fn refuse_key(&mut self, entry: usize, message: impl Into<String>, remedy: impl Into<String>) {
+        self.findings.add(self.entries[entry].key_at, message, remedy);
+    }
+
     /// Ends the reading.
     ///
     /// # Errors
@@ -99,22 +105,22 @@ impl SettingsFile {
     }
 }
 
-fn flatten(node: &Node, key: &str, entries: &mut Vec<SettingsEntry>) {
+fn flatten(node: &Node, key: &str, key_at: At, entries: &mut Vec<SettingsEntry>) {
     let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
     match &node.data {
         Data::Map(children) if !children.is_empty() => {
-            children.iter().for_each(|(name, child)| flatten(child, &below(&name.name), entries));
+            children.iter().for_each(|(name, child)| flatten(child, &below(&name.name), name.at, entries));
         }
         Data::List(children) if !children.is_empty() => {
             children
                 .iter()
                 .enumerate()
-                .for_each(|(at, child)| flatten(child, &below(&at.to_string()), entries));
+                .for_each(|(at, child)| flatten(child, &below(&at.to_string()), key_at, entries));
         }
         Data::Map(_) if key.is_empty() => {}
         _ => {
             let value = node.text().filter(|_| !node.is_null()).unwrap_or_default().to_owned();
-            entries.push(SettingsEntry { key: key.to_owned(), value, at: node.at });
+            entries.push(SettingsEntry { key: key.to_owned(), value, at: node.at, key_at });
         }
     }
 }

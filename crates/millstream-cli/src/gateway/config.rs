@@ -62,8 +62,10 @@ impl Read {
 
     fn file(&mut self, mut file: SettingsFile, name: &str) -> Result<(), millstream_pipeline::Problems> {
         for (at, entry) in gathered(&file) {
-            if let Err((problem, remedy)) = self.entry(at, &entry.0, &entry.1, name) {
-                file.refuse(at, problem, remedy);
+            match self.entry(at, &entry.0, &entry.1, name) {
+                Ok(()) => {}
+                Err(Wrong::Key(problem, remedy)) => file.refuse_key(at, problem, remedy),
+                Err(Wrong::Value(problem, remedy)) => file.refuse(at, problem, remedy),
             }
         }
         for route in &self.config.routes {
@@ -75,8 +77,8 @@ impl Read {
     }
 
     /// Takes the entry with this number; what is wrong with it, and the remedy, if something is.
-    fn entry(&mut self, at: usize, key: &str, value: &str, name: &str) -> Result<(), (String, String)> {
-        let invalid = |remedy| (format!("`{key}` cannot be `{value}`"), remedy);
+    fn entry(&mut self, at: usize, key: &str, value: &str, name: &str) -> Result<(), Wrong> {
+        let invalid = |remedy| Wrong::Value(format!("`{key}` cannot be `{value}`"), remedy);
         if let Some(rest) = key.strip_prefix("routes.") {
             let (number, field) = rest.split_once('.').unwrap_or((rest, ""));
             let Some(key) = KEYS.iter().find(|key| key.name == field) else {
@@ -158,13 +160,19 @@ fn gathered(file: &SettingsFile) -> Vec<(usize, (String, String))> {
     out
 }
 
-fn unknown<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> (String, String) {
+/// What is wrong with an entry, and the remedy.
+enum Wrong {
+    Key(String, String),
+    Value(String, String),
+}
+
+fn unknown<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> Wrong {
     let known: Vec<&str> = known.into_iter().collect();
     let remedy = match nearest(key, known.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("there are {}", known.join(", ")),
     };
-    (format!("unknown key `{key}`"), remedy)
+    Wrong::Key(format!("unknown key `{key}`"), remedy)
 }
 
 #[cfg(test)]
@@ -268,7 +276,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_refused_with_its_place_and_its_remedy() {
         for (file, expected) in [
-            ("respnse:\n  chunk: 1KiB", "g.yaml:2:10: unknown key `respnse.chunk`"),
+            ("respnse:\n  chunk: 1KiB", "g.yaml:2:3: unknown key `respnse.chunk`"),
             ("response:\n  chunk: 1KiB\n  chnk: 2", "did you mean `response.chunk`?"),
             ("response:\n  chunk: 100B", "`response.chunk` cannot be `100B`"),
             ("pool:\n  enabled: maybe", "`pool.enabled` cannot be `maybe`"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::Method;
 use millstream_gateway::{HealthCheck, PublishTo, Route, Serve, Served, Target, Upstreams};
-use millstream_message::{Address, Broker, BrokerUrl};
+use millstream_message::{Address, Broker, BrokerErrorKind, BrokerUrl, Queue, StreamSpec};
 use millstream_pipeline::{show_duration, show_size};
 use millstream_resilience::BreakerSettings;
 
@@ -232,10 +232,16 @@ impl RouteConfig {
         if let Some(queue) = &self.publish {
             let max = self.publish_max.unwrap_or(PUBLISH_MAX) as usize;
             let broker = self.broker(brokers).await?;
+            queue_is_there(&*broker, queue).await?;
             return Ok(Target::Handler(Arc::new(PublishTo::new(broker, Address::queue(queue), max))));
         }
         if let Some(what) = served {
-            return Ok(Target::Handler(Arc::new(Serve::new(self.broker(brokers).await?, what))));
+            let broker = self.broker(brokers).await?;
+            match &what {
+                Served::Queue(queue) => queue_is_there(&*broker, queue).await?,
+                Served::Stream(stream) => stream_is_there(&*broker, stream).await?,
+            }
+            return Ok(Target::Handler(Arc::new(Serve::new(broker, what))));
         }
         if self.upstreams.is_empty() {
             let remedy = "it leads nowhere: write `upstreams: [http://host:port]`, or `broker` with `publish.queue`, \
@@ -262,4 +268,26 @@ impl RouteConfig {
         }
         Ok(Target::Proxy(Arc::new(upstreams)))
     }
+}
+
+/// Makes a queue, durable, that is not there, as pipelines do: nobody else could while the broker is this process's.
+async fn queue_is_there(broker: &dyn Broker, queue: &str) -> Result<(), String> {
+    let there = match broker.stats(queue).await {
+        Err(error) if error.kind() == BrokerErrorKind::NotFound => {
+            broker.declare_queue(Queue::durable(queue)).await
+        }
+        other => other.map(drop),
+    };
+    there.map_err(|error| format!("cannot use the queue `{queue}`: {error}"))
+}
+
+/// The same for a stream, which keeps everything.
+async fn stream_is_there(broker: &dyn Broker, stream: &str) -> Result<(), String> {
+    let there = match broker.stream_stats(stream).await {
+        Err(error) if error.kind() == BrokerErrorKind::NotFound => {
+            broker.declare_stream(StreamSpec::new(stream)).await
+        }
+        other => other.map(drop),
+    };
+    there.map_err(|error| format!("cannot use the stream `{stream}`: {error}"))
 }
