@@ -100,6 +100,6 @@ pub use typed::BehaviourOf;
 /// What the builder makes of behaviours, for whoever must name its types.
 pub mod stacks {
     pub use crate::behaviour::{Around, Bare, Behaviours, Boxed, BoxedStage, Inside, Shared, Stage};
-    pub use crate::stream::{Failing, Guarded, StreamBehaviours, StreamStage, Wrong};
+    pub use crate::stream::{Failing, Guarded, StreamBehaviours, StreamStage};
     pub use crate::typed::Only;
 }

@@ -19,7 +19,7 @@ mod options;
 pub(crate) mod progress;
 
 pub(crate) use end::Source;
-pub use end::{Failing, Guarded, Wrong};
+pub use end::{Failing, Guarded};
 pub use options::{ItemErrors, StreamOptions};
 
 /// What a stream request is answered with: a flow of items, of which the last is an error if the stream did not end well.

@@ -3,7 +3,7 @@
 
 use crate::batch::ITEM_BYTES;
 use crate::batcher::Rule;
-use crate::file::model::{Buffer, Draft, Format, Prefetch, Source};
+use crate::file::model::{Buffer, Draft, Format, Prefetch, Source, Step};
 use crate::item::Raw;
 use millstream_flow::Token;
 
@@ -80,12 +80,22 @@ fn reading(draft: &Draft) -> u64 {
         Some(Source::File { read, .. } | Source::Stdin { read }) => {
             // The longest line as text, as JSON for a queue, and as a value.
             let lines = if read.format.value == Format::Ndjson { 2 + VALUE_FACTOR } else { 2 };
-            4 * READ_BYTES + lines * read.line_max as u64
+            4 * READ_BYTES + (1 + sent(draft)).saturating_mul(lines * read.line_max as u64)
         }
         Some(Source::Http(http)) => http.bytes_max(),
         Some(Source::Stream(_)) => STREAM_BYTES,
         _ => 0,
     }
+}
+
+/// Items that are at handlers at once, beside the one that passes the steps. Those of a queue or of http are counted as
+/// prefetched, or as pending.
+fn sent(draft: &Draft) -> u64 {
+    let at_once = |step: &Step| match step {
+        Step::Send { at_once, .. } => *at_once as u64 - 1,
+        _ => 0,
+    };
+    draft.steps.iter().map(at_once).sum()
 }
 
 fn buffered(draft: &Draft) -> u64 {

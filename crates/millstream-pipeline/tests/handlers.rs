@@ -119,3 +119,17 @@ fn offline_tests_refuse_what_they_cannot_call_and_the_picture_shows_it() {
     let problems = pipeline.test(&cases).expect_err("nothing calls the handler").to_string();
     assert!(problems.contains("sends items to `Double`, and these tests call no handlers"), "{problems}");
 }
+
+#[test]
+fn items_at_handlers_count_in_the_bound_of_memory() {
+    let bound = |at_once: u64| {
+        let yaml = format!(
+            "name: p\nsource: {{ stdin: {{ format: ndjson, max_line: 1KiB }} }}\noutput: {{ stdout: }}\n\
+             process: [{{ send: {{ request: Double, at_once: {at_once} }} }}]"
+        );
+        let pipeline = Pipeline::parse_with("p.yaml", &yaml, &handlers(&Arc::default()));
+        pipeline.expect("it is good").memory_bound_bytes()
+    };
+    // As text twice, and as a value that is larger by the factor of long ones.
+    assert_eq!(bound(8) - bound(1), 7 * (2 + 32) * 1024);
+}

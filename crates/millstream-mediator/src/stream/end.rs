@@ -1,6 +1,8 @@
 //! The end of the chain of a stream: the handler's flow, its errors and panics as the stream's.
 
 use std::any::Any;
+use std::error::Error as StdError;
+use std::fmt;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::pin;
@@ -29,19 +31,23 @@ pub(crate) struct Source<H, T> {
 /// A handler's flow, in a task of its own or not, its panics and its items' failures as errors.
 pub type Guarded<T, E, F> = Failing<T, Eaches<T, Either<Buffered<T>, Direct<T, E, F>>>>;
 
-type Buffered<T> = Hop<Result<T, Wrong>, (), Unmeasured>;
-type Direct<T, E, F> = Map<F, fn(Result<T, E>) -> Result<T, Wrong>>;
-type EachFn<T> = Box<dyn FnMut(Result<T, Wrong>) -> EachFuture<T> + Send>;
-type EachFuture<T> = futures_util::future::BoxFuture<'static, Result<T, Wrong>>;
+type Buffered<T> = Hop<Result<T, BoxError>, (), Unmeasured>;
+type Direct<T, E, F> = Map<F, fn(Result<T, E>) -> Result<T, BoxError>>;
+type EachFn<T> = Box<dyn FnMut(Result<T, BoxError>) -> EachFuture<T> + Send>;
+type EachFuture<T> = futures_util::future::BoxFuture<'static, Result<T, BoxError>>;
 type Eaches<T, F> = Either<MapAsync<F, EachFn<T>, EachFuture<T>>, F>;
 
-/// What goes wrong in a handler's flow, before it has the stream's form.
-pub enum Wrong {
-    /// An item failed.
-    Item(BoxError),
-    /// The flow panicked, in a task of its own: nothing comes after that.
-    Panic(Panicked),
+/// The last error of a flow that panicked in a task of its own. Nobody else can make one, so that it is no item's.
+#[derive(Debug)]
+struct Fallen(Panicked);
+
+impl fmt::Display for Fallen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
+
+impl StdError for Fallen {}
 
 impl<R, H> StreamStage<R> for Source<H, R::Item>
 where
@@ -63,17 +69,14 @@ where
                 let pipe = pipe.via("handler", |flow| Caught { flow: Some(flow), panicked: None });
                 pipe.buffer(*capacity).via("buffer", Either::Left)
             }
-            None => pipe.map(wrong as fn(_) -> _).via("direct", Either::Right),
+            None => pipe.map(boxed_error as fn(_) -> _).via("direct", Either::Right),
         };
         let pipe = match each {
             Some((concurrency, each)) => {
                 let each: Arc<Each<R::Item>> = each.clone();
                 let call: EachFn<R::Item> = Box::new(move |item| match item {
-                    Ok(item) => {
-                        let done = each(item);
-                        Box::pin(async { done.await.map_err(Wrong::Item) })
-                    }
-                    Err(wrong) => Box::pin(std::future::ready(Err(wrong))),
+                    Ok(item) => each(item),
+                    Err(error) => Box::pin(std::future::ready(Err(error))),
                 });
                 pipe.map_async(*concurrency, call).named("each").via("each", Either::Left)
             }
@@ -94,8 +97,8 @@ where
     }
 }
 
-fn wrong<T, E: Into<BoxError>>(item: Result<T, E>) -> Result<T, Wrong> {
-    item.map_err(|error| Wrong::Item(error.into()))
+fn boxed_error<T, E: Into<BoxError>>(item: Result<T, E>) -> Result<T, BoxError> {
+    item.map_err(Into::into)
 }
 
 /// A flow whose panic is its last item: what a task that reads it for others could only end at, as if it were complete.
@@ -111,7 +114,7 @@ where
     E: Into<BoxError>,
     F: Flow<Item = Result<T, E>, Token = ()>,
 {
-    type Item = Result<T, Wrong>;
+    type Item = Result<T, BoxError>;
     type Token = ();
 
     #[inline]
@@ -124,7 +127,7 @@ where
             let driven = catch_unwind(AssertUnwindSafe(|| {
                 flow.poll_drive(cx, max, &mut |item, ()| {
                     room -= 1;
-                    sink(wrong(item), ())
+                    sink(boxed_error(item), ())
                 })
             }));
             match driven {
@@ -136,7 +139,7 @@ where
             return Poll::Ready(Step::More);
         }
         if let Some(panicked) = self.panicked.take() {
-            let _ = sink(Err(Wrong::Panic(panicked)), ());
+            let _ = sink(Err(Fallen(panicked).into()), ());
         }
         Poll::Ready(Step::End)
     }
@@ -166,7 +169,7 @@ impl<T, F> Failing<T, F> {
 impl<T, F> Flow for Failing<T, F>
 where
     T: Send + 'static,
-    F: Flow<Item = Result<T, Wrong>, Token = ()>,
+    F: Flow<Item = Result<T, BoxError>, Token = ()>,
 {
     type Item = Result<T, StreamError>;
     type Token = ();
@@ -183,17 +186,17 @@ where
         // A panic further down is not this flow's to catch.
         let mut below = false;
         let driven = catch_unwind(AssertUnwindSafe(|| {
-            upstream.poll_drive(cx, max, &mut |item: Result<T, Wrong>, ()| {
+            upstream.poll_drive(cx, max, &mut |item: Result<T, BoxError>, ()| {
                 let item = match item {
                     Ok(item) => item,
-                    Err(panicked @ Wrong::Panic(_)) => {
-                        failed = Some(panicked);
+                    Err(fallen) if fallen.is::<Fallen>() => {
+                        failed = Some(fallen);
                         return ControlFlow::Break(());
                     }
-                    Err(Wrong::Item(error)) => match &self.errors.0 {
+                    Err(error) => match &self.errors.0 {
                         Policy::Instead(instead) => instead(error, position),
                         Policy::Fail | Policy::Pass => {
-                            failed = Some(Wrong::Item(error));
+                            failed = Some(error);
                             return ControlFlow::Break(());
                         }
                         Policy::Skip | Policy::Dead(_) => {
@@ -230,10 +233,10 @@ where
                 return Poll::Ready(Step::End);
             }
         };
-        if let Some(wrong) = failed {
-            let (kind, error, last) = match wrong {
-                Wrong::Item(error) => (ErrorKind::Failed, error, matches!(self.errors.0, Policy::Fail)),
-                Wrong::Panic(panicked) => (ErrorKind::Panicked, panicked.into(), true),
+        if let Some(error) = failed {
+            let (kind, error, last) = match error.downcast::<Fallen>() {
+                Ok(fallen) => (ErrorKind::Panicked, fallen.0.into(), true),
+                Err(error) => (ErrorKind::Failed, error, matches!(self.errors.0, Policy::Fail)),
             };
             let broken = self.broken(kind, error, last);
             let over = last || step == Poll::Ready(Step::End);

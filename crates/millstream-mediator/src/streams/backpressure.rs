@@ -1,29 +1,28 @@
 //! A bounded buffer behind a handler, and what happens at its water marks.
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::poll_fn;
 use std::num::NonZeroU64;
 use std::ops::ControlFlow;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use millstream_flow::{BoxError, Flow, Panicked, Pipe, Step};
-use tokio::time::sleep_until;
+use millstream_flow::{Flow, Pipe, Step};
 
 use super::shelf::{CHUNK, Marks, Shelf};
 use crate::behaviours::Memory;
 use crate::call::Call;
-use crate::error::{Error, ErrorKind};
-use crate::handler::Catching;
+use crate::error::Error;
 use crate::message::{About, StreamRequest};
 use crate::metrics::{Counter, Gauge, stream_dropped};
 use crate::stream::progress::{LeftOut, Task};
 use crate::stream::{ItemFlow, StreamBehaviour, StreamError, StreamNext};
+
+mod pump;
+
+use pump::Pump;
 
 /// What happens while a stream's buffer is under pressure: from its high mark on until it is down to the low one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -274,13 +273,7 @@ where
     {
         if let Some(flow) = self.upstream.take() {
             let (rule, about) = (self.rule.clone(), self.about.clone());
-            let shelf = self.shelf.clone();
-            let mut pump =
-                Pump { flow, shelf, rule, about, chunk: Vec::new(), position: 0, told: 0, ended: false };
-            self.pump = Some(Task::spawn(async move {
-                let ended = { Catching(pin!(pump.run())).await };
-                pump.end(ended);
-            }));
+            self.pump = Some(Pump::spawn(flow, self.shelf.clone(), rule, about));
         }
         let mut room = max;
         loop {
@@ -296,130 +289,6 @@ where
                 Poll::Ready(None) => return Poll::Ready(Step::End),
                 Poll::Pending => return Poll::Pending,
             }
-        }
-    }
-}
-
-/// The handler's side of the buffer.
-struct Pump<T, F> {
-    flow: F,
-    shelf: Arc<Shelf<T>>,
-    rule: Backpressure,
-    about: Arc<About>,
-    chunk: Vec<Result<T, StreamError>>,
-    /// Items that have come out of the flow.
-    position: u64,
-    /// Dropped items that the metrics know of.
-    told: u64,
-    /// The reader has been told how it ended, or need not be.
-    ended: bool,
-}
-
-impl<T, F> Pump<T, F> {
-    fn end(&mut self, ended: Result<(), Box<dyn Any + Send>>) {
-        match ended {
-            Ok(()) => self.ended = true,
-            Err(payload) => self.broken(ErrorKind::Panicked, Panicked::new(payload)),
-        }
-    }
-
-    /// Ends the stream with an error, after what came before it.
-    #[cold]
-    fn broken(&mut self, kind: ErrorKind, cause: impl Into<BoxError>) {
-        self.ended = true;
-        let error = Error::new(&self.about, kind).because(cause);
-        self.chunk.push(Err(StreamError::new(error, self.position, true)));
-        let Backpressure { marks, strategy, .. } = &self.rule;
-        self.shelf.put(&mut self.chunk, marks, strategy);
-    }
-}
-
-/// Closes the shelf however its writer ends, and never as if the stream were complete when it is not.
-impl<T, F> Drop for Pump<T, F> {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.broken(ErrorKind::Failed, "its task was ended from outside");
-        }
-        self.shelf.close();
-    }
-}
-
-impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
-    async fn run(&mut self) {
-        loop {
-            let strategy = self.look();
-            let Pump { flow, shelf, rule, chunk, position, .. } = &mut *self;
-            let falls_back = rule.fallback.and_then(|(after, _)| shelf.state().falls_back_at(after));
-            let room = poll_fn(|cx| shelf.poll_room(cx, &rule.marks, &strategy));
-            let room = match falls_back {
-                None => room.await,
-                Some(at) => tokio::select! {
-                    biased;
-                    room = room => room,
-                    () = sleep_until(at) => continue,
-                },
-            };
-            let room = room.min(CHUNK);
-            let ended = poll_fn(|cx| {
-                let step = flow.poll_drive(cx, room, &mut |item, ()| {
-                    *position += 1;
-                    chunk.push(item);
-                    ControlFlow::Continue(())
-                });
-                match step {
-                    Poll::Ready(step) => Poll::Ready(step == Step::End),
-                    // What there is goes on before it waits for more.
-                    Poll::Pending if !chunk.is_empty() => Poll::Ready(false),
-                    Poll::Pending => Poll::Pending,
-                }
-            })
-            .await;
-            shelf.put(chunk, &rule.marks, &strategy);
-            if ended {
-                self.look();
-                return;
-            }
-            tokio::task::coop::consume_budget().await;
-        }
-    }
-
-    /// Looks how full it is, tells whom it concerns, and says what to do.
-    fn look(&mut self) -> Strategy {
-        let Backpressure { marks, trigger, fallback, strategy, stats, .. } = &self.rule;
-        let mut state = self.shelf.state();
-        let before = state.pressure(marks.capacity);
-        let triggered = trigger.as_ref().is_some_and(|trigger| trigger(&before));
-        let changed = state.press(marks, triggered);
-        let (pressure, pressed) = (state.pressure(marks.capacity), state.pressed.is_some());
-        drop(state);
-        if let Some(stats) = stats {
-            stats.size.set(pressure.len as f64);
-            stats.usage.set(pressure.len as f64 * 100.0 / marks.capacity as f64);
-            stats.dropped.add(pressure.dropped - self.told);
-            stats.events.add(u64::from(changed && pressed));
-            self.told = pressure.dropped;
-        }
-        let tell = |event| {
-            tracing::debug!(target: "millstream_mediator::stream", stream = %self.about.name, ?event, "backpressure");
-            if let Some(tell) = &self.rule.tell {
-                tell(&self.about, &event);
-            }
-        };
-        if changed {
-            tell(if pressed {
-                PressureEvent::Entered(pressure)
-            } else {
-                PressureEvent::Left(Pressure { lasting: before.lasting, ..pressure })
-            });
-        }
-        match fallback {
-            Some((after, other)) if pressed && pressure.lasting >= *after => {
-                if !self.shelf.state().falls_back() {
-                    tell(PressureEvent::FellBack(*other, pressure));
-                }
-                *other
-            }
-            _ => *strategy,
         }
     }
 }

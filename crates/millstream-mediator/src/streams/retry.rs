@@ -31,7 +31,9 @@ pub enum Resume {
     /// From its beginning, with [`StreamRequest::repeat`]. What was delivered is delivered again: *at least once*.
     Restart,
     /// From the handler's position, with [`StreamRequest::resume`]: *exactly once*, if the handler means the same items by it.
-    /// Items that failed and were [passed, skipped, replaced or put aside](crate::ItemErrors) count.
+    /// Items that failed and were [passed, skipped, replaced or put aside](crate::ItemErrors) count. A
+    /// [`Backpressure`](crate::Backpressure) inside of the retries hides how many were left out behind it: where such a stream is broken by
+    /// a [`StreamTimeout`](crate::StreamTimeout) around the buffer, some items may come again.
     Position,
     /// From its beginning, leaving out as many items as were delivered, and failed ones that were passed: *exactly once*, if the
     /// handler gives the same in the same order each time.

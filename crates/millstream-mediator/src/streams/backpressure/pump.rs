@@ -1,0 +1,155 @@
+//! The task between a handler and its buffer.
+
+use std::any::Any;
+use std::future::poll_fn;
+use std::ops::ControlFlow;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use millstream_flow::{BoxError, Panicked, Step};
+use tokio::time::sleep_until;
+
+use super::{Backpressure, Pressure, PressureEvent, Strategy};
+use crate::error::{Error, ErrorKind};
+use crate::handler::Catching;
+use crate::message::About;
+use crate::stream::progress::Task;
+use crate::stream::{ItemFlow, StreamError};
+use crate::streams::shelf::{CHUNK, Shelf};
+
+/// The handler's side of the buffer.
+pub(super) struct Pump<T, F> {
+    flow: F,
+    shelf: Arc<Shelf<T>>,
+    rule: Backpressure,
+    about: Arc<About>,
+    chunk: Vec<Result<T, StreamError>>,
+    /// Items that have come out of the flow.
+    position: u64,
+    /// Dropped items that the metrics know of.
+    told: u64,
+    /// The reader has been told how it ended, or need not be.
+    ended: bool,
+}
+
+impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
+    /// Begins to fill the shelf.
+    pub(super) fn spawn(flow: F, shelf: Arc<Shelf<T>>, rule: Backpressure, about: Arc<About>) -> Task {
+        let mut pump =
+            Pump { flow, shelf, rule, about, chunk: Vec::new(), position: 0, told: 0, ended: false };
+        Task::spawn(async move {
+            let ended = { Catching(pin!(pump.run())).await };
+            pump.end(ended);
+        })
+    }
+}
+
+impl<T, F> Pump<T, F> {
+    fn end(&mut self, ended: Result<(), Box<dyn Any + Send>>) {
+        match ended {
+            Ok(()) => self.ended = true,
+            Err(payload) => self.broken(ErrorKind::Panicked, Panicked::new(payload)),
+        }
+    }
+
+    /// Ends the stream with an error, after what came before it.
+    #[cold]
+    fn broken(&mut self, kind: ErrorKind, cause: impl Into<BoxError>) {
+        self.ended = true;
+        let error = Error::new(&self.about, kind).because(cause);
+        self.chunk.push(Err(StreamError::new(error, self.position, true)));
+        let Backpressure { marks, strategy, .. } = &self.rule;
+        self.shelf.put(&mut self.chunk, marks, strategy);
+    }
+}
+
+/// Closes the shelf however its writer ends, and never as if the stream were complete when it is not.
+impl<T, F> Drop for Pump<T, F> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.broken(ErrorKind::Failed, "its task was ended from outside");
+        }
+        self.shelf.close();
+    }
+}
+
+impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
+    async fn run(&mut self) {
+        loop {
+            let strategy = self.look();
+            let Pump { flow, shelf, rule, chunk, position, .. } = &mut *self;
+            let falls_back = rule.fallback.and_then(|(after, _)| shelf.state().falls_back_at(after));
+            let room = poll_fn(|cx| shelf.poll_room(cx, &rule.marks, &strategy));
+            let room = match falls_back {
+                None => room.await,
+                Some(at) => tokio::select! {
+                    biased;
+                    room = room => room,
+                    () = sleep_until(at) => continue,
+                },
+            };
+            let room = room.min(CHUNK);
+            let ended = poll_fn(|cx| {
+                let step = flow.poll_drive(cx, room, &mut |item, ()| {
+                    *position += 1;
+                    chunk.push(item);
+                    ControlFlow::Continue(())
+                });
+                match step {
+                    Poll::Ready(step) => Poll::Ready(step == Step::End),
+                    // What there is goes on before it waits for more.
+                    Poll::Pending if !chunk.is_empty() => Poll::Ready(false),
+                    Poll::Pending => Poll::Pending,
+                }
+            })
+            .await;
+            shelf.put(chunk, &rule.marks, &strategy);
+            if ended {
+                self.look();
+                return;
+            }
+            tokio::task::coop::consume_budget().await;
+        }
+    }
+
+    /// Looks how full it is, tells whom it concerns, and says what to do.
+    fn look(&mut self) -> Strategy {
+        let Backpressure { marks, trigger, fallback, strategy, stats, .. } = &self.rule;
+        let mut state = self.shelf.state();
+        let before = state.pressure(marks.capacity);
+        let triggered = trigger.as_ref().is_some_and(|trigger| trigger(&before));
+        let changed = state.press(marks, triggered);
+        let (pressure, pressed) = (state.pressure(marks.capacity), state.pressed.is_some());
+        drop(state);
+        if let Some(stats) = stats {
+            stats.size.set(pressure.len as f64);
+            stats.usage.set(pressure.len as f64 * 100.0 / marks.capacity as f64);
+            stats.dropped.add(pressure.dropped - self.told);
+            stats.events.add(u64::from(changed && pressed));
+            self.told = pressure.dropped;
+        }
+        let tell = |event| {
+            tracing::debug!(target: "millstream_mediator::stream", stream = %self.about.name, ?event, "backpressure");
+            if let Some(tell) = &self.rule.tell {
+                tell(&self.about, &event);
+            }
+        };
+        if changed {
+            tell(if pressed {
+                PressureEvent::Entered(pressure)
+            } else {
+                PressureEvent::Left(Pressure { lasting: before.lasting, ..pressure })
+            });
+        }
+        match fallback {
+            Some((after, other)) if pressed && pressure.lasting >= *after => {
+                if !self.shelf.state().falls_back() {
+                    tell(PressureEvent::FellBack(*other, pressure));
+                }
+                *other
+            }
+            _ => *strategy,
+        }
+    }
+}
