@@ -93,18 +93,16 @@ fn read(asked: &args::Gateway) -> Result<Read, Failure> {
 }
 
 /// A variable that is meant for the gateway and sets nothing would be missed by nobody but its user.
-fn misspelt(variables: impl Iterator<Item = String>) -> Result<(), Failure> {
+fn misspelt(variables: impl IntoIterator<Item = String>) -> Result<(), Failure> {
     const PREFIX: &str = "MILLSTREAM_GATEWAY_";
     let known: Vec<String> = SETTINGS.iter().map(Setting::variable).collect();
     let endings: Vec<String> =
         known.iter().filter_map(|known| known.strip_prefix(PREFIX)).map(str::to_lowercase).collect();
-    for name in variables.filter(|name| name.starts_with(PREFIX) && !known.contains(name)) {
-        let near = nearest(&name[PREFIX.len()..], endings.iter().map(String::as_str));
-        let hint =
-            near.map_or(String::new(), |near| format!("; did you mean {PREFIX}{}?", near.to_uppercase()));
-        return Err(Failure::Refused(format!("environment variable {name} sets nothing{hint}")));
-    }
-    Ok(())
+    let unknown = variables.into_iter().find(|name| name.starts_with(PREFIX) && !known.contains(name));
+    let Some(name) = unknown else { return Ok(()) };
+    let near = nearest(&name[PREFIX.len()..], endings.iter().map(String::as_str));
+    let hint = near.map_or(String::new(), |near| format!("; did you mean {PREFIX}{}?", near.to_uppercase()));
+    Err(Failure::Refused(format!("environment variable {name} sets nothing{hint}")))
 }
 
 async fn listen(config: &Config, brokers: &mut Brokers) -> Result<Server, Failure> {
