@@ -145,7 +145,8 @@ impl Source {
         if session.paused {
             return Found::Nothing;
         }
-        let first = state.sessions.iter().find(|session| !session.stopped);
+        // One that has stopped has its turn until nothing of it is in hand: what comes back goes before what comes later.
+        let first = state.sessions.iter().find(|session| !session.stopped || session.unsettled.items > 0);
         if self.queue.spec.single_active_consumer && first.is_some_and(|first| first.id != self.id) {
             return Found::Nothing;
         }
@@ -261,9 +262,13 @@ impl Handle {
         }
         settled.applied = taken.len() as u64;
         settled.stale = count(tags).saturating_sub(settled.applied);
+        let turn_ends = session.stopped && session.unsettled.items == 0;
         if settled.applied > 0 {
             wakers.extend(session.waker.take());
             then(&mut state, &mut taken);
+            if turn_ends && self.queue.spec.single_active_consumer {
+                state.wakers(&mut wakers);
+            }
         }
         drop(state);
         drop(taken);
@@ -375,7 +380,7 @@ impl Settle for Handle {
             StopWhen::Empty => session.stop_when_empty = true,
         });
         if self.queue.spec.single_active_consumer {
-            // It is another's turn.
+            // It is another's turn, if nothing is in hand.
             self.wake_all();
         }
     }

@@ -381,3 +381,35 @@ async fn a_damaged_message_is_counted_and_the_others_go_on() {
     assert_eq!(got, [0, 1, 3, 4]);
     assert_eq!(broker.damaged_messages(), 1);
 }
+
+/// Order by key outlives a run that ends: what it had in hand goes before what comes later.
+#[tokio::test(start_paused = true)]
+async fn a_queue_with_one_active_consumer_is_not_handed_on_while_anything_of_it_is_in_hand() {
+    let broker = EmbeddedBroker::memory(Settings::memory()).expect("opens");
+    broker.declare_queue(Queue::durable("q").single_active_consumer()).await.expect("declared");
+    send(&broker, "q", 6, 0).await;
+    let options = || ConsumeOptions::default().prefetch(2);
+    let mut first = broker.consume("q", options()).await.expect("consumes");
+    let mut second = broker.consume("q", options()).await.expect("consumes");
+    let held = first.next_chunk(2).await.expect("reads");
+    // It takes nothing more, and two of its messages are in somebody's hands.
+    drop(first);
+    let idle = tokio::time::timeout(Duration::from_millis(50), second.next_chunk(2)).await;
+    assert!(idle.is_err(), "{idle:?}");
+    // One is done, the other comes back: now it is the second's turn, in the old order.
+    assert!(held[0].ack());
+    drop(held);
+    let number = |delivery: &millstream_message::Delivery| delivery.message.body()[0];
+    let next = tokio::time::timeout(Duration::from_secs(20), second.next_chunk(2)).await;
+    let next = next.expect("it is woken").expect("reads");
+    assert_eq!(next.iter().map(number).collect::<Vec<_>>(), [1, 2]);
+    // And where everything is settled, the next one is woken as well.
+    let mut third = broker.consume("q", options()).await.expect("consumes");
+    drop(second);
+    let waiting = tokio::spawn(async move { third.next_chunk(1).await });
+    tokio::task::yield_now().await;
+    assert!(next.iter().all(|delivery| delivery.ack()));
+    let woken = tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("it is woken");
+    assert_eq!(number(&woken.expect("no panic").expect("reads")[0]), 3);
+    drop(next);
+}

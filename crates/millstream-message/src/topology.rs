@@ -238,7 +238,8 @@ impl Queue {
         self
     }
 
-    /// Delivers to one consumer at a time.
+    /// Delivers to one consumer at a time, the one that came first. Its turn lasts until it has ended and nothing of it is in hand, so
+    /// order outlives a change; to pause is not to end. RabbitMQ does so for consumers of a handle that has declared the queue.
     #[must_use]
     pub fn single_active_consumer(mut self) -> Queue {
         self.single_active_consumer = true;

@@ -30,6 +30,8 @@ use crate::unsettled::{Parked, Unsettled, Word};
 pub(crate) struct ConsumerCore {
     queue: String,
     pub(crate) options: ConsumeOptions,
+    /// The queue delivers to one consumer at a time, which keeps its turn until nothing of it is in hand.
+    one_active: bool,
     /// What the names begin with that the broker knows it by.
     name: String,
     link: Arc<Link>,
@@ -70,6 +72,8 @@ struct State {
     nacked: u64,
     stop: Option<StopWhen>,
     cancel: Cancel,
+    /// It has ended, and keeps its turn: what nobody has taken stays where it is.
+    leaving: bool,
     /// Nobody is left who could settle anything: the channel can go.
     abandoned: bool,
     /// The broker has taken it once.
@@ -116,11 +120,17 @@ impl State {
     /// Whether the next delivery may be handed out: there is room for it within both bounds, or it is alone.
     fn has_room(&self, options: &ConsumeOptions) -> bool {
         let Some(next) = self.ready.front() else { return false };
-        let items = self.unsettled.live() - self.ready.len();
+        let items = self.in_hand();
         let bytes = self.bytes - self.ready_bytes;
         !self.paused
+            && !self.leaving
             && items < options.prefetch_items.get()
             && (items == 0 || bytes + next.kept.bytes <= options.prefetch_bytes.get() as u64)
+    }
+
+    /// How many deliveries are with users.
+    fn in_hand(&self) -> usize {
+        self.unsettled.live() - self.ready.len()
     }
 }
 
@@ -135,12 +145,12 @@ impl ConsumerCore {
     ) -> Arc<ConsumerCore> {
         let stop = options.stop_when_empty.then_some(StopWhen::Empty);
         // Asked anew, a stream would begin elsewhere, and a queue with one active consumer would make another one active.
-        let fixed = options.from.is_some() || hub.has_one_active_consumer(&queue);
-        let credit = Credit::new(&options, fixed);
-        let is_stream = options.from.is_some();
+        let (is_stream, one_active) = (options.from.is_some(), hub.has_one_active_consumer(&queue));
+        let credit = Credit::new(&options, is_stream || one_active);
         Arc::new(ConsumerCore {
             queue,
             options,
+            one_active,
             name,
             link,
             hub,
@@ -167,6 +177,7 @@ impl ConsumerCore {
                 nacked: 0,
                 stop,
                 cancel: Cancel::No,
+                leaving: false,
                 abandoned: false,
                 established: false,
                 end: None,
@@ -234,7 +245,7 @@ impl ConsumerCore {
         state.redelivered += u64::from(redelivered);
         state.bytes += bytes;
         state.credit.came(bytes);
-        if state.end.is_some() || state.abandoned {
+        if (state.end.is_some() && !state.leaving) || state.abandoned {
             // It was on its way when the intake ended. The cancel is before this in the channel: it does not come again.
             let State { unsettled, bytes, .. } = &mut *state;
             unsettled.nack(&one(tag), true, |kept| *bytes -= kept.bytes);
@@ -280,9 +291,10 @@ impl ConsumerCore {
                 connection.send(channel, &nack);
             }
         });
-        if state.abandoned {
-            // What is unsettled goes back with the channel.
+        if state.abandoned && state.unsettled.parked() == 0 {
+            // What is unsettled goes back with the channel, on which nothing more is said.
             connection.close_channel(channel);
+            state.channel = None;
         }
         (!waiters.is_empty()).then_some((channel, waiters))
     }
@@ -314,7 +326,7 @@ impl ConsumerCore {
             redelivered: state.redelivered,
             acked: state.acked,
             nacked: state.nacked,
-            in_flight: (state.unsettled.live() - state.ready.len()) as u64,
+            in_flight: state.in_hand() as u64,
             waiting: state.ready.len() as u64,
             paused: state.paused,
             age: self.since.elapsed(),
@@ -330,7 +342,9 @@ impl ConsumerCore {
     fn settle(self: &Arc<Self>, apply: impl FnOnce(&mut State) -> Settled) -> Settled {
         let mut state = self.state.lock();
         let settled = apply(&mut state);
-        let talks = (state.unsettled.has_words() || state.turns_to().is_some()) && self.talks(&mut state);
+        self.leave(&mut state);
+        let words = state.unsettled.has_words() || state.turns_to().is_some() || state.abandoned;
+        let talks = words && self.talks(&mut state);
         // Whoever waits for room has it.
         let waker = if state.has_room(&self.options) { state.waker.take() } else { None };
         drop(state);

@@ -30,6 +30,11 @@ impl Credit {
         Credit { items_max, bytes_max: options.prefetch_bytes.get() as u64, fixed, mean: 0, seen: 0 }
     }
 
+    /// Whether it never asks for another count.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.fixed
+    }
+
     /// A message of this size came.
     pub(crate) fn came(&mut self, bytes: u64) {
         self.seen = (self.seen + 1).min(MEMORY);

@@ -43,6 +43,7 @@ pub(crate) struct Unsettled<K> {
     low: Tag,
     marks: VecDeque<(Mark, Option<K>)>,
     live: usize,
+    parked: usize,
     acked: usize,
     nacks: Vec<(Tag, bool)>,
 }
@@ -50,7 +51,7 @@ pub(crate) struct Unsettled<K> {
 impl<K> Unsettled<K> {
     /// Nothing yet; the first delivery will have this tag.
     pub(crate) fn from(first: Tag) -> Unsettled<K> {
-        Unsettled { low: first, marks: VecDeque::new(), live: 0, acked: 0, nacks: Vec::new() }
+        Unsettled { low: first, marks: VecDeque::new(), live: 0, parked: 0, acked: 0, nacks: Vec::new() }
     }
 
     /// The tag that the next delivery gets.
@@ -74,6 +75,11 @@ impl<K> Unsettled<K> {
     /// How many are in somebody's hands.
     pub(crate) fn live(&self) -> usize {
         self.live
+    }
+
+    /// How many are being brought elsewhere.
+    pub(crate) fn parked(&self) -> usize {
+        self.parked
     }
 
     /// Settles what is live in the ranges.
@@ -119,7 +125,9 @@ impl<K> Unsettled<K> {
 
     /// Settles what is brought elsewhere before the broker may forget it.
     pub(crate) fn park(&mut self, ranges: &[Range<Tag>], each: impl FnMut(Tag, K)) -> Settled {
-        self.settle(ranges, Mark::Parked, each)
+        let settled = self.settle(ranges, Mark::Parked, each);
+        self.parked += settled.applied as usize;
+        settled
     }
 
     /// What has become of what was parked.
@@ -130,6 +138,7 @@ impl<K> Unsettled<K> {
         if *mark != Mark::Parked {
             return;
         }
+        self.parked -= 1;
         match end {
             Parked::Arrived => {
                 *mark = Mark::Acked;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Bench, claims, text, texts};
-use crate::consume::{ConsumeOptions, StopWhen};
+use crate::consume::{ConsumeOptions, Nack, StopWhen};
 use crate::declaration::{Standing, Topology};
 use crate::error::BrokerErrorKind;
 use crate::message::Message;
@@ -22,6 +22,8 @@ claims![
     bindings_between_exchanges_survive_a_restart needs durable,
     a_paused_consumer_is_silent_until_it_goes_on,
     one_consumer_at_a_time_receives_and_the_next_takes_over,
+    a_turn_ends_when_nothing_is_in_hand_and_order_outlives_it,
+    a_paused_consumer_keeps_its_turn,
     a_consumer_with_a_higher_priority_goes_first needs consumer_priority,
     a_queue_that_nobody_uses_goes_by_itself needs queue_expiry,
     a_queue_can_be_a_stream needs stream_queues,
@@ -197,6 +199,38 @@ async fn one_consumer_at_a_time_receives_and_the_next_takes_over(bench: &mut Ben
     assert!(b.ack());
     drop((a, b, first));
     assert_eq!(texts(&bench.take(&mut second, 1).await), ["c"]);
+}
+
+async fn a_turn_ends_when_nothing_is_in_hand_and_order_outlives_it(bench: &mut Bench<'_>) {
+    let queue = bench.queue(|name| Queue::durable(name).single_active_consumer()).await;
+    let mut first = bench.consume(&queue, ConsumeOptions::default().prefetch(3)).await;
+    let mut second = bench.consumer(&queue).await;
+    bench.publish(&queue, &["a", "b", "c", "d", "e", "f"]).await;
+    let mut held = bench.take(&mut first, 3).await;
+    // It takes nothing more, and what it took is in somebody's hands.
+    first.acker().stop(StopWhen::Now);
+    assert!(bench.is_idle(&mut second).await, "the first has not finished");
+    let (last, b) = (held.pop().expect("c"), held.pop().expect("b"));
+    assert!(held[0].ack() && last.nack(&Nack::RequeueAfter(Duration::from_millis(700))));
+    assert!(bench.is_idle(&mut second).await, "the first has not finished");
+    assert!(b.nack(&Nack::Requeue));
+    assert_eq!(texts(&bench.take(&mut second, 5).await), ["b", "d", "e", "f", "c"]);
+    assert!(bench.is_idle(&mut second).await, "each came once");
+    // The handles of the first are still there: they keep nothing back.
+    drop((first, held, last, b));
+}
+
+async fn a_paused_consumer_keeps_its_turn(bench: &mut Bench<'_>) {
+    let queue = bench.queue(|name| Queue::durable(name).single_active_consumer()).await;
+    let mut first = bench.consumer(&queue).await;
+    let mut second = bench.consumer(&queue).await;
+    let acker = first.acker();
+    acker.pause();
+    bench.publish(&queue, &["a", "b"]).await;
+    assert!(bench.is_idle(&mut first).await, "it is paused");
+    assert!(bench.is_idle(&mut second).await, "it is not its turn");
+    acker.resume();
+    assert_eq!(texts(&bench.take(&mut first, 2).await), ["a", "b"]);
 }
 
 async fn a_consumer_with_a_higher_priority_goes_first(bench: &mut Bench<'_>) {

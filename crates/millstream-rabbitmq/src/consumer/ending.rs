@@ -92,6 +92,13 @@ impl ConsumerCore {
 
     /// Ends the intake: what came and nobody has taken goes back.
     pub(super) fn end(&self, state: &mut State) {
+        if self.one_active {
+            // Given back one by one, it would come again at once, or behind what the next consumer gets.
+            state.leaving = true;
+            state.end.get_or_insert(Ok(()));
+            self.drained.notify_one();
+            return self.leave(state);
+        }
         if state.cancel == Cancel::No && state.channel.is_some() && state.end.is_none() {
             state.cancel = Cancel::Wanted;
             self.hub.cancelling(&self.queue);
@@ -105,6 +112,23 @@ impl ConsumerCore {
         }
         state.end.get_or_insert(Ok(()));
         self.drained.notify_one();
+    }
+
+    /// Hands its turn on, if it has ended and nothing is in hand.
+    pub(super) fn leave(&self, state: &mut State) {
+        if state.leaving && state.in_hand() == 0 && state.unsettled.parked() == 0 {
+            self.abandon(state);
+        }
+    }
+
+    /// Has the channel closed. With it the broker loses the consumer and has all back that nobody has settled, in one step: the
+    /// next one finds it in its old place.
+    pub(super) fn abandon(&self, state: &mut State) {
+        state.abandoned = true;
+        if state.cancel == Cancel::No && state.channel.is_some() {
+            state.cancel = Cancel::Sent;
+            self.hub.cancelling(&self.queue);
+        }
     }
 
     /// Ends it: the handle is closed.

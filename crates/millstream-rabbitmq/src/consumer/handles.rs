@@ -34,7 +34,7 @@ impl Drop for Handle {
         let core = &self.0;
         core.change(|state| {
             core.end(state);
-            state.abandoned = true;
+            core.abandon(state);
         });
     }
 }
@@ -82,7 +82,7 @@ impl Settle for Handle {
 
     fn unsettled(&self) -> usize {
         let state = self.0.state.lock();
-        state.unsettled.live() - state.ready.len()
+        state.in_hand()
     }
 }
 

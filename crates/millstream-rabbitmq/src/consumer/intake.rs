@@ -29,8 +29,9 @@ impl State {
         match self.intake {
             Intake::Opening => None,
             Intake::Paused => (!self.paused).then(|| Intake::Running(self.credit.first())),
-            // A stream that is paused holds what came, since it must not be asked from elsewhere while more is on its way.
-            Intake::Running(_) if self.paused => (!self.is_stream).then_some(Intake::Paused),
+            // A stream that is paused holds what came, since it must not be asked from elsewhere while more is on its way; and who
+            // has the turn keeps it.
+            Intake::Running(_) if self.paused => (!self.credit.is_fixed()).then_some(Intake::Paused),
             Intake::Running(asked) => {
                 let items = self.unsettled.live() as u64;
                 self.credit.better(asked, items, self.bytes).map(Intake::Running)

@@ -120,25 +120,26 @@ async fn on_a_super_stream(url: &str) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The same without processes: a broker in this one serves workers that are tasks, and one of them is dropped. Order by key is
-/// shown with processes only: a task that is dropped may hand its queue on before what it had in hand is back.
+/// The same without processes: a broker in this one serves workers that are tasks, and one of them is dropped.
 async fn in_one_process() -> Result<(), BoxError> {
     let (place, broker) = (tempfile::tempdir()?, millstream::open("memory:").await?);
-    let queues = declare(&broker, false).await?;
-    let path = place.path().join("account");
-    let account = Account::open(&path, KEYS, EACH)?;
-    let mut team = tokio::task::JoinSet::new();
-    let hire = |name: String| {
-        let (broker, queues, path) = (broker.clone(), queues.clone(), path.clone());
-        team.spawn(async move { worker::on_queues(broker, &queues, &path, &name).await })
-    };
-    let hired: Vec<_> = names().map(hire).collect();
-    publish(&broker, &queues).await?;
-    account.reaches(KEYS * EACH / 3, LONG).await?;
-    hired[busiest(&account)?].abort();
-    tell(broker.url(), false, &account.verdict(LONG).await?)?;
-    team.shutdown().await;
-    delete(&broker, &queues).await?;
+    for keyed in [false, true] {
+        let queues = declare(&broker, keyed).await?;
+        let path = place.path().join("account");
+        let account = Account::open(&path, KEYS, EACH)?;
+        let mut team = tokio::task::JoinSet::new();
+        let hire = |name: String| {
+            let (broker, queues, path) = (broker.clone(), queues.clone(), path.clone());
+            team.spawn(async move { worker::on_queues(broker, &queues, &path, &name).await })
+        };
+        let hired: Vec<_> = names().map(hire).collect();
+        publish(&broker, &queues).await?;
+        account.reaches(KEYS * EACH / 3, LONG).await?;
+        hired[busiest(&account)?].abort();
+        tell(broker.url(), keyed, &account.verdict(LONG).await?)?;
+        team.shutdown().await;
+        delete(&broker, &queues).await?;
+    }
     Ok(broker.close().await?)
 }
 
