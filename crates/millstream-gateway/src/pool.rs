@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 pub use lease::Lease;
 pub use snapshot::{PoolSnapshot, TierSnapshot};
 
+use lease::{Boxed, Content};
 use local::Counts;
 use shelf::Shelf;
 
@@ -177,10 +178,10 @@ impl BufferPool {
         }
         (0..count)
             .take_while(|_| {
-                let Some(mut buffer) = self.0.create(tier, false) else { return false };
-                buffer.resize(TIERS[tier], 0);
-                buffer.clear();
-                self.0.tiers[tier].put(buffer);
+                let Some(mut content) = self.0.create(tier, false) else { return false };
+                content.buffer.resize(TIERS[tier], 0);
+                content.buffer.clear();
+                self.0.tiers[tier].put(std::iter::once(content));
                 true
             })
             .count()
@@ -236,11 +237,12 @@ impl Shared {
     /// A buffer of the shared shelf, or a new one.
     #[cold]
     fn slow(shared: &Arc<Shared>, tier: usize, beyond: bool) -> Option<Lease> {
-        let kept = shared.tiers[tier].take();
-        let hit = kept.is_some();
-        let buffer = kept.or_else(|| shared.create(tier, beyond))?;
-        local::count_taken(shared, tier, hit);
-        Some(Lease::new(buffer, tier, shared.clone()))
+        local::take_from_shelf(shared, tier).or_else(|| {
+            let mut content = shared.create(tier, beyond)?;
+            content.home = Some(shared.clone());
+            local::count_made(shared, tier);
+            Some(Lease::new(content))
+        })
     }
 
     /// The bound of all buffers, those among them that threads keep for themselves, which nobody else can use.
@@ -249,7 +251,7 @@ impl Shared {
     }
 
     /// A new buffer, if the bound allows for it or need not.
-    fn create(&self, tier: usize, beyond: bool) -> Option<Vec<u8>> {
+    fn create(&self, tier: usize, beyond: bool) -> Option<Boxed> {
         let size = TIERS[tier] as u64;
         let max = self.bytes_max();
         let before = self
@@ -260,24 +262,28 @@ impl Shared {
             .ok()?;
         self.bytes_high.fetch_max(before + size, Ordering::Relaxed);
         self.tiers[tier].created();
-        Some(Vec::with_capacity(TIERS[tier]))
+        Some(Box::new(Content { buffer: Vec::with_capacity(TIERS[tier]), tier, home: None }))
     }
 
     /// Takes a buffer back that the thread does not keep.
-    fn put_back(&self, mut buffer: Vec<u8>, tier: usize) {
-        buffer.clear();
+    fn put_back(&self, content: Boxed) {
+        let tier = content.tier;
         if self.settings.enabled && self.waiting.load(Ordering::SeqCst) == 0 {
-            self.tiers[tier].put(buffer);
-            // Whoever began to wait since then finds it on the shelf, or is woken here.
-            if self.waiting.load(Ordering::SeqCst) == 0 {
-                return;
-            }
+            self.tiers[tier].put(std::iter::once(content));
+            self.wake_waiting();
         } else {
-            drop(buffer);
+            drop(content);
             self.tiers[tier].freed();
             self.shrink(TIERS[tier] as u64);
+            self.wake_first();
         }
-        self.wake_first();
+    }
+
+    /// Whoever has begun to wait before something came to the shelf is woken; who begins later finds it there.
+    fn wake_waiting(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.wake_first();
+        }
     }
 
     fn shrink(&self, bytes: u64) {
@@ -294,7 +300,7 @@ impl Shared {
     fn make_room(&self, size: u64) {
         for (tier, shelf) in self.tiers.iter().enumerate() {
             while self.bytes.load(Ordering::SeqCst) + size > self.bytes_max() {
-                if shelf.take().is_none() {
+                if shelf.take(0, &mut Vec::new()).is_none() {
                     break;
                 }
                 shelf.freed();

@@ -14,37 +14,48 @@ use super::{Shared, TIERS, local};
 /// It dereferences to the bytes that were written into it. Its memory is not zeroed: only what was written can be read.
 pub struct Lease {
     /// Taken when the lease is dropped, and never empty before.
-    pub(super) content: Option<Content>,
-    pub(super) tier: usize,
+    content: Option<Boxed>,
 }
 
-/// The buffer and where it belongs, which travel together: so a thread keeps an idle one without counting references.
+/// The buffer and where it belongs, which travel together: so a thread keeps an idle one without counting references, and what
+/// moves is one word.
 pub(super) struct Content {
     pub(super) buffer: Vec<u8>,
-    pub(super) home: Arc<Shared>,
+    pub(super) tier: usize,
+    /// None while it lies on the shelf, which its home owns.
+    pub(super) home: Option<Arc<Shared>>,
+}
+
+/// What is moved about: one word.
+pub(super) type Boxed = Box<Content>;
+
+impl Content {
+    pub(super) fn home(&self) -> &Arc<Shared> {
+        self.home.as_ref().expect("what is not on a shelf has a home")
+    }
 }
 
 impl Lease {
-    pub(super) fn new(buffer: Vec<u8>, tier: usize, home: Arc<Shared>) -> Self {
-        Lease { content: Some(Content { buffer, home }), tier }
+    pub(super) fn new(content: Boxed) -> Self {
+        Lease { content: Some(content) }
     }
 
-    fn buffer(&self) -> &Vec<u8> {
-        &self.content.as_ref().expect("a lease has its buffer until it is dropped").buffer
+    fn content(&self) -> &Content {
+        self.content.as_ref().expect("a lease has its buffer until it is dropped")
     }
 
-    fn buffer_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.content.as_mut().expect("a lease has its buffer until it is dropped").buffer
+    fn content_mut(&mut self) -> &mut Content {
+        self.content.as_mut().expect("a lease has its buffer until it is dropped")
     }
 
     /// How many bytes fit.
     pub fn capacity(&self) -> usize {
-        TIERS[self.tier]
+        TIERS[self.content().tier]
     }
 
     /// How many more bytes fit.
     pub fn room(&self) -> usize {
-        self.capacity() - self.buffer().len()
+        self.capacity() - self.len()
     }
 
     /// Appends bytes.
@@ -53,19 +64,19 @@ impl Lease {
     /// If they do not fit: a lease never grows.
     pub fn extend(&mut self, bytes: &[u8]) {
         assert!(bytes.len() <= self.room(), "{} bytes for {} bytes of room", bytes.len(), self.room());
-        self.buffer_mut().extend_from_slice(bytes);
+        self.content_mut().buffer.extend_from_slice(bytes);
     }
 
     /// Where up to `max` more bytes can be written, uninitialised, for readers that take a [`BufMut`].
     pub fn spare(&mut self, max: usize) -> Limit<&mut Vec<u8>> {
         let room = self.room().min(max);
-        self.buffer_mut().limit(room)
+        (&mut self.content_mut().buffer).limit(room)
     }
 
     /// Forgets all but the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
-        let content = self.content.as_mut().expect("a lease has its buffer until it is dropped");
-        if content.home.settings.scrub
+        let content = self.content_mut();
+        if content.home().settings.scrub
             && let Some(forgotten) = content.buffer.get_mut(len..)
         {
             forgotten.fill(0);
@@ -82,13 +93,13 @@ impl Lease {
 impl Deref for Lease {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        self.buffer()
+        &self.content().buffer
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.buffer_mut()
+        &mut self.content_mut().buffer
     }
 }
 
@@ -108,7 +119,7 @@ impl Drop for Lease {
     #[inline]
     fn drop(&mut self) {
         if let Some(content) = self.content.take() {
-            local::give(content, self.tier);
+            local::give(content);
         }
     }
 }

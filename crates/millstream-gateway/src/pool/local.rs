@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::lease::Content;
+use super::lease::Boxed;
 use super::{Lease, Shared, TIERS};
 
 /// How many idle buffers of each tier a thread keeps. Of the larger ones none: there a lock costs nothing beside
@@ -49,7 +49,7 @@ fn increment(counter: &AtomicU64) {
 struct Local {
     home: Arc<Shared>,
     counts: Arc<Counts>,
-    idle: [Vec<Content>; KEPT.len()],
+    idle: [Vec<Boxed>; KEPT.len()],
 }
 
 impl Local {
@@ -58,6 +58,12 @@ impl Local {
         home.counts.lock().1.push(counts.clone());
         home.threads.fetch_add(1, Ordering::Relaxed);
         Local { home: home.clone(), counts, idle: Default::default() }
+    }
+
+    /// Takes half of a tier to the shelf, so that it need not go there with each.
+    #[cold]
+    fn make_room(&mut self, tier: usize) {
+        self.home.tiers[tier].put(self.idle[tier].drain(..KEPT[tier] / 2));
     }
 
     /// Whether this thread is the last that knows the pool.
@@ -69,11 +75,7 @@ impl Local {
 
 impl Drop for Local {
     fn drop(&mut self) {
-        for (tier, kept) in self.idle.iter_mut().enumerate() {
-            for content in kept.drain(..) {
-                self.home.put_back(content.buffer, tier);
-            }
-        }
+        self.idle.iter_mut().flat_map(|kept| kept.drain(..)).for_each(|content| self.home.put_back(content));
         self.home.threads.fetch_sub(1, Ordering::Relaxed);
         let (ended, living) = &mut *self.home.counts.lock();
         living.retain(|counts| !Arc::ptr_eq(counts, &self.counts));
@@ -115,52 +117,88 @@ pub(super) fn take(home: &Arc<Shared>, tier: usize) -> Option<Lease> {
             let local = &mut locals[at];
             let content = local.idle[tier].pop()?;
             increment(&local.counts.hits[tier]);
-            Some(Lease { content: Some(content), tier })
+            Some(Lease::new(content))
         })
         .ok()
         .flatten()
 }
 
-/// Counts a buffer that did not come from the thread's own.
-pub(super) fn count_taken(home: &Arc<Shared>, tier: usize, hit: bool) {
+/// An idle buffer of the shelf; the thread takes some more along, so that it need not come back for each.
+pub(super) fn take_from_shelf(home: &Arc<Shared>, tier: usize) -> Option<Lease> {
+    let shelf = &home.tiers[tier];
+    let taken = LOCALS.try_with(|locals| {
+        let locals = &mut *locals.borrow_mut();
+        let at = find(locals, home);
+        let local = &mut locals[at];
+        let nobody_waits = home.waiting.load(Ordering::SeqCst) == 0;
+        let mut content = match local.idle.get_mut(tier).filter(|_| nobody_waits) {
+            Some(kept) => {
+                let first = shelf.take(KEPT[tier] / 2, kept)?;
+                kept.iter_mut().for_each(|content| _ = content.home.get_or_insert_with(|| home.clone()));
+                first
+            }
+            None => shelf.take(0, &mut Vec::new())?,
+        };
+        increment(&local.counts.hits[tier]);
+        content.home = Some(home.clone());
+        Some(content)
+    });
+    let content = taken.unwrap_or_else(|_| {
+        let mut content = shelf.take(0, &mut Vec::new())?;
+        add_late(home, |counts| &counts.hits[tier]);
+        content.home = Some(home.clone());
+        Some(content)
+    });
+    content.map(Lease::new)
+}
+
+/// Counts a buffer that was made.
+pub(super) fn count_made(home: &Arc<Shared>, tier: usize) {
     let counted = LOCALS.try_with(|locals| {
         let locals = &mut *locals.borrow_mut();
         let at = find(locals, home);
-        let counts = &locals[at].counts;
-        increment(if hit { &counts.hits[tier] } else { &counts.misses[tier] });
+        increment(&locals[at].counts.misses[tier]);
     });
     if counted.is_err() {
-        add_late(home, |counts| if hit { &counts.hits[tier] } else { &counts.misses[tier] });
+        add_late(home, |counts| &counts.misses[tier]);
     }
 }
 
 /// Takes a buffer back: the thread keeps it, or it goes to the shelf.
 #[inline]
-pub(super) fn give(content: Content, tier: usize) {
-    let mut content = Some(content);
+pub(super) fn give(mut content: Boxed) {
+    if content.home().settings.scrub {
+        content.buffer.fill(0);
+    }
+    content.buffer.clear();
+    let (mut content, mut crowded) = (Some(content), None);
     let kept = LOCALS.try_with(|locals| {
         let locals = &mut *locals.borrow_mut();
-        let mine = content.as_mut().expect("taken only below");
-        let at = find(locals, &mine.home);
+        let Some(mine) = &content else { return };
+        let (home, tier) = (mine.home(), mine.tier);
+        let at = find(locals, home);
         let local = &mut locals[at];
         increment(&local.counts.given[tier]);
-        if mine.home.settings.scrub {
-            mine.buffer.fill(0);
-        }
-        let has_room = tier < KEPT.len() && local.idle[tier].len() < KEPT[tier];
-        if has_room && mine.home.settings.enabled && mine.home.waiting.load(Ordering::SeqCst) == 0 {
-            mine.buffer.clear();
-            if let Some(content) = content.take() {
-                local.idle[tier].push(content);
+        let keeps = tier < KEPT.len() && home.settings.enabled && home.waiting.load(Ordering::SeqCst) == 0;
+        if keeps {
+            if local.idle[tier].len() == KEPT[tier] {
+                local.make_room(tier);
+                crowded = Some(local.home.clone());
             }
+            local.idle[tier].extend(content.take());
         }
     });
     // Outside of the borrow: waking somebody may run anything.
-    if let Some(Content { buffer, home }) = content {
+    if let Some(home) = crowded {
+        home.wake_waiting();
+    }
+    if let Some(mut content) = content
+        && let Some(home) = content.home.take()
+    {
         if kept.is_err() {
-            add_late(&home, |counts| &counts.given[tier]);
+            add_late(&home, |counts| &counts.given[content.tier]);
         }
-        home.put_back(buffer, tier);
+        home.put_back(content);
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use super::lease::Boxed;
+
 #[derive(Default)]
 pub(crate) struct Shelf {
     idle: Mutex<Idle>,
@@ -15,24 +17,32 @@ pub(crate) struct Shelf {
 
 #[derive(Default)]
 struct Idle {
-    buffers: Vec<Vec<u8>>,
+    buffers: Vec<Boxed>,
     /// The fewest that were idle since the last trim: so many nobody needed.
     fewest: usize,
 }
 
 impl Shelf {
-    pub(crate) fn take(&self) -> Option<Vec<u8>> {
+    /// Takes one, and up to so many more along.
+    pub(crate) fn take(&self, along: usize, more: &mut Vec<Boxed>) -> Option<Boxed> {
         let mut idle = self.idle.lock();
-        let buffer = idle.buffers.pop();
-        idle.fewest = idle.fewest.min(idle.buffers.len());
-        buffer
+        let first = idle.buffers.pop();
+        let left = idle.buffers.len().saturating_sub(along);
+        more.extend(idle.buffers.drain(left..));
+        idle.fewest = idle.fewest.min(left);
+        first
     }
 
-    pub(crate) fn put(&self, buffer: Vec<u8>) {
-        self.idle.lock().buffers.push(buffer);
+    /// Puts buffers there, which forget their home: it owns the shelf.
+    pub(crate) fn put(&self, buffers: impl Iterator<Item = Boxed>) {
+        let without_home = buffers.map(|mut content| {
+            content.home = None;
+            content
+        });
+        self.idle.lock().buffers.extend(without_home);
     }
 
-    pub(crate) fn trim(&self) -> Vec<Vec<u8>> {
+    pub(crate) fn trim(&self) -> Vec<Boxed> {
         let mut idle = self.idle.lock();
         let unneeded = idle.fewest;
         // The buffers at the bottom are those that were not taken.
