@@ -11,7 +11,7 @@ pub(crate) struct Need {
     pub(crate) root: bool,
 }
 
-/// The tests start RabbitMQ nodes of their own, and a browser, from what is installed.
+/// The tests start RabbitMQ nodes of their own, a browser, and other clients, from what is installed.
 const NEEDS: &[Need] = &[
     Need {
         name: "rustfmt",
@@ -35,6 +35,18 @@ const NEEDS: &[Need] = &[
         name: "chromium",
         probe: &["chromium", "--version"],
         install: &["apt-get", "install", "--yes", "--no-install-recommends", "chromium"],
+        root: true,
+    },
+    Need {
+        name: "curl",
+        probe: &["curl", "--version"],
+        install: &["apt-get", "install", "--yes", "--no-install-recommends", "curl"],
+        root: true,
+    },
+    Need {
+        name: "h2load",
+        probe: &["h2load", "--version"],
+        install: &["apt-get", "install", "--yes", "--no-install-recommends", "nghttp2-client"],
         root: true,
     },
     rabbitmq::NEED,
