@@ -296,6 +296,11 @@ impl Serving<'_> {
             How::Answered { whole: true, .. } if client.keeps_alive() => Ok(Ended::Keep),
             How::Answered { .. } => Ok(Ended::Close),
             How::Failed(failure) => Err(failure),
+            How::Unswitched => Err(Failure::new(
+                StatusCode::BAD_GATEWAY,
+                Refusal::UpstreamHead,
+                "the upstream does not change the protocol",
+            )),
             How::Unanswered => Err(Failure::new(
                 StatusCode::BAD_GATEWAY,
                 Refusal::Upstream,

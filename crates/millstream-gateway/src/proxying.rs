@@ -55,6 +55,11 @@ impl Serving<'_> {
                         self.converse(asked.source, sink, answer, client, switching.is_some()).await;
                     (up.reused, Some(up), conversed)
                 }
+                Ok(Way::Http2 { .. }) if self.accept.is_some() => {
+                    // Asked for as a plain page, it would look to the client as if the protocol were changed.
+                    let text = "WebSockets are not carried to an upstream that speaks HTTP/2";
+                    return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, Refusal::Upstream, text));
+                }
                 Ok(Way::Http2 { sender, reused }) => {
                     // Hyper does not tell of an upstream's 100.
                     if let Err(how) = self.want_body(asked.framing, client).await {
@@ -109,6 +114,8 @@ impl Serving<'_> {
                 let well = self.report.status.is_none_or(|status| !server_errors.contains(&status));
                 in_flight.answered(well);
             }
+            // That is its right, and nothing that a client may have it left alone for.
+            How::Unswitched => in_flight.answered(true),
             How::Unanswered => in_flight.answered(false),
             How::Failed(failure) if server_errors.contains(&failure.status) => in_flight.answered(false),
             How::Failed(_) | How::ClientGone | How::BrokenOff => {}
