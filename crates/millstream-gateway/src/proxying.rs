@@ -38,7 +38,8 @@ impl Serving<'_> {
         }
         let idempotent = asked.method.is_idempotent() && asked.framing == Framing::None;
         let mut failed = Vec::new();
-        let mut fresh = false;
+        // The server, and its connection, that closed on the request.
+        let mut stale: Option<(usize, u64)> = None;
         loop {
             let Some((at, mut in_flight)) = upstreams.choose(&failed) else {
                 let text = "no server of this route is well";
@@ -46,28 +47,30 @@ impl Serving<'_> {
             };
             let url = &in_flight.upstream.url;
             self.report.upstream = Some(in_flight.upstream.name.clone());
-            let (reused, up, conversed) = match in_flight.upstream.way(self.shared, fresh).await {
+            let closed = stale.map(|(server, number)| if server == at { number } else { 0 });
+            let ((reused, number), up, conversed) = match in_flight.upstream.way(self.shared, closed).await {
                 Ok(Way::Http1(mut up)) => {
                     up.write.pending = request_head(&asked, &url.base, switching.as_ref());
                     let sink = Sink::Wire { write: &mut up.write, framing: asked.framing };
                     let answer = Answer::Wire { read: &mut up.read, method: asked.method.clone() };
                     let conversed =
                         self.converse(asked.source, sink, answer, client, switching.is_some()).await;
-                    (up.reused, Some(up), conversed)
+                    ((up.reused, 0), Some(up), conversed)
                 }
                 Ok(Way::Http2 { .. }) if self.accept.is_some() => {
                     // Asked for as a plain page, it would look to the client as if the protocol were changed.
                     let text = "WebSockets are not carried to an upstream that speaks HTTP/2";
                     return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, Refusal::Upstream, text));
                 }
-                Ok(Way::Http2 { sender, reused }) => {
+                Ok(Way::Http2 { sender, reused, number }) => {
                     // Hyper does not tell of an upstream's 100.
                     if let Err(how) = self.want_body(asked.framing, client).await {
                         return self.concluded(how, client);
                     }
                     let (request, sink) = http2_request(&asked, url);
                     let answer = Answer::Frames(Box::pin(http2::ask(sender, request)));
-                    (reused, None, self.converse(asked.source, sink, answer, client, false).await)
+                    let conversed = self.converse(asked.source, sink, answer, client, false).await;
+                    ((reused, number), None, conversed)
                 }
                 Err(error) => {
                     in_flight.answered(false);
@@ -81,12 +84,12 @@ impl Serving<'_> {
                     return Err(Failure::new(status, Refusal::Upstream, "the upstream cannot be reached"));
                 }
             };
-            let stale = reused && idempotent && matches!(conversed.how, How::Unanswered);
-            if let Some(source) = conversed.source.filter(|_| stale) {
+            let again = reused && idempotent && stale.is_none() && matches!(conversed.how, How::Unanswered);
+            if let Some(source) = conversed.source.filter(|_| again) {
                 // The server closed the connection while the request was on its way, and has not seen it; if it has, seeing
                 // it twice changes nothing.
                 asked.source = source;
-                fresh = true;
+                stale = Some((at, number));
                 continue;
             }
             self.judge(&mut in_flight, &conversed.how);

@@ -103,10 +103,23 @@ pub(crate) struct Upstream {
     breaker: Option<CircuitBreaker>,
     idle: Mutex<Vec<Idle>>,
     /// The one connection that is enough where HTTP/2 is spoken.
-    shared: Mutex<Option<SendRequest<Body>>>,
+    joint: Mutex<Joint>,
+    /// Held by who makes that one, so that all others wait for it instead of making their own.
+    connecting: tokio::sync::Mutex<()>,
     connected: AtomicU64,
     reused: AtomicU64,
     failed: AtomicU64,
+}
+
+/// A connection that all requests share.
+struct Joint {
+    /// Whether the server speaks HTTP/2, as far as is known.
+    spoken: Option<bool>,
+    sender: Option<SendRequest<Body>>,
+    /// Which of the server's connections this is, from 1.
+    number: u64,
+    /// Since when nobody was seen to use it.
+    unused: Option<Instant>,
 }
 
 struct Idle {
@@ -120,8 +133,10 @@ pub(crate) enum Way {
     Http1(Connected),
     Http2 {
         sender: SendRequest<Body>,
-        /// It has served a request before.
+        /// It was there before this request.
         reused: bool,
+        /// Which of the server's connections it is; 0 for one that only this request has.
+        number: u64,
     },
 }
 
@@ -158,6 +173,7 @@ impl Upstreams {
     /// These servers, without checks and breakers.
     pub fn new(urls: impl IntoIterator<Item = UpstreamUrl>) -> Upstreams {
         let server = |url: UpstreamUrl| {
+            let spoken = if url.http2 || !url.tls { Some(url.http2) } else { None };
             Arc::new(Upstream {
                 name: url.to_string(),
                 url,
@@ -165,7 +181,8 @@ impl Upstreams {
                 healthy: AtomicBool::new(true),
                 breaker: None,
                 idle: Mutex::default(),
-                shared: Mutex::default(),
+                joint: Mutex::new(Joint { spoken, sender: None, number: 0, unused: None }),
+                connecting: tokio::sync::Mutex::default(),
                 connected: AtomicU64::new(0),
                 reused: AtomicU64::new(0),
                 failed: AtomicU64::new(0),
@@ -213,7 +230,7 @@ impl Upstreams {
 
 /// Closes idle connections of these servers when nobody has needed them for `keep_alive`; for ever.
 pub(crate) async fn prune(servers: Vec<Arc<Upstream>>, keep_alive: Duration) {
-    // A connection may stay a quarter longer than it should.
+    // A connection may stay a quarter longer than it should, one of HTTP/2 two quarters.
     let mut ticks = interval((keep_alive / 4).max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -223,35 +240,61 @@ pub(crate) async fn prune(servers: Vec<Arc<Upstream>>, keep_alive: Duration) {
 }
 
 impl Upstream {
-    /// A way to ask it: a connection that is there, or a new one if there is none or `fresh` is asked for.
-    pub(crate) async fn way(&self, shared: &Arc<Shared>, fresh: bool) -> io::Result<Way> {
-        let settings = &shared.settings;
-        while let Some(mut idle) = if fresh { None } else { self.idle.lock().pop() } {
-            if idle.since.elapsed() < settings.timeouts.keep_alive && idle.read.is_idle() {
+    /// A way to ask it: a connection that is there, or a new one. `stale` is the number of a shared connection that has closed on
+    /// a request, or 0: then none that was idle is given, nor that one.
+    pub(crate) async fn way(&self, shared: &Arc<Shared>, stale: Option<u64>) -> io::Result<Way> {
+        let timeouts = &shared.settings.timeouts;
+        while let Some(mut idle) = if stale.is_some() { None } else { self.idle.lock().pop() } {
+            if idle.since.elapsed() < timeouts.keep_alive && idle.read.is_idle() {
                 self.reused.fetch_add(1, Ordering::Relaxed);
                 return Ok(Way::Http1(Connected { read: idle.read, write: idle.write, reused: true }));
             }
         }
-        if let Some(sender) = self.shared.lock().clone().filter(|sender| !fresh && sender.is_ready()) {
-            self.reused.fetch_add(1, Ordering::Relaxed);
-            return Ok(Way::Http2 { sender, reused: true });
+        if let Some(way) = self.join(stale) {
+            return Ok(way);
         }
-        let way = timeout(settings.timeouts.connect, self.connect(shared))
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let counter = if way.is_ok() { &self.connected } else { &self.failed };
-        counter.fetch_add(1, Ordering::Relaxed);
-        if let Ok(Way::Http2 { sender, .. }) = &way {
-            *self.shared.lock() = Some(sender.clone());
+        let way = timeout(timeouts.connect, self.join_or_connect(shared, stale)).await;
+        way.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .inspect_err(|_| drop(self.failed.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// The connection that requests share, if it is there and another one than that with this number.
+    fn join(&self, stale: Option<u64>) -> Option<Way> {
+        let mut joint = self.joint.lock();
+        let number = joint.number;
+        let sender = joint.sender.clone().filter(|sender| stale != Some(number) && sender.is_ready())?;
+        joint.unused = None;
+        self.reused.fetch_add(1, Ordering::Relaxed);
+        Some(Way::Http2 { sender, reused: true, number })
+    }
+
+    async fn join_or_connect(&self, shared: &Arc<Shared>, stale: Option<u64>) -> io::Result<Way> {
+        let is_shared = || self.joint.lock().spoken != Some(false);
+        let mut turn = None;
+        if is_shared() {
+            turn = Some(self.connecting.lock().await);
+            if let Some(way) = self.join(stale) {
+                return Ok(way);
+            }
         }
-        way
+        // The one before may have found that each request needs a connection of its own.
+        let _turn = turn.filter(|_| is_shared());
+        let mut way = self.connect(shared).await?;
+        self.connected.fetch_add(1, Ordering::Relaxed);
+        let mut joint = self.joint.lock();
+        joint.spoken = Some(matches!(way, Way::Http2 { .. }));
+        if let Way::Http2 { sender, number, .. } = &mut way {
+            joint.number += 1;
+            (joint.sender, joint.unused, *number) = (Some(sender.clone()), None, joint.number);
+        }
+        Ok(way)
     }
 
     /// A way to ask whether it is well: the connection that requests share, or one of its own, which is not counted.
     pub(crate) async fn probe(&self, shared: &Arc<Shared>) -> io::Result<Way> {
-        let there = self.shared.lock().clone().filter(|sender| sender.is_ready());
+        let there = self.joint.lock().sender.clone().filter(|sender| sender.is_ready());
         match there {
-            Some(sender) => Ok(Way::Http2 { sender, reused: true }),
+            Some(sender) => Ok(Way::Http2 { sender, reused: true, number: 0 }),
             None => self.connect(shared).await,
         }
     }
@@ -275,7 +318,7 @@ impl Upstream {
                 Connection::Other(stream) => stream,
             };
             let sender = http2::connect(shared, stream).await.map_err(io::Error::other)?;
-            return Ok(Way::Http2 { sender, reused: false });
+            return Ok(Way::Http2 { sender, reused: false, number: 0 });
         }
         let (read, write) = connection.split(&shared.pool);
         Ok(Way::Http1(Connected { read, write, reused: false }))
@@ -292,12 +335,18 @@ impl Upstream {
     /// Closes idle connections that were not needed for so long, or that the server has closed.
     fn prune(&self, keep_alive: Duration) {
         self.idle.lock().retain_mut(|idle| idle.since.elapsed() < keep_alive && idle.read.is_idle());
+        let mut joint = self.joint.lock();
+        if self.in_flight.load(Ordering::Relaxed) > 0 {
+            joint.unused = None;
+        } else if joint.unused.get_or_insert_with(Instant::now).elapsed() >= keep_alive {
+            joint.sender = None;
+        }
     }
 
     /// Closes all idle connections.
     pub(crate) fn forget_idle(&self) {
         self.idle.lock().clear();
-        *self.shared.lock() = None;
+        self.joint.lock().sender = None;
     }
 
     fn is_open(&self) -> bool {
