@@ -254,8 +254,11 @@ impl Upstream {
             return Ok(way);
         }
         let way = timeout(timeouts.connect, self.join_or_connect(shared, stale)).await;
-        way.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .inspect_err(|_| drop(self.failed.fetch_add(1, Ordering::Relaxed)))
+        let way = way.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        if way.is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        way
     }
 
     /// The connection that requests share, if it is there and another one than that with this number.
