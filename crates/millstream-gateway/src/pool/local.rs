@@ -136,7 +136,10 @@ pub(super) fn count_taken(home: &Arc<Shared>, tier: usize, hit: bool) {
 
 /// Takes a buffer back: the thread keeps it, or it goes to the shelf.
 #[inline]
-pub(super) fn give(content: Content, tier: usize) {
+pub(super) fn give(mut content: Content, tier: usize) {
+    if content.home.settings.scrub {
+        content.buffer.fill(0);
+    }
     let mut content = Some(content);
     let kept = LOCALS.try_with(|locals| {
         let locals = &mut *locals.borrow_mut();
@@ -144,9 +147,6 @@ pub(super) fn give(content: Content, tier: usize) {
         let at = find(locals, &mine.home);
         let local = &mut locals[at];
         increment(&local.counts.given[tier]);
-        if mine.home.settings.scrub {
-            mine.buffer.fill(0);
-        }
         let has_room = tier < KEPT.len() && local.idle[tier].len() < KEPT[tier];
         if has_room && mine.home.settings.enabled && mine.home.waiting.load(Ordering::SeqCst) == 0 {
             mine.buffer.clear();
