@@ -51,7 +51,7 @@ impl Serving<'_> {
         client: &mut Client<'_>,
         may_switch: bool,
     ) -> Conversed<'a> {
-        let sums = &self.shared.tally.routes[self.at];
+        let sums = &self.shared.tally.routes[self.at].streams;
         let settings = &self.shared.settings;
         let idle = settings.timeouts.idle;
         let mut meter = Meter::start(Direction::Request, &sums.request);

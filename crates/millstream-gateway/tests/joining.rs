@@ -321,6 +321,12 @@ async fn a_handler_talks_over_a_websocket_and_others_are_told_to_ask_for_one() {
     assert_eq!(heard, WebSocketMessage::text("HELLO"));
     let mut client = Client::asks(server.local_addr(), &get("/", "")).await;
     assert!(client.until("\r\n").await.contains(" 426 "));
+    let asked =
+        "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a\r\n";
+    let with_a_body = get("/", &format!("{asked}Content-Length: 1\r\n")) + "x";
+    let mut client = Client::asks(server.local_addr(), &with_a_body).await;
+    assert!(client.until("\r\n").await.contains(" 501 "));
+    client.until("without a body").await;
 }
 
 #[tokio::test]
