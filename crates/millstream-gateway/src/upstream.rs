@@ -37,18 +37,27 @@ pub struct UpstreamUrl {
     pub(crate) base: String,
 }
 
-/// Why a text is no address of an upstream.
+/// Why a text is no address of an upstream. No password is in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{0}` is no upstream; write `http://host:port`, `https://host:port` or `h2c://host:port`, with a path if every request needs one"
-)]
-pub struct UpstreamUrlError(String);
+pub enum UpstreamUrlError {
+    /// It is no URL of a scheme that is spoken here, or has a query.
+    #[error(
+        "`{0}` is no upstream; write `http://host:port`, `https://host:port` or `h2c://host:port`, with a path if every request needs one"
+    )]
+    Invalid(String),
+    /// It names a user or a password.
+    #[error(
+        "`{0}` names a user or a password, by which no upstream is asked; leave out what stands before the `@`"
+    )]
+    Credentials(String),
+}
 
 impl FromStr for UpstreamUrl {
     type Err = UpstreamUrlError;
 
     fn from_str(text: &str) -> Result<Self, UpstreamUrlError> {
-        let error = || UpstreamUrlError(text.to_owned());
+        let shown = text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, rest)| format!("***@{rest}"));
+        let error = || UpstreamUrlError::Invalid(shown.clone());
         let uri: Uri = text.parse().map_err(|_| error())?;
         let (tls, http2) = match uri.scheme_str() {
             Some("http") => (false, false),
@@ -57,7 +66,10 @@ impl FromStr for UpstreamUrl {
             _ => return Err(error()),
         };
         let authority = uri.authority().ok_or_else(error)?;
-        if authority.as_str().contains('@') || uri.query().is_some() {
+        if authority.as_str().contains('@') {
+            return Err(UpstreamUrlError::Credentials(shown));
+        }
+        if uri.query().is_some() {
             return Err(error());
         }
         Ok(UpstreamUrl {
@@ -376,4 +388,26 @@ pub(crate) fn snapshots(route: &crate::route::Route) -> Vec<crate::UpstreamSnaps
         healthy: server.healthy.load(Ordering::Relaxed) && !server.is_open(),
     };
     servers.iter().map(snapshot).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_shown_as_it_was_given_and_a_wrong_one_without_its_password() {
+        for text in ["http://a:1", "https://[::1]/base", "h2c://a/@b"] {
+            assert_eq!(text.parse::<UpstreamUrl>().expect(text).to_string(), text);
+        }
+        for (text, complaint) in [
+            ("http://u:secret@a:1", "`***@a:1` names a user or a password"),
+            ("ftp://u:secret@a:1", "`***@a:1` is no upstream"),
+            ("u:secret@a", "`***@a` "),
+            ("http://a?b=c", "`http://a?b=c` is no upstream; write `http://host:port`"),
+            ("a", "`a` is no upstream"),
+        ] {
+            let error = text.parse::<UpstreamUrl>().expect_err(text).to_string();
+            assert!(error.starts_with(complaint) && !error.contains("secret"), "{error}");
+        }
+    }
 }
