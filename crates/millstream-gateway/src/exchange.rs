@@ -296,8 +296,8 @@ impl Serving<'_> {
             How::Answered { .. } => Ok(Ended::Close),
             How::Failed(failure) => Err(failure),
             How::Unswitched => Err(Failure::new(
-                StatusCode::BAD_GATEWAY,
-                Refusal::UpstreamHead,
+                StatusCode::NOT_IMPLEMENTED,
+                Refusal::Upstream,
                 "the upstream does not change the protocol",
             )),
             How::Unanswered => Err(Failure::new(

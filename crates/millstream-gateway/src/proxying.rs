@@ -1,7 +1,8 @@
 //! An exchange with an upstream: which one, over which connection, and what becomes of that.
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, StatusCode};
+use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::answer::Answer;
@@ -12,10 +13,11 @@ use crate::converse::How;
 use crate::exchange::{Asked, Ended, Failure, Serving};
 use crate::head::Framing;
 use crate::headers;
-use crate::http2;
+use crate::http1::io::Connection;
+use crate::http2::{self, WEBSOCKET};
 use crate::pump::Sink;
 use crate::report::Refusal;
-use crate::upstream::{InFlight, UpstreamUrl, Upstreams, Way};
+use crate::upstream::{Connected, InFlight, UpstreamUrl, Upstreams, Way};
 
 impl Serving<'_> {
     /// Serves a request by asking one of these servers.
@@ -26,9 +28,9 @@ impl Serving<'_> {
         upstreams: &Upstreams,
     ) -> Result<Ended, Failure> {
         let switching = headers::upgrade(&asked.headers).filter(|_| asked.may_switch);
-        if switching.is_some() && matches!(client, Client::Frames(_)) {
-            let key = asked.headers.get(header::SEC_WEBSOCKET_KEY).map_or(&b""[..], HeaderValue::as_bytes);
-            self.accept = HeaderValue::try_from(derive_accept_key(key)).ok();
+        let accept = accepted_by(&asked.headers).filter(|_| switching.is_some());
+        if matches!(client, Client::Frames(_)) {
+            self.accept.clone_from(&accept);
         }
         let trailers = headers::takes_trailers(&asked.headers);
         headers::remove_hop_by_hop(&mut asked.headers);
@@ -57,20 +59,31 @@ impl Serving<'_> {
                         self.converse(asked.source, sink, answer, client, switching.is_some()).await;
                     ((up.reused, 0), Some(up), conversed)
                 }
-                Ok(Way::Http2 { .. }) if self.accept.is_some() => {
-                    // Asked for as a plain page, it would look to the client as if the protocol were changed.
-                    let text = "WebSockets are not carried to an upstream that speaks HTTP/2";
-                    return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, Refusal::Upstream, text));
-                }
-                Ok(Way::Http2 { sender, reused, number }) => {
+                Ok(Way::Http2 { requests, reused, number }) => {
+                    let patience = self.settings().timeouts.connect;
+                    let carried = accept.is_some() && requests.carries_websockets(patience).await;
+                    if self.accept.is_some() && !carried {
+                        // Asked for as a plain page, it would look to the client as if the protocol were changed.
+                        return self.concluded(How::Unswitched, client);
+                    }
                     // Hyper does not tell of an upstream's 100.
                     if let Err(how) = self.want_body(asked.framing, client).await {
                         return self.concluded(how, client);
                     }
                     let (request, sink) = http2_request(&asked, url);
-                    let answer = Answer::Frames(Box::pin(http2::ask(sender, request)));
-                    let conversed = self.converse(asked.source, sink, answer, client, false).await;
-                    ((reused, number), None, conversed)
+                    let (switched, mut stream) = oneshot::channel();
+                    let answer = match accept.clone().filter(|_| carried) {
+                        Some(accept) => {
+                            Answer::Frames(Box::pin(requests.ask_for_websocket(request, accept, switched)))
+                        }
+                        None => Answer::Frames(Box::pin(requests.ask(request))),
+                    };
+                    let conversed = self.converse(asked.source, sink, answer, client, carried).await;
+                    let up = stream.try_recv().ok().map(|stream| {
+                        let (read, write) = Connection::Other(stream).split(&self.shared.pool);
+                        Connected { read, write, reused }
+                    });
+                    ((reused, number), up, conversed)
                 }
                 Err(error) => {
                     in_flight.answered(false);
@@ -124,6 +137,13 @@ impl Serving<'_> {
             How::Failed(_) | How::ClientGone | How::BrokenOff => {}
         }
     }
+}
+
+/// What accepts the WebSocket that this head asks for, if it does.
+fn accepted_by(headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(header::UPGRADE).filter(|name| name.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes()))?;
+    let key = headers.get(header::SEC_WEBSOCKET_KEY)?;
+    HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok()
 }
 
 /// A request for an upstream that speaks HTTP/2, and where its body goes.

@@ -1,14 +1,13 @@
 //! Upstreams: where requests go, over connections that are used again.
 
+mod url;
+
 use std::fmt;
 use std::io;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::Uri;
-use hyper::client::conn::http2::SendRequest;
 use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Permit};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
@@ -16,83 +15,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::body::Body;
 use crate::gateway::Shared;
 use crate::health::HealthCheck;
 use crate::http1::io::{Connection, ReadSide, WriteSide};
-use crate::http2;
+use crate::http2::{self, Requests};
 use crate::settings::Settings;
 
-/// The address of an upstream: `http://host:port/base`; `https://…`, which speaks HTTP/2 if it can; `h2c://…`, which speaks
-/// HTTP/2 without TLS.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamUrl {
-    pub(crate) tls: bool,
-    /// HTTP/2 without asking.
-    pub(crate) http2: bool,
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) authority: String,
-    /// What stands before the path of every request, without a slash at its end.
-    pub(crate) base: String,
-}
-
-/// Why a text is no address of an upstream. No password is in it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UpstreamUrlError {
-    /// It is no URL of a scheme that is spoken here, or has a query.
-    #[error(
-        "`{0}` is no upstream; write `http://host:port`, `https://host:port` or `h2c://host:port`, with a path if every request needs one"
-    )]
-    Invalid(String),
-    /// It names a user or a password.
-    #[error(
-        "`{0}` names a user or a password, by which no upstream is asked; leave out what stands before the `@`"
-    )]
-    Credentials(String),
-}
-
-impl FromStr for UpstreamUrl {
-    type Err = UpstreamUrlError;
-
-    fn from_str(text: &str) -> Result<Self, UpstreamUrlError> {
-        let shown = text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, rest)| format!("***@{rest}"));
-        let error = || UpstreamUrlError::Invalid(shown.clone());
-        let uri: Uri = text.parse().map_err(|_| error())?;
-        let (tls, http2) = match uri.scheme_str() {
-            Some("http") => (false, false),
-            Some("https") => (true, false),
-            Some("h2c") => (false, true),
-            _ => return Err(error()),
-        };
-        let authority = uri.authority().ok_or_else(error)?;
-        if authority.as_str().contains('@') {
-            return Err(UpstreamUrlError::Credentials(shown));
-        }
-        if uri.query().is_some() {
-            return Err(error());
-        }
-        Ok(UpstreamUrl {
-            tls,
-            http2,
-            host: authority.host().trim_matches(['[', ']']).to_owned(),
-            port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
-            authority: authority.as_str().to_owned(),
-            base: uri.path().trim_end_matches('/').to_owned(),
-        })
-    }
-}
-
-impl fmt::Display for UpstreamUrl {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match (self.tls, self.http2) {
-            (true, _) => "https",
-            (false, true) => "h2c",
-            (false, false) => "http",
-        };
-        write!(out, "{scheme}://{}{}", self.authority, self.base)
-    }
-}
+pub use url::{UpstreamUrl, UpstreamUrlError};
 
 /// The servers behind a route. A request goes to the healthy one with the fewest requests in flight; one whose requests
 /// fail is left alone for a while.
@@ -127,7 +56,7 @@ pub(crate) struct Upstream {
 struct Joint {
     /// Whether the server speaks HTTP/2, as far as is known.
     spoken: Option<bool>,
-    sender: Option<SendRequest<Body>>,
+    requests: Option<Requests>,
     /// Which of the server's connections this is, from 1.
     number: u64,
     /// Since when nobody was seen to use it.
@@ -144,7 +73,7 @@ struct Idle {
 pub(crate) enum Way {
     Http1(Connected),
     Http2 {
-        sender: SendRequest<Body>,
+        requests: Requests,
         /// It was there before this request.
         reused: bool,
         /// Which of the server's connections it is; 0 for one that only this request has.
@@ -193,7 +122,7 @@ impl Upstreams {
                 healthy: AtomicBool::new(true),
                 breaker: None,
                 idle: Mutex::default(),
-                joint: Mutex::new(Joint { spoken, sender: None, number: 0, unused: None }),
+                joint: Mutex::new(Joint { spoken, requests: None, number: 0, unused: None }),
                 connecting: tokio::sync::Mutex::default(),
                 connected: AtomicU64::new(0),
                 reused: AtomicU64::new(0),
@@ -277,10 +206,11 @@ impl Upstream {
     fn join(&self, stale: Option<u64>) -> Option<Way> {
         let mut joint = self.joint.lock();
         let number = joint.number;
-        let sender = joint.sender.clone().filter(|sender| stale != Some(number) && sender.is_ready())?;
+        let requests =
+            joint.requests.clone().filter(|requests| stale != Some(number) && requests.is_ready())?;
         joint.unused = None;
         self.reused.fetch_add(1, Ordering::Relaxed);
-        Some(Way::Http2 { sender, reused: true, number })
+        Some(Way::Http2 { requests, reused: true, number })
     }
 
     async fn join_or_connect(&self, shared: &Arc<Shared>, stale: Option<u64>) -> io::Result<Way> {
@@ -298,18 +228,18 @@ impl Upstream {
         self.connected.fetch_add(1, Ordering::Relaxed);
         let mut joint = self.joint.lock();
         joint.spoken = Some(matches!(way, Way::Http2 { .. }));
-        if let Way::Http2 { sender, number, .. } = &mut way {
+        if let Way::Http2 { requests, number, .. } = &mut way {
             joint.number += 1;
-            (joint.sender, joint.unused, *number) = (Some(sender.clone()), None, joint.number);
+            (joint.requests, joint.unused, *number) = (Some(requests.clone()), None, joint.number);
         }
         Ok(way)
     }
 
     /// A way to ask whether it is well: the connection that requests share, or one of its own, which is not counted.
     pub(crate) async fn probe(&self, shared: &Arc<Shared>) -> io::Result<Way> {
-        let there = self.joint.lock().sender.clone().filter(|sender| sender.is_ready());
+        let there = self.joint.lock().requests.clone().filter(|requests| requests.is_ready());
         match there {
-            Some(sender) => Ok(Way::Http2 { sender, reused: true, number: 0 }),
+            Some(requests) => Ok(Way::Http2 { requests, reused: true, number: 0 }),
             None => self.connect(shared).await,
         }
     }
@@ -332,8 +262,8 @@ impl Upstream {
                 Connection::Tcp(stream) => Box::new(stream),
                 Connection::Other(stream) => stream,
             };
-            let sender = http2::connect(shared, stream).await.map_err(io::Error::other)?;
-            return Ok(Way::Http2 { sender, reused: false, number: 0 });
+            let requests = http2::connect(shared, stream).await.map_err(io::Error::other)?;
+            return Ok(Way::Http2 { requests, reused: false, number: 0 });
         }
         let (read, write) = connection.split(&shared.pool);
         Ok(Way::Http1(Connected { read, write, reused: false }))
@@ -354,14 +284,14 @@ impl Upstream {
         if self.in_flight.load(Ordering::Relaxed) > 0 {
             joint.unused = None;
         } else if joint.unused.get_or_insert_with(Instant::now).elapsed() >= keep_alive {
-            joint.sender = None;
+            joint.requests = None;
         }
     }
 
     /// Closes all idle connections.
     pub(crate) fn forget_idle(&self) {
         self.idle.lock().clear();
-        self.joint.lock().sender = None;
+        self.joint.lock().requests = None;
     }
 
     fn is_open(&self) -> bool {
@@ -388,26 +318,4 @@ pub(crate) fn snapshots(route: &crate::route::Route) -> Vec<crate::UpstreamSnaps
         healthy: server.healthy.load(Ordering::Relaxed) && !server.is_open(),
     };
     servers.iter().map(snapshot).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_is_shown_as_it_was_given_and_a_wrong_one_without_its_password() {
-        for text in ["http://a:1", "https://[::1]/base", "h2c://a/@b"] {
-            assert_eq!(text.parse::<UpstreamUrl>().expect(text).to_string(), text);
-        }
-        for (text, complaint) in [
-            ("http://u:secret@a:1", "`***@a:1` names a user or a password"),
-            ("ftp://u:secret@a:1", "`***@a:1` is no upstream"),
-            ("u:secret@a", "`***@a` "),
-            ("http://a?b=c", "`http://a?b=c` is no upstream; write `http://host:port`"),
-            ("a", "`a` is no upstream"),
-        ] {
-            let error = text.parse::<UpstreamUrl>().expect_err(text).to_string();
-            assert!(error.starts_with(complaint) && !error.contains("secret"), "{error}");
-        }
-    }
 }
