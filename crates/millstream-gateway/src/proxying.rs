@@ -50,7 +50,11 @@ impl Serving<'_> {
             let url = &in_flight.upstream.url;
             self.report.upstream = Some(in_flight.upstream.name.clone());
             let closed = stale.map(|(server, number)| if server == at { number } else { 0 });
-            let ((reused, number), up, conversed) = match in_flight.upstream.way(self.shared, closed).await {
+            let way = match accept {
+                Some(_) => in_flight.upstream.way_for_websocket(self.shared, closed).await,
+                None => in_flight.upstream.way(self.shared, closed).await,
+            };
+            let ((reused, number), up, conversed) = match way {
                 Ok(Way::Http1(mut up)) => {
                     up.write.pending = request_head(&asked, &url.base, switching.as_ref());
                     let sink = Sink::Wire { write: &mut up.write, framing: asked.framing };
@@ -59,31 +63,31 @@ impl Serving<'_> {
                         self.converse(asked.source, sink, answer, client, switching.is_some()).await;
                     ((up.reused, 0), Some(up), conversed)
                 }
+                // Asked for as a plain page, it would look to the client as if the protocol were changed.
+                Ok(Way::Http2 { .. }) if self.accept.is_some() => {
+                    return self.concluded(How::Unswitched, client);
+                }
                 Ok(Way::Http2 { requests, reused, number }) => {
-                    let patience = self.settings().timeouts.connect;
-                    let carried = accept.is_some() && requests.carries_websockets(patience).await;
-                    if self.accept.is_some() && !carried {
-                        // Asked for as a plain page, it would look to the client as if the protocol were changed.
-                        return self.concluded(How::Unswitched, client);
-                    }
                     // Hyper does not tell of an upstream's 100.
                     if let Err(how) = self.want_body(asked.framing, client).await {
                         return self.concluded(how, client);
                     }
                     let (request, sink) = http2_request(&asked, url);
+                    let answer = Answer::Frames(Box::pin(requests.ask(request)));
+                    let conversed = self.converse(asked.source, sink, answer, client, false).await;
+                    ((reused, number), None, conversed)
+                }
+                Ok(Way::WebSocket(requests)) => {
+                    let (request, sink) = http2_request(&asked, url);
                     let (switched, mut stream) = oneshot::channel();
-                    let answer = match accept.clone().filter(|_| carried) {
-                        Some(accept) => {
-                            Answer::Frames(Box::pin(requests.ask_for_websocket(request, accept, switched)))
-                        }
-                        None => Answer::Frames(Box::pin(requests.ask(request))),
-                    };
-                    let conversed = self.converse(asked.source, sink, answer, client, carried).await;
+                    let answer = requests.ask_for_websocket(request, accept.clone(), switched);
+                    let answer = Answer::Frames(Box::pin(answer));
+                    let conversed = self.converse(asked.source, sink, answer, client, true).await;
                     let up = stream.try_recv().ok().map(|stream| {
                         let (read, write) = Connection::Other(stream).split(&self.shared.pool);
-                        Connected { read, write, reused }
+                        Connected { read, write, reused: false }
                     });
-                    ((reused, number), up, conversed)
+                    ((false, 0), up, conversed)
                 }
                 Err(error) => {
                     in_flight.answered(false);

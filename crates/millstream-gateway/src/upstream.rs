@@ -79,6 +79,8 @@ pub(crate) enum Way {
         /// Which of the server's connections it is; 0 for one that only this request has.
         number: u64,
     },
+    /// Over HTTP/2, for a WebSocket and nothing else.
+    WebSocket(Requests),
 }
 
 /// A connection to an upstream in somebody's hands.
@@ -194,12 +196,58 @@ impl Upstream {
         if let Some(way) = self.join(stale) {
             return Ok(way);
         }
-        let way = timeout(timeouts.connect, self.join_or_connect(shared, stale)).await;
+        self.in_time(shared, self.join_or_connect(shared, stale)).await
+    }
+
+    /// The same for a WebSocket. Over HTTP/2 it gets a connection of its own, because it stays for long: its stream would take from
+    /// what the server allows to all streams of one.
+    pub(crate) async fn way_for_websocket(
+        &self,
+        shared: &Arc<Shared>,
+        stale: Option<u64>,
+    ) -> io::Result<Way> {
+        let patience = shared.settings.timeouts.connect;
+        if self.is_http1() {
+            return self.way(shared, stale).await;
+        }
+        let there = self.joint.lock().requests.clone().filter(Requests::is_ready);
+        if let Some(there) = there
+            && !there.carries_websockets(patience).await
+        {
+            return self.way(shared, stale).await;
+        }
+        match self.in_time(shared, self.make(shared)).await? {
+            Way::Http2 { requests, .. } if requests.carries_websockets(patience).await => {
+                Ok(Way::WebSocket(requests))
+            }
+            // What is of no use for this serves all other requests.
+            way => Ok(self.share(way)),
+        }
+    }
+
+    /// Whether it is known that each request needs a connection of its own.
+    fn is_http1(&self) -> bool {
+        self.joint.lock().spoken == Some(false)
+    }
+
+    /// A connection, if it is there soon enough.
+    async fn in_time(
+        &self,
+        shared: &Shared,
+        connecting: impl Future<Output = io::Result<Way>>,
+    ) -> io::Result<Way> {
+        let way = timeout(shared.settings.timeouts.connect, connecting).await;
         let way = way.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         if way.is_err() {
             self.failed.fetch_add(1, Ordering::Relaxed);
         }
         way
+    }
+
+    async fn make(&self, shared: &Arc<Shared>) -> io::Result<Way> {
+        let way = self.connect(shared).await?;
+        self.connected.fetch_add(1, Ordering::Relaxed);
+        Ok(way)
     }
 
     /// The connection that requests share, if it is there and another one than that with this number.
@@ -214,25 +262,27 @@ impl Upstream {
     }
 
     async fn join_or_connect(&self, shared: &Arc<Shared>, stale: Option<u64>) -> io::Result<Way> {
-        let is_shared = || self.joint.lock().spoken != Some(false);
         let mut turn = None;
-        if is_shared() {
+        if !self.is_http1() {
             turn = Some(self.connecting.lock().await);
             if let Some(way) = self.join(stale) {
                 return Ok(way);
             }
         }
-        // The one before may have found that each request needs a connection of its own.
-        let _turn = turn.filter(|_| is_shared());
-        let mut way = self.connect(shared).await?;
-        self.connected.fetch_add(1, Ordering::Relaxed);
+        // The one before may have found that nothing can be shared.
+        let _turn = turn.filter(|_| !self.is_http1());
+        Ok(self.share(self.make(shared).await?))
+    }
+
+    /// Has other requests use this new connection, too, if they can.
+    fn share(&self, mut way: Way) -> Way {
         let mut joint = self.joint.lock();
         joint.spoken = Some(matches!(way, Way::Http2 { .. }));
         if let Way::Http2 { requests, number, .. } = &mut way {
             joint.number += 1;
             (joint.requests, joint.unused, *number) = (Some(requests.clone()), None, joint.number);
         }
-        Ok(way)
+        way
     }
 
     /// A way to ask whether it is well: the connection that requests share, or one of its own, which is not counted.

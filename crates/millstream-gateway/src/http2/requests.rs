@@ -83,7 +83,7 @@ impl Requests {
     pub(crate) async fn ask_for_websocket(
         self,
         mut request: Request<Body>,
-        accept: HeaderValue,
+        accept: Option<HeaderValue>,
         switched: oneshot::Sender<Box<dyn Duplex>>,
     ) -> Result<Response<Body>, NoAnswer> {
         *request.method_mut() = Method::CONNECT;
@@ -96,7 +96,7 @@ impl Requests {
             let _ = switched.send(Box::new(TokioIo::new(stream)));
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             say_upgrade(response.headers_mut());
-            response.headers_mut().insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+            response.headers_mut().extend(accept.map(|accept| (header::SEC_WEBSOCKET_ACCEPT, accept)));
         }
         Ok(response)
     }

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use millstream_gateway::websocket::{self, WebSocketMessage};
-use millstream_gateway::{Body, Gateway, Route, Settings, Target, Timeouts, Upstreams};
+use millstream_gateway::{Body, Gateway, Limits, Route, Settings, Target, Timeouts, Upstreams};
 use millstream_resilience::BreakerSettings;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -187,8 +187,17 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>,
 #[tokio::test]
 async fn a_websocket_goes_to_an_upstream_over_http_2_from_clients_of_either_version() {
     let handler = Route::handler("shout", shout);
-    let upstream = Gateway::new(Settings::default()).route(handler).listen(any()).await.expect("a port");
+    // Each has a connection of its own, so that one stream of each is enough.
+    let limits = Limits { streams: 1, ..Limits::default() };
+    let settings = Settings { limits, ..Settings::default() };
+    let upstream = Gateway::new(settings).route(handler).listen(any()).await.expect("a port");
     let gateway = proxy(&[format!("h2c://{}/base", upstream.local_addr())], Settings::default()).await;
+    let kept = ask(gateway.local_addr(), "websocket").await;
+    assert_eq!(kept.status(), StatusCode::OK);
+    let mut sender = http2::<Empty<Bytes>>(gateway.local_addr()).await;
+    let request = Request::get("http://h/").body(Empty::new()).expect("a request");
+    let plain = within(sender.send_request(request)).await.expect("an answer");
+    assert_eq!(plain.status(), StatusCode::UPGRADE_REQUIRED);
     let answer = ask(gateway.local_addr(), "websocket").await;
     assert_eq!(answer.status(), StatusCode::OK);
     let stream = TokioIo::new(within(hyper::upgrade::on(answer)).await.expect("a stream"));
@@ -207,7 +216,9 @@ async fn a_websocket_goes_to_an_upstream_over_http_2_from_clients_of_either_vers
         within(tokio_tungstenite::client_async("ws://h/ws", stream)).await.expect("a WebSocket");
     talk(socket, "http://h/base/ws None").await;
 
-    assert_eq!(gateway.snapshot().upstreams[0].connected, 1);
+    let server = &gateway.snapshot().upstreams[0];
+    assert_eq!((server.connected, server.reused, server.failed), (5, 0, 0));
+    drop(kept);
     let ended = async {
         while gateway.snapshot().upstreams[0].in_flight > 0 {
             tokio::task::yield_now().await;
