@@ -19,11 +19,11 @@ use config::Read;
 use options::{Config, Log, SETTINGS, Setting};
 use route::{Brokers, RouteConfig};
 
+/// What the variables of this command begin with.
+const PREFIX: &str = "MILLSTREAM_GATEWAY_";
+
 /// How long a view that is being shown may take once the gateway has ended.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
-
-/// Where a gateway listens that is not told.
-const LISTEN: &str = "127.0.0.1:8080";
 
 pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
     let read = read(&asked)?;
@@ -87,22 +87,41 @@ fn read(asked: &args::Gateway) -> Result<Read, Failure> {
         })?;
         flags.push((key.to_owned(), value.to_owned(), format!("--set {argument}")));
     }
-    let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    misspelt(variables)?;
+    misspelt(std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?;
+        Some((name, value.to_string_lossy().into_owned()))
+    }))?;
     config::read(asked.file.as_deref(), |name| std::env::var(name).ok(), &flags)
 }
 
 /// A variable that is meant for the gateway and sets nothing would be missed by nobody but its user.
-fn misspelt(variables: impl IntoIterator<Item = String>) -> Result<(), Failure> {
-    const PREFIX: &str = "MILLSTREAM_GATEWAY_";
+fn misspelt(variables: impl IntoIterator<Item = (String, String)>) -> Result<(), Failure> {
     let known: Vec<String> = SETTINGS.iter().map(Setting::variable).collect();
     let endings: Vec<String> =
         known.iter().filter_map(|known| known.strip_prefix(PREFIX)).map(str::to_lowercase).collect();
-    let unknown = variables.into_iter().find(|name| name.starts_with(PREFIX) && !known.contains(name));
-    let Some(name) = unknown else { return Ok(()) };
+    let unknown = variables.into_iter().find(|(name, value)| {
+        let ending = name.strip_prefix(PREFIX);
+        ending.is_some_and(|ending| !known.contains(name) && !is_service_link(ending, value))
+    });
+    let Some((name, _)) = unknown else { return Ok(()) };
     let near = nearest(&name[PREFIX.len()..], endings.iter().map(String::as_str));
     let hint = near.map_or(String::new(), |near| format!("; did you mean {PREFIX}{}?", near.to_uppercase()));
     Err(Failure::Refused(format!("environment variable {name} sets nothing{hint}")))
+}
+
+/// Whether this is what Kubernetes tells each container of a Service called `millstream-gateway`, or of one whose name begins so:
+/// `SERVICE_HOST`, `SERVICE_PORT`, `SERVICE_PORT_HTTP`, `PORT` with a URL, `PORT_8080_TCP`, `PORT_8080_TCP_ADDR` and the like.
+fn is_service_link(ending: &str, value: &str) -> bool {
+    let mut endings = std::iter::successors(Some(ending), |rest| Some(rest.split_once('_')?.1));
+    endings.any(|form| match form {
+        "SERVICE_HOST" | "SERVICE_PORT" => true,
+        // Whoever wants to set a port writes a number.
+        "PORT" => value.contains("://"),
+        _ => {
+            let number = form.strip_prefix("PORT_").unwrap_or_default();
+            form.starts_with("SERVICE_PORT_") || number.starts_with(|first: char| first.is_ascii_digit())
+        }
+    })
 }
 
 async fn listen(config: &Config, brokers: &mut Brokers) -> Result<Server, Failure> {
@@ -130,10 +149,9 @@ async fn listen(config: &Config, brokers: &mut Brokers) -> Result<Server, Failur
         let failures_only = config.log == Log::Failures;
         gateway = gateway.observe(move |report| log(report, failures_only));
     }
-    let address = config.listen.unwrap_or_else(|| LISTEN.parse().expect("a valid address"));
-    gateway.listen(address).await.map_err(|error| match error.kind() {
+    gateway.listen(config.listen).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::InvalidInput => Failure::Refused(error.to_string()),
-        _ => Failure::of("cannot listen", &BindError::new(address, error)),
+        _ => Failure::of("cannot listen", &BindError::new(config.listen, error)),
     })
 }
 
@@ -157,5 +175,60 @@ fn log(report: &ExchangeReport, failures_only: bool) {
     match serde_json::to_string(report) {
         Ok(line) => complain(&line),
         Err(error) => complain(&format!("an exchange could not be written as JSON: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(name: &str, value: &str) -> Option<String> {
+        misspelt([(name.to_owned(), value.to_owned())]).err().map(|failure| match failure {
+            Failure::Refused(text) => text,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn what_kubernetes_tells_of_a_service_is_no_misspelt_setting() {
+        for (ending, value) in [
+            ("SERVICE_HOST", "10.0.0.11"),
+            ("SERVICE_PORT", "8080"),
+            ("SERVICE_PORT_HTTP", "8080"),
+            ("PORT", "tcp://10.0.0.11:8080"),
+            ("PORT_8080_TCP", "tcp://10.0.0.11:8080"),
+            ("PORT_8080_TCP_PROTO", "tcp"),
+            ("PORT_8080_TCP_PORT", "8080"),
+            ("PORT_8080_TCP_ADDR", "10.0.0.11"),
+            ("ADMIN_SERVICE_HOST", "10.0.0.12"),
+            ("ADMIN_SERVICE_PORT_METRICS", "9091"),
+            ("ADMIN_PORT", "tcp://10.0.0.12:9091"),
+            ("ADMIN_PORT_9091_TCP_ADDR", "10.0.0.12"),
+        ] {
+            assert_eq!(refusal(&format!("{PREFIX}{ending}"), value), None, "{ending}");
+        }
+    }
+
+    #[test]
+    fn every_other_variable_of_the_gateway_must_set_something() {
+        for ending in
+            ["PORT", "ADMIN_PORT", "SERVICE", "SERVICE_HOSTS", "PORTS", "PORT_", "HOST", "LISTN", ""]
+        {
+            let text =
+                refusal(&format!("{PREFIX}{ending}"), "8080").unwrap_or_else(|| panic!("{ending} passes"));
+            assert!(text.contains("sets nothing"), "{text}");
+        }
+        assert!(
+            refusal("MILLSTREAM_GATEWAY_LISTN", "x")
+                .is_some_and(|text| text.ends_with("mean MILLSTREAM_GATEWAY_LISTEN?"))
+        );
+        assert_eq!(refusal("MILLSTREAM_OTHER", "x"), None);
+    }
+
+    #[test]
+    fn no_setting_has_a_variable_that_kubernetes_could_set() {
+        for variable in SETTINGS.iter().map(Setting::variable) {
+            assert!(!is_service_link(variable.trim_start_matches(PREFIX), "tcp://h:1"), "{variable}");
+        }
     }
 }

@@ -33,9 +33,8 @@ pub(crate) fn request_head(asked: &Asked<'_>, base: &str, switching: Option<&Hea
         write_request_line(&mut out, &asked.method, &format!("{base}{path}"));
     }
     if !asked.headers.contains_key(header::HOST) {
-        // HTTP/2 says it in the target, HTTP/1.0 need not say it.
-        let host = asked.target.authority().map_or("", |authority| authority.as_str());
-        out.extend_from_slice(format!("host: {host}\r\n").as_bytes());
+        // HTTP/1.0 need not say it; the upstream is asked by HTTP/1.1, which must.
+        out.extend_from_slice(b"host: \r\n");
     }
     write_headers(&mut out, &asked.headers);
     match asked.framing {

@@ -105,10 +105,10 @@ async fn refuse(shared: &Shared, read: ReadSide, mut write: WriteSide, error: Op
 /// Closes so that the client can read what was written: closing while it still sends would reset the connection, and the
 /// answer would be lost on its side (RFC 9112, 9.6).
 async fn linger(mut read: ReadSide, mut write: WriteSide) {
-    if write.shutdown().await.is_err() {
-        return;
-    }
-    let discard = async {
+    let close = async {
+        if write.shutdown().await.is_err() {
+            return;
+        }
         let mut left = LINGER_BYTES;
         while let Ok(Some(chunk)) = read.fill(SMALL).await {
             left = left.saturating_sub(chunk.len());
@@ -117,8 +117,8 @@ async fn linger(mut read: ReadSide, mut write: WriteSide) {
             }
         }
     };
-    // Whoever is still sending after that is not reading.
-    let _ = timeout(LINGER, discard).await;
+    // Whoever is still sending after that, or has not taken the end of TLS, is not reading.
+    let _ = timeout(LINGER, close).await;
 }
 
 /// Moves bytes both ways until both sides have closed, or one fails.
@@ -156,5 +156,63 @@ async fn one_way(
     };
     meter.end(moved.as_ref().err().map_or(crate::StreamOutcome::Complete, |broken| broken.outcome()));
     moved.map_err(drop)?;
-    write.shutdown().await.map_err(drop)
+    // TLS has an end of its own, which must be taken, too.
+    timeout(rules.idle, write.shutdown()).await.map_err(drop)?.map_err(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::meter::Sums;
+    use crate::pool::{BufferPool, PoolSettings};
+
+    /// A connection at its end whose own end nobody takes, as TLS is when the peer reads nothing.
+    struct Stuck;
+
+    impl AsyncRead for Stuck {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Stuck {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    fn stuck() -> (ReadSide, WriteSide) {
+        Connection::Other(Box::new(Stuck)).split(&BufferPool::new(PoolSettings::default()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_whose_end_is_not_taken_lingers_no_longer_than_any_other() {
+        let started = Instant::now();
+        let (read, write) = stuck();
+        timeout(10 * LINGER, linger(read, write)).await.expect("in time");
+        assert!(started.elapsed() <= LINGER + Duration::from_millis(1), "{:?}", started.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_whose_end_is_not_taken_is_silent_for_no_longer_than_any_other() {
+        let idle = Duration::from_secs(7);
+        let rules = Rules { chunk: SMALL, bytes_max: u64::MAX, idle };
+        let meter = Meter::start(Direction::Request, &Arc::new(Sums::default()));
+        let ((mut read, _other), (_end, mut write)) = (stuck(), stuck());
+        let moved = timeout(10 * idle, one_way(&mut read, &mut write, meter, rules)).await;
+        assert!(moved.expect("in time").is_err());
+    }
 }

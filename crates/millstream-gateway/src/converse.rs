@@ -30,6 +30,8 @@ pub(crate) enum How {
     },
     /// The upstream changes the protocol.
     Switched,
+    /// The upstream answers, and does not change the protocol, which would look over HTTP/2 as if it did.
+    Unswitched,
     /// The upstream closed before it answered anything.
     Unanswered,
     Failed(Failure),
@@ -49,7 +51,7 @@ impl Serving<'_> {
         client: &mut Client<'_>,
         may_switch: bool,
     ) -> Conversed<'a> {
-        let sums = &self.shared.tally.routes[self.at];
+        let sums = &self.shared.tally.routes[self.at].streams;
         let settings = &self.shared.settings;
         let idle = settings.timeouts.idle;
         let mut meter = Meter::start(Direction::Request, &sums.request);
@@ -114,10 +116,7 @@ impl Serving<'_> {
                         late.as_mut().reset(Instant::now() + settings.timeouts.response);
                     }
                     Ok((head, _)) if may_switch && head.status.is_success() && matches!(client, Client::Frames(_)) => {
-                        // Over HTTP/2 it would mean that the protocol is changed.
-                        let text = "the upstream does not change the protocol";
-                        let failure = Failure::new(StatusCode::BAD_GATEWAY, Refusal::UpstreamHead, text);
-                        return Conversed { source: None, how: How::Failed(failure) };
+                        return Conversed { source: None, how: How::Unswitched };
                     }
                     Ok(head) => break head,
                 },

@@ -145,8 +145,7 @@ fn admit(shared: &Shared, asked: &Asked<'_>) -> Result<usize, Box<Failure>> {
         let wait = limited.retry_after.as_secs().max(1);
         return Err(Box::new(failure.with(header::RETRY_AFTER, wait.into())));
     }
-    let host = asked.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let host = host.or_else(|| asked.target.authority().map(|authority| authority.as_str())).unwrap_or("");
+    let host = asked.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
     match find(&shared.routes, host, asked.target.path(), &asked.method) {
         Found::Route(at) => Ok(at),
         Found::Nothing => Err(refused(StatusCode::NOT_FOUND, Refusal::Route, "no route leads there")),
@@ -296,6 +295,11 @@ impl Serving<'_> {
             How::Answered { whole: true, .. } if client.keeps_alive() => Ok(Ended::Keep),
             How::Answered { .. } => Ok(Ended::Close),
             How::Failed(failure) => Err(failure),
+            How::Unswitched => Err(Failure::new(
+                StatusCode::NOT_IMPLEMENTED,
+                Refusal::Upstream,
+                "the upstream does not change the protocol",
+            )),
             How::Unanswered => Err(Failure::new(
                 StatusCode::BAD_GATEWAY,
                 Refusal::Upstream,

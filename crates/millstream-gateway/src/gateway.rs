@@ -234,7 +234,7 @@ pub struct Server {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drained {
     /// Connections that were broken off because the deadline had come.
-    pub broken_off: usize,
+    pub broken_off: u64,
     /// Buffers that nobody returned; anything but 0 is a defect.
     pub leases_left: u64,
 }
@@ -265,7 +265,7 @@ impl Server {
         let broken_off = match timeout(deadline, shared.tasks.wait()).await {
             Ok(()) => 0,
             Err(_) => {
-                let left = shared.tasks.len();
+                let left = shared.tally.connections_open.load(Ordering::Relaxed);
                 shared.stopped.cancel();
                 shared.tasks.wait().await;
                 left
@@ -311,10 +311,9 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
             }
         };
         shared.tally.connections.fetch_add(1, Ordering::Relaxed);
-        let serving = shared.clone();
+        let (serving, open) = (shared.clone(), Open::new(shared.clone()));
         shared.tasks.spawn(async move {
-            let _permit = permit;
-            let _open = Open::new(&serving);
+            let _admitted = (permit, open);
             tokio::select! {
                 biased;
                 () = serving.stopped.cancelled() => {}
@@ -344,16 +343,16 @@ async fn serve(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
 }
 
 /// Counts a connection while it is open.
-struct Open<'a>(&'a Shared);
+struct Open(Arc<Shared>);
 
-impl<'a> Open<'a> {
-    fn new(shared: &'a Shared) -> Open<'a> {
+impl Open {
+    fn new(shared: Arc<Shared>) -> Open {
         shared.tally.connections_open.fetch_add(1, Ordering::Relaxed);
         Open(shared)
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
         self.0.tally.connections_open.fetch_sub(1, Ordering::Relaxed);
     }

@@ -185,12 +185,18 @@ fn check_host(target: &Uri, version: Version, headers: &mut HeaderMap) -> Result
     Ok(())
 }
 
+/// The host and the port of an authority; the port is empty if there is none.
+pub(crate) fn host_and_port(authority: &str) -> (&str, &str) {
+    match authority.rsplit_once(':') {
+        // The last colon of an IPv6 address stands before its `]`.
+        Some((host, port)) if !port.contains(']') => (host, port),
+        _ => (authority, ""),
+    }
+}
+
 /// Whether this is a host with an optional port, and nothing that ends early or looks like more in a header of an upstream's.
 fn is_authority(text: &str) -> bool {
-    let (host, port) = match text.rfind(':') {
-        Some(colon) if !text[colon..].contains(']') => (&text[..colon], &text[colon + 1..]),
-        _ => (text, ""),
-    };
+    let (host, port) = host_and_port(text);
     let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte);
     let numbered = |byte: u8| byte.is_ascii_hexdigit() || b":.".contains(&byte);
     let host = match host.strip_prefix('[') {

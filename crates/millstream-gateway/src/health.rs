@@ -76,12 +76,11 @@ impl HealthCheck {
                 let head = up.read.head(shared.settings.limits.header_bytes).await.ok()?;
                 response(&head, &Method::GET).ok()?.status
             }
-            Way::Http2 { mut sender, .. } => {
+            Way::Http2 { requests, .. } | Way::WebSocket(requests) => {
                 let scheme = if server.url.tls { "https" } else { "http" };
                 let uri = format!("{scheme}://{}{path}", server.url.authority);
                 let request = http::Request::get(uri).body(Body::empty()).ok()?;
-                sender.ready().await.ok()?;
-                sender.send_request(request).await.ok()?.status()
+                requests.ask(request).await.ok()?.status()
             }
         };
         (status.as_u16() < 400).then_some(())

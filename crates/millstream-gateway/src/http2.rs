@@ -1,5 +1,7 @@
 //! HTTP/2 by hyper, on both sides: its streams are exchanges like any other.
 
+mod requests;
+
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,10 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Request, Response, Uri, Version};
+use http::{Method, Request, Response, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::http2::SendRequest;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,7 +24,6 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::answer::NoAnswer;
 use crate::asking::path_of;
 use crate::body::{Body, BodyError};
 use crate::client::Client;
@@ -38,12 +38,16 @@ use crate::pump::Source;
 use crate::report::Refusal;
 use crate::settings::Settings;
 
+pub(crate) use requests::{Requests, connect, request};
+
 /// What one stream may have on its way in either direction, unread or unsent.
 const STREAM_WINDOW: u32 = 256 << 10;
 /// What all streams of a connection may.
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// The length of what every client begins with (RFC 9113, 3.4).
 const PREFACE_LENGTH: usize = 24;
+/// The name of the protocol, on either way to ask for it.
+pub(crate) const WEBSOCKET: &str = "websocket";
 /// How often a silent connection is asked whether it is still there, and how long it may take to say so.
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 
@@ -209,17 +213,22 @@ async fn answer(
 /// Whether this begins a WebSocket (RFC 8441).
 fn asks_for_websocket(request: &Request<Incoming>) -> bool {
     let protocol = request.extensions().get::<hyper::ext::Protocol>();
-    request.method() == Method::CONNECT && protocol.is_some_and(|protocol| protocol.as_str() == "websocket")
+    request.method() == Method::CONNECT && protocol.is_some_and(|protocol| protocol.as_str() == WEBSOCKET)
 }
 
 /// Makes a request that begins a WebSocket over HTTP/2 into what it would be over HTTP/1.
 fn ask_as_http1(parts: &mut http::request::Parts) {
     parts.method = Method::GET;
-    parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    say_upgrade(&mut parts.headers);
     // It shows that an HTTP/1 server has read the request; over HTTP/2 nothing else could answer.
     let key = HeaderValue::from_str(&generate_key()).expect("base64 is text");
     parts.headers.insert(header::SEC_WEBSOCKET_KEY, key);
+}
+
+/// Says of a head of HTTP/1 that it is about a WebSocket.
+fn say_upgrade(headers: &mut HeaderMap) {
+    headers.insert(header::UPGRADE, HeaderValue::from_static(WEBSOCKET));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
 }
 
 /// Goes on in another protocol, over the stream of a request whose answer said so.
@@ -298,55 +307,4 @@ impl HttpBody for Kept {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
-}
-
-/// Begins to speak HTTP/2 with an upstream.
-pub(crate) async fn connect(
-    shared: &Arc<Shared>,
-    stream: Box<dyn Duplex>,
-) -> hyper::Result<SendRequest<Body>> {
-    let tasks = Tasks { tracker: shared.upstream_tasks.clone(), stopped: shared.stopped.clone() };
-    let (sender, connection) = hyper::client::conn::http2::Builder::new(tasks.clone())
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(STREAM_WINDOW as usize)
-        .keep_alive_interval(PING.0)
-        .keep_alive_timeout(PING.1)
-        .handshake(TokioIo::new(stream))
-        .await?;
-    hyper::rt::Executor::execute(&tasks, connection);
-    Ok(sender)
-}
-
-/// Asks an upstream. Nobody can tell a server that closed from one that refused the stream: neither has answered.
-pub(crate) async fn ask(
-    mut sender: SendRequest<Body>,
-    request: Request<Body>,
-) -> Result<Response<Body>, NoAnswer> {
-    sender.ready().await.map_err(|_| NoAnswer::Closed)?;
-    let response = sender.send_request(request).await.map_err(|_| NoAnswer::Closed)?;
-    head::check_answer(response.headers())
-        .map_err(|error| NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}")))?;
-    Ok(response.map(Body::new))
-}
-
-/// A request for an upstream, of what a client has asked.
-pub(crate) fn request(
-    asked: &Asked<'_>,
-    tls: bool,
-    authority: &str,
-    path: &str,
-    body: Body,
-) -> Request<Body> {
-    let mut request = Request::new(body);
-    *request.method_mut() = asked.method.clone();
-    *request.version_mut() = Version::HTTP_2;
-    *request.headers_mut() = asked.headers.clone();
-    let host = request.headers_mut().remove(header::HOST);
-    let host = host.as_ref().and_then(|host| host.to_str().ok()).filter(|host| !host.is_empty());
-    let scheme = if tls { "https" } else { "http" };
-    let uri = Uri::builder().scheme(scheme).authority(host.unwrap_or(authority)).path_and_query(path).build();
-    *request.uri_mut() = uri.unwrap_or_default();
-    request
 }

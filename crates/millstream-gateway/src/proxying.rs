@@ -1,7 +1,8 @@
 //! An exchange with an upstream: which one, over which connection, and what becomes of that.
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, StatusCode};
+use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::answer::Answer;
@@ -12,10 +13,11 @@ use crate::converse::How;
 use crate::exchange::{Asked, Ended, Failure, Serving};
 use crate::head::Framing;
 use crate::headers;
-use crate::http2;
+use crate::http1::io::Connection;
+use crate::http2::{self, WEBSOCKET};
 use crate::pump::Sink;
 use crate::report::Refusal;
-use crate::upstream::{InFlight, UpstreamUrl, Upstreams, Way};
+use crate::upstream::{Connected, InFlight, UpstreamUrl, Upstreams, Way};
 
 impl Serving<'_> {
     /// Serves a request by asking one of these servers.
@@ -26,9 +28,9 @@ impl Serving<'_> {
         upstreams: &Upstreams,
     ) -> Result<Ended, Failure> {
         let switching = headers::upgrade(&asked.headers).filter(|_| asked.may_switch);
-        if switching.is_some() && matches!(client, Client::Frames(_)) {
-            let key = asked.headers.get(header::SEC_WEBSOCKET_KEY).map_or(&b""[..], HeaderValue::as_bytes);
-            self.accept = HeaderValue::try_from(derive_accept_key(key)).ok();
+        let accept = accepted_by(&asked.headers).filter(|_| switching.is_some());
+        if matches!(client, Client::Frames(_)) {
+            self.accept.clone_from(&accept);
         }
         let trailers = headers::takes_trailers(&asked.headers);
         headers::remove_hop_by_hop(&mut asked.headers);
@@ -38,7 +40,8 @@ impl Serving<'_> {
         }
         let idempotent = asked.method.is_idempotent() && asked.framing == Framing::None;
         let mut failed = Vec::new();
-        let mut fresh = false;
+        // The server, and its connection, that closed on the request.
+        let mut stale: Option<(usize, u64)> = None;
         loop {
             let Some((at, mut in_flight)) = upstreams.choose(&failed) else {
                 let text = "no server of this route is well";
@@ -46,23 +49,45 @@ impl Serving<'_> {
             };
             let url = &in_flight.upstream.url;
             self.report.upstream = Some(in_flight.upstream.name.clone());
-            let (reused, up, conversed) = match in_flight.upstream.way(self.shared, fresh).await {
+            let closed = stale.map(|(server, number)| if server == at { number } else { 0 });
+            let way = match accept {
+                Some(_) => in_flight.upstream.way_for_websocket(self.shared, closed).await,
+                None => in_flight.upstream.way(self.shared, closed).await,
+            };
+            let ((reused, number), up, conversed) = match way {
                 Ok(Way::Http1(mut up)) => {
                     up.write.pending = request_head(&asked, &url.base, switching.as_ref());
                     let sink = Sink::Wire { write: &mut up.write, framing: asked.framing };
                     let answer = Answer::Wire { read: &mut up.read, method: asked.method.clone() };
                     let conversed =
                         self.converse(asked.source, sink, answer, client, switching.is_some()).await;
-                    (up.reused, Some(up), conversed)
+                    ((up.reused, 0), Some(up), conversed)
                 }
-                Ok(Way::Http2 { sender, reused }) => {
+                // Asked for as a plain page, it would look to the client as if the protocol were changed.
+                Ok(Way::Http2 { .. }) if self.accept.is_some() => {
+                    return self.concluded(How::Unswitched, client);
+                }
+                Ok(Way::Http2 { requests, reused, number }) => {
                     // Hyper does not tell of an upstream's 100.
                     if let Err(how) = self.want_body(asked.framing, client).await {
                         return self.concluded(how, client);
                     }
                     let (request, sink) = http2_request(&asked, url);
-                    let answer = Answer::Frames(Box::pin(http2::ask(sender, request)));
-                    (reused, None, self.converse(asked.source, sink, answer, client, false).await)
+                    let answer = Answer::Frames(Box::pin(requests.ask(request)));
+                    let conversed = self.converse(asked.source, sink, answer, client, false).await;
+                    ((reused, number), None, conversed)
+                }
+                Ok(Way::WebSocket(requests)) => {
+                    let (request, sink) = http2_request(&asked, url);
+                    let (switched, mut stream) = oneshot::channel();
+                    let answer = requests.ask_for_websocket(request, accept.clone(), switched);
+                    let answer = Answer::Frames(Box::pin(answer));
+                    let conversed = self.converse(asked.source, sink, answer, client, true).await;
+                    let up = stream.try_recv().ok().map(|stream| {
+                        let (read, write) = Connection::Other(stream).split(&self.shared.pool);
+                        Connected { read, write, reused: false }
+                    });
+                    ((false, 0), up, conversed)
                 }
                 Err(error) => {
                     in_flight.answered(false);
@@ -76,12 +101,12 @@ impl Serving<'_> {
                     return Err(Failure::new(status, Refusal::Upstream, "the upstream cannot be reached"));
                 }
             };
-            let stale = reused && idempotent && matches!(conversed.how, How::Unanswered);
-            if let Some(source) = conversed.source.filter(|_| stale) {
+            let again = reused && idempotent && stale.is_none() && matches!(conversed.how, How::Unanswered);
+            if let Some(source) = conversed.source.filter(|_| again) {
                 // The server closed the connection while the request was on its way, and has not seen it; if it has, seeing
                 // it twice changes nothing.
                 asked.source = source;
-                fresh = true;
+                stale = Some((at, number));
                 continue;
             }
             self.judge(&mut in_flight, &conversed.how);
@@ -109,11 +134,20 @@ impl Serving<'_> {
                 let well = self.report.status.is_none_or(|status| !server_errors.contains(&status));
                 in_flight.answered(well);
             }
+            // That is its right, and nothing that a client may have it left alone for.
+            How::Unswitched => in_flight.answered(true),
             How::Unanswered => in_flight.answered(false),
             How::Failed(failure) if server_errors.contains(&failure.status) => in_flight.answered(false),
             How::Failed(_) | How::ClientGone | How::BrokenOff => {}
         }
     }
+}
+
+/// What accepts the WebSocket that this head asks for, if it does.
+fn accepted_by(headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(header::UPGRADE).filter(|name| name.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes()))?;
+    let key = headers.get(header::SEC_WEBSOCKET_KEY)?;
+    HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok()
 }
 
 /// A request for an upstream that speaks HTTP/2, and where its body goes.

@@ -26,7 +26,7 @@ pub enum Refusal {
     Rate,
     /// Something took too long.
     Timeout,
-    /// No upstream could be reached, or it closed without an answer.
+    /// No upstream could be reached, or it closed without an answer, or it speaks no protocol that the request needs.
     Upstream,
     /// An upstream's answer was invalid.
     UpstreamHead,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::{Method, Request, Response};
 
 use crate::body::Body;
+use crate::head::host_and_port;
 use crate::upstream::{UpstreamUrl, Upstreams};
 
 /// Answers requests inside this process.
@@ -153,12 +154,7 @@ pub(crate) enum Found {
 }
 
 pub(crate) fn find(routes: &[Route], host: &str, path: &str, method: &Method) -> Found {
-    // Authorities may end with a port, and with a `]` before it when they are IPv6 addresses.
-    let host = match host.rfind(':') {
-        Some(colon) if !host[colon..].contains(']') => &host[..colon],
-        _ => host,
-    };
-    let host = host.to_ascii_lowercase();
+    let host = host_and_port(host).0.to_ascii_lowercase();
     let mut allowed = Vec::new();
     for (at, route) in routes.iter().enumerate() {
         if !route.matches_place(&host, path) {

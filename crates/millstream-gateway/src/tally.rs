@@ -16,7 +16,7 @@ use crate::report::Refusal;
 pub(crate) struct Tally {
     pub(crate) routes: Vec<RouteTally>,
     /// Connections that changed their protocol.
-    pub(crate) tunnels: RouteTally,
+    pub(crate) tunnels: BothWays,
     refused: [AtomicU64; Refusal::WORDS.len()],
     pub(crate) connections: AtomicU64,
     pub(crate) connections_open: AtomicU64,
@@ -25,10 +25,16 @@ pub(crate) struct Tally {
 
 #[derive(Debug, Default)]
 pub(crate) struct RouteTally {
-    pub(crate) request: Arc<Sums>,
-    pub(crate) response: Arc<Sums>,
+    pub(crate) streams: BothWays,
     /// Answers by the first digit of their status, from 1.
     pub(crate) answers: [AtomicU64; 5],
+}
+
+/// Streams from clients and to them.
+#[derive(Debug, Default)]
+pub(crate) struct BothWays {
+    pub(crate) request: Arc<Sums>,
+    pub(crate) response: Arc<Sums>,
 }
 
 impl Tally {
@@ -132,14 +138,12 @@ pub(crate) fn snapshot(shared: &crate::gateway::Shared) -> GatewaySnapshot {
     let tally = &shared.tally;
     let routes = || shared.routes.iter().zip(&tally.routes);
     let streams = routes()
+        .map(|(route, tally)| (&*route.name, &tally.streams))
+        .chain([(TUNNELS, &tally.tunnels)])
         .flat_map(|(route, sums)| {
             [(Direction::Request, &sums.request), (Direction::Response, &sums.response)]
-                .map(|(direction, sums)| streams_of(&route.name, direction, sums))
+                .map(|(direction, sums)| streams_of(route, direction, sums))
         })
-        .chain([
-            streams_of(TUNNELS, Direction::Request, &tally.tunnels.request),
-            streams_of(TUNNELS, Direction::Response, &tally.tunnels.response),
-        ])
         .collect();
     let answers = routes()
         .map(|(route, sums)| AnswersSnapshot {

@@ -1,14 +1,13 @@
 //! Upstreams: where requests go, over connections that are used again.
 
+mod url;
+
 use std::fmt;
 use std::io;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::Uri;
-use hyper::client::conn::http2::SendRequest;
 use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Permit};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
@@ -16,71 +15,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::body::Body;
 use crate::gateway::Shared;
 use crate::health::HealthCheck;
 use crate::http1::io::{Connection, ReadSide, WriteSide};
-use crate::http2;
+use crate::http2::{self, Requests};
 use crate::settings::Settings;
 
-/// The address of an upstream: `http://host:port/base`; `https://…`, which speaks HTTP/2 if it can; `h2c://…`, which speaks
-/// HTTP/2 without TLS.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamUrl {
-    pub(crate) tls: bool,
-    /// HTTP/2 without asking.
-    pub(crate) http2: bool,
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) authority: String,
-    /// What stands before the path of every request, without a slash at its end.
-    pub(crate) base: String,
-}
-
-/// Why a text is no address of an upstream.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{0}` is no upstream; write `http://host:port`, `https://host:port` or `h2c://host:port`, with a path if every request needs one"
-)]
-pub struct UpstreamUrlError(String);
-
-impl FromStr for UpstreamUrl {
-    type Err = UpstreamUrlError;
-
-    fn from_str(text: &str) -> Result<Self, UpstreamUrlError> {
-        let error = || UpstreamUrlError(text.to_owned());
-        let uri: Uri = text.parse().map_err(|_| error())?;
-        let (tls, http2) = match uri.scheme_str() {
-            Some("http") => (false, false),
-            Some("https") => (true, false),
-            Some("h2c") => (false, true),
-            _ => return Err(error()),
-        };
-        let authority = uri.authority().ok_or_else(error)?;
-        if authority.as_str().contains('@') || uri.query().is_some() {
-            return Err(error());
-        }
-        Ok(UpstreamUrl {
-            tls,
-            http2,
-            host: authority.host().trim_matches(['[', ']']).to_owned(),
-            port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
-            authority: authority.as_str().to_owned(),
-            base: uri.path().trim_end_matches('/').to_owned(),
-        })
-    }
-}
-
-impl fmt::Display for UpstreamUrl {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match (self.tls, self.http2) {
-            (true, _) => "https",
-            (false, true) => "h2c",
-            (false, false) => "http",
-        };
-        write!(out, "{scheme}://{}{}", self.authority, self.base)
-    }
-}
+pub use url::{UpstreamUrl, UpstreamUrlError};
 
 /// The servers behind a route. A request goes to the healthy one with the fewest requests in flight; one whose requests
 /// fail is left alone for a while.
@@ -103,10 +44,23 @@ pub(crate) struct Upstream {
     breaker: Option<CircuitBreaker>,
     idle: Mutex<Vec<Idle>>,
     /// The one connection that is enough where HTTP/2 is spoken.
-    shared: Mutex<Option<SendRequest<Body>>>,
+    joint: Mutex<Joint>,
+    /// Held by who makes that one, so that all others wait for it instead of making their own.
+    connecting: tokio::sync::Mutex<()>,
     connected: AtomicU64,
     reused: AtomicU64,
     failed: AtomicU64,
+}
+
+/// A connection that all requests share.
+struct Joint {
+    /// Whether the server speaks HTTP/2, as far as is known.
+    spoken: Option<bool>,
+    requests: Option<Requests>,
+    /// Which of the server's connections this is, from 1.
+    number: u64,
+    /// Since when nobody was seen to use it.
+    unused: Option<Instant>,
 }
 
 struct Idle {
@@ -119,10 +73,14 @@ struct Idle {
 pub(crate) enum Way {
     Http1(Connected),
     Http2 {
-        sender: SendRequest<Body>,
-        /// It has served a request before.
+        requests: Requests,
+        /// It was there before this request.
         reused: bool,
+        /// Which of the server's connections it is; 0 for one that only this request has.
+        number: u64,
     },
+    /// Over HTTP/2, for a WebSocket and nothing else.
+    WebSocket(Requests),
 }
 
 /// A connection to an upstream in somebody's hands.
@@ -158,6 +116,7 @@ impl Upstreams {
     /// These servers, without checks and breakers.
     pub fn new(urls: impl IntoIterator<Item = UpstreamUrl>) -> Upstreams {
         let server = |url: UpstreamUrl| {
+            let spoken = if url.http2 || !url.tls { Some(url.http2) } else { None };
             Arc::new(Upstream {
                 name: url.to_string(),
                 url,
@@ -165,7 +124,8 @@ impl Upstreams {
                 healthy: AtomicBool::new(true),
                 breaker: None,
                 idle: Mutex::default(),
-                shared: Mutex::default(),
+                joint: Mutex::new(Joint { spoken, requests: None, number: 0, unused: None }),
+                connecting: tokio::sync::Mutex::default(),
                 connected: AtomicU64::new(0),
                 reused: AtomicU64::new(0),
                 failed: AtomicU64::new(0),
@@ -213,7 +173,7 @@ impl Upstreams {
 
 /// Closes idle connections of these servers when nobody has needed them for `keep_alive`; for ever.
 pub(crate) async fn prune(servers: Vec<Arc<Upstream>>, keep_alive: Duration) {
-    // A connection may stay a quarter longer than it should.
+    // A connection may stay a quarter longer than it should, one of HTTP/2 two quarters.
     let mut ticks = interval((keep_alive / 4).max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -223,35 +183,113 @@ pub(crate) async fn prune(servers: Vec<Arc<Upstream>>, keep_alive: Duration) {
 }
 
 impl Upstream {
-    /// A way to ask it: a connection that is there, or a new one if there is none or `fresh` is asked for.
-    pub(crate) async fn way(&self, shared: &Arc<Shared>, fresh: bool) -> io::Result<Way> {
-        let settings = &shared.settings;
-        while let Some(mut idle) = if fresh { None } else { self.idle.lock().pop() } {
-            if idle.since.elapsed() < settings.timeouts.keep_alive && idle.read.is_idle() {
+    /// A way to ask it: a connection that is there, or a new one. `stale` is the number of a shared connection that has closed on
+    /// a request, or 0: then none that was idle is given, nor that one.
+    pub(crate) async fn way(&self, shared: &Arc<Shared>, stale: Option<u64>) -> io::Result<Way> {
+        let timeouts = &shared.settings.timeouts;
+        while let Some(mut idle) = if stale.is_some() { None } else { self.idle.lock().pop() } {
+            if idle.since.elapsed() < timeouts.keep_alive && idle.read.is_idle() {
                 self.reused.fetch_add(1, Ordering::Relaxed);
                 return Ok(Way::Http1(Connected { read: idle.read, write: idle.write, reused: true }));
             }
         }
-        if let Some(sender) = self.shared.lock().clone().filter(|sender| !fresh && sender.is_ready()) {
-            self.reused.fetch_add(1, Ordering::Relaxed);
-            return Ok(Way::Http2 { sender, reused: true });
+        if let Some(way) = self.join(stale) {
+            return Ok(way);
         }
-        let way = timeout(settings.timeouts.connect, self.connect(shared))
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let counter = if way.is_ok() { &self.connected } else { &self.failed };
-        counter.fetch_add(1, Ordering::Relaxed);
-        if let Ok(Way::Http2 { sender, .. }) = &way {
-            *self.shared.lock() = Some(sender.clone());
+        self.in_time(shared, self.join_or_connect(shared, stale)).await
+    }
+
+    /// The same for a WebSocket. Over HTTP/2 it gets a connection of its own, because it stays for long: its stream would take from
+    /// what the server allows to all streams of one.
+    pub(crate) async fn way_for_websocket(
+        &self,
+        shared: &Arc<Shared>,
+        stale: Option<u64>,
+    ) -> io::Result<Way> {
+        let patience = shared.settings.timeouts.connect;
+        if self.is_http1() {
+            return self.way(shared, stale).await;
+        }
+        let there = self.joint.lock().requests.clone().filter(Requests::is_ready);
+        if let Some(there) = there
+            && !there.carries_websockets(patience).await
+        {
+            return self.way(shared, stale).await;
+        }
+        match self.in_time(shared, self.make(shared)).await? {
+            Way::Http2 { requests, .. } if requests.carries_websockets(patience).await => {
+                Ok(Way::WebSocket(requests))
+            }
+            // What is of no use for this serves all other requests.
+            way => Ok(self.share(way)),
+        }
+    }
+
+    /// Whether it is known that each request needs a connection of its own.
+    fn is_http1(&self) -> bool {
+        self.joint.lock().spoken == Some(false)
+    }
+
+    /// A connection, if it is there soon enough.
+    async fn in_time(
+        &self,
+        shared: &Shared,
+        connecting: impl Future<Output = io::Result<Way>>,
+    ) -> io::Result<Way> {
+        let way = timeout(shared.settings.timeouts.connect, connecting).await;
+        let way = way.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        if way.is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        way
+    }
+
+    async fn make(&self, shared: &Arc<Shared>) -> io::Result<Way> {
+        let way = self.connect(shared).await?;
+        self.connected.fetch_add(1, Ordering::Relaxed);
+        Ok(way)
+    }
+
+    /// The connection that requests share, if it is there and another one than that with this number.
+    fn join(&self, stale: Option<u64>) -> Option<Way> {
+        let mut joint = self.joint.lock();
+        let number = joint.number;
+        let requests =
+            joint.requests.clone().filter(|requests| stale != Some(number) && requests.is_ready())?;
+        joint.unused = None;
+        self.reused.fetch_add(1, Ordering::Relaxed);
+        Some(Way::Http2 { requests, reused: true, number })
+    }
+
+    async fn join_or_connect(&self, shared: &Arc<Shared>, stale: Option<u64>) -> io::Result<Way> {
+        let mut turn = None;
+        if !self.is_http1() {
+            turn = Some(self.connecting.lock().await);
+            if let Some(way) = self.join(stale) {
+                return Ok(way);
+            }
+        }
+        // The one before may have found that nothing can be shared.
+        let _turn = turn.filter(|_| !self.is_http1());
+        Ok(self.share(self.make(shared).await?))
+    }
+
+    /// Has other requests use this new connection, too, if they can.
+    fn share(&self, mut way: Way) -> Way {
+        let mut joint = self.joint.lock();
+        joint.spoken = Some(matches!(way, Way::Http2 { .. }));
+        if let Way::Http2 { requests, number, .. } = &mut way {
+            joint.number += 1;
+            (joint.requests, joint.unused, *number) = (Some(requests.clone()), None, joint.number);
         }
         way
     }
 
     /// A way to ask whether it is well: the connection that requests share, or one of its own, which is not counted.
     pub(crate) async fn probe(&self, shared: &Arc<Shared>) -> io::Result<Way> {
-        let there = self.shared.lock().clone().filter(|sender| sender.is_ready());
+        let there = self.joint.lock().requests.clone().filter(|requests| requests.is_ready());
         match there {
-            Some(sender) => Ok(Way::Http2 { sender, reused: true }),
+            Some(requests) => Ok(Way::Http2 { requests, reused: true, number: 0 }),
             None => self.connect(shared).await,
         }
     }
@@ -274,8 +312,8 @@ impl Upstream {
                 Connection::Tcp(stream) => Box::new(stream),
                 Connection::Other(stream) => stream,
             };
-            let sender = http2::connect(shared, stream).await.map_err(io::Error::other)?;
-            return Ok(Way::Http2 { sender, reused: false });
+            let requests = http2::connect(shared, stream).await.map_err(io::Error::other)?;
+            return Ok(Way::Http2 { requests, reused: false, number: 0 });
         }
         let (read, write) = connection.split(&shared.pool);
         Ok(Way::Http1(Connected { read, write, reused: false }))
@@ -292,12 +330,18 @@ impl Upstream {
     /// Closes idle connections that were not needed for so long, or that the server has closed.
     fn prune(&self, keep_alive: Duration) {
         self.idle.lock().retain_mut(|idle| idle.since.elapsed() < keep_alive && idle.read.is_idle());
+        let mut joint = self.joint.lock();
+        if self.in_flight.load(Ordering::Relaxed) > 0 {
+            joint.unused = None;
+        } else if joint.unused.get_or_insert_with(Instant::now).elapsed() >= keep_alive {
+            joint.requests = None;
+        }
     }
 
     /// Closes all idle connections.
     pub(crate) fn forget_idle(&self) {
         self.idle.lock().clear();
-        *self.shared.lock() = None;
+        self.joint.lock().requests = None;
     }
 
     fn is_open(&self) -> bool {

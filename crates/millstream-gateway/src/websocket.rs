@@ -40,7 +40,9 @@ where
         }
     };
     let Some(upgrade) = request.extensions().get::<Upgrade>().cloned() else {
-        let mut response = Response::new(Body::from("WebSockets are spoken over HTTP/1.1\n"));
+        let mut response = Response::new(Body::from(
+            "over this connection no WebSocket can be begun; ask by HTTP/1.1 without a body, or by HTTP/2 (RFC 8441)\n",
+        ));
         *response.status_mut() = StatusCode::NOT_IMPLEMENTED;
         return response;
     };

@@ -21,6 +21,20 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, future).await.expect("in time")
 }
 
+/// Waits until this holds; the clock stands meanwhile.
+async fn until(holds: impl Fn() -> bool) {
+    let turns = async {
+        for _ in 0..1_000_000 {
+            if holds() {
+                return true;
+            }
+            tokio::task::yield_now().await;
+        }
+        false
+    };
+    assert!(turns.await, "it never came to hold");
+}
+
 async fn listen(routes: impl IntoIterator<Item = Route>) -> Server {
     let gateway = routes.into_iter().fold(Gateway::new(Settings::default()), Gateway::route);
     gateway.listen("127.0.0.1:0".parse().expect("an address")).await.expect("a port")
@@ -140,15 +154,11 @@ async fn bodies_that_are_published_wait_for_room_in_the_pool_and_are_refused_if_
     let post = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n";
     let waits = || server.snapshot().pool.tiers[7].waits;
     let mut first = Client::asks(server.local_addr(), post).await;
-    while server.snapshot().pool.tiers[7].in_use == 0 {
-        tokio::task::yield_now().await;
-    }
+    until(|| server.snapshot().pool.tiers[7].in_use > 0).await;
     let mut refused = Client::asks(server.local_addr(), post).await;
     assert!(refused.until("\r\n\r\n").await.starts_with("HTTP/1.1 503 "));
     let mut second = Client::asks(server.local_addr(), &format!("{post}0\r\n\r\n")).await;
-    while waits() < 2 {
-        tokio::task::yield_now().await;
-    }
+    until(|| waits() == 2).await;
     first.0.write_all(b"0\r\n\r\n").await.expect("written");
     assert!(first.until("\r\n").await.contains(" 202 "));
     assert!(second.until("\r\n").await.contains(" 202 "));
@@ -258,12 +268,12 @@ async fn a_websocket_whose_client_answers_no_ping_is_closed_and_others_live() {
     let started = tokio::time::Instant::now();
     // One of them reads, which answers pings; the other does not.
     while server.snapshot().connections_open == 2 {
-        let heard = alive.next().await.expect("a message").expect("no error");
+        let heard = within(alive.next()).await.expect("a message").expect("no error");
         assert!(heard.is_ping(), "{heard:?}");
     }
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
     for _ in 0..20 {
-        alive.next().await.expect("a ping").expect("no error");
+        within(alive.next()).await.expect("a ping").expect("no error");
     }
     assert_eq!(server.snapshot().connections_open, 1);
     drop(dead);
@@ -311,6 +321,12 @@ async fn a_handler_talks_over_a_websocket_and_others_are_told_to_ask_for_one() {
     assert_eq!(heard, WebSocketMessage::text("HELLO"));
     let mut client = Client::asks(server.local_addr(), &get("/", "")).await;
     assert!(client.until("\r\n").await.contains(" 426 "));
+    let asked =
+        "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a\r\n";
+    let with_a_body = get("/", &format!("{asked}Content-Length: 1\r\n")) + "x";
+    let mut client = Client::asks(server.local_addr(), &with_a_body).await;
+    assert!(client.until("\r\n").await.contains(" 501 "));
+    client.until("without a body").await;
 }
 
 #[tokio::test]

@@ -191,6 +191,29 @@ fn scrubbed_buffers_hold_nothing_of_their_past() {
 }
 
 #[test]
+fn a_buffer_that_comes_back_from_a_thread_that_is_ending_is_scrubbed_like_any_other() {
+    thread_local! {
+        static HELD: std::cell::RefCell<Option<Lease>> = const { std::cell::RefCell::new(None) };
+    }
+    let pool = BufferPool::new(PoolSettings { scrub: true, ..PoolSettings::default() });
+    let ending = std::thread::spawn({
+        let pool = pool.clone();
+        move || {
+            HELD.with_borrow_mut(|held| {
+                // What a thread used last ends first: the pool's part of it before the lease.
+                let lease = held.insert(pool.try_lease(4096).expect("room"));
+                lease.extend(b"abcdefgh");
+                lease.as_ptr() as usize
+            })
+        }
+    });
+    let at = ending.join().expect("no panic");
+    assert_eq!(memory(at as *const u8, 8), [0; 8]);
+    let lease = pool.try_lease(4096).expect("room");
+    assert_eq!((lease.as_ptr() as usize, pool.snapshot().tiers[0].in_use), (at, 1));
+}
+
+#[test]
 fn the_bound_that_is_shown_is_the_bound_that_holds() {
     let pool = pool(64 << 10);
     let held: Vec<Lease> = std::iter::from_fn(|| pool.try_lease(64 << 10)).collect();

@@ -37,6 +37,7 @@ pub(crate) fn read(
         let name = setting.variable();
         if let Some(value) = environment(&name) {
             read.set(setting, &value, format!("environment {name}")).map_err(|remedy| {
+                let value = without_credentials(&value);
                 Failure::Refused(format!("environment variable {name} is `{value}`: {remedy}"))
             })?;
         }
@@ -48,7 +49,7 @@ pub(crate) fn read(
             return Err(Failure::Refused(format!("{written}: there is no setting `{key}`{hint}")));
         };
         read.set(setting, value, format!("flag {written}"))
-            .map_err(|remedy| Failure::Refused(format!("{written}: {remedy}")))?;
+            .map_err(|remedy| Failure::Refused(format!("{}: {remedy}", without_credentials(written))))?;
     }
     Ok(read)
 }
@@ -78,7 +79,8 @@ impl Read {
 
     /// Takes the entry with this number; what is wrong with it, and the remedy, if something is.
     fn entry(&mut self, at: usize, key: &str, value: &str, name: &str) -> Result<(), Wrong> {
-        let invalid = |remedy| Wrong::Value(format!("`{key}` cannot be `{value}`"), remedy);
+        let shown = without_credentials(value);
+        let invalid = |remedy| Wrong::Value(format!("`{key}` cannot be `{shown}`"), remedy);
         if let Some(rest) = key.strip_prefix("routes.") {
             let (number, field) = rest.split_once('.').unwrap_or((rest, ""));
             let Some(key) = KEYS.iter().find(|key| key.name == field) else {
@@ -133,10 +135,17 @@ fn section(key: &str) -> &str {
     key.split_once('.').map_or("", |(section, _)| section)
 }
 
+/// A text without the users and passwords of its URLs.
+fn without_credentials(text: &str) -> String {
+    let part =
+        |part: &str| part.rsplit_once('@').map_or_else(|| part.to_owned(), |(_, rest)| format!("***@{rest}"));
+    text.split("://").map(part).collect::<Vec<_>>().join("://")
+}
+
 /// Whether `none` is a value of this setting.
 fn takes_none(setting: &Setting) -> bool {
     (setting.set)(&mut Config::default(), "none").is_ok()
-        && !matches!(setting.key, "upstream" | "tls.certificates" | "tls.key" | "upstream_tls.authorities")
+        && !matches!(setting.key, "tls.certificates" | "tls.key" | "upstream_tls.authorities")
 }
 
 /// The entries with the number of each; those of a list of texts as one entry with commas.
@@ -244,6 +253,27 @@ mod tests {
     }
 
     #[test]
+    fn where_a_gateway_listens_that_is_not_told_is_printed_as_it_is() {
+        let text = of("{}", &[], &[]).expect("valid").print();
+        assert!(text.starts_with("listen: 127.0.0.1:8080  # default\n# admin: none  # default\n"), "{text}");
+    }
+
+    #[test]
+    fn a_value_that_is_refused_is_shown_without_its_password() {
+        let url = "http://u:secret@a:1";
+        for text in [
+            of(&format!("upstream: '{url}'"), &[], &[]),
+            of(&format!("routes:\n  - upstreams: ['http://a:1', '{url}']"), &[], &[]),
+            of("{}", &[("MILLSTREAM_GATEWAY_UPSTREAM", url)], &[]),
+            of("{}", &[], &[("upstream", url)]),
+        ] {
+            let text = text.err().expect("refused");
+            // Below stands the file's line as it was written, where `${PASSWORD}` is still that.
+            assert!(text.lines().next().is_some_and(|line| !line.contains("secret")), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_printed_sets_the_same() {
         let routes = "routes:\n  - { name: \"it's\", host: '*.a', path: /x, methods: [GET, PUT], upstreams: [http://a:1], breaker: on, \
                       compress: true, health: { path: /h, period: 1s, timeout: 500ms, failures: 3, successes: 2 } }\n\
@@ -292,6 +322,12 @@ mod tests {
                 "routes:\n  - broker: 'memory:'\n    serve: { queue: q }\n    health: { path: / }",
                 "`health.path` has no effect",
             ),
+            ("upstream: ftp://a:1", "g.yaml:1:11: `upstream` cannot be `ftp://a:1`"),
+            (
+                "routes:\n  - path: /\n    upstreams: [http://a:1, b]",
+                "g.yaml:3:17: `routes.0.upstreams` cannot be",
+            ),
+            ("upstream: 'http://u:secret@a:1'", "leave out what stands before the `@`"),
             (
                 "routes:\n  - broker: 'memory:'\n    serve: { queue: q, stream: s }",
                 "`serve.queue` has no effect here",
@@ -333,7 +369,8 @@ mod tests {
     #[test]
     fn lists_may_be_written_either_way() {
         for text in ["upstream: 'http://a:1, http://b:2'", "upstream: [http://a:1, http://b:2]"] {
-            assert_eq!(of(text, &[], &[]).expect("valid").config.upstream, ["http://a:1", "http://b:2"]);
+            let read = of(text, &[], &[]).expect("valid");
+            assert!(read.print().contains("upstream: http://a:1, http://b:2  # file "), "{}", read.print());
         }
     }
 }

@@ -1,26 +1,44 @@
 //! Every setting of the gateway, once: its key, its variable, what it takes, and how it is shown. File, environment, flags,
 //! `--print-config` and the test of `docs/gateway.md` read this.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use millstream_gateway::{CHUNK_MAX, CHUNK_MIN, Forwarded, HalfClose, Settings};
+use millstream_gateway::{
+    CHUNK_MAX, CHUNK_MIN, Forwarded, HalfClose, Settings, UpstreamUrl, UpstreamUrlError,
+};
 use millstream_pipeline::{show_duration, show_size};
 
 use super::route::RouteConfig;
 
 /// What a gateway is told.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Config {
-    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) listen: SocketAddr,
     pub(crate) admin: Option<SocketAddr>,
-    pub(crate) upstream: Vec<String>,
+    pub(crate) upstream: Vec<UpstreamUrl>,
     pub(crate) certificates: Option<String>,
     pub(crate) key: Option<String>,
     pub(crate) authorities: Option<String>,
     pub(crate) log: Log,
     pub(crate) settings: Settings,
     pub(crate) routes: Vec<RouteConfig>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            admin: None,
+            upstream: Vec::new(),
+            certificates: None,
+            key: None,
+            authorities: None,
+            log: Log::default(),
+            settings: Settings::default(),
+            routes: Vec::new(),
+        }
+    }
 }
 
 /// Which exchanges are written to standard error, as a JSON object a line.
@@ -61,9 +79,9 @@ const fn named(key: &'static str, variable: &'static str, set: Set, show: fn(&Co
 }
 
 pub(crate) static SETTINGS: &[Setting] = &[
-    setting("listen", |c, v| put(&mut c.listen, address(v).map(Some)), |c| shown(c.listen.as_ref())),
+    setting("listen", |c, v| put(&mut c.listen, address(v)), |c| c.listen.to_string()),
     setting("admin", |c, v| put(&mut c.admin, address(v).map(Some)), |c| shown(c.admin.as_ref())),
-    setting("upstream", |c, v| put(&mut c.upstream, Ok(list(v))), |c| c.upstream.join(", ")),
+    setting("upstream", |c, v| put(&mut c.upstream, urls(v)), |c| texts(&c.upstream).join(", ")),
     setting("tls.certificates", |c, v| put(&mut c.certificates, text(v)), |c| shown(c.certificates.as_ref())),
     setting("tls.key", |c, v| put(&mut c.key, text(v)), |c| shown(c.key.as_ref())),
     setting(
@@ -220,6 +238,15 @@ pub(crate) fn text(value: &str) -> Result<Option<String>, String> {
 
 pub(crate) fn list(value: &str) -> Vec<String> {
     value.split(',').map(|word| word.trim().to_owned()).filter(|word| !word.is_empty()).collect()
+}
+
+/// The servers of a list.
+pub(crate) fn urls(value: &str) -> Result<Vec<UpstreamUrl>, String> {
+    list(value).iter().map(|url| url.parse().map_err(|error: UpstreamUrlError| error.to_string())).collect()
+}
+
+pub(crate) fn texts(urls: &[UpstreamUrl]) -> Vec<String> {
+    urls.iter().map(ToString::to_string).collect()
 }
 
 fn address(value: &str) -> Result<SocketAddr, String> {

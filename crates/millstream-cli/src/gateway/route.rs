@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::Method;
-use millstream_gateway::{HealthCheck, PublishTo, Route, Serve, Served, Target, Upstreams};
+use millstream_gateway::{HealthCheck, PublishTo, Route, Serve, Served, Target, UpstreamUrl, Upstreams};
 use millstream_message::{Address, Broker, BrokerErrorKind, BrokerUrl, Queue, StreamSpec};
 use millstream_pipeline::{show_duration, show_size};
 use millstream_resilience::BreakerSettings;
 
-use super::options::{bytes, list, put, switch, text, time};
+use super::options::{bytes, list, put, switch, text, texts, time, urls};
 
 /// The brokers behind routes, each opened once.
 #[derive(Default)]
@@ -45,7 +45,7 @@ pub(crate) struct RouteConfig {
     host: Option<String>,
     path: Option<String>,
     methods: Vec<String>,
-    upstreams: Vec<String>,
+    upstreams: Vec<UpstreamUrl>,
     breaker: bool,
     compress: bool,
     health: Option<HealthCheck>,
@@ -83,7 +83,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("host", |r, v| put(&mut r.host, text(v)), |r| quoted(r.host.as_deref())),
     key("path", |r, v| put(&mut r.path, path(v).map(Some)), |r| quoted(r.path.as_deref())),
     key("methods", |r, v| put(&mut r.methods, Ok(list(v))), |r| quoted_all(&r.methods)),
-    key("upstreams", |r, v| put(&mut r.upstreams, Ok(list(v))), |r| quoted_all(&r.upstreams)),
+    key("upstreams", |r, v| put(&mut r.upstreams, urls(v)), |r| quoted_all(&texts(&r.upstreams))),
     key("breaker", |r, v| put(&mut r.breaker, switch(v)), |r| r.breaker.to_string()),
     key("health.path", |r, v| put(&mut r.check().path, path(v)), |r| quoted(Some(&r.checks().path))),
     key("health.period", |r, v| put(&mut r.check().period, time(v)), |r| show_duration(r.checks().period)),
@@ -202,7 +202,7 @@ impl RouteConfig {
     }
 
     /// The route to these servers for everything.
-    pub(crate) fn all(upstreams: Vec<String>) -> RouteConfig {
+    pub(crate) fn all(upstreams: Vec<UpstreamUrl>) -> RouteConfig {
         RouteConfig { name: Some("all".into()), upstreams, ..RouteConfig::default() }
     }
 
@@ -248,7 +248,7 @@ impl RouteConfig {
                           `serve.stream` or `serve.queue`";
             return Err(remedy.into());
         }
-        self.proxy()
+        Ok(self.proxy())
     }
 
     async fn broker(&self, brokers: &mut Brokers) -> Result<Arc<dyn Broker>, String> {
@@ -257,16 +257,15 @@ impl RouteConfig {
         brokers.open(url).await
     }
 
-    fn proxy(&self) -> Result<Target, String> {
-        let urls = self.upstreams.iter().map(|url| url.parse().map_err(|error| format!("{error}")));
-        let mut upstreams = Upstreams::new(urls.collect::<Result<Vec<_>, String>>()?);
+    fn proxy(&self) -> Target {
+        let mut upstreams = Upstreams::new(self.upstreams.iter().cloned());
         if self.breaker {
             upstreams = upstreams.breaker(&BreakerSettings::default());
         }
         if let Some(check) = &self.health {
             upstreams = upstreams.health(check.clone());
         }
-        Ok(Target::Proxy(Arc::new(upstreams)))
+        Target::Proxy(Arc::new(upstreams))
     }
 }
 

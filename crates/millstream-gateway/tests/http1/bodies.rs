@@ -157,7 +157,8 @@ async fn pipelined_requests_are_answered_in_their_order() {
 #[tokio::test]
 async fn a_client_of_http_1_0_gets_the_end_of_the_connection_as_the_end_of_the_body() {
     let scene = scene(Settings::default()).await;
-    let (mut client, mut up, _) = scene.asked("GET / HTTP/1.0\r\n\r\n").await;
+    let (mut client, mut up, head) = scene.asked("GET / HTTP/1.0\r\n\r\n").await;
+    assert!(head.contains("\r\nhost: \r\n"), "{head}");
     up.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n").await;
     let (answer, orderly) = client.rest().await;
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhi");

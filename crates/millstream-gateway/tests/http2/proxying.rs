@@ -45,6 +45,26 @@ async fn http_2_comes_in_and_goes_out() {
 }
 
 #[tokio::test]
+async fn what_is_broken_off_at_the_deadline_are_connections_and_not_their_streams() {
+    let never = Route::handler("never", |_: Request<Body>| std::future::pending::<Response<Body>>());
+    let gateway = Gateway::new(Settings::default()).route(never).listen(any()).await.expect("a port");
+    let senders = [http2(gateway.local_addr()).await, http2(gateway.local_addr()).await];
+    let mut asking = tokio::task::JoinSet::new();
+    for mut sender in senders.iter().cycle().take(6).cloned() {
+        let request = Request::get("http://h/").body(Full::<Bytes>::default()).expect("a request");
+        asking.spawn(async move { sender.send_request(request).await.is_err() });
+    }
+    within(async {
+        while gateway.snapshot().streams[0].started < 6 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(within(gateway.shutdown(Duration::ZERO)).await.broken_off, 2);
+    assert_eq!(within(asking.join_all()).await, [true; 6]);
+}
+
+#[tokio::test]
 async fn http_2_streams_both_ways_at_once_with_trailers() {
     let upstream = echo_server().await;
     let gateway = proxy(&[format!("h2c://{}", upstream.local_addr())], Settings::default()).await;

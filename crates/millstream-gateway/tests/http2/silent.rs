@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use millstream_gateway::{Settings, Timeouts};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -21,11 +21,11 @@ const SETTINGS_TAKEN: &[u8] = &[0, 0, 0, 4, 1, 0, 0, 0, 0];
 /// Sends this and nothing else; what comes until the gateway closes, and after how long it does.
 async fn says(to: SocketAddr, bytes: &[u8]) -> (Vec<u8>, Duration) {
     let started = Instant::now();
-    let mut stream = TcpStream::connect(to).await.expect("connected");
+    let mut stream = within(TcpStream::connect(to)).await.expect("connected");
     stream.write_all(bytes).await.expect("written");
     let mut heard = Vec::new();
     // An end or a reset.
-    let _ = stream.read_to_end(&mut heard).await;
+    let _ = tokio::time::timeout(2 * LIMIT, stream.read_to_end(&mut heard)).await.expect("it closes");
     (heard, started.elapsed())
 }
 
@@ -71,11 +71,11 @@ async fn a_connection_with_a_stream_is_not_idle() {
     let mut sender = http2::<Full<Bytes>>(gateway.local_addr()).await;
     let asking = sender.send_request(Request::get("http://h/").body(Full::default()).expect("a request"));
     let asking = tokio::spawn(asking);
-    let (mut up, _) = upstream.accept().await.expect("accepted");
+    let (mut up, _) = within(upstream.accept()).await.expect("accepted");
     tokio::time::sleep(Duration::from_secs(30)).await;
     up.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await.expect("written");
-    let answer = asking.await.expect("no panic").expect("an answer");
+    let answer = within(asking).await.expect("no panic").expect("an answer");
     tokio::time::sleep(Duration::from_secs(30)).await;
     up.write_all(b"hi").await.expect("written");
-    assert_eq!(answer.into_body().collect().await.expect("a body").to_bytes(), "hi");
+    assert_eq!(all(answer).await, "hi");
 }

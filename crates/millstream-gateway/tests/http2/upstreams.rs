@@ -5,30 +5,35 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::{Empty, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use millstream_gateway::{Body, Gateway, HealthCheck, Route, Settings, Target, Upstreams};
+use millstream_gateway::{Body, Gateway, HealthCheck, Route, Settings, Target, Timeouts, Upstreams};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use crate::support::*;
 
-/// A server that answers its first request, and closes each connection at the second without an answer.
-async fn closes_at_the_second() -> String {
+/// A server of which the first `connections` connections answer one request, and close without an answer when they have `asked`;
+/// later ones answer everything.
+async fn closes(asked: usize, connections: usize) -> String {
     let listener = TcpListener::bind(any()).await.expect("a port");
     let url = format!("h2c://{}", listener.local_addr().expect("an address"));
     tokio::spawn(async move {
-        loop {
+        for number in 0.. {
             let (stream, _) = listener.accept().await.expect("accepted");
             let (over, mut is_over) = tokio::sync::mpsc::channel::<()>(1);
-            let asked = Arc::new(AtomicUsize::new(0));
+            let (seen, dies) = (Arc::new(AtomicUsize::new(0)), number < connections);
             let service = service_fn(move |_| {
-                let (first, over) = (asked.fetch_add(1, Ordering::Relaxed) == 0, over.clone());
+                let (before, over) = (seen.fetch_add(1, Ordering::Relaxed), over.clone());
                 async move {
-                    if !first {
+                    if dies && before + 1 == asked {
                         over.send(()).await.expect("heard");
+                    }
+                    if dies && before > 0 {
                         std::future::pending::<()>().await;
                     }
                     Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from("hi"))))
@@ -49,7 +54,7 @@ async fn closes_at_the_second() -> String {
 
 #[tokio::test]
 async fn a_connection_that_closes_without_an_answer_is_replaced_where_asking_twice_does_no_harm() {
-    let gateway = proxy(&[closes_at_the_second().await], Settings::default()).await;
+    let gateway = proxy(&[closes(2, usize::MAX).await], Settings::default()).await;
     let mut sender = http2::<Full<Bytes>>(gateway.local_addr()).await;
     let mut ask = async |method: &str, body: &'static str| {
         let request = Request::builder().method(method).uri("http://h/").body(Full::from(body));
@@ -62,6 +67,72 @@ async fn a_connection_that_closes_without_an_answer_is_replaced_where_asking_twi
     assert_eq!(ask("POST", "x").await, 502);
     let refused = gateway.snapshot().refused;
     assert_eq!((refused["upstream"], refused["upstream_head"]), (1, 0));
+}
+
+#[tokio::test]
+async fn requests_that_come_at_once_wait_for_one_connection_at_the_start_and_when_it_dies() {
+    const AT_ONCE: usize = 16;
+    // The first connection has one request of the first row, and dies of the second.
+    for (first, connections) in [(AT_ONCE, 1), (1, 2)] {
+        let gateway = proxy(&[closes(1 + AT_ONCE, connections - 1).await], Settings::default()).await;
+        let sender = http2::<Empty<Bytes>>(gateway.local_addr()).await;
+        for row in [first, AT_ONCE] {
+            let ask = async |mut sender: Sender<_>| {
+                let request = Request::get("http://h/").body(Empty::new()).expect("a request");
+                sender.send_request(request).await.expect("an answer").status().as_u16()
+            };
+            let answers = join_all((0..row).map(|_| ask(sender.clone())));
+            assert_eq!(within(answers).await, vec![200; row]);
+        }
+        assert_eq!(gateway.snapshot().upstreams[0].connected, connections as u64);
+    }
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_a_connection_are_told_in_time_that_there_is_none() {
+    // It accepts and never speaks.
+    let silent = TcpListener::bind(any()).await.expect("a port");
+    let url = format!("https://{}", silent.local_addr().expect("an address"));
+    let timeouts = Timeouts { connect: Duration::from_millis(300), ..Timeouts::default() };
+    let gateway = proxy(&[url], Settings { timeouts, ..Settings::default() }).await;
+    let sender = http2::<Empty<Bytes>>(gateway.local_addr()).await;
+    let started = Instant::now();
+    let answers = join_all((0..50).map(|_| {
+        let mut sender = sender.clone();
+        async move {
+            let request = Request::get("http://h/").body(Empty::new()).expect("a request");
+            sender.send_request(request).await.expect("an answer").status().as_u16()
+        }
+    }));
+    assert_eq!(within(answers).await, [504; 50]);
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_nobody_needs_is_closed_and_one_in_use_is_not() {
+    let upstream = Gateway::new(Settings::default())
+        .route(Route::handler("slow", async |_: Request<Body>| {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            Response::new(Body::from("hi"))
+        }))
+        .listen(any())
+        .await
+        .expect("a port");
+    let timeouts = Timeouts { keep_alive: Duration::from_secs(5), ..Timeouts::default() };
+    let settings = Settings { timeouts, ..Settings::default() };
+    let gateway = proxy(&[format!("h2c://{}", upstream.local_addr())], settings).await;
+    let mut sender = http2::<Empty<Bytes>>(gateway.local_addr()).await;
+    for _ in 0..2 {
+        let request = Request::get("http://h/").body(Empty::new()).expect("a request");
+        all(within(sender.send_request(request)).await.expect("an answer")).await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    }
+    assert_eq!((upstream.snapshot().connections, upstream.snapshot().connections_open), (1, 1));
+    let since = Instant::now();
+    while upstream.snapshot().connections_open > 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(since.elapsed() < Duration::from_secs(5), "it is still open");
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -10,12 +11,15 @@ use futures_util::{FutureExt, SinkExt, StreamExt};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use millstream_gateway::websocket::{self, WebSocketMessage};
-use millstream_gateway::{Body, Gateway, Route, Settings, Timeouts};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use millstream_gateway::{Body, Gateway, Limits, Route, Settings, Target, Timeouts, Upstreams};
+use millstream_resilience::BreakerSettings;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
@@ -84,10 +88,8 @@ async fn a_websocket_over_a_stream_is_one_over_a_connection_to_the_upstream() {
     let (upstream, gateway) = upstream_and_gateway().await;
     let asking = tokio::spawn(ask(gateway.local_addr(), "websocket"));
     let (mut up, head) = asked(&upstream).await;
-    assert!(
-        head.starts_with("GET /ws?a=b HTTP/1.1\r\nhost: h\r\n") || head.contains("\r\nhost: h\r\n"),
-        "{head}"
-    );
+    assert!(head.starts_with("GET /ws?a=b HTTP/1.1\r\n"), "{head}");
+    assert!(head.contains("\r\nhost: h\r\n"), "{head}");
     assert!(head.contains("connection: upgrade\r\nupgrade: websocket\r\n"), "{head}");
     let answer = accepting(&head, "Sec-WebSocket-Protocol: p\r\n") + "first";
     up.write_all(answer.as_bytes()).await.expect("written");
@@ -120,7 +122,7 @@ async fn a_stream_that_is_dropped_ends_the_upstreams_connection() {
     let (mut up, head) = asked(&upstream).await;
     up.write_all(accepting(&head, "").as_bytes()).await.expect("written");
     let answer = within(asking).await.expect("no panic");
-    drop(hyper::upgrade::on(answer).await.expect("a stream"));
+    drop(within(hyper::upgrade::on(answer)).await.expect("a stream"));
     let mut rest = Vec::new();
     let _ = within(up.read_to_end(&mut rest)).await;
 }
@@ -128,7 +130,7 @@ async fn a_stream_that_is_dropped_ends_the_upstreams_connection() {
 #[tokio::test]
 async fn an_upstream_that_does_not_change_the_protocol_never_looks_as_if_it_had() {
     let unaccepted = "101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket";
-    for (answer, code) in [("200 OK", 502), ("426 Upgrade Required", 426), (unaccepted, 502)] {
+    for (answer, code) in [("200 OK", 501), ("426 Upgrade Required", 426), (unaccepted, 502)] {
         let (upstream, gateway) = upstream_and_gateway().await;
         let asking = tokio::spawn(ask(gateway.local_addr(), "websocket"));
         let (mut up, _) = asked(&upstream).await;
@@ -136,6 +138,133 @@ async fn an_upstream_that_does_not_change_the_protocol_never_looks_as_if_it_had(
             .await
             .expect("written");
         assert_eq!(within(asking).await.expect("no panic").status().as_u16(), code);
+    }
+}
+
+/// A server that speaks HTTP/2, answers everything, and carries no WebSockets.
+async fn http2_without_websockets() -> SocketAddr {
+    let listener = TcpListener::bind(any()).await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.expect("accepted");
+            let service =
+                service_fn(async |_| Ok::<_, std::convert::Infallible>(Response::new(Empty::<Bytes>::new())));
+            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    address
+}
+
+/// A WebSocket that says everything louder; the headers of the request that began it are its first word.
+fn shout(request: Request<Body>) -> std::future::Ready<Response<Body>> {
+    let heard = format!("{} {:?}", request.uri(), request.headers().get("sec-websocket-protocol"));
+    std::future::ready(websocket::accept(&request, async |mut socket| {
+        let _ = socket.send(WebSocketMessage::text(heard)).await;
+        while let Some(Ok(WebSocketMessage::Text(text))) = socket.next().await {
+            if socket.send(WebSocketMessage::text(text.to_uppercase())).await.is_err() {
+                break;
+            }
+        }
+    }))
+}
+
+/// Talks over it to the end.
+async fn talk<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>, first: &str) {
+    let hear = async |expected: &str, socket: &mut WebSocketStream<S>| {
+        let heard = within(socket.next()).await.expect("a message").expect("no error");
+        assert_eq!(heard, WebSocketMessage::text(expected));
+    };
+    hear(first, &mut socket).await;
+    for _ in 0..3 {
+        within(socket.send(WebSocketMessage::text("hello"))).await.expect("sent");
+        hear("HELLO", &mut socket).await;
+    }
+    within(socket.close(None)).await.expect("closed");
+}
+
+#[tokio::test]
+async fn a_websocket_goes_to_an_upstream_over_http_2_from_clients_of_either_version() {
+    let handler = Route::handler("shout", shout);
+    // Each has a connection of its own, so that one stream of each is enough.
+    let limits = Limits { streams: 1, ..Limits::default() };
+    let settings = Settings { limits, ..Settings::default() };
+    let upstream = Gateway::new(settings).route(handler).listen(any()).await.expect("a port");
+    let gateway = proxy(&[format!("h2c://{}/base", upstream.local_addr())], Settings::default()).await;
+    let kept = ask(gateway.local_addr(), "websocket").await;
+    assert_eq!(kept.status(), StatusCode::OK);
+    let mut sender = http2::<Empty<Bytes>>(gateway.local_addr()).await;
+    let request = Request::get("http://h/").body(Empty::new()).expect("a request");
+    let plain = within(sender.send_request(request)).await.expect("an answer");
+    assert_eq!(plain.status(), StatusCode::UPGRADE_REQUIRED);
+    let answer = ask(gateway.local_addr(), "websocket").await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let stream = TokioIo::new(within(hyper::upgrade::on(answer)).await.expect("a stream"));
+    let socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+    talk(socket, "http://h/base/ws?a=b None").await;
+
+    let stream = TcpStream::connect(gateway.local_addr()).await.expect("connected");
+    let mut request = "ws://h/ws".into_client_request().expect("a request");
+    request.headers_mut().insert("sec-websocket-protocol", "p".parse().expect("a value"));
+    // It checks the answer that accepts its key.
+    let asking = tokio_tungstenite::client_async(request, stream);
+    let error = within(asking).await.expect_err("the server chose no protocol");
+    assert!(error.to_string().contains("protocol"), "{error}");
+    let stream = TcpStream::connect(gateway.local_addr()).await.expect("connected");
+    let (socket, _) =
+        within(tokio_tungstenite::client_async("ws://h/ws", stream)).await.expect("a WebSocket");
+    talk(socket, "http://h/base/ws None").await;
+
+    let server = &gateway.snapshot().upstreams[0];
+    assert_eq!((server.connected, server.reused, server.failed), (5, 0, 0));
+    drop(kept);
+    let ended = async {
+        while gateway.snapshot().upstreams[0].in_flight > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(ended).await;
+    for server in [gateway, upstream] {
+        assert_eq!(within(server.shutdown(LIMIT)).await.leases_left, 0);
+    }
+}
+
+#[tokio::test]
+async fn what_an_upstream_answers_over_http_2_instead_is_passed_on() {
+    let handler = Route::handler("no", |_: Request<Body>| {
+        let answer = Response::builder().status(StatusCode::FORBIDDEN).body(Body::from("no"));
+        std::future::ready(answer.expect("an answer"))
+    });
+    let upstream = Gateway::new(Settings::default()).route(handler).listen(any()).await.expect("a port");
+    let gateway = proxy(&[format!("h2c://{}", upstream.local_addr())], Settings::default()).await;
+    let answer = ask(gateway.local_addr(), "websocket").await;
+    assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+    assert_eq!(all(answer).await, "no");
+    let stream = TcpStream::connect(gateway.local_addr()).await.expect("connected");
+    let error = within(tokio_tungstenite::client_async("ws://h/ws", stream)).await.expect_err("403");
+    assert!(error.to_string().contains("403"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_rightly_does_not_change_the_protocol_is_not_left_alone_for_it() {
+    let upstream = echo_server().await;
+    let unable = http2_without_websockets().await;
+    // The gateway that is asked over HTTP/2 carries them, and says itself that its handler does not.
+    for (scheme, to) in [("http", upstream.local_addr()), ("h2c", upstream.local_addr()), ("h2c", unable)] {
+        let url = format!("{scheme}://{to}").parse().expect("a url");
+        let servers = Upstreams::new([url]).breaker(&BreakerSettings::default().calls_min(3));
+        let route = Route::to("up", Target::Proxy(Arc::new(servers)));
+        let timeouts = Timeouts { connect: Duration::from_millis(500), ..Timeouts::default() };
+        let settings = Settings { timeouts, ..Settings::default() };
+        let gateway = Gateway::new(settings).route(route).listen(any()).await.expect("a port");
+        for _ in 0..6 {
+            assert_eq!(ask(gateway.local_addr(), "websocket").await.status(), 501, "{scheme}");
+        }
+        assert!(gateway.snapshot().upstreams[0].healthy, "{scheme}");
+        let mut sender = http2::<Empty<Bytes>>(gateway.local_addr()).await;
+        let request = Request::get("http://h/").body(Empty::new()).expect("a request");
+        assert_eq!(within(sender.send_request(request)).await.expect("an answer").status(), 200, "{scheme}");
     }
 }
 
@@ -147,24 +276,12 @@ async fn other_protocols_are_refused() {
 
 #[tokio::test]
 async fn a_handler_talks_over_a_stream_as_over_a_connection() {
-    let shout = |request: Request<Body>| {
-        std::future::ready(websocket::accept(&request, async |mut socket| {
-            while let Some(Ok(WebSocketMessage::Text(text))) = socket.next().await {
-                if socket.send(WebSocketMessage::text(text.to_uppercase())).await.is_err() {
-                    break;
-                }
-            }
-        }))
-    };
     let gateway = Gateway::new(Settings::default()).route(Route::handler("shout", shout));
     let gateway = gateway.listen(any()).await.expect("a port");
     let answer = ask(gateway.local_addr(), "websocket").await;
     assert_eq!(answer.status(), StatusCode::OK);
     let stream = TokioIo::new(within(hyper::upgrade::on(answer)).await.expect("a stream"));
-    let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
-    within(socket.send(WebSocketMessage::text("hello"))).await.expect("sent");
-    let heard = within(socket.next()).await.expect("a message").expect("no error");
-    assert_eq!(heard, WebSocketMessage::text("HELLO"));
+    talk(WebSocketStream::from_raw_socket(stream, Role::Client, None).await, "http://h/ws?a=b None").await;
     let drained = within(gateway.shutdown(Duration::ZERO)).await;
     assert_eq!(drained.leases_left, 0);
 }
