@@ -40,9 +40,9 @@ use crate::settings::Settings;
 
 pub(crate) use requests::{Requests, connect, request};
 
-/// What one stream may have on its way in either direction, unread or unsent.
+/// What one stream of a client may have on its way in either direction, unread or unsent, and one to an upstream unsent.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// What all streams of a connection may.
+/// What all streams of a client may have on their way, unread.
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// The length of what every client begins with (RFC 9113, 3.4).
 const PREFACE_LENGTH: usize = 24;

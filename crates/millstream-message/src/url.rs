@@ -1,5 +1,6 @@
 //! Broker addresses.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -41,14 +42,15 @@ impl FromStr for BrokerUrl {
 
     fn from_str(text: &str) -> Result<BrokerUrl, BrokerUrlError> {
         let fail = |message: String| Err(BrokerUrlError { message });
+        let shown = shown(text);
         let Some((scheme, rest)) = text.split_once(':') else {
             return fail(format!(
-                "`{text}` is no broker address: write `memory:`, `embedded:DIRECTORY` or `amqp://HOST`"
+                "`{shown}` is no broker address: write `memory:`, `embedded:DIRECTORY` or `amqp://HOST`"
             ));
         };
         match scheme {
             "memory" if rest.is_empty() => Ok(BrokerUrl::Memory),
-            "memory" => fail(format!("`{text}`: `memory:` takes nothing after the colon")),
+            "memory" => fail(format!("`{shown}`: `memory:` takes nothing after the colon")),
             "embedded" if rest.is_empty() => {
                 fail("`embedded:` needs a directory, as in `embedded:state`".to_owned())
             }
@@ -58,15 +60,15 @@ impl FromStr for BrokerUrl {
                 Ok(BrokerUrl::RabbitmqStream(text.to_owned()))
             }
             "amqp" | "amqps" | "rabbitmq-stream" | "rabbitmq-stream+tls" => {
-                fail(format!("`{text}`: write `{scheme}://HOST`"))
+                fail(format!("`{shown}`: write `{scheme}://HOST`"))
             }
             _ => {
                 let nearest = SCHEMES.iter().min_by_key(|known| distance(scheme, known));
                 let nearest = nearest.filter(|known| distance(scheme, known) <= 3);
                 fail(match nearest {
-                    Some(known) => format!("`{text}`: unknown broker `{scheme}:`; did you mean `{known}:`?"),
+                    Some(known) => format!("`{shown}`: unknown broker `{scheme}:`; did you mean `{known}:`?"),
                     None => format!(
-                        "`{text}`: unknown broker `{scheme}:`; known are {}",
+                        "`{shown}`: unknown broker `{scheme}:`; known are {}",
                         SCHEMES.map(|known| format!("`{known}:`")).join(", ")
                     ),
                 })
@@ -97,15 +99,16 @@ impl fmt::Display for BrokerUrl {
         match self {
             BrokerUrl::Memory => f.write_str("memory:"),
             BrokerUrl::Embedded(path) => write!(f, "embedded:{}", path.display()),
-            BrokerUrl::Amqp(url) | BrokerUrl::RabbitmqStream(url) => match url.rsplit_once('@') {
-                Some((left, host)) => {
-                    let scheme = left.split_once("//").map_or("", |(scheme, _)| scheme);
-                    write!(f, "{scheme}//***@{host}")
-                }
-                None => f.write_str(url),
-            },
+            BrokerUrl::Amqp(url) | BrokerUrl::RabbitmqStream(url) => f.write_str(&shown(url)),
         }
     }
+}
+
+/// An address, or what was meant as one, without user and password.
+fn shown(url: &str) -> Cow<'_, str> {
+    let Some((before, host)) = url.rsplit_once('@') else { return url.into() };
+    let scheme = before.split_inclusive("//").next().filter(|scheme| scheme.ends_with("//"));
+    format!("{}***@{host}", scheme.unwrap_or_default()).into()
 }
 
 #[cfg(test)]
@@ -145,5 +148,14 @@ mod tests {
     fn a_password_is_never_shown() {
         let url: BrokerUrl = "amqp://user:secret@host:5672/v".parse().expect("parses");
         assert_eq!(url.to_string(), "amqp://***@host:5672/v");
+        for wrong in [
+            "ampq://user:secret@host",
+            "user:secret@host",
+            "amqp:user:secret@host",
+            "user@secret@host",
+            "kafka:secret@h",
+        ] {
+            assert!(!complaint(wrong).contains("secret"), "{}", complaint(wrong));
+        }
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::{CONNECTION_WINDOW, PING, STREAM_WINDOW, Tasks, WEBSOCKET, say_upgrade};
+use super::{PING, STREAM_WINDOW, Tasks, WEBSOCKET, say_upgrade};
 use crate::answer::NoAnswer;
 use crate::body::Body;
 use crate::duplex::Duplex;
@@ -21,6 +21,11 @@ use crate::exchange::Asked;
 use crate::gateway::Shared;
 use crate::head;
 
+/// What an upstream may send of one answer that its reader has not taken.
+const ANSWER_WINDOW: u32 = 64 << 10;
+/// What it may send of all answers together: as much as there are (RFC 9113, 6.9.1). With less, a few slow readers would hold up all
+/// others of the connection.
+const ANSWERS_WINDOW: u32 = i32::MAX as u32;
 /// How often it is looked for an upstream's first frame where it matters.
 const LOOKS: Duration = Duration::from_millis(5);
 
@@ -39,8 +44,8 @@ pub(crate) async fn connect(shared: &Arc<Shared>, stream: Box<dyn Duplex>) -> hy
     let tasks = Tasks { tracker: shared.upstream_tasks.clone(), stopped: shared.stopped.clone() };
     let (sender, connection) = hyper::client::conn::http2::Builder::new(tasks.clone())
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(ANSWER_WINDOW)
+        .initial_connection_window_size(ANSWERS_WINDOW)
         .max_send_buf_size(STREAM_WINDOW as usize)
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1)

@@ -189,3 +189,26 @@ async fn asking_whether_a_server_is_well_leaves_its_connection_and_its_counts_al
         }
     }
 }
+
+#[tokio::test]
+async fn readers_that_are_slow_hold_up_no_other_answer_of_their_upstream() {
+    let big = async |_: Request<Body>| Response::new(Body::from(Bytes::from(vec![b'x'; 16 << 20])));
+    let upstream = Gateway::new(Settings::default()).route(Route::handler("big", big));
+    let upstream = upstream.listen(any()).await.expect("a port");
+    let gateway = proxy(&[format!("h2c://{}", upstream.local_addr())], Settings::default()).await;
+    let ask = async || {
+        let mut client = TcpStream::connect(gateway.local_addr()).await.expect("connected");
+        client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("written");
+        let mut first = vec![0; 100_000];
+        within(client.read_exact(&mut first)).await.expect("its answer begins");
+        client
+    };
+    // These read the beginning, and nothing after that.
+    let mut slow = Vec::new();
+    for _ in 0..20 {
+        slow.push(ask().await);
+    }
+    let mut rest = vec![0; 15 << 20];
+    within(ask().await.read_exact(&mut rest)).await.expect("its answer goes on");
+    assert_eq!(upstream.snapshot().connections, 1);
+}
