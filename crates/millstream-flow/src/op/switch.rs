@@ -191,6 +191,13 @@ impl<N, Q: Hash + Eq, T, K> ToRoute<N, Q, T, K> {
         }
     }
 
+    #[cold]
+    fn stick(&mut self, lane: usize) {
+        if !self.stuck.contains(&lane) {
+            self.stuck.push(lane);
+        }
+    }
+
     fn apply(&mut self, change: Change<Q, T, K>, lanes: &mut Vec<Outlet<T, K>>) {
         let before = match change {
             Change::Remove(key) => self.set(key, None),
@@ -232,8 +239,8 @@ where
             Some(lane) if lanes[lane].is_open() => lanes[lane].place(item, token),
             // Its reader is gone without a word: dropping the token gives the item back.
             Some(lane) => {
-                if K::TRACKED && !self.stuck.contains(&lane) {
-                    self.stuck.push(lane);
+                if K::TRACKED {
+                    self.stick(lane);
                 }
             }
             None => {

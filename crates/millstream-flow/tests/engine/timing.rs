@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use millstream_flow::{Debounce, Ended, Pipe, RateLimit, Retry, RunErrorKind, Sender, Silent, Throttle};
-use millstream_resilience::{Class, Classified};
+use millstream_resilience::{Backoff, Class, Classified};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -240,9 +240,10 @@ async fn times_longer_than_any_flow_are_no_reason_to_panic() {
 async fn a_retry_that_is_asked_to_wait_for_ever_does() {
     let attempts = Arc::new(AtomicU32::new(0));
     let count = attempts.clone();
-    let retry = Retry::attempts(3).unwrap().first_delay(MS);
+    let retry =
+        millstream_resilience::Retry::new(3).backoff(Backoff::fixed(MS)).retry_after_max(Duration::MAX);
     let run = Pipe::from_iter([()])
-        .try_map_retry(retry, move |()| {
+        .try_map_retry(Retry::from(retry), move |()| {
             let first = count.fetch_add(1, Ordering::SeqCst) == 0;
             let class = Class::Throttled { retry_after: (!first).then_some(Duration::MAX) };
             Err::<(), _>(Classified::new(class, "not now"))
