@@ -237,7 +237,8 @@ pub(crate) struct Grace {
     ended: bool,
 }
 
-/// How long after the first lane the last one may go: whoever drops all of them does so one after the other.
+/// How long after the first lane the last one may go, or the first one be taken away: whoever drops all of them does so one
+/// after the other, and a reader goes before its route or behind it.
 const GRACE: Duration = Duration::from_millis(100);
 
 impl<F: Flow, R> Unpin for FanOut<F, R> {}
