@@ -3,17 +3,9 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
+pub(crate) use millstream_resilience::{bounded, later};
 use tokio::time::{Instant, Sleep, sleep_until};
-
-/// Times that are added to a moment are at most this: longer than any flow lasts, and short enough for any clock.
-const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
-
-/// A user's time, bounded so that it can be added to a moment.
-pub(crate) fn bounded(time: Duration) -> Duration {
-    time.min(FAR)
-}
 
 /// Wakes at a moment that may change. Polled only while upstream has nothing more, so that a busy flow never touches it.
 #[derive(Debug, Default)]

@@ -145,7 +145,7 @@ impl Scope {
         Scope { words, particular: true, holds: Arc::new(|about| about.is::<M>()) }
     }
 
-    /// Messages that a function chooses, asked once for each handler when the mediator is built. One that chooses none is an
+    /// Messages that a function chooses, asked for each handler when the mediator is built. One that chooses none is an
     /// error then; `words` say which it was.
     pub fn when(
         words: impl Into<Cow<'static, str>>,

@@ -114,7 +114,7 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
     ///
     /// # Errors
     /// If a message has two handlers or two messages one name, if a declared one has none, if a behaviour stands around nothing
-    /// it was meant for, or options are where they have no effect: all of it, with what to do.
+    /// it was meant for or where it cannot work, or options are where they have no effect: all of it, with what to do.
     pub fn build(self) -> Result<Mediator, BuildError> {
         let Builder { behaviours, stream_behaviours, mut parts } = self;
         behaviours.unreached(&mut parts.problems);

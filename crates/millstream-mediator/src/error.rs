@@ -24,6 +24,8 @@ struct Inner {
     /// The class of its kind; as the last link of the chain where there is no cause.
     verdict: Option<Class>,
     source: Option<BoxError>,
+    /// The source is in a [`Classified`] of this error's own, with the class of its kind.
+    wrapped: bool,
 }
 
 /// What kind of failure it is. Each is one that a caller would act on in another way.
@@ -121,22 +123,25 @@ impl Error {
     pub fn new(about: &About, kind: ErrorKind) -> Self {
         let handler = Some(about.handler.clone());
         let (verdict, message) = (verdict(&kind), about.name.clone());
-        Error(Box::new(Inner { kind, message, handler, verdict, source: None }))
+        Error(Box::new(Inner { kind, message, handler, verdict, source: None, wrapped: false }))
     }
 
     #[cold]
     pub(crate) fn unhandled(kind: ErrorKind, message: Cow<'static, str>) -> Self {
         let verdict = verdict(&kind);
-        Error(Box::new(Inner { kind, message: message.into(), handler: None, verdict, source: None }))
+        let message = message.into();
+        Error(Box::new(Inner { kind, message, handler: None, verdict, source: None, wrapped: false }))
     }
 
     /// The same with its cause. Unless the handler failed, the kind says the class, whatever that of the cause is.
     pub fn because(mut self, source: impl Into<BoxError>) -> Self {
         let source = source.into();
-        self.0.source = Some(match self.0.verdict {
-            // Those who know only chains of errors must find the kind's class there first.
-            Some(class) if class_of(&*source) != Some(class) => Classified::new(class, source).into(),
-            _ => source,
+        // Those who know only chains of errors must find the kind's class there first.
+        let class = self.0.verdict.filter(|class| class_of(&*source) != Some(*class));
+        self.0.wrapped = class.is_some();
+        self.0.source = Some(match class {
+            Some(class) => Classified::new(class, source).into(),
+            None => source,
         });
         self
     }
@@ -160,20 +165,21 @@ impl Error {
     pub fn find<E: StdError + 'static>(&self) -> Option<&E> {
         let mut cause = self.source();
         while let Some(error) = cause {
-            let inside = error.downcast_ref().map(Classified::error);
-            if let Some(found) = error.downcast_ref().or_else(|| inside?.downcast_ref()) {
+            if let Some(found) = error.downcast_ref() {
                 return Some(found);
             }
-            cause = error.source();
+            // A classified error is no source of its class: it stands in its place.
+            let inside = error.downcast_ref().map(Classified::error);
+            cause = inside.or_else(|| error.source());
         }
         None
     }
 
     /// The cause itself, or this error if it has none.
     pub fn into_cause(self) -> BoxError {
-        let classified = self.0.kind != ErrorKind::Failed;
+        let wrapped = self.0.wrapped;
         match self.0.source {
-            Some(source) if classified => match source.downcast::<Classified>() {
+            Some(source) if wrapped => match source.downcast::<Classified>() {
                 Ok(classified) => classified.into_inner(),
                 Err(source) => source,
             },

@@ -10,6 +10,7 @@ use millstream_flow::flows::{BoxFlow, Either};
 use millstream_flow::{BoxError, Flow, Pipe};
 
 use crate::behaviour::{Around, Inside, Shared, Stage};
+use crate::behaviours::Memory;
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, Kind, Request, StreamRequest};
@@ -173,6 +174,17 @@ pub trait StreamBehaviour: Sized + Send + Sync + 'static {
         None
     }
 
+    /// The budget that it waits for, and takes nothing from what is inside of it meanwhile. Around what
+    /// [fills](StreamBehaviour::fills) the same budget that would be for ever: such a mediator is not built.
+    fn waits_for(&self) -> Option<&Memory> {
+        None
+    }
+
+    /// The budget in which the items count that it holds for who reads.
+    fn fills(&self) -> Option<&Memory> {
+        None
+    }
+
     /// Opens what comes next, and does what it does around it.
     fn open<R: StreamRequest, N: StreamNext<R>>(
         &self,
@@ -216,9 +228,15 @@ pub trait StreamBehaviours: Send + Sync + 'static {
     /// Adds the names of those that are around this.
     fn names(&self, about: &About, names: &mut Vec<Cow<'static, str>>);
 
+    /// Adds those around this that wait for a budget, and what is wrong with their places.
+    fn waiting<'a>(&'a self, about: &About, waiting: &mut Vec<Waiting<'a>>, problems: &mut Vec<String>);
+
     /// Adds what is wrong with those that nothing reaches.
     fn unreached(&self, problems: &mut Vec<String>);
 }
+
+/// A behaviour by its name, and the budget that it waits for.
+pub(crate) type Waiting<'a> = (Cow<'static, str>, &'a Memory);
 
 impl StreamBehaviours for crate::behaviour::Bare {
     type Around<R: StreamRequest, S: StreamStage<R>> = S;
@@ -227,6 +245,7 @@ impl StreamBehaviours for crate::behaviour::Bare {
         end
     }
     fn names(&self, _: &About, _: &mut Vec<Cow<'static, str>>) {}
+    fn waiting<'a>(&'a self, _: &About, _: &mut Vec<Waiting<'a>>, _: &mut Vec<String>) {}
     fn unreached(&self, _: &mut Vec<String>) {}
 }
 
@@ -240,6 +259,25 @@ impl<O: StreamBehaviours, B: StreamBehaviour> StreamBehaviours for Inside<O, B> 
     fn names(&self, about: &About, names: &mut Vec<Cow<'static, str>>) {
         self.outer.names(about, names);
         names.extend(self.placed.scope.holds(about).then(|| self.behaviour.name()));
+    }
+
+    fn waiting<'a>(&'a self, about: &About, waiting: &mut Vec<Waiting<'a>>, problems: &mut Vec<String>) {
+        self.outer.waiting(about, waiting, problems);
+        if !self.placed.scope.holds(about) {
+            return;
+        }
+        let name = self.behaviour.name();
+        let fills = self.behaviour.fills();
+        problems.extend(waiting.iter().filter(|(_, memory)| fills.is_some_and(|fills| fills.is(memory))).map(
+            |(outer, _)| {
+                let stream = &about.name;
+                format!(
+                    "around the stream {stream} the behaviour `{outer}` waits for the memory in which what is in `{name}` counts, \
+                     and would keep it from being read for ever; add it after `{name}`"
+                )
+            },
+        ));
+        waiting.extend(self.behaviour.waits_for().map(|memory| (name, memory)));
     }
 
     fn unreached(&self, problems: &mut Vec<String>) {

@@ -9,9 +9,14 @@ use tokio::time::Instant;
 /// Longer than any program runs, and short enough for any clock.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
-/// The moment so much later, or the latest that a clock can tell.
-pub(crate) fn later(now: Instant, time: Duration) -> Instant {
-    now + time.min(FAR)
+/// A user's time, bounded so that it can be added to a moment.
+pub fn bounded(time: Duration) -> Duration {
+    time.min(FAR)
+}
+
+/// The moment so much later, or later than any program runs.
+pub fn later(now: Instant, time: Duration) -> Instant {
+    now + bounded(time)
 }
 
 /// Waits for `future`, and notes in `began` when it first had to wait: what is ready at once has taken no time, and costs no

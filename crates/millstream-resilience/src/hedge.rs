@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::Budget;
+use crate::clock::later;
 use latencies::Latencies;
 
 mod latencies;
@@ -151,7 +152,7 @@ impl Hedge {
                 hedges -= 1;
                 self.0.made.fetch_add(1, Ordering::Relaxed);
                 race.extra.push(Box::pin(call()));
-                timer.as_mut().reset(Instant::now() + delay);
+                timer.as_mut().reset(later(Instant::now(), delay));
                 if let Poll::Ready(ended) = race.poll(cx) {
                     return Poll::Ready(ended);
                 }

@@ -79,7 +79,9 @@ pub use breaker::{
 pub use budget::Budget;
 pub use bulkhead::{Bulkhead, Full, Place};
 pub use class::{AllTransient, ByTrait, Class, Classified, Classifier, Classify, class_of};
-pub use clock::noting;
+// How policies look at the clock, for those of other crates of this workspace.
+#[doc(hidden)]
+pub use clock::{bounded, later, noting};
 pub use error::Error;
 pub use fallback::Fallback;
 pub use hedge::Hedge;

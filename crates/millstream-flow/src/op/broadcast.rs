@@ -92,11 +92,14 @@ pub(crate) trait Route<T, K>: Send + 'static {
         false
     }
 
-    /// Whether an item that its source hears of came, since this was asked last, for a lane that nobody reads. It was given back,
-    /// and would come again and again.
-    fn take_stuck(&mut self) -> bool {
+    /// Whether an item that its source hears of came for a lane that nobody reads, and that has not been taken away since. The item
+    /// was given back, and would come again and again.
+    fn is_stuck(&self) -> bool {
         false
     }
+
+    /// Forgets that: no lane is read now.
+    fn forget_stuck(&mut self) {}
 }
 
 /// Items go to a lane that nobody reads, while others are read: the error of a [run](crate::RunErrorKind::Stage) whose items
@@ -167,8 +170,8 @@ impl<T, K: Settle, N: FnMut(&T) -> usize + Send + 'static> Route<T, K> for ToLan
         }
     }
 
-    fn take_stuck(&mut self) -> bool {
-        mem::take(&mut self.stuck)
+    fn is_stuck(&self) -> bool {
+        self.stuck
     }
 }
 
@@ -223,11 +226,19 @@ pub(crate) struct FanOut<F: Flow, R> {
     /// Started when this is.
     pub(crate) companions: Option<Companions>,
     pub(crate) driver: Driver,
-    /// Until when the other lanes may go, too, since one that nobody reads was given an item.
-    pub(crate) grace: Option<Pin<Box<Sleep>>>,
+    /// Since a lane that nobody reads was given an item: what it waits for.
+    pub(crate) grace: Option<Grace>,
 }
 
-/// How long after the first lane the last one may go: whoever drops all of them does so one after the other.
+/// The time in which a lane that nobody reads may be taken away, or the others may go, too.
+pub(crate) struct Grace {
+    timer: Pin<Box<Sleep>>,
+    /// The flow has ended, and must not be driven again.
+    ended: bool,
+}
+
+/// How long after the first lane the last one may go, or the first one be taken away: whoever drops all of them does so one
+/// after the other, and a reader goes before its route or behind it.
 const GRACE: Duration = Duration::from_millis(100);
 
 impl<F: Flow, R> Unpin for FanOut<F, R> {}
@@ -253,11 +264,21 @@ impl<F: Flow, R> FanOut<F, R> {
 }
 
 impl<F: Flow, R: Route<F::Item, F::Token>> FanOut<F, R> {
-    /// Waits whether all lanes go. Fails the run if some stay.
-    fn poll_grace(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(grace) = &mut self.grace else { return Poll::Ready(()) };
+    /// Waits whether the lane that nobody reads is taken away, or all go; fails the run if neither happens. `Break`: the
+    /// stage is over.
+    #[cold]
+    fn poll_grace(&mut self, cx: &mut Context<'_>) -> Poll<ControlFlow<()>> {
+        let FanOut { route, lanes, driver, grace, .. } = self;
+        let Some(Grace { timer, ended }) = grace else { return Poll::Ready(ControlFlow::Continue(())) };
+        let over = if *ended { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        // What was taken away before its reader went is on the board by now.
+        let lanes_there = route.poll_lanes(cx, lanes);
+        if !route.is_stuck() {
+            *grace = None;
+            return if over.is_break() { Poll::Ready(over) } else { lanes_there.map(|()| over) };
+        }
         let mut read = false;
-        for lane in &mut self.lanes {
+        for lane in lanes {
             let Some(writer) = &mut lane.writer else { continue };
             match writer.poll_room(cx, lane.capacity.value(), usize::MAX) {
                 Poll::Ready(Err(ReaderGone)) => lane.writer = None,
@@ -265,16 +286,17 @@ impl<F: Flow, R: Route<F::Item, F::Token>> FanOut<F, R> {
             }
         }
         if read {
-            ready!(grace.as_mut().poll(cx));
-            let name = self.driver.stats.ops().last().map(|op| op.name().to_string());
-            let error = Unread(name.unwrap_or_default());
-            self.driver.scope.fail(RunErrorKind::Stage(Box::new(error)));
-        } else if self.route.may_grow() {
-            self.grace = None;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+            ready!(timer.as_mut().poll(cx));
+            let name = driver.stats.ops().last().map(|op| op.name().to_string());
+            driver.scope.fail(RunErrorKind::Stage(Box::new(Unread(name.unwrap_or_default()))));
+            return Poll::Ready(ControlFlow::Break(()));
         }
-        Poll::Ready(())
+        if !route.may_grow() {
+            return Poll::Ready(ControlFlow::Break(()));
+        }
+        *grace = None;
+        route.forget_stuck();
+        Poll::Ready(over)
     }
 
     /// One quantum into the lanes, which are `N` in the usual case.
@@ -317,11 +339,12 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
         if let Some(companions) = self.companions.take() {
             companions.start();
         }
-        if self.grace.is_some() {
-            return self.poll_grace(cx);
+        if self.grace.is_none() {
+            let FanOut { route, lanes, .. } = &mut *self;
+            ready!(route.poll_lanes(cx, lanes));
+        } else if ready!(self.poll_grace(cx)).is_break() {
+            return Poll::Ready(());
         }
-        let FanOut { route, lanes, .. } = &mut *self;
-        ready!(route.poll_lanes(cx, lanes));
         loop {
             let room = match self.poll_room(cx) {
                 Poll::Ready(Some(room)) => room,
@@ -346,9 +369,11 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
                     lane.stats.published(writer, 0);
                 }
             }
-            if self.route.take_stuck() {
-                self.grace = Some(Box::pin(sleep(GRACE)));
-                return self.poll_grace(cx);
+            if self.route.is_stuck() && turn != Turn::Failed {
+                self.grace = Some(Grace { timer: Box::pin(sleep(GRACE)), ended: turn == Turn::End });
+                if ready!(self.poll_grace(cx)).is_break() {
+                    return Poll::Ready(());
+                }
             }
             match turn {
                 Turn::Again => {}

@@ -164,7 +164,8 @@ pub(crate) struct ToRoute<N, Q, T, K> {
     free: Vec<usize>,
     board: Arc<Board<Q, T, K>>,
     settled: bool,
-    stuck: bool,
+    /// Lanes with routes that nobody reads, for which items came.
+    stuck: Vec<usize>,
     op: Arc<OpStats>,
 }
 
@@ -177,7 +178,7 @@ impl<N, Q: Hash + Eq, T, K> ToRoute<N, Q, T, K> {
             free: Vec::new(),
             board,
             settled: false,
-            stuck: false,
+            stuck: Vec::new(),
             op,
         }
     }
@@ -187,6 +188,13 @@ impl<N, Q: Hash + Eq, T, K> ToRoute<N, Q, T, K> {
             (None, lane) => mem::replace(&mut self.default, lane),
             (Some(key), Some(lane)) => self.routes.insert(key, lane),
             (Some(key), None) => self.routes.remove(&key),
+        }
+    }
+
+    #[cold]
+    fn stick(&mut self, lane: usize) {
+        if !self.stuck.contains(&lane) {
+            self.stuck.push(lane);
         }
     }
 
@@ -212,6 +220,7 @@ impl<N, Q: Hash + Eq, T, K> ToRoute<N, Q, T, K> {
             // Its reader finds the end behind what is in the ring.
             lanes[lane].writer = None;
             self.free.push(lane);
+            self.stuck.retain(|stuck| *stuck != lane);
         }
     }
 }
@@ -229,7 +238,11 @@ where
         match self.routes.get(&key).copied().or(self.default) {
             Some(lane) if lanes[lane].is_open() => lanes[lane].place(item, token),
             // Its reader is gone without a word: dropping the token gives the item back.
-            Some(_) => self.stuck |= K::TRACKED,
+            Some(lane) => {
+                if K::TRACKED {
+                    self.stick(lane);
+                }
+            }
             None => {
                 self.op.add_dropped(1);
                 if K::TRACKED {
@@ -260,8 +273,12 @@ where
         !self.settled
     }
 
-    fn take_stuck(&mut self) -> bool {
-        mem::take(&mut self.stuck)
+    fn is_stuck(&self) -> bool {
+        !self.stuck.is_empty()
+    }
+
+    fn forget_stuck(&mut self) {
+        self.stuck.clear();
     }
 }
 

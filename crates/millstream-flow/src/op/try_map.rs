@@ -17,6 +17,7 @@ use crate::flow::{Flow, Step};
 use crate::retry::Retry;
 use crate::scope::Scope;
 use crate::stats::OpStats;
+use crate::timer::later;
 
 /// Calls a user's function for an item; a panic is the item's error like any other.
 #[inline]
@@ -99,7 +100,7 @@ where
                 Err(error) => match retry.failed(&mut item.attempts, &*error) {
                     Some(delay) => {
                         item.history.add(failed(error, item.position, item.attempts.made()).failure());
-                        item.due.as_mut().reset(Instant::now() + delay);
+                        item.due.as_mut().reset(later(Instant::now(), delay));
                         *waiting = Some(item);
                         continue;
                     }

@@ -230,8 +230,8 @@ where
     ///
     /// # Backpressure
     /// A full route holds the others back, unless its [`Lane`] says what it does instead. One whose reader was dropped
-    /// without [`remove`](Switch::remove) fails the run when an item of a tracked source comes for it, as in
-    /// [`partition`](Pipe::partition).
+    /// without [`remove`](Switch::remove), or another [`route`](Switch::route) of its key, fails the run a tenth of a second after
+    /// an item of a tracked source came for it, as in [`partition`](Pipe::partition).
     ///
     /// ```
     /// # use millstream_flow::Pipe;

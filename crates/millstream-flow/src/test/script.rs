@@ -14,6 +14,7 @@ use super::Outcomes;
 use crate::failure::BoxError;
 use crate::flow::Flow;
 use crate::pipe::Pipe;
+use crate::timer::later;
 use crate::token::{Token, Tracked};
 
 /// What a source does, step by step.
@@ -126,7 +127,7 @@ impl<T> Stream for ScriptStream<T> {
                 Some(Step::Wait(time)) => {
                     let mut timer = Box::pin(sleep(*time));
                     // From the moment at which the flow comes to this step.
-                    timer.as_mut().reset(Instant::now() + *time);
+                    timer.as_mut().reset(later(Instant::now(), *time));
                     self.waiting = Some(timer);
                     self.steps.pop_front();
                 }

@@ -23,5 +23,6 @@ mod streamz;
 mod support;
 mod threads;
 mod timing;
+mod unread;
 mod windows;
 mod windows_model;

@@ -6,12 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use millstream_flow::test::Script;
-use millstream_flow::{
-    Batch, Capacity, Concurrency, Ended, Overflow, Pipe, Retry, RunErrorKind, Unread, Workers,
-};
+use millstream_flow::{Batch, Capacity, Concurrency, Overflow, Pipe, Retry, Workers};
 use tokio::task::yield_now;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 #[tokio::test]
 async fn take_asks_its_source_for_no_item_too_many() {
@@ -237,37 +234,6 @@ async fn a_subscriber_that_is_dropped_is_left_out_and_the_other_gets_everything(
     .0
     .unwrap();
     assert_eq!(items, (0..1000).collect::<Vec<_>>());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_lane_that_nobody_reads_fails_the_run_instead_of_giving_its_items_back_for_ever() {
-    for switched in [false, true] {
-        let (pipe, outcomes) = Script::new().items(0..100_u32).stall().tracked();
-        let (even, odd) = if switched {
-            let switch = pipe.switch(|n| n % 2);
-            let (even, odd) = (switch.route(0, 4), switch.route(1, 4));
-            (even.boxed(), odd.boxed())
-        } else {
-            let (even, odd) = pipe.split(4, |n| n % 2 == 0);
-            (even.boxed(), odd.boxed())
-        };
-        drop(even);
-        let ended = timeout(Duration::from_secs(60), odd.for_each(drop).start().join()).await;
-        let error = ended.expect("it does not go on").expect_err("nobody reads the even ones");
-        let Ended::Failed(RunErrorKind::Stage(stage)) = error.ended() else { panic!("{error:?}") };
-        let unread = stage.downcast_ref::<Unread>().expect("it says so");
-        assert_eq!(unread.operator(), if switched { "switch" } else { "split" });
-        assert!(outcomes.issued() <= 8, "a few are in the lanes: {}", outcomes.issued());
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn lanes_that_go_one_after_the_other_are_no_failure() {
-    let (pipe, _outcomes) = Script::new().items(0..100_u32).stall().tracked();
-    let (even, odd) = pipe.split(4, |n| n % 2 == 0);
-    drop(even);
-    let (first, _) = odd.take(1).collect().start().join().await.expect("it has what it asked for");
-    assert_eq!(first, [1]);
 }
 
 #[tokio::test]

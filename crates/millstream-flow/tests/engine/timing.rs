@@ -1,11 +1,14 @@
 //! When items pass: each claim with time paused.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use millstream_flow::{Debounce, Ended, Pipe, RateLimit, RunErrorKind, Sender, Silent, Throttle};
+use millstream_flow::{Debounce, Ended, Pipe, RateLimit, Retry, RunErrorKind, Sender, Silent, Throttle};
+use millstream_resilience::{Backoff, Class, Classified};
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::support::{End, tracked};
 
@@ -102,7 +105,7 @@ async fn a_period_that_has_passed_unnoticed_has_passed() {
     let (mut sender, pipe) = Pipe::channel(64);
     let mut pipe = pipe.throttle(Throttle::trailing(100 * MS));
     sender.send(1).await.unwrap();
-    assert!(tokio::time::timeout(MS, pipe.next()).await.is_err());
+    assert!(timeout(MS, pipe.next()).await.is_err());
     sleep(500 * MS).await;
     sender.send(2).await.unwrap();
     drop(sender);
@@ -233,6 +236,25 @@ async fn times_longer_than_any_flow_are_no_reason_to_panic() {
     assert_eq!(pipe.collect().await.unwrap().0, [[0, 9]]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_is_asked_to_wait_for_ever_does() {
+    let attempts = Arc::new(AtomicU32::new(0));
+    let count = attempts.clone();
+    let retry =
+        millstream_resilience::Retry::new(3).backoff(Backoff::fixed(MS)).retry_after_max(Duration::MAX);
+    let run = Pipe::from_iter([()])
+        .try_map_retry(Retry::from(retry), move |()| {
+            let first = count.fetch_add(1, Ordering::SeqCst) == 0;
+            let class = Class::Throttled { retry_after: (!first).then_some(Duration::MAX) };
+            Err::<(), _>(Classified::new(class, "not now"))
+        })
+        .reject()
+        .collect()
+        .start();
+    assert!(timeout(1000 * MS, run.join()).await.is_err(), "it waits");
+    assert_eq!(attempts.load(Ordering::SeqCst), 2);
+}
+
 #[test]
 fn spans_rates_and_bursts_of_nothing_are_refused_where_they_are_built() {
     let refused = |build: fn()| std::panic::catch_unwind(build).is_err();
@@ -247,7 +269,7 @@ fn spans_rates_and_bursts_of_nothing_are_refused_where_they_are_built() {
 #[tokio::test(start_paused = true)]
 async fn a_meter_tells_each_intervals_items_and_the_rest_at_the_end() {
     let (sender, pipe) = Pipe::channel(64);
-    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = Arc::new(Mutex::new(Vec::new()));
     let tell = told.clone();
     let pipe = pipe.meter(100 * MS, move |meter| tell.lock().unwrap().push(meter));
     let sending = tokio::spawn(script(sender, &[(10, 1), (20, 2), (130, 3), (360, 4), (400, 5)]));

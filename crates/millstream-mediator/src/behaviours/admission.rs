@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
@@ -167,6 +167,11 @@ impl Memory {
         (reserved.max(used), probe.rushes.load(Ordering::Relaxed))
     }
 
+    /// Whether it is the same budget.
+    pub(crate) fn is(&self, other: &Memory) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// What is wrong with how it is set, if something is.
     pub(crate) fn problem(&self) -> Option<String> {
         let unread = self.0.growth_max.filter(|_| self.0.probe.is_none());
@@ -224,7 +229,7 @@ impl Memory {
                 None => released.await,
                 Some(probe) => tokio::select! {
                     () = released => {}
-                    () = sleep_until(Instant::now() + probe.every) => {}
+                    () = sleep(probe.every) => {}
                 },
             }
         }

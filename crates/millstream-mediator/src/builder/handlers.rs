@@ -210,6 +210,7 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         let options = options.and_then(|options| options.downcast::<StreamOptions<R::Item>>().ok());
         let options = options.map(|options| *options).unwrap_or_default();
         let dropped = crate::metrics::stream_dropped(&about, "item_error");
+        self.stream_behaviours.waiting(&about, &mut Vec::new(), &mut parts.problems);
         let source = Source { handler, options, dropped };
         let stage = self.stream_behaviours.around::<R, _>(&about, source);
         let route: Arc<dyn Dispatch<Opening<R>>> = self.behaviours.route(&about, Open(stage));

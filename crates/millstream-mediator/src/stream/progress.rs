@@ -66,7 +66,8 @@ impl Progress {
 }
 
 /// How many items a handler's end has left out so far: with how many have passed, the handler's position for whoever stands
-/// behind it in the same task. It goes with the call's context.
+/// behind it in the same task. Where items came again it is less than nothing, so that sums with it wrap. It goes with the
+/// call's context.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LeftOut(Arc<AtomicU64>);
 

@@ -225,6 +225,10 @@ impl StreamBehaviour for Backpressure {
         self.memory.as_ref().and_then(Memory::problem)
     }
 
+    fn fills(&self) -> Option<&Memory> {
+        self.memory.as_ref()
+    }
+
     async fn open<R: StreamRequest, N: StreamNext<R>>(
         &self,
         call: &Call<'_>,
@@ -283,8 +287,9 @@ where
                     return Poll::Ready(Step::More);
                 }
             }
-            let Backpressure { marks, strategy, .. } = &self.rule;
-            match self.shelf.poll_take(cx, room.min(CHUNK), marks, strategy, &mut self.taken) {
+            let Backpressure { marks, strategy, fallback, .. } = &self.rule;
+            let strategies = [*strategy, fallback.map_or(*strategy, |(_, other)| other)];
+            match self.shelf.poll_take(cx, room.min(CHUNK), marks, strategies, &mut self.taken) {
                 Poll::Ready(Some(())) => {}
                 Poll::Ready(None) => return Poll::Ready(Step::End),
                 Poll::Pending => return Poll::Pending,

@@ -18,7 +18,7 @@ use crate::stream::{StreamBehaviour, StreamNext};
 /// must not even open then, put an [`Admission`](crate::Admission) around their opening.
 ///
 /// Around a [`Backpressure`](crate::Backpressure) that counts its buffer in the same memory it would keep from reading what makes
-/// memory short, and wait for ever: it belongs inside of that.
+/// memory short, and wait for ever: it belongs inside of that, and a mediator in which it is not is not built.
 #[derive(Debug, Clone)]
 pub struct StreamAdmission {
     memory: Memory,
@@ -49,6 +49,10 @@ impl StreamBehaviour for StreamAdmission {
 
     fn problem(&self) -> Option<String> {
         self.memory.problem()
+    }
+
+    fn waits_for(&self) -> Option<&Memory> {
+        Some(&self.memory)
     }
 
     async fn open<R: StreamRequest, N: StreamNext<R>>(

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use millstream_flow::Pipe;
+use millstream_resilience::bounded;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use crate::behaviours::Memory;
@@ -199,7 +200,8 @@ struct Check {
 impl Check {
     async fn run(self, place: Option<(HealthBoard, u64)>) {
         let Check { rule, progress, .. } = &self;
-        let mut ticks = interval_at(progress.opened() + rule.interval, rule.interval);
+        let every = bounded(rule.interval);
+        let mut ticks = interval_at(progress.opened() + every, every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let held = rule.growth.as_ref().map_or(0, |(memory, _)| memory.used());
         let mut before = (0, 0);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use millstream_flow::flows::RateLimited;
 use millstream_flow::{Flow, Pipe, RateLimit, Step, Unmeasured};
+use millstream_resilience::later;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::call::{Call, Detached};
@@ -123,11 +124,11 @@ impl<F> Timed<F> {
         let StreamTimeout { first, next, total } = self.rule;
         let now = Instant::now();
         let item = if self.items == 0 {
-            first.map(|limit| (self.opened + limit, limit))
+            first.map(|limit| (later(self.opened, limit), limit))
         } else {
-            next.map(|limit| (now + limit, limit))
+            next.map(|limit| (later(now, limit), limit))
         };
-        let total = total.map(|limit| (self.opened + limit, limit));
+        let total = total.map(|limit| (later(self.opened, limit), limit));
         let Some((due, limit)) = item.into_iter().chain(total).min() else { return };
         self.limit = limit;
         self.timer = Some(Box::pin(sleep_until(due)));
@@ -136,7 +137,7 @@ impl<F> Timed<F> {
     #[cold]
     fn late(&self, limit: Duration) -> StreamError {
         let error = Error::new(self.call.call().about(), ErrorKind::TimedOut { limit });
-        let position = self.items + self.left_out.items();
+        let position = self.items.wrapping_add(self.left_out.items());
         StreamError::new(error, position, true).delivered_in_all(self.items - self.failed)
     }
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use millstream_flow::Pipe;
+use millstream_resilience::bounded;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::Level;
 
@@ -177,6 +178,7 @@ impl StreamBehaviour for StreamLogging {
         let task = self.every.map(|every| {
             let (stream, progress, level) = (stream.clone(), progress.clone(), self.progress);
             Task::spawn(async move {
+                let every = bounded(every);
                 let mut ticks = interval_at(progress.opened() + every, every);
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
                 let (mut before, mut told) = (0, progress.opened());

@@ -19,6 +19,7 @@ use crate::call::{Call, Detached};
 use crate::error::Error;
 use crate::message::{About, StreamRequest};
 use crate::metrics::{Counter, stream_dropped};
+use crate::stream::progress::LeftOut;
 use crate::stream::{StreamBehaviour, StreamError, StreamNext};
 
 /// How a stream goes on that broke after it had delivered items, and so what its reader may rely on.
@@ -112,6 +113,10 @@ impl StreamBehaviour for StreamRetries {
         request: R,
         next: &N,
     ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
+        // Each try counts from 0 what it leaves out; who stands around all of them is told the sum.
+        let (left_out, behind) = (LeftOut::of(call), LeftOut::default());
+        let detached = behind.beside(call);
+        let call = &detached.call();
         let mut spare = request.repeat();
         let mut request = Some(request);
         let (began, mut attempts) = (Instant::now(), None);
@@ -147,18 +152,22 @@ impl StreamBehaviour for StreamRetries {
         let account = Account {
             rule: self.clone(),
             attempts,
+            left_out,
+            behind,
             base: 0,
+            came: 0,
             skip: 0,
             given: 0,
             delivered: 0,
             fresh: 0,
             keys: Keys::default(),
         };
-        let (next, call) = (next.clone(), call.detach());
+        account.tell();
+        let next = next.clone();
         Ok(pipe.via("retry", |first| Reopening {
             request: spare.take(),
             next,
-            call,
+            call: detached,
             state: State::First(first),
             account,
         }))
@@ -189,8 +198,13 @@ struct Account {
     rule: StreamRetries,
     /// The tries since something new came; `None` if none has failed.
     attempts: Option<Attempts>,
+    /// What makes the handler's position of what the reader has got; in the same way, of what came of the present try.
+    left_out: LeftOut,
+    behind: LeftOut,
     /// The handler's position at which the present try began.
     base: u64,
+    /// What came of the present try, failed items among it.
+    came: u64,
     /// How much of the present try has come before, and is still to be left out.
     skip: u64,
     /// What the reader has got, failed items among it; of those, items; of those, items of the present try.
@@ -224,22 +238,37 @@ impl Keys {
 }
 
 impl Account {
-    /// Whether what comes next of the present try goes to the reader.
+    /// Tells those around where the handler is. The difference may be less than nothing.
+    fn tell(&self) {
+        let position = (self.base + self.came).wrapping_add(self.behind.items());
+        self.left_out.set(position.wrapping_sub(self.given));
+    }
+
+    /// What comes next of the present try, if it goes to the reader.
     #[inline]
-    fn gives<R: StreamRequest>(&mut self, item: &Result<R::Item, StreamError>) -> bool {
+    fn gives<R: StreamRequest>(
+        &mut self,
+        item: Result<R::Item, StreamError>,
+    ) -> Option<Result<R::Item, StreamError>> {
+        self.came += 1;
         let before = self.skip > 0;
         self.skip -= u64::from(before);
-        let Ok(item) = item else {
-            self.given += u64::from(!before);
-            return !before;
+        let item = match item {
+            Ok(item) => item,
+            Err(_) if before => return None,
+            Err(error) => {
+                self.given += 1;
+                let position = self.base + error.position();
+                return Some(Err(error.at(position).delivered_in_all(self.delivered)));
+            }
         };
-        let mut known = || match (self.rule.resume, R::key(item)) {
+        let mut known = || match (self.rule.resume, R::key(&item)) {
             (Resume::Dedupe(keys_max), Some(key)) => !self.keys.add(key, keys_max),
             _ => false,
         };
         if before || known() {
             self.rule.duplicates.add(1);
-            return false;
+            return None;
         }
         if self.fresh == 0 {
             self.succeeded();
@@ -247,7 +276,7 @@ impl Account {
         self.fresh += 1;
         self.delivered += 1;
         self.given += 1;
-        true
+        Some(Ok(item))
     }
 
     /// The present try has brought something.
@@ -286,7 +315,8 @@ impl Account {
         match attempts.failed(retry, class) {
             Ok(delay) => {
                 counted.again(class);
-                self.fresh = 0;
+                (self.fresh, self.came) = (0, 0);
+                self.behind.set(0);
                 self.base = if goes_on { position } else { 0 };
                 self.skip = if resume == Resume::Skip { self.given } else { 0 };
                 Some((again, delay))
@@ -303,11 +333,23 @@ impl<R: StreamRequest, N: StreamNext<R>> Flow for Reopening<R, N> {
     type Item = Result<R::Item, StreamError>;
     type Token = ();
 
-    // The state stays in its place while the sink is called, which may panic.
     #[inline]
     fn poll_drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
     where
         S: FnMut(Self::Item, ()) -> ControlFlow<()>,
+    {
+        let step = self.drive(cx, max, sink);
+        self.account.tell();
+        step
+    }
+}
+
+impl<R: StreamRequest, N: StreamNext<R>> Reopening<R, N> {
+    // The state stays in its place while the sink is called, which may panic.
+    #[inline]
+    fn drive<S>(&mut self, cx: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(Result<R::Item, StreamError>, ()) -> ControlFlow<()>,
     {
         let Reopening { request, next, call, state, account } = self;
         loop {
@@ -320,8 +362,10 @@ impl<R: StreamRequest, N: StreamNext<R>> Flow for Reopening<R, N> {
                             broken = Some(error);
                             ControlFlow::Break(())
                         }
-                        item if account.gives::<R>(&item) => sink(item, ()),
-                        _ => ControlFlow::Continue(()),
+                        item => match account.gives::<R>(item) {
+                            Some(item) => sink(item, ()),
+                            None => ControlFlow::Continue(()),
+                        },
                     });
                     let Some(broken) = broken else { return step };
                     broken
@@ -341,9 +385,9 @@ impl<R: StreamRequest, N: StreamNext<R>> Flow for Reopening<R, N> {
                             Poll::Pending => return Poll::Pending,
                             Poll::Ready(None) => return Poll::Ready(Step::End),
                             Poll::Ready(Some(Err(error))) if error.is_last() => break error,
-                            Poll::Ready(Some(item)) if account.gives::<R>(&item) => item,
-                            Poll::Ready(Some(_)) => continue,
+                            Poll::Ready(Some(item)) => account.gives::<R>(item),
                         };
+                        let Some(item) = item else { continue };
                         room -= 1;
                         if sink(item, ()).is_break() || room == 0 {
                             return Poll::Ready(Step::More);

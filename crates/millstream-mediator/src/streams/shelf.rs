@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use millstream_resilience::later;
 use tokio::time::Instant;
 
 use super::backpressure::{Pressure, Strategy};
@@ -108,13 +109,13 @@ impl<T> Shelf<T> {
         drop(shed); // with the lock free: a user's `Drop` may do anything
     }
 
-    /// Takes up to `max` items. `None` at the end.
+    /// Takes up to `max` items. `None` at the end. `strategies` are the first one, and what it falls back to.
     pub(crate) fn poll_take(
         &self,
         cx: &mut Context<'_>,
         max: usize,
         marks: &Marks,
-        strategy: &Strategy,
+        strategies: [Strategy; 2],
         into: &mut VecDeque<Result<T, StreamError>>,
     ) -> Poll<Option<()>> {
         let mut state = self.state();
@@ -131,7 +132,8 @@ impl<T> Shelf<T> {
         state.hold();
         // Not for every item: an eighth of the buffer is worth a wake-up.
         let enough = (marks.capacity / 8).clamp(1, CHUNK);
-        let wakes = matches!(state.room(marks, strategy), Room::Items(room) if room >= enough)
+        let strategy = strategies[usize::from(state.fell_back)];
+        let wakes = matches!(state.room(marks, &strategy), Room::Items(room) if room >= enough)
             || state.items.len() <= marks.low;
         let writer = if wakes { state.writer.take() } else { None };
         drop(state);
@@ -182,7 +184,7 @@ impl<T> State<T> {
 
     /// When another strategy follows, if one is still to.
     pub(crate) fn falls_back_at(&self, after: Duration) -> Option<Instant> {
-        self.pressed.filter(|_| !self.fell_back).map(|since| since + after)
+        self.pressed.filter(|_| !self.fell_back).map(|since| later(since, after))
     }
 
     fn room(&self, marks: &Marks, strategy: &Strategy) -> Room {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use millstream_flow::Pipe;
+use millstream_resilience::later;
 use tokio::time::{Instant, sleep_until};
 
 use crate::call::Call;
@@ -194,19 +195,23 @@ impl StreamTiming {
     async fn watch(self, stats: Arc<Stats>, about: Arc<About>, progress: Arc<Progress>) {
         let opened = progress.opened();
         let (mut first, mut total) = (self.first_item, self.total);
-        let (mut items, mut looked, mut next) = (0, opened, opened + self.interval);
+        let (mut items, mut looked, mut next) = (0, opened, later(opened, self.interval));
         loop {
-            let due = [Some(next), first.map(|first| opened + first), total.map(|total| opened + total)];
+            let due = [
+                Some(next),
+                first.map(|first| later(opened, first)),
+                total.map(|total| later(opened, total)),
+            ];
             sleep_until(due.into_iter().flatten().min().unwrap_or(next)).await;
             let now = Instant::now();
             if progress.items() > 0 {
                 first = None;
             }
-            if let Some(limit) = first.filter(|first| opened + *first <= now) {
+            if let Some(limit) = first.filter(|first| *first <= now - opened) {
                 first = None;
                 stats.warn(&about, 0, &progress, limit);
             }
-            if let Some(limit) = total.filter(|total| opened + *total <= now) {
+            if let Some(limit) = total.filter(|total| *total <= now - opened) {
                 total = None;
                 stats.warn(&about, 2, &progress, limit);
             }
@@ -217,7 +222,7 @@ impl StreamTiming {
                 if let Some(limit) = self.throughput.filter(|limit| rate < *limit && progress.is_waiting()) {
                     stats.warn(&about, 1, &progress, limit);
                 }
-                (items, looked, next) = (count, now, now + self.interval);
+                (items, looked, next) = (count, now, later(now, self.interval));
             }
         }
     }

@@ -19,7 +19,9 @@ use millstream_mediator::{
     Dedupe, Error, ErrorKind, Fallback, Health, Hedging, InterceptAll, Interceptor, Kind, Mediator, Memory,
     Next, RateLimit, Request, Retries, Scope, Strategy, StreamAdmission, Timeout, Timing,
 };
-use millstream_resilience::{Backoff, BreakerSettings, CircuitBreaker, Class, Classified, Hedge, Retry};
+use millstream_resilience::{
+    Backoff, BreakerSettings, CircuitBreaker, Class, Classified, Classify, Hedge, Retry,
+};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{logged, number};

@@ -19,6 +19,7 @@ mod timed;
 use spec::{Spec, common_divisor, span};
 
 use crate::flow::{Flow, Step};
+use crate::timer::bounded;
 
 pub(crate) use course::Windows;
 pub(crate) use groups::Groups;
@@ -268,7 +269,7 @@ impl<N> EventTime<N> {
     /// If `idle` is zero.
     pub fn idle(mut self, idle: Duration) -> Self {
         assert!(!idle.is_zero(), "no flow is never idle");
-        self.patience.idle = Some(idle);
+        self.patience.idle = Some(bounded(idle));
         self
     }
 }

@@ -87,8 +87,10 @@ async fn an_error_keeps_its_class_through_another_mediator_and_through_a_flow() 
         let count = calls.clone();
         let inner = Mediator::builder()
             .behaviour(Failing(make))
-            .behaviour(Tap(count))
-            .request(async |ask: Ask| Ok::<_, BoxError>(ask.0))
+            .request(move |ask: Ask| {
+                count.fetch_add(1, Ordering::SeqCst);
+                std::future::ready(Ok::<_, BoxError>(ask.0))
+            })
             .build()
             .unwrap();
         let (asked, through) = (inner.clone(), inner.clone());
@@ -122,28 +124,6 @@ async fn an_error_keeps_its_class_through_another_mediator_and_through_a_flow() 
     }
 }
 
-/// Counts the calls that come by.
-#[derive(Clone)]
-struct Tap(Arc<AtomicU32>);
-
-impl Behaviour for Tap {
-    fn name(&self) -> Cow<'static, str> {
-        "tap".into()
-    }
-    fn of(&self, _: &About) -> Self {
-        self.clone()
-    }
-    async fn call<R: Request, N: Next<R>>(
-        &self,
-        call: &Call<'_>,
-        request: R,
-        next: &N,
-    ) -> Result<R::Response, Error> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        next.call(call, request).await
-    }
-}
-
 /// Fails what comes back, as a behaviour of one's own may.
 #[derive(Clone)]
 struct Failing(fn(&About) -> Error);
@@ -164,6 +144,54 @@ impl Behaviour for Failing {
         next.call(call, request).await?;
         Err((self.0)(call.about()))
     }
+}
+
+#[tokio::test]
+async fn a_cause_is_found_and_given_back_as_it_was() {
+    type Make = fn(&About) -> Error;
+    let failed = async |make: Make| {
+        let mediator = Mediator::builder()
+            .behaviour(Failing(make))
+            .request(async |ask: Ask| Ok::<_, BoxError>(ask.0))
+            .build()
+            .unwrap();
+        mediator.send(Ask(1)).await.unwrap_err()
+    };
+    let own: [(Make, Class); 3] = [
+        // Of the kind's own class, so that nothing need be added to it.
+        (|about| Error::new(about, ErrorKind::Invalid).because(lost(Class::Permanent)), Class::Permanent),
+        (|about| Error::new(about, ErrorKind::Invalid).because(lost(Class::Transient)), Class::Transient),
+        (|about| Error::new(about, ErrorKind::Failed).because(lost(Class::Cancelled)), Class::Cancelled),
+    ];
+    for (make, class) in own {
+        let cause = failed(make).await.into_cause();
+        let given = cause.downcast::<Classified>().expect("the caller classified it");
+        assert_eq!((given.class(), given.into_inner().is::<Lost>()), (class, true));
+    }
+    let plain = failed(|about| Error::new(about, ErrorKind::Denied).because(Lost)).await;
+    assert!(plain.find::<Lost>().is_some() && plain.into_cause().is::<Lost>());
+    let twice = failed(|about| {
+        let once = Classified::new(Class::Transient, lost(Class::Cancelled));
+        Error::new(about, ErrorKind::Invalid).because(once)
+    });
+    let twice = twice.await;
+    assert!(twice.find::<Lost>().is_some(), "{twice:?}");
+    assert_eq!(twice.find::<std::io::Error>().map(drop), None);
+}
+
+#[derive(Debug)]
+struct Lost;
+
+impl std::fmt::Display for Lost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("lost")
+    }
+}
+
+impl std::error::Error for Lost {}
+
+fn lost(class: Class) -> Classified {
+    Classified::new(class, Lost)
 }
 
 #[tokio::test(start_paused = true)]

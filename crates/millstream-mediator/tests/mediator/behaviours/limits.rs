@@ -290,3 +290,24 @@ async fn a_probe_is_asked_no_more_often_than_said() {
     assert!(memory.is_short());
     assert_eq!(asked.load(Ordering::SeqCst), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_memory_that_is_asked_about_but_once_waits_until_some_is_given_back() {
+    for wait in [10 * SECOND, Duration::MAX] {
+        let memory = Memory::new(1000).probe(Duration::MAX, || Some(10));
+        let held = memory.reserve(950);
+        let waits = Admission::new(memory).wait_max(wait);
+        let mediator = Mediator::builder()
+            .behaviour(waits)
+            .request(async |ask: Ask| Ok::<_, BoxError>(ask.0))
+            .build()
+            .unwrap();
+        let began = Instant::now();
+        let release = async {
+            sleep(3 * SECOND).await;
+            drop(held);
+        };
+        assert_eq!(tokio::join!(mediator.send(Ask(1)), release).0.unwrap(), 1);
+        assert_eq!(began.elapsed(), 3 * SECOND);
+    }
+}

@@ -68,12 +68,19 @@ async fn a_stream_that_broke_goes_on_as_declared() {
     }
 }
 
-/// Each try of a stream of ten breaks once, after two more good items; every third item fails and is dealt with.
-fn broken_with(errors: ItemErrors<u64>, resume: Resume, asked: Arc<Mutex<Vec<u64>>>) -> Mediator {
+/// Each try of a stream of ten breaks once, at items 4 and 8, for which it is waited 10 s; every third item fails and is dealt
+/// with. Around all tries stands `limit`.
+fn broken_with(
+    errors: ItemErrors<u64>,
+    limit: StreamTimeout,
+    resume: Resume,
+    asked: Arc<Mutex<Vec<u64>>>,
+) -> Mediator {
     let mut broken = std::collections::HashSet::new();
     let broken = Mutex::new(move |n| (n == 4 || n == 8) && broken.insert(n));
     let broken = Arc::new(broken);
     Mediator::builder()
+        .stream_behaviour(limit)
         .stream_behaviour(StreamRetries::new(retry(3), resume))
         .stream_behaviour(StreamTimeout::new().next(10 * SECOND))
         .stream_options::<Numbers>(StreamOptions::new().item_errors(errors))
@@ -98,24 +105,74 @@ fn broken_with(errors: ItemErrors<u64>, resume: Resume, asked: Arc<Mutex<Vec<u64
 #[tokio::test(start_paused = true)]
 async fn a_stream_goes_on_at_its_handlers_position_whatever_became_of_items_that_failed() {
     type Make = fn() -> ItemErrors<u64>;
-    let policies: [(&str, Make, usize); 4] = [
-        ("skip", ItemErrors::skip, 0),
-        ("dead letter", || ItemErrors::dead_letter(|_, _| ()), 0),
-        ("pass", ItemErrors::pass, 3),
-        ("fallback", || ItemErrors::fallback(|_, at| 100 + at), 0),
+    let policies: [(&str, Make, &[_]); 4] = [
+        ("skip", ItemErrors::skip, &[]),
+        ("dead letter", || ItemErrors::dead_letter(|_, _| ()), &[]),
+        ("pass", ItemErrors::pass, &[(2, 2), (5, 4), (8, 6)]),
+        ("fallback", || ItemErrors::fallback(|_, at| 100 + at), &[]),
     ];
     for (words, errors, failed) in policies {
         for resume in [Resume::Position, Resume::Skip] {
             let asked = Arc::<Mutex<Vec<u64>>>::default();
-            let mediator = broken_with(errors(), resume, asked.clone());
+            let mediator = broken_with(errors(), StreamTimeout::new(), resume, asked.clone());
             let (items, _) = mediator.stream(Numbers { from: 0 }).await.unwrap().collect().await.unwrap();
             let (good, bad): (Vec<_>, Vec<_>) = items.into_iter().partition(Result::is_ok);
             let good: Vec<u64> = good.into_iter().map(Result::unwrap).filter(|n| *n < 100).collect();
-            assert_eq!((good, bad.len()), (vec![0, 1, 3, 4, 6, 7, 9], failed), "{words}, {resume:?}");
+            let bad: Vec<_> = bad.into_iter().map(Result::unwrap_err).collect();
+            let bad: Vec<_> = bad.iter().map(|error| (error.position(), error.delivered())).collect();
+            assert_eq!((&good[..], &bad[..]), (&[0, 1, 3, 4, 6, 7, 9][..], failed), "{words}, {resume:?}");
             let from = if resume == Resume::Position { vec![0, 4, 8] } else { vec![0, 0, 0] };
             assert_eq!(*asked.lock().unwrap(), from, "{words}, {resume:?}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_around_retries_tells_the_position_of_the_handlers_present_try() {
+    // The first try breaks at 10 s, the second begins a second later, and is not over at 15 s.
+    for (resume, between, within, delivered) in [
+        (Resume::Position, 4, 8, 6),
+        (Resume::Restart, 0, 8, 9),
+        (Resume::Skip, 0, 8, 6),
+        (Resume::Dedupe(10), 0, 8, 6),
+    ] {
+        for (limit, position, delivered) in [(SECOND * 21 / 2, between, 3), (15 * SECOND, within, delivered)]
+        {
+            let total = StreamTimeout::new().total(limit);
+            let mediator = broken_with(ItemErrors::skip(), total, resume, Arc::default());
+            let (items, error) = all(mediator.stream(Numbers { from: 0 }).await.unwrap()).await;
+            let error = error.unwrap();
+            assert_eq!(error.error().kind(), &ErrorKind::TimedOut { limit });
+            assert_eq!((error.position(), error.delivered()), (position, delivered), "{resume:?}, {limit:?}");
+            assert_eq!(items.len() as u64, delivered, "{resume:?}, {limit:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_around_a_limit_around_retries_lose_nothing() {
+    let asked = Arc::<Mutex<Vec<u64>>>::default();
+    let opened = asked.clone();
+    // Odd numbers are left out; the first two openings hang after six numbers.
+    let mediator = Mediator::builder()
+        .stream_behaviour(StreamRetries::new(retry(2), Resume::Position))
+        .stream_behaviour(StreamTimeout::new().total(15 * SECOND))
+        .stream_behaviour(StreamRetries::new(retry(2), Resume::Restart))
+        .stream_behaviour(StreamTimeout::new().next(10 * SECOND))
+        .stream_options::<Numbers>(StreamOptions::new().item_errors(ItemErrors::skip()))
+        .stream(move |Numbers { from }| {
+            let mut opened = opened.lock().unwrap();
+            opened.push(from);
+            let items = Pipe::from_iter(from..from + 6);
+            let items = items.map(|n| if n % 2 == 1 { Err(BoxError::from("odd")) } else { Ok(n) });
+            let hang = stream::iter((opened.len() < 3).then(stream::pending)).flatten();
+            std::future::ready(Ok::<_, Error>(items.concat(Pipe::from_stream(hang)).boxed()))
+        })
+        .build()
+        .unwrap();
+    let (items, error) = all(mediator.stream(Numbers { from: 0 }).await.unwrap()).await;
+    assert_eq!((items, error.is_none()), (vec![0, 2, 4, 0, 2, 4, 6, 8, 10], true));
+    assert_eq!(*asked.lock().unwrap(), [0, 0, 6]);
 }
 
 #[tokio::test(start_paused = true)]

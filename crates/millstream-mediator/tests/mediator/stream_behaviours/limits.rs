@@ -28,6 +28,27 @@ async fn timeouts_end_a_stream_that_waits_too_long() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn times_longer_than_any_stream_are_no_reason_to_panic() {
+    let longest = Duration::MAX;
+    let mediator = Mediator::builder()
+        .stream_behaviour(StreamTimeout::new().first(longest).next(longest).total(longest))
+        .stream_behaviour(StreamTiming::new().interval(longest).first_item(SECOND).total(longest))
+        .stream_behaviour(Health::new(longest))
+        .stream_behaviour(StreamLogging::new().every(longest))
+        .stream_behaviour(Backpressure::new(Strategy::Block, 2).fallback(longest, Strategy::Buffer))
+        .stream(async |to: Count| Ok::<_, Error>(each(2 * SECOND, to.0)))
+        .build()
+        .unwrap();
+    let mut stream = mediator.stream(Count(10)).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    sleep(30 * SECOND).await;
+    let (items, error) = all(stream).await;
+    assert_eq!((items.len(), error.is_none()), (9, true), "{error:?}");
+    let late = [("warning", "first_item")];
+    assert_eq!(number(&mediator, "mediator_slow_streams_total", &late), 1.0, "who watches lives");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rate_limit_delays_items() {
     let mediator = mediator(StreamRateLimit::new(10, SECOND).burst(5), |_, to| at_once(to));
     let began = Instant::now();

@@ -113,6 +113,62 @@ async fn pressure_is_told_with_marks_triggers_and_fallback() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fallback_that_waits_goes_on_by_its_own_rule() {
+    for fallback in [Strategy::Buffer, Strategy::Throttle] {
+        let made = Arc::new(AtomicU64::new(0));
+        let count = made.clone();
+        let rule = Backpressure::new(Strategy::Block, 1000).marks(0.8, 0.2).fallback(5 * SECOND, fallback);
+        let mediator = mediator(rule, move |_, to| {
+            let count = count.clone();
+            Pipe::from_iter(0..to).inspect(move |_| _ = count.fetch_add(1, Ordering::SeqCst)).map(Ok).boxed()
+        });
+        let mut stream = mediator.stream(Count(10_000)).await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        sleep(6 * SECOND).await;
+        let before = made.load(Ordering::SeqCst);
+        for _ in 0..300 {
+            stream.next().await.unwrap().unwrap();
+        }
+        sleep(SECOND).await;
+        // It is far above the low mark, at which the first strategy would go on.
+        let more = made.load(Ordering::SeqCst) - before;
+        assert!((128..=384).contains(&more), "{fallback}: {more} more of {before}");
+    }
+}
+
+#[test]
+fn an_admission_around_a_buffer_that_counts_in_its_memory_is_refused() {
+    struct Other;
+    impl StreamRequest for Other {
+        type Item = u64;
+    }
+    let (memory, another) = (Memory::new(1 << 20), Memory::new(1 << 20));
+    let handler = async |to: Count| Ok::<_, Error>(at_once(to.0));
+    let buffer = |memory: &Memory| Backpressure::new(Strategy::Buffer, 10).memory(memory.clone());
+    let admission = || StreamAdmission::new(memory.clone());
+    let error = Mediator::builder()
+        .stream_behaviour(admission())
+        .stream_behaviour(buffer(&memory))
+        .stream(handler)
+        .build()
+        .unwrap_err();
+    let problem = "around the stream Count the behaviour `held back within 1 MiB` waits for the memory in which what is in \
+                   `backpressure buffer 10 80%/50%` counts, and would keep it from being read for ever; add it after \
+                   `backpressure buffer 10 80%/50%`";
+    assert_eq!(error.problems(), [problem]);
+    let inside = Mediator::builder().stream_behaviour(buffer(&memory)).stream_behaviour(admission());
+    assert!(inside.stream(handler).build().is_ok());
+    let apart = Mediator::builder().stream_behaviour(admission()).stream_behaviour(buffer(&another));
+    assert!(apart.stream(handler).build().is_ok());
+    let elsewhere = Mediator::builder()
+        .stream_behaviour_for(Scope::of::<Other>(), admission())
+        .stream_behaviour_for(Scope::of::<Count>(), buffer(&memory))
+        .stream(async |_: Other| Ok::<_, Error>(at_once(1)))
+        .stream(handler);
+    assert!(elsewhere.build().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_waits_in_a_buffer_counts_as_held_memory() {
     let memory = Memory::new(1 << 20);
     let mediator =
