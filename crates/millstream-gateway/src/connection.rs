@@ -60,7 +60,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Pe
             Ok(head) => head,
             Err(error) => return refuse(shared, read, write, Some(error)).await,
         };
-        let asked = Asked {
+        let asked = Box::new(Asked {
             source: Source::Wire { read: &mut read, decoder: Decoder::new(head.framing) },
             method: head.method.clone(),
             target: head.target,
@@ -69,7 +69,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Pe
             framing: head.framing,
             may_switch: head.framing == Framing::None,
             peer: peer.clone(),
-        };
+        });
         let keep_alive = head.keep_alive && !shared.draining.is_cancelled();
         let mut to =
             Client::Wire { write: &mut write, method: head.method, version: head.version, keep_alive };

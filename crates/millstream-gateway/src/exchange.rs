@@ -22,7 +22,7 @@ use crate::settings::Settings;
 use crate::upgrade::Upgrade;
 use crate::upstream::{Connected, InFlight};
 
-/// A request as it came.
+/// A request as it came. It goes in a box through futures that would each have room for it, twice, as long as they live.
 pub(crate) struct Asked<'a> {
     pub(crate) method: Method,
     pub(crate) target: Uri,
@@ -70,7 +70,7 @@ impl Failure {
 }
 
 /// Serves one request.
-pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Asked<'_>, client: &mut Client<'_>) -> Ended {
+pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Box<Asked<'_>>, client: &mut Client<'_>) -> Ended {
     let mut account =
         Account::open(shared, ExchangeReport::new(asked.peer.address, &asked.method, &asked.target));
     let has_body = asked.framing != Framing::None;
@@ -207,7 +207,7 @@ impl Serving<'_> {
 
     async fn total(
         mut self,
-        asked: Asked<'_>,
+        asked: Box<Asked<'_>>,
         client: &mut Client<'_>,
         route: &Route,
         has_body: bool,
@@ -236,7 +236,7 @@ impl Serving<'_> {
 
     async fn serve(
         &mut self,
-        asked: Asked<'_>,
+        asked: Box<Asked<'_>>,
         client: &mut Client<'_>,
         route: &Route,
     ) -> Result<Ended, Failure> {
@@ -258,7 +258,7 @@ impl Serving<'_> {
 
     async fn handle(
         &mut self,
-        asked: Asked<'_>,
+        asked: Box<Asked<'_>>,
         client: &mut Client<'_>,
         handler: &dyn Handler,
     ) -> Result<Ended, Failure> {
@@ -266,23 +266,23 @@ impl Serving<'_> {
         if let Err(how) = self.want_body(asked.framing, client).await {
             return self.concluded(how, client);
         }
-        let (sender, body) = Body::channel(size_of(asked.framing));
-        let body = if asked.framing == Framing::None { Body::empty() } else { body };
+        let Asked { method, target, version, headers, framing, may_switch: switches, source, peer } = *asked;
+        let (sender, body) = Body::channel(size_of(framing));
+        let body = if framing == Framing::None { Body::empty() } else { body };
         let mut request = Request::new(body);
-        *request.method_mut() = asked.method;
-        *request.uri_mut() = asked.target;
-        *request.version_mut() = asked.version;
-        *request.headers_mut() = asked.headers;
-        request.extensions_mut().insert(asked.peer.address);
+        *request.method_mut() = method;
+        *request.uri_mut() = target;
+        *request.version_mut() = version;
+        *request.headers_mut() = headers;
+        request.extensions_mut().insert(peer.address);
         request.extensions_mut().insert(self.shared.pool.clone());
         let upgrade = Upgrade::new();
-        let switches = asked.may_switch;
         if switches {
             request.extensions_mut().insert(upgrade.clone());
         }
         let answering = handler.handle(request);
         let answer = Answer::Frames(Box::pin(async move { Ok(answering.await) }));
-        let conversed = self.converse(asked.source, Sink::Frames(sender), answer, client, switches).await;
+        let conversed = self.converse(source, Sink::Frames(sender), answer, client, switches).await;
         match conversed.how {
             How::Switched => Ok(Ended::Handed(upgrade)),
             how => self.concluded(how, client),

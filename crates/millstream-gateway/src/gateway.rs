@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection;
+use crate::duplex::Duplex;
 use crate::headers::Peer;
 use crate::http1::io::{Connection, SMALL};
 use crate::http2;
@@ -331,15 +332,21 @@ async fn serve(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
     let Some(tls) = &shared.tls else {
         return connection::serve(shared, Connection::Tcp(stream), Peer::new(client, "http")).await;
     };
-    let Ok(Ok(stream)) = timeout(shared.settings.timeouts.header, tls.accept(stream)).await else {
+    let Ok(Ok((stream, http2))) = timeout(shared.settings.timeouts.header, secured(tls, stream)).await else {
         return shared.tally.refused(Refusal::Tls);
     };
-    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        http2::serve(shared, Box::new(stream), Peer::new(client, "https")).await;
+    if http2 {
+        http2::serve(shared, stream, Peer::new(client, "https")).await;
     } else {
-        let stream = Connection::Other(Box::new(stream));
-        connection::serve(shared, stream, Peer::new(client, "https")).await;
+        connection::serve(shared, Connection::Other(stream), Peer::new(client, "https")).await;
     }
+}
+
+/// The stream inside of TLS, and whether its client wants HTTP/2.
+async fn secured(tls: &TlsAcceptor, stream: TcpStream) -> io::Result<(Box<dyn Duplex>, bool)> {
+    let stream = tls.accept(stream).await?;
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Ok((Box::new(stream), http2))
 }
 
 /// Counts a connection while it is open.

@@ -21,6 +21,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_util::future::FutureExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -63,11 +64,7 @@ where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        let stopped = self.stopped.clone();
-        self.tracker.spawn(async move {
-            // What a task gives back is of no use to anybody.
-            let _ = stopped.run_until_cancelled(future).await;
-        });
+        self.tracker.spawn(future.with_cancellation_token_owned(self.stopped.clone()));
     }
 }
 
@@ -176,7 +173,7 @@ async fn answer(
         Ok(framing) => framing,
     };
     let may_switch = upgrade.is_some();
-    let asked = Asked {
+    let asked = Box::new(Asked {
         method: parts.method,
         target: parts.uri,
         version: Version::HTTP_2,
@@ -185,19 +182,17 @@ async fn answer(
         may_switch,
         source: Source::Frames(Body::new(incoming)),
         peer,
-    };
+    });
     let (respond, responded) = oneshot::channel();
     let tasks = shared.tasks.clone();
-    let serving = tasks.spawn(async move {
-        let stopped = shared.stopped.clone();
-        let exchange = async {
-            let ended = exchange(&shared, asked, &mut Client::Frames(Some(respond))).await;
-            if let Some((upgrade, _stream)) = upgrade {
-                go_on(&shared, ended, upgrade).await;
-            }
-        };
-        stopped.run_until_cancelled(exchange).await;
-    });
+    let stopped = shared.stopped.clone();
+    let exchange = async move {
+        let ended = exchange(&shared, asked, &mut Client::Frames(Some(respond))).await;
+        if let Some((upgrade, _stream)) = upgrade {
+            go_on(&shared, ended, upgrade).await;
+        }
+    };
+    let serving = tasks.spawn(exchange.with_cancellation_token_owned(stopped));
     let serving = Ends(Some(serving));
     match responded.await {
         Ok(response) if may_switch && response.status().is_success() => {
@@ -267,7 +262,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// An exchange that ends when nobody waits for it any more: the client has reset its stream, or is gone.
-struct Ends(Option<JoinHandle<()>>);
+struct Ends(Option<JoinHandle<Option<()>>>);
 
 impl Ends {
     /// It ends by itself.

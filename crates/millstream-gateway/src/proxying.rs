@@ -23,7 +23,7 @@ impl Serving<'_> {
     /// Serves a request by asking one of these servers.
     pub(crate) async fn proxy(
         &mut self,
-        mut asked: Asked<'_>,
+        mut asked: Box<Asked<'_>>,
         client: &mut Client<'_>,
         upstreams: &Upstreams,
     ) -> Result<Ended, Failure> {
