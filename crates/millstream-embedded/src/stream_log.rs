@@ -348,6 +348,7 @@ impl LoggedStream {
             not_before,
             ready: VecDeque::new(),
             flushing: None,
+            at_end: false,
         };
         Ok(StreamReader::new(Box::new(reader)))
     }
@@ -404,6 +405,8 @@ struct LogReader {
     ready: VecDeque<StreamItem>,
     /// Waits until what was appended is durable, and so readable.
     flushing: Option<Commit>,
+    /// The last poll came to the end of the log.
+    at_end: bool,
 }
 
 impl LogReader {
@@ -443,6 +446,7 @@ impl StreamSource for LogReader {
         max: usize,
         into: &mut Vec<StreamItem>,
     ) -> Poll<Result<usize, BrokerError>> {
+        self.at_end = false;
         loop {
             if !self.ready.is_empty() {
                 let count = self.ready.len().min(max);
@@ -472,9 +476,15 @@ impl StreamSource for LogReader {
                 if !index.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
                     index.wakers.push(cx.waker().clone());
                 }
+                drop(index);
+                self.at_end = true;
                 return Poll::Pending;
             }
         }
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.at_end
     }
 }
 

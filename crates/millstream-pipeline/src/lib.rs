@@ -56,6 +56,7 @@ mod intake;
 mod item;
 mod letters;
 mod offline;
+mod offset;
 mod output;
 mod ready;
 mod run;

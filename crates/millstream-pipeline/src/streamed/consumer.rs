@@ -1,100 +1,183 @@
 //! One consumer of a stream: what it has in hand, and how far everything before is settled.
 
-use super::QUIET;
+use super::Claim;
+use crate::offset::{StreamOffset, keep_saving};
 use millstream_message::{
-    Acker, Address, Broker, BrokerError, ConsumeOptions, ConsumerSource, Delivery, Nack, Settle, Settled,
-    StopWhen, StreamItem, StreamReader, Tag,
+    Acker, Address, BrokerError, BrokerErrorKind, ConsumeOptions, ConsumerSource, Delivery, Message, Nack,
+    Settle, Settled, StopWhen, StreamItem, StreamReader, Tag,
 };
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::slice;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-/// The time between two saves of an offset: a consumer that is killed reads again what it settled since.
-const SAVE_EVERY: Duration = Duration::from_millis(200);
+/// How long nothing may come before a consumer ends that is told to end with its stream while it waits for more.
+const QUIET: Duration = Duration::from_secs(1);
 
-/// What a consumer has in hand, and its place in the stream.
+/// A delay that is as good as for ever.
+const FOREVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+
+/// How far a consumer came, of which the broker does not know yet. It outlives the consumer until it does.
+pub(super) struct Kept {
+    offset: StreamOffset,
+    unsaved: Mutex<Option<u64>>,
+    changed: Notify,
+}
+
+impl Kept {
+    pub(super) fn new(offset: StreamOffset) -> Arc<Kept> {
+        Arc::new(Kept { offset, unsaved: Mutex::default(), changed: Notify::new() })
+    }
+
+    fn unsaved(&self) -> MutexGuard<'_, Option<u64>> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reach(&self, offset: u64) {
+        *self.unsaved() = Some(offset);
+        self.changed.notify_one();
+    }
+
+    /// Whether the broker knows all.
+    pub(super) fn is_saved(&self) -> bool {
+        self.unsaved().is_none()
+    }
+
+    /// Whether it is that of this consumer of this stream.
+    pub(super) fn is_of(&self, stream: &str, name: &str) -> bool {
+        self.offset.is_of(stream, name)
+    }
+
+    /// Tells the broker.
+    pub(super) async fn save(&self) -> Result<(), BrokerError> {
+        let Some(offset) = *self.unsaved() else { return Ok(()) };
+        match self.offset.store(offset).await {
+            // With a stream its places go.
+            Err(error) if error.kind() != BrokerErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut unsaved = self.unsaved();
+        if *unsaved == Some(offset) {
+            *unsaved = None;
+        }
+        Ok(())
+    }
+
+    /// Tells the broker now and then, until dropped. What it does not take stays for [`save`](Self::save).
+    pub(super) async fn keep(self: Arc<Self>) {
+        let _ = keep_saving(&self.changed, async || Ok(self.save().await?)).await;
+    }
+}
+
+/// What a consumer has in hand.
 pub(super) struct Place {
-    streams: Arc<dyn Broker>,
-    stream: String,
-    name: String,
+    claim: Arc<Claim>,
+    kept: Arc<Kept>,
     items_max: usize,
     bytes_max: usize,
     state: Mutex<State>,
-    changed: Notify,
-    /// One save at a time, so that no older offset overtakes a newer one.
-    saving: tokio::sync::Mutex<()>,
 }
 
-#[derive(Default)]
 struct State {
-    /// The tag of the first in `handed`.
-    first: Tag,
-    /// What was handed out, from the first that is unsettled.
-    handed: VecDeque<Handed>,
+    /// The number of the first of `slots`.
+    first: u64,
+    /// What was handed out, in the order of the stream, from the first that is unsettled.
+    slots: VecDeque<Slot>,
+    /// The bytes of what is unsettled.
     bytes: usize,
-    /// The offset behind which nothing is unsettled, and the one that the broker knows.
-    reached: Option<u64>,
-    stored: Option<u64>,
+    next_tag: Tag,
+    /// The numbers of those that are in somebody's hands.
+    held: BTreeMap<Tag, u64>,
+    /// The numbers of those that were given back: to be handed out again at once, and from a time on.
+    again: BTreeSet<u64>,
+    later: BTreeSet<(Instant, u64)>,
     stopped: bool,
     stop_when_quiet: bool,
     paused: bool,
     waker: Option<Waker>,
 }
 
-struct Handed {
+struct Slot {
     offset: u64,
-    size: usize,
-    settled: bool,
+    /// `None` once it is settled.
+    message: Option<Message>,
+    redeliveries: u32,
+}
+
+impl State {
+    fn slot(&mut self, number: u64) -> &mut Slot {
+        &mut self.slots[(number - self.first) as usize]
+    }
+
+    fn hand_out(&mut self, number: u64, address: &Address, acker: &Acker) -> Option<Delivery> {
+        let Slot { message, redeliveries, .. } = self.slot(number);
+        let (message, redeliveries) = (message.clone()?, *redeliveries);
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.held.insert(tag, number);
+        Some(Delivery { message, address: address.clone(), tag, redeliveries, acker: acker.clone() })
+    }
+
+    /// The offset behind which nothing is unsettled, if it has changed.
+    fn settle(&mut self, number: u64) -> Option<u64> {
+        let settled = self.slot(number).message.take();
+        self.bytes -= settled.map_or(0, |message| message.size());
+        let mut reached = None;
+        while let Some(Slot { offset, message: None, .. }) = self.slots.front() {
+            reached = Some(offset + 1);
+            self.slots.pop_front();
+            self.first += 1;
+        }
+        reached
+    }
+
+    fn give_back(&mut self, number: u64, delay: Duration) {
+        self.slot(number).redeliveries += 1;
+        if delay.is_zero() {
+            self.again.insert(number);
+        } else {
+            let now = Instant::now();
+            self.later.insert((now.checked_add(delay).unwrap_or(now + FOREVER), number));
+        }
+    }
+
+    /// Whether something was given back and not handed out again.
+    fn has_more(&self) -> bool {
+        !self.again.is_empty() || !self.later.is_empty()
+    }
 }
 
 impl Place {
-    /// The place of the consumer `name`.
-    pub(super) fn new(
-        streams: Arc<dyn Broker>,
-        stream: &str,
-        name: &str,
-        stored: Option<u64>,
-        options: &ConsumeOptions,
-    ) -> Arc<Place> {
+    pub(super) fn new(claim: Arc<Claim>, kept: Arc<Kept>, options: &ConsumeOptions) -> Arc<Place> {
         Arc::new(Place {
-            streams,
-            stream: stream.to_owned(),
-            name: name.to_owned(),
+            claim,
+            kept,
             items_max: options.prefetch_items.get(),
             bytes_max: options.prefetch_bytes.get(),
-            state: Mutex::new(State { reached: stored, stored, ..State::default() }),
-            changed: Notify::new(),
-            saving: tokio::sync::Mutex::default(),
+            state: Mutex::new(State {
+                first: 0,
+                slots: VecDeque::new(),
+                bytes: 0,
+                next_tag: 1,
+                held: BTreeMap::new(),
+                again: BTreeSet::new(),
+                later: BTreeSet::new(),
+                stopped: false,
+                stop_when_quiet: false,
+                paused: false,
+                waker: None,
+            }),
         })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Stores the offset that is reached, if the broker does not know it yet.
-    pub(super) async fn store(&self) -> Result<(), BrokerError> {
-        let _saving = self.saving.lock().await;
-        let (reached, stored) = {
-            let state = self.state();
-            (state.reached, state.stored)
-        };
-        let Some(offset) = reached.filter(|reached| Some(*reached) != stored) else { return Ok(()) };
-        self.streams.store_offset(&self.stream, &self.name, offset).await?;
-        self.state().stored = Some(offset);
-        Ok(())
-    }
-
-    /// Whether the broker knows the offset that is reached.
-    pub(super) fn is_stored(&self) -> bool {
-        let state = self.state();
-        state.reached == state.stored
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -107,56 +190,48 @@ impl Place {
             waker.wake();
         }
     }
-}
 
-/// Saves a place whenever it has changed, until nobody has it any more. A broker that is out of reach is tried again.
-pub(super) async fn keep(place: Weak<Place>) {
-    while let Some(place) = place.upgrade() {
-        // Woken now and then, so that it ends with the place.
-        let _ = tokio::time::timeout(Duration::from_secs(5), place.changed.notified()).await;
-        let _ = place.store().await;
-        drop(place);
-        sleep(SAVE_EVERY).await;
+    /// Does this with what is in somebody's hands by these tags.
+    fn take_back(&self, tags: &[Range<Tag>], mut each: impl FnMut(&mut State, u64)) -> Settled {
+        let mut settled = Settled::default();
+        self.change(|state| {
+            for tags in tags.iter().filter(|tags| !tags.is_empty()) {
+                let mut applied = 0;
+                while let Some((&tag, &number)) = state.held.range(tags.clone()).next() {
+                    state.held.remove(&tag);
+                    each(state, number);
+                    applied += 1;
+                }
+                settled.applied += applied;
+                settled.stale = settled.stale.saturating_add(tags.end - tags.start - applied);
+            }
+        });
+        settled
     }
 }
 
 impl Settle for Place {
     fn queue(&self) -> &str {
-        &self.stream
+        &self.claim.stream
     }
 
     fn ack(&self, tags: &[Range<Tag>]) -> Settled {
-        let mut settled = Settled::default();
-        self.change(|state| {
-            for tag in tags.iter().cloned().flatten() {
-                let handed = tag.checked_sub(state.first).and_then(|at| state.handed.get_mut(at as usize));
-                match handed {
-                    Some(handed) if !handed.settled => {
-                        handed.settled = true;
-                        settled.applied += 1;
-                    }
-                    _ => settled.stale += 1,
-                }
+        self.take_back(tags, |state, number| {
+            if let Some(reached) = state.settle(number) {
+                self.kept.reach(reached);
             }
-            while state.handed.front().is_some_and(|first| first.settled)
-                && let Some(done) = state.handed.pop_front()
-            {
-                state.first += 1;
-                state.bytes -= done.size;
-                state.reached = Some(done.offset + 1);
-            }
-        });
-        self.changed.notify_one();
-        settled
+        })
     }
 
-    /// What is given back holds the place back: the next consumer of this name reads it again. Everything else takes
-    /// it off; a stream has no dead letters of its own.
+    /// What is given back is handed out again, and holds the place back until it is settled. Everything else takes it
+    /// off; a stream has no dead letters of its own.
     fn nack(&self, tags: &[Range<Tag>], how: &Nack) -> Settled {
-        match how {
-            Nack::Requeue | Nack::RequeueAfter(_) => Settled::default(),
-            Nack::DeadLetter { .. } | Nack::Discard => self.ack(tags),
-        }
+        let delay = match how {
+            Nack::DeadLetter { .. } | Nack::Discard => return self.ack(tags),
+            Nack::Requeue => Duration::ZERO,
+            Nack::RequeueAfter(delay) => *delay,
+        };
+        self.take_back(tags, |state, number| state.give_back(number, delay))
     }
 
     fn stop(&self, when: StopWhen) {
@@ -170,59 +245,84 @@ impl Settle for Place {
         self.change(|state| state.paused = paused);
     }
 
-    fn release(&self) {}
+    fn release(&self) {
+        self.nack(slice::from_ref(&(0..Tag::MAX)), &Nack::Requeue);
+    }
 
     fn unsettled(&self) -> usize {
-        self.state().handed.iter().filter(|handed| !handed.settled).count()
+        self.state().held.len()
     }
 }
 
-/// Hands out what a reader gives, as long as there is room in the prefetch.
+/// Hands out what was given back, and what a reader gives, as long as there is room in the prefetch.
 pub(super) struct Reading {
     reader: StreamReader,
+    /// The reader ends at what the stream held when the consumer began.
+    drains: bool,
     place: Arc<Place>,
     acker: Acker,
     address: Address,
-    /// Where the stream ended when its end was to be the consumer's end.
-    end: Option<u64>,
-    /// The offset behind what was handed out.
-    next: u64,
+    /// What was read and has no room yet.
+    next: Option<StreamItem>,
+    /// How reading ended.
+    end: Option<Result<(), BrokerError>>,
     /// Since when nothing came.
     quiet: Option<Pin<Box<Sleep>>>,
+    /// When what was given back for later is due.
+    due: Option<Pin<Box<Sleep>>>,
     scratch: Vec<StreamItem>,
 }
 
 impl Reading {
-    pub(super) fn new(
-        reader: StreamReader,
-        place: Arc<Place>,
-        acker: Acker,
-        end: Option<u64>,
-        stored: Option<u64>,
-    ) -> Self {
-        let address = Address::queue(place.stream.as_str());
+    pub(super) fn new(reader: StreamReader, drains: bool, place: Arc<Place>, acker: Acker) -> Self {
+        let address = Address::queue(place.claim.stream.as_str());
         Reading {
             reader,
+            drains,
             place,
             acker,
             address,
-            end,
-            next: stored.unwrap_or(0),
+            next: None,
+            end: None,
             quiet: None,
+            due: None,
             scratch: Vec::new(),
         }
     }
 
-    /// How many more may be handed out; `None` when it is to stop.
-    fn room(&self, cx: &Context<'_>) -> Option<(usize, bool)> {
-        let mut state = self.place.state();
-        state.waker = Some(cx.waker().clone());
-        if state.stopped || self.end.is_some_and(|end| self.next >= end) {
-            return None;
+    /// Reads up to `room` messages, of which `bytes` are in hand before.
+    fn read(&mut self, cx: &mut Context<'_>, room: usize, mut bytes: usize) -> Vec<StreamItem> {
+        let mut read = Vec::new();
+        while read.len() < room && self.end.is_none() {
+            let Some(item) = self.next.take() else {
+                // One by one, so that none is here for which there is no room.
+                match self.reader.poll_chunk(cx, 1, &mut self.scratch) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(0)) => self.end = Some(Ok(())),
+                    Poll::Ready(Ok(_)) => self.next = self.scratch.pop(),
+                    Poll::Ready(Err(error)) => self.end = Some(Err(error)),
+                }
+                continue;
+            };
+            let with_it = bytes.saturating_add(item.message.size());
+            if bytes > 0 && with_it > self.place.bytes_max {
+                self.next = Some(item);
+                break;
+            }
+            bytes = with_it;
+            read.push(item);
         }
-        let full = state.paused || state.bytes >= self.place.bytes_max;
-        let room = if full { 0 } else { self.place.items_max.saturating_sub(state.handed.len()) };
-        Some((room, state.stop_when_quiet || self.end.is_some()))
+        read
+    }
+
+    /// Waits until what was given back for later is due, if anything was. Ready when something is.
+    fn poll_due(&mut self, cx: &mut Context<'_>, first: Option<Instant>) -> Poll<()> {
+        let Some(first) = first else { return Poll::Pending };
+        let due = self.due.get_or_insert_with(|| Box::pin(sleep_until(first)));
+        if due.deadline() != first {
+            due.as_mut().reset(first);
+        }
+        due.as_mut().poll(cx)
     }
 }
 
@@ -233,31 +333,56 @@ impl ConsumerSource for Reading {
         max: usize,
         into: &mut Vec<Delivery>,
     ) -> Poll<Result<usize, BrokerError>> {
-        let Some((room, ends)) = self.room(cx) else { return Poll::Ready(Ok(0)) };
-        if room == 0 {
+        let before = into.len();
+        let place = self.place.clone();
+        let mut state = place.state();
+        state.waker = Some(cx.waker().clone());
+        if state.stopped {
+            return Poll::Ready(Ok(0));
+        }
+        let first = state.later.first().map(|(time, _)| *time);
+        if self.poll_due(cx, first).is_ready() {
+            let now = Instant::now();
+            while let Some((time, number)) = state.later.first().copied()
+                && time <= now
+            {
+                state.later.pop_first();
+                state.again.insert(number);
+            }
+        }
+        if state.paused {
             return Poll::Pending;
         }
-        match self.reader.poll_chunk(cx, max.min(room), &mut self.scratch) {
-            Poll::Ready(Ok(_)) => {}
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-            Poll::Pending if ends => {
+        while into.len() - before < max
+            && let Some(number) = state.again.pop_first()
+        {
+            into.extend(state.hand_out(number, &self.address, &self.acker));
+        }
+        let room = place.items_max.saturating_sub(state.slots.len()).min(max - (into.len() - before));
+        let bytes = state.bytes;
+        drop(state);
+        // Without the lock: reading may take a while, and what is settled meanwhile makes room only.
+        let read = self.read(cx, room, bytes);
+        let mut state = place.state();
+        for item in read {
+            state.bytes += item.message.size();
+            let number = state.first + state.slots.len() as u64;
+            state.slots.push_back(Slot { offset: item.offset, message: Some(item.message), redeliveries: 0 });
+            into.extend(state.hand_out(number, &self.address, &self.acker));
+        }
+        if into.len() > before {
+            self.quiet = None;
+            return Poll::Ready(Ok(into.len() - before));
+        }
+        match &self.end {
+            // What was given back is still to come.
+            Some(Ok(())) if self.drains && state.has_more() => Poll::Pending,
+            Some(end) => Poll::Ready(end.clone().map(|()| 0)),
+            None if state.stop_when_quiet && room > 0 && self.next.is_none() && !state.has_more() => {
                 ready!(self.quiet.get_or_insert_with(|| Box::pin(sleep(QUIET))).as_mut().poll(cx));
-                return Poll::Ready(Ok(0));
+                Poll::Ready(Ok(0))
             }
-            Poll::Pending => return Poll::Pending,
+            None => Poll::Pending,
         }
-        self.quiet = None;
-        let mut state = self.place.state();
-        let count = self.scratch.len();
-        for item in self.scratch.drain(..) {
-            let tag = state.first + state.handed.len() as Tag;
-            let size = item.message.size();
-            state.handed.push_back(Handed { offset: item.offset, size, settled: false });
-            state.bytes += size;
-            self.next = item.offset + 1;
-            let (address, acker) = (self.address.clone(), self.acker.clone());
-            into.push(Delivery { message: item.message, address, tag, redeliveries: 0, acker });
-        }
-        Poll::Ready(Ok(count))
     }
 }

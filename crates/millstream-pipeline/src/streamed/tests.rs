@@ -2,7 +2,9 @@
 
 use super::*;
 use millstream_embedded::{EmbeddedBroker, Settings};
+use millstream_message::conformance::{self, Backend};
 use millstream_message::{Delivery, Nack};
+use std::time::Duration;
 
 fn queues(streams: &Arc<EmbeddedBroker>) -> StreamedQueues {
     StreamedQueues::new(streams.clone())
@@ -38,12 +40,96 @@ async fn a_consumer_goes_on_where_everything_before_was_settled() {
     assert_eq!(texts(&taken), ["a", "b", "c", "d"]);
     assert!(taken[0].ack() && taken[2].ack(), "`b` is not settled, so `c` comes again");
     assert!(!taken[0].ack(), "a second time is stale");
-    assert!(!taken[1].nack(&Nack::Requeue));
     assert_eq!(one.next_chunk(10).await.expect("the end").len(), 0);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(streams.stored_offset("s", "one").await.expect("an answer"), Some(1));
+    drop((one, taken));
     let mut again = broker.consume("s", group("one")).await.expect("consumed");
     assert_eq!(texts(&again.next_chunk(10).await.expect("a chunk")), ["b", "c", "d"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_of_one_consumer_at_a_time_and_its_successor_knows_its_place() {
+    let (_, broker) = with(&["a", "b", "c"]).await;
+    let in_use = async |options: ConsumeOptions| {
+        let refused = broker.consume("s", options).await.expect_err("in use");
+        assert_eq!(refused.kind(), BrokerErrorKind::InUse, "{refused}");
+    };
+    let mut first = broker.consume("s", ConsumeOptions::default()).await.expect("consumed");
+    in_use(ConsumeOptions::default()).await;
+    in_use(group("millstream")).await;
+    in_use(group("alone").exclusive()).await;
+    let taken = first.next_chunk(1).await.expect("a chunk");
+    drop(first);
+    in_use(ConsumeOptions::default()).await;
+    assert!(taken[0].ack(), "who holds a delivery can settle it");
+    drop(taken);
+    // At once: what was settled is stored now and then.
+    let mut alone = broker.consume("s", ConsumeOptions::default().exclusive()).await.expect("consumed");
+    assert_eq!(texts(&alone.next_chunk(10).await.expect("a chunk")), ["b", "c"]);
+    in_use(group("other")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_back_comes_again_and_stops_nothing() {
+    let (_, broker) = with(&["a", "b", "c", "d"]).await;
+    let options = ConsumeOptions::default().name("one").prefetch(2).stop_when_empty();
+    let mut one = broker.consume("s", options).await.expect("consumed");
+    let mut next = async || {
+        let chunk = tokio::time::timeout(Duration::from_secs(100), one.next_chunk(10)).await;
+        chunk.expect("it goes on").expect("a chunk")
+    };
+    let taken = next().await;
+    assert!(taken[0].nack(&Nack::Requeue) && taken[1].ack());
+    let again = next().await;
+    assert_eq!((texts(&again), again[0].redeliveries), (vec!["a".to_owned()], 1));
+    assert!(!taken[0].ack(), "its old tag is stale");
+    let begin = tokio::time::Instant::now();
+    assert!(again[0].nack(&Nack::RequeueAfter(Duration::from_secs(60))));
+    let later = next().await;
+    assert_eq!((texts(&later), later[0].redeliveries), (vec!["a".to_owned()], 2), "two are in hand");
+    assert_eq!(begin.elapsed().as_secs(), 60);
+    assert!(later[0].ack());
+    let rest = next().await;
+    assert_eq!(texts(&rest), ["c", "d"]);
+    rest[0].acker.release();
+    let rest = next().await;
+    assert_eq!(texts(&rest), ["c", "d"], "all that was released");
+    let settled = rest[0].acker.ack_range(0..u64::MAX);
+    assert_eq!((settled.applied, settled.stale), (2, u64::MAX - 2));
+    assert!(next().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn places_are_forgotten_with_their_consumers_and_with_their_stream() {
+    let (_, broker) = with(&["a", "b"]).await;
+    let kept = || broker.open().saving.len();
+    for number in 0..50 {
+        let mut one = broker.consume("s", group(&format!("n{number}"))).await.expect("consumed");
+        one.next_chunk(1).await.expect("a chunk")[0].ack();
+        drop(one);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(kept() <= 1, "{}", kept());
+    let mut one = broker.consume("s", group("last")).await.expect("consumed");
+    let taken = one.next_chunk(2).await.expect("a chunk");
+    broker.delete_stream("s").await.expect("deleted");
+    taken[0].ack();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop((one, taken));
+    broker.declare_queue(Queue::durable("s")).await.expect("declared");
+    drop(broker.consume("s", group("new")).await.expect("consumed"));
+    assert_eq!(kept(), 1, "only the new one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_place_in_a_stream_that_was_deleted_does_not_fail_the_close() {
+    let (_, broker) = with(&["a"]).await;
+    let mut one = broker.consume("s", group("one")).await.expect("consumed");
+    let taken = one.next_chunk(1).await.expect("a chunk");
+    broker.delete_stream("s").await.expect("deleted");
+    taken[0].ack();
+    broker.close().await.expect("closed");
 }
 
 #[tokio::test]
@@ -94,16 +180,62 @@ async fn no_more_than_the_prefetch_is_in_hand() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_prefetch_in_bytes_holds_within_a_chunk() {
+    let large = "x".repeat(100);
+    let (_, broker) = with(&[large.as_str(); 5]).await;
+    let size = Message::new(large.clone()).size();
+    let options = group("one").prefetch_bytes(2 * size + 1);
+    let mut one = broker.consume("s", options).await.expect("consumed");
+    let taken = one.next_chunk(256).await.expect("a chunk");
+    assert_eq!(taken.len(), 2);
+    taken[1].ack();
+    assert_eq!(one.next_chunk(256).await.expect("a chunk").len(), 1);
+    let mut alone = broker.consume("s", group("two").prefetch_bytes(1)).await.expect("consumed");
+    assert_eq!(alone.next_chunk(256).await.expect("a chunk").len(), 1, "larger than all that may be in hand");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_appended_later_is_waited_for_unless_it_is_to_end() {
     let (_, broker) = with(&[]).await;
+    let begin = tokio::time::Instant::now();
     let mut ends = broker.consume("s", group("ends")).await.expect("consumed");
     assert!(ends.next_chunk(1).await.expect("the end").is_empty(), "there is nothing");
+    assert_eq!(begin.elapsed(), Duration::ZERO, "it is not waited for what is not there");
     let mut waits = broker.consume("s", ConsumeOptions::default()).await.expect("consumed");
     let (next, ()) = tokio::join!(waits.next_chunk(1), async {
         tokio::time::sleep(Duration::from_secs(60)).await;
         publish(&broker, &["late"]).await;
     });
     assert_eq!(texts(&next.expect("a chunk")), ["late"]);
+    waits.acker().stop(millstream_message::StopWhen::Empty);
+    let begin = tokio::time::Instant::now();
+    assert!(waits.next_chunk(1).await.expect("the end").is_empty());
+    assert_eq!(begin.elapsed(), Duration::from_secs(1), "nothing came for so long");
+}
+
+#[tokio::test]
+async fn what_is_said_of_the_features_holds() {
+    struct OnDisk(tempfile::TempDir);
+    impl Backend for OnDisk {
+        fn open(&self) -> BoxFuture<'_, Arc<dyn Broker>> {
+            Box::pin(async {
+                let settings =
+                    Settings { message_bytes_max: 1 << 20, segment_bytes: 4 << 20, ..Settings::memory() };
+                let streams = EmbeddedBroker::open(self.0.path(), settings).await.expect("it opens");
+                Arc::new(StreamedQueues::new(Arc::new(streams))) as Arc<dyn Broker>
+            })
+        }
+        fn restart(&self, broker: Arc<dyn Broker>) -> BoxFuture<'_, Arc<dyn Broker>> {
+            Box::pin(async move {
+                broker.close().await.expect("it closes");
+                drop(broker);
+                self.open().await
+            })
+        }
+    }
+    let report = conformance::run(&OnDisk(tempfile::tempdir().expect("a directory"))).await;
+    assert_eq!(report.passed.len(), 6, "all of streams: {report:?}");
+    assert!(report.skipped.iter().all(|(_, feature)| *feature == "queues"), "{report:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -118,4 +250,8 @@ async fn a_stream_is_looked_at_counted_and_refuses_what_it_is_not() {
     let lost = broker.publish(&Address::queue("none"), Message::new("x")).await.expect("submitted");
     assert!(matches!(lost, PublishOutcome::Unroutable(_)), "{lost:?}");
     assert!(broker.purge("s").await.is_err());
+    for options in [group("one").priority(1), group("one").lease(Duration::from_secs(1))] {
+        let refused = broker.consume("s", options).await.expect_err("no stream has it");
+        assert_eq!(refused.kind(), BrokerErrorKind::Unsupported);
+    }
 }
