@@ -27,7 +27,7 @@ pub(super) async fn watch_for_the_end(consumer: Arc<ConsumerCore>) {
             let Some(delivered) = consumer.asks_for_the_end() else { break };
             match filled(&consumer).await {
                 Ok(Filled::Empty) => consumer.ran_dry(delivered),
-                Ok(Filled::ForUsAlone) if delivered == 0 => {
+                Ok(Filled::ForUsAlone) if delivered == 0 && !consumer.is_paused() => {
                     if unmoved.get_or_insert_with(Instant::now).elapsed() >= UNMOVED {
                         consumer.is_a_stream();
                     }

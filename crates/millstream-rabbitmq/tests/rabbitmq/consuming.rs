@@ -150,6 +150,42 @@ async fn a_paused_consumer_leaves_messages_to_others_and_stays_paused_over_a_los
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_consumer_is_not_taken_for_that_of_a_stream() {
+    let broker = connected().await;
+    let queue = filled(&broker, Queue::durable(unique("quiet")), [10, 10]).await;
+    let options = || ConsumeOptions::default().prefetch(1);
+    let mut other = broker.consume(&queue, options()).await.expect("consumed");
+    let held = next(&mut other).await;
+    let consumer = broker.consume(&queue, options().stop_when_empty()).await;
+    let mut consumer = consumer.expect("consumed");
+    let acker = consumer.acker();
+    acker.pause();
+    // What came before it was paused goes back with it.
+    let waits = timeout(8 * SECOND, consumer.next()).await;
+    assert!(waits.is_err(), "{waits:?}");
+    acker.resume();
+    assert!(next(&mut consumer).await.ack());
+    assert!(timeout(10 * SECOND, consumer.next()).await.expect("it ends").is_none());
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_not_known_as_one_is_told_from_a_queue() {
+    let broker = connected().await;
+    let queue = filled(&broker, Queue::durable(unique("stream")).kind(QueueKind::Stream), [10, 10]).await;
+    // Who has not declared it does not know.
+    let stranger = connected().await;
+    let options = ConsumeOptions::default().stop_when_empty();
+    let mut consumer = stranger.consume(&queue, options).await.expect("consumed");
+    let told = timeout(20 * SECOND, consumer.next()).await.expect("it ends").expect("with a word");
+    let error = told.expect_err("it is told where to begin");
+    assert!(
+        error.kind() == BrokerErrorKind::Invalid && error.to_string().contains("it is a stream"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn consumers_may_be_paused_and_dropped_as_fast_as_one_likes() {
     // RabbitMQ's channel crashes when it hears of a consumer that was cancelled meanwhile, and takes the connection along.
     let broker = connected().await;
