@@ -62,7 +62,7 @@ async fn filled(consumer: &Arc<ConsumerCore>) -> Result<Filled, CallError> {
         let answer = consumer.link().call(channel, &topology::check_queue(consumer.queue())).await?;
         match answer {
             Method::QueueDeclareOk { messages: 0, .. } => {}
-            // Of a stream none is counted.
+            // Of a stream none is counted; of a queue this one is, unless it is paused.
             Method::QueueDeclareOk { consumers: 0 | 1, .. } => return Ok(Filled::ForUsAlone),
             _ => return Ok(Filled::Otherwise),
         }
