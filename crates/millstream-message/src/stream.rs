@@ -212,9 +212,9 @@ impl StreamSource for Until {
             }
             Poll::Ready(Ok(_)) => {
                 self.wanted.start = into.last().map_or(end, |last| last.offset.saturating_add(1));
-                let read = into.split_off(before);
-                into.extend(read.into_iter().filter(|item| item.offset < end));
-                Poll::Ready(Ok(into.len() - before))
+                let wanted = into[before..].partition_point(|item| item.offset < end);
+                into.truncate(before + wanted);
+                Poll::Ready(Ok(wanted))
             }
             other => other,
         }

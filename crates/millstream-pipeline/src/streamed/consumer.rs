@@ -89,7 +89,7 @@ struct State {
     first: u64,
     /// What was handed out, in the order of the stream, from the first that is unsettled.
     slots: VecDeque<Slot>,
-    /// The bytes of what is unsettled.
+    /// The bytes of all of it: messages of a stream share memory, and one that is unsettled may keep that of its neighbours.
     bytes: usize,
     next_tag: Tag,
     /// The numbers of those that are in somebody's hands.
@@ -105,6 +105,7 @@ struct State {
 
 struct Slot {
     offset: u64,
+    size: usize,
     /// `None` once it is settled.
     message: Option<Message>,
     redeliveries: u32,
@@ -126,11 +127,11 @@ impl State {
 
     /// The offset behind which nothing is unsettled, if it has changed.
     fn settle(&mut self, number: u64) -> Option<u64> {
-        let settled = self.slot(number).message.take();
-        self.bytes -= settled.map_or(0, |message| message.size());
+        self.slot(number).message = None;
         let mut reached = None;
-        while let Some(Slot { offset, message: None, .. }) = self.slots.front() {
+        while let Some(Slot { offset, size, message: None, .. }) = self.slots.front() {
             reached = Some(offset + 1);
+            self.bytes -= size;
             self.slots.pop_front();
             self.first += 1;
         }
@@ -365,9 +366,10 @@ impl ConsumerSource for Reading {
         let read = self.read(cx, room, bytes);
         let mut state = place.state();
         for item in read {
-            state.bytes += item.message.size();
-            let number = state.first + state.slots.len() as u64;
-            state.slots.push_back(Slot { offset: item.offset, message: Some(item.message), redeliveries: 0 });
+            let StreamItem { offset, message, .. } = item;
+            let (number, size) = (state.first + state.slots.len() as u64, message.size());
+            state.bytes += size;
+            state.slots.push_back(Slot { offset, size, message: Some(message), redeliveries: 0 });
             into.extend(state.hand_out(number, &self.address, &self.acker));
         }
         if into.len() > before {
