@@ -310,7 +310,7 @@ mod tests {
             queue: Some("orders".into()),
             ..RouteConfig::default()
         };
-        let refused = route.build(1, &mut Brokers::default()).await.err().expect("refused");
+        let Err(refused) = route.build(1, &mut Brokers::default()).await else { panic!("it is built") };
         assert!(refused.contains("`orders` is a stream") && refused.contains("serve.stream"), "{refused}");
     }
 }
