@@ -56,15 +56,12 @@ mod intake;
 mod item;
 mod letters;
 mod offline;
-mod offset;
 mod output;
 mod ready;
 mod run;
 mod settings;
 mod start;
 mod steps;
-#[cfg(any(feature = "rabbitmq", test))]
-mod streamed;
 mod trouble;
 mod value;
 

@@ -1,9 +1,9 @@
 //! Where a position is kept from run to run: a file of its own, or a stream's broker.
 
 use crate::hold::Hold;
-use crate::offset::StreamOffset;
 use bytes::Bytes;
 use millstream_flow::BoxError;
+use millstream_message::StreamOffset;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::{self, File};

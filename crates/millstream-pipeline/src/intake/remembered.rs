@@ -1,9 +1,9 @@
 //! How far the items of a source that has no queue are settled.
 
 use super::position::Keeper;
-use crate::offset::keep_saving;
 use bytes::Bytes;
 use millstream_flow::BoxError;
+use millstream_message::keep_saving;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -103,9 +103,8 @@ impl Remembered {
 mod tests {
     use super::*;
     use crate::intake::position_of;
-    use crate::offset::StreamOffset;
     use millstream_embedded::{EmbeddedBroker, Settings};
-    use millstream_message::{Broker, StreamSpec};
+    use millstream_message::{Broker, StreamOffset, StreamSpec};
     use proptest::prelude::*;
     use std::time::Duration;
 

@@ -6,9 +6,8 @@ use crate::feed::{CHUNK_ITEMS, Feed, FileFeed, GenerateFeed, StdinFeed, StreamFe
 use crate::file::model::{Buffer, Prefetch, QueueRef, Source, StreamSource, Then};
 use crate::file::units::show_size;
 use crate::intake::{self, Ingest, Intake, Keeper, PositionFile, Remembered, position_of};
-use crate::offset::StreamOffset;
 use crate::run::Counted;
-use millstream_message::{Address, Broker, ConsumeOptions, Consumer, Overflow, Queue};
+use millstream_message::{Address, Broker, ConsumeOptions, Consumer, Overflow, Queue, StreamOffset};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use tokio::task::JoinSet;

@@ -1,11 +1,5 @@
 //! One consumer of a stream: what it has in hand, and how far everything before is settled.
 
-use super::Claim;
-use crate::offset::{StreamOffset, keep_saving};
-use millstream_message::{
-    Acker, Address, BrokerError, BrokerErrorKind, ConsumeOptions, ConsumerSource, Delivery, Message, Nack,
-    Settle, Settled, StopWhen, StreamItem, StreamReader, Tag,
-};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::ops::Range;
@@ -14,8 +8,17 @@ use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
+
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+use super::Claim;
+use crate::consume::{Acker, ConsumeOptions, ConsumerSource, Delivery, Nack, Settle, Settled, StopWhen, Tag};
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::message::Message;
+use crate::offset::{StreamOffset, keep_saving};
+use crate::publish::Address;
+use crate::stream::{StreamItem, StreamReader};
 
 /// How long nothing may come before a consumer ends that is told to end with its stream while it waits for more.
 const QUIET: Duration = Duration::from_secs(1);

@@ -5,25 +5,48 @@
 //! is one of each name.
 
 mod consumer;
-#[cfg(test)]
-mod tests;
 
-use crate::offset::StreamOffset;
-use bytes::Bytes;
-use consumer::{Kept, Place, Reading};
-use millstream_message::{
-    Acker, Address, Batch, Binding, BoxFuture, Broker, BrokerError, BrokerErrorKind, BrokerUrl, Browsed,
-    Confirm, ConsumeOptions, Consumer, Exchange, Features, Message, Outcomes, Publish, PublishOutcome, Queue,
-    QueueKind, QueueStats, Refusal, Returned, StreamFrom, StreamReader, StreamSpec, StreamStats,
-    stream_extent,
-};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use bytes::Bytes;
 use tokio::task::JoinSet;
 
-/// A broker of streams, whose streams are used as queues.
-pub(crate) struct StreamedQueues {
+use self::consumer::{Kept, Place, Reading};
+use crate::broker::{BoxFuture, Broker, Browsed, Features, QueueStats};
+use crate::consume::{Acker, ConsumeOptions, Consumer};
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::message::Message;
+use crate::offset::StreamOffset;
+use crate::publish::{Address, Batch, Confirm, Outcomes, Publish, PublishOutcome, Refusal, Returned};
+use crate::stream::{StreamFrom, StreamReader, StreamSpec, StreamStats, stream_extent};
+use crate::topology::{Binding, Exchange, Queue, QueueKind};
+use crate::url::BrokerUrl;
+
+/// A broker of streams, whose streams can be asked for as queues.
+///
+/// A queue is a stream, whose messages stay. A consumer goes on, under its [name](ConsumeOptions::name), at the offset behind
+/// which all is settled, which the broker keeps; the first time it begins with the oldest message, or where
+/// [`from`](ConsumeOptions::from) says. Consumers share nothing: each name gets every message, and a second consumer of one name
+/// of one stream is refused with `InUse` as long as somebody has the first, or a delivery of it. What is given back comes
+/// again; what is dead-lettered or discarded is settled. There are no exchanges, limits but bytes, priorities and leases:
+/// they are refused.
+///
+/// # Backpressure
+/// What is handed out never exceeds either prefetch, counted from the first message that is not settled.
+///
+/// # Cancel safety
+/// What was settled is stored every 200 ms at most, and when the broker is closed: a process that is killed gets again what
+/// it settled since.
+pub struct StreamedQueues {
     streams: Arc<dyn Broker>,
     open: Mutex<Open>,
+}
+
+impl fmt::Debug for StreamedQueues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamedQueues").field("url", &self.streams.url().to_string()).finish_non_exhaustive()
+    }
 }
 
 #[derive(Default)]
@@ -47,7 +70,8 @@ struct Saving {
 }
 
 impl StreamedQueues {
-    pub(crate) fn new(streams: Arc<dyn Broker>) -> Self {
+    /// Queues over the streams of this broker.
+    pub fn new(streams: Arc<dyn Broker>) -> Self {
         StreamedQueues { streams, open: Mutex::default() }
     }
 

@@ -1,10 +1,17 @@
-//! Streams as queues, over the embedded broker.
+//! Streams used as queues, over this broker's.
 
-use super::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
 use millstream_embedded::{EmbeddedBroker, Settings};
 use millstream_message::conformance::{self, Backend};
-use millstream_message::{Delivery, Nack};
-use std::time::Duration;
+use millstream_message::{
+    Address, Batch, BoxFuture, Broker, BrokerError, BrokerErrorKind, ConsumeOptions, Delivery, Message, Nack,
+    PublishOutcome, Queue, StopWhen, StreamOffset, StreamSpec, StreamedQueues, keep_saving,
+};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 fn queues(streams: &Arc<EmbeddedBroker>) -> StreamedQueues {
     StreamedQueues::new(streams.clone())
@@ -76,7 +83,7 @@ async fn what_is_given_back_comes_again_and_stops_nothing() {
     let options = ConsumeOptions::default().name("one").prefetch(2).stop_when_empty();
     let mut one = broker.consume("s", options).await.expect("consumed");
     let mut next = async || {
-        let chunk = tokio::time::timeout(Duration::from_secs(100), one.next_chunk(10)).await;
+        let chunk = timeout(Duration::from_secs(100), one.next_chunk(10)).await;
         chunk.expect("it goes on").expect("a chunk")
     };
     let taken = next().await;
@@ -102,8 +109,9 @@ async fn what_is_given_back_comes_again_and_stops_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn places_are_forgotten_with_their_consumers_and_with_their_stream() {
-    let (_, broker) = with(&["a", "b"]).await;
-    let kept = || broker.open().saving.len();
+    let (streams, broker) = with(&["a", "b"]).await;
+    // Each place has the broker of its stream; so have the test and what makes queues of it.
+    let kept = || Arc::strong_count(&streams) - 2;
     for number in 0..50 {
         let mut one = broker.consume("s", group(&format!("n{number}"))).await.expect("consumed");
         one.next_chunk(1).await.expect("a chunk")[0].ack();
@@ -119,6 +127,7 @@ async fn places_are_forgotten_with_their_consumers_and_with_their_stream() {
     drop((one, taken));
     broker.declare_queue(Queue::durable("s")).await.expect("declared");
     drop(broker.consume("s", group("new")).await.expect("consumed"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(kept(), 1, "only the new one");
 }
 
@@ -172,7 +181,7 @@ async fn no_more_than_the_prefetch_is_in_hand() {
     let mut one = broker.consume("s", group("one").prefetch(2)).await.expect("consumed");
     let taken = one.next_chunk(10).await.expect("a chunk");
     assert_eq!(texts(&taken), ["a", "b"]);
-    let more = tokio::time::timeout(Duration::from_secs(60), one.next_chunk(10)).await;
+    let more = timeout(Duration::from_secs(60), one.next_chunk(10)).await;
     assert!(more.is_err(), "it waits for a settlement");
     taken[0].ack();
     assert_eq!(texts(&one.next_chunk(10).await.expect("a chunk")), ["c"]);
@@ -207,7 +216,7 @@ async fn what_is_appended_later_is_waited_for_unless_it_is_to_end() {
         publish(&broker, &["late"]).await;
     });
     assert_eq!(texts(&next.expect("a chunk")), ["late"]);
-    waits.acker().stop(millstream_message::StopWhen::Empty);
+    waits.acker().stop(StopWhen::Empty);
     let begin = tokio::time::Instant::now();
     assert!(waits.next_chunk(1).await.expect("the end").is_empty());
     assert_eq!(begin.elapsed(), Duration::from_secs(1), "nothing came for so long");
@@ -254,4 +263,43 @@ async fn a_stream_is_looked_at_counted_and_refuses_what_it_is_not() {
         let refused = broker.consume("s", options).await.expect_err("no stream has it");
         assert_eq!(refused.kind(), BrokerErrorKind::Unsupported);
     }
+}
+
+async fn with_stream() -> Arc<EmbeddedBroker> {
+    let broker = Arc::new(EmbeddedBroker::memory(Settings::memory()).expect("a broker"));
+    broker.declare_stream(StreamSpec::new("s")).await.expect("declared");
+    broker
+}
+
+#[tokio::test]
+async fn an_offset_never_goes_back() {
+    let broker = with_stream().await;
+    broker.store_offset("s", "reader", 3).await.expect("stored");
+    let (offset, stored) = StreamOffset::open(broker.clone(), "s", "reader").await.expect("opened");
+    assert_eq!(stored, Some(3));
+    for (store, expected) in [(2, 3), (7, 7), (5, 7)] {
+        offset.store(store).await.expect("stored");
+        let stored = broker.stored_offset("s", "reader").await.expect("looked up");
+        assert_eq!(stored, Some(expected), "after {store}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_out_of_reach_is_tried_again_and_another_trouble_is_told() {
+    let (changed, tries) = (Notify::new(), AtomicU32::new(0));
+    changed.notify_one();
+    let save = || async {
+        let kind = match tries.fetch_add(1, Ordering::Relaxed) {
+            0..3 => BrokerErrorKind::Unavailable,
+            3 => return Ok(()),
+            _ => BrokerErrorKind::Storage,
+        };
+        Err(BrokerError::new(kind, "no").into())
+    };
+    let waits = timeout(Duration::from_secs(60), keep_saving(&changed, save)).await;
+    assert!(waits.is_err(), "{waits:?}");
+    assert_eq!(tries.load(Ordering::Relaxed), 4, "saved once, and then nothing has changed");
+    changed.notify_one();
+    let told = timeout(Duration::from_secs(60), keep_saving(&changed, save)).await.expect("told");
+    assert_eq!(told.expect_err("told").to_string(), "no");
 }
