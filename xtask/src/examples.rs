@@ -14,7 +14,7 @@ const ON_A_BROKER: [&str; 7] =
 /// Builds all examples, then runs each; an error names those that failed.
 pub(crate) fn run() -> Outcome {
     let scratch = tempfile::tempdir().map_err(|e| format!("no temporary directory: {e}"))?;
-    let mut failed = Vec::new();
+    let (mut failed, mut missing) = (Vec::new(), Vec::new());
     let examples = build()?;
     let mut run = |name: &str, program: &str, url: Option<&str>| {
         eprintln!("--- {name} {}", url.unwrap_or_default());
@@ -33,13 +33,24 @@ pub(crate) fn run() -> Outcome {
     for (name, program) in &examples {
         run(name, program, None);
     }
-    let node = rabbitmq::start()?;
-    for name in ON_A_BROKER {
-        let (_, program) =
-            examples.iter().find(|(known, _)| known == name).ok_or(format!("no example {name}"))?;
-        run(name, program, Some(&node.url()));
-    }
-    eprintln!("{} examples, {} of them on RabbitMQ too", examples.len(), ON_A_BROKER.len());
+    // What has failed until here is told in any case.
+    let on_a_broker = match rabbitmq::start() {
+        Ok(node) => {
+            for name in ON_A_BROKER {
+                match examples.iter().find(|(known, _)| known == name) {
+                    Some((_, program)) => run(name, program, Some(&node.url())),
+                    None => missing.push(format!("{name}, which is no example")),
+                }
+            }
+            ON_A_BROKER.len()
+        }
+        Err(problem) => {
+            missing.push(format!("RabbitMQ ({problem})"));
+            0
+        }
+    };
+    failed.append(&mut missing);
+    eprintln!("{} examples, {on_a_broker} of them on RabbitMQ too", examples.len());
     if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", "))) }
 }
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use millstream_message::{
-    Acker, Address, Batch, Broker, ConsumeOptions, Delivery, Message, Outcomes, Publish, QueueKind, Value,
-    dead,
+    Acker, Address, Batch, Broker, BrokerUrl, ConsumeOptions, Delivery, Message, Outcomes, Publish,
+    QueueKind, Value, dead,
 };
 use serde_json::json;
 
@@ -296,14 +296,20 @@ async fn replay(
             break;
         }
         let (mut tags, mut targets, mut publishes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut stuck = false;
         for letter in chunk {
             match to.clone().or_else(|| origin(&letter.message)) {
+                // What is behind it would not be taken off, and would be replayed again the next time.
+                _ if stuck => {}
                 Some(to) => {
                     tags.push(letter.tag);
                     targets.push(to.key().to_owned());
                     publishes.push(Publish { to, message: revived(letter.message) });
                 }
-                None => homeless += 1,
+                None => {
+                    homeless += 1;
+                    stuck = letters.in_order;
+                }
             }
         }
         let outcomes: Outcomes = broker
@@ -320,12 +326,16 @@ async fn replay(
             complain(&format!("replayed {}; the next stays where it is", counted(replayed, "dead letter")));
             return stored(outcome, &targets[*at], broker.url());
         }
+        if stuck {
+            break;
+        }
     }
     letters.acker.release();
     complain(&format!("replayed {}", counted(replayed, "dead letter")));
     if homeless > 0 {
+        let behind = if letters.in_order { ", with all behind it in the stream" } else { "" };
         return Err(Failure::Failed(format!(
-            "{} did not say where it came from and stays; --to QUEUE puts it there",
+            "{} did not say where it came from and stays{behind}; --to QUEUE puts it there",
             counted(homeless, "dead letter")
         )));
     }
@@ -376,11 +386,20 @@ struct Letters {
     left: u64,
     /// How many letters may still be taken.
     wanted: u64,
+    /// They are in a stream, where a letter is done with once all before it are.
+    in_order: bool,
     failed: Box<dyn Fn(millstream_message::BrokerError) -> Failure>,
 }
 
 impl Letters {
     async fn open(broker: &Arc<dyn Broker>, queue: &str, which: Which) -> Result<Letters, Failure> {
+        let in_order = matches!(broker.url(), BrokerUrl::RabbitmqStream(_));
+        if in_order && which.matching.is_some() {
+            return Err(Failure::Refused(format!(
+                "`{queue}` is a stream, whose letters are taken in their order: leave --matching out, or take the first by \
+                 --max; `dead-letters show` shows those that match"
+            )));
+        }
         let failed = {
             let (queue, url) = (queue.to_owned(), broker.url().clone());
             move |error| on_queue("read", &queue, &url, &error)
@@ -397,7 +416,7 @@ impl Letters {
         let consumer = broker.consume(queue, options).await.map_err(&failed)?;
         let acker = consumer.acker();
         let wanted = which.max.unwrap_or(u64::MAX);
-        Ok(Letters { consumer, acker, which, left: stats.ready, wanted, failed: Box::new(failed) })
+        Ok(Letters { consumer, acker, which, left: stats.ready, wanted, in_order, failed: Box::new(failed) })
     }
 
     /// The next letters that are meant; empty at the end.

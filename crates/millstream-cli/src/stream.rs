@@ -109,24 +109,25 @@ async fn publish(broker: Arc<dyn Broker>, asked: args::Append) -> Result<(), Fai
 async fn read(broker: Arc<dyn Broker>, asked: args::Read, mut signals: Signals) -> Result<(), Failure> {
     let stream = asked.on.stream.as_str();
     let failed = |error: BrokerError| on_stream("read", &asked.on, &error);
-    let mut wanted = stream_extent(&*broker, stream, asked.from).await.map_err(failed)?;
-    if asked.follow {
-        wanted.end = u64::MAX;
+    let held = stream_extent(&*broker, stream, asked.from).await.map_err(failed)?;
+    let mut reader = broker.read(stream, asked.from).await.map_err(failed)?;
+    if !asked.follow {
+        reader = reader.until(held);
     }
     let mut left = asked.max.unwrap_or(u64::MAX);
-    let mut reader = broker.read(stream, asked.from).await.map_err(failed)?;
     let mut out = Out::new();
-    while left > 0 && !wanted.is_empty() {
+    while left > 0 {
         let page = usize::try_from(left).unwrap_or(usize::MAX).min(PAGE);
         let chunk = tokio::select! {
             biased;
             signal = signals.next() => return Err(Failure::Signal(signal)),
             chunk = reader.next_chunk(page) => chunk.map_err(failed)?,
         };
-        let Some(last) = chunk.last() else { break };
-        wanted.start = last.offset.saturating_add(1);
-        for item in chunk.iter().filter(|item| item.offset < wanted.end) {
-            left -= 1;
+        if chunk.is_empty() {
+            break;
+        }
+        left -= chunk.len() as u64;
+        for item in &chunk {
             if asked.json {
                 out.json(&item_json(item))?;
             } else {

@@ -144,6 +144,25 @@ async fn what_asks_for_a_queue_takes_a_stream_of_rabbitmq() {
     assert_eq!(ledger()["received"], 0, "the second run goes on where the first one ended");
     place.done(&["queue", "publish", &url, "events", "{\"n\":4}"]);
     assert_eq!(ledger()["received"], 1);
+    assert_eq!(place.done(&["queue", "consume", &url, "copies"]), "{\"n\":4}\n");
+
+    // Letters of a stream are taken in their order, so none is replayed twice.
+    let refused = place.run(&["dead-letters", "replay", &url, "letters", "--matching", "json"]);
+    assert!(refused.code == Some(2) && refused.err.contains("--max"), "{}", refused.err);
+    let replay = |to: &[&str]| place.run(&[&["dead-letters", "replay", &url, "letters"], to].concat());
+    for replayed in ["replayed 1 ", "replayed 0 "] {
+        let run = replay(&["--to", "copies"]);
+        assert!(run.code == Some(0) && run.err.contains(replayed), "{}", run.err);
+    }
+    assert_eq!(place.done(&["queue", "consume", &url, "copies"]), "no json\n");
+    place.done(&["queue", "publish", &url, "letters", "from nowhere"]);
+    let headers = ["--header", "millstream-dead-exchange=", "--header", "millstream-dead-key=copies"];
+    place.done(&[&["queue", "publish", &url, "letters", "from copies"][..], &headers].concat());
+    for _ in 0..2 {
+        let run = replay(&[]);
+        assert!(run.code == Some(1) && run.err.contains("all behind it in the stream"), "{}", run.err);
+    }
+    assert_eq!(place.done(&["queue", "consume", &url, "copies"]), "");
     place.done(&["queue", "delete", &url, "events", "--yes"]);
     assert_eq!(place.run(&["queue", "stats", &url, "events"]).code, Some(1));
 }

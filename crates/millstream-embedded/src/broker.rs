@@ -189,6 +189,20 @@ impl EmbeddedBroker {
         self.core.streams.get(name).ok_or_else(|| not_found("stream", name))
     }
 
+    /// Forgets how far the readers of a stream have read.
+    async fn forget_offsets(&self, stream: &str) -> Result<(), BrokerError> {
+        let begin = offset_name(stream, "");
+        let names: Vec<String> = {
+            let positions = self.core.positions.lock();
+            let of_stream = positions.range(begin.clone()..).map(|(name, _)| name);
+            of_stream.take_while(|name| name.starts_with(&begin)).cloned().collect()
+        };
+        for name in names {
+            self.core.store_position(name, None).await?;
+        }
+        Ok(())
+    }
+
     /// Ends everything that waits.
     fn shut(&self) -> bool {
         if self.core.shared.closed.swap(true, Ordering::AcqRel) {
@@ -495,7 +509,10 @@ impl Broker for EmbeddedBroker {
                 Stream::Memory(_) => None,
             };
             let remove = |_: &mut Topology| _ = self.core.streams.remove(name);
+            // Before, so that no crash leaves an offset of this stream to another of its name; and what was stored meanwhile.
+            self.forget_offsets(name).await?;
             self.core.declare(declaration, remove, |_| {}).await?;
+            self.forget_offsets(name).await?;
             blocking(move || {
                 stream.delete();
                 Ok(())

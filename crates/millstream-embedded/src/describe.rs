@@ -63,7 +63,7 @@ fn message(bytes: &[u8]) -> Result<Json, Malformed> {
 /// The messages of one append to a stream.
 fn appended(bytes: &[u8]) -> Result<Json, Malformed> {
     let mut messages = Vec::new();
-    stream_log::decode(&Bytes::copy_from_slice(bytes), |offset, message| {
+    stream_log::record::decode(&Bytes::copy_from_slice(bytes), |offset, message| {
         messages.push(json!({
             "offset": offset,
             "content_type": message.content_type(),

@@ -1,30 +1,26 @@
 //! Streams on disk: a log of their own each, in `streams/NUMBER` of the broker's directory.
 
-use std::collections::VecDeque;
-use std::future::Future;
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+mod reader;
+pub(crate) mod record;
 
-use bytes::Bytes;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::task::Waker;
+
 use millstream_message::{
-    BrokerError, BrokerErrorKind, Message, StreamFrom, StreamItem, StreamReader, StreamSource, StreamSpec,
-    StreamStats,
+    BrokerError, BrokerErrorKind, Message, StreamFrom, StreamReader, StreamSpec, StreamStats,
 };
 use parking_lot::{Mutex, RwLock};
 
-use crate::clock::{millis, system_time, unix_millis};
+use self::reader::LogReader;
+use self::record::{encode, head};
+use crate::clock::{millis, unix_millis};
 use crate::journal::storage;
-use crate::log::{Commit, Disk, Entry, Log, LogError, LogSettings, Position, ReadError, Reader, Replay};
+use crate::log::{Disk, Entry, Log, LogError, LogSettings, Position, ReadError, Replay};
 use crate::opened::broker_error;
 use crate::record::APPENDED;
 use crate::shared::closed;
-use crate::streams::deleted;
-use crate::wire::{Input, Malformed, put_bytes, put_properties, put_u64};
-
-/// A record holds messages of about this many bytes, or one that is larger.
-const RECORD_BYTES: usize = 256 << 10;
+use crate::wire::{Input, Malformed, put_u64};
 
 /// Between two marks of the index lie about this many bytes: what a reader may have to pass over at its start.
 const MARK_BYTES: u64 = 64 << 10;
@@ -341,140 +337,8 @@ impl LoggedStream {
             index.before(|mark| mark.offset <= at)
         };
         let start = mark.map_or(log.start(), |mark| Position::new(mark.position).max(log.start()));
-        let reader = LogReader {
-            stream: self.clone(),
-            reader: log.reader(start),
-            at,
-            not_before,
-            ready: VecDeque::new(),
-            flushing: None,
-        };
+        let reader = LogReader::new(self.clone(), log.reader(start), at, not_before);
         Ok(StreamReader::new(Box::new(reader)))
-    }
-}
-
-/// Encodes as many messages as one record takes, at least one.
-fn encode(first: u64, messages: &[Message]) -> (usize, Vec<u8>) {
-    let mut bytes = 0;
-    let mut count = 0;
-    while count < messages.len() && (count == 0 || bytes + messages[count].size() <= RECORD_BYTES) {
-        bytes += messages[count].size();
-        count += 1;
-    }
-    let mut out = Vec::with_capacity(bytes + 8 * count + 16);
-    put_u64(&mut out, first);
-    put_u64(&mut out, count as u64);
-    for message in &messages[..count] {
-        put_properties(&mut out, (!message.is_plain()).then(|| message.properties()));
-        put_bytes(&mut out, message.body());
-    }
-    (count, out)
-}
-
-/// The first offset of a record and how many messages it has.
-fn head(input: &mut Input<'_>) -> Result<(u64, u64), Malformed> {
-    Ok((input.u64()?, input.count()? as u64))
-}
-
-/// Reads a record's messages; bodies share its bytes.
-pub(crate) fn decode(record: &Bytes, mut each: impl FnMut(u64, Message)) -> Result<(), Malformed> {
-    let mut input = Input(record);
-    let (first, count) = head(&mut input)?;
-    for offset in first..first.checked_add(count).ok_or(Malformed)? {
-        let properties = input.properties()?;
-        let body = record.slice_ref(input.bytes()?);
-        each(
-            offset,
-            match properties {
-                None => Message::new(body),
-                Some(properties) => Message::from_parts(body, properties),
-            },
-        );
-    }
-    Ok(())
-}
-
-struct LogReader {
-    stream: Arc<LoggedStream>,
-    reader: Reader,
-    /// The offset wanted next.
-    at: u64,
-    /// Nothing appended before this time is wanted.
-    not_before: u64,
-    ready: VecDeque<StreamItem>,
-    /// Waits until what was appended is durable, and so readable.
-    flushing: Option<Commit>,
-}
-
-impl LogReader {
-    /// Reads the next record into `ready`. False at the end of what is durable.
-    fn fill(&mut self) -> Result<bool, BrokerError> {
-        let record = match self.reader.next() {
-            Ok(None) => return Ok(false),
-            // Damage shows as a gap in the offsets.
-            Err(ReadError::Damaged(_) | ReadError::Gone(_) | ReadError::NotDurable(_)) => return Ok(true),
-            Err(error) => {
-                let text = format!("stream `{}` cannot be read now", self.stream.spec.name);
-                return Err(BrokerError::with_source(BrokerErrorKind::Storage, text, error));
-            }
-            Ok(Some(record)) => record,
-        };
-        if record.kind != APPENDED || record.time < self.not_before {
-            return Ok(true);
-        }
-        let time = system_time(record.time);
-        let (at, ready) = (&mut self.at, &mut self.ready);
-        let body = Bytes::copy_from_slice(record.body);
-        // A record that passed its checksum and makes no sense is a gap too.
-        let _ = decode(&body, |offset, message| {
-            if offset >= *at {
-                *at = offset + 1;
-                ready.push_back(StreamItem { offset, time, message });
-            }
-        });
-        Ok(true)
-    }
-}
-
-impl StreamSource for LogReader {
-    fn poll_chunk(
-        &mut self,
-        cx: &mut Context<'_>,
-        max: usize,
-        into: &mut Vec<StreamItem>,
-    ) -> Poll<Result<usize, BrokerError>> {
-        loop {
-            if !self.ready.is_empty() {
-                let count = self.ready.len().min(max);
-                into.extend(self.ready.drain(..count));
-                return Poll::Ready(Ok(count));
-            }
-            if self.stream.index.lock().deleted {
-                return Poll::Ready(Err(deleted(&self.stream.spec.name)));
-            }
-            // Before reading, so that what is appended after the read is not taken for seen.
-            let Ok(log) = self.stream.log() else { return Poll::Ready(Ok(0)) };
-            let (next, end) = (self.stream.index.lock().next, log.end());
-            if self.fill()? {
-                continue;
-            }
-            if log.durable() < end {
-                let commit = self.flushing.get_or_insert_with(|| log.flush());
-                if Pin::new(commit).poll(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                self.flushing = None;
-                continue;
-            }
-            self.flushing = None;
-            let mut index = self.stream.index.lock();
-            if index.next == next && log.end() == end && !index.deleted {
-                if !index.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                    index.wakers.push(cx.waker().clone());
-                }
-                return Poll::Pending;
-            }
-        }
     }
 }
 
@@ -487,29 +351,6 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Index::decode(&bytes);
-            let mut count: u32 = 0;
-            let _ = decode(&Bytes::from(bytes), |_, _| count += 1);
-            prop_assert!(count < 200);
         }
-    }
-
-    #[test]
-    fn messages_come_back_and_share_their_record() {
-        let messages = [Message::new("a"), Message::new("b").with_header("h", 1_i64)];
-        let (count, record) = encode(7, &messages);
-        let record = Bytes::from(record);
-        let mut read = Vec::new();
-        decode(&record, |offset, message| read.push((offset, message))).expect("reads back");
-        assert_eq!((count, read.len()), (2, 2));
-        assert_eq!(read[1], (8, messages[1].clone()));
-        assert!(record.as_ptr_range().contains(&read[0].1.body().as_ptr()));
-    }
-
-    #[test]
-    fn a_record_takes_one_large_message_or_many_small_ones() {
-        let large = vec![Message::new(vec![0; 2 * RECORD_BYTES]), Message::new("x")];
-        assert_eq!(encode(0, &large).0, 1);
-        let small = vec![Message::new(vec![0; 1024]); 1000];
-        assert_eq!(encode(0, &small).0, RECORD_BYTES / 1024);
     }
 }

@@ -9,7 +9,7 @@ use millstream_embedded::log::{Fault, SimDisk};
 use millstream_embedded::{EmbeddedBroker, Settings, open};
 use millstream_message::{
     Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Message, Nack, Overflow, PublishOutcome, Queue,
-    Refusal, StreamFrom, StreamSpec,
+    Refusal, StreamFrom, StreamSpec, stream_extent,
 };
 use support::ProcessDisk;
 
@@ -412,4 +412,43 @@ async fn a_queue_with_one_active_consumer_is_not_handed_on_while_anything_of_it_
     let woken = tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("it is woken");
     assert_eq!(number(&woken.expect("no panic").expect("reads")[0]), 3);
     drop(next);
+}
+
+/// An append that the disk refuses has taken its offsets: whoever reads everything there is must not wait for them.
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_drained_though_its_last_append_was_refused() {
+    let sim = SimDisk::new();
+    let broker = on(&ProcessDisk::new(&sim), small()).await;
+    broker.declare_stream(StreamSpec::new("s")).await.expect("declared");
+    let messages = |count: usize| (0..count).map(|_| Message::new(vec![7; 4000])).collect::<Vec<_>>();
+    broker.append("s", messages(3)).await.expect("appended");
+    sim.set_capacity(sim.used_bytes());
+    let mut taken = 0;
+    // What was reserved before is still there.
+    while broker.append("s", messages(1)).await.is_ok() {
+        taken += 1;
+        assert!(taken < 1000, "the disk is full at last");
+    }
+    let drained = async |broker: &EmbeddedBroker| {
+        let held = stream_extent(broker, "s", StreamFrom::First).await.expect("known");
+        let mut reader = broker.read("s", StreamFrom::First).await.expect("readable").until(held.clone());
+        let mut count = 0;
+        loop {
+            let chunk = tokio::time::timeout(Duration::from_secs(60), reader.next_chunk(100)).await;
+            match chunk.expect("it ends").expect("reads").len() {
+                0 => break (count, held.end),
+                some => count += some as u64,
+            }
+        }
+    };
+    let (count, end) = drained(&broker).await;
+    assert!((3..end).contains(&count), "{count} of {end}");
+    // The next life of the broker knows of the offsets, too.
+    sim.set_capacity(u64::MAX);
+    let _ = broker.close().await;
+    drop(broker);
+    let broker = on(&ProcessDisk::new(&sim), small()).await;
+    assert_eq!(drained(&broker).await.0, count);
+    broker.append("s", messages(2)).await.expect("appended");
+    assert_eq!(drained(&broker).await.0, count + 2);
 }

@@ -24,13 +24,13 @@
 //! ```
 //!
 //! # What this crate is not
-//! It knows no broker's protocol, opens no file and no socket, and reads no clock. `millstream-embedded` opens
-//! `memory:` and `embedded:PATH`.
+//! It knows no broker's protocol, opens no file and no socket, and reads no clock but in what `flow` and `streamed` bring.
+//! `millstream-embedded` opens `memory:` and `embedded:PATH`.
 //!
 //! # Features
 //! `msgpack`, `postcard`, `protobuf`: more [codecs](codec). `gzip`, `zstd`, `lz4`: compression of bodies; `zstd` compiles
 //! C. `conformance`: the suite (module `conformance`) that every backend runs in its tests. `flow`: queues as the ends of
-//! flows (module `flow`).
+//! flows (module `flow`). `streamed`: streams as queues (`StreamedQueues`).
 #![forbid(unsafe_code)]
 
 mod broker;
@@ -44,8 +44,12 @@ mod error;
 #[cfg(feature = "flow")]
 pub mod flow;
 mod message;
+#[cfg(feature = "streamed")]
+mod offset;
 mod publish;
 mod stream;
+#[cfg(feature = "streamed")]
+mod streamed;
 mod topology;
 mod url;
 mod value;
@@ -59,10 +63,14 @@ pub use consume::{
 pub use declaration::{Declaration, Standing, Topology};
 pub use error::{BrokerError, BrokerErrorKind};
 pub use message::{Message, Properties};
+#[cfg(feature = "streamed")]
+pub use offset::{StreamOffset, keep_saving};
 pub use publish::{Address, Batch, Confirm, Outcomes, Publish, PublishOutcome, Refusal, Returned};
 pub use stream::{
     StreamFrom, StreamItem, StreamReader, StreamSource, StreamSpec, StreamStats, stream_extent,
 };
+#[cfg(feature = "streamed")]
+pub use streamed::StreamedQueues;
 pub use topology::{
     Binding, Exchange, ExchangeKind, HeaderMatch, Overflow, Queue, QueueKind, Target, differences,
 };

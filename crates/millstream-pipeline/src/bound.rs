@@ -6,6 +6,7 @@ use crate::batcher::Rule;
 use crate::file::model::{Buffer, Draft, Format, Prefetch, Source, Step};
 use crate::item::Raw;
 use millstream_flow::Token;
+use millstream_message::BrokerUrl;
 
 /// Bytes that a source reads from its file at once.
 pub(crate) const READ_BYTES: u64 = 256 << 10;
@@ -84,6 +85,10 @@ fn reading(draft: &Draft) -> u64 {
         }
         Some(Source::Http(http)) => http.bytes_max(),
         Some(Source::Stream(_)) => STREAM_BYTES,
+        // A queue there is a stream.
+        Some(Source::Queue { queue, .. }) if matches!(queue.broker, BrokerUrl::RabbitmqStream(_)) => {
+            STREAM_BYTES
+        }
         _ => 0,
     }
 }

@@ -1,7 +1,5 @@
 //! The brokers of a process: each is opened once and shared by all pipelines that name it.
 
-#[cfg(feature = "rabbitmq")]
-use crate::streamed::StreamedQueues;
 use millstream_embedded::{EmbeddedBroker, Settings};
 use millstream_message::{Broker, BrokerError, BrokerErrorKind, BrokerUrl};
 use std::collections::HashMap;
@@ -105,7 +103,7 @@ pub async fn open_broker(url: &BrokerUrl, memory_bytes: u64) -> Result<Arc<dyn B
         #[cfg(feature = "rabbitmq")]
         BrokerUrl::RabbitmqStream(url) => {
             let streams = millstream_rabbitmq::stream::StreamBroker::connect(url).await?;
-            Ok(Arc::new(StreamedQueues::new(Arc::new(streams))))
+            Ok(Arc::new(millstream_message::StreamedQueues::new(Arc::new(streams))))
         }
         other => Err(unknown(other)),
     }

@@ -62,8 +62,6 @@ mod run;
 mod settings;
 mod start;
 mod steps;
-#[cfg(any(feature = "rabbitmq", test))]
-mod streamed;
 mod trouble;
 mod value;
 

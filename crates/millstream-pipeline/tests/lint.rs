@@ -274,7 +274,7 @@ fn a_dead_letter_queue_needs_a_broker_and_its_own_name() {
         "buffer: { queue: { broker: \"embedded:s\", name: q } }\non_error: { dead_letter: { queue: q } }";
     check(
         &with(lines),
-        &[(5, 35, "queue `q` is used for the dead letters and for the buffer", "its own queue")],
+        &[(5, 35, "queue `q` is used for the dead letters and for the buffer", "another queue")],
     );
     let lines = "buffer: { queue: { broker: \"embedded:s\", name: q } }\non_error: { dead_letter: { queue: d, broker: \"embedded:t\" } }";
     check(&with(lines), &[(5, 35, "on another broker", "leave `broker` out")]);
@@ -290,6 +290,53 @@ fn a_queue_never_feeds_itself() {
         "name: p\nsource: { queue: { broker: \"embedded:s\", name: q } }\nbuffer: { queue: { broker: \"embedded:s\", name: r } }\noutput: { stdout: }",
         &[(3, 48, "stores every item twice", "leave `buffer` out")],
     );
+}
+
+#[test]
+fn a_stream_never_feeds_itself_by_whichever_name_it_is_called() {
+    const STREAMS: &str = "rabbitmq-stream://h";
+    let yaml = |source: &str, output: &str, rest: &str, broker: &str| {
+        let end = |what: &str| match what {
+            "stdin" | "stdout" => format!("{what}:"),
+            what => format!("{what}: {{ broker: \"{broker}\", name: x }}"),
+        };
+        format!("name: p\nsource: {{ {} }}\noutput: {{ {} }}\n{rest}", end(source), end(output))
+    };
+    let at = |what: &str| (STREAMS.len() + what.len() + 33) as u32;
+    for (source, output) in
+        [("queue", "stream"), ("stream", "queue"), ("stream", "stream"), ("queue", "queue")]
+    {
+        let expected = format!("{output} `x` is used for an output and for the source");
+        check(
+            &yaml(source, output, "", STREAMS),
+            &[(3, at(output), &expected, &format!("another {output}; items would come round again"))],
+        );
+    }
+    for source in ["queue", "stream"] {
+        let letters = format!("on_error: {{ dead_letter: {{ queue: x, broker: \"{STREAMS}\" }} }}");
+        let expected = "is used for the dead letters and for the source";
+        let problems = problems(&yaml(source, "stdout", &letters, STREAMS));
+        assert!(problems.iter().any(|problem| problem.message.contains(expected)), "{problems}");
+    }
+    // Elsewhere a queue and a stream of one name are two things, and many may append to one stream.
+    accepted(&yaml("queue", "stream", "", "embedded:s"));
+    accepted(&yaml("stream", "queue", "", "embedded:s"));
+    let letters = format!("on_error: {{ dead_letter: {{ queue: x, broker: \"{STREAMS}\" }} }}");
+    accepted(&format!(
+        "name: p\n{SOURCE}\noutput: {{ stream: {{ broker: \"{STREAMS}\", name: x }} }}\n{letters}"
+    ));
+}
+
+#[test]
+fn the_memory_of_a_streams_reader_is_part_of_the_bound_by_whichever_name_the_stream_is_called() {
+    let bound = |broker: &str| {
+        let yaml = format!(
+            "name: p\nsource: {{ queue: {{ broker: \"{broker}\", name: x }} }}\noutput: {{ stdout: }}"
+        );
+        let pipeline = Pipeline::parse("p.yaml", yaml.as_str());
+        pipeline.unwrap_or_else(|problems| panic!("{problems}")).memory_bound_bytes()
+    };
+    assert_eq!(bound("rabbitmq-stream://h"), bound("amqp://h") + (8 << 20));
 }
 
 #[test]
@@ -513,6 +560,6 @@ fn streams_are_held_against_their_brokers_and_their_settings() {
     check(
         "name: p\nsource: { stream: { name: s, broker: \"embedded:d\" } }\n\
          output: { stream: { name: s, broker: \"embedded:d\" } }",
-        &[(3, 27, "for the source and for an output", "another stream")],
+        &[(3, 27, "for an output and for the source", "another stream")],
     );
 }

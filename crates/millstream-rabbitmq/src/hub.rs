@@ -24,8 +24,8 @@ pub(crate) struct Hub {
     pub(crate) positions: Mutex<HashSet<String>>,
     consumers: Mutex<Vec<Weak<ConsumerCore>>>,
     consumers_made: AtomicU64,
-    /// How many messages of each queue this handle has delayed, by the slot of time in which they are due.
-    delayed: Mutex<HashMap<String, BTreeMap<u128, u64>>>,
+    /// What this handle has delayed.
+    delayed: Mutex<Delayed>,
     epoch: Instant,
     /// Consumers of each queue that are being cancelled.
     cancelling: Mutex<HashMap<String, usize>>,
@@ -34,6 +34,14 @@ pub(crate) struct Hub {
     errands: Mutex<VecDeque<Errand>>,
     /// Notified when there are errands.
     pub(crate) any_errands: Notify,
+}
+
+/// How many messages of each queue wait, by the slot of time in which they are due.
+#[derive(Default)]
+struct Delayed {
+    queues: HashMap<String, BTreeMap<u128, u64>>,
+    /// With more queues than this, those of which nothing waits any more are forgotten.
+    queues_max: usize,
 }
 
 /// What is known of the broker when something is published.
@@ -125,19 +133,27 @@ impl Hub {
     pub(crate) fn delay(&self, queue: &str, delay: Duration) {
         let now = self.epoch.elapsed();
         let mut delayed = self.delayed.lock();
-        let slots = delayed.entry(queue.to_owned()).or_default();
+        let slots = delayed.queues.entry(queue.to_owned()).or_default();
         forget(slots, now);
         *slots.entry(slot(now + delay)).or_insert(0) += 1;
+        if delayed.queues.len() > delayed.queues_max {
+            delayed.queues.retain(|_, slots| {
+                forget(slots, now);
+                !slots.is_empty()
+            });
+            // Twice what is left, so that looking through them costs little for each.
+            delayed.queues_max = (2 * delayed.queues.len()).max(16);
+        }
     }
 
     /// How many messages of a queue wait for their time, of those that this handle has delayed.
     pub(crate) fn delayed(&self, queue: &str) -> u64 {
         let mut delayed = self.delayed.lock();
-        let Some(slots) = delayed.get_mut(queue) else { return 0 };
+        let Some(slots) = delayed.queues.get_mut(queue) else { return 0 };
         forget(slots, self.epoch.elapsed());
         let count = slots.values().sum();
         if count == 0 {
-            delayed.remove(queue);
+            delayed.queues.remove(queue);
         }
         count
     }
@@ -208,11 +224,23 @@ mod tests {
             hub.delay("q", Duration::from_secs(1));
             tokio::time::advance(Duration::from_millis(100)).await;
         }
-        let slots = hub.delayed.lock()["q"].len();
+        let slots = hub.delayed.lock().queues["q"].len();
         assert!(slots <= 21, "{slots}");
         assert_eq!(hub.delayed("q"), 10);
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(hub.delayed("q"), 0);
-        assert!(hub.delayed.lock().is_empty());
+        assert!(hub.delayed.lock().queues.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn queues_of_which_nothing_waits_any_more_are_forgotten_though_nobody_asks() {
+        let hub = Hub::new();
+        for number in 0..1000 {
+            hub.delay(&format!("q{number}"), Duration::from_secs(1));
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        let queues = hub.delayed.lock().queues.len();
+        assert!(queues <= 2 * 11, "{queues}");
+        assert_eq!(hub.delayed("q999"), 1, "what waits is known");
     }
 }

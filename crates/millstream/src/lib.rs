@@ -83,7 +83,7 @@ pub mod prelude {
 }
 
 /// Opens the broker that a URL names: `memory:`, `embedded:PATH` for a durable one in a directory, or `amqp://HOST` for
-/// RabbitMQ and `rabbitmq-stream://HOST` for its streams (feature `rabbitmq`).
+/// RabbitMQ and `rabbitmq-stream://HOST` for its streams, which may be asked for as queues, too (feature `rabbitmq`).
 ///
 /// # Errors
 /// If the URL is of no known kind, or the broker cannot be opened: the directory cannot be written, or another
@@ -95,7 +95,8 @@ pub async fn open(url: &str) -> Result<std::sync::Arc<dyn message::Broker>, flow
         message::BrokerUrl::Amqp(url) => Ok(std::sync::Arc::new(rabbitmq::RabbitMq::connect(&url).await?)),
         #[cfg(feature = "rabbitmq")]
         message::BrokerUrl::RabbitmqStream(url) => {
-            Ok(std::sync::Arc::new(rabbitmq::stream::StreamBroker::connect(&url).await?))
+            let streams = rabbitmq::stream::StreamBroker::connect(&url).await?;
+            Ok(std::sync::Arc::new(message::StreamedQueues::new(std::sync::Arc::new(streams))))
         }
         #[cfg(not(feature = "rabbitmq"))]
         url @ (message::BrokerUrl::Amqp(_) | message::BrokerUrl::RabbitmqStream(_)) => {

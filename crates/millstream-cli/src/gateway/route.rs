@@ -236,6 +236,13 @@ impl RouteConfig {
             return Ok(Target::Handler(Arc::new(PublishTo::new(broker, Address::queue(queue), max))));
         }
         if let Some(what) = served {
+            let url = self.broker.as_deref().map(str::parse::<BrokerUrl>);
+            if let (Served::Queue(name), Some(Ok(BrokerUrl::RabbitmqStream(_)))) = (&what, url) {
+                return Err(format!(
+                    "`{name}` is a stream there, which gives every message to every client: write `serve.stream`, or take \
+                     a queue of `amqp://`"
+                ));
+            }
             let broker = self.broker(brokers).await?;
             match &what {
                 Served::Queue(queue) => queue_is_there(&*broker, queue).await?,
@@ -289,4 +296,20 @@ async fn stream_is_there(broker: &dyn Broker, stream: &str) -> Result<(), String
         other => other.map(drop),
     };
     there.map_err(|error| format!("cannot use the stream `{stream}`: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_is_not_served_as_a_queue() {
+        let route = RouteConfig {
+            broker: Some("rabbitmq-stream://localhost".into()),
+            queue: Some("orders".into()),
+            ..RouteConfig::default()
+        };
+        let Err(refused) = route.build(1, &mut Brokers::default()).await else { panic!("it is built") };
+        assert!(refused.contains("`orders` is a stream") && refused.contains("serve.stream"), "{refused}");
+    }
 }

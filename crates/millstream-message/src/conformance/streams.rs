@@ -120,7 +120,9 @@ async fn readers_remember_their_offset(bench: &mut Bench<'_>) {
 
 async fn a_deleted_stream_ends_its_readers(bench: &mut Bench<'_>) {
     let name = stream(bench).await;
-    let mut reader = open(bench, &name, StreamFrom::First).await;
+    append(bench, &name, 0..2).await;
+    bench.broker().store_offset(&name, "reader", 2).await.expect("stored");
+    let mut reader = open(bench, &name, StreamFrom::Next).await;
     bench.broker().delete_stream(&name).await.expect("deleted");
     bench.broker().delete_stream(&name).await.expect("again is fine");
     let end = within(bench.claim, reader.next_chunk(1)).await;
@@ -129,6 +131,8 @@ async fn a_deleted_stream_ends_its_readers(bench: &mut Bench<'_>) {
     assert_eq!(missing.expect_err("it is gone").kind(), BrokerErrorKind::NotFound);
     bench.broker().declare_stream(StreamSpec::new(&name)).await.expect("declared anew");
     assert_eq!(bench.broker().stream_stats(&name).await.expect("stats").next, 0, "it begins anew");
+    let stored = bench.broker().stored_offset(&name, "reader").await;
+    assert_eq!(stored.expect("looked up"), None, "so do its readers");
 }
 
 async fn streams_survive_a_restart(bench: &mut Bench<'_>) {

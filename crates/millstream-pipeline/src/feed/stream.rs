@@ -4,9 +4,8 @@ use super::{Chunk, Feed};
 use crate::intake::{offset_of, position_of};
 use crate::item::Raw;
 use millstream_flow::BoxError;
-use millstream_message::{Broker, StreamFrom, StreamItem, StreamReader, stream_extent};
+use millstream_message::{Broker, BrokerError, StreamFrom, StreamItem, StreamReader, stream_extent};
 use std::future::Future;
-use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -20,13 +19,7 @@ pub(crate) struct StreamFeed {
     /// The most items handed out at once.
     chunk: usize,
     position_name: String,
-    reading: Option<Reading>,
-}
-
-struct Reading {
-    reader: StreamReader,
-    /// What is still wanted, if not everything that ever comes.
-    wanted: Option<Range<u64>>,
+    reader: Option<StreamReader>,
 }
 
 impl StreamFeed {
@@ -39,16 +32,15 @@ impl StreamFeed {
         chunk: usize,
     ) -> Self {
         let position_name = format!("{pipeline}/stream/{stream}");
-        StreamFeed { broker, stream: stream.to_owned(), from, drained, chunk, position_name, reading: None }
+        StreamFeed { broker, stream: stream.to_owned(), from, drained, chunk, position_name, reader: None }
     }
 
-    async fn begin(&mut self) -> Result<Reading, BoxError> {
-        let wanted = match self.drained {
-            true => Some(stream_extent(&*self.broker, &self.stream, self.from).await?),
-            false => None,
-        };
-        let reader = self.broker.read(&self.stream, self.from).await?;
-        Ok(Reading { reader, wanted })
+    async fn begin(&mut self) -> Result<StreamReader, BrokerError> {
+        if !self.drained {
+            return self.broker.read(&self.stream, self.from).await;
+        }
+        let held = stream_extent(&*self.broker, &self.stream, self.from).await?;
+        Ok(self.broker.read(&self.stream, self.from).await?.until(held))
     }
 }
 
@@ -64,24 +56,21 @@ fn named(stream: &str, item: StreamItem) -> Raw {
 impl Feed for StreamFeed {
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Result<Option<Chunk>, BoxError>> + Send + '_>> {
         Box::pin(async {
-            if self.reading.is_none() {
-                self.reading = Some(self.begin().await?);
-            }
-            let Some(reading) = &mut self.reading else { return Ok(None) };
-            if reading.wanted.as_ref().is_some_and(Range::is_empty) {
-                return Ok(None);
-            }
-            let mut items = reading.reader.next_chunk(self.chunk).await?;
+            let reader = match &mut self.reader {
+                Some(reader) => reader,
+                None => {
+                    let reader = self.begin().await?;
+                    self.reader.insert(reader)
+                }
+            };
+            let items = reader.next_chunk(self.chunk).await?;
             let Some(last) = items.last() else {
+                if self.drained {
+                    return Ok(None);
+                }
                 return Err(format!("the broker of stream `{}` was closed", self.stream).into());
             };
-            let mut at = last.offset + 1;
-            if let Some(wanted) = &mut reading.wanted {
-                items.retain(|item| item.offset < wanted.end);
-                at = at.min(wanted.end);
-                wanted.start = at;
-            }
-            let position = position_of(at);
+            let position = position_of(last.offset + 1);
             let items = items.into_iter().map(|item| named(&self.stream, item)).collect();
             Ok(Some(Chunk { items, position: Some(position), reply: None }))
         })

@@ -13,8 +13,7 @@ use std::path::Path;
 pub(crate) fn all(draft: &Draft, findings: &mut Findings) {
     prefetch(draft, findings);
     queue_limits(draft, findings);
-    queues_apart(draft, findings);
-    streams_apart(draft, findings);
+    ends_apart(draft, findings);
     reading(draft, findings);
     writing(draft, findings);
     files_apart(draft, findings);
@@ -101,21 +100,56 @@ fn queue_limits(draft: &Draft, findings: &mut Findings) {
     }
 }
 
-/// A pipeline that writes into a queue it reads from feeds itself without end.
-fn queues_apart(draft: &Draft, findings: &mut Findings) {
-    let mut used: Vec<(&BrokerUrl, &Spanned<String>, &str)> = Vec::new();
-    if let Some(Source::Queue { queue, .. }) = draft.source.as_deref() {
-        used.push((&queue.broker, &queue.name, "the source"));
-        if let Buffer::Queue { queue: buffer, .. } = &draft.buffer.value {
-            findings.add(
-                buffer.name.at,
-                "`buffer.queue` behind `source.queue` stores every item twice",
-                "leave `buffer` out: the source's queue already keeps items until they are settled",
-            );
+/// A queue or a stream that a pipeline uses.
+struct Used<'d> {
+    broker: &'d BrokerUrl,
+    name: &'d Spanned<String>,
+    role: &'static str,
+    reads: bool,
+    /// How the file calls it.
+    stream: bool,
+}
+
+impl<'d> Used<'d> {
+    fn queue(queue: &'d QueueRef, role: &'static str, reads: bool) -> Self {
+        Used { broker: &queue.broker, name: &queue.name, role, reads, stream: false }
+    }
+
+    fn stream(stream: &'d StreamRef, role: &'static str, reads: bool) -> Self {
+        Used { broker: &stream.broker, name: &stream.name, role, reads, stream: true }
+    }
+
+    /// Whether it is a stream: a broker of streams takes queues for streams.
+    fn is_stream(&self) -> bool {
+        self.stream || matches!(self.broker, BrokerUrl::RabbitmqStream(_))
+    }
+
+    fn is(&self, other: &Used<'_>) -> bool {
+        self.broker == other.broker
+            && self.name.value == other.name.value
+            && self.is_stream() == other.is_stream()
+    }
+}
+
+/// A pipeline that writes to a queue or a stream it reads from feeds itself without end.
+fn ends_apart(draft: &Draft, findings: &mut Findings) {
+    let mut used = Vec::new();
+    match draft.source.as_deref() {
+        Some(Source::Queue { queue, .. }) => {
+            used.push(Used::queue(queue, "the source", true));
+            if let Buffer::Queue { queue: buffer, .. } = &draft.buffer.value {
+                findings.add(
+                    buffer.name.at,
+                    "`buffer.queue` behind `source.queue` stores every item twice",
+                    "leave `buffer` out: the source's queue already keeps items until they are settled",
+                );
+            }
         }
+        Some(Source::Stream(source)) => used.push(Used::stream(&source.stream, "the source", true)),
+        _ => {}
     }
     if let Buffer::Queue { queue, .. } = &draft.buffer.value {
-        used.push((&queue.broker, &queue.name, "the buffer"));
+        used.push(Used::queue(queue, "the buffer", true));
         if matches!(queue.broker, BrokerUrl::RabbitmqStream(_)) {
             findings.add(
                 queue.name.at,
@@ -125,38 +159,25 @@ fn queues_apart(draft: &Draft, findings: &mut Findings) {
         }
     }
     for output in &draft.outputs {
-        if let OutputKind::Queue(queue) = &output.kind {
-            used.push((&queue.broker, &queue.name, "an output"));
+        match &output.kind {
+            OutputKind::Queue(queue) => used.push(Used::queue(queue, "an output", false)),
+            OutputKind::Stream(stream) => used.push(Used::stream(stream, "an output", false)),
+            _ => {}
         }
     }
-    if let Then::DeadLetter { queue, broker: Some(broker) } = &draft.on_error.then {
-        used.push((broker, queue, "the dead letters"));
+    if let Then::DeadLetter { queue: name, broker: Some(broker) } = &draft.on_error.then {
+        used.push(Used { broker, name, role: "the dead letters", reads: false, stream: false });
     }
-    for (index, (broker, name, role)) in used.iter().enumerate() {
-        let twin =
-            used[..index].iter().find(|(other, queue, _)| other == broker && queue.value == name.value);
-        if let Some((_, _, other)) = twin {
+    for (index, one) in used.iter().enumerate() {
+        // Many may append to one stream.
+        let twin = used[..index].iter().find(|other| other.is(one) && (other.reads || !one.is_stream()));
+        if let Some(other) = twin {
+            let what = if one.stream { "stream" } else { "queue" };
+            let same = if one.stream == other.stream { "" } else { "; a queue is a stream there" };
             findings.add(
-                name.at,
-                format!("queue `{}` is used for {role} and for {other}", name.value),
-                "give each its own queue; items would come round again",
-            );
-        }
-    }
-}
-
-/// A pipeline that appends to the stream it reads feeds itself without end.
-fn streams_apart(draft: &Draft, findings: &mut Findings) {
-    let Some(Source::Stream(source)) = draft.source.as_deref() else { return };
-    for output in &draft.outputs {
-        if let OutputKind::Stream(stream) = &output.kind
-            && stream.broker == source.stream.broker
-            && stream.name.value == source.stream.name.value
-        {
-            findings.add(
-                stream.name.at,
-                format!("stream `{}` is used for the source and for an output", stream.name.value),
-                "write to another stream; items would come round again",
+                one.name.at,
+                format!("{what} `{}` is used for {} and for {}{same}", one.name.value, one.role, other.role),
+                format!("write to another {what}; items would come round again"),
             );
         }
     }

@@ -8,7 +8,7 @@ mod remembered;
 
 pub(crate) use self::direct::direct;
 pub(crate) use self::ingest::Ingest;
-pub(crate) use self::position::{Keeper, PositionFile, StreamOffset, offset_of, position_of};
+pub(crate) use self::position::{Keeper, PositionFile, offset_of, position_of};
 pub(crate) use self::queued::queued;
 pub(crate) use self::remembered::Remembered;
 

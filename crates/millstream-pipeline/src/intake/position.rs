@@ -3,7 +3,7 @@
 use crate::hold::Hold;
 use bytes::Bytes;
 use millstream_flow::BoxError;
-use millstream_message::Broker;
+use millstream_message::StreamOffset;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::{self, File};
@@ -27,7 +27,7 @@ impl Keeper {
     pub(crate) async fn keep(&self, position: Bytes) -> Result<(), BoxError> {
         match self {
             Keeper::File(file) => file.save(position).await,
-            Keeper::Stream(offset) => offset.store(position).await,
+            Keeper::Stream(offset) => Ok(offset.store(offset_of(&position)?).await?),
         }
     }
 }
@@ -138,32 +138,6 @@ fn beside(path: &Path, extension: &str) -> PathBuf {
     name.push(".");
     name.push(extension);
     path.with_file_name(name)
-}
-
-/// The offset that a reader of a stream wants next, kept by the stream's broker.
-pub(crate) struct StreamOffset {
-    broker: Arc<dyn Broker>,
-    stream: String,
-    reader: String,
-    stored: Mutex<Option<u64>>,
-}
-
-impl StreamOffset {
-    pub(crate) fn new(broker: Arc<dyn Broker>, stream: &str, reader: &str) -> Self {
-        let (stream, reader) = (stream.to_owned(), reader.to_owned());
-        StreamOffset { broker, stream, reader, stored: Mutex::new(None) }
-    }
-
-    async fn store(&self, position: Bytes) -> Result<(), BoxError> {
-        let offset = offset_of(&position)?;
-        let stored = || self.stored.lock().unwrap_or_else(PoisonError::into_inner);
-        if *stored() == Some(offset) {
-            return Ok(());
-        }
-        self.broker.store_offset(&self.stream, &self.reader, offset).await?;
-        *stored() = Some(offset);
-        Ok(())
-    }
 }
 
 /// An offset as a position.

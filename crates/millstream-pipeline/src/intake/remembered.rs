@@ -3,14 +3,11 @@
 use super::position::Keeper;
 use bytes::Bytes;
 use millstream_flow::BoxError;
+use millstream_message::keep_saving;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tokio::sync::Notify;
-
-/// The time between two saves: a run that is killed repeats what it settled since the last one.
-const SAVE_EVERY: Duration = Duration::from_millis(200);
 
 /// The position up to which every item is settled, and where it is kept.
 ///
@@ -86,13 +83,9 @@ impl Remembered {
     ///
     /// # Errors
     ///
-    /// As [`save`](Self::save).
+    /// As [`save`](Self::save), but for a broker that is out of reach: that is tried again.
     pub(crate) async fn keep(self: Arc<Self>) -> Result<(), BoxError> {
-        loop {
-            self.changed.notified().await;
-            self.save().await?;
-            tokio::time::sleep(SAVE_EVERY).await;
-        }
+        keep_saving(&self.changed, || self.save()).await
     }
 
     /// Saves the position that is reached.
@@ -109,7 +102,25 @@ impl Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::intake::position_of;
+    use millstream_embedded::{EmbeddedBroker, Settings};
+    use millstream_message::{Broker, StreamOffset, StreamSpec};
     use proptest::prelude::*;
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_out_of_reach_fails_only_the_last_save() {
+        let broker = Arc::new(EmbeddedBroker::memory(Settings::memory()).expect("a broker"));
+        broker.declare_stream(StreamSpec::new("s")).await.expect("declared");
+        let (offset, _) = StreamOffset::open(broker.clone(), "s", "reader").await.expect("opened");
+        let remembered = Remembered::new(Keeper::Stream(offset));
+        broker.close().await.expect("closed");
+        remembered.mark(1, position_of(1));
+        remembered.settle(0..1);
+        let keeps = tokio::time::timeout(Duration::from_secs(60), remembered.clone().keep()).await;
+        assert!(keeps.is_err(), "{keeps:?}");
+        assert!(remembered.save().await.is_err(), "what was settled is not stored");
+    }
 
     proptest! {
         /// Whatever the order in which ranges are settled and marks are set, the position is the last mark of the

@@ -5,9 +5,9 @@ use crate::bound;
 use crate::feed::{CHUNK_ITEMS, Feed, FileFeed, GenerateFeed, StdinFeed, StreamFeed};
 use crate::file::model::{Buffer, Prefetch, QueueRef, Source, StreamSource, Then};
 use crate::file::units::show_size;
-use crate::intake::{self, Ingest, Intake, Keeper, PositionFile, Remembered, StreamOffset, position_of};
+use crate::intake::{self, Ingest, Intake, Keeper, PositionFile, Remembered, position_of};
 use crate::run::Counted;
-use millstream_message::{Address, Broker, ConsumeOptions, Consumer, Overflow, Queue};
+use millstream_message::{Address, Broker, ConsumeOptions, Consumer, Overflow, Queue, StreamOffset};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use tokio::task::JoinSet;
@@ -126,15 +126,14 @@ impl Starting<'_> {
         let name = &source.stream.name;
         let reader = source.reader.as_ref().map_or(self.pipeline.name(), |reader| reader.value.as_str());
         let broker = self.broker(&source.stream.broker).await?;
-        let stored = broker.stored_offset(name, reader).await;
-        let failed = |error| {
+        let (offset, stored) = StreamOffset::open(broker, name, reader).await.map_err(|error| {
             self.pipeline.start_error(format!("the offset of its reader `{reader}` cannot be read"), error)
-        };
-        if let Some(offset) = stored.map_err(failed)? {
-            feed.resume(&position_of(offset))
+        })?;
+        if let Some(stored) = stored {
+            feed.resume(&position_of(stored))
                 .map_err(|error| self.pipeline.start_error("its source cannot go on", error))?;
         }
-        Ok(Remembered::new(Keeper::Stream(StreamOffset::new(broker, name, reader))))
+        Ok(Remembered::new(Keeper::Stream(offset)))
     }
 
     /// The feed, going on where an earlier run stopped.

@@ -27,7 +27,7 @@ pub(super) async fn watch_for_the_end(consumer: Arc<ConsumerCore>) {
             let Some(delivered) = consumer.asks_for_the_end() else { break };
             match filled(&consumer).await {
                 Ok(Filled::Empty) => consumer.ran_dry(delivered),
-                Ok(Filled::ForUsAlone) if delivered == 0 => {
+                Ok(Filled::ForUsAlone) if delivered == 0 && !consumer.is_paused() => {
                     if unmoved.get_or_insert_with(Instant::now).elapsed() >= UNMOVED {
                         consumer.is_a_stream();
                     }
@@ -62,7 +62,7 @@ async fn filled(consumer: &Arc<ConsumerCore>) -> Result<Filled, CallError> {
         let answer = consumer.link().call(channel, &topology::check_queue(consumer.queue())).await?;
         match answer {
             Method::QueueDeclareOk { messages: 0, .. } => {}
-            // Of a stream none is counted.
+            // Of a stream none is counted; of a queue this one is, unless it is paused.
             Method::QueueDeclareOk { consumers: 0 | 1, .. } => return Ok(Filled::ForUsAlone),
             _ => return Ok(Filled::Otherwise),
         }

@@ -167,6 +167,11 @@ impl ConsumerCore {
         asks.then_some(state.delivered)
     }
 
+    /// Whether it has the broker deliver nothing, which counts it as no consumer then.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.state.lock().paused
+    }
+
     pub(crate) fn has_ended(&self) -> bool {
         let state = self.state.lock();
         state.end.is_some() || state.abandoned

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millstream_message::{
     Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Consumer, Delivery, Message, Queue, QueueKind,
-    StreamFrom,
+    StopWhen, StreamFrom,
 };
 use millstream_rabbitmq::RabbitMq;
 use millstream_testing::{Node, Proxy, Setup, shared, unique};
@@ -147,6 +147,34 @@ async fn a_paused_consumer_leaves_messages_to_others_and_stays_paused_over_a_los
     assert_eq!(broker.stats(&queue).await.expect("there").ready, 1, "it is there for others");
     acker.resume();
     assert!(next(&mut consumer).await.ack());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_consumer_is_not_taken_for_that_of_a_stream() {
+    let broker = connected().await;
+    let queue = filled(&broker, Queue::durable(unique("quiet")), [10]).await;
+    let options = || ConsumeOptions::default().prefetch(1);
+    let mut other = broker.consume(&queue, options()).await.expect("consumed");
+    let held = next(&mut other).await;
+    let mut consumer = broker.consume(&queue, options()).await.expect("consumed");
+    let acker = consumer.acker();
+    acker.pause();
+    let alone = async {
+        while broker.stats(&queue).await.expect("there").consumers > 1 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(5 * SECOND, alone).await.expect("the broker is told");
+    let outcome = broker.publish(&Address::queue(&queue), Message::new("x")).await.expect("taken");
+    assert!(outcome.is_confirmed());
+    // A message is ready, the broker counts one consumer, which takes no more, and that is not the one that is to end.
+    acker.stop(StopWhen::Empty);
+    let waits = timeout(8 * SECOND, consumer.next()).await;
+    assert!(waits.is_err(), "{waits:?}");
+    acker.resume();
+    assert!(next(&mut consumer).await.ack());
+    assert!(timeout(10 * SECOND, consumer.next()).await.expect("it ends").is_none());
+    drop(held);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

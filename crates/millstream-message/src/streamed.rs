@@ -1,46 +1,122 @@
 //! Streams where queues are asked for: what takes a broker's URL works with a broker that has streams and no queues.
 //!
 //! A stream is a queue whose messages stay. A consumer goes on, under its name, at the offset behind which nothing of it
-//! is unsettled; the offset is stored in the broker. Other names read everything again.
+//! is unsettled; the offset is stored in the broker. Other names read everything again, and consumers share nothing: there
+//! is one of each name.
 
 mod consumer;
-#[cfg(test)]
-mod tests;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
-use consumer::{Place, Reading};
-use millstream_message::{
-    Acker, Address, Batch, Binding, BoxFuture, Broker, BrokerError, BrokerErrorKind, BrokerUrl, Browsed,
-    Confirm, ConsumeOptions, Consumer, Exchange, Features, Message, Outcomes, Publish, PublishOutcome, Queue,
-    QueueKind, QueueStats, Refusal, Returned, StreamFrom, StreamItem, StreamReader, StreamSpec, StreamStats,
-};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tokio::task::JoinSet;
 
-/// How long the end of a stream is waited for. Offsets do not tell it: some brokers keep records of their own there.
-pub(crate) const QUIET: Duration = Duration::from_secs(1);
+use self::consumer::{Kept, Place, Reading};
+use crate::broker::{BoxFuture, Broker, Browsed, Features, QueueStats};
+use crate::consume::{Acker, ConsumeOptions, Consumer};
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::message::Message;
+use crate::offset::StreamOffset;
+use crate::publish::{Address, Batch, Confirm, Outcomes, Publish, PublishOutcome, Refusal, Returned};
+use crate::stream::{StreamFrom, StreamReader, StreamSpec, StreamStats, stream_extent};
+use crate::topology::{Binding, Exchange, Queue, QueueKind};
+use crate::url::BrokerUrl;
 
-/// A broker of streams, whose streams are used as queues.
-pub(crate) struct StreamedQueues {
+/// A broker of streams, whose streams can be asked for as queues.
+///
+/// A queue is a stream, whose messages stay. A consumer goes on, under its [name](ConsumeOptions::name), at the offset behind
+/// which all is settled, which the broker keeps; the first time it begins with the oldest message, or where
+/// [`from`](ConsumeOptions::from) says. Consumers share nothing: each name gets every message, and a second consumer of one name
+/// of one stream is refused with `InUse` as long as somebody has the first, or a delivery of it. What is given back comes
+/// again; what is dead-lettered or discarded is settled. There are no exchanges, limits but bytes, priorities and leases:
+/// they are refused.
+///
+/// # Backpressure
+/// What is handed out never exceeds either prefetch, counted from the first message that is not settled.
+///
+/// # Cancel safety
+/// What was settled is stored every 200 ms at most, and when the broker is closed: a process that is killed gets again what
+/// it settled since.
+pub struct StreamedQueues {
     streams: Arc<dyn Broker>,
     open: Mutex<Open>,
 }
 
-/// Consumers that are there: their places are stored from time to time, and when the broker is closed.
+impl fmt::Debug for StreamedQueues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamedQueues").field("url", &self.streams.url().to_string()).finish_non_exhaustive()
+    }
+}
+
 #[derive(Default)]
 struct Open {
-    places: Vec<Arc<Place>>,
-    saving: JoinSet<()>,
+    claims: Vec<Weak<Claim>>,
+    saving: Vec<Saving>,
+}
+
+/// A consumer that is there: somebody has it, or something that it handed out.
+struct Claim {
+    stream: String,
+    name: String,
+    exclusive: bool,
+}
+
+/// Stores how far a consumer came, from time to time.
+struct Saving {
+    claim: Weak<Claim>,
+    kept: Arc<Kept>,
+    _task: JoinSet<()>,
 }
 
 impl StreamedQueues {
-    pub(crate) fn new(streams: Arc<dyn Broker>) -> Self {
+    /// Queues over the streams of this broker.
+    pub fn new(streams: Arc<dyn Broker>) -> Self {
         StreamedQueues { streams, open: Mutex::default() }
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A consumer that is about to be there.
+    ///
+    /// # Errors
+    ///
+    /// `InUse` beside one of the same name, which would be handed the same messages, and beside an exclusive one.
+    fn claim(&self, stream: &str, name: &str, exclusive: bool) -> Result<Arc<Claim>, BrokerError> {
+        let mut open = self.open();
+        open.claims.retain(|claim| claim.strong_count() > 0);
+        for other in open.claims.iter().filter_map(Weak::upgrade).filter(|other| other.stream == stream) {
+            let text = if other.name == name {
+                format!(
+                    "stream `{stream}` has a consumer `{name}` already, which gets every message: give this one another \
+                     name to get them all too, or share the messages of a queue, by `amqp://`"
+                )
+            } else if exclusive || other.exclusive {
+                format!("stream `{stream}` has a consumer `{}`, and one of the two is exclusive", other.name)
+            } else {
+                continue;
+            };
+            return Err(BrokerError::new(BrokerErrorKind::InUse, text));
+        }
+        let claim = Arc::new(Claim { stream: stream.to_owned(), name: name.to_owned(), exclusive });
+        open.claims.push(Arc::downgrade(&claim));
+        Ok(claim)
+    }
+
+    /// Stores what is not stored yet of consumers that have gone; those of this name first, whose place is to be known.
+    async fn save_those_of(&self, stream: &str, name: &str) -> Result<(), BrokerError> {
+        let earlier: Vec<_> = {
+            let open = self.open();
+            let of = open.saving.iter().filter(|saving| saving.kept.is_of(stream, name));
+            of.map(|saving| saving.kept.clone()).collect()
+        };
+        for kept in earlier {
+            kept.save().await?;
+        }
+        self.open().saving.retain(|saving| saving.claim.strong_count() > 0 || !saving.kept.is_saved());
+        Ok(())
     }
 
     /// Appends what goes to the same stream in one step; the outcome of each message.
@@ -103,11 +179,6 @@ impl StreamedQueues {
             None => spec,
         })
     }
-
-    /// The next messages of a reader; none once it is quiet.
-    async fn some(reader: &mut StreamReader, max: usize) -> Result<Vec<StreamItem>, BrokerError> {
-        tokio::time::timeout(QUIET, reader.next_chunk(max)).await.unwrap_or(Ok(Vec::new()))
-    }
 }
 
 impl Broker for StreamedQueues {
@@ -115,11 +186,25 @@ impl Broker for StreamedQueues {
         self.streams.url()
     }
 
+    /// What is said of queues is switched off, but for what a stream has: it takes part in no exchange, and what is
+    /// settled stays.
     fn features(&self) -> Features {
         let mut features = self.streams.features();
-        features.queues = true;
+        features.queues = false;
+        features.delay = false;
+        features.delayed_stats = false;
+        features.lease = false;
+        features.delivery_limit = false;
+        features.consumer_priority = false;
+        features.queue_expiry = false;
+        features.stream_queues = false;
+        features.uncounted_browse = false;
+        features.positions = false;
+        features.atomic_batches = false;
+        features.list = false;
         features.browse = true;
         features.prefetch_bytes = true;
+        features.exact_settlement = true;
         features
     }
 
@@ -185,26 +270,31 @@ impl Broker for StreamedQueues {
         options: ConsumeOptions,
     ) -> BoxFuture<'a, Result<Consumer, BrokerError>> {
         Box::pin(async move {
-            let name = if options.name.is_empty() { "millstream" } else { &options.name };
-            let stored = self.streams.stored_offset(queue, name).await?;
-            let from = match stored {
-                Some(offset) => StreamFrom::Offset(offset),
-                None => options.from.unwrap_or(StreamFrom::First),
-            };
-            let end = self.streams.stream_stats(queue).await?.next;
-            let reader = self.streams.read(queue, from).await?;
-            let place = Place::new(self.streams.clone(), queue, name, stored, &options);
-            {
-                let mut open = self.open();
-                // What has ended, and has told the broker where.
-                open.places.retain(|place| Arc::strong_count(place) > 1 || !place.is_stored());
-                open.places.push(place.clone());
-                open.saving.spawn(consumer::keep(Arc::downgrade(&place)));
-                while open.saving.try_join_next().is_some() {}
+            if options.priority != 0 {
+                return Err(self.only("consumers with a priority"));
             }
+            if options.lease.is_some() {
+                return Err(self.only("leases"));
+            }
+            let name = if options.name.is_empty() { "millstream" } else { &options.name };
+            let claim = self.claim(queue, name, options.exclusive)?;
+            self.save_those_of(queue, name).await?;
+            let (offset, stored) = StreamOffset::open(self.streams.clone(), queue, name).await?;
+            let from = stored.map_or(options.from.unwrap_or(StreamFrom::First), StreamFrom::Offset);
+            let reader = if options.stop_when_empty {
+                let held = stream_extent(&*self.streams, queue, from).await?;
+                self.streams.read(queue, from).await?.until(held)
+            } else {
+                self.streams.read(queue, from).await?
+            };
+            let kept = Kept::new(offset);
+            let mut task = JoinSet::new();
+            task.spawn(kept.clone().keep());
+            let saving = Saving { claim: Arc::downgrade(&claim), kept: kept.clone(), _task: task };
+            self.open().saving.push(saving);
+            let place = Place::new(claim, kept, &options);
             let acker = Acker::new(place.clone());
-            let reading =
-                Reading::new(reader, place, acker.clone(), options.stop_when_empty.then_some(end), stored);
+            let reading = Reading::new(reader, options.stop_when_empty, place, acker.clone());
             Ok(Consumer::new(Box::new(reading), acker))
         })
     }
@@ -225,10 +315,13 @@ impl Broker for StreamedQueues {
             if from >= held.next {
                 return Ok(seen);
             }
-            let mut reader = self.streams.read(queue, StreamFrom::Offset(from)).await?;
+            let reader = self.streams.read(queue, StreamFrom::Offset(from)).await?;
+            let mut reader = reader.until(from..held.next);
             while seen.len() < max {
-                let items = Self::some(&mut reader, max).await?;
-                let Some(last) = items.last().map(|item| item.offset) else { break };
+                let items = reader.next_chunk(max).await?;
+                if items.is_empty() {
+                    break;
+                }
                 let passed = skip.min(items.len() as u64);
                 skip -= passed;
                 let room = max - seen.len();
@@ -237,9 +330,6 @@ impl Broker for StreamedQueues {
                     address: Address::queue(queue),
                     deliveries: 0,
                 }));
-                if last + 1 >= held.next {
-                    break;
-                }
             }
             Ok(seen)
         })
@@ -332,10 +422,10 @@ impl Broker for StreamedQueues {
     /// Stores what consumers have settled, too.
     fn close(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
         Box::pin(async {
-            let places = std::mem::take(&mut *self.open()).places;
+            let saving = std::mem::take(&mut self.open().saving);
             let mut stored = Ok(());
-            for place in places {
-                stored = stored.and(place.store().await);
+            for saving in &saving {
+                stored = stored.and(saving.kept.save().await);
             }
             stored.and(self.streams.close().await)
         })
