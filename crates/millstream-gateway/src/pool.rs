@@ -8,7 +8,7 @@ mod snapshot;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -87,7 +87,20 @@ pub const THREAD_BYTES: u64 = local::BYTES_MAX;
 /// and slower where two threads allocate at once. The pool is here because it is where the bytes of all streams are bounded and counted, and because its buffers are never
 /// zeroed.
 #[derive(Clone)]
-pub struct BufferPool(Arc<Shared>);
+pub struct BufferPool {
+    shared: Arc<Shared>,
+    _open: Arc<Open>,
+}
+
+/// What all handles of a pool hold. When it goes, so does what lies on the shelves, which keeps the pool itself alive.
+struct Open(Arc<Shared>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.closed.store(true, Ordering::Relaxed);
+        self.0.tiers.iter().for_each(Shelf::close);
+    }
+}
 
 /// What all handles, leases and threads share.
 pub(crate) struct Shared {
@@ -104,6 +117,8 @@ pub(crate) struct Shared {
     waiting: AtomicUsize,
     waiters: Mutex<VecDeque<(u64, Waker)>>,
     next_waiter: AtomicU64,
+    /// Nobody has a handle any more.
+    closed: AtomicBool,
 }
 
 impl BufferPool {
@@ -111,7 +126,7 @@ impl BufferPool {
     pub fn new(mut settings: PoolSettings) -> Self {
         settings.bytes_max = settings.bytes_max.max(TIERS[0] as u64);
         let tier_max = TIERS.iter().rposition(|tier| *tier as u64 <= settings.bytes_max).unwrap_or(0);
-        BufferPool(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             settings,
             tier_max,
             tiers: Default::default(),
@@ -122,12 +137,14 @@ impl BufferPool {
             waiting: AtomicUsize::new(0),
             waiters: Mutex::default(),
             next_waiter: AtomicU64::new(0),
-        }))
+            closed: AtomicBool::new(false),
+        });
+        BufferPool { _open: Arc::new(Open(shared.clone())), shared }
     }
 
     /// The settings it was made with.
     pub fn settings(&self) -> &PoolSettings {
-        &self.0.settings
+        &self.shared.settings
     }
 
     /// A buffer of at least `size` bytes, or of the largest tier that exists and fits into the bound.
@@ -135,11 +152,11 @@ impl BufferPool {
     /// `None` while the bound is reached, or somebody waits who asked earlier.
     #[inline]
     pub fn try_lease(&self, size: usize) -> Option<Lease> {
-        let tier = self.0.tier_of(size);
-        if self.0.waiting.load(Ordering::SeqCst) > 0 {
+        let tier = self.shared.tier_of(size);
+        if self.shared.waiting.load(Ordering::SeqCst) > 0 {
             return None;
         }
-        local::take(&self.0, tier).or_else(|| Shared::slow(&self.0, tier, false))
+        local::take(&self.shared, tier).or_else(|| Shared::slow(&self.shared, tier, false))
     }
 
     /// The same, waiting while the bound is reached; in the order of asking.
@@ -150,19 +167,19 @@ impl BufferPool {
         if let Some(lease) = self.try_lease(size) {
             return lease;
         }
-        Waiting::new(&self.0, self.0.tier_of(size)).await
+        Waiting::new(&self.shared, self.shared.tier_of(size)).await
     }
 
     /// A buffer of at least `size` bytes if there is room, of a smaller tier if there is none, and of the smallest
     /// always: what nobody waits for must not fail. Whoever uses this bounds how many leases he holds.
     #[inline]
     pub fn lease_or_smaller(&self, size: usize) -> Lease {
-        let mut tier = self.0.tier_of(size);
+        let mut tier = self.shared.tier_of(size);
         loop {
-            if let Some(lease) = local::take(&self.0, tier) {
+            if let Some(lease) = local::take(&self.shared, tier) {
                 return lease;
             }
-            if let Some(lease) = Shared::slow(&self.0, tier, tier == 0) {
+            if let Some(lease) = Shared::slow(&self.shared, tier, tier == 0) {
                 return lease;
             }
             tier -= 1;
@@ -172,16 +189,16 @@ impl BufferPool {
     /// Makes `count` buffers of `size` now and touches their memory, so that their first use finds them ready.
     /// Returns how many there was room for.
     pub fn warm_up(&self, size: usize, count: usize) -> usize {
-        let tier = self.0.tier_of(size);
-        if !self.0.settings.enabled {
+        let tier = self.shared.tier_of(size);
+        if !self.shared.settings.enabled {
             return 0;
         }
         (0..count)
             .take_while(|_| {
-                let Some(mut content) = self.0.create(tier, false) else { return false };
+                let Some(mut content) = Shared::create(&self.shared, tier, false) else { return false };
                 content.buffer.resize(TIERS[tier], 0);
                 content.buffer.clear();
-                self.0.tiers[tier].put(std::iter::once(content));
+                self.shared.tiers[tier].put(std::iter::once(content));
                 true
             })
             .count()
@@ -191,11 +208,11 @@ impl BufferPool {
     /// once a period, it lets the pool shrink to what the period needed.
     pub fn trim(&self) -> u64 {
         let mut freed = 0;
-        for (tier, shelf) in self.0.tiers.iter().enumerate() {
+        for (tier, shelf) in self.shared.tiers.iter().enumerate() {
             let buffers = shelf.trim();
             freed += (buffers.len() * TIERS[tier]) as u64;
         }
-        self.0.shrink(freed);
+        self.shared.shrink(freed);
         freed
     }
 
@@ -215,7 +232,7 @@ impl BufferPool {
     /// What the pool holds and has done. Numbers of different threads are read one after the other: while leases
     /// come and go they may be off by as many as did meanwhile.
     pub fn snapshot(&self) -> PoolSnapshot {
-        snapshot::of(&self.0)
+        snapshot::of(&self.shared)
     }
 }
 
@@ -238,8 +255,7 @@ impl Shared {
     #[cold]
     fn slow(shared: &Arc<Shared>, tier: usize, beyond: bool) -> Option<Lease> {
         local::take_from_shelf(shared, tier).or_else(|| {
-            let mut content = shared.create(tier, beyond)?;
-            content.home = Some(shared.clone());
+            let content = Shared::create(shared, tier, beyond)?;
             local::count_made(shared, tier);
             Some(Lease::new(content))
         })
@@ -251,39 +267,35 @@ impl Shared {
     }
 
     /// A new buffer, if the bound allows for it or need not.
-    fn create(&self, tier: usize, beyond: bool) -> Option<Boxed> {
+    fn create(shared: &Arc<Shared>, tier: usize, beyond: bool) -> Option<Boxed> {
         let size = TIERS[tier] as u64;
-        let max = self.bytes_max();
-        let before = self
+        let max = shared.bytes_max();
+        let before = shared
             .bytes
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |bytes| {
                 (beyond || bytes + size <= max).then_some(bytes + size)
             })
             .ok()?;
-        self.bytes_high.fetch_max(before + size, Ordering::Relaxed);
-        self.tiers[tier].created();
-        Some(Box::new(Content { buffer: Vec::with_capacity(TIERS[tier]), tier, home: None }))
+        shared.bytes_high.fetch_max(before + size, Ordering::Relaxed);
+        shared.tiers[tier].created();
+        Some(Box::new(Content { buffer: Vec::with_capacity(TIERS[tier]), tier, home: shared.clone() }))
     }
 
     /// Takes a buffer back that the thread does not keep.
-    fn put_back(&self, content: Boxed) {
-        let tier = content.tier;
-        if self.settings.enabled && self.waiting.load(Ordering::SeqCst) == 0 {
-            self.tiers[tier].put(std::iter::once(content));
-            self.wake_waiting();
+    fn put_back(content: Boxed) {
+        let (home, tier) = (content.home.clone(), content.tier);
+        if home.settings.enabled && home.waiting.load(Ordering::SeqCst) == 0 {
+            home.tiers[tier].put(std::iter::once(content));
+            // Whoever began to wait since then finds it on the shelf, or is woken here.
+            if home.waiting.load(Ordering::SeqCst) == 0 {
+                return;
+            }
         } else {
             drop(content);
-            self.tiers[tier].freed();
-            self.shrink(TIERS[tier] as u64);
-            self.wake_first();
+            home.tiers[tier].freed();
+            home.shrink(TIERS[tier] as u64);
         }
-    }
-
-    /// Whoever has begun to wait before something came to the shelf is woken; who begins later finds it there.
-    fn wake_waiting(&self) {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
-            self.wake_first();
-        }
+        home.wake_first();
     }
 
     fn shrink(&self, bytes: u64) {
@@ -357,5 +369,29 @@ impl Drop for Waiting<'_> {
         self.shared.waiters.lock().retain(|(ticket, _)| *ticket != self.ticket);
         self.shared.waiting.fetch_sub(1, Ordering::SeqCst);
         self.shared.wake_first();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_that_nobody_has_is_freed_with_all_its_buffers() {
+        let pool = BufferPool::new(PoolSettings::default());
+        let known = Arc::downgrade(&pool.shared);
+        let late = std::thread::scope(|scope| {
+            // Some stay with this thread until it ends, some go to the shelf, and one outlives the pool.
+            let leases = scope.spawn(|| (0..20).map(|_| pool.lease_or_smaller(TIERS[0])).collect::<Vec<_>>());
+            let mut leases = leases.join().expect("no panic");
+            let late = leases.pop();
+            scope.spawn(|| drop(leases)).join().expect("no panic");
+            late
+        });
+        assert_eq!(pool.snapshot().total, 20);
+        drop(pool);
+        assert!(known.upgrade().is_some(), "a lease knows where it belongs");
+        std::thread::spawn(|| drop(late)).join().expect("no panic");
+        assert!(known.upgrade().is_none());
     }
 }

@@ -22,18 +22,11 @@ pub struct Lease {
 pub(super) struct Content {
     pub(super) buffer: Vec<u8>,
     pub(super) tier: usize,
-    /// None while it lies on the shelf, which its home owns.
-    pub(super) home: Option<Arc<Shared>>,
+    pub(super) home: Arc<Shared>,
 }
 
 /// What is moved about: one word.
 pub(super) type Boxed = Box<Content>;
-
-impl Content {
-    pub(super) fn home(&self) -> &Arc<Shared> {
-        self.home.as_ref().expect("what is not on a shelf has a home")
-    }
-}
 
 impl Lease {
     pub(super) fn new(content: Boxed) -> Self {
@@ -76,7 +69,7 @@ impl Lease {
     /// Forgets all but the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         let content = self.content_mut();
-        if content.home().settings.scrub
+        if content.home.settings.scrub
             && let Some(forgotten) = content.buffer.get_mut(len..)
         {
             forgotten.fill(0);

@@ -65,17 +65,11 @@ impl Local {
     fn make_room(&mut self, tier: usize) {
         self.home.tiers[tier].put(self.idle[tier].drain(..KEPT[tier] / 2));
     }
-
-    /// Whether this thread is the last that knows the pool.
-    fn is_orphan(&self) -> bool {
-        let idle: usize = self.idle.iter().map(Vec::len).sum();
-        Arc::strong_count(&self.home) == 1 + idle
-    }
 }
 
 impl Drop for Local {
     fn drop(&mut self) {
-        self.idle.iter_mut().flat_map(|kept| kept.drain(..)).for_each(|content| self.home.put_back(content));
+        self.idle.iter_mut().flat_map(|kept| kept.drain(..)).for_each(Shared::put_back);
         self.home.threads.fetch_sub(1, Ordering::Relaxed);
         let (ended, living) = &mut *self.home.counts.lock();
         living.retain(|counts| !Arc::ptr_eq(counts, &self.counts));
@@ -99,7 +93,7 @@ fn find(locals: &mut Vec<Local>, home: &Arc<Shared>) -> usize {
 #[cold]
 fn enter(locals: &mut Vec<Local>, home: &Arc<Shared>) -> usize {
     // Pools that are gone but for this thread's memory of them.
-    locals.retain(|local| !local.is_orphan());
+    locals.retain(|local| !local.home.closed.load(Ordering::Relaxed));
     locals.push(Local::new(home));
     locals.len() - 1
 }
@@ -131,22 +125,16 @@ pub(super) fn take_from_shelf(home: &Arc<Shared>, tier: usize) -> Option<Lease> 
         let at = find(locals, home);
         let local = &mut locals[at];
         let nobody_waits = home.waiting.load(Ordering::SeqCst) == 0;
-        let mut content = match local.idle.get_mut(tier).filter(|_| nobody_waits) {
-            Some(kept) => {
-                let first = shelf.take(KEPT[tier] / 2, kept)?;
-                kept.iter_mut().for_each(|content| _ = content.home.get_or_insert_with(|| home.clone()));
-                first
-            }
+        let content = match local.idle.get_mut(tier).filter(|_| nobody_waits) {
+            Some(kept) => shelf.take(KEPT[tier] / 2, kept)?,
             None => shelf.take(0, &mut Vec::new())?,
         };
         increment(&local.counts.hits[tier]);
-        content.home = Some(home.clone());
         Some(content)
     });
     let content = taken.unwrap_or_else(|_| {
-        let mut content = shelf.take(0, &mut Vec::new())?;
+        let content = shelf.take(0, &mut Vec::new())?;
         add_late(home, |counts| &counts.hits[tier]);
-        content.home = Some(home.clone());
         Some(content)
     });
     content.map(Lease::new)
@@ -167,7 +155,7 @@ pub(super) fn count_made(home: &Arc<Shared>, tier: usize) {
 /// Takes a buffer back: the thread keeps it, or it goes to the shelf.
 #[inline]
 pub(super) fn give(mut content: Boxed) {
-    if content.home().settings.scrub {
+    if content.home.settings.scrub {
         content.buffer.fill(0);
     }
     content.buffer.clear();
@@ -175,7 +163,7 @@ pub(super) fn give(mut content: Boxed) {
     let kept = LOCALS.try_with(|locals| {
         let locals = &mut *locals.borrow_mut();
         let Some(mine) = &content else { return };
-        let (home, tier) = (mine.home(), mine.tier);
+        let (home, tier) = (&mine.home, mine.tier);
         let at = find(locals, home);
         let local = &mut locals[at];
         increment(&local.counts.given[tier]);
@@ -183,22 +171,20 @@ pub(super) fn give(mut content: Boxed) {
         if keeps {
             if local.idle[tier].len() == KEPT[tier] {
                 local.make_room(tier);
-                crowded = Some(local.home.clone());
+                crowded = (home.waiting.load(Ordering::SeqCst) > 0).then(|| home.clone());
             }
             local.idle[tier].extend(content.take());
         }
     });
     // Outside of the borrow: waking somebody may run anything.
     if let Some(home) = crowded {
-        home.wake_waiting();
+        home.wake_first();
     }
-    if let Some(mut content) = content
-        && let Some(home) = content.home.take()
-    {
+    if let Some(content) = content {
         if kept.is_err() {
-            add_late(&home, |counts| &counts.given[content.tier]);
+            add_late(&content.home, |counts| &counts.given[content.tier]);
         }
-        home.put_back(content);
+        Shared::put_back(content);
     }
 }
 

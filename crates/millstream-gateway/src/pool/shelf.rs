@@ -20,6 +20,8 @@ struct Idle {
     buffers: Vec<Boxed>,
     /// The fewest that were idle since the last trim: so many nobody needed.
     fewest: usize,
+    /// Nobody will take anything any more.
+    closed: bool,
 }
 
 impl Shelf {
@@ -33,13 +35,24 @@ impl Shelf {
         first
     }
 
-    /// Puts buffers there, which forget their home: it owns the shelf.
+    /// Puts buffers there; when it is closed they are freed.
     pub(crate) fn put(&self, buffers: impl Iterator<Item = Boxed>) {
-        let without_home = buffers.map(|mut content| {
-            content.home = None;
-            content
-        });
-        self.idle.lock().buffers.extend(without_home);
+        let mut idle = self.idle.lock();
+        if !idle.closed {
+            return idle.buffers.extend(buffers);
+        }
+        drop(idle);
+        buffers.for_each(drop);
+    }
+
+    /// Frees what is there, and from now on what comes.
+    pub(crate) fn close(&self) {
+        let mut idle = self.idle.lock();
+        idle.closed = true;
+        let buffers = std::mem::take(&mut idle.buffers);
+        // What they belong to may go with the last of them.
+        drop(idle);
+        drop(buffers);
     }
 
     pub(crate) fn trim(&self) -> Vec<Boxed> {
