@@ -43,20 +43,27 @@ pub(crate) struct Upstream {
     pub(crate) healthy: AtomicBool,
     breaker: Option<CircuitBreaker>,
     idle: Mutex<Vec<Idle>>,
-    /// The one connection that is enough where HTTP/2 is spoken.
+    /// The connections that requests share where HTTP/2 is spoken.
     joint: Mutex<Joint>,
-    /// Held by who makes that one, so that all others wait for it instead of making their own.
+    /// Held by who makes one of those, so that all others wait for it instead of making their own.
     connecting: tokio::sync::Mutex<()>,
     connected: AtomicU64,
     reused: AtomicU64,
     failed: AtomicU64,
 }
 
-/// A connection that all requests share.
+/// What requests share.
 struct Joint {
     /// Whether the server speaks HTTP/2, as far as is known.
     spoken: Option<bool>,
-    requests: Option<Requests>,
+    connections: Vec<Joined>,
+    /// How many there have been.
+    made: u64,
+}
+
+/// A connection with as many streams as the server allows.
+struct Joined {
+    requests: Requests,
     /// Which of the server's connections this is, from 1.
     number: u64,
     /// Since when nobody was seen to use it.
@@ -124,7 +131,7 @@ impl Upstreams {
                 healthy: AtomicBool::new(true),
                 breaker: None,
                 idle: Mutex::default(),
-                joint: Mutex::new(Joint { spoken, requests: None, number: 0, unused: None }),
+                joint: Mutex::new(Joint { spoken, connections: Vec::new(), made: 0 }),
                 connecting: tokio::sync::Mutex::default(),
                 connected: AtomicU64::new(0),
                 reused: AtomicU64::new(0),
@@ -210,7 +217,7 @@ impl Upstream {
         if self.is_http1() {
             return self.way(shared, stale).await;
         }
-        let there = self.joint.lock().requests.clone().filter(Requests::is_ready);
+        let there = self.anyone();
         if let Some(there) = there
             && !there.carries_websockets(patience).await
         {
@@ -250,15 +257,21 @@ impl Upstream {
         Ok(way)
     }
 
-    /// The connection that requests share, if it is there and another one than that with this number.
+    /// A connection that requests share and that has room, if one is there beside that with this number.
     fn join(&self, stale: Option<u64>) -> Option<Way> {
         let mut joint = self.joint.lock();
-        let number = joint.number;
-        let requests =
-            joint.requests.clone().filter(|requests| stale != Some(number) && requests.is_ready())?;
-        joint.unused = None;
+        joint.connections.retain(|one| one.requests.is_ready());
+        let fit = |one: &&mut Joined| stale != Some(one.number) && one.requests.has_room();
+        let found = joint.connections.iter_mut().find(fit)?;
+        found.unused = None;
         self.reused.fetch_add(1, Ordering::Relaxed);
-        Some(Way::Http2 { requests, reused: true, number })
+        Some(Way::Http2 { requests: found.requests.clone(), reused: true, number: found.number })
+    }
+
+    /// One of the connections that requests share, whether it has room or not.
+    fn anyone(&self) -> Option<Requests> {
+        let joint = self.joint.lock();
+        joint.connections.iter().map(|one| &one.requests).find(|requests| requests.is_ready()).cloned()
     }
 
     async fn join_or_connect(&self, shared: &Arc<Shared>, stale: Option<u64>) -> io::Result<Way> {
@@ -279,16 +292,16 @@ impl Upstream {
         let mut joint = self.joint.lock();
         joint.spoken = Some(matches!(way, Way::Http2 { .. }));
         if let Way::Http2 { requests, number, .. } = &mut way {
-            joint.number += 1;
-            (joint.requests, joint.unused, *number) = (Some(requests.clone()), None, joint.number);
+            joint.made += 1;
+            *number = joint.made;
+            joint.connections.push(Joined { requests: requests.clone(), number: *number, unused: None });
         }
         way
     }
 
-    /// A way to ask whether it is well: the connection that requests share, or one of its own, which is not counted.
+    /// A way to ask whether it is well: a connection that requests share, or one of its own, which is not counted.
     pub(crate) async fn probe(&self, shared: &Arc<Shared>) -> io::Result<Way> {
-        let there = self.joint.lock().requests.clone().filter(|requests| requests.is_ready());
-        match there {
+        match self.anyone() {
             Some(requests) => Ok(Way::Http2 { requests, reused: true, number: 0 }),
             None => self.connect(shared).await,
         }
@@ -330,18 +343,17 @@ impl Upstream {
     /// Closes idle connections that were not needed for so long, or that the server has closed.
     fn prune(&self, keep_alive: Duration) {
         self.idle.lock().retain_mut(|idle| idle.since.elapsed() < keep_alive && idle.read.is_idle());
-        let mut joint = self.joint.lock();
-        if self.in_flight.load(Ordering::Relaxed) > 0 {
-            joint.unused = None;
-        } else if joint.unused.get_or_insert_with(Instant::now).elapsed() >= keep_alive {
-            joint.requests = None;
-        }
+        self.joint.lock().connections.retain_mut(|one| {
+            let unused = (one.requests.others() == 0).then(|| one.unused.unwrap_or_else(Instant::now));
+            one.unused = unused;
+            one.requests.is_ready() && unused.is_none_or(|since| since.elapsed() < keep_alive)
+        });
     }
 
     /// Closes all idle connections.
     pub(crate) fn forget_idle(&self) {
         self.idle.lock().clear();
-        self.joint.lock().requests = None;
+        self.joint.lock().connections.clear();
     }
 
     fn is_open(&self) -> bool {

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
@@ -26,15 +27,21 @@ const ANSWER_WINDOW: u32 = 64 << 10;
 /// What it may send of all answers together: as much as there are (RFC 9113, 6.9.1). With less, a few slow readers would hold up all
 /// others of the connection.
 const ANSWERS_WINDOW: u32 = i32::MAX as u32;
-/// How often it is looked for an upstream's first frame where it matters.
-const LOOKS: Duration = Duration::from_millis(5);
+/// How many streams an upstream allows that has not said so: no number that one would say.
+const UNSAID: usize = (1 << 20) + 1;
+/// How long a new connection waits for its server's first frame, in which it says so. A server may wait for a request before.
+const FIRST_FRAME: Duration = Duration::from_millis(250);
+/// How often it is looked for.
+const LOOKS: Duration = Duration::from_millis(1);
 
-/// Where requests to an upstream go, over one connection.
+/// Where requests to an upstream go, over one connection. Whoever has a stream of it has a clone.
 #[derive(Clone)]
 pub(crate) struct Requests {
     sender: SendRequest<Body>,
-    connection: Arc<Mutex<UpstreamConnection>>,
+    /// None when it has ended.
+    connection: Arc<Mutex<Option<UpstreamConnection>>>,
     made: Instant,
+    clones: Arc<()>,
 }
 
 type UpstreamConnection = hyper::client::conn::http2::Connection<TokioIo<Box<dyn Duplex>>, Body, Tasks>;
@@ -47,14 +54,28 @@ pub(crate) async fn connect(shared: &Arc<Shared>, stream: Box<dyn Duplex>) -> hy
         .initial_stream_window_size(ANSWER_WINDOW)
         .initial_connection_window_size(ANSWERS_WINDOW)
         .max_send_buf_size(STREAM_WINDOW as usize)
+        .initial_max_send_streams(UNSAID)
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1)
         .handshake(TokioIo::new(stream))
         .await?;
-    let connection = Arc::new(Mutex::new(connection));
+    let connection = Arc::new(Mutex::new(Some(connection)));
     let driven = connection.clone();
-    hyper::rt::Executor::execute(&tasks, poll_fn(move |cx| Pin::new(&mut *driven.lock()).poll(cx)));
-    Ok(Requests { sender, connection, made: Instant::now() })
+    let drive = move |cx: &mut Context<'_>| {
+        let mut connection = driven.lock();
+        let ended =
+            connection.as_mut().map_or(Poll::Ready(Ok(())), |connection| Pin::new(connection).poll(cx));
+        if ended.is_ready() {
+            // As long as it is there, it takes requests.
+            *connection = None;
+        }
+        ended
+    };
+    hyper::rt::Executor::execute(&tasks, poll_fn(drive));
+    let requests = Requests { sender, connection, made: Instant::now(), clones: Arc::default() };
+    // Else more would be asked of it at once than it allows, and wait for one another.
+    requests.first_frame(FIRST_FRAME).await;
+    Ok(requests)
 }
 
 impl Requests {
@@ -63,25 +84,50 @@ impl Requests {
         self.sender.is_ready()
     }
 
-    /// Whether WebSockets go over streams of it (RFC 8441, 3). The server says so with its first frame, which may take `patience` from
-    /// the beginning of the connection; nothing tells when it is there, so that it is looked for.
-    pub(crate) async fn carries_websockets(&self, patience: Duration) -> bool {
-        while !self.connection.lock().is_extended_connect_protocol_enabled() {
-            if self.made.elapsed() >= patience {
-                return false;
-            }
+    /// How many others have a stream of it, or are about to.
+    pub(crate) fn others(&self) -> usize {
+        Arc::strong_count(&self.clones) - 1
+    }
+
+    /// Whether the server allows one more stream.
+    pub(crate) fn has_room(&self) -> bool {
+        self.others() < self.allowed()
+    }
+
+    /// How many streams the server allows.
+    fn allowed(&self) -> usize {
+        self.connection.lock().as_ref().map_or(0, UpstreamConnection::current_max_send_streams)
+    }
+
+    /// Waits for the server's first frame, for at most `patience` from the beginning of the connection. Nothing tells when it is there,
+    /// so that it is looked for.
+    async fn first_frame(&self, patience: Duration) {
+        while self.allowed() == UNSAID && self.made.elapsed() < patience {
             sleep(LOOKS).await;
         }
-        true
+    }
+
+    /// Whether WebSockets go over streams of it (RFC 8441, 3). The server says so with its first frame, which may take `patience` from
+    /// the beginning of the connection.
+    pub(crate) async fn carries_websockets(&self, patience: Duration) -> bool {
+        self.first_frame(patience).await;
+        let connection = self.connection.lock();
+        connection.as_ref().is_some_and(UpstreamConnection::is_extended_connect_protocol_enabled)
     }
 
     /// Asks an upstream. Nobody can tell a server that closed from one that refused the stream: neither has answered.
-    pub(crate) async fn ask(mut self, request: Request<Body>) -> Result<Response<Body>, NoAnswer> {
-        self.sender.ready().await.map_err(|_| NoAnswer::Closed)?;
-        let response = self.sender.send_request(request).await.map_err(|_| NoAnswer::Closed)?;
-        head::check_answer(response.headers())
-            .map_err(|error| NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}")))?;
-        Ok(response.map(Body::new))
+    pub(crate) fn ask(
+        &self,
+        request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Body>, NoAnswer>> + Send + use<> {
+        let mut sender = self.sender.clone();
+        async move {
+            sender.ready().await.map_err(|_| NoAnswer::Closed)?;
+            let response = sender.send_request(request).await.map_err(|_| NoAnswer::Closed)?;
+            head::check_answer(response.headers())
+                .map_err(|error| NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}")))?;
+            Ok(response.map(Body::new))
+        }
     }
 
     /// Asks for a WebSocket. If it is accepted, the answer is what HTTP/1 would say with `accept`, and `switched` gets the stream.

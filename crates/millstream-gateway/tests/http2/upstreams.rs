@@ -212,3 +212,45 @@ async fn readers_that_are_slow_hold_up_no_other_answer_of_their_upstream() {
     within(ask().await.read_exact(&mut rest)).await.expect("its answer goes on");
     assert_eq!(upstream.snapshot().connections, 1);
 }
+
+/// Long answers, such as events, take streams for long.
+#[tokio::test]
+async fn requests_beyond_the_streams_of_a_connection_get_another_one() {
+    let wait = async |request: Request<Body>| match request.uri().path() {
+        "/long" => Response::new(Body::from_stream(futures_util::stream::pending())),
+        _ => Response::new(Body::from("short")),
+    };
+    let mut settings = Settings::default();
+    settings.limits.streams = 2;
+    let upstream =
+        Gateway::new(settings).route(Route::handler("wait", wait)).listen(any()).await.expect("a port");
+    let gateway = proxy(&[format!("h2c://{}", upstream.local_addr())], Settings::default()).await;
+    let ask = async |path: &str| {
+        let mut client = TcpStream::connect(gateway.local_addr()).await.expect("connected");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.write_all(request.as_bytes()).await.expect("written");
+        let mut first = [0; 15];
+        within(client.read_exact(&mut first)).await.expect("an answer");
+        assert_eq!(&first, b"HTTP/1.1 200 OK");
+        client
+    };
+    let long = join_all((0..5).map(|_| ask("/long"))).await;
+    assert_eq!(upstream.snapshot().connections, 3);
+    // Those that are there are used as long as they have room.
+    for _ in 0..5 {
+        drop(ask("/x").await);
+    }
+    assert_eq!(upstream.snapshot().connections, 3);
+    drop(long);
+}
+
+#[tokio::test]
+async fn a_connection_that_has_died_is_not_asked_again() {
+    let gateway = proxy(&[closes(1, usize::MAX).await], Settings::default()).await;
+    let sender = http2::<Empty<Bytes>>(gateway.local_addr()).await;
+    for _ in 0..5 {
+        let request = Request::get("http://h/").body(Empty::new()).expect("a request");
+        let answer = within(sender.clone().send_request(request)).await.expect("an answer");
+        assert!([200, 502].contains(&answer.status().as_u16()));
+    }
+}
