@@ -83,9 +83,9 @@ pub const THREAD_BYTES: u64 = local::BYTES_MAX;
 /// is room for.
 ///
 /// # When it pays
-/// Not by speed: `cargo xtask bench gateway pool` measures an allocator that is faster on one thread and where another thread frees,
-/// and slower where two threads allocate at once. The pool is here because it is where the bytes of all streams are bounded and counted, and because its buffers are never
-/// zeroed.
+/// Against glibc's allocator always, by a factor of two on one thread and more where several take and give
+/// (`cargo xtask bench gateway pool`); beside the reading of a buffer's bytes that is little. The pool is here because it is where the
+/// bytes of all streams are bounded and counted, and because its buffers are never zeroed.
 #[derive(Clone)]
 pub struct BufferPool {
     shared: Arc<Shared>,
