@@ -26,6 +26,8 @@ pub(crate) enum Answer<'u> {
 pub(crate) enum NoAnswer {
     /// The connection, or the request's stream, has ended.
     Closed,
+    /// The connection takes no more requests, and has not taken this one.
+    Unsent,
     Invalid(String),
 }
 

@@ -34,6 +34,8 @@ pub(crate) enum How {
     Unswitched,
     /// The upstream closed before it answered anything.
     Unanswered,
+    /// The upstream was not asked: its connection takes no more requests.
+    Unsent,
     Failed(Failure),
     /// The client is gone.
     ClientGone,
@@ -83,8 +85,10 @@ impl Serving<'_> {
                     uploaded = Some(ended);
                 }
                 head = answer.head(settings.limits.header_bytes) => match head {
-                    Err(NoAnswer::Closed) => {
-                        return Conversed { source: uploaded.map(|ended| ended.source), how: How::Unanswered };
+                    Err(none @ (NoAnswer::Closed | NoAnswer::Unsent)) => {
+                        let asked = matches!(none, NoAnswer::Closed);
+                        let how = if asked { How::Unanswered } else { How::Unsent };
+                        return Conversed { source: uploaded.map(|ended| ended.source), how };
                     }
                     Err(NoAnswer::Invalid(text)) => {
                         let failure = Failure::new(StatusCode::BAD_GATEWAY, Refusal::UpstreamHead, text);

@@ -300,7 +300,7 @@ impl Serving<'_> {
                 Refusal::Upstream,
                 "the upstream does not change the protocol",
             )),
-            How::Unanswered => Err(Failure::new(
+            How::Unanswered | How::Unsent => Err(Failure::new(
                 StatusCode::BAD_GATEWAY,
                 Refusal::Upstream,
                 "the upstream closed the connection without an answer",

@@ -1,6 +1,7 @@
 //! What must hold of a head, whichever version of HTTP it came by: what two readers could understand differently is refused.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
 use http::{Method, StatusCode, Uri, Version};
 
 use crate::report::Refusal;
@@ -197,13 +198,14 @@ pub(crate) fn host_and_port(authority: &str) -> (&str, &str) {
 /// Whether this is a host with an optional port, and nothing that ends early or looks like more in a header of an upstream's.
 fn is_authority(text: &str) -> bool {
     let (host, port) = host_and_port(text);
-    let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte);
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let numbered = |byte: u8| byte.is_ascii_hexdigit() || b":.".contains(&byte);
     let host = match host.strip_prefix('[') {
         None => !host.is_empty() && host.bytes().all(named),
         Some(rest) => rest.strip_suffix(']').is_some_and(|inner| inner.bytes().all(numbered)),
     };
-    host && port.bytes().all(|byte| byte.is_ascii_digit())
+    // What no URI could say cannot be asked of a server that speaks HTTP/2.
+    host && port.bytes().all(|byte| byte.is_ascii_digit()) && Authority::try_from(text).is_ok()
 }
 
 /// The declared length. A list is refused even where its entries agree: who forwards it may read it differently.
@@ -231,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_host_is_a_name_or_an_address_with_a_port_and_nothing_else() {
-        for host in ["a", "a.example:80", "a_b-c.%41", "[::1]:8080", "[::1]", "127.0.0.1", "a:"] {
+        for host in ["a", "a.example:80", "a_b-c.d", "[::1]:8080", "[::1]", "127.0.0.1", "a:"] {
             assert!(is_authority(host), "{host}");
         }
         for text in

@@ -213,6 +213,8 @@ impl BufferPool {
             freed += (buffers.len() * TIERS[tier]) as u64;
         }
         self.shared.shrink(freed);
+        // Somebody may have found no room while it was being freed.
+        self.shared.wake_first();
         freed
     }
 

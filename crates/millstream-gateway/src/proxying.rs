@@ -40,7 +40,7 @@ impl Serving<'_> {
         }
         let idempotent = asked.method.is_idempotent() && asked.framing == Framing::None;
         let mut failed = Vec::new();
-        // The server, and its connection, that closed on the request.
+        // The server that closed on the request, and how many connections it had had.
         let mut stale: Option<(usize, u64)> = None;
         loop {
             let Some((at, mut in_flight)) = upstreams.choose(&failed) else {
@@ -101,9 +101,13 @@ impl Serving<'_> {
                     return Err(Failure::new(status, Refusal::Upstream, "the upstream cannot be reached"));
                 }
             };
-            let again = reused && idempotent && stale.is_none() && matches!(conversed.how, How::Unanswered);
-            if let Some(source) = conversed.source.filter(|_| again) {
-                // The server closed the connection while the request was on its way, and has not seen it; if it has, seeing
+            let again = match conversed.how {
+                How::Unanswered => reused && idempotent,
+                How::Unsent => asked.framing == Framing::None,
+                _ => false,
+            };
+            if let Some(source) = conversed.source.filter(|_| again && stale.is_none()) {
+                // Either nothing was sent, or the server closed the connection while the request was on its way, and has not seen it; if it has, seeing
                 // it twice changes nothing.
                 asked.source = source;
                 stale = Some((at, number));
@@ -138,7 +142,7 @@ impl Serving<'_> {
             How::Unswitched => in_flight.answered(true),
             How::Unanswered => in_flight.answered(false),
             How::Failed(failure) if server_errors.contains(&failure.status) => in_flight.answered(false),
-            How::Failed(_) | How::ClientGone | How::BrokenOff => {}
+            How::Failed(_) | How::Unsent | How::ClientGone | How::BrokenOff => {}
         }
     }
 }

@@ -83,7 +83,7 @@ pub(crate) enum Way {
         requests: Requests,
         /// It was there before this request.
         reused: bool,
-        /// Which of the server's connections it is; 0 for one that only this request has.
+        /// How many the server has had that requests share; 0 for one that only this request has.
         number: u64,
     },
     /// Over HTTP/2, for a WebSocket and nothing else.
@@ -190,8 +190,8 @@ pub(crate) async fn prune(servers: Vec<Arc<Upstream>>, keep_alive: Duration) {
 }
 
 impl Upstream {
-    /// A way to ask it: a connection that is there, or a new one. `stale` is the number of a shared connection that has closed on
-    /// a request, or 0: then none that was idle is given, nor that one.
+    /// A way to ask it: a connection that is there, or a new one. `stale` is how many connections there had been when one closed on a
+    /// request, or 0: then none that was idle is given, nor one of those.
     pub(crate) async fn way(&self, shared: &Arc<Shared>, stale: Option<u64>) -> io::Result<Way> {
         let timeouts = &shared.settings.timeouts;
         while let Some(mut idle) = if stale.is_some() { None } else { self.idle.lock().pop() } {
@@ -217,10 +217,11 @@ impl Upstream {
         if self.is_http1() {
             return self.way(shared, stale).await;
         }
-        let there = self.anyone();
-        if let Some(there) = there
-            && !there.carries_websockets(patience).await
-        {
+        let carries = match self.anyone(|_| true) {
+            Some(there) => there.carries_websockets(patience).await,
+            None => true,
+        };
+        if !carries {
             return self.way(shared, stale).await;
         }
         match self.in_time(shared, self.make(shared)).await? {
@@ -257,21 +258,24 @@ impl Upstream {
         Ok(way)
     }
 
-    /// A connection that requests share and that has room, if one is there beside that with this number.
+    /// A connection that requests share and that has room, if one is there that came after so many.
     fn join(&self, stale: Option<u64>) -> Option<Way> {
         let mut joint = self.joint.lock();
         joint.connections.retain(|one| one.requests.is_ready());
-        let fit = |one: &&mut Joined| stale != Some(one.number) && one.requests.has_room();
+        let number = joint.made;
+        let fit = |one: &&mut Joined| stale.is_none_or(|stale| one.number > stale) && one.requests.has_room();
         let found = joint.connections.iter_mut().find(fit)?;
         found.unused = None;
         self.reused.fetch_add(1, Ordering::Relaxed);
-        Some(Way::Http2 { requests: found.requests.clone(), reused: true, number: found.number })
+        Some(Way::Http2 { requests: found.requests.clone(), reused: true, number })
     }
 
-    /// One of the connections that requests share, whether it has room or not.
-    fn anyone(&self) -> Option<Requests> {
+    /// One of the connections that requests share and that fits.
+    fn anyone(&self, fits: impl Fn(&Requests) -> bool) -> Option<Requests> {
         let joint = self.joint.lock();
-        joint.connections.iter().map(|one| &one.requests).find(|requests| requests.is_ready()).cloned()
+        let mut ready =
+            joint.connections.iter().map(|one| &one.requests).filter(|requests| requests.is_ready());
+        ready.find(|requests| fits(requests)).cloned()
     }
 
     async fn join_or_connect(&self, shared: &Arc<Shared>, stale: Option<u64>) -> io::Result<Way> {
@@ -301,7 +305,7 @@ impl Upstream {
 
     /// A way to ask whether it is well: a connection that requests share, or one of its own, which is not counted.
     pub(crate) async fn probe(&self, shared: &Arc<Shared>) -> io::Result<Way> {
-        match self.anyone() {
+        match self.anyone(Requests::has_room) {
             Some(requests) => Ok(Way::Http2 { requests, reused: true, number: 0 }),
             None => self.connect(shared).await,
         }

@@ -246,6 +246,10 @@ impl ConsumerCore {
         state.bytes += bytes;
         state.credit.came(bytes);
         if (state.end.is_some() && !state.leaving) || state.abandoned {
+            if self.one_active {
+                // It would come again at once: it goes back with the channel.
+                return None;
+            }
             // It was on its way when the intake ended. The cancel is before this in the channel: it does not come again.
             let State { unsettled, bytes, .. } = &mut *state;
             unsettled.nack(&one(tag), true, |kept| *bytes -= kept.bytes);

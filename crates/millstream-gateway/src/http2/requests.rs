@@ -115,15 +115,20 @@ impl Requests {
         connection.as_ref().is_some_and(UpstreamConnection::is_extended_connect_protocol_enabled)
     }
 
-    /// Asks an upstream. Nobody can tell a server that closed from one that refused the stream: neither has answered.
+    /// Asks an upstream. Nobody can tell a server that closed from one that refused the stream: neither has answered. One that said that
+    /// it takes no more requests was not asked.
     pub(crate) fn ask(
         &self,
         request: Request<Body>,
     ) -> impl Future<Output = Result<Response<Body>, NoAnswer>> + Send + use<> {
         let mut sender = self.sender.clone();
         async move {
-            sender.ready().await.map_err(|_| NoAnswer::Closed)?;
-            let response = sender.send_request(request).await.map_err(|_| NoAnswer::Closed)?;
+            sender.ready().await.map_err(|_| NoAnswer::Unsent)?;
+            let response = sender.try_send_request(request).await;
+            let response = response.map_err(|mut error| match error.take_message() {
+                Some(_) => NoAnswer::Unsent,
+                None => NoAnswer::Closed,
+            })?;
             head::check_answer(response.headers())
                 .map_err(|error| NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}")))?;
             Ok(response.map(Body::new))

@@ -35,6 +35,8 @@ async fn smuggled_requests_are_refused_and_never_reach_the_upstream() {
         ("GET http://h:x/ HTTP/1.1\r\nHost: h\r\n\r\n", 400),
         ("GET gopher://h/ HTTP/1.1\r\nHost: h\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: h\";by=evil\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: h%41\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: [1:2:3:4:5:6:7:8:9:a]\r\n\r\n", 400),
     ] {
         let mut client = scene.client().await;
         client.send(format!("{head}{smuggled}")).await;
@@ -44,7 +46,7 @@ async fn smuggled_requests_are_refused_and_never_reach_the_upstream() {
         assert_eq!(answers.matches("HTTP/1.1").count(), 1 + usize::from(code == 505), "{head:?}: {answers}");
     }
     let upstreams = scene.server.snapshot().upstreams;
-    assert_eq!((upstreams[0].connected, scene.refused("head")), (0, 20));
+    assert_eq!((upstreams[0].connected, scene.refused("head")), (0, 22));
     scene.end().await;
 }
 

@@ -254,3 +254,86 @@ async fn a_connection_that_has_died_is_not_asked_again() {
         assert!([200, 502].contains(&answer.status().as_u16()));
     }
 }
+
+#[tokio::test]
+async fn a_server_whose_streams_are_taken_is_still_well() {
+    let checks = Arc::new(AtomicUsize::new(0));
+    let seen = checks.clone();
+    let wait = move |request: Request<Body>| {
+        let response = match request.uri().path() {
+            "/long" => Response::new(Body::from_stream(futures_util::stream::pending())),
+            _ => {
+                seen.fetch_add(1, Ordering::Relaxed);
+                Response::new(Body::from("well"))
+            }
+        };
+        std::future::ready(response)
+    };
+    let mut settings = Settings::default();
+    settings.limits.streams = 1;
+    let upstream =
+        Gateway::new(settings).route(Route::handler("wait", wait)).listen(any()).await.expect("a port");
+    let url = format!("h2c://{}", upstream.local_addr()).parse().expect("a url");
+    let check =
+        HealthCheck { path: "/check".into(), period: Duration::from_millis(5), ..HealthCheck::default() };
+    let target = Target::Proxy(Arc::new(Upstreams::new([url]).health(check)));
+    let gateway = Gateway::new(Settings::default()).route(Route::to("up", target)).listen(any()).await;
+    let gateway = gateway.expect("a port");
+    let mut client = TcpStream::connect(gateway.local_addr()).await.expect("connected");
+    client.write_all(b"GET /long HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("written");
+    within(client.read_exact(&mut [0; 15])).await.expect("an answer");
+    let before = checks.load(Ordering::Relaxed);
+    within(async {
+        while checks.load(Ordering::Relaxed) < before + 5 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(gateway.snapshot().upstreams[0].healthy);
+}
+
+/// It says that it takes no more requests, and ends those that it has.
+#[tokio::test]
+async fn requests_that_a_leaving_server_has_not_taken_go_over_another_connection() {
+    let listener = TcpListener::bind(any()).await.expect("a port");
+    let url = format!("h2c://{}", listener.local_addr().expect("an address"));
+    let leave = Arc::new(tokio::sync::Notify::new());
+    let told = leave.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.expect("accepted");
+            let service = service_fn(|request: Request<hyper::body::Incoming>| {
+                let body = match request.uri().path() {
+                    "/long" => Body::from_stream(futures_util::stream::pending()),
+                    _ => Body::from("hi"),
+                };
+                std::future::ready(Ok::<_, std::convert::Infallible>(Response::new(body)))
+            });
+            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let serving = server.serve_connection(TokioIo::new(stream), service);
+            let leave = told.clone();
+            tokio::spawn(async move {
+                tokio::pin!(serving);
+                tokio::select! {
+                    _ = &mut serving => return,
+                    () = leave.notified() => serving.as_mut().graceful_shutdown(),
+                }
+                let _ = serving.await;
+            });
+        }
+    });
+    let gateway = proxy(&[url], Settings::default()).await;
+    let sender = http2::<Empty<Bytes>>(gateway.local_addr()).await;
+    let ask = async |method: &str, path: &str| {
+        let request = Request::builder().method(method).uri(format!("http://h{path}")).body(Empty::new());
+        within(sender.clone().send_request(request.expect("a request"))).await.expect("an answer")
+    };
+    let mut long = Vec::new();
+    for _ in 0..10 {
+        long.push(ask("GET", "/long").await);
+        leave.notify_waiters();
+        for _ in 0..5 {
+            assert_eq!(ask("POST", "/x").await.status(), 200);
+        }
+    }
+}
