@@ -85,10 +85,11 @@ impl Serving<'_> {
                     uploaded = Some(ended);
                 }
                 head = answer.head(settings.limits.header_bytes) => match head {
-                    Err(none @ (NoAnswer::Closed | NoAnswer::Unsent)) => {
-                        let asked = matches!(none, NoAnswer::Closed);
-                        let how = if asked { How::Unanswered } else { How::Unsent };
-                        return Conversed { source: uploaded.map(|ended| ended.source), how };
+                    Err(NoAnswer::Closed) => {
+                        return Conversed { source: uploaded.map(|ended| ended.source), how: How::Unanswered };
+                    }
+                    Err(NoAnswer::Unsent) => {
+                        return Conversed { source: uploaded.map(|ended| ended.source), how: How::Unsent };
                     }
                     Err(NoAnswer::Invalid(text)) => {
                         let failure = Failure::new(StatusCode::BAD_GATEWAY, Refusal::UpstreamHead, text);

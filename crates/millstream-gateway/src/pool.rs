@@ -314,7 +314,7 @@ impl Shared {
     fn make_room(&self, size: u64) {
         for (tier, shelf) in self.tiers.iter().enumerate() {
             while self.bytes.load(Ordering::SeqCst) + size > self.bytes_max() {
-                if shelf.take(0, &mut Vec::new()).is_none() {
+                if shelf.take().is_none() {
                     break;
                 }
                 shelf.freed();

@@ -107,8 +107,8 @@ impl Serving<'_> {
                 _ => false,
             };
             if let Some(source) = conversed.source.filter(|_| again && stale.is_none()) {
-                // Either nothing was sent, or the server closed the connection while the request was on its way, and has not seen it; if it has, seeing
-                // it twice changes nothing.
+                // Nothing was sent; or the server closed the connection while the request was on its way, and has not seen it, and
+                // if it has, seeing it twice changes nothing.
                 asked.source = source;
                 stale = Some((at, number));
                 continue;

@@ -174,6 +174,7 @@ pub(crate) fn request(
     let host = host.as_ref().and_then(|host| host.to_str().ok()).filter(|host| !host.is_empty());
     let scheme = if tls { "https" } else { "http" };
     let uri = Uri::builder().scheme(scheme).authority(host.unwrap_or(authority)).path_and_query(path).build();
+    // The parts were parsed as such before: a head whose `Host` is no authority is refused, and so is a target that is no path.
     *request.uri_mut() = uri.unwrap_or_default();
     request
 }

@@ -126,14 +126,14 @@ pub(super) fn take_from_shelf(home: &Arc<Shared>, tier: usize) -> Option<Lease> 
         let local = &mut locals[at];
         let nobody_waits = home.waiting.load(Ordering::SeqCst) == 0;
         let content = match local.idle.get_mut(tier).filter(|_| nobody_waits) {
-            Some(kept) => shelf.take(KEPT[tier] / 2, kept)?,
-            None => shelf.take(0, &mut Vec::new())?,
+            Some(kept) => shelf.take_along(KEPT[tier] / 2, kept)?,
+            None => shelf.take()?,
         };
         increment(&local.counts.hits[tier]);
         Some(content)
     });
     let content = taken.unwrap_or_else(|_| {
-        let content = shelf.take(0, &mut Vec::new())?;
+        let content = shelf.take()?;
         add_late(home, |counts| &counts.hits[tier]);
         Some(content)
     });

@@ -25,8 +25,12 @@ struct Idle {
 }
 
 impl Shelf {
+    pub(crate) fn take(&self) -> Option<Boxed> {
+        self.take_along(0, &mut Vec::new())
+    }
+
     /// Takes one, and up to so many more along.
-    pub(crate) fn take(&self, along: usize, more: &mut Vec<Boxed>) -> Option<Boxed> {
+    pub(crate) fn take_along(&self, along: usize, more: &mut Vec<Boxed>) -> Option<Boxed> {
         let mut idle = self.idle.lock();
         let first = idle.buffers.pop();
         let left = idle.buffers.len().saturating_sub(along);
