@@ -145,10 +145,12 @@ impl Source {
         if session.paused {
             return Found::Nothing;
         }
-        // One that has stopped has its turn until nothing of it is in hand: what comes back goes before what comes later.
-        let first = state.sessions.iter().find(|session| !session.stopped || session.unsettled.items > 0);
-        if self.queue.spec.single_active_consumer && first.is_some_and(|first| first.id != self.id) {
-            return Found::Nothing;
+        if self.queue.spec.single_active_consumer {
+            // One that has stopped has its turn until nothing of it is in hand: what comes back goes before what comes later.
+            let first = state.sessions.iter().find(|session| !session.stopped || session.unsettled.items > 0);
+            if first.is_some_and(|first| first.id != self.id) {
+                return Found::Nothing;
+            }
         }
         let Some(session) = state.session(self.id) else { return Found::End };
         let lease = session.options.lease;

@@ -198,6 +198,23 @@ mod tests {
         Connection::Other(Box::new(Stuck)).split(&BufferPool::new(PoolSettings::default()))
     }
 
+    /// The bytes of what a function gives.
+    fn bytes_of<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// A future has room for what it was given, and once more for what it gives on: what is large is given in a box.
+    #[test]
+    fn a_connection_that_waits_takes_little_memory() {
+        let connection =
+            bytes_of(|shared: &'static Arc<Shared>, connection, peer| serve(shared, connection, peer));
+        let exchange = bytes_of(|shared: &'static Arc<Shared>, asked: Box<Asked<'static>>, client| {
+            exchange(shared, asked, client)
+        });
+        assert!(connection <= 9 << 10, "{connection} bytes");
+        assert!(exchange <= 8 << 10, "{exchange} bytes");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_connection_whose_end_is_not_taken_lingers_no_longer_than_any_other() {
         let started = Instant::now();
