@@ -10,6 +10,7 @@ use futures_util::future::{BoxFuture, Either};
 
 use crate::call::Call;
 use crate::error::Error;
+use crate::mediator::in_place;
 use crate::message::{About, Kind, Request};
 
 /// What a behaviour calls to go on: the behaviours inside it, and at last the handler. It may be called any number of
@@ -317,7 +318,7 @@ trait DynStage<R: Request>: Send + Sync {
 
 impl<R: Request, S: Stage<R>> DynStage<R> for S {
     fn run_boxed<'a>(&'a self, call: &'a Call<'_>, request: R) -> BoxFuture<'a, Result<R::Response, Error>> {
-        Box::pin(self.run(call, request))
+        in_place(|| self.run(call, request))
     }
 }
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -111,7 +111,7 @@ impl<R: Request, S: Stage<R>> Dispatch<R> for Route<S> {
 
     #[inline]
     fn dispatch<'a>(&'a self, context: &'a Context, request: R) -> BoxFuture<'a, Result<R::Response, Error>> {
-        Box::pin(self.run(context, request))
+        in_place(|| self.run(context, request))
     }
 
     fn dispatch_in<'a>(&'a self, place: &mut Reused<'a, R>, context: &'a Context, request: R) {
@@ -121,6 +121,13 @@ impl<R: Request, S: Stage<R>> Dispatch<R> for Route<S> {
             None => *place = Some(ReusableBoxFuture::new(run)),
         }
     }
+}
+
+/// A future in a box that was there before it: one that is made first, and might have to be dropped if there were no memory,
+/// is copied into its box as a whole, also that which it does not hold yet.
+#[inline]
+pub(crate) fn in_place<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
+    Box::into_pin(Box::write(Box::new_uninit(), make()))
 }
 
 impl<S> Route<S> {

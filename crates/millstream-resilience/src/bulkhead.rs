@@ -1,12 +1,13 @@
 //! At most so many calls at once.
 
+use std::borrow::Borrow;
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::{Class, Classify, Idle};
@@ -33,16 +34,93 @@ struct Shared {
     concurrent: usize,
     queue: usize,
     wait_max: Option<Duration>,
-    places: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    /// How many calls run, and in the upper half how many wait. None waits while fewer run than may: whoever leaves then hands
+    /// its place over, and as many run as before.
+    held: AtomicU64,
+    /// Where they wait, in their order. It has a permit for each place that was handed over and is not taken yet.
+    line: Semaphore,
+    /// Held while a place is handed over, and while somebody leaves the line.
+    hand: Mutex<()>,
     rejected: AtomicUsize,
 }
 
+/// One that waits, in [`Shared::held`].
+const WAITING: u64 = 1 << 32;
+
+const fn running(held: u64) -> u64 {
+    held % WAITING
+}
+
+const fn waiting(held: u64) -> u64 {
+    held / WAITING
+}
+
+impl Shared {
+    /// Takes a place, or a place in the line: true if it was one to call.
+    fn stand(&self) -> Option<bool> {
+        let enter = |held| {
+            if running(held) < half(self.concurrent) {
+                Some(held + 1)
+            } else {
+                (waiting(held) < half(self.queue)).then_some(held + WAITING)
+            }
+        };
+        let before = self.held.fetch_update(Ordering::Acquire, Ordering::Relaxed, enter).ok()?;
+        Some(running(before) < half(self.concurrent))
+    }
+
+    #[inline]
+    fn enter(&self) -> bool {
+        let enter = |held| (running(held) < half(self.concurrent)).then_some(held + 1);
+        self.held.fetch_update(Ordering::Acquire, Ordering::Relaxed, enter).is_ok()
+    }
+
+    /// Gives a place back.
+    #[inline]
+    fn leave(&self) {
+        let leave = |held| (waiting(held) == 0).then(|| held - 1);
+        if self.held.fetch_update(Ordering::Release, Ordering::Relaxed, leave).is_err() {
+            self.hand_over();
+        }
+    }
+
+    #[cold]
+    fn hand_over(&self) {
+        let _hand = self.hand.lock().expect("nothing panics while it is held");
+        let leave = |held| Some(if waiting(held) == 0 { held - 1 } else { held - WAITING });
+        let before = self.held.fetch_update(Ordering::Release, Ordering::Relaxed, leave);
+        if before.is_ok_and(|held| waiting(held) > 0) {
+            self.line.add_permits(1);
+        }
+    }
+
+    /// Leaves the line, and gives back the place that was handed over meanwhile, if it was.
+    #[cold]
+    fn give_up(&self) {
+        {
+            let _hand = self.hand.lock().expect("nothing panics while it is held");
+            let leave = |held| (waiting(held) > 0).then(|| held - WAITING);
+            if self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, leave).is_ok() {
+                return;
+            }
+            // Nobody waits for a place any more, so that each in the line has one: whoever leaves it leaves one.
+            self.line.try_acquire().expect("one for each in the line").forget();
+        }
+        self.leave();
+    }
+}
+
+/// What fits into half of [`Shared::held`].
+const fn half(count: usize) -> u64 {
+    let (count, most) = (count as u64, WAITING - 1);
+    if count < most { count } else { most }
+}
+
 impl Bulkhead {
-    /// Up to `concurrent` calls at once; others fail at once.
+    /// Up to `concurrent` calls at once; others fail at once. 2^32 - 1 is no bound for anything here, nor is more.
     ///
     /// # Panics
-    /// If `concurrent` is 0, or above [`Semaphore::MAX_PERMITS`].
+    /// If `concurrent` is 0.
     pub fn new(concurrent: usize) -> Self {
         assert!(concurrent > 0, "without a place nothing is ever called");
         Bulkhead::make(concurrent, 0, None)
@@ -61,9 +139,15 @@ impl Bulkhead {
     }
 
     fn make(concurrent: usize, queue: usize, wait_max: Option<Duration>) -> Self {
-        let places = Arc::new(Semaphore::new(concurrent));
-        let (waiting, rejected) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Bulkhead(Arc::new(Shared { concurrent, queue, wait_max, places, waiting, rejected }))
+        Bulkhead(Arc::new(Shared {
+            concurrent,
+            queue,
+            wait_max,
+            held: AtomicU64::new(0),
+            line: Semaphore::new(0),
+            hand: Mutex::new(()),
+            rejected: AtomicUsize::new(0),
+        }))
     }
 
     /// Calls, when there is a place.
@@ -84,7 +168,7 @@ impl Bulkhead {
 
     /// A place, if there is one now.
     pub fn try_acquire(&self) -> Option<Place> {
-        self.0.places.clone().try_acquire_owned().ok().map(Place)
+        self.0.enter().then(|| Place(self.clone()))
     }
 
     /// A place, when there is one.
@@ -92,10 +176,10 @@ impl Bulkhead {
     /// # Errors
     /// If there is no place to wait, or none came free in time.
     pub async fn acquire(&self) -> Result<Place, Full> {
-        if let Some(place) = self.try_acquire() {
-            return Ok(place);
+        if !self.0.enter() {
+            self.wait().await?;
         }
-        self.waited(self.0.places.clone().acquire_owned()).await.map(Place)
+        Ok(Place(self.clone()))
     }
 
     /// The same for whoever can borrow, at less cost.
@@ -103,26 +187,29 @@ impl Bulkhead {
     /// # Errors
     /// As [`acquire`](Self::acquire).
     #[inline]
-    pub async fn enter(&self) -> Result<Place<SemaphorePermit<'_>>, Full> {
-        if let Ok(place) = self.0.places.try_acquire() {
-            return Ok(Place(place));
+    pub async fn enter(&self) -> Result<Place<&Bulkhead>, Full> {
+        if !self.0.enter() {
+            self.wait().await?;
         }
-        self.waited(self.0.places.acquire()).await.map(Place)
+        Ok(Place(self))
     }
 
     /// Waits for a place, if there is a place to wait.
-    async fn waited<P>(&self, place: impl Future<Output = Result<P, AcquireError>>) -> Result<P, Full> {
-        let Shared { queue, wait_max, waiting, .. } = &*self.0;
-        let enter = |waiting: usize| (waiting < *queue).then_some(waiting + 1);
-        if waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_err() {
-            return Err(self.full(false));
+    async fn wait(&self) -> Result<(), Full> {
+        let Shared { wait_max, line, .. } = &*self.0;
+        match self.0.stand() {
+            None => return Err(self.full(false)),
+            Some(true) => return Ok(()),
+            Some(false) => {}
         }
-        let _leave = Leave(waiting);
-        let place = match wait_max {
-            None => place.await,
-            Some(wait) => timeout(*wait, place).await.map_err(|_| self.full(true))?,
+        let stands = Stands(&self.0);
+        let turn = match wait_max {
+            None => line.acquire().await,
+            Some(wait) => timeout(*wait, line.acquire()).await.map_err(|_| self.full(true))?,
         };
-        Ok(place.expect("nobody closes the semaphore"))
+        turn.expect("nobody closes the semaphore").forget();
+        std::mem::forget(stands);
+        Ok(())
     }
 
     fn full(&self, waited: bool) -> Full {
@@ -133,12 +220,12 @@ impl Bulkhead {
 
     /// How many calls are running, or about to.
     pub fn running(&self) -> usize {
-        self.0.concurrent - self.0.places.available_permits()
+        running(self.0.held.load(Ordering::Relaxed)) as usize
     }
 
     /// How many wait for a place.
     pub fn waiting(&self) -> usize {
-        self.0.waiting.load(Ordering::Relaxed)
+        waiting(self.0.held.load(Ordering::Relaxed)) as usize
     }
 
     /// How many were not let in.
@@ -170,13 +257,21 @@ impl Idle for Bulkhead {
 /// A place in a [`Bulkhead`], given back when it is dropped.
 #[derive(Debug)]
 #[must_use = "a place that is dropped is given back"]
-pub struct Place<P = OwnedSemaphorePermit>(P);
+pub struct Place<B: Borrow<Bulkhead> = Bulkhead>(B);
 
-struct Leave<'a>(&'a AtomicUsize);
-
-impl Drop for Leave<'_> {
+impl<B: Borrow<Bulkhead>> Drop for Place<B> {
+    #[inline]
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.borrow().0.leave();
+    }
+}
+
+/// Somebody in the line.
+struct Stands<'a>(&'a Shared);
+
+impl Drop for Stands<'_> {
+    fn drop(&mut self) {
+        self.0.give_up();
     }
 }
 

@@ -82,6 +82,17 @@ impl Bucket {
         self.held(1).map(|held| clamped(held / each))
     }
 
+    /// Whether there are so many, or as many as it holds.
+    ///
+    /// # Errors
+    /// When there will be.
+    #[inline]
+    fn has(&mut self, needed: u64) -> Result<(), Instant> {
+        let Rate { each, burst } = self.rate;
+        self.held(each.saturating_mul(u128::from(needed.min(burst)))).map(|_| ())
+    }
+
+    #[inline]
     fn held(&mut self, needed: u128) -> Result<u128, Instant> {
         let now = self.began.elapsed().as_nanos() * NANOSECOND;
         self.full = self.full.max(now);
@@ -194,7 +205,7 @@ impl RateLimiter {
     /// True if they were there and nobody waits for them.
     pub(crate) fn enter(&self, tokens: u64) -> bool {
         let mut book = self.book();
-        let free = book.wanted == 0 && book.bucket.tokens(tokens).is_ok();
+        let free = book.wanted == 0 && book.bucket.has(tokens).is_ok();
         if free {
             book.bucket.take(tokens);
         }
@@ -225,8 +236,8 @@ impl RateLimiter {
         loop {
             let until = {
                 let mut book = self.book();
-                match book.bucket.tokens(tokens) {
-                    Ok(_) => {
+                match book.bucket.has(tokens) {
+                    Ok(()) => {
                         book.bucket.take(tokens);
                         book.wanted = book.wanted.saturating_sub(std::mem::take(&mut leave.tokens));
                         return Ok(());
@@ -249,7 +260,7 @@ impl Book {
     fn in_line(&mut self, tokens: u64) -> Instant {
         let mut bucket = self.bucket.clone();
         bucket.take(self.wanted);
-        bucket.tokens(tokens).err().unwrap_or_else(Instant::now)
+        bucket.has(tokens).err().unwrap_or_else(Instant::now)
     }
 
     fn reject(&mut self, until: Instant) -> Limited {
@@ -272,7 +283,7 @@ impl Idle for RateLimiter {
     fn is_idle(&self) -> bool {
         let mut book = self.book();
         let burst = self.0.rate.burst;
-        book.wanted == 0 && book.bucket.tokens(burst).is_ok()
+        book.wanted == 0 && book.bucket.has(burst).is_ok()
     }
 }
 

@@ -1,19 +1,30 @@
 //! Bulkheads, rate limits, timeouts, hedges, fallbacks, and one of them for each key.
 
 use std::cell::Cell;
-use std::future::pending;
+use std::future::{Future, pending, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use millstream_resilience::{
     BoxError, BreakerSettings, BreakerState, Bucket, Budget, Bulkhead, CircuitBreaker, Fallback, Full, Hedge,
     Idle, Keyed, Rate, RateLimiter, TimedOut, Timeout,
 };
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
+
+async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
 
 fn full(result: Result<(), BoxError>) -> Full {
     *result.unwrap_err().downcast::<Full>().unwrap()
@@ -62,6 +73,65 @@ async fn a_wait_for_a_bulkhead_ends_at_its_limit_and_leaves_its_place() {
     drop(held);
     assert!(timeout(SECOND / 2, bulkhead.call(pending::<Result<(), BoxError>>)).await.is_err());
     assert_eq!(bulkhead.running(), 0);
+    assert!(bulkhead.is_idle());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn places_are_neither_lost_nor_doubled_by_those_that_come_and_give_up_on_several_threads() {
+    let bulkhead = Bulkhead::new(2).queue(5);
+    let (inside, entered, gave_up) = <(Arc<AtomicUsize>, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+    let caller = |seed| {
+        let (bulkhead, inside) = (bulkhead.clone(), inside.clone());
+        let (entered, gave_up) = (entered.clone(), gave_up.clone());
+        tokio::spawn(async move {
+            let mut random = fastrand::Rng::with_seed(seed);
+            for _ in 0..10_000 {
+                let patience = random.usize(0..6);
+                tokio::select! {
+                    biased;
+                    place = bulkhead.enter() => {
+                        let Ok(_place) = place else { continue };
+                        assert!(inside.fetch_add(1, Ordering::SeqCst) < 2, "no more than may");
+                        entered.fetch_add(1, Ordering::Relaxed);
+                        for _ in 0..random.usize(0..3) {
+                            yield_now().await;
+                        }
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                    }
+                    () = async { for _ in 0..patience { yield_now().await } } => {
+                        gave_up.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        })
+    };
+    for caller in (0..8).map(caller).collect::<Vec<_>>() {
+        caller.await.unwrap();
+    }
+    let (entered, gave_up) = (entered.load(Ordering::Relaxed), gave_up.load(Ordering::Relaxed));
+    assert!(entered > 1000 && gave_up > 1000 && bulkhead.rejected() > 10, "{entered} {gave_up} {bulkhead:?}");
+    assert_eq!((bulkhead.running(), bulkhead.waiting()), (0, 0));
+    let (one, _other) = (bulkhead.try_acquire().unwrap(), bulkhead.try_acquire().unwrap());
+    let mut third = pin!(bulkhead.acquire());
+    assert!(poll_once(third.as_mut()).await.is_none(), "no place was left over in the line");
+    drop(one);
+    assert!(poll_once(third.as_mut()).await.is_some_and(|place| place.is_ok()));
+}
+
+#[tokio::test]
+async fn a_place_handed_to_one_that_gives_up_goes_to_the_next_and_nobody_passes_those_that_wait() {
+    let bulkhead = Bulkhead::new(1).queue(3);
+    let held = bulkhead.acquire().await.unwrap();
+    let (mut second, mut third) = (Box::pin(bulkhead.acquire()), pin!(bulkhead.acquire()));
+    assert!(poll_once(second.as_mut()).await.is_none());
+    assert!(poll_once(third.as_mut()).await.is_none());
+    drop(held);
+    assert!(bulkhead.try_acquire().is_none(), "it is the second's, who has not taken it yet");
+    assert_eq!((bulkhead.running(), bulkhead.waiting()), (1, 1));
+    drop(second);
+    let third = poll_once(third.as_mut()).await.expect("it is the third's").unwrap();
+    assert_eq!((bulkhead.running(), bulkhead.waiting()), (1, 0));
+    drop(third);
     assert!(bulkhead.is_idle());
 }
 
@@ -123,7 +193,7 @@ async fn a_wait_for_a_rate_that_would_be_too_long_is_refused_at_once() {
             tokio::spawn(async move { limiter.acquire(1).await })
         })
         .collect();
-    tokio::task::yield_now().await;
+    yield_now().await;
     let refused = limiter.acquire(1).await.unwrap_err();
     assert_eq!((began.elapsed(), refused.retry_after), (Duration::ZERO, 3 * SECOND));
     for wait in waits {
