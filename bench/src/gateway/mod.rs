@@ -30,20 +30,24 @@ type Figures = Result<Sample, Absent>;
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
         against_all("download", |kind, scale| body(kind, scale, false))
+            .floor(NO_PROXY, |scale| body(Kind::None, scale, false))
             .goal_on(RATE, Bound::RateOf(1.0, HYPER), "")
             .goal_on(CPU, Bound::AtMost(0.32), "of the proxy's process"),
         against_all("upload", |kind, scale| body(kind, scale, true))
+            .floor(NO_PROXY, |scale| body(Kind::None, scale, true))
             .goal_on(RATE, Bound::RateOf(1.0, HYPER), "")
             .goal_on(CPU, Bound::AtMost(0.36), "of the proxy's process"),
         against_all("GET of 4 KB, 32 connections", small)
+            .floor(NO_PROXY, |scale| small(Kind::None, scale))
             .goal_on(REQUESTS, Bound::RateOf(1.0, HYPER), "")
             .goal_on(REQUESTS, Bound::RateOf(1.0, HAPROXY), "")
             .goal_on(REQUESTS, Bound::RateOf(1.0, NGINX), ""),
         against_all("an event each millisecond", events)
+            .floor(NO_PROXY, |scale| events(Kind::None, scale))
             .goal_on(P99, Bound::TimesAtMost(1.0, HYPER), "")
             .goal_on(P99, Bound::TimesAtMost(1.0, HAPROXY), "")
             .goal_on(P99, Bound::TimesAtMost(1.0, NGINX), "")
-            .remark("From the upstream's write to the client's read, so the way without a proxy is in it."),
+            .remark("From the upstream's write to the client's read."),
         against_all("1,000 slow downloads", |kind, scale| slow(kind, scale, false)).goal_on(
             PEAK,
             Bound::AtMost(48.0),
@@ -55,10 +59,33 @@ pub(crate) fn cases() -> Vec<Case> {
             "bodies of 10 MB",
         ),
     ];
+    cases.push(by_chunk());
     cases.extend(pool::cases());
     cases
 }
 
+/// What the chunk's size and the pool bring, beside the defaults.
+fn by_chunk() -> Case {
+    let one = |kib, pooled| {
+        move |scale: Scale| -> Figures {
+            let kind = Kind::Chunks { kib, pooled };
+            let upstream = Upstream::start(scale.of(BODY))?;
+            let proxy = Proxy::start(kind, upstream.port())?;
+            let sample = through(&proxy, scale, false)?;
+            Ok(sample.with(PEAK, proxy.peak_mib()?))
+        }
+    };
+    Case::new("download by size of chunk")
+        .peer("16 KiB", one(16, true))
+        .peer("64 KiB", one(64, true))
+        .peer("64 KiB, no pool", one(64, false))
+        .peer("256 KiB", one(256, true))
+        .peer("1 MiB", one(1024, true))
+        .peer("512 KiB, no pool", one(512, false))
+        .ours("512 KiB, the default", one(512, true))
+}
+
+const NO_PROXY: &str = "no proxy";
 const HYPER: &str = "hyper";
 const HAPROXY: &str = "haproxy";
 const NGINX: &str = "nginx";
@@ -73,10 +100,13 @@ fn against_all(name: &'static str, run: fn(Kind, Scale) -> Figures) -> Case {
 
 /// One large body, one way.
 fn body(kind: Kind, scale: Scale, up: bool) -> Figures {
+    let upstream = Upstream::start(scale.of(BODY))?;
+    through(&Proxy::start(kind, upstream.port())?, scale, up)
+}
+
+fn through(proxy: &Proxy, scale: Scale, up: bool) -> Figures {
     let bytes = scale.of(BODY);
-    let upstream = Upstream::start(bytes)?;
-    let proxy = Proxy::start(kind, upstream.port())?;
-    // Connections are made, buffers are allocated.
+    // Connections are made, buffers are allocated; and what arrives is what was sent.
     client::body(proxy.port(), 1 << 20, up)?;
     let (before, watch) = (proxy.cpu_seconds()?, load::Watch::start());
     client::body(proxy.port(), bytes, up)?;

@@ -9,7 +9,14 @@ use crate::case::Absent;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
+    /// The upstream itself.
+    None,
     Ours,
+    /// Ours with chunks of so many KiB, its buffers kept in the pool or allocated and freed.
+    Chunks {
+        kib: usize,
+        pooled: bool,
+    },
     Hyper,
     Nginx,
     Haproxy,
@@ -17,7 +24,7 @@ pub(super) enum Kind {
 
 /// A started proxy; killed when dropped.
 pub(super) struct Proxy {
-    child: Child,
+    child: Option<Child>,
     port: u16,
     _place: tempfile::TempDir,
 }
@@ -25,16 +32,19 @@ pub(super) struct Proxy {
 impl Proxy {
     pub(super) fn start(kind: Kind, upstream: u16) -> Result<Proxy, Absent> {
         let place = tempfile::tempdir().map_err(|error| format!("a temporary directory: {error}"))?;
+        if kind == Kind::None {
+            return Ok(Proxy { child: None, port: upstream, _place: place });
+        }
         let port = free_port()?;
         let mut command = command(kind, port, upstream, place.path())?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let child = child.map_err(|error| format!("{kind:?}: {error}; is it installed?"))?;
-        let mut proxy = Proxy { child, port, _place: place };
+        let mut proxy = Proxy { child: Some(child), port, _place: place };
         for _ in 0..500 {
             if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
                 return Ok(proxy);
             }
-            if let Ok(Some(status)) = proxy.child.try_wait() {
+            if let Some(Ok(Some(status))) = proxy.child.as_mut().map(Child::try_wait) {
                 return Err(format!("{kind:?} ended with {status} instead of listening"));
             }
             crate::clock::pause(Duration::from_millis(10));
@@ -46,9 +56,10 @@ impl Proxy {
         self.port
     }
 
-    /// Processor time of the process so far, to 10 ms.
+    /// Processor time of the process so far, to 10 ms; none where there is none.
     pub(super) fn cpu_seconds(&self) -> Result<f64, Absent> {
-        let path = format!("/proc/{}/stat", self.child.id());
+        let Some(child) = &self.child else { return Ok(0.0) };
+        let path = format!("/proc/{}/stat", child.id());
         let stat = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
         // Behind the name, which may hold anything: `utime` and `stime` are the 12th and 13th, in ticks of 10 ms.
         let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
@@ -58,7 +69,8 @@ impl Proxy {
 
     /// The most memory that was resident so far.
     pub(super) fn peak_mib(&self) -> Result<f64, Absent> {
-        let path = format!("/proc/{}/status", self.child.id());
+        let child = self.child.as_ref().ok_or("without a proxy there is none that has memory")?;
+        let path = format!("/proc/{}/status", child.id());
         let status = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB"));
         let kibibytes = peak.and_then(|peak| peak.trim().parse::<f64>().ok());
@@ -68,8 +80,10 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -81,11 +95,16 @@ fn free_port() -> Result<u16, Absent> {
 
 fn command(kind: Kind, port: u16, upstream: u16, place: &std::path::Path) -> Result<Command, Absent> {
     let text = match kind {
-        Kind::Ours | Kind::Hyper => {
+        Kind::None => return Err("nothing is started where there is no proxy".into()),
+        Kind::Ours | Kind::Hyper | Kind::Chunks { .. } => {
             let own = std::env::current_exe().map_err(|error| format!("this program's own path: {error}"))?;
             let mut command = Command::new(own);
-            let name = if kind == Kind::Ours { "ours" } else { "hyper" };
-            command.args(["proxy", name, &port.to_string(), &upstream.to_string()]);
+            let name = match kind {
+                Kind::Hyper => "hyper".to_owned(),
+                Kind::Chunks { kib, pooled } => format!("{kib},{pooled}"),
+                _ => "ours".to_owned(),
+            };
+            command.args(["proxy", &name, &port.to_string(), &upstream.to_string()]);
             return Ok(command);
         }
         // One worker of each would do: client and upstream keep the other core busy.

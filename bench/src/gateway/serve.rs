@@ -15,15 +15,24 @@ pub(crate) fn serve(name: &str, port: u16, upstream: u16) -> Result<(), String> 
     let runtime = runtime.map_err(|error| format!("a runtime: {error}"))?;
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let upstream = SocketAddr::from((Ipv4Addr::LOCALHOST, upstream));
+    let mut settings = Settings::default();
     match name {
-        "ours" => runtime.block_on(ours(listen, upstream)),
-        _ => runtime.block_on(hyper(listen, upstream)),
+        "hyper" => return runtime.block_on(hyper(listen, upstream)),
+        "ours" => {}
+        chunks => {
+            let (kib, pooled) =
+                chunks.split_once(',').ok_or_else(|| format!("no proxy is called `{chunks}`"))?;
+            let kib: usize = kib.parse().map_err(|error| format!("{kib}: {error}"))?;
+            (settings.request_chunk, settings.response_chunk) = (kib << 10, kib << 10);
+            settings.pool.enabled = pooled.parse().map_err(|error| format!("{pooled}: {error}"))?;
+        }
     }
+    runtime.block_on(ours(settings, listen, upstream))
 }
 
-async fn ours(listen: SocketAddr, upstream: SocketAddr) -> Result<(), String> {
+async fn ours(settings: Settings, listen: SocketAddr, upstream: SocketAddr) -> Result<(), String> {
     let url = format!("http://{upstream}").parse().map_err(|error| format!("{error}"))?;
-    let gateway = Gateway::new(Settings::default()).route(Route::proxy("up", [url]));
+    let gateway = Gateway::new(settings).route(Route::proxy("up", [url]));
     let _server = gateway.listen(listen).await.map_err(|error| format!("{listen}: {error}"))?;
     std::future::pending().await
 }
