@@ -111,7 +111,7 @@ impl Captured {
     }
 }
 
-/// Copies the oldest ready and held messages forward, about `bytes` of them, when what lives is so little against what the log
+/// Copies the oldest messages forward, ready, delayed, held, or dead and on their way, about `bytes` of them, when what lives is so little against what the log
 /// spans that it is cheaper to copy it than to keep the disk.
 pub(crate) async fn relocate(
     core: &Core,
@@ -132,18 +132,36 @@ pub(crate) async fn relocate(
             commit.await.map_err(|error| crate::journal::storage(&error))?;
             queue.lock().held_moved(session, tag, position);
         }
+        let dead = queue.lock().old_dead(before, left);
+        for taken in dead {
+            left = left.saturating_sub(u64::from(taken.size));
+            let (position, commit) = append(core, journal, &queue, taken.seq, &taken.publish).await?;
+            commit.await.map_err(|error| crate::journal::storage(&error))?;
+            queue.lock().dead_moved(taken.seq, position);
+        }
     }
     for queue in core.all_queues().into_iter().filter(|queue| queue.durable) {
         while left > 0 {
-            let Some(run) = queue.oldest_run(before) else { break };
-            let positions: Vec<u64> = (0..run.count).map(|i| run.slot(i).0).collect();
-            let read = journal.read(&positions)?;
-            if read.iter().any(Option::is_none) {
-                // Damaged: whoever consumes it takes it off the queue.
-                break;
-            }
-            let mut moved = Vec::with_capacity(positions.len());
-            for (seq, publish) in (run.seq..).zip(read.into_iter().flatten()) {
+            let Some((due, run)) = queue.oldest_run(before) else { break };
+            let publishes = match run.publishes() {
+                Some(here) => here.to_vec(),
+                None => {
+                    let positions: Vec<u64> = (0..run.count).map(|i| run.slot(i).0).collect();
+                    let read = journal.read(&positions)?;
+                    if read.iter().any(Option::is_none) {
+                        if due > 0 {
+                            // It is taken off the queue when it is due.
+                            break;
+                        }
+                        // Takes off the queue what is damaged, and leaves the others in memory, from where they are copied.
+                        queue.load(run)?;
+                        continue;
+                    }
+                    read.into_iter().flatten().collect()
+                }
+            };
+            let mut moved = Vec::with_capacity(publishes.len());
+            for (seq, publish) in (run.seq..).zip(publishes) {
                 moved.push(append(core, journal, &queue, seq, &publish).await?);
             }
             let mut new = Vec::with_capacity(moved.len());
@@ -152,7 +170,7 @@ pub(crate) async fn relocate(
                 new.push(position);
             }
             left = left.saturating_sub(run.bytes.max(1));
-            if !queue.moved(&run, new) {
+            if !queue.moved(due, &run, new) {
                 break;
             }
         }

@@ -110,7 +110,8 @@ impl Core {
             &self.topology.read(),
             &publishes,
             position.is_some(),
-            self.shared.settings.message_bytes_max,
+            // A letter is a message that was taken, and what it died of.
+            if from == From::User { self.shared.settings.message_bytes_max } else { usize::MAX },
         );
         plan.commit();
         let total = publishes.len();

@@ -122,18 +122,21 @@ impl Queue {
         }
         self.shared.budget.charge(weight);
         let dropped = self.drop_overflow(&mut state);
-        if self.durable {
-            let excess = self.shared.budget.excess();
-            if excess > 0 {
-                self.shared.budget.refund(state.put_out(excess));
-            }
-        }
+        self.put_out_excess(&mut state);
         state.wakers(&mut wakers);
         drop(state);
         drop(dropped);
         wakers.into_iter().for_each(Waker::wake);
         if due != NEVER {
             self.shared.bell.wake_by(due);
+        }
+    }
+
+    /// Leaves to the log alone what is more than the broker may keep in memory.
+    pub(crate) fn put_out_excess(&self, state: &mut State) {
+        let excess = if self.durable { self.shared.budget.excess() } else { 0 };
+        if excess > 0 {
+            self.shared.budget.refund(state.put_out(excess));
         }
     }
 

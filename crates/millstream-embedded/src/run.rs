@@ -149,6 +149,17 @@ impl Run {
         self.count > 0 && self.slot(0).0 != 0
     }
 
+    /// Its messages, if they are in memory.
+    pub(crate) fn publishes(&self) -> Option<&[Publish]> {
+        match &self.items {
+            Items::Here { batch, start } => {
+                let from = *start as usize;
+                Some(&batch.publishes[from..from + self.count as usize])
+            }
+            Items::Out { .. } => None,
+        }
+    }
+
     /// Position and size of the `i`-th message.
     pub(crate) fn slot(&self, i: u32) -> (u64, u32) {
         match &self.items {

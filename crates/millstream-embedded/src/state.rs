@@ -1,7 +1,7 @@
 //! What a queue holds: pure data under the queue's lock. Reads no clock, wakes nobody, touches no disk.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::{Bound, Range};
 use std::task::Waker;
 
 use millstream_message::dead::DeadReason;
@@ -136,6 +136,8 @@ pub(crate) struct State {
     pub(crate) levels: Vec<VecDeque<Run>>,
     /// Runs that are not due, by due time and place.
     pub(crate) delayed: BTreeMap<(u64, u64), Run>,
+    /// Those of them that are in memory and could be put out.
+    delayed_here: BTreeSet<(u64, u64)>,
     /// On their way to the dead-letter exchange, oldest first.
     pub(crate) outbox: VecDeque<Dead>,
     pub(crate) sessions: Vec<Session>,
@@ -162,6 +164,7 @@ impl State {
         State {
             levels: (0..levels).map(|_| VecDeque::new()).collect(),
             delayed: BTreeMap::new(),
+            delayed_here: BTreeSet::new(),
             outbox: VecDeque::new(),
             sessions: Vec::new(),
             next_session: 1,
@@ -195,7 +198,14 @@ impl State {
 
     pub(crate) fn insert_delayed(&mut self, due: u64, run: Run) {
         self.waiting.add(u64::from(run.count), run.bytes);
-        self.delayed.insert((due, run.order), run);
+        self.keep_delayed((due, run.order), run);
+    }
+
+    fn keep_delayed(&mut self, key: (u64, u64), run: Run) {
+        if run.is_here() && run.is_logged() {
+            self.delayed_here.insert(key);
+        }
+        self.delayed.insert(key, run);
     }
 
     /// Makes what is due ready, behind everything that is. True when something was.
@@ -205,7 +215,8 @@ impl State {
             if entry.key().0 > now {
                 break;
             }
-            let mut run = entry.remove();
+            let (key, mut run) = entry.remove_entry();
+            self.delayed_here.remove(&key);
             self.waiting.sub(u64::from(run.count), run.bytes);
             run.order = self.next_seq;
             self.next_seq += u64::from(run.count);
@@ -285,6 +296,53 @@ impl State {
             }
         }
         out
+    }
+
+    /// Dead letters on their way whose records begin before this position of the log, about `bytes` of them.
+    pub(crate) fn old_dead(&self, before: u64, bytes: u64) -> Vec<Taken> {
+        let mut left = bytes;
+        let old = self.outbox.iter().map(|dead| &dead.taken);
+        let old = old.filter(|taken| taken.position != 0 && taken.position < before);
+        let some = old.take_while(|taken| {
+            let more = left > 0;
+            left = left.saturating_sub(u64::from(taken.size) + 100);
+            more
+        });
+        some.cloned().collect()
+    }
+
+    /// The record of a dead letter on its way is at this position now.
+    pub(crate) fn dead_moved(&mut self, seq: u64, position: u64) {
+        if let Some(dead) = self.outbox.iter_mut().find(|dead| dead.taken.seq == seq) {
+            dead.taken.position = position;
+        }
+    }
+
+    /// A delayed run of which `old` holds, and when it is due; `count` says how much of it is wanted, and the rest is split off.
+    pub(crate) fn old_delayed(
+        &mut self,
+        old: impl Fn(&Run) -> bool,
+        count: impl Fn(&Run) -> u32,
+    ) -> Option<(u64, Run)> {
+        let key = self.delayed.iter().find(|(_, run)| old(run)).map(|(key, _)| *key)?;
+        let wanted = count(&self.delayed[&key]);
+        if wanted < self.delayed[&key].count {
+            let mut rest = self.delayed.remove(&key)?;
+            let front = rest.split_front(wanted);
+            self.keep_delayed((key.0, rest.order), rest);
+            self.keep_delayed(key, front);
+        }
+        self.delayed.get(&key).map(|run| (key.0, run.clone()))
+    }
+
+    /// The messages of a delayed run are at these positions now, and no longer in memory. The weight that is gone; `None` when it
+    /// has changed or gone meanwhile.
+    pub(crate) fn delayed_moved(&mut self, due: u64, run: &Run, positions: Vec<u64>) -> Option<u64> {
+        let key = (due, run.order);
+        let known =
+            self.delayed.get_mut(&key).filter(|known| known.seq == run.seq && known.count == run.count)?;
+        self.delayed_here.remove(&key);
+        Some(known.relocate(positions))
     }
 
     /// A held delivery's record is at this position now.
@@ -391,7 +449,28 @@ impl State {
                 }
             }
         }
+        // Those that come last first, too.
+        while gone < bytes
+            && let Some(key) = self.delayed_here.pop_last()
+            && let Some(run) = self.delayed.get_mut(&key)
+        {
+            gone += run.put_out();
+            self.merge_delayed(key);
+        }
         gone
+    }
+
+    /// Makes a delayed run that was put out one with the next that is due at the same time, if that was, too.
+    fn merge_delayed(&mut self, key: (u64, u64)) {
+        let behind = (Bound::Excluded(key), Bound::Included((key.0, u64::MAX)));
+        let Some((&next, _)) = self.delayed.range(behind).next() else { return };
+        let (Some(mut run), Some(more)) = (self.delayed.remove(&key), self.delayed.get(&next)) else {
+            return;
+        };
+        if run.merge(more) {
+            self.delayed.remove(&next);
+        }
+        self.delayed.insert(key, run);
     }
 }
 

@@ -281,6 +281,80 @@ fn a_full_disk_refuses_keeps_reading_and_recovers_by_itself() {
     assert_eq!(open(&disk).2, stored, "what was confirmed is there, what was refused is not");
 }
 
+/// The next segment gets its name: what is released later must not be that one.
+#[test]
+fn a_segment_with_a_damaged_head_and_no_record_is_in_nobodys_way() {
+    let disk = SimDisk::new();
+    let (log, ..) = open(&disk);
+    let mut stored = Vec::new();
+    let full = segment_files(&disk).len() + 2;
+    let mut id = 1;
+    while segment_files(&disk).len() < full {
+        stored.extend(store(&log, id, id + 1));
+        id += 1;
+    }
+    disk.stop();
+    drop(log);
+    disk.crash(1);
+    // The last segment had begun with the last record, which never arrived.
+    let last = segment_files(&disk).pop().expect("there are several");
+    let (_, lost) = stored.pop().expect("several");
+    disk.tamper(&last, |bytes| {
+        bytes[4096..].fill(0);
+        bytes[20] ^= 1;
+    })
+    .expect("it is there");
+    let (log, ..) = open(&disk);
+    let first_new = log.end();
+    let new = store(&log, lost, lost + 3);
+    log.checkpoint(b"", first_new).expect("stores");
+    log.release_before(first_new);
+    disk.stop();
+    drop(log);
+    disk.crash(2);
+    assert_eq!(open(&disk).2, new, "what was stored behind it");
+}
+
+/// What was written and never synced lies behind the end, and in the system's cache only.
+#[test]
+fn a_log_that_gave_records_up_is_not_closed_as_clean() {
+    let disk = SimDisk::new();
+    let (log, ..) = open(&disk);
+    store(&log, 1, 3);
+    disk.inject(Fault::Sync, 1000);
+    log.append_blocking(entry(3, &body(3))).expect("accepted").commit.wait().expect_err("nothing is synced");
+    disk.inject(Fault::Sync, 0);
+    log.close().expect("closes");
+    let (log, recovery, _) = open(&disk);
+    assert!(!recovery.clean);
+    log.close().expect("closes");
+    assert!(open(&disk).1.clean, "settled once, it is");
+}
+
+/// A batch over several groups, the first of which is durable: after a crash a part of it is there.
+#[test]
+fn a_batch_of_which_a_part_is_stored_is_not_called_unstored() {
+    let disk = SimDisk::new();
+    let (log, ..) = open(&disk);
+    store(&log, 1, 3);
+    disk.set_capacity(disk.used_bytes() + (40 << 10));
+    let bodies = vec![vec![1; 5000]; 20];
+    let entries: Vec<_> = bodies.iter().map(|body| Entry { kind: 0, time: 9, head: b"", body }).collect();
+    let appended = log.append_batch_blocking(&entries).expect("accepted");
+    let error = appended.commit.wait().expect_err("there is no room for all");
+    disk.set_capacity(0);
+    let mut found = 0;
+    disk.stop();
+    drop(log);
+    disk.crash(3);
+    let (_log, _) = Log::open(Path::new(DIR), small(), Arc::new(disk), &mut |replay| {
+        found += usize::from(matches!(replay, Replay::Record(record) if record.time == 9));
+    })
+    .expect("opens");
+    assert!(found > 0 && found < 20, "{found}");
+    assert_eq!(error.kind(), CommitErrorKind::MaybeStored, "{found} of 20 are there");
+}
+
 /// What a full disk refused is behind the last record when the log is closed. Nobody may take it for lost later.
 #[test]
 fn what_was_given_up_at_the_end_is_no_damage_after_a_checkpoint() {

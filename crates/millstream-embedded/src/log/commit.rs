@@ -120,12 +120,14 @@ pub struct Commit {
     /// Where this commit's waker is among the waiters of its current group.
     slot: Option<usize>,
     failed: Option<CommitError>,
+    /// Some of it is durable.
+    stored: bool,
 }
 
 impl Commit {
     pub(crate) fn new(shared: Arc<Shared>, part: Option<Part>) -> Self {
         part.iter().for_each(Part::await_it);
-        Self { shared, part, rest: Vec::new(), slot: None, failed: None }
+        Self { shared, part, rest: Vec::new(), slot: None, failed: None, stored: false }
     }
 
     /// Adds records that were appended after those of this commit.
@@ -168,34 +170,24 @@ impl Commit {
 
     /// Whether the records are durable; `None` as long as that is not known. Does not ask for writing.
     pub fn outcome(&self) -> Option<Result<(), CommitError>> {
-        if let Some(error) = &self.failed {
-            return Some(Err(error.clone()));
+        let (mut failed, mut stored) = (self.failed.clone(), self.stored);
+        for part in self.part.iter().chain(&self.rest) {
+            note(part.result()?, &mut failed, &mut stored);
         }
-        let mut parts = self.part.iter().chain(&self.rest);
-        parts
-            .find_map(|part| part.result().map_or(Some(None), |r| r.err().map(|e| Some(Err(e)))))
-            .unwrap_or(Some(Ok(())))
+        Some(whole(failed, stored))
     }
 
     /// Moves on from a finished part.
     fn step(&mut self) -> bool {
         let Some(result) = self.part.as_ref().and_then(Part::result) else { return false };
-        if let Err(error) = result {
-            // The first failure is reported; "may be stored" outweighs "not stored".
-            let keep = self.failed.as_ref().is_some_and(|f| {
-                f.kind == CommitErrorKind::MaybeStored || error.kind == CommitErrorKind::NotStored
-            });
-            if !keep {
-                self.failed = Some(error);
-            }
-        }
+        note(result, &mut self.failed, &mut self.stored);
         self.slot = None;
         self.part = (!self.rest.is_empty()).then(|| self.rest.remove(0));
         true
     }
 
     fn finish(&mut self) -> Result<(), CommitError> {
-        self.failed.take().map_or(Ok(()), Err)
+        whole(self.failed.take(), self.stored)
     }
 
     /// Takes this commit's waker back.
@@ -205,6 +197,30 @@ impl Commit {
         {
             *waker = None;
         }
+    }
+}
+
+/// Notes what became of a part. The first failure is reported; "may be stored" outweighs "not stored".
+fn note(result: Result<(), CommitError>, failed: &mut Option<CommitError>, stored: &mut bool) {
+    match result {
+        Ok(()) => *stored = true,
+        Err(error) => {
+            let keep = failed.as_ref().is_some_and(|failed| {
+                failed.kind == CommitErrorKind::MaybeStored || error.kind == CommitErrorKind::NotStored
+            });
+            if !keep {
+                *failed = Some(error);
+            }
+        }
+    }
+}
+
+/// What became of all parts: of a batch of which some is durable nobody may say that it is not stored.
+fn whole(failed: Option<CommitError>, stored: bool) -> Result<(), CommitError> {
+    match failed {
+        None => Ok(()),
+        Some(error) if stored => Err(CommitError { kind: CommitErrorKind::MaybeStored, ..error }),
+        Some(error) => Err(error),
     }
 }
 

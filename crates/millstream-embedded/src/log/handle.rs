@@ -226,6 +226,11 @@ impl Log {
             let source = std::io::Error::new(e.source.kind(), e.to_string());
             LogError::io("make the last records durable in", &self.dir, source)
         })?;
+        if self.shared.counters.failed_groups.load(Ordering::Relaxed) > 0 {
+            // Behind the end may lie what was written and never synced. The next opening settles that only if the end
+            // does not count as clean.
+            return Ok(());
+        }
         checkpoint::write_state(
             &*self.disk,
             &self.dir,

@@ -180,6 +180,11 @@ fn segments(
     let mut list = Vec::new();
     let mut active = None;
     for (index, at) in found.segments.iter().enumerate() {
+        if at.head.is_none() && at.base >= end {
+            // Nothing was ever read from it, and the next segment gets its name: as an entry of the table it would be released
+            // some day, and that name's file removed.
+            continue;
+        }
         let file_end = at.base + at.capacity;
         let sealed = found.end_of(index).unwrap_or(end.max(at.base)).min(file_end);
         let segment = Arc::new(Segment::new(at.base, at.capacity, at.path.clone(), sealed));

@@ -222,5 +222,6 @@ impl Queue {
             }
             state.insert(run);
         }
+        self.put_out_excess(state);
     }
 }

@@ -70,8 +70,9 @@ impl Queue {
         Ok(())
     }
 
-    /// A ready run, at most a load's worth, that begins before this position of the log.
-    pub(crate) fn oldest_run(&self, before: u64) -> Option<Run> {
+    /// A ready or delayed run, at most a load's worth, that begins before this position of the log, and when it is due (0: it is
+    /// ready).
+    pub(crate) fn oldest_run(&self, before: u64) -> Option<(u64, Run)> {
         let mut state = self.lock();
         let old = |run: &Run| run.is_logged() && run.slot(0).0 < before;
         for level in &mut state.levels {
@@ -81,14 +82,18 @@ impl Queue {
                 let front = level[at].split_front(count);
                 level.insert(at, front);
             }
-            return level.get(at).cloned();
+            return level.get(at).cloned().map(|run| (0, run));
         }
-        None
+        state.old_delayed(old, load_count)
     }
 
     /// The run's messages are at these positions now. False when it has changed or gone meanwhile.
-    pub(crate) fn moved(&self, run: &Run, positions: Vec<u64>) -> bool {
+    pub(crate) fn moved(&self, due: u64, run: &Run, positions: Vec<u64>) -> bool {
         let mut state = self.lock();
+        if due > 0 {
+            let gone = state.delayed_moved(due, run, positions);
+            return gone.map(|weight| self.shared.budget.refund(weight)).is_some();
+        }
         let level = &mut state.levels[usize::from(run.traits.level)];
         let Some(at) = level.iter().position(|known| known.seq == run.seq && known.count == run.count) else {
             return false;

@@ -1,4 +1,5 @@
 //! A disk as one process sees it: once the process is dead, none of its threads reaches the disk any more.
+#![allow(dead_code, reason = "every test file uses its own part")]
 
 use std::io;
 use std::path::Path;
