@@ -13,7 +13,7 @@ use crate::describe::Line;
 use crate::handler::{End, Function, Handler, Notified, Stateful};
 use crate::mediator::{Dispatch, Route};
 use crate::message::{About, Kind, Notification, Request, StreamRequest, handler_name};
-use crate::notify::Publish;
+use crate::notify::{Publish, Undelivered};
 use crate::stream::{Open, Opening, Source, StreamBehaviours, StreamFunction, StreamHandler, StreamOptions};
 
 /// Handlers.
@@ -49,7 +49,7 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
 
     fn add_request<R: Request, H: Handler<R>>(mut self, handler: H, name: String) -> Self {
         let parts = &mut self.parts;
-        let about = parts.about::<R>(R::name(), R::KIND, name);
+        let about = parts.about::<R, R>(R::name(), R::KIND, name);
         if parts.names_twice::<R>(true, &about) || parts.handled_twice::<R>(true, &about) {
             return self;
         }
@@ -87,6 +87,39 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         self.add_notification::<N, _>(Stateful(state, handler), name, None)
     }
 
+    /// As [`notification`](Builder::notification), of a handler that is a type, which sees its call: the context, the
+    /// correlation.
+    ///
+    /// ```
+    /// use millstream_flow::BoxError;
+    /// use millstream_mediator::{Call, Context, Handler, Mediator, Notification, Notified};
+    ///
+    /// struct Paid { cents: u64 }
+    /// impl Notification for Paid {}
+    ///
+    /// struct Tenant(&'static str);
+    /// struct Bookkeeper;
+    /// impl Handler<Notified<Paid>> for Bookkeeper {
+    ///     type Error = BoxError;
+    ///     async fn handle(&self, Notified(paid): Notified<Paid>, call: &Call<'_>) -> Result<(), BoxError> {
+    ///         let tenant = call.context().get::<Tenant>().ok_or("whose money is it?")?;
+    ///         println!("{} cents of {}", paid.cents, tenant.0);
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let mediator = Mediator::builder().notification_handler(Bookkeeper).build()?;
+    /// let context = Context::new().with(Tenant("ada"));
+    /// assert!(mediator.publish_in(&context, Paid { cents: 5 }).await.into_result().is_ok());
+    /// assert!(mediator.publish(Paid { cents: 5 }).await.into_result().is_err());
+    /// # Ok(()) }
+    /// ```
+    pub fn notification_handler<N: Notification, H: Handler<Notified<N>>>(self, handler: H) -> Self {
+        self.add_notification::<N, _>(handler, handler_name(type_name::<H>()), known::<H>())
+    }
+
     fn add_notification<N: Notification, H: Handler<Notified<N>>>(
         mut self,
         handler: H,
@@ -111,7 +144,7 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         };
         let before = gathering.handlers.iter().filter(|handler| same(handler.about())).count();
         let name = if before == 0 { name } else { format!("{name} #{}", before + 1) };
-        let about = self.parts.about::<N>(N::name(), Kind::Notification, name);
+        let about = self.parts.about::<N, Notified<N>>(N::name(), Kind::Notification, name);
         if self.parts.names_twice::<N>(false, &about) {
             return self;
         }
@@ -124,6 +157,40 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
     /// How notifications of one type go to their handlers.
     pub fn publish<N: Notification>(mut self, publish: Publish) -> Self {
         self.parts.topic::<N>().publish = Some(publish);
+        self
+    }
+
+    /// What is done with a notification that one of its handlers failed to take, detached or not, when no behaviour could help:
+    /// the place to put it aside. It is called for each such handler, in the task that handled, so that it must not block; if it
+    /// panics, that is logged.
+    ///
+    /// ```
+    /// use millstream_flow::BoxError;
+    /// use millstream_mediator::{Mediator, Notification};
+    /// use std::sync::Arc;
+    /// use tokio::sync::mpsc;
+    ///
+    /// struct Paid;
+    /// impl Notification for Paid {}
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let (aside, mut dead) = mpsc::channel(100);
+    /// let mediator = Mediator::builder()
+    ///     .notification(async |_: Arc<Paid>| Err::<(), BoxError>("the books are closed".into()))
+    ///     .undelivered::<Paid>(move |failed| {
+    ///         let _ = aside.try_send((failed.notification.clone(), failed.error.to_string()));
+    ///     })
+    ///     .build()?;
+    /// let _ = mediator.publish(Paid).await;
+    /// assert!(dead.recv().await.is_some());
+    /// # Ok(()) }
+    /// ```
+    pub fn undelivered<N: Notification>(
+        mut self,
+        tell: impl Fn(Undelivered<'_, N>) + Send + Sync + 'static,
+    ) -> Self {
+        self.parts.topic::<N>().undelivered = Some(Box::new(tell));
         self
     }
 
@@ -202,7 +269,7 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         H::ItemError: Send + 'static,
     {
         let parts = &mut self.parts;
-        let about = parts.about::<R>(R::name(), Kind::Stream, name);
+        let about = parts.about::<R, Opening<R>>(R::name(), Kind::Stream, name);
         if parts.names_twice::<R>(true, &about) || parts.handled_twice::<R>(false, &about) {
             return self;
         }
