@@ -16,6 +16,7 @@ mod error;
 mod handlers;
 mod open;
 mod parts;
+mod streams;
 
 pub use error::BuildError;
 use parts::{Parts, Tables};
@@ -156,6 +157,7 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
                 .problems
                 .push(format!("options are given for {count} streams without handlers; register them"));
         }
+        parts.stream_defaults.unread(&mut parts.problems);
         let topics = std::mem::take(&mut parts.topics);
         let topics: Table = topics.into_values().map(|gathered| gathered.finish(&mut parts)).collect();
         let mut doors = Doors::default();

@@ -279,8 +279,8 @@ impl Metrics {
     ) {
         let read = Source::Read(Combine::Sum, vec![Arc::new(read)]);
         let none = || Source::Gauge(Gauge::default());
-        let replaced = self
-            .source(name, help, kind, labels, none, |source| Some(std::mem::replace(source, read)));
+        let replaced =
+            self.source(name, help, kind, labels, none, |source| Some(std::mem::replace(source, read)));
         drop(replaced); // after the lock: what it reads may do anything when it is dropped
     }
 
@@ -358,7 +358,8 @@ impl Metrics {
 
     fn copied(&self) -> (Vec<Copied>, u64) {
         let families = self.families();
-        let copied = families.iter().map(|family| (family.name, family.help, family.kind, family.series.clone()));
+        let copied =
+            families.iter().map(|family| (family.name, family.help, family.kind, family.series.clone()));
         (copied.collect(), families.iter().map(|family| family.omitted).sum())
     }
 }
@@ -409,7 +410,8 @@ mod tests {
     #[test]
     fn several_of_one_name_are_combined() {
         let metrics = Metrics::default();
-        let numbers = [("sum", Combine::Sum, 5.0), ("least", Combine::Least, 2.0), ("most", Combine::Most, 3.0)];
+        let numbers =
+            [("sum", Combine::Sum, 5.0), ("least", Combine::Least, 2.0), ("most", Combine::Most, 3.0)];
         for (name, combine, both) in numbers {
             for number in [2.0, 3.0] {
                 metrics.read_combined(name, "Of it.", MetricKind::Gauge, &[], combine, move || number);

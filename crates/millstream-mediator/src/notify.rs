@@ -195,7 +195,7 @@ impl<N: Notification> Handlers<N> {
             handler.dispatch_in(&mut place, context, Notified(given));
             let Some(dispatched) = &mut place else { unreachable!("something was dispatched") };
             if let Err(error) = dispatched.await {
-                self.failed(context, notification.as_ref(), at, &error);
+                self.failure(context, notification.as_ref(), at, &error);
                 published.failed.push((at, error));
                 if self.publish.stop {
                     return;
@@ -206,7 +206,7 @@ impl<N: Notification> Handlers<N> {
 
     /// A handler has failed.
     #[cold]
-    fn failed(&self, context: &Context, notification: Option<&Arc<N>>, at: usize, error: &Error) {
+    fn failure(&self, context: &Context, notification: Option<&Arc<N>>, at: usize, error: &Error) {
         self.failed.add(1);
         if let (Some(tell), Some(notification)) = (&self.undelivered, notification) {
             let undelivered = Undelivered { notification, handler: &self.names[at], error, context };
@@ -233,7 +233,7 @@ impl<N: Notification> Handlers<N> {
         published.called = running.len();
         while let Some((at, ended)) = running.next().await {
             if let Err(error) = ended {
-                self.failed(context, Some(&notification), at, &error);
+                self.failure(context, Some(&notification), at, &error);
                 published.failed.push((at, error));
             }
             if self.publish.stop && !published.failed.is_empty() {

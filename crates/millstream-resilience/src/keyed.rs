@@ -80,10 +80,7 @@ where
     ///
     /// # Panics
     /// If `capacity` is 0.
-    pub fn with_others(
-        capacity: usize,
-        make: impl Fn(Option<&K>) -> V + Send + Sync + 'static,
-    ) -> Self {
+    pub fn with_others(capacity: usize, make: impl Fn(Option<&K>) -> V + Send + Sync + 'static) -> Self {
         Self::make(capacity, Box::new(move |key, others| make((!others).then_some(key))))
     }
 

@@ -241,15 +241,25 @@ impl Memory {
         let memory = self.clone();
         let help = "Of a resource, how much is free: places for calls, bytes of memory.";
         let least = Combine::Least;
-        metrics.read_combined("mediator_resources_available", help, MetricKind::Gauge, &labels, least, move || {
-            memory.limit().saturating_sub(memory.used()) as f64
-        });
+        metrics.read_combined(
+            "mediator_resources_available",
+            help,
+            MetricKind::Gauge,
+            &labels,
+            least,
+            move || memory.limit().saturating_sub(memory.used()) as f64,
+        );
         let memory = self.clone();
         let help = "Of a resource, the part that is used, from 0 to 1.";
         let most = Combine::Most;
-        metrics.read_combined("mediator_resources_utilization", help, MetricKind::Gauge, &labels, most, move || {
-            memory.used() as f64 / memory.limit() as f64
-        });
+        metrics.read_combined(
+            "mediator_resources_utilization",
+            help,
+            MetricKind::Gauge,
+            &labels,
+            most,
+            move || memory.used() as f64 / memory.limit() as f64,
+        );
         let help = "How often something was shrunk because memory was short.";
         let counter = metrics.counter("mediator_resource_cleanup_triggered_total", help, &[]);
         let mut counters = self.counters();

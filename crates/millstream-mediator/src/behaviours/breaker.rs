@@ -44,13 +44,25 @@ impl Breaker {
     pub fn new(settings: BreakerSettings) -> Self {
         let each = settings.clone();
         let make = move |about: &About| CircuitBreaker::new(each.clone().name(about.name.clone()));
-        Breaker { sharing: Sharing::each(make), settings, counted: Rare::default(), classify: None, own: false }
+        Breaker {
+            sharing: Sharing::each(make),
+            settings,
+            counted: Rare::default(),
+            classify: None,
+            own: false,
+        }
     }
 
     /// This one for all: for handlers that call the same thing, and for control by hand.
     pub fn shared(breaker: CircuitBreaker) -> Self {
         let settings = breaker.settings();
-        Breaker { sharing: Sharing::One(breaker), settings, counted: Rare::default(), classify: None, own: false }
+        Breaker {
+            sharing: Sharing::One(breaker),
+            settings,
+            counted: Rare::default(),
+            classify: None,
+            own: false,
+        }
     }
 
     /// One for each of at most `keys_max` keys, which `key` tells of a call: a tenant, a host. Metrics show the worst of them, since
@@ -108,8 +120,10 @@ pub(crate) fn register_breakers(
     });
 }
 
-const OPERATIONS: (&str, &str) =
-    ("mediator_circuit_operations", "What circuit breakers counted of calls, and calls that they did not let through.");
+const OPERATIONS: (&str, &str) = (
+    "mediator_circuit_operations",
+    "What circuit breakers counted of calls, and calls that they did not let through.",
+);
 
 /// What is counted beside the breakers' own books, which say no types.
 pub(crate) type BreakerCounted = Rare<2>;

@@ -83,15 +83,25 @@ pub(crate) fn register(
     let read = places.clone();
     let help = "Of a resource, how much is free: places for calls, bytes of memory.";
     let least = Combine::Least;
-    metrics.read_combined("mediator_resources_available", help, MetricKind::Gauge, &labels, least, move || {
-        concurrent as f64 - running(&read())
-    });
+    metrics.read_combined(
+        "mediator_resources_available",
+        help,
+        MetricKind::Gauge,
+        &labels,
+        least,
+        move || concurrent as f64 - running(&read()),
+    );
     let read = places.clone();
     let help = "Of a resource, the part that is used, from 0 to 1.";
     let most = Combine::Most;
-    metrics.read_combined("mediator_resources_utilization", help, MetricKind::Gauge, &labels, most, move || {
-        running(&read()) / concurrent as f64
-    });
+    metrics.read_combined(
+        "mediator_resources_utilization",
+        help,
+        MetricKind::Gauge,
+        &labels,
+        most,
+        move || running(&read()) / concurrent as f64,
+    );
     let help = "Calls that wait for a place.";
     let (labels, sum) = (&labels[..1], Combine::Sum);
     metrics.read_combined("mediator_requests_queued", help, MetricKind::Gauge, labels, sum, move || {

@@ -77,7 +77,9 @@ where
         for (outcome, read) in [("hit", Memo::hits as fn(&_) -> u64), ("miss", Memo::misses)] {
             let (memo, labels) = (self.memo.clone(), [("type", about.label()), ("outcome", outcome)]);
             let (name, sum) = ("mediator_cache_total", Combine::Sum);
-            about.metrics().read_combined(name, help, MetricKind::Counter, &labels, sum, move || read(&memo) as f64);
+            about
+                .metrics()
+                .read_combined(name, help, MetricKind::Counter, &labels, sum, move || read(&memo) as f64);
         }
         Cache { memo: self.memo.clone(), key: self.key.clone() }
     }

@@ -32,7 +32,9 @@ impl Who {
         match self {
             Who::Each => Sharing::each(move |_| make()),
             Who::All => Sharing::One(make()),
-            Who::Key(keys_max, key) => Sharing::ByKey(Keyed::new(*keys_max, move |_: &str| make()), key.clone()),
+            Who::Key(keys_max, key) => {
+                Sharing::ByKey(Keyed::new(*keys_max, move |_: &str| make()), key.clone())
+            }
         }
     }
 }

@@ -5,16 +5,16 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
 
-use millstream_flow::{BoxError, Flow, Pipe};
+use millstream_flow::BoxError;
 
 use super::Builder;
 use crate::behaviour::{Behaviours, Stage};
 use crate::describe::Line;
 use crate::handler::{End, Function, Handler, Notified, Stateful};
 use crate::mediator::{Dispatch, Route};
-use crate::message::{About, Kind, Notification, Request, StreamRequest, handler_name};
+use crate::message::{About, Kind, Notification, Request, handler_name};
 use crate::notify::{Publish, Undelivered};
-use crate::stream::{Open, Opening, Source, StreamBehaviours, StreamFunction, StreamHandler, StreamOptions};
+use crate::stream::StreamBehaviours;
 
 /// Handlers.
 impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
@@ -211,97 +211,11 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         self
     }
 
-    /// An async function or closure that opens one type of stream.
-    ///
-    /// ```
-    /// use millstream_flow::{BoxError, Pipe};
-    /// use millstream_mediator::{Error, Mediator, StreamRequest};
-    ///
-    /// struct CountTo(u64);
-    /// impl StreamRequest for CountTo { type Item = u64; }
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), BoxError> {
-    /// let mediator = Mediator::builder()
-    ///     .stream(async |to: CountTo| Ok::<_, Error>(Pipe::from_iter(1..=to.0).map(Ok::<_, Error>)))
-    ///     .build()?;
-    /// let (sum, _) = mediator.stream(CountTo(100)).await?.fold(0, |sum, n| *sum += n.unwrap_or(0)).await?;
-    /// assert_eq!(sum, 5050);
-    /// # Ok(()) }
-    /// ```
-    pub fn stream<R, F, Fut, G, E, I>(self, handler: F) -> Self
-    where
-        R: StreamRequest,
-        F: Fn(R) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Pipe<G>, E>> + Send,
-        G: Flow<Item = Result<R::Item, I>, Token = ()> + Send + 'static,
-        E: Into<BoxError>,
-        I: Into<BoxError> + Send + 'static,
-    {
-        self.add_stream(StreamFunction(handler), handler_name(type_name::<F>()))
-    }
-
-    /// As [`stream`](Builder::stream), of a function with a state before the request, which is cloned for each call.
-    pub fn stream_with<R, T, F, Fut, G, E, I>(self, state: T, handler: F) -> Self
-    where
-        R: StreamRequest,
-        T: Clone + Send + Sync + 'static,
-        F: Fn(T, R) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Pipe<G>, E>> + Send,
-        G: Flow<Item = Result<R::Item, I>, Token = ()> + Send + 'static,
-        E: Into<BoxError>,
-        I: Into<BoxError> + Send + 'static,
-    {
-        let name = handler_name(type_name::<F>());
-        self.add_stream(StreamFunction(move |request| handler(state.clone(), request)), name)
-    }
-
-    /// As [`stream`](Builder::stream), of a handler that is a type.
-    pub fn stream_handler<R: StreamRequest, H: StreamHandler<R>>(self, handler: H) -> Self
-    where
-        H::ItemError: Send + 'static,
-    {
-        self.add_stream(handler, handler_name(type_name::<H>()))
-    }
-
-    fn add_stream<R: StreamRequest, H: StreamHandler<R>>(mut self, handler: H, name: String) -> Self
-    where
-        H::ItemError: Send + 'static,
-    {
-        let parts = &mut self.parts;
-        let about = parts.about::<R, Opening<R>>(R::name(), Kind::Stream, name);
-        if parts.names_twice::<R>(true, &about) || parts.handled_twice::<R>(false, &about) {
-            return self;
-        }
-        let options = parts.options.remove(&TypeId::of::<R>());
-        let options = options.and_then(|options| options.downcast::<StreamOptions<R::Item>>().ok());
-        let options = options.map(|options| *options).unwrap_or_default();
-        let dropped = crate::metrics::stream_dropped(&about, "item_error");
-        self.stream_behaviours.waiting(&about, &mut Vec::new(), &mut parts.problems);
-        let source = Source { handler, options, dropped };
-        let stage = self.stream_behaviours.around::<R, _>(&about, source);
-        let route: Arc<dyn Dispatch<Opening<R>>> = self.behaviours.route(&about, Open(stage));
-        self.line(&about, |names, behaviours, stream_behaviours| {
-            behaviours.names(&about, names);
-            stream_behaviours.names(&about, names);
-        });
-        self.parts.streams.insert(TypeId::of::<R>(), Box::new(route));
-        self
-    }
-
-    /// What is declared of one type of stream, whose handler is registered after it.
-    pub fn stream_options<R: StreamRequest>(mut self, options: StreamOptions<R::Item>) -> Self {
-        let parts = &mut self.parts;
-        let name = R::name();
-        if parts.streams.contains_key(&TypeId::of::<R>()) {
-            parts.problems.push(format!("the options of {name} come after its handler; give them before it"));
-        } else if parts.options.insert(TypeId::of::<R>(), Box::new(options)).is_some() {
-            parts.problems.push(format!("the options of {name} are given twice; remove one of them"));
-        }
-        self
-    }
-
-    fn line(&mut self, about: &Arc<About>, names: impl FnOnce(&mut Vec<Cow<'static, str>>, &B, &S)) {
+    pub(super) fn line(
+        &mut self,
+        about: &Arc<About>,
+        names: impl FnOnce(&mut Vec<Cow<'static, str>>, &B, &S),
+    ) {
         let mut behaviours = Vec::new();
         names(&mut behaviours, &self.behaviours, &self.stream_behaviours);
         let (message, handler) = (about.name.clone(), about.handler.clone());
@@ -315,7 +229,7 @@ fn known<F: 'static>() -> Option<TypeId> {
     (size_of::<F>() == 0 && !closure).then(TypeId::of::<F>)
 }
 
-trait MakeRoute: Behaviours {
+pub(super) trait MakeRoute: Behaviours {
     fn route<R: Request, E: Stage<R>>(&self, about: &Arc<About>, end: E) -> Arc<dyn Dispatch<R>> {
         Arc::new(Route { about: about.clone(), stage: self.around(about, end) })
     }

@@ -12,6 +12,7 @@ use crate::mediator::{Dispatch, Table};
 use crate::message::{About, Kind, Notification, Request};
 use crate::metrics::Metrics;
 use crate::notify::{Publish, Tell, Topic};
+use crate::stream::StreamDefaults;
 
 /// Everything but the behaviours, whose type changes with each.
 #[derive(Default)]
@@ -22,6 +23,7 @@ pub(super) struct Parts {
     pub(super) doors: Vec<DoorMaker>,
     pub(super) declared: Vec<(TypeId, Cow<'static, str>, &'static str)>,
     pub(super) options: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
+    pub(super) stream_defaults: StreamDefaults,
     pub(super) lines: Vec<Line>,
     /// The full names of the types behind names, to tell two of one name apart.
     pub(super) names: HashMap<(bool, Cow<'static, str>), &'static str>,

@@ -28,7 +28,15 @@ impl<const N: usize> fmt::Debug for Rare<N> {
 impl<const N: usize> Default for Rare<N> {
     fn default() -> Self {
         let counters = [const { OnceLock::new() }; N];
-        Rare { metrics: Weak::new(), name: "", help: "", labels: Vec::new(), label: "", words: [""; N], counters }
+        Rare {
+            metrics: Weak::new(),
+            name: "",
+            help: "",
+            labels: Vec::new(),
+            label: "",
+            words: [""; N],
+            counters,
+        }
     }
 }
 
