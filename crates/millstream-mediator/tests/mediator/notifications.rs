@@ -262,6 +262,12 @@ async fn what_a_handler_failed_to_take_is_told_with_the_reason_however_it_is_pub
     }
 }
 
+#[test]
+fn what_is_told_of_handlers_that_there_are_not_is_refused() {
+    let error = Mediator::builder().undelivered::<Placed>(|_| ()).build().unwrap_err();
+    assert!(error.problems()[0].starts_with("`undelivered` of Placed has no effect"), "{error}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_is_told_of_failures_may_panic_and_the_other_handlers_are_called() {
     let mediator = Mediator::builder()
