@@ -62,7 +62,7 @@ mod tests {
             7.0
         });
         assert_eq!(metrics.snapshot().number("a", &[]), Some(7.0));
-        assert_eq!(metrics.snapshot().number("b", &[]), Some(1.0));
+        assert_eq!(metrics.snapshot().number("b", &[]), Some(2.0), "one for each");
     }
 
     #[test]
