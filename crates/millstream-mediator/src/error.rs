@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millstream_flow::BoxError;
+use millstream_flow::{BoxError, Panicked};
 use millstream_resilience::{Class, Classified, Classify, class_of};
 
 use crate::message::About;
@@ -165,11 +165,13 @@ impl Error {
         self.0.handler.as_deref()
     }
 
-    /// The class by which breakers count: a panic, which is not tried again, is no answer of a callee that is well.
+    /// The class by which breakers count: a panic, here or where the handler asked, is not tried again, and yet no answer of a
+    /// callee that is well.
+    #[cold]
     pub(crate) fn class_for_breakers(&self) -> Class {
-        match self.0.kind {
-            ErrorKind::Panicked => Class::Transient,
-            _ => self.class(),
+        match self.class() {
+            Class::Permanent if self.find::<Panicked>().is_some() => Class::Transient,
+            class => class,
         }
     }
 

@@ -22,6 +22,28 @@ async fn a_handler_that_always_panics_is_not_tried_again_and_opens_its_breaker()
     assert_eq!(calls.load(Ordering::SeqCst), 2, "one try each");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_breaker_opens_also_if_it_is_another_mediators_handler_that_panics() {
+    let inner =
+        Mediator::builder().request(async |_: Ask| -> Result<u64, BoxError> { panic!("out of luck") });
+    let inner = inner.build().unwrap();
+    let mediator = Mediator::builder()
+        .behaviour(Breaker::new(settings()))
+        .behaviour(retry(3))
+        .request(move |ask: Ask| {
+            let inner = inner.clone();
+            async move { inner.send(ask).await }
+        })
+        .build()
+        .unwrap();
+    let began = Instant::now();
+    for _ in 0..2 {
+        assert_eq!(mediator.send(Ask(1)).await.unwrap_err().kind(), &ErrorKind::Failed);
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO, "it is not tried again");
+    assert!(matches!(mediator.send(Ask(1)).await.unwrap_err().kind(), ErrorKind::CircuitOpen { .. }));
+}
+
 /// So many errors, each the source of the next.
 struct Link {
     left: u64,
