@@ -78,9 +78,14 @@ impl Tick {
     /// How long it is after `earlier`; no time if it is before.
     #[inline]
     pub fn since(self, earlier: Tick) -> Duration {
+        Duration::from_nanos(self.nanoseconds_since(earlier))
+    }
+
+    /// The same in nanoseconds.
+    #[inline]
+    pub fn nanoseconds_since(self, earlier: Tick) -> u64 {
         let ticks = self.0.saturating_sub(earlier.0);
-        let nanoseconds = (u128::from(ticks) * u128::from(SCALE.load(Ordering::Relaxed))) >> 32;
-        Duration::from_nanos(nanoseconds as u64)
+        ((u128::from(ticks) * u128::from(SCALE.load(Ordering::Relaxed))) >> 32) as u64
     }
 }
 

@@ -90,14 +90,20 @@ impl<N: Notification> Request for Notified<N> {
 pub(crate) struct End<H>(pub(crate) H);
 
 impl<R: Request, H: Handler<R>> Stage<R> for End<H> {
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async function's future moves all that it is given once more"
+    )]
     #[inline]
-    async fn run(&self, call: &Call<'_>, request: R) -> Result<R::Response, Error> {
-        // The call of the function is inside too: it may panic before it gives a future.
-        let handling = pin!(async { self.0.handle(request, call).await });
-        match Catching(handling).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Error::new(call.about(), ErrorKind::Failed).because(error)),
-            Err(payload) => Err(panicked(call, payload)),
+    fn run(&self, call: &Call<'_>, request: R) -> impl Future<Output = Result<R::Response, Error>> + Send {
+        async move {
+            // The call of the function is inside too: it may panic before it gives a future.
+            let handling = pin!(async { self.0.handle(request, call).await });
+            match Catching(handling).await {
+                Ok(Ok(response)) => Ok(response),
+                Ok(Err(error)) => Err(Error::new(call.about(), ErrorKind::Failed).because(error)),
+                Err(payload) => Err(panicked(call, payload)),
+            }
         }
     }
 }

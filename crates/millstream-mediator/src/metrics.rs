@@ -5,10 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+mod calls;
+mod lanes;
 mod rare;
 mod snapshot;
 mod source;
 
+pub(crate) use calls::Calls;
 pub(crate) use rare::Rare;
 pub use snapshot::{Metric, Snapshot, Value};
 pub use source::Combine;
@@ -59,11 +62,6 @@ impl Counter {
     #[inline]
     pub fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
-    }
-    /// Counts one more, and says how many there were before.
-    #[inline]
-    pub(crate) fn number(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::Relaxed)
     }
     /// The count.
     pub fn value(&self) -> u64 {
@@ -150,16 +148,21 @@ impl Histogram {
 
     fn read(&self) -> Value {
         let Buckets { bounds, counts, nanoseconds } = &*self.0;
-        let mut total = 0;
-        let mut buckets = Vec::with_capacity(counts.len());
-        for (at, count) in counts.iter().enumerate() {
-            total += count.load(Ordering::Relaxed);
-            let bound = bounds.get(at).map_or(f64::INFINITY, |bound| *bound as f64 / 1e9);
-            buckets.push((bound, total));
-        }
-        let sum = nanoseconds.load(Ordering::Relaxed) as f64 / 1e9;
-        Value::Histogram { buckets, count: total, sum }
+        let counts = counts.iter().map(|count| count.load(Ordering::Relaxed));
+        buckets(bounds, counts, nanoseconds.load(Ordering::Relaxed))
     }
+}
+
+/// A histogram's value of what each bucket counts for itself.
+fn buckets(bounds: &[u64], counts: impl Iterator<Item = u64>, nanoseconds: u64) -> Value {
+    let mut total = 0;
+    let bounds = bounds.iter().map(|bound| *bound as f64 / 1e9).chain([f64::INFINITY]);
+    let buckets = bounds.zip(counts).map(|(bound, count)| {
+        total += count;
+        (bound, total)
+    });
+    let buckets = buckets.collect();
+    Value::Histogram { buckets, count: total, sum: nanoseconds as f64 / 1e9 }
 }
 
 /// Items of a stream that were not delivered, and why: part of what every stream has.
@@ -226,6 +229,22 @@ impl Metrics {
             _ => None,
         })
         .unwrap_or_else(|| Histogram::new(bounds))
+    }
+
+    /// The calls of one type, as a histogram of how long they take.
+    pub(crate) fn calls(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+        bounds: &[Duration],
+    ) -> Arc<Calls> {
+        let make = || Source::Calls(Arc::new(Calls::new(bounds)));
+        self.source(name, help, MetricKind::Histogram, labels, make, |source| match source {
+            Source::Calls(calls) => Some(calls.clone()),
+            _ => None,
+        })
+        .unwrap_or_else(|| Arc::new(Calls::new(bounds)))
     }
 
     /// A counter or gauge whose number is kept elsewhere; it takes the place of one that is already there.

@@ -46,6 +46,12 @@ impl Rate {
         self.burst = burst;
         self
     }
+
+    /// The time that so many take to come.
+    #[inline]
+    fn time(&self, tokens: u64) -> u128 {
+        if tokens == 1 { self.each } else { self.each.saturating_mul(u128::from(tokens)) }
+    }
 }
 
 /// The bucket of a [`Rate`], kept as one moment, at which it will be full again (the *generic cell rate algorithm*, ITU-T I.371): no
@@ -53,6 +59,8 @@ impl Rate {
 #[derive(Debug, Clone)]
 pub struct Bucket {
     rate: Rate,
+    /// The time in which it fills up.
+    size: u128,
     /// When the clock of `full` began.
     began: Instant,
     full: u128,
@@ -61,7 +69,7 @@ pub struct Bucket {
 impl Bucket {
     /// A full one.
     pub fn new(rate: Rate) -> Self {
-        Bucket { rate, began: Instant::now(), full: 0 }
+        Bucket { rate, size: rate.time(rate.burst), began: Instant::now(), full: 0 }
     }
 
     /// How many tokens there are now, if at least `needed`, of which a bucket need not hold more than its burst.
@@ -70,7 +78,7 @@ impl Bucket {
     /// When there will be as many.
     pub fn tokens(&mut self, needed: u64) -> Result<u64, Instant> {
         let Rate { each, burst } = self.rate;
-        self.held(each.saturating_mul(u128::from(needed.min(burst)))).map(|held| clamped(held / each))
+        self.held(self.rate.time(needed.min(burst))).map(|held| clamped(held / each))
     }
 
     /// The same if there is anything in the bucket, be it the smallest part of a token, for what may leave it in debt.
@@ -88,27 +96,27 @@ impl Bucket {
     /// When there will be.
     #[inline]
     fn has(&mut self, needed: u64) -> Result<(), Instant> {
-        let Rate { each, burst } = self.rate;
-        self.held(each.saturating_mul(u128::from(needed.min(burst)))).map(|_| ())
+        self.held(self.rate.time(needed.min(self.rate.burst))).map(|_| ())
     }
 
     #[inline]
     fn held(&mut self, needed: u128) -> Result<u128, Instant> {
         let now = self.began.elapsed().as_nanos() * NANOSECOND;
         self.full = self.full.max(now);
-        let bucket = self.rate.each.saturating_mul(u128::from(self.rate.burst));
-        let held = now.saturating_add(bucket).saturating_sub(self.full);
-        if held >= needed {
-            return Ok(held);
-        }
-        let wait = self.full.saturating_add(needed).saturating_sub(bucket).div_ceil(NANOSECOND);
-        Err(later(self.began, Duration::from_nanos(clamped(wait))))
+        let held = now.saturating_add(self.size).saturating_sub(self.full);
+        if held >= needed { Ok(held) } else { Err(self.when(needed)) }
+    }
+
+    #[cold]
+    fn when(&self, needed: u128) -> Instant {
+        let wait = self.full.saturating_add(needed).saturating_sub(self.size).div_ceil(NANOSECOND);
+        later(self.began, Duration::from_nanos(clamped(wait)))
     }
 
     /// Takes so many tokens, also such that are not there: they are owed.
     #[inline]
     pub fn take(&mut self, tokens: u64) {
-        self.full = self.full.saturating_add(self.rate.each.saturating_mul(u128::from(tokens)));
+        self.full = self.full.saturating_add(self.rate.time(tokens));
     }
 }
 
@@ -203,6 +211,7 @@ impl RateLimiter {
     }
 
     /// True if they were there and nobody waits for them.
+    #[inline]
     pub(crate) fn enter(&self, tokens: u64) -> bool {
         let mut book = self.book();
         let free = book.wanted == 0 && book.bucket.has(tokens).is_ok();

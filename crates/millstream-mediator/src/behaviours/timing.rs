@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::call::Call;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::message::{About, Request};
-use crate::metrics::{Counter, Histogram, MetricKind};
+use crate::metrics::{Calls, Counter, Histogram, MetricKind, nanoseconds};
 
 /// Counts calls by how they end, those that are under way, and how long they take; warns while one is slow, before it ends.
 ///
@@ -39,21 +39,64 @@ pub struct Timing {
 }
 
 struct Stats {
-    begun: Counter,
-    ok: Counter,
-    failed: [Counter; ErrorKind::WORDS.len()],
-    cancelled: Counter,
+    about: About,
+    calls: Arc<Calls>,
+    /// Registered when the first call ends so: most handlers know one or two ways to fail.
+    failed: [OnceLock<Counter>; ErrorKind::WORDS.len()],
+    cancelled: OnceLock<Counter>,
     slow: Counter,
-    durations: Histogram,
 }
 
 impl Stats {
-    /// All that have ended.
-    fn ended(&self) -> u64 {
-        let failed: u64 = self.failed.iter().map(Counter::value).sum();
-        self.ok.value() + failed + self.cancelled.value()
+    fn new(about: &About, bounds: &[Duration]) -> Self {
+        let (metrics, labels) = (about.metrics(), [("type", about.label())]);
+        let help = "How long calls take.";
+        Stats {
+            calls: metrics.calls("mediator_request_duration_seconds", help, &labels, bounds),
+            failed: Default::default(),
+            cancelled: OnceLock::new(),
+            slow: metrics.counter(
+                "mediator_slow_requests_total",
+                "Calls that took longer than they should.",
+                &labels,
+            ),
+            about: about.clone(),
+        }
+    }
+
+    /// Shows what no series of its own shows.
+    fn register(&self) {
+        let (metrics, label) = (self.about.metrics(), self.about.label());
+        // The calls alone: what reads them belongs to the metrics, which belong to the rest.
+        let calls = self.calls.clone();
+        metrics.read(ENDED, ENDED_HELP, MetricKind::Counter, &self.labels("ok"), move || calls.ok() as f64);
+        let (calls, help) = (self.calls.clone(), "Calls that are under way.");
+        metrics.read("mediator_active_requests", help, MetricKind::Gauge, &[("type", label)], move || {
+            calls.underway() as f64
+        });
+    }
+
+    fn labels<'a>(&'a self, status: &'a str) -> [(&'static str, &'a str); 3] {
+        [("type", self.about.label()), ("status", status), ("kind", self.about.kind.word())]
+    }
+
+    #[cold]
+    fn count(&self, counter: &OnceLock<Counter>, status: &str) {
+        counter.get_or_init(|| self.about.metrics().counter(ENDED, ENDED_HELP, &self.labels(status))).add(1);
+    }
+
+    #[inline]
+    fn end<T>(&self, ended: &Result<T, Error>, took: Option<u64>, stands_for: u64) {
+        self.calls.end(ended.is_ok(), took, stands_for);
+        if let Err(error) = ended {
+            let kind = error.kind();
+            self.count(&self.failed[kind.index()], kind.word());
+        }
     }
 }
+
+const ENDED: &str = "mediator_requests_total";
+const ENDED_HELP: &str = "Calls that have ended, by how.";
 
 impl Timing {
     /// Times every call, without a warning.
@@ -99,13 +142,12 @@ impl Default for Timing {
 }
 
 /// Counts a call that is dropped.
-struct Underway<'a>(Option<&'a Stats>);
+struct Underway<'a>(&'a Stats);
 
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
-        if let Some(stats) = self.0 {
-            stats.cancelled.add(1);
-        }
+        self.0.calls.cancel();
+        self.0.count(&self.0.cancelled, "cancelled");
     }
 }
 
@@ -118,89 +160,64 @@ impl Behaviour for Timing {
     }
 
     fn of(&self, about: &About) -> Self {
-        let metrics = about.metrics();
-        let count = |status| {
-            let help = "Calls that have ended, by how.";
-            let labels = [("type", about.label()), ("status", status), ("kind", about.kind.word())];
-            metrics.counter("mediator_requests_total", help, &labels)
-        };
-        let labels = [("type", about.label())];
-        let help = "How long calls take.";
-        let durations = metrics.histogram("mediator_request_duration_seconds", help, &labels, &self.bounds);
-        let help = "Calls that took longer than they should.";
-        let stats = Arc::new(Stats {
-            begun: Counter::default(),
-            ok: count("ok"),
-            failed: ErrorKind::WORDS.map(count),
-            cancelled: count("cancelled"),
-            slow: metrics.counter("mediator_slow_requests_total", help, &labels),
-            durations,
-        });
-        let read = stats.clone();
-        let help = "Calls that are under way.";
-        metrics.read("mediator_active_requests", help, MetricKind::Gauge, &labels, move || {
-            read.begun.value().saturating_sub(read.ended()) as f64
-        });
+        let stats = Arc::new(Stats::new(about, &self.bounds));
+        stats.register();
         Timing { stats: Some(stats), ..self.clone() }
     }
 
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async function's future moves all that it is given once more"
+    )]
     #[inline]
-    async fn call<R: Request, N: Next<R>>(
+    fn call<R: Request, N: Next<R>>(
         &self,
         call: &Call<'_>,
         request: R,
         next: &N,
-    ) -> Result<R::Response, Error> {
-        let Some(stats) = self.stats.as_deref() else { return next.call(call, request).await };
-        let number = stats.begun.number();
-        let timed = self.one_in == 1 || number.is_multiple_of(self.one_in);
-        let mut underway = Underway(Some(stats));
-        let began = timed.then(Tick::now);
-        let mut calling = pin!(next.call(call, request));
-        let first = poll_fn(|cx| Poll::Ready(calling.as_mut().poll(cx))).await;
-        let (ended, elapsed, stands_for) = match first {
-            Poll::Ready(ended) => {
-                let elapsed = began.map(|began| Tick::now().since(began));
-                // It has blocked its thread, and nobody could warn meanwhile.
-                if let (Some(slow), Some(elapsed)) = (self.slow, elapsed)
-                    && elapsed > slow
-                {
-                    warn(call, stats, elapsed);
-                }
-                (ended, elapsed, self.one_in)
-            }
-            Poll::Pending => {
-                let before = began.map(|began| Tick::now().since(began)).unwrap_or_default();
-                let since = Instant::now();
-                if let Some(slow) = self.slow {
-                    tokio::select! {
-                        biased;
-                        ended = calling.as_mut() => {
-                            underway.0 = None;
-                            return stats.end(ended, Some(before + since.elapsed()), 1);
-                        }
-                        () = sleep(slow.saturating_sub(before)) => warn(call, stats, slow),
+    ) -> impl Future<Output = Result<R::Response, Error>> + Send {
+        async move {
+            let Some(stats) = self.stats.as_deref() else { return next.call(call, request).await };
+            let number = stats.calls.begin();
+            let underway = Underway(stats);
+            let began = (self.one_in == 1 || number.is_multiple_of(self.one_in)).then(Tick::now);
+            let mut calling = pin!(next.call(call, request));
+            let first = poll_fn(|cx| Poll::Ready(calling.as_mut().poll(cx))).await;
+            let took = began.map(|began| Tick::now().nanoseconds_since(began));
+            let ended = match first {
+                Poll::Ready(ended) => {
+                    // It has blocked its thread, and nobody could warn meanwhile.
+                    if let (Some(slow), Some(took)) = (self.slow, took)
+                        && u128::from(took) > slow.as_nanos()
+                    {
+                        warn(call, stats, Duration::from_nanos(took));
                     }
+                    stats.end(&ended, took, self.one_in);
+                    ended
                 }
-                (calling.await, Some(before + since.elapsed()), 1)
-            }
-        };
-        underway.0 = None;
-        stats.end(ended, elapsed, stands_for)
-    }
-}
-
-impl Stats {
-    #[inline]
-    fn end<T>(&self, ended: Result<T, Error>, elapsed: Option<Duration>, calls: u64) -> Result<T, Error> {
-        match &ended {
-            Ok(_) => self.ok.add(1),
-            Err(error) => self.failed[error.kind().index()].add(1),
+                Poll::Pending => {
+                    let (before, since) = (Duration::from_nanos(took.unwrap_or(0)), Instant::now());
+                    // In a box, so that calls that never wait need no room for it.
+                    let mut late = self.slow.map(|slow| Box::pin(sleep(slow.saturating_sub(before))));
+                    let ended = poll_fn(|cx| {
+                        let poll = calling.as_mut().poll(cx);
+                        if poll.is_pending()
+                            && let Some(sleeping) = &mut late
+                            && sleeping.as_mut().poll(cx).is_ready()
+                        {
+                            late = None;
+                            warn(call, stats, before + since.elapsed());
+                        }
+                        poll
+                    });
+                    let ended = ended.await;
+                    stats.end(&ended, Some(nanoseconds(before + since.elapsed())), 1);
+                    ended
+                }
+            };
+            std::mem::forget(underway);
+            ended
         }
-        if let Some(elapsed) = elapsed {
-            self.durations.observe_many(elapsed, calls);
-        }
-        ended
     }
 }
 

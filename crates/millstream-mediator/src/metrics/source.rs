@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Counter, Gauge, Histogram, Value};
+use super::{Calls, Counter, Gauge, Histogram, Value};
 
 /// Where a series' number is.
 #[derive(Clone)]
@@ -10,6 +10,7 @@ pub(super) enum Source {
     Counter(Counter),
     Gauge(Gauge),
     Histogram(Histogram),
+    Calls(Arc<Calls>),
     Read(Combine, Vec<Read>),
 }
 
@@ -22,6 +23,7 @@ impl Source {
             Source::Gauge(gauge) => Value::Number(gauge.value()),
             Source::Read(combine, reads) => Value::Number(combine.all(reads)),
             Source::Histogram(histogram) => histogram.read(),
+            Source::Calls(calls) => calls.read(),
         }
     }
 }
