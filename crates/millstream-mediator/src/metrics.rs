@@ -7,13 +7,19 @@ use std::time::Duration;
 
 mod calls;
 mod lanes;
+mod rare;
 mod snapshot;
+mod source;
 
 pub(crate) use calls::Calls;
+pub(crate) use rare::Rare;
 pub use snapshot::{Metric, Snapshot, Value};
+pub use source::Combine;
+use source::{Read, Source};
 
-/// The most series that one metric shows. Labels are names of registered types and fixed words, so that a mediator
-/// reaches this only by being very large; what does not fit is counted in [`Snapshot::omitted`].
+/// The most series that one metric shows. Labels are names of registered types and fixed words, and a series for each word is
+/// there from its first count on, so that a mediator reaches this only by being very large; what does not fit is counted in
+/// [`Snapshot::omitted`].
 pub const SERIES_MAX: usize = 500;
 
 /// The numbers of a mediator. Behaviours register theirs when they are made for a type; [`snapshot`](Metrics::snapshot)
@@ -34,13 +40,7 @@ struct Family {
 /// Names and values of a series' labels.
 pub type Labels = Vec<(&'static str, String)>;
 
-enum Source {
-    Counter(Counter),
-    Gauge(Gauge),
-    Histogram(Histogram),
-    Calls(Arc<Calls>),
-    Read(Box<dyn Fn() -> f64 + Send + Sync>),
-}
+type Copied = (&'static str, &'static str, MetricKind, Vec<(Labels, Source)>);
 
 /// What a metric's numbers do over time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,17 +256,34 @@ impl Metrics {
         labels: &[(&'static str, &str)],
         read: impl Fn() -> f64 + Send + Sync + 'static,
     ) {
-        let mut read = Some(Source::Read(Box::new(read)));
-        let mut replaced = None;
-        self.source(
-            name,
-            help,
-            kind,
-            labels,
-            || Source::Gauge(Gauge::default()),
-            |source| read.take().map(|read| replaced = Some(std::mem::replace(source, read))),
-        );
+        let read = Source::Read(Combine::Sum, vec![Arc::new(read)]);
+        let none = || Source::Gauge(Gauge::default());
+        let replaced =
+            self.source(name, help, kind, labels, none, |source| Some(std::mem::replace(source, read)));
         drop(replaced); // after the lock: what it reads may do anything when it is dropped
+    }
+
+    /// As [`read`](Metrics::read), beside those that are already there: they are shown as one, combined. It is kept as long as
+    /// the metrics are.
+    pub fn read_combined(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        kind: MetricKind,
+        labels: &[(&'static str, &str)],
+        combine: Combine,
+        read: impl Fn() -> f64 + Send + Sync + 'static,
+    ) {
+        let read: Read = Arc::new(read);
+        let none = || Source::Read(combine, Vec::new());
+        let replaced = self.source(name, help, kind, labels, none, |source| match source {
+            Source::Read(_, reads) => {
+                reads.push(read);
+                None
+            }
+            other => Some(std::mem::replace(other, Source::Read(combine, vec![read]))),
+        });
+        drop(replaced);
     }
 
     fn source<T>(
@@ -305,25 +322,24 @@ impl Metrics {
 
     /// All numbers as they are now.
     pub fn snapshot(&self) -> Snapshot {
+        // What is read elsewhere may do anything, also ask for numbers: nobody is held up meanwhile.
+        let (families, omitted) = self.copied();
+        let mut metrics: Vec<_> = families
+            .into_iter()
+            .map(|(name, help, kind, series)| {
+                let series = series.into_iter().map(|(labels, source)| (labels, source.value())).collect();
+                Metric { name, help, kind, series }
+            })
+            .collect();
+        metrics.sort_by_key(|metric| metric.name);
+        Snapshot { metrics, omitted }
+    }
+
+    fn copied(&self) -> (Vec<Copied>, u64) {
         let families = self.families();
-        let mut snapshot = Snapshot { metrics: Vec::with_capacity(families.len()), omitted: 0 };
-        for family in families.iter() {
-            let series = family.series.iter().map(|(labels, source)| {
-                let value = match source {
-                    Source::Counter(counter) => Value::Number(counter.value() as f64),
-                    Source::Gauge(gauge) => Value::Number(gauge.value()),
-                    Source::Read(read) => Value::Number(read()),
-                    Source::Histogram(histogram) => histogram.read(),
-                    Source::Calls(calls) => calls.read(),
-                };
-                (labels.clone(), value)
-            });
-            let Family { name, help, kind, omitted, .. } = family;
-            snapshot.omitted += omitted;
-            snapshot.metrics.push(Metric { name, help, kind: *kind, series: series.collect() });
-        }
-        snapshot.metrics.sort_by_key(|metric| metric.name);
-        snapshot
+        let copied =
+            families.iter().map(|family| (family.name, family.help, family.kind, family.series.clone()));
+        (copied.collect(), families.iter().map(|family| family.omitted).sum())
     }
 }
 
