@@ -181,11 +181,20 @@ impl fmt::Display for Panicked {
 
 impl Error for Panicked {}
 
-/// An error and its causes on one line.
+/// How many causes [`chain`] tells.
+const CAUSES_MAX: usize = 100;
+
+/// An error and its causes on one line: of more than a hundred causes the first hundred, and an ellipsis.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
+    let mut told = 0;
     while let Some(error) = cause {
+        if told == CAUSES_MAX {
+            text.push_str(": …");
+            break;
+        }
+        told += 1;
         let next = error.to_string();
         // Wrappers that print their source themselves would otherwise say everything twice.
         if !text.ends_with(&next) {

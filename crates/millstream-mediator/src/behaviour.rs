@@ -127,23 +127,35 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// All requests, queries and commands. What [`Builder::behaviour`](crate::Builder::behaviour) uses.
+    /// All requests, queries and commands, if there are some. What [`Builder::behaviour`](crate::Builder::behaviour) uses.
     pub fn requests() -> Self {
         let holds = |about: &About| matches!(about.kind, Kind::Query | Kind::Command);
         Scope { words: "requests".into(), particular: false, holds: Arc::new(holds) }
     }
 
     /// All messages of a kind. [`Kind::Notification`] is each handler of each notification for itself, [`Kind::Stream`]
-    /// the opening of streams.
+    /// the opening of streams. A mediator without a handler for such is not built.
     pub fn kind(kind: Kind) -> Self {
         let holds = move |about: &About| about.kind == kind;
-        Scope { words: kind.to_string().into(), particular: false, holds: Arc::new(holds) }
+        Scope { words: kind.plural().into(), particular: true, holds: Arc::new(holds) }
     }
 
-    /// Messages of one type. A mediator without a handler for it is not built.
+    /// All streams, if there are some.
+    pub(crate) fn streams() -> Self {
+        Scope { particular: false, ..Scope::kind(Kind::Stream) }
+    }
+
+    /// Messages of one type: `N` or [`Notified<N>`](crate::Notified) are the handlers of a notification, `R` or
+    /// [`Opening<R>`](crate::Opening) the opening of a stream. A mediator without a handler for it is not built.
     pub fn of<M: 'static>() -> Self {
         let words = crate::message::short_name(std::any::type_name::<M>());
         Scope { words, particular: true, holds: Arc::new(|about| about.is::<M>()) }
+    }
+
+    /// What is dispatched as this type of request, and nothing else.
+    pub(crate) fn dispatched<R: Request>() -> Self {
+        let words = crate::message::short_name(std::any::type_name::<R>());
+        Scope { words, particular: true, holds: Arc::new(|about| about.is_dispatched::<R>()) }
     }
 
     /// Messages that a function chooses, asked for each handler when the mediator is built. One that chooses none is an

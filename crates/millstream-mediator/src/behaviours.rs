@@ -19,7 +19,9 @@ mod tower;
 
 pub use admission::{Admission, Memory, Reserved};
 pub use breaker::Breaker;
-pub(crate) use breaker::{OPERATIONS, breaker_of, register_breakers};
+pub(crate) use breaker::{
+    BreakerCounted, REJECTED, breaker_counted, breaker_of, register_breakers, register_own,
+};
 pub use bulkhead::Bulkhead;
 pub(crate) use bulkhead::register as register_places;
 pub use cache::{Cache, Dedupe};

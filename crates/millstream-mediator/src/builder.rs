@@ -16,6 +16,7 @@ mod error;
 mod handlers;
 mod open;
 mod parts;
+mod streams;
 
 pub use error::BuildError;
 use parts::{Parts, Tables};
@@ -72,12 +73,35 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         Builder { behaviours: Inside { outer: behaviours, behaviour, placed }, stream_behaviours, parts }
     }
 
-    /// Stands a behaviour around one type of request which it knows.
+    /// Stands a behaviour around one type of request which it knows: also around each handler of a notification, as
+    /// [`Notified<N>`](crate::Notified), and the opening of a stream, as [`Opening<R>`](crate::Opening).
+    ///
+    /// ```
+    /// use millstream_flow::BoxError;
+    /// use millstream_mediator::{Check, Mediator, Notification, Notified};
+    /// use std::sync::Arc;
+    ///
+    /// struct Paid { cents: u64 }
+    /// impl Notification for Paid {}
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let mediator = Mediator::builder()
+    ///     .behaviour_of(Check::valid(|paid: &Notified<Paid>| match paid.0.cents {
+    ///         0 => Err("nothing was paid".into()),
+    ///         _ => Ok(()),
+    ///     }))
+    ///     .notification(async |_: Arc<Paid>| Ok::<_, BoxError>(()))
+    ///     .build()?;
+    /// assert!(mediator.publish(Paid { cents: 5 }).await.into_result().is_ok());
+    /// assert!(mediator.publish(Paid { cents: 0 }).await.into_result().is_err());
+    /// # Ok(()) }
+    /// ```
     pub fn behaviour_of<R: Request, X: BehaviourOf<R>>(
         self,
         behaviour: X,
     ) -> Builder<Inside<B, Only<R, X>>, S> {
-        self.behaviour_for(Scope::of::<R>(), Only::new(behaviour))
+        self.behaviour_for(Scope::dispatched::<R>(), Only::new(behaviour))
     }
 
     /// Puts a box between the behaviours of requests so far and those that follow, which costs a call one allocation more.
@@ -91,7 +115,7 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
 
     /// Stands a behaviour around all streams as long as they flow, inside of those that were added before.
     pub fn stream_behaviour<X: StreamBehaviour>(self, behaviour: X) -> Builder<B, Inside<S, X>> {
-        self.stream_behaviour_for(Scope::kind(Kind::Stream), behaviour)
+        self.stream_behaviour_for(Scope::streams(), behaviour)
     }
 
     /// Stands a behaviour around the streams that a scope chooses.
@@ -114,7 +138,7 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
     ///
     /// # Errors
     /// If a message has two handlers or two messages one name, if a declared one has none, if a behaviour stands around nothing
-    /// it was meant for or where it cannot work, or options are where they have no effect: all of it, with what to do.
+    /// it was meant for (those for all requests or all streams may) or where it cannot work, or options are where they have no effect: all of it, with what to do.
     pub fn build(self) -> Result<Mediator, BuildError> {
         let Builder { behaviours, stream_behaviours, mut parts } = self;
         behaviours.unreached(&mut parts.problems);
@@ -133,6 +157,7 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
                 .problems
                 .push(format!("options are given for {count} streams without handlers; register them"));
         }
+        parts.stream_defaults.unread(&mut parts.problems);
         let topics = std::mem::take(&mut parts.topics);
         let topics: Table = topics.into_values().map(|gathered| gathered.finish(&mut parts)).collect();
         let mut doors = Doors::default();

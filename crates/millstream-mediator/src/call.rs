@@ -34,10 +34,16 @@ impl Context {
         Context { correlation: None, values: None }
     }
 
-    /// One that belongs to this correlation. Without it, each call has an identifier of its own.
+    /// One that belongs to this correlation. Without it, each call has an identifier of its own; a publish has one for all
+    /// handlers.
     pub fn correlation(mut self, id: impl Into<Correlation>) -> Self {
         self.correlation = Some(id.into());
         self
+    }
+
+    /// The same with a correlation, if it has none.
+    pub(crate) fn correlated(&self) -> Option<Self> {
+        self.correlation.is_none().then(|| self.clone().correlation(Correlation::new()))
     }
 
     /// Adds a value, in front of another of the same type.
@@ -69,6 +75,12 @@ impl fmt::Debug for Context {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Correlation(pub u64);
 
+impl Correlation {
+    fn new() -> Self {
+        Correlation(fastrand::u64(..))
+    }
+}
+
 impl From<u64> for Correlation {
     fn from(id: u64) -> Self {
         Correlation(id)
@@ -99,21 +111,58 @@ impl<'a> Call<'a> {
         self.about
     }
 
-    /// What the caller gave along.
+    /// What the caller gave along. It has no correlation if he gave none: what is sent because of this call goes with
+    /// [`onward`](Call::onward).
     pub fn context(&self) -> &'a Context {
         self.context
     }
 
+    /// The context for what is sent because of this call: what the caller gave along, with this call's correlation.
+    ///
+    /// ```
+    /// use millstream_flow::BoxError;
+    /// use millstream_mediator::{Call, Correlation, Handler, Mediator, Request};
+    ///
+    /// struct Outer;
+    /// impl Request for Outer { type Response = (Correlation, Correlation); }
+    /// struct Inner;
+    /// impl Request for Inner { type Response = Correlation; }
+    ///
+    /// struct Told;
+    /// impl Handler<Inner> for Told {
+    ///     type Error = BoxError;
+    ///     async fn handle(&self, _: Inner, call: &Call<'_>) -> Result<Correlation, BoxError> { Ok(call.correlation()) }
+    /// }
+    ///
+    /// struct Asking(Mediator);
+    /// impl Handler<Outer> for Asking {
+    ///     type Error = BoxError;
+    ///     async fn handle(&self, _: Outer, call: &Call<'_>) -> Result<(Correlation, Correlation), BoxError> {
+    ///         Ok((call.correlation(), self.0.send_in(&call.onward(), Inner).await?))
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let inner = Mediator::builder().request_handler(Told).build()?;
+    /// let outer = Mediator::builder().request_handler(Asking(inner)).build()?;
+    /// let (own, of_inner) = outer.send(Outer).await?;
+    /// assert_eq!(own, of_inner);
+    /// # Ok(()) }
+    /// ```
+    pub fn onward(&self) -> Context {
+        self.context.clone().correlation(self.correlation())
+    }
+
     /// The correlation that the caller gave, or one of this call's own.
     pub fn correlation(&self) -> Correlation {
-        let own = || self.context.correlation.unwrap_or_else(|| Correlation(fastrand::u64(..)));
+        let own = || self.context.correlation.unwrap_or_else(Correlation::new);
         *self.correlation.get_or_init(own)
     }
 
     /// The same call for whoever outlives this one: a retry of a stream, a task of its own.
     pub fn detach(&self) -> Detached {
-        let context = self.context.clone().correlation(self.correlation());
-        Detached { about: self.about.clone(), context }
+        Detached { about: self.about.clone(), context: self.onward() }
     }
 
     /// The same with a value more for those inside.

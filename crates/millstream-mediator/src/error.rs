@@ -28,6 +28,9 @@ struct Inner {
     wrapped: bool,
 }
 
+/// How many causes are looked at.
+const CAUSES_MAX: usize = 1000;
+
 /// What kind of failure it is. Each is one that a caller would act on in another way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -37,7 +40,8 @@ pub enum ErrorKind {
     NoHandler,
     /// The handler answered with an error, which is the source.
     Failed,
-    /// The handler, or a behaviour, panicked. The process and later calls are unharmed.
+    /// The handler, or a behaviour, panicked. The process and later calls are unharmed. It is not retried; breakers count it
+    /// as a failure.
     Panicked,
     /// It took longer than a timeout allows. The handler was dropped at that moment.
     TimedOut {
@@ -161,18 +165,22 @@ impl Error {
         self.0.handler.as_deref()
     }
 
-    /// The first error of this type among the causes.
+    /// The class by which breakers count: a panic, which is not tried again, is no answer of a callee that is well.
+    pub(crate) fn class_for_breakers(&self) -> Class {
+        match self.0.kind {
+            ErrorKind::Panicked => Class::Transient,
+            _ => self.class(),
+        }
+    }
+
+    /// The first error of this type among the causes, of which it looks at a thousand.
     pub fn find<E: StdError + 'static>(&self) -> Option<&E> {
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            if let Some(found) = error.downcast_ref() {
-                return Some(found);
-            }
+        let causes = std::iter::successors(self.source(), |&error| {
             // A classified error is no source of its class: it stands in its place.
             let inside = error.downcast_ref().map(Classified::error);
-            cause = inside.or_else(|| error.source());
-        }
-        None
+            inside.or_else(|| error.source())
+        });
+        causes.take(CAUSES_MAX).find_map(|error| error.downcast_ref())
     }
 
     /// The cause itself, or this error if it has none.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use millstream_flow::Pipe;
+use millstream_flow::{Pipe, chain};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -16,6 +16,9 @@ use crate::mediator::{Dispatch, Mediator, unhandled};
 use crate::message::{About, Notification, Request, StreamRequest};
 use crate::notify::Published;
 use crate::stream::{Opening, StreamError, Streaming};
+
+/// How much of a name that a stranger gave is logged, in characters.
+const NAME_MAX: usize = 64;
 
 /// What can be called by name.
 #[derive(Default)]
@@ -147,8 +150,8 @@ impl Mediator {
     /// # Errors
     /// As [`send_json`](Mediator::send_json).
     pub async fn send_json_in(&self, context: &Context, name: &str, request: Value) -> Result<Value, Error> {
-        let door = self.0.doors.requests.get(name).ok_or_else(|| unhandled(name.to_owned().into()))?;
-        door.send(context, request).await
+        let door = self.0.doors.requests.get(name);
+        self.through(name, door, |door| door.send(context, request)).await
     }
 
     /// Publishes the notification of this name, made of this JSON.
@@ -170,8 +173,8 @@ impl Mediator {
         name: &str,
         notification: Value,
     ) -> Result<Published, Error> {
-        let door = self.0.doors.notifications.get(name).ok_or_else(|| unhandled(name.to_owned().into()))?;
-        door.publish(self, context, notification).await
+        let door = self.0.doors.notifications.get(name);
+        self.through(name, door, |door| door.publish(self, context, notification)).await
     }
 
     /// Opens the stream of this name, asked for with this JSON; its items are JSON.
@@ -193,8 +196,46 @@ impl Mediator {
         name: &str,
         request: Value,
     ) -> Result<Streaming<Value>, Error> {
-        let door = self.0.doors.streams.get(name).ok_or_else(|| unhandled(name.to_owned().into()))?;
-        door.stream(context, request).await
+        let door = self.0.doors.streams.get(name);
+        self.through(name, door, |door| door.stream(context, request)).await
+    }
+
+    /// Calls what is behind a door, and tells what the door itself refuses: behaviours never see that.
+    async fn through<'a, D: ?Sized, T>(
+        &'a self,
+        name: &'a str,
+        door: Option<&'a Arc<D>>,
+        call: impl FnOnce(&'a D) -> BoxFuture<'a, Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let ended = match door {
+            Some(door) => call(&**door).await,
+            None => Err(unhandled(name.to_owned().into())),
+        };
+        let at_the_door = |error: &Error| match error.kind() {
+            ErrorKind::NoHandler => door.is_none(),
+            kind => *kind == ErrorKind::Malformed && error.message() == name,
+        };
+        if let Some(error) = ended.as_ref().err().filter(|error| at_the_door(error)) {
+            self.refused(door.map(|_| name), name, error);
+        }
+        ended
+    }
+
+    #[cold]
+    fn refused(&self, known: Option<&str>, name: &str, error: &Error) {
+        let status = error.kind().word();
+        let help = "Calls by name that nobody handles, or whose JSON does not fit.";
+        // What is asked for by strangers has no bound.
+        let labels = [("type", known.unwrap_or("")), ("status", status)];
+        self.metrics().counter("mediator_json_refusals_total", help, &labels).add(1);
+        let (name, why): (String, _) = (name.chars().take(NAME_MAX).collect(), chain(error));
+        tracing::info!(
+            target: "millstream_mediator::request",
+            message_type = ?name,
+            outcome = status,
+            error = why,
+            "a call by name was refused"
+        );
     }
 }
 

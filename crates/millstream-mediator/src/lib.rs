@@ -85,7 +85,7 @@ pub use handler::{Handler, Notified};
 pub use mediator::{Handle, Mediator};
 pub use message::{About, Kind, Notification, Request, StreamRequest};
 pub use metrics::Metrics;
-pub use notify::{Full, Notifications, Outcome, Publish, PublishError, Published, Subscribe};
+pub use notify::{Full, Notifications, Outcome, Publish, PublishError, Published, Subscribe, Undelivered};
 pub use stream::{
     ItemErrors, ItemFlow, Opening, StreamBehaviour, StreamError, StreamHandler, StreamNext, StreamOptions,
     Streaming,

@@ -103,6 +103,17 @@ impl Kind {
     }
 }
 
+impl Kind {
+    pub(crate) fn plural(self) -> &'static str {
+        match self {
+            Kind::Query => "queries",
+            Kind::Command => "commands",
+            Kind::Notification => "notifications",
+            Kind::Stream => "streams",
+        }
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.word())
@@ -122,12 +133,15 @@ pub struct About {
     pub handler: Arc<str>,
     /// The message's type.
     pub message: TypeId,
+    /// The request as which it is dispatched: of a notification to one of its handlers, or a stream request being opened,
+    /// another type than the message's.
+    dispatched: TypeId,
     label: Arc<str>,
     metrics: Metrics,
 }
 
 impl About {
-    pub(crate) fn new<M: 'static>(
+    pub(crate) fn new<M: 'static, R: Request>(
         name: Cow<'static, str>,
         kind: Kind,
         handler: Arc<str>,
@@ -139,12 +153,19 @@ impl About {
             Kind::Notification => format!("{name} > {handler}").into(),
             Kind::Query | Kind::Command | Kind::Stream => name.clone(),
         };
-        About { name, kind, handler, message: TypeId::of::<M>(), label, metrics: metrics.clone() }
+        let (message, dispatched) = (TypeId::of::<M>(), TypeId::of::<R>());
+        About { name, kind, handler, message, dispatched, label, metrics: metrics.clone() }
     }
 
-    /// Whether it is about this type of message.
+    /// Whether it is about this type of message, which may also be said as [`Notified`](crate::Notified) or
+    /// [`Opening`](crate::Opening) of it.
     pub fn is<M: 'static>(&self) -> bool {
-        self.message == TypeId::of::<M>()
+        self.message == TypeId::of::<M>() || self.dispatched == TypeId::of::<M>()
+    }
+
+    /// Whether it is dispatched as this type of request.
+    pub(crate) fn is_dispatched<R: Request>(&self) -> bool {
+        self.dispatched == TypeId::of::<R>()
     }
 
     /// The value of the label `type` in metrics: the name, and for one of a notification's handlers that handler's too.

@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+mod rare;
 mod snapshot;
 
+pub(crate) use rare::Rare;
 pub use snapshot::{Metric, Snapshot, Value};
 
-/// The most series that one metric shows. Labels are names of registered types and fixed words, so that a mediator
-/// reaches this only by being very large; what does not fit is counted in [`Snapshot::omitted`].
+/// The most series that one metric shows. Labels are names of registered types and fixed words, and a series for each word is
+/// there from its first count on, so that a mediator reaches this only by being very large; what does not fit is counted in
+/// [`Snapshot::omitted`].
 pub const SERIES_MAX: usize = 500;
 
 /// The numbers of a mediator. Behaviours register theirs when they are made for a type; [`snapshot`](Metrics::snapshot)
@@ -31,11 +34,49 @@ struct Family {
 /// Names and values of a series' labels.
 pub type Labels = Vec<(&'static str, String)>;
 
+type Copied = (&'static str, &'static str, MetricKind, Vec<(Labels, Source)>);
+
+#[derive(Clone)]
 enum Source {
     Counter(Counter),
     Gauge(Gauge),
     Histogram(Histogram),
-    Read(Box<dyn Fn() -> f64 + Send + Sync>),
+    Read(Combine, Vec<Read>),
+}
+
+type Read = Arc<dyn Fn() -> f64 + Send + Sync>;
+
+impl Source {
+    fn value(&self) -> Value {
+        match self {
+            Source::Counter(counter) => Value::Number(counter.value() as f64),
+            Source::Gauge(gauge) => Value::Number(gauge.value()),
+            Source::Read(combine, reads) => Value::Number(combine.all(reads)),
+            Source::Histogram(histogram) => histogram.read(),
+        }
+    }
+}
+
+/// What several numbers of the same name and labels show as one: of two breakers around one handler, for example.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Combine {
+    /// All of them together.
+    Sum,
+    /// The smallest.
+    Least,
+    /// The largest.
+    Most,
+}
+
+impl Combine {
+    fn all(self, reads: &[Read]) -> f64 {
+        let numbers = reads.iter().map(|read| read());
+        match self {
+            Combine::Sum => numbers.sum(),
+            Combine::Least => numbers.reduce(f64::min).unwrap_or(0.0),
+            Combine::Most => numbers.reduce(f64::max).unwrap_or(0.0),
+        }
+    }
 }
 
 /// What a metric's numbers do over time.
@@ -236,17 +277,34 @@ impl Metrics {
         labels: &[(&'static str, &str)],
         read: impl Fn() -> f64 + Send + Sync + 'static,
     ) {
-        let mut read = Some(Source::Read(Box::new(read)));
-        let mut replaced = None;
-        self.source(
-            name,
-            help,
-            kind,
-            labels,
-            || Source::Gauge(Gauge::default()),
-            |source| read.take().map(|read| replaced = Some(std::mem::replace(source, read))),
-        );
+        let read = Source::Read(Combine::Sum, vec![Arc::new(read)]);
+        let none = || Source::Gauge(Gauge::default());
+        let replaced =
+            self.source(name, help, kind, labels, none, |source| Some(std::mem::replace(source, read)));
         drop(replaced); // after the lock: what it reads may do anything when it is dropped
+    }
+
+    /// As [`read`](Metrics::read), beside those that are already there: they are shown as one, combined. It is kept as long as
+    /// the metrics are.
+    pub fn read_combined(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        kind: MetricKind,
+        labels: &[(&'static str, &str)],
+        combine: Combine,
+        read: impl Fn() -> f64 + Send + Sync + 'static,
+    ) {
+        let read: Read = Arc::new(read);
+        let none = || Source::Read(combine, Vec::new());
+        let replaced = self.source(name, help, kind, labels, none, |source| match source {
+            Source::Read(_, reads) => {
+                reads.push(read);
+                None
+            }
+            other => Some(std::mem::replace(other, Source::Read(combine, vec![read]))),
+        });
+        drop(replaced);
     }
 
     fn source<T>(
@@ -285,24 +343,24 @@ impl Metrics {
 
     /// All numbers as they are now.
     pub fn snapshot(&self) -> Snapshot {
+        // What is read elsewhere may do anything, also ask for numbers: nobody is held up meanwhile.
+        let (families, omitted) = self.copied();
+        let mut metrics: Vec<_> = families
+            .into_iter()
+            .map(|(name, help, kind, series)| {
+                let series = series.into_iter().map(|(labels, source)| (labels, source.value())).collect();
+                Metric { name, help, kind, series }
+            })
+            .collect();
+        metrics.sort_by_key(|metric| metric.name);
+        Snapshot { metrics, omitted }
+    }
+
+    fn copied(&self) -> (Vec<Copied>, u64) {
         let families = self.families();
-        let mut snapshot = Snapshot { metrics: Vec::with_capacity(families.len()), omitted: 0 };
-        for family in families.iter() {
-            let series = family.series.iter().map(|(labels, source)| {
-                let value = match source {
-                    Source::Counter(counter) => Value::Number(counter.value() as f64),
-                    Source::Gauge(gauge) => Value::Number(gauge.value()),
-                    Source::Read(read) => Value::Number(read()),
-                    Source::Histogram(histogram) => histogram.read(),
-                };
-                (labels.clone(), value)
-            });
-            let Family { name, help, kind, omitted, .. } = family;
-            snapshot.omitted += omitted;
-            snapshot.metrics.push(Metric { name, help, kind: *kind, series: series.collect() });
-        }
-        snapshot.metrics.sort_by_key(|metric| metric.name);
-        snapshot
+        let copied =
+            families.iter().map(|family| (family.name, family.help, family.kind, family.series.clone()));
+        (copied.collect(), families.iter().map(|family| family.omitted).sum())
     }
 }
 
@@ -335,6 +393,33 @@ mod tests {
              # HELP mediator_metrics_series_omitted Series that did not fit into their metric.\n\
              # TYPE mediator_metrics_series_omitted gauge\nmediator_metrics_series_omitted 0\n"
         );
+    }
+
+    #[test]
+    fn what_is_read_may_ask_for_numbers_itself() {
+        let metrics = Metrics::default();
+        let asked = Arc::downgrade(&metrics.0);
+        metrics.read("a", "Of a.", MetricKind::Gauge, &[], move || {
+            Metrics(asked.upgrade().unwrap()).counter("b", "Of b.", &[]).add(1);
+            7.0
+        });
+        assert_eq!(metrics.snapshot().number("a", &[]), Some(7.0));
+        assert_eq!(metrics.snapshot().number("b", &[]), Some(1.0));
+    }
+
+    #[test]
+    fn several_of_one_name_are_combined() {
+        let metrics = Metrics::default();
+        let numbers =
+            [("sum", Combine::Sum, 5.0), ("least", Combine::Least, 2.0), ("most", Combine::Most, 3.0)];
+        for (name, combine, both) in numbers {
+            for number in [2.0, 3.0] {
+                metrics.read_combined(name, "Of it.", MetricKind::Gauge, &[], combine, move || number);
+            }
+            assert_eq!(metrics.snapshot().number(name, &[]), Some(both), "{name}");
+        }
+        metrics.read("sum", "Of it.", MetricKind::Gauge, &[], || 1.0);
+        assert_eq!(metrics.snapshot().number("sum", &[]), Some(1.0), "it takes the place of all");
     }
 
     #[test]

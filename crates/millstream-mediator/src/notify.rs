@@ -1,10 +1,11 @@
 //! Notifications: to every handler and every subscriber, with an outcome for each.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use millstream_flow::chain;
+use millstream_flow::{Panicked, chain};
 
 use crate::call::Context;
 use crate::error::Error;
@@ -100,6 +101,30 @@ pub(crate) struct Handlers<N: Notification> {
     names: Arc<[Arc<str>]>,
     publish: Publish,
     failed: Counter,
+    undelivered: Option<Tell<N>>,
+}
+
+/// Whom a handler's failure is told.
+pub(crate) type Tell<N> = Box<dyn Fn(Undelivered<'_, N>) + Send + Sync>;
+
+/// A notification that one of its handlers failed to take. Told to [`Builder::undelivered`](crate::Builder::undelivered).
+#[non_exhaustive]
+pub struct Undelivered<'a, N> {
+    /// The notification.
+    pub notification: &'a Arc<N>,
+    /// The handler's name.
+    pub handler: &'a str,
+    /// Why, after all that behaviours could do about it.
+    pub error: &'a Error,
+    /// What the publisher gave along.
+    pub context: &'a Context,
+}
+
+impl<N> fmt::Debug for Undelivered<'_, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Undelivered { handler, error, .. } = self;
+        f.debug_struct("Undelivered").field("handler", handler).field("error", error).finish_non_exhaustive()
+    }
 }
 
 impl<N: Notification> Topic<N> {
@@ -109,9 +134,10 @@ impl<N: Notification> Topic<N> {
         published: Counter,
         failed: Counter,
         dropped: Counter,
+        undelivered: Option<Tell<N>>,
     ) -> Self {
         let names = handlers.iter().map(|handler| handler.about().handler.clone()).collect();
-        let route = Arc::new(Handlers { handlers, names, publish, failed });
+        let route = Arc::new(Handlers { handlers, names, publish, failed, undelivered });
         Topic { route, subscribers: Subscribers::new(dropped), published }
     }
 
@@ -131,6 +157,9 @@ impl<N: Notification> Topic<N> {
             if self.subscribers.is_empty() { 0 } else { self.subscribers.tell(&notification).await };
         let handlers = &self.route;
         let mut published = Published { subscribers, ..Published::of(handlers) };
+        // One handler's call may make its own; several belong together.
+        let own = if handlers.handlers.len() > 1 { context.correlated() } else { None };
+        let context = own.as_ref().unwrap_or(context);
         match handlers.publish.mode {
             _ if handlers.handlers.is_empty() => {}
             Mode::Sequential => handlers.in_turn(context, notification, &mut published).await,
@@ -155,22 +184,36 @@ impl<N: Notification> Topic<N> {
 
 impl<N: Notification> Handlers<N> {
     async fn in_turn(&self, context: &Context, notification: Arc<N>, published: &mut Published) {
-        let last = self.handlers.len() - 1;
+        // The last one need not share, unless somebody is told of what it cannot take.
+        let last = if self.undelivered.is_some() { self.handlers.len() } else { self.handlers.len() - 1 };
         let mut notification = Some(notification);
         let mut place = None;
         for (at, handler) in self.handlers.iter().enumerate() {
-            // The last one need not share.
             let given = if at == last { notification.take() } else { notification.clone() };
             let Some(given) = given else { return };
             published.called = at + 1;
             handler.dispatch_in(&mut place, context, Notified(given));
             let Some(dispatched) = &mut place else { unreachable!("something was dispatched") };
             if let Err(error) = dispatched.await {
-                self.failed.add(1);
+                self.failure(context, notification.as_ref(), at, &error);
                 published.failed.push((at, error));
                 if self.publish.stop {
                     return;
                 }
+            }
+        }
+    }
+
+    /// A handler has failed.
+    #[cold]
+    fn failure(&self, context: &Context, notification: Option<&Arc<N>>, at: usize, error: &Error) {
+        self.failed.add(1);
+        if let (Some(tell), Some(notification)) = (&self.undelivered, notification) {
+            let undelivered = Undelivered { notification, handler: &self.names[at], error, context };
+            // A panic of whoever is told is no reason to keep the notification from the other handlers.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| tell(undelivered))) {
+                let panicked = Panicked::new(payload);
+                tracing::error!(handler = %self.names[at], %panicked, "who is told of undelivered notifications panicked");
             }
         }
     }
@@ -190,7 +233,7 @@ impl<N: Notification> Handlers<N> {
         published.called = running.len();
         while let Some((at, ended)) = running.next().await {
             if let Err(error) = ended {
-                self.failed.add(1);
+                self.failure(context, Some(&notification), at, &error);
                 published.failed.push((at, error));
             }
             if self.publish.stop && !published.failed.is_empty() {

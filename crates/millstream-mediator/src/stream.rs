@@ -15,10 +15,12 @@ use crate::call::Call;
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, Kind, Request, StreamRequest};
 
+mod defaults;
 mod end;
 mod options;
 pub(crate) mod progress;
 
+pub(crate) use defaults::{StreamDefaults, Taken};
 pub(crate) use end::Source;
 pub use end::{Failing, Guarded};
 pub use options::{ItemErrors, StreamOptions};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Begins tasks, counts them, and ends them with itself.
 pub(crate) struct Supervisor {
@@ -22,14 +23,17 @@ impl Supervisor {
     }
 
     /// Room for one task, waited for. `None` once it drains.
-    pub(crate) async fn room(&self) -> Option<OwnedSemaphorePermit> {
-        self.permits.clone().acquire_owned().await.ok()
+    pub(crate) async fn room(&self) -> Option<Room> {
+        // Whoever drains waits for the task from now on: what has room then begins before the end, and nothing after it.
+        let counted = self.tasks.token();
+        let permit = self.permits.clone().acquire_owned().await.ok()?;
+        Some(Room { _permit: permit, _counted: counted })
     }
 
     /// Begins a task in that room. It is dropped where it is when the supervisor is.
-    pub(crate) fn spawn(&self, room: OwnedSemaphorePermit, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, room: Room, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
-        self.tasks.spawn(async move {
+        tokio::spawn(async move {
             let _room = room;
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -46,8 +50,41 @@ impl Supervisor {
     }
 }
 
+/// Room for one task.
+pub(crate) struct Room {
+    _permit: OwnedSemaphorePermit,
+    _counted: TaskTrackerToken,
+}
+
 impl Drop for Supervisor {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use futures_util::FutureExt;
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_room_ends_before_a_drain_does() {
+        let supervisor = Supervisor::new(2);
+        let room = supervisor.room().await.unwrap();
+        let mut drain = std::pin::pin!(supervisor.drain());
+        assert!(drain.as_mut().now_or_never().is_none(), "a task may still begin");
+        assert!(supervisor.room().await.is_none(), "no other may");
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = ended.clone();
+        supervisor.spawn(room, async move {
+            yield_now().await;
+            end.store(true, Ordering::SeqCst);
+        });
+        drain.await;
+        assert!(ended.load(Ordering::SeqCst));
     }
 }

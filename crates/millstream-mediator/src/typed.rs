@@ -1,6 +1,6 @@
 //! Behaviours for one type of request, among those for all.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::future::Future;
 use std::marker::PhantomData;
@@ -10,7 +10,8 @@ use crate::call::Call;
 use crate::error::Error;
 use crate::message::{About, Request};
 
-/// What stands around the handler of one type of request, and so knows the request and its response. Added by
+/// What stands around the handler of one type of request, and so knows the request and its response; around the handlers of a
+/// notification as [`Notified<N>`](crate::Notified), around the opening of a stream as [`Opening<R>`](crate::Opening). Added by
 /// [`Builder::behaviour_of`](crate::Builder::behaviour_of).
 pub trait BehaviourOf<R: Request>: Sized + Send + Sync + 'static {
     /// What it is and how it is set, in a few words.
@@ -18,6 +19,11 @@ pub trait BehaviourOf<R: Request>: Sized + Send + Sync + 'static {
 
     /// The one for this handler, where it may count what it does.
     fn of(&self, about: &About) -> Self;
+
+    /// What is wrong with how it is set, with a remedy: a mediator with such a behaviour is not built.
+    fn problem(&self) -> Option<String> {
+        None
+    }
 
     /// Does what it does around `next`.
     fn call<N: Next<R>>(
@@ -56,6 +62,10 @@ impl<R: Request, B: BehaviourOf<R>> Behaviour for Only<R, B> {
         Only::new(self.behaviour.of(about))
     }
 
+    fn problem(&self) -> Option<String> {
+        self.behaviour.problem()
+    }
+
     #[inline]
     async fn call<Q: Request, N: Next<Q>>(
         &self,
@@ -64,7 +74,7 @@ impl<R: Request, B: BehaviourOf<R>> Behaviour for Only<R, B> {
         next: &N,
     ) -> Result<Q::Response, Error> {
         // Of another type this is never called, but it is compiled.
-        if !call.about().is::<R>() {
+        if TypeId::of::<Q>() != TypeId::of::<R>() {
             return next.call(call, request).await;
         }
         let next = As::<N, Q> { next: next.clone(), of: PhantomData };

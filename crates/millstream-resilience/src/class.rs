@@ -162,17 +162,14 @@ impl Classify for Classified {
 
 /// The class of an error of unknown type: that of the outermost error in its chain of sources that has one. Known are
 /// [`Classified`], this crate's own errors (an [`Error`](crate::Error) by what it holds), [`io::Error`] (by its kind), tokio's, and a
-/// [`Class`] itself.
+/// [`Class`] itself. It is looked for in the first thousand errors of the chain.
 pub fn class_of(error: &(dyn Error + 'static)) -> Option<Class> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(class) = known(error) {
-            return Some(class);
-        }
-        next = error.source();
-    }
-    None
+    let chain = std::iter::successors(Some(error), |&error| error.source());
+    chain.take(LINKS_MAX).find_map(known)
 }
+
+/// How deep a class is looked for: a chain that a broken retry has made longer and longer must not cost ever more.
+const LINKS_MAX: usize = 1000;
 
 fn known(error: &(dyn Error + 'static)) -> Option<Class> {
     fn one<T: Error + Classify + 'static>(error: &(dyn Error + 'static)) -> Option<Class> {

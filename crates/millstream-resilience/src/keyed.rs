@@ -34,9 +34,12 @@ pub struct Keyed<K: ?Sized + ToOwned, V>(Arc<Shared<K, V>>);
 
 struct Shared<K: ?Sized + ToOwned, V> {
     capacity: usize,
-    make: Box<dyn Fn(&K) -> V + Send + Sync>,
+    /// Of a key, and whether it is for all that find no place, of whom this is the first.
+    make: Box<Make<K, V>>,
     places: Mutex<Places<K::Owned, V>>,
 }
+
+type Make<K, V> = dyn Fn(&K, bool) -> V + Send + Sync;
 
 struct Places<K, V> {
     table: HashTable<usize>,
@@ -63,11 +66,25 @@ where
     K::Owned: std::borrow::Borrow<K>,
     V: Idle + Clone,
 {
-    /// For up to `capacity` keys, each with what `make` makes, which must not ask for another key meanwhile.
+    /// For up to `capacity` keys, each with what `make` makes, which must not ask for another key meanwhile. What all share that
+    /// find no place is made for the first of them.
     ///
     /// # Panics
     /// If `capacity` is 0.
     pub fn new(capacity: usize, make: impl Fn(&K) -> V + Send + Sync + 'static) -> Self {
+        Self::make(capacity, Box::new(move |key, _| make(key)))
+    }
+
+    /// As [`new`](Self::new), but `make` knows for what it makes: for a key, or with `None` for all that find no place, who are
+    /// named otherwise than after one of them.
+    ///
+    /// # Panics
+    /// If `capacity` is 0.
+    pub fn with_others(capacity: usize, make: impl Fn(Option<&K>) -> V + Send + Sync + 'static) -> Self {
+        Self::make(capacity, Box::new(move |key, others| make((!others).then_some(key))))
+    }
+
+    fn make(capacity: usize, make: Box<Make<K, V>>) -> Self {
         assert!(capacity > 0, "without a place nothing is found again");
         let places = Places {
             table: HashTable::new(),
@@ -76,7 +93,7 @@ where
             hand: 0,
             shared: None,
         };
-        Keyed(Arc::new(Shared { capacity, make: Box::new(make), places: Mutex::new(places) }))
+        Keyed(Arc::new(Shared { capacity, make, places: Mutex::new(places) }))
     }
 
     /// The one of this key.
@@ -96,10 +113,10 @@ where
         } else {
             match free(slots, hand) {
                 Some(place) => place,
-                None => return shared.get_or_insert_with(|| make(key)).clone(),
+                None => return shared.get_or_insert_with(|| make(key, true)).clone(),
             }
         };
-        let value = make(key);
+        let value = make(key, false);
         let slot = Slot { key: key.to_owned(), hash, value: value.clone(), used: false };
         if place == slots.len() {
             slots.push(slot);
@@ -123,13 +140,20 @@ where
         self.len() == 0
     }
 
-    /// All keys and what they have, for whoever shows them.
+    /// All keys and what they have, for whoever shows them; beside it there may be what [`others`](Self::others) share.
     pub fn list(&self) -> Vec<(K::Owned, V)>
     where
         K::Owned: Clone,
     {
         let places = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
         places.slots.iter().map(|slot| (slot.key.clone(), slot.value.clone())).collect()
+    }
+}
+
+impl<K: ?Sized + ToOwned, V: Clone> Keyed<K, V> {
+    /// What those share that found no place, once there was one.
+    pub fn others(&self) -> Option<V> {
+        self.0.places.lock().unwrap_or_else(PoisonError::into_inner).shared.clone()
     }
 }
 

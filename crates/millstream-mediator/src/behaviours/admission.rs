@@ -13,7 +13,7 @@ use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, Request};
-use crate::metrics::{Counter, MetricKind, nanoseconds};
+use crate::metrics::{Combine, Counter, MetricKind, nanoseconds};
 
 /// A budget of memory: what is known to be held ([reserved](Memory::reserve) bytes, those of streams' buffers among them), and what
 /// a probe finds that the process uses. Clones are the same budget.
@@ -109,9 +109,10 @@ impl Memory {
     /// Asks also how many bytes the process uses, at most so often; `None` stands for not known.
     ///
     /// # Panics
-    /// If the budget is already shared.
+    /// If `every` is 0, since growth has no rate in no time, or the budget is already shared.
     #[must_use]
     pub fn probe(self, every: Duration, read: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
+        assert!(!every.is_zero(), "a probe needs a time in which it is not asked again");
         let probe = Probe {
             every,
             read: Box::new(read),
@@ -239,14 +240,26 @@ impl Memory {
         let (metrics, labels) = (about.metrics(), [("type", about.label()), ("resource", "memory")]);
         let memory = self.clone();
         let help = "Of a resource, how much is free: places for calls, bytes of memory.";
-        metrics.read("mediator_resources_available", help, MetricKind::Gauge, &labels, move || {
-            memory.limit().saturating_sub(memory.used()) as f64
-        });
+        let least = Combine::Least;
+        metrics.read_combined(
+            "mediator_resources_available",
+            help,
+            MetricKind::Gauge,
+            &labels,
+            least,
+            move || memory.limit().saturating_sub(memory.used()) as f64,
+        );
         let memory = self.clone();
         let help = "Of a resource, the part that is used, from 0 to 1.";
-        metrics.read("mediator_resources_utilization", help, MetricKind::Gauge, &labels, move || {
-            memory.used() as f64 / memory.limit() as f64
-        });
+        let most = Combine::Most;
+        metrics.read_combined(
+            "mediator_resources_utilization",
+            help,
+            MetricKind::Gauge,
+            &labels,
+            most,
+            move || memory.used() as f64 / memory.limit() as f64,
+        );
         let help = "How often something was shrunk because memory was short.";
         let counter = metrics.counter("mediator_resource_cleanup_triggered_total", help, &[]);
         let mut counters = self.counters();

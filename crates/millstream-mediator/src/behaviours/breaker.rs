@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Class, Classify, Open};
+use millstream_resilience::{BreakerSettings, BreakerSnapshot, BreakerState, CircuitBreaker, Class, Open};
 use std::sync::Arc;
 
 use super::sharing::Sharing;
@@ -11,12 +11,12 @@ use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
 use crate::error::{ClassOf, Error, ErrorKind};
 use crate::message::{About, Request};
-use crate::metrics::{Counter, MetricKind};
+use crate::metrics::{Combine, MetricKind, Rare};
 
 /// Fails calls with [`ErrorKind::CircuitOpen`] without making them, while too many have failed.
 ///
-/// Transient and throttled errors count, permanent ones are answers, and dropped calls say nothing; see
-/// [`CircuitBreaker`]. Put it around [`Retries`](super::Retries), and it counts what they could not save.
+/// Transient and throttled errors count, and panics, though they are not retried; other permanent ones are answers, and dropped
+/// calls say nothing; see [`CircuitBreaker`]. Put it around [`Retries`](super::Retries), and it counts what they could not save.
 ///
 /// ```
 /// use millstream_mediator::{Breaker, Mediator};
@@ -33,8 +33,10 @@ use crate::metrics::{Counter, MetricKind};
 pub struct Breaker {
     sharing: Sharing<CircuitBreaker>,
     settings: BreakerSettings,
-    rejected: Counter,
+    counted: BreakerCounted,
     classify: Option<Arc<ClassOf>>,
+    /// The handler's alone, whose book says what it counted.
+    own: bool,
 }
 
 impl Breaker {
@@ -42,13 +44,25 @@ impl Breaker {
     pub fn new(settings: BreakerSettings) -> Self {
         let each = settings.clone();
         let make = move |about: &About| CircuitBreaker::new(each.clone().name(about.name.clone()));
-        Breaker { sharing: Sharing::each(make), settings, rejected: Counter::default(), classify: None }
+        Breaker {
+            sharing: Sharing::each(make),
+            settings,
+            counted: Rare::default(),
+            classify: None,
+            own: false,
+        }
     }
 
     /// This one for all: for handlers that call the same thing, and for control by hand.
     pub fn shared(breaker: CircuitBreaker) -> Self {
         let settings = breaker.settings();
-        Breaker { sharing: Sharing::One(breaker), settings, rejected: Counter::default(), classify: None }
+        Breaker {
+            sharing: Sharing::One(breaker),
+            settings,
+            counted: Rare::default(),
+            classify: None,
+            own: false,
+        }
     }
 
     /// One for each of at most `keys_max` keys, which `key` tells of a call: a tenant, a host. Metrics show the worst of them, since
@@ -59,9 +73,9 @@ impl Breaker {
         key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static,
     ) -> Self {
         let each = settings.clone();
-        let make = move |key: &str| CircuitBreaker::new(each.clone().name(key));
+        let make = move |key: Option<&str>| CircuitBreaker::new(each.clone().name(key.unwrap_or("others")));
         let sharing = Sharing::by_key(keys_max, make, key);
-        Breaker { sharing, settings, rejected: Counter::default(), classify: None }
+        Breaker { sharing, settings, counted: Rare::default(), classify: None, own: false }
     }
 
     /// Errors are of the class that this function says, instead of their own.
@@ -72,7 +86,7 @@ impl Breaker {
     }
 
     fn class(&self, error: &Error) -> Class {
-        self.classify.as_ref().map_or_else(|| error.class(), |classify| classify(error))
+        self.classify.as_ref().map_or_else(|| error.class_for_breakers(), |classify| classify(error))
     }
 }
 
@@ -82,7 +96,8 @@ pub(crate) fn breaker_of(about: &About, open: Open) -> Error {
     Error::new(about, ErrorKind::CircuitOpen { retry_after: open.retry_after }).because(open)
 }
 
-/// Shows in the metrics what breakers do: of several, the state that lets fewest calls through, and the highest rate.
+/// Shows in the metrics what breakers do: of several, the state that lets fewest calls through, and the highest rate. Several
+/// around one type show as one in the same way.
 pub(crate) fn register_breakers(
     about: &About,
     breakers: impl Fn() -> Vec<CircuitBreaker> + Clone + Send + Sync + 'static,
@@ -90,7 +105,8 @@ pub(crate) fn register_breakers(
     let (metrics, labels) = (about.metrics(), [("type", about.label())]);
     let states = breakers.clone();
     let help = "What the circuit breaker does: 0 closed, 1 half-open, 2 open.";
-    metrics.read("mediator_circuit_state", help, MetricKind::Gauge, &labels, move || {
+    let (gauge, most) = (MetricKind::Gauge, Combine::Most);
+    metrics.read_combined("mediator_circuit_state", help, gauge, &labels, most, move || {
         let state = |breaker: &CircuitBreaker| match breaker.state() {
             BreakerState::Closed => 0.0,
             BreakerState::HalfOpen => 1.0,
@@ -99,13 +115,39 @@ pub(crate) fn register_breakers(
         states().iter().map(state).fold(0.0, f64::max)
     });
     let help = "The part of the calls in the circuit breaker's window that failed.";
-    metrics.read("mediator_circuit_failure_rate", help, MetricKind::Gauge, &labels, move || {
+    metrics.read_combined("mediator_circuit_failure_rate", help, gauge, &labels, most, move || {
         breakers().iter().map(|breaker| breaker.snapshot().failure_rate()).fold(0.0, f64::max)
     });
 }
 
-pub(crate) const OPERATIONS: (&str, &str) =
-    ("mediator_circuit_operations", "Calls that a circuit breaker did not let through.");
+const OPERATIONS: (&str, &str) = (
+    "mediator_circuit_operations",
+    "What circuit breakers counted of calls, and calls that they did not let through.",
+);
+
+/// What is counted beside the breakers' own books, which say no types.
+pub(crate) type BreakerCounted = Rare<2>;
+pub(crate) const REJECTED: usize = 0;
+const FAILED: usize = 1;
+
+pub(crate) fn breaker_counted(about: &About) -> BreakerCounted {
+    let labels = [("type", about.label()), ("outcome", "")];
+    about.metrics().rare(OPERATIONS.0, OPERATIONS.1, &labels, "outcome", ["rejected", "failed"])
+}
+
+/// Shows how many calls a breaker that is one handler's own has counted: it keeps that itself, which costs calls nothing.
+pub(crate) fn register_own(about: &About, breaker: &CircuitBreaker) {
+    let totals: [(&str, fn(BreakerSnapshot) -> u64); 2] = [
+        ("succeeded", |snapshot| snapshot.calls_total - snapshot.failures_total),
+        ("failed", |snapshot| snapshot.failures_total),
+    ];
+    for (outcome, total) in totals {
+        let (breaker, labels) = (breaker.clone(), [("type", about.label()), ("outcome", outcome)]);
+        let (name, help) = OPERATIONS;
+        let total = move || total(breaker.snapshot()) as f64;
+        about.metrics().read_combined(name, help, MetricKind::Counter, &labels, Combine::Sum, total);
+    }
+}
 
 impl Behaviour for Breaker {
     fn name(&self) -> Cow<'static, str> {
@@ -116,9 +158,12 @@ impl Behaviour for Breaker {
         let sharing = self.sharing.of(about);
         let breakers = sharing.clone();
         register_breakers(about, move || breakers.list());
-        let labels = [("type", about.label()), ("outcome", "rejected")];
-        let rejected = about.metrics().counter(OPERATIONS.0, OPERATIONS.1, &labels);
-        Breaker { sharing, settings: self.settings.clone(), rejected, classify: self.classify.clone() }
+        let own = self.sharing.is_each();
+        if let (true, [breaker]) = (own, &*sharing.list()) {
+            register_own(about, breaker);
+        }
+        let counted = breaker_counted(about);
+        Breaker { sharing, settings: self.settings.clone(), counted, classify: self.classify.clone(), own }
     }
 
     #[inline]
@@ -132,12 +177,16 @@ impl Behaviour for Breaker {
         let permit = match breaker.try_acquire() {
             Ok(permit) => permit,
             Err(open) => {
-                self.rejected.add(1);
+                self.counted.add(REJECTED, 1);
                 return Err(breaker_of(call.about(), open));
             }
         };
         let ended = next.call(call, request).await;
-        permit.end(ended.as_ref().err().map(|error| self.class(error)));
+        let class = ended.as_ref().err().map(|error| self.class(error));
+        if class.is_some_and(Class::is_retryable) && !self.own {
+            self.counted.add(FAILED, 1);
+        }
+        permit.end(class);
         ended
     }
 }

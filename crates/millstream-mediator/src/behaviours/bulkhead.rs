@@ -11,7 +11,7 @@ use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, Request};
-use crate::metrics::MetricKind;
+use crate::metrics::{Combine, MetricKind};
 
 /// Lets so many calls run at once and so many wait, and fails the others with [`ErrorKind::Full`]. Around the opening of
 /// streams it bounds those that are being opened; for those that flow there is
@@ -71,7 +71,8 @@ impl Bulkhead {
     }
 }
 
-/// Shows how full they are: the fullest of several, and how many wait for all of them.
+/// Shows how full they are: the fullest of several, and how many wait for all of them. Several bulkheads around one type show as
+/// one in the same way.
 pub(crate) fn register(
     about: &About,
     concurrent: usize,
@@ -81,16 +82,29 @@ pub(crate) fn register(
     let running = |places: &[Places]| places.iter().map(Places::running).max().unwrap_or(0) as f64;
     let read = places.clone();
     let help = "Of a resource, how much is free: places for calls, bytes of memory.";
-    metrics.read("mediator_resources_available", help, MetricKind::Gauge, &labels, move || {
-        concurrent as f64 - running(&read())
-    });
+    let least = Combine::Least;
+    metrics.read_combined(
+        "mediator_resources_available",
+        help,
+        MetricKind::Gauge,
+        &labels,
+        least,
+        move || concurrent as f64 - running(&read()),
+    );
     let read = places.clone();
     let help = "Of a resource, the part that is used, from 0 to 1.";
-    metrics.read("mediator_resources_utilization", help, MetricKind::Gauge, &labels, move || {
-        running(&read()) / concurrent as f64
-    });
+    let most = Combine::Most;
+    metrics.read_combined(
+        "mediator_resources_utilization",
+        help,
+        MetricKind::Gauge,
+        &labels,
+        most,
+        move || running(&read()) / concurrent as f64,
+    );
     let help = "Calls that wait for a place.";
-    metrics.read("mediator_requests_queued", help, MetricKind::Gauge, &labels[..1], move || {
+    let (labels, sum) = (&labels[..1], Combine::Sum);
+    metrics.read_combined("mediator_requests_queued", help, MetricKind::Gauge, labels, sum, move || {
         places().iter().map(Places::waiting).sum::<usize>() as f64
     });
 }

@@ -11,8 +11,8 @@ use millstream_flow::Memo;
 use crate::behaviour::Next;
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
-use crate::message::{About, Request};
-use crate::metrics::MetricKind;
+use crate::message::{About, Kind, Request};
+use crate::metrics::{Combine, MetricKind};
 use crate::typed::BehaviourOf;
 
 type KeyOf<R, K> = dyn Fn(&R) -> K + Send + Sync;
@@ -67,13 +67,19 @@ where
         "cache".into()
     }
 
+    fn problem(&self) -> Option<String> {
+        let words = "a notification has no answer to remember, and one of its handlers would stand for all; use `Dedupe`";
+        (R::KIND == Kind::Notification).then(|| words.into())
+    }
+
     fn of(&self, about: &About) -> Self {
         let help = "Answers from memory and others.";
         for (outcome, read) in [("hit", Memo::hits as fn(&_) -> u64), ("miss", Memo::misses)] {
             let (memo, labels) = (self.memo.clone(), [("type", about.label()), ("outcome", outcome)]);
+            let (name, sum) = ("mediator_cache_total", Combine::Sum);
             about
                 .metrics()
-                .read("mediator_cache_total", help, MetricKind::Counter, &labels, move || read(&memo) as f64);
+                .read_combined(name, help, MetricKind::Counter, &labels, sum, move || read(&memo) as f64);
         }
         Cache { memo: self.memo.clone(), key: self.key.clone() }
     }
@@ -94,11 +100,12 @@ impl<R: Request, K> fmt::Debug for Cache<R, K> {
 /// dropped, has not been handled: another of its key is then let through. One that comes while its like is under way waits for
 /// how that ends.
 ///
-/// The memory is bounded: the oldest of `keys_max` keys is forgotten for a new one.
+/// The memory is bounded: the oldest of `keys_max` keys is forgotten for a new one. Each handler of a notification has its own.
 pub struct Dedupe<R, K> {
     memo: Memo<K, ()>,
     key: Arc<KeyOf<R, K>>,
-    words: Cow<'static, str>,
+    keys_max: usize,
+    ttl: Duration,
 }
 
 impl<R: Request, K: Hash + Eq> Dedupe<R, K> {
@@ -107,8 +114,17 @@ impl<R: Request, K: Hash + Eq> Dedupe<R, K> {
     /// # Panics
     /// If either is 0.
     pub fn new(keys_max: usize, ttl: Duration, key: impl Fn(&R) -> K + Send + Sync + 'static) -> Self {
-        let words = format!("dedupe {keys_max} keys for {ttl:?}").into();
-        Dedupe { memo: Memo::new(keys_max).age(ttl), key: Arc::new(key), words }
+        Dedupe::make(keys_max, ttl, Arc::new(key))
+    }
+
+    fn make(keys_max: usize, ttl: Duration, key: Arc<KeyOf<R, K>>) -> Self {
+        Dedupe { memo: Memo::new(keys_max).age(ttl), key, keys_max, ttl }
+    }
+}
+
+impl<R, K> Dedupe<R, K> {
+    fn words(&self) -> String {
+        format!("dedupe {} keys for {:?}", self.keys_max, self.ttl)
     }
 }
 
@@ -119,11 +135,11 @@ where
     K: Hash + Eq + Clone + Send + Sync + 'static,
 {
     fn name(&self) -> Cow<'static, str> {
-        self.words.clone()
+        self.words().into()
     }
 
     fn of(&self, _: &About) -> Self {
-        Dedupe { memo: self.memo.clone(), key: self.key.clone(), words: self.words.clone() }
+        Dedupe::make(self.keys_max, self.ttl, self.key.clone())
     }
 
     async fn call<N: Next<R>>(&self, call: &Call<'_>, request: R, next: &N) -> Result<R::Response, Error> {
@@ -140,6 +156,6 @@ where
 
 impl<R, K> fmt::Debug for Dedupe<R, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.words)
+        f.write_str(&self.words())
     }
 }

@@ -13,7 +13,7 @@ use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
 use crate::error::{ClassOf, Error, class_word};
 use crate::message::{About, Request};
-use crate::metrics::{Counter, Histogram};
+use crate::metrics::{Histogram, Rare};
 
 /// Makes a call again that failed, as a [`Retry`] says, if its request [may be repeated](Request::repeat): others pass as if
 /// it were not there.
@@ -58,35 +58,28 @@ impl Retries {
 /// What retries count.
 #[derive(Clone, Default)]
 pub(crate) struct Counted {
-    again: Option<[Counter; 4]>,
-    saved: Counter,
-    given_up: Counter,
-    unrepeatable: Counter,
+    again: Rare<4>,
+    ended: Rare<3>,
     durations: Option<Histogram>,
 }
 
 const CLASSES: [Class; 4] =
     [Class::Transient, Class::Permanent, Class::Throttled { retry_after: None }, Class::Cancelled];
+const ENDED: [&str; 3] = ["saved", "given_up", "unrepeatable"];
 
 impl Counted {
     pub(crate) fn of(about: &About) -> Self {
         let metrics = about.metrics();
         let help = "Tries after the first one, and how calls that had some ended.";
-        let count = |outcome, class| {
-            let labels = [("operation", about.label()), ("outcome", outcome), ("class", class)];
-            metrics.counter("mediator_retry_attempts_total", help, &labels)
-        };
+        let name = "mediator_retry_attempts_total";
+        let labels = [("operation", about.label()), ("outcome", "again"), ("class", "")];
+        let again = metrics.rare(name, help, &labels, "class", CLASSES.map(class_word));
+        let ended = metrics.rare(name, help, &labels, "outcome", ENDED);
         let labels = [("operation", about.label())];
         let help = "How long calls took that succeeded after the first try.";
         let durations =
             metrics.histogram("mediator_retry_success_duration_seconds", help, &labels, &Histogram::BOUNDS);
-        Counted {
-            again: Some(CLASSES.map(|class| count("again", class_word(class)))),
-            saved: count("saved", ""),
-            given_up: count("given_up", ""),
-            unrepeatable: count("unrepeatable", ""),
-            durations: Some(durations),
-        }
+        Counted { again, ended, durations: Some(durations) }
     }
 
     /// Another try begins, after an error of this class.
@@ -97,13 +90,11 @@ impl Counted {
             Class::Throttled { .. } => 2,
             Class::Cancelled => 3,
         };
-        if let Some(again) = &self.again {
-            again[at].add(1);
-        }
+        self.again.add(at, 1);
     }
 
     pub(crate) fn saved(&self, elapsed: Duration) {
-        self.saved.add(1);
+        self.ended.add(0, 1);
         if let Some(durations) = &self.durations {
             durations.observe(elapsed);
         }
@@ -111,12 +102,12 @@ impl Counted {
 
     pub(crate) fn given_up(&self, stop: Stop) {
         if !matches!(stop, Stop::Permanent | Stop::Cancelled) {
-            self.given_up.add(1);
+            self.ended.add(1, 1);
         }
     }
 
     pub(crate) fn unrepeatable(&self) {
-        self.unrepeatable.add(1);
+        self.ended.add(2, 1);
     }
 }
 
@@ -147,7 +138,7 @@ impl Behaviour for Retries {
             Err(error) => error,
         };
         let Some(mut again) = again else {
-            if self.class(&error).is_retryable() {
+            if self.retry.attempts_max() > 1 && self.class(&error).is_retryable() {
                 self.counted.unrepeatable();
             }
             return Err(error);

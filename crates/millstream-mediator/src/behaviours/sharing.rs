@@ -32,7 +32,9 @@ impl Who {
         match self {
             Who::Each => Sharing::each(move |_| make()),
             Who::All => Sharing::One(make()),
-            Who::Key(keys_max, key) => Sharing::ByKey(Keyed::new(*keys_max, move |_| make()), key.clone()),
+            Who::Key(keys_max, key) => {
+                Sharing::ByKey(Keyed::new(*keys_max, move |_: &str| make()), key.clone())
+            }
         }
     }
 }
@@ -52,19 +54,22 @@ impl<T: Clone + Idle> Sharing<T> {
         Sharing::Each(Arc::new(make))
     }
 
+    /// `make` is told the key, or nothing for the one that keys without a place share.
     pub(crate) fn by_key(
         keys_max: usize,
-        make: impl Fn(&str) -> T + Send + Sync + 'static,
+        make: impl Fn(Option<&str>) -> T + Send + Sync + 'static,
         key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static,
     ) -> Self {
-        Sharing::ByKey(Keyed::new(keys_max, make), Arc::new(key))
+        Sharing::ByKey(Keyed::with_others(keys_max, make), Arc::new(key))
     }
 
     /// All there are now, for whoever shows them.
     pub(crate) fn list(&self) -> Vec<T> {
         match self {
             Sharing::One(state) => vec![state.clone()],
-            Sharing::ByKey(keyed, _) => keyed.list().into_iter().map(|(_, state)| state).collect(),
+            Sharing::ByKey(keyed, _) => {
+                keyed.list().into_iter().map(|(_, state)| state).chain(keyed.others()).collect()
+            }
             Sharing::Each(_) => Vec::new(),
         }
     }
@@ -86,6 +91,11 @@ impl<T: Clone + Idle> Sharing<T> {
             Sharing::ByKey(keyed, key) => Cow::Owned(keyed.of(&key(call))),
             Sharing::Each(make) => Cow::Owned(make(call.about())),
         }
+    }
+
+    /// Whether each handler has its own.
+    pub(crate) fn is_each(&self) -> bool {
+        matches!(self, Sharing::Each(_))
     }
 
     pub(crate) fn words(&self) -> &'static str {

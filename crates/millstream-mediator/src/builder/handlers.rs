@@ -5,16 +5,16 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
 
-use millstream_flow::{BoxError, Flow, Pipe};
+use millstream_flow::BoxError;
 
 use super::Builder;
 use crate::behaviour::{Behaviours, Stage};
 use crate::describe::Line;
 use crate::handler::{End, Function, Handler, Notified, Stateful};
 use crate::mediator::{Dispatch, Route};
-use crate::message::{About, Kind, Notification, Request, StreamRequest, handler_name};
-use crate::notify::Publish;
-use crate::stream::{Open, Opening, Source, StreamBehaviours, StreamFunction, StreamHandler, StreamOptions};
+use crate::message::{About, Kind, Notification, Request, handler_name};
+use crate::notify::{Publish, Undelivered};
+use crate::stream::StreamBehaviours;
 
 /// Handlers.
 impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
@@ -49,7 +49,7 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
 
     fn add_request<R: Request, H: Handler<R>>(mut self, handler: H, name: String) -> Self {
         let parts = &mut self.parts;
-        let about = parts.about::<R>(R::name(), R::KIND, name);
+        let about = parts.about::<R, R>(R::name(), R::KIND, name);
         if parts.names_twice::<R>(true, &about) || parts.handled_twice::<R>(true, &about) {
             return self;
         }
@@ -87,6 +87,39 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         self.add_notification::<N, _>(Stateful(state, handler), name, None)
     }
 
+    /// As [`notification`](Builder::notification), of a handler that is a type, which sees its call: the context, the
+    /// correlation.
+    ///
+    /// ```
+    /// use millstream_flow::BoxError;
+    /// use millstream_mediator::{Call, Context, Handler, Mediator, Notification, Notified};
+    ///
+    /// struct Paid { cents: u64 }
+    /// impl Notification for Paid {}
+    ///
+    /// struct Tenant(&'static str);
+    /// struct Bookkeeper;
+    /// impl Handler<Notified<Paid>> for Bookkeeper {
+    ///     type Error = BoxError;
+    ///     async fn handle(&self, Notified(paid): Notified<Paid>, call: &Call<'_>) -> Result<(), BoxError> {
+    ///         let tenant = call.context().get::<Tenant>().ok_or("whose money is it?")?;
+    ///         println!("{} cents of {}", paid.cents, tenant.0);
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let mediator = Mediator::builder().notification_handler(Bookkeeper).build()?;
+    /// let context = Context::new().with(Tenant("ada"));
+    /// assert!(mediator.publish_in(&context, Paid { cents: 5 }).await.into_result().is_ok());
+    /// assert!(mediator.publish(Paid { cents: 5 }).await.into_result().is_err());
+    /// # Ok(()) }
+    /// ```
+    pub fn notification_handler<N: Notification, H: Handler<Notified<N>>>(self, handler: H) -> Self {
+        self.add_notification::<N, _>(handler, handler_name(type_name::<H>()), known::<H>())
+    }
+
     fn add_notification<N: Notification, H: Handler<Notified<N>>>(
         mut self,
         handler: H,
@@ -111,7 +144,7 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         };
         let before = gathering.handlers.iter().filter(|handler| same(handler.about())).count();
         let name = if before == 0 { name } else { format!("{name} #{}", before + 1) };
-        let about = self.parts.about::<N>(N::name(), Kind::Notification, name);
+        let about = self.parts.about::<N, Notified<N>>(N::name(), Kind::Notification, name);
         if self.parts.names_twice::<N>(false, &about) {
             return self;
         }
@@ -124,6 +157,40 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
     /// How notifications of one type go to their handlers.
     pub fn publish<N: Notification>(mut self, publish: Publish) -> Self {
         self.parts.topic::<N>().publish = Some(publish);
+        self
+    }
+
+    /// What is done with a notification that one of its handlers failed to take, detached or not, when no behaviour could help:
+    /// the place to put it aside. It is called for each such handler, in the task that handled, so that it must not block; if it
+    /// panics, that is logged.
+    ///
+    /// ```
+    /// use millstream_flow::BoxError;
+    /// use millstream_mediator::{Mediator, Notification};
+    /// use std::sync::Arc;
+    /// use tokio::sync::mpsc;
+    ///
+    /// struct Paid;
+    /// impl Notification for Paid {}
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let (aside, mut dead) = mpsc::channel(100);
+    /// let mediator = Mediator::builder()
+    ///     .notification(async |_: Arc<Paid>| Err::<(), BoxError>("the books are closed".into()))
+    ///     .undelivered::<Paid>(move |failed| {
+    ///         let _ = aside.try_send((failed.notification.clone(), failed.error.to_string()));
+    ///     })
+    ///     .build()?;
+    /// let _ = mediator.publish(Paid).await;
+    /// assert!(dead.recv().await.is_some());
+    /// # Ok(()) }
+    /// ```
+    pub fn undelivered<N: Notification>(
+        mut self,
+        tell: impl Fn(Undelivered<'_, N>) + Send + Sync + 'static,
+    ) -> Self {
+        self.parts.topic::<N>().undelivered = Some(Box::new(tell));
         self
     }
 
@@ -144,97 +211,11 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         self
     }
 
-    /// An async function or closure that opens one type of stream.
-    ///
-    /// ```
-    /// use millstream_flow::{BoxError, Pipe};
-    /// use millstream_mediator::{Error, Mediator, StreamRequest};
-    ///
-    /// struct CountTo(u64);
-    /// impl StreamRequest for CountTo { type Item = u64; }
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), BoxError> {
-    /// let mediator = Mediator::builder()
-    ///     .stream(async |to: CountTo| Ok::<_, Error>(Pipe::from_iter(1..=to.0).map(Ok::<_, Error>)))
-    ///     .build()?;
-    /// let (sum, _) = mediator.stream(CountTo(100)).await?.fold(0, |sum, n| *sum += n.unwrap_or(0)).await?;
-    /// assert_eq!(sum, 5050);
-    /// # Ok(()) }
-    /// ```
-    pub fn stream<R, F, Fut, G, E, I>(self, handler: F) -> Self
-    where
-        R: StreamRequest,
-        F: Fn(R) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Pipe<G>, E>> + Send,
-        G: Flow<Item = Result<R::Item, I>, Token = ()> + Send + 'static,
-        E: Into<BoxError>,
-        I: Into<BoxError> + Send + 'static,
-    {
-        self.add_stream(StreamFunction(handler), handler_name(type_name::<F>()))
-    }
-
-    /// As [`stream`](Builder::stream), of a function with a state before the request, which is cloned for each call.
-    pub fn stream_with<R, T, F, Fut, G, E, I>(self, state: T, handler: F) -> Self
-    where
-        R: StreamRequest,
-        T: Clone + Send + Sync + 'static,
-        F: Fn(T, R) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Pipe<G>, E>> + Send,
-        G: Flow<Item = Result<R::Item, I>, Token = ()> + Send + 'static,
-        E: Into<BoxError>,
-        I: Into<BoxError> + Send + 'static,
-    {
-        let name = handler_name(type_name::<F>());
-        self.add_stream(StreamFunction(move |request| handler(state.clone(), request)), name)
-    }
-
-    /// As [`stream`](Builder::stream), of a handler that is a type.
-    pub fn stream_handler<R: StreamRequest, H: StreamHandler<R>>(self, handler: H) -> Self
-    where
-        H::ItemError: Send + 'static,
-    {
-        self.add_stream(handler, handler_name(type_name::<H>()))
-    }
-
-    fn add_stream<R: StreamRequest, H: StreamHandler<R>>(mut self, handler: H, name: String) -> Self
-    where
-        H::ItemError: Send + 'static,
-    {
-        let parts = &mut self.parts;
-        let about = parts.about::<R>(R::name(), Kind::Stream, name);
-        if parts.names_twice::<R>(true, &about) || parts.handled_twice::<R>(false, &about) {
-            return self;
-        }
-        let options = parts.options.remove(&TypeId::of::<R>());
-        let options = options.and_then(|options| options.downcast::<StreamOptions<R::Item>>().ok());
-        let options = options.map(|options| *options).unwrap_or_default();
-        let dropped = crate::metrics::stream_dropped(&about, "item_error");
-        self.stream_behaviours.waiting(&about, &mut Vec::new(), &mut parts.problems);
-        let source = Source { handler, options, dropped };
-        let stage = self.stream_behaviours.around::<R, _>(&about, source);
-        let route: Arc<dyn Dispatch<Opening<R>>> = self.behaviours.route(&about, Open(stage));
-        self.line(&about, |names, behaviours, stream_behaviours| {
-            behaviours.names(&about, names);
-            stream_behaviours.names(&about, names);
-        });
-        self.parts.streams.insert(TypeId::of::<R>(), Box::new(route));
-        self
-    }
-
-    /// What is declared of one type of stream, whose handler is registered after it.
-    pub fn stream_options<R: StreamRequest>(mut self, options: StreamOptions<R::Item>) -> Self {
-        let parts = &mut self.parts;
-        let name = R::name();
-        if parts.streams.contains_key(&TypeId::of::<R>()) {
-            parts.problems.push(format!("the options of {name} come after its handler; give them before it"));
-        } else if parts.options.insert(TypeId::of::<R>(), Box::new(options)).is_some() {
-            parts.problems.push(format!("the options of {name} are given twice; remove one of them"));
-        }
-        self
-    }
-
-    fn line(&mut self, about: &Arc<About>, names: impl FnOnce(&mut Vec<Cow<'static, str>>, &B, &S)) {
+    pub(super) fn line(
+        &mut self,
+        about: &Arc<About>,
+        names: impl FnOnce(&mut Vec<Cow<'static, str>>, &B, &S),
+    ) {
         let mut behaviours = Vec::new();
         names(&mut behaviours, &self.behaviours, &self.stream_behaviours);
         let (message, handler) = (about.name.clone(), about.handler.clone());
@@ -248,7 +229,7 @@ fn known<F: 'static>() -> Option<TypeId> {
     (size_of::<F>() == 0 && !closure).then(TypeId::of::<F>)
 }
 
-trait MakeRoute: Behaviours {
+pub(super) trait MakeRoute: Behaviours {
     fn route<R: Request, E: Stage<R>>(&self, about: &Arc<About>, end: E) -> Arc<dyn Dispatch<R>> {
         Arc::new(Route { about: about.clone(), stage: self.around(about, end) })
     }

@@ -9,9 +9,10 @@ use crate::describe::Line;
 use crate::handler::Notified;
 use crate::json::Doors;
 use crate::mediator::{Dispatch, Table};
-use crate::message::{About, Kind, Notification};
+use crate::message::{About, Kind, Notification, Request};
 use crate::metrics::Metrics;
-use crate::notify::{Publish, Topic};
+use crate::notify::{Publish, Tell, Topic};
+use crate::stream::StreamDefaults;
 
 /// Everything but the behaviours, whose type changes with each.
 #[derive(Default)]
@@ -22,6 +23,7 @@ pub(super) struct Parts {
     pub(super) doors: Vec<DoorMaker>,
     pub(super) declared: Vec<(TypeId, Cow<'static, str>, &'static str)>,
     pub(super) options: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
+    pub(super) stream_defaults: StreamDefaults,
     pub(super) lines: Vec<Line>,
     /// The full names of the types behind names, to tell two of one name apart.
     pub(super) names: HashMap<(bool, Cow<'static, str>), &'static str>,
@@ -50,6 +52,7 @@ pub(super) struct Gathering<N: Notification> {
     /// Functions and types without state, which are the same handler if they are of the same type.
     pub(super) known: Vec<TypeId>,
     pub(super) publish: Option<Publish>,
+    pub(super) undelivered: Option<Tell<N>>,
 }
 
 impl<N: Notification> Gathered for Gathering<N> {
@@ -67,7 +70,7 @@ impl<N: Notification> Gathered for Gathering<N> {
             "mediator_notifications_dropped_total",
             "Notifications that subscribers had no room for.",
         );
-        let topic = Topic::new(self.handlers, publish, published, failed, dropped);
+        let topic = Topic::new(self.handlers, publish, published, failed, dropped, self.undelivered);
         (TypeId::of::<N>(), Box::new(topic))
     }
     fn as_any(&mut self) -> &mut dyn Any {
@@ -76,13 +79,13 @@ impl<N: Notification> Gathered for Gathering<N> {
 }
 
 impl Parts {
-    pub(super) fn about<M: 'static>(
+    pub(super) fn about<M: 'static, R: Request>(
         &self,
         name: Cow<'static, str>,
         kind: Kind,
         handler: String,
     ) -> Arc<About> {
-        Arc::new(About::new::<M>(name, kind, handler.into(), &self.metrics))
+        Arc::new(About::new::<M, R>(name, kind, handler.into(), &self.metrics))
     }
 
     pub(super) fn after_handlers(&mut self, behaviour: &str) {
@@ -128,7 +131,12 @@ impl Parts {
     pub(super) fn topic<N: Notification>(&mut self) -> &mut Gathering<N> {
         let key = type_name::<N>();
         let gathered = self.topics.entry(key.into()).or_insert_with(|| {
-            Box::new(Gathering::<N> { handlers: Vec::new(), known: Vec::new(), publish: None })
+            Box::new(Gathering::<N> {
+                handlers: Vec::new(),
+                known: Vec::new(),
+                publish: None,
+                undelivered: None,
+            })
         });
         gathered.as_any().downcast_mut().expect("two types have two full names")
     }

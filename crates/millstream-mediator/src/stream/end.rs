@@ -63,7 +63,7 @@ where
             Ok(opened) => opened.map_err(|error| opening_failed(call, error))?,
             Err(payload) => return Err(panicked(call, payload)),
         };
-        let StreamOptions { buffer, each, errors } = &self.options;
+        let StreamOptions { buffer, each, errors, .. } = &self.options;
         let pipe = match buffer {
             Some(capacity) => {
                 let pipe = pipe.via("handler", |flow| Caught { flow: Some(flow), panicked: None });

@@ -22,25 +22,43 @@ use millstream_flow::{BoxError, Capacity, Concurrency};
 #[must_use = "options do nothing until they are given to a builder"]
 pub struct StreamOptions<T> {
     pub(crate) buffer: Option<Capacity>,
+    /// Said to be none.
+    pub(crate) unbuffered: bool,
     pub(crate) each: Option<(Concurrency, Arc<Each<T>>)>,
+    /// With as many at once as the mediator says.
+    pub(crate) each_item: Option<Arc<Each<T>>>,
     pub(crate) errors: ItemErrors<T>,
 }
 
 pub(crate) type Each<T> = dyn Fn(T) -> BoxFuture<'static, Result<T, BoxError>> + Send + Sync;
 
 impl<T> StreamOptions<T> {
-    /// No buffer, nothing done with items, and a stream that ends with the first that fails.
+    /// No buffer of its own, nothing done with items, and a stream that ends with the first that fails.
     pub fn new() -> Self {
-        StreamOptions { buffer: None, each: None, errors: ItemErrors::fail() }
+        StreamOptions {
+            buffer: None,
+            unbuffered: false,
+            each: None,
+            each_item: None,
+            errors: ItemErrors::fail(),
+        }
     }
 
     /// Runs the handler's flow in a task of its own, so many items ahead of who reads: for handlers that work while their
-    /// reader does. Without it nothing is taken that was not asked for.
+    /// reader does. Without it, and without one for [all streams](crate::Builder::stream_buffer), nothing is taken that was not
+    /// asked for.
     ///
     /// # Panics
     /// If the capacity is 0 items.
     pub fn buffer(mut self, capacity: impl Into<Capacity>) -> Self {
         self.buffer = Some(capacity.into());
+        self
+    }
+
+    /// Takes nothing that was not asked for, though the mediator has a buffer for
+    /// [all streams](crate::Builder::stream_buffer).
+    pub fn unbuffered(mut self) -> Self {
+        (self.buffer, self.unbuffered) = (None, true);
         self
     }
 
@@ -52,6 +70,17 @@ impl<T> StreamOptions<T> {
         Fut: Future<Output = Result<T, BoxError>> + Send + 'static,
     {
         self.each = Some((concurrency.into(), Arc::new(move |item| Box::pin(each(item)))));
+        self
+    }
+
+    /// As [`each`](StreamOptions::each), with as many in flight as the mediator says for
+    /// [all streams](crate::Builder::stream_concurrency); one after the other if it says nothing.
+    pub fn each_item<F, Fut>(mut self, each: F) -> Self
+    where
+        F: Fn(T) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, BoxError>> + Send + 'static,
+    {
+        self.each_item = Some(Arc::new(move |item| Box::pin(each(item))));
         self
     }
 
@@ -70,7 +99,13 @@ impl<T> Default for StreamOptions<T> {
 
 impl<T> Clone for StreamOptions<T> {
     fn clone(&self) -> Self {
-        StreamOptions { buffer: self.buffer, each: self.each.clone(), errors: self.errors.clone() }
+        StreamOptions {
+            buffer: self.buffer,
+            unbuffered: self.unbuffered,
+            each: self.each.clone(),
+            each_item: self.each_item.clone(),
+            errors: self.errors.clone(),
+        }
     }
 }
 

@@ -5,13 +5,14 @@ use std::ops::ControlFlow;
 use std::task::{Context, Poll};
 
 use millstream_flow::{Flow, Pipe, Step};
-use millstream_resilience::{BreakerSettings, CircuitBreaker, Class, Classify, Permit};
+use millstream_resilience::{BreakerSettings, CircuitBreaker, Class, Permit};
 
-use crate::behaviours::{OPERATIONS, breaker_of, register_breakers};
+use crate::behaviours::{
+    BreakerCounted, REJECTED, breaker_counted, breaker_of, register_breakers, register_own,
+};
 use crate::call::Call;
 use crate::error::Error;
 use crate::message::{About, StreamRequest};
-use crate::metrics::Counter;
 use crate::stream::{StreamBehaviour, StreamError, StreamNext};
 
 /// Opens no stream while too many have failed: one stream is one call, which has succeeded when it ends well. One that is
@@ -22,7 +23,7 @@ pub struct StreamBreaker {
     enough: u64,
     shared: Option<CircuitBreaker>,
     breaker: Option<CircuitBreaker>,
-    rejected: Counter,
+    counted: BreakerCounted,
 }
 
 impl StreamBreaker {
@@ -33,7 +34,7 @@ impl StreamBreaker {
             enough: u64::MAX,
             shared: None,
             breaker: None,
-            rejected: Counter::default(),
+            counted: BreakerCounted::default(),
         }
     }
 
@@ -67,9 +68,10 @@ impl StreamBehaviour for StreamBreaker {
         let breaker = self.shared.clone().unwrap_or_else(own);
         let shown = breaker.clone();
         register_breakers(about, move || vec![shown.clone()]);
-        let labels = [("type", about.label()), ("outcome", "rejected")];
-        let rejected = about.metrics().counter(OPERATIONS.0, OPERATIONS.1, &labels);
-        StreamBreaker { breaker: Some(breaker), rejected, ..self.clone() }
+        if self.shared.is_none() {
+            register_own(about, &breaker);
+        }
+        StreamBreaker { breaker: Some(breaker), counted: breaker_counted(about), ..self.clone() }
     }
 
     async fn open<R: StreamRequest, N: StreamNext<R>>(
@@ -81,7 +83,7 @@ impl StreamBehaviour for StreamBreaker {
         let permit = match self.breaker.as_ref().map(CircuitBreaker::try_acquire_owned).transpose() {
             Ok(permit) => permit,
             Err(open) => {
-                self.rejected.add(1);
+                self.counted.add(REJECTED, 1);
                 return Err(breaker_of(call.about(), open));
             }
         };
@@ -90,7 +92,7 @@ impl StreamBehaviour for StreamBreaker {
             Ok(pipe) => Ok(pipe.via("breaker", |upstream| Judged { upstream, permit, enough, items: 0 })),
             Err(error) => {
                 if let Some(permit) = permit {
-                    permit.end(Some(error.class()));
+                    permit.end(Some(error.class_for_breakers()));
                 }
                 Err(error)
             }
@@ -121,7 +123,7 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Judged<F> {
             match &item {
                 Ok(_) => *items += 1,
                 Err(error) if error.is_last() => {
-                    judge(permit, (*items < *enough).then(|| error.error().class()))
+                    judge(permit, (*items < *enough).then(|| error.error().class_for_breakers()))
                 }
                 Err(_) => {}
             }
