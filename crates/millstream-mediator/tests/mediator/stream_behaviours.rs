@@ -5,6 +5,7 @@ mod health;
 mod limits;
 mod pressure;
 mod seen;
+mod shedding;
 
 use std::any::Any;
 use std::num::NonZeroU64;
