@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -16,13 +17,15 @@ use crate::behaviours::Memory;
 use crate::call::Call;
 use crate::error::Error;
 use crate::message::{About, StreamRequest};
-use crate::metrics::{Counter, Gauge, stream_dropped};
+use crate::metrics::{Counter, stream_dropped};
 use crate::stream::progress::{LeftOut, Task};
 use crate::stream::{ItemFlow, StreamBehaviour, StreamError, StreamNext};
 
 mod pump;
+mod shown;
 
 use pump::Pump;
+use shown::{Buffers, Place};
 
 /// What happens while a stream's buffer is under pressure: from its high mark on until it is down to the low one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,8 +115,7 @@ pub struct Backpressure {
 
 #[derive(Clone)]
 struct Stats {
-    size: Gauge,
-    usage: Gauge,
+    buffers: Buffers,
     events: Counter,
     dropped: Counter,
 }
@@ -178,12 +180,19 @@ impl Backpressure {
         self
     }
 
-    /// Told of the beginning and the end of pressure, and of a fallback. It is called in the handler's task, and must not
-    /// block.
+    /// Told of the beginning and the end of pressure, and of a fallback. It is called in the handler's task, and where the stream
+    /// ends under pressure in its reader's; it must not block.
     #[must_use]
     pub fn on_event(mut self, tell: impl Fn(&About, &PressureEvent) + Send + Sync + 'static) -> Self {
         self.tell = Some(Arc::new(tell));
         self
+    }
+
+    fn tell(&self, about: &About, event: PressureEvent) {
+        tracing::debug!(target: "millstream_mediator::stream", stream = %about.name, ?event, "backpressure");
+        if let Some(tell) = &self.tell {
+            tell(about, &event);
+        }
     }
 }
 
@@ -199,19 +208,9 @@ impl StreamBehaviour for Backpressure {
     }
 
     fn of(&self, about: &About) -> Self {
-        let (metrics, labels) = (about.metrics(), [("handler", &*about.handler)]);
         let stats = Stats {
-            size: metrics.gauge(
-                "mediator_stream_buffer_size",
-                "Items that wait in the buffer of the last stream that moved.",
-                &labels,
-            ),
-            usage: metrics.gauge(
-                "mediator_stream_buffer_usage",
-                "The same, in percent of what may wait.",
-                &labels,
-            ),
-            events: metrics.counter(
+            buffers: Buffers::of(about, self.marks.capacity),
+            events: about.metrics().counter(
                 "mediator_stream_backpressure_events",
                 "How often streams came under pressure.",
                 &[("type", about.label())],
@@ -241,6 +240,7 @@ impl StreamBehaviour for Backpressure {
         let reserved = self.memory.as_ref().map(|memory| memory.reserve(0));
         let shelf = Arc::new(Shelf::new(reserved));
         let (rule, about) = (self.clone(), call.about().clone());
+        let place = self.stats.as_ref().map(|stats| stats.buffers.add(&shelf));
         Ok(pipe.via("backpressure", |upstream| Pressed {
             shelf,
             rule,
@@ -248,6 +248,7 @@ impl StreamBehaviour for Backpressure {
             upstream: Some(upstream),
             pump: None,
             taken: VecDeque::new(),
+            _place: place,
         }))
     }
 }
@@ -260,6 +261,28 @@ pub struct Pressed<T, F> {
     upstream: Option<F>,
     pump: Option<Task>,
     taken: VecDeque<Result<T, StreamError>>,
+    /// Shows what waits as long as this is there.
+    _place: Option<Place>,
+}
+
+impl<T, F> Pressed<T, F> {
+    /// Nothing more is read, so that there is no pressure either.
+    fn leave(&self) {
+        let mut state = self.shelf.state();
+        let pressure = state.pressure(self.rule.marks.capacity);
+        let left = state.leave();
+        drop(state);
+        if left {
+            self.rule.tell(&self.about, PressureEvent::Left(pressure));
+        }
+    }
+}
+
+impl<T, F> Drop for Pressed<T, F> {
+    fn drop(&mut self) {
+        // While a panic unwinds another one would end the process.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.leave()));
+    }
 }
 
 impl<T, F> Flow for Pressed<T, F>
@@ -291,7 +314,10 @@ where
             let strategies = [*strategy, fallback.map_or(*strategy, |(_, other)| other)];
             match self.shelf.poll_take(cx, room.min(CHUNK), marks, strategies, &mut self.taken) {
                 Poll::Ready(Some(())) => {}
-                Poll::Ready(None) => return Poll::Ready(Step::End),
+                Poll::Ready(None) => {
+                    self.leave();
+                    return Poll::Ready(Step::End);
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }

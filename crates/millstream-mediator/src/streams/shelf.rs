@@ -35,6 +35,8 @@ pub(crate) struct State<T> {
     sampled: u64,
     /// The pressure has lasted so long that another strategy is in force.
     fell_back: bool,
+    /// Nobody reads any more: no pressure begins.
+    over: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
     writer_gone: bool,
@@ -62,6 +64,7 @@ impl<T> Shelf<T> {
             entered: 0,
             sampled: 0,
             fell_back: false,
+            over: false,
             reader: None,
             writer: None,
             writer_gone: false,
@@ -85,8 +88,25 @@ impl<T> Shelf<T> {
         }
     }
 
-    /// Puts items on the shelf, by the strategy; wakes the reader.
-    pub(crate) fn put(&self, chunk: &mut Vec<Result<T, StreamError>>, marks: &Marks, strategy: &Strategy) {
+    /// Ready when it is down to the low mark. Registers the writer if it is not.
+    pub(crate) fn poll_low(&self, cx: &mut Context<'_>, marks: &Marks) -> Poll<()> {
+        let mut state = self.state();
+        if state.items.len() <= marks.low {
+            return Poll::Ready(());
+        }
+        state.writer = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Puts items on the shelf, by the strategy; wakes the reader. What it gives back are items that are dropped, to be counted first:
+    /// a user's `Drop` may do anything.
+    #[must_use]
+    pub(crate) fn put(
+        &self,
+        chunk: &mut Vec<Result<T, StreamError>>,
+        marks: &Marks,
+        strategy: &Strategy,
+    ) -> Vec<Result<T, StreamError>> {
         let mut shed = Vec::new();
         let mut state = self.state();
         for item in chunk.drain(..) {
@@ -106,7 +126,7 @@ impl<T> Shelf<T> {
         if let Some(reader) = reader {
             reader.wake();
         }
-        drop(shed); // with the lock free: a user's `Drop` may do anything
+        shed
     }
 
     /// Takes up to `max` items. `None` at the end. `strategies` are the first one, and what it falls back to.
@@ -160,6 +180,7 @@ impl<T> State<T> {
     pub(crate) fn press(&mut self, marks: &Marks, triggered: bool) -> bool {
         let len = self.items.len();
         match self.pressed {
+            None if self.over => false,
             None if len >= marks.high || triggered => {
                 (self.pressed, self.taken, self.entered, self.sampled) = (Some(Instant::now()), 0, 0, 0);
                 true
@@ -170,6 +191,17 @@ impl<T> State<T> {
             }
             _ => false,
         }
+    }
+
+    /// The reader has all that it will have, and ends the pressure. True if there was any.
+    pub(crate) fn leave(&mut self) -> bool {
+        self.over = true;
+        self.pressed.take().is_some()
+    }
+
+    /// Items that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
     }
 
     pub(crate) fn pressure(&self, capacity: usize) -> Pressure {
