@@ -28,6 +28,27 @@ async fn timeouts_end_a_stream_that_waits_too_long() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_limit_of_the_first_item_counts_from_when_somebody_asks() {
+    for (opening, took, late) in [(0, 3, false), (0, 5, true), (2, 1, false), (2, 3, true)] {
+        let mediator = Mediator::builder()
+            .stream_behaviour(StreamTimeout::new().first(4 * SECOND))
+            .stream(move |_: Count| async move {
+                sleep(opening * SECOND).await; // somebody waits for this, too
+                Ok::<_, Error>(each(took * SECOND, 1))
+            })
+            .build()
+            .unwrap();
+        let stream = mediator.stream(Count(0)).await.unwrap();
+        sleep(60 * SECOND).await;
+        let began = Instant::now();
+        let (items, error) = all(stream).await;
+        assert_eq!((items.is_empty(), error.is_some()), (late, late), "{opening} s, {took} s");
+        let seconds = if late { 4 - opening } else { took };
+        assert_eq!(began.elapsed(), seconds * SECOND, "{opening} s, {took} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn times_longer_than_any_stream_are_no_reason_to_panic() {
     let longest = Duration::MAX;
     let mediator = Mediator::builder()
