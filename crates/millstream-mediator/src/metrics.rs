@@ -7,9 +7,12 @@ use std::time::Duration;
 
 mod rare;
 mod snapshot;
+mod source;
 
 pub(crate) use rare::Rare;
 pub use snapshot::{Metric, Snapshot, Value};
+pub use source::Combine;
+use source::{Read, Source};
 
 /// The most series that one metric shows. Labels are names of registered types and fixed words, and a series for each word is
 /// there from its first count on, so that a mediator reaches this only by being very large; what does not fit is counted in
@@ -35,49 +38,6 @@ struct Family {
 pub type Labels = Vec<(&'static str, String)>;
 
 type Copied = (&'static str, &'static str, MetricKind, Vec<(Labels, Source)>);
-
-#[derive(Clone)]
-enum Source {
-    Counter(Counter),
-    Gauge(Gauge),
-    Histogram(Histogram),
-    Read(Combine, Vec<Read>),
-}
-
-type Read = Arc<dyn Fn() -> f64 + Send + Sync>;
-
-impl Source {
-    fn value(&self) -> Value {
-        match self {
-            Source::Counter(counter) => Value::Number(counter.value() as f64),
-            Source::Gauge(gauge) => Value::Number(gauge.value()),
-            Source::Read(combine, reads) => Value::Number(combine.all(reads)),
-            Source::Histogram(histogram) => histogram.read(),
-        }
-    }
-}
-
-/// What several numbers of the same name and labels show as one: of two breakers around one handler, for example.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Combine {
-    /// All of them together.
-    Sum,
-    /// The smallest.
-    Least,
-    /// The largest.
-    Most,
-}
-
-impl Combine {
-    fn all(self, reads: &[Read]) -> f64 {
-        let numbers = reads.iter().map(|read| read());
-        match self {
-            Combine::Sum => numbers.sum(),
-            Combine::Least => numbers.reduce(f64::min).unwrap_or(0.0),
-            Combine::Most => numbers.reduce(f64::max).unwrap_or(0.0),
-        }
-    }
-}
 
 /// What a metric's numbers do over time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -393,33 +353,6 @@ mod tests {
              # HELP mediator_metrics_series_omitted Series that did not fit into their metric.\n\
              # TYPE mediator_metrics_series_omitted gauge\nmediator_metrics_series_omitted 0\n"
         );
-    }
-
-    #[test]
-    fn what_is_read_may_ask_for_numbers_itself() {
-        let metrics = Metrics::default();
-        let asked = Arc::downgrade(&metrics.0);
-        metrics.read("a", "Of a.", MetricKind::Gauge, &[], move || {
-            Metrics(asked.upgrade().unwrap()).counter("b", "Of b.", &[]).add(1);
-            7.0
-        });
-        assert_eq!(metrics.snapshot().number("a", &[]), Some(7.0));
-        assert_eq!(metrics.snapshot().number("b", &[]), Some(1.0));
-    }
-
-    #[test]
-    fn several_of_one_name_are_combined() {
-        let metrics = Metrics::default();
-        let numbers =
-            [("sum", Combine::Sum, 5.0), ("least", Combine::Least, 2.0), ("most", Combine::Most, 3.0)];
-        for (name, combine, both) in numbers {
-            for number in [2.0, 3.0] {
-                metrics.read_combined(name, "Of it.", MetricKind::Gauge, &[], combine, move || number);
-            }
-            assert_eq!(metrics.snapshot().number(name, &[]), Some(both), "{name}");
-        }
-        metrics.read("sum", "Of it.", MetricKind::Gauge, &[], || 1.0);
-        assert_eq!(metrics.snapshot().number("sum", &[]), Some(1.0), "it takes the place of all");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use millstream_resilience::{BreakerSettings, BreakerSnapshot, BreakerState, CircuitBreaker, Class, Open};
+use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Class, Open};
 use std::sync::Arc;
 
 use super::sharing::Sharing;
@@ -137,16 +137,16 @@ pub(crate) fn breaker_counted(about: &About) -> BreakerCounted {
 
 /// Shows how many calls a breaker that is one handler's own has counted: it keeps that itself, which costs calls nothing.
 pub(crate) fn register_own(about: &About, breaker: &CircuitBreaker) {
-    let totals: [(&str, fn(BreakerSnapshot) -> u64); 2] = [
-        ("succeeded", |snapshot| snapshot.calls_total - snapshot.failures_total),
-        ("failed", |snapshot| snapshot.failures_total),
-    ];
-    for (outcome, total) in totals {
-        let (breaker, labels) = (breaker.clone(), [("type", about.label()), ("outcome", outcome)]);
-        let (name, help) = OPERATIONS;
-        let total = move || total(breaker.snapshot()) as f64;
-        about.metrics().read_combined(name, help, MetricKind::Counter, &labels, Combine::Sum, total);
-    }
+    let (metrics, (name, help), sum) = (about.metrics(), OPERATIONS, Combine::Sum);
+    let (labels, book) = ([("type", about.label()), ("outcome", "succeeded")], breaker.clone());
+    metrics.read_combined(name, help, MetricKind::Counter, &labels, sum, move || {
+        let snapshot = book.snapshot();
+        (snapshot.calls_total - snapshot.failures_total) as f64
+    });
+    let (labels, book) = ([("type", about.label()), ("outcome", "failed")], breaker.clone());
+    metrics.read_combined(name, help, MetricKind::Counter, &labels, sum, move || {
+        book.snapshot().failures_total as f64
+    });
 }
 
 impl Behaviour for Breaker {

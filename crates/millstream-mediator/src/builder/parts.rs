@@ -59,6 +59,11 @@ impl<N: Notification> Gathered for Gathering<N> {
     fn finish(self: Box<Self>, parts: &mut Parts) -> (TypeId, Box<dyn Any + Send + Sync>) {
         let publish = self.publish.unwrap_or(parts.publish_default);
         let name = N::name();
+        if self.undelivered.is_some() && self.handlers.is_empty() {
+            parts
+                .problems
+                .push(format!("`undelivered` of {name} has no effect without a handler; register one"));
+        }
         let labels = [("type", &*name)];
         let counter = |name, help| parts.metrics.counter(name, help, &labels);
         let published = counter("mediator_notifications_total", "Notifications that were published.");

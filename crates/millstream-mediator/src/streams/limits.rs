@@ -97,6 +97,7 @@ impl StreamBehaviour for StreamTimeout {
             left_out,
             items: 0,
             failed: 0,
+            over: None,
             limit: Duration::ZERO,
             timer: None,
         }))
@@ -117,6 +118,8 @@ pub struct Timed<F> {
     items: u64,
     /// Of those, such that have failed.
     failed: u64,
+    /// What it took too long for, while there was no room to say so.
+    over: Option<Duration>,
     /// What the timer stands for.
     limit: Duration,
     /// Set while an item is waited for.
@@ -161,6 +164,11 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Timed<F> {
         if self.asked.is_none() {
             self.asked = Some(Instant::now());
         }
+        if let Some(limit) = self.over.filter(|_| max > 0) {
+            self.upstream = None;
+            let _ = sink(Err(self.late(limit)), ());
+            return Poll::Ready(Step::End);
+        }
         let (mut items, mut failed) = (0, 0);
         let step = upstream.poll_drive(cx, max, &mut |item, ()| {
             items += 1;
@@ -175,8 +183,12 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Timed<F> {
                 .rule
                 .total
                 .filter(|total| step != Poll::Ready(Step::End) && self.opened.elapsed() > *total);
-            let Some(limit) = over.filter(|_| items < max as u64) else { return step };
+            let Some(limit) = over else { return step };
             // Busy all the time, so that no timer was ever polled.
+            if items == max as u64 {
+                self.over = over;
+                return step;
+            }
             self.upstream = None;
             let _ = sink(Err(self.late(limit)), ());
             return Poll::Ready(Step::End);

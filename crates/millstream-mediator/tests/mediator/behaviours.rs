@@ -2,8 +2,10 @@
 
 mod answers;
 mod attempts;
+mod faults;
 mod limits;
 mod seen;
+mod shown;
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -16,8 +18,9 @@ use millstream_flow::{BoxError, Memo};
 use millstream_mediator::metrics::Value;
 use millstream_mediator::{
     About, Admission, Authorize, Backpressure, Behaviour, Breaker, Bulkhead, Cache, Call, Check, Context,
-    Dedupe, Error, ErrorKind, Fallback, Health, Hedging, InterceptAll, Interceptor, Kind, Mediator, Memory,
-    Next, RateLimit, Request, Retries, Scope, Strategy, StreamAdmission, Timeout, Timing,
+    Dedupe, Error, ErrorKind, Fallback, Health, Hedging, Intercept, InterceptAll, Interceptor, InterceptorOf,
+    Kind, Mediator, Memory, Next, RateLimit, Request, Retries, Scope, Strategy, StreamAdmission, Timeout,
+    Timing,
 };
 use millstream_resilience::{
     Backoff, BreakerSettings, CircuitBreaker, Class, Classified, Classify, Hedge, Retry,

@@ -149,3 +149,35 @@ fn what_is_opened_to_json_has_a_handler() {
         Mediator::builder().json::<Greet>().json_notification::<Happened>().json_stream::<Count>().build();
     assert_eq!(error.unwrap_err().problems().len(), 3);
 }
+
+#[tokio::test]
+async fn what_the_door_refuses_is_counted_and_logged() {
+    let mediator = Mediator::builder()
+        .request(async |_: Greet| Err::<Greeting, BoxError>("asleep".into()))
+        .notification(async |_: Arc<Happened>| Ok::<_, BoxError>(()))
+        .stream(async |count: Count| Ok::<_, Error>(Pipe::from_iter(0..count.to).map(Ok::<_, Error>)))
+        .json::<Greet>()
+        .json_notification::<Happened>()
+        .json_stream::<Count>()
+        .build()
+        .unwrap();
+    let refusals = |labels: &[(&str, &str)]| {
+        mediator.metrics().snapshot().number("mediator_json_refusals_total", labels)
+    };
+    let (text, _guard) = crate::support::logged(tracing::Level::INFO);
+    assert!(mediator.send_json("Greet", json!({"name": "Ada"})).await.is_err());
+    assert_eq!(refusals(&[]), None, "what a handler refuses is not the door's");
+    assert!(mediator.send_json("Greet", json!(1)).await.is_err());
+    assert!(mediator.publish_json("Happened", json!("x")).await.is_err());
+    assert!(mediator.stream_json("Count", json!([])).await.is_err());
+    for name in ["Happened".to_owned(), "x".repeat(1000)] {
+        assert!(mediator.send_json(&name, json!(1)).await.is_err());
+    }
+    for name in ["Greet", "Happened", "Count"] {
+        assert_eq!(refusals(&[("type", name), ("status", "malformed")]), Some(1.0), "{name}");
+    }
+    assert_eq!(refusals(&[("type", ""), ("status", "no_handler")]), Some(2.0), "strangers make no series");
+    let text = text();
+    assert_eq!(text.matches("a call by name was refused").count(), 5, "{text}");
+    assert!(text.contains("invalid type: integer"), "{text}");
+}

@@ -7,8 +7,10 @@ mod metrics;
 mod notifications;
 mod presets;
 mod stream_behaviours;
+mod stream_defaults;
 mod streams;
 mod support;
+mod typed;
 
 use millstream_mediator::{Kind, Request};
 

@@ -7,8 +7,8 @@ use millstream_flow::{BoxError, Memo, Pipe};
 use millstream_mediator::presets::{BackpressurePreset, Environment, Profile, Service, StreamPackage};
 use millstream_mediator::{Bulkhead, Cache, Error, Fallback, Mediator, Memory, Notification, Resume};
 
-use crate::Ask;
 use crate::streams::Count;
+use crate::{Ask, Do};
 
 struct Told;
 impl Notification for Told {}
@@ -35,11 +35,15 @@ async fn every_metric_is_shown_and_listed_in_the_guide_and_nothing_else_is() {
         .behaviour_of::<Ask, _>(Fallback::new(async |_| Ok(0)))
         .platinum_package(&StreamPackage::platinum(Resume::Skip), BackpressurePreset::NoDataLoss, &memory)
         .request(async |ask: Ask| Ok::<_, BoxError>(ask.0))
+        .request(async |_: Do| Err::<(), BoxError>("busy".into()))
         .notification(async |_: Arc<Told>| Ok::<_, BoxError>(()))
         .stream(async |to: Count| Ok::<_, Error>(Pipe::from_iter(0..to.0).map(Ok::<_, Error>)))
         .build()
         .unwrap();
     mediator.send(Ask(1)).await.unwrap();
+    // What seldom happens is shown once it has.
+    assert!(mediator.send(Do("what may not be repeated".into())).await.is_err());
+    assert!(mediator.send_json("Nobody", 1.into()).await.is_err());
     let _ = mediator.publish(Told).await;
     let mut stream = mediator.stream(Count(10)).await.unwrap();
     while stream.next().await.is_some() {}

@@ -195,3 +195,86 @@ async fn a_full_subscriber_makes_publishers_wait_until_it_reads_or_goes() {
     publisher.await.unwrap();
     assert_eq!(mediator.publish(Placed(9)).await.subscribers(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_way_of_publishing_for_all_types_holds_unless_a_type_has_its_own() {
+    struct Other;
+    impl Notification for Other {}
+    async fn wait(_: Arc<Other>) -> Result<(), BoxError> {
+        sleep(Duration::from_secs(3)).await;
+        Ok(())
+    }
+    let mediator = Mediator::builder()
+        .publish_default(Publish::detached())
+        .publish::<Placed>(Publish::parallel(3))
+        .notification(mail)
+        .notification(ship)
+        .notification(wait)
+        .build()
+        .unwrap();
+    let began = Instant::now();
+    assert_eq!(words(&mediator.publish(Other).await), ["wait detached"]);
+    assert_eq!(began.elapsed().as_secs(), 0);
+    assert_eq!(words(&mediator.publish(Placed(1)).await), ["mail done", "ship done"]);
+    assert_eq!(began.elapsed().as_secs(), 3);
+}
+
+#[test]
+fn no_room_for_detached_publishes_is_refused() {
+    let error = Mediator::builder().detached_max(0).build().unwrap_err();
+    assert!(error.problems()[0].starts_with("detached_max is 0"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn publishes_are_counted_by_type_also_to_nobody() {
+    let mediator = Mediator::builder().declare_notification::<Placed>().build().unwrap();
+    for _ in 0..3 {
+        assert!(mediator.publish(Placed(1)).await.is_empty());
+    }
+    let published =
+        mediator.metrics().snapshot().number("mediator_notifications_total", &[("type", "Placed")]);
+    assert_eq!(published, Some(3.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_handler_failed_to_take_is_told_with_the_reason_however_it_is_published() {
+    for publish in [Publish::sequential(), Publish::parallel(2), Publish::detached()] {
+        let aside = Arc::new(Mutex::new(Vec::new()));
+        let put = aside.clone();
+        let mediator = Mediator::builder()
+            .notification(mail)
+            .notification(ship)
+            .notification(bill) // the last one, which else would not share
+            .publish::<Placed>(publish)
+            .undelivered::<Placed>(move |failed| {
+                let why = millstream_flow::chain(failed.error);
+                let tenant = failed.context.get::<&str>().copied();
+                put.lock().unwrap().push((failed.notification.0, failed.handler.to_owned(), why, tenant));
+            })
+            .build()
+            .unwrap();
+        let context = millstream_mediator::Context::new().with("ada");
+        let _ = mediator.publish_in(&context, Placed(0)).await;
+        let _ = mediator.publish_in(&context, Placed(1)).await;
+        mediator.drain().await;
+        let why = "Placed: its handler `bill` failed: nothing to bill".to_owned();
+        assert_eq!(*aside.lock().unwrap(), [(0, "bill".to_owned(), why, Some("ada"))], "{publish}");
+    }
+}
+
+#[test]
+fn what_is_told_of_handlers_that_there_are_not_is_refused() {
+    let error = Mediator::builder().undelivered::<Placed>(|_| ()).build().unwrap_err();
+    assert!(error.problems()[0].starts_with("`undelivered` of Placed has no effect"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_told_of_failures_may_panic_and_the_other_handlers_are_called() {
+    let mediator = Mediator::builder()
+        .notification(bill)
+        .notification(mail)
+        .undelivered::<Placed>(|_| panic!("no room aside"))
+        .build()
+        .unwrap();
+    assert_eq!(words(&mediator.publish(Placed(0)).await), ["bill failed", "mail done"]);
+}

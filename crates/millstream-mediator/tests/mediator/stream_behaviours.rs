@@ -3,6 +3,7 @@
 mod attempts;
 mod health;
 mod limits;
+mod options;
 mod pressure;
 mod seen;
 mod shedding;

@@ -5,6 +5,7 @@ mod breaker;
 mod breaker_model;
 mod classes;
 mod generic;
+mod keyed;
 mod limits;
 mod retry;
 mod together;
