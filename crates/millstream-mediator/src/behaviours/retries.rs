@@ -78,8 +78,12 @@ impl Counted {
         };
         let labels = [("operation", about.label())];
         let help = "How long calls took that succeeded after the first try.";
-        let durations =
-            metrics.histogram("mediator_retry_success_duration_seconds", help, &labels, &Histogram::BOUNDS);
+        let durations = metrics.histogram(
+            "mediator_retry_success_duration_seconds",
+            help,
+            &labels,
+            &Histogram::LONG_BOUNDS,
+        );
         Counted {
             again: Some(CLASSES.map(|class| count("again", class_word(class)))),
             saved: count("saved", ""),
