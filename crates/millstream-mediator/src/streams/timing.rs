@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, StreamRequest};
-use crate::metrics::{Counter, Histogram, MetricKind};
+use crate::metrics::{Counter, Histogram, MetricKind, nanoseconds};
 use crate::stream::progress::{Ended, Progress, Task, Watch, Watched, per_second};
 use crate::stream::{StreamBehaviour, StreamNext};
 
@@ -34,7 +34,8 @@ use window::Window;
 ///     .first_item(Duration::from_secs(5))
 ///     .throughput(10.0)
 ///     .interval(Duration::from_secs(30))
-///     .total(Duration::from_secs(300));
+///     .total(Duration::from_secs(300))
+///     .item_bounds(&[Duration::from_millis(1), Duration::from_millis(10), Duration::from_secs(1)]);
 /// let builder = Mediator::builder().stream_behaviour(timing);
 /// # let _ = builder;
 /// ```
@@ -44,6 +45,8 @@ pub struct StreamTiming {
     throughput: Option<f64>,
     interval: Duration,
     total: Option<Duration>,
+    bounds: Arc<[Duration]>,
+    item_bounds: Arc<[Duration]>,
     stats: Option<Arc<Stats>>,
 }
 
@@ -59,6 +62,7 @@ struct Stats {
     window: Window,
     durations: Histogram,
     first_items: Histogram,
+    waits: Histogram,
     warnings: [Counter; 3],
 }
 
@@ -72,6 +76,8 @@ impl StreamTiming {
             throughput: None,
             interval: Duration::from_secs(10),
             total: None,
+            bounds: Arc::new(Histogram::LONG_BOUNDS),
+            item_bounds: Arc::new(Histogram::BOUNDS),
             stats: None,
         }
     }
@@ -107,6 +113,32 @@ impl StreamTiming {
         self.total = Some(within);
         self
     }
+
+    /// The bounds of the histogram of whole streams; [`Histogram::LONG_BOUNDS`] if they are not said.
+    ///
+    /// # Panics
+    /// If they do not ascend.
+    #[must_use]
+    pub fn bounds(mut self, bounds: &[Duration]) -> Self {
+        self.bounds = ascending(bounds);
+        self
+    }
+
+    /// The bounds of the histograms of first items, and of how long each item is waited for; [`Histogram::BOUNDS`] if they are
+    /// not said.
+    ///
+    /// # Panics
+    /// If they do not ascend.
+    #[must_use]
+    pub fn item_bounds(mut self, bounds: &[Duration]) -> Self {
+        self.item_bounds = ascending(bounds);
+        self
+    }
+}
+
+fn ascending(bounds: &[Duration]) -> Arc<[Duration]> {
+    assert!(bounds.is_sorted_by(|a, b| a < b), "the bounds of a histogram ascend");
+    bounds.into()
 }
 
 impl Default for StreamTiming {
@@ -120,7 +152,12 @@ pub struct Timer {
     stats: Option<Arc<Stats>>,
     counted: u64,
     waited: Duration,
+    /// Items that nobody waited for, and that the histogram has not counted yet.
+    ready: u64,
 }
+
+/// Items that were there at once are counted so many together: one by one they would cost more than they do.
+const READY_MAX: u64 = 1024;
 
 impl Watch for Timer {
     fn passed(&mut self, progress: &Progress) {
@@ -131,10 +168,20 @@ impl Watch for Timer {
                 stats.first_items.observe(progress.asked().map_or(Duration::ZERO, |asked| asked.elapsed()));
             }
             stats.items.add(items - self.counted);
+            self.ready += items - self.counted;
             self.counted = items;
             let waited = progress.waited();
-            stats.waited.add(u64::try_from((waited - self.waited).as_nanos()).unwrap_or(u64::MAX));
-            self.waited = waited;
+            let wait = waited.saturating_sub(self.waited);
+            if !wait.is_zero() {
+                // The first of them was waited for; the others came with it.
+                stats.waited.add(nanoseconds(wait));
+                stats.waits.observe(wait);
+                self.ready -= 1;
+                self.waited = waited;
+            }
+            if self.ready >= READY_MAX {
+                stats.waits.observe_many(Duration::ZERO, std::mem::take(&mut self.ready));
+            }
         }
     }
 
@@ -146,6 +193,7 @@ impl Watch for Timer {
             Ended::Dropped => stats.cancelled.add(1),
         }
         stats.durations.observe(progress.elapsed());
+        stats.waits.observe_many(Duration::ZERO, std::mem::take(&mut self.ready));
         stats.window.end();
     }
 }
@@ -230,7 +278,7 @@ impl StreamBehaviour for StreamTiming {
                 &[("type", about.label()), ("warning", warning)],
             )
         };
-        let histogram = |name, help| metrics.histogram(name, help, &labels, &Histogram::BOUNDS);
+        let histogram = |name, help, bounds| metrics.histogram(name, help, &labels, bounds);
         let items =
             metrics.counter("mediator_stream_items_total", "Items that streams have delivered.", &labels);
         let waited = Counter::default();
@@ -242,10 +290,16 @@ impl StreamBehaviour for StreamTiming {
             window: Window::new(self.interval, items.clone(), waited.clone()),
             items,
             waited,
-            durations: histogram("mediator_stream_duration_seconds", "How long streams flow."),
+            durations: histogram("mediator_stream_duration_seconds", "How long streams flow.", &self.bounds),
             first_items: histogram(
                 "mediator_stream_first_item_seconds",
                 "How long the first item of a stream takes.",
+                &self.item_bounds,
+            ),
+            waits: histogram(
+                "mediator_stream_item_wait_seconds",
+                "How long each item of a stream was waited for.",
+                &self.item_bounds,
             ),
             warnings: WARNINGS.map(warn),
         });
@@ -274,7 +328,7 @@ impl StreamBehaviour for StreamTiming {
             stats.window.begin();
             Task::spawn(self.clone().watch(stats, call.about().clone(), progress.clone()))
         });
-        let timer = Timer { stats: self.stats.clone(), counted: 0, waited: Duration::ZERO };
+        let timer = Timer { stats: self.stats.clone(), counted: 0, waited: Duration::ZERO, ready: 0 };
         Ok(pipe.via("timing", |flow| Watched::new(flow, progress, timer, task)))
     }
 }

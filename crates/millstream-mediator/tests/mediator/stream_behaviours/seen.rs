@@ -170,6 +170,48 @@ async fn time_before_anybody_asks_is_not_that_of_a_first_item() {
     assert!(snapshot.contains("mediator_stream_first_item_seconds_sum{type=\"Count\"} 6\n"), "{snapshot}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn each_item_is_counted_by_how_long_it_was_waited_for_within_bounds_as_they_are_set() {
+    let timing = StreamTiming::new().bounds(&[SECOND, 20 * SECOND]).item_bounds(&[SECOND, 2 * SECOND]);
+    // Three at once, one after 2 s, 3,000 more with one after 5 s.
+    let mediator = mediator(timing, |_, _| {
+        let after = |seconds, item| {
+            stream::once(async move {
+                sleep(seconds * SECOND).await;
+                item
+            })
+        };
+        let items = stream::iter(0..3).chain(after(2, 3)).chain(after(5, 4)).chain(stream::iter(5..3005));
+        Pipe::from_stream(Box::pin(items)).map(Ok).boxed()
+    });
+    let counts = |name: &str| {
+        let text = mediator.metrics().snapshot().to_string();
+        let lines = text.lines().filter_map(|line| line.strip_prefix(&format!("{name}_")));
+        lines.map(|line| line.replace("type=\"Count\"", "")).collect::<Vec<_>>()
+    };
+    let mut stream = mediator.stream(Count(0)).await.unwrap();
+    while stream.next().await.is_some() {}
+    assert_eq!(
+        counts("mediator_stream_item_wait_seconds"),
+        [
+            "bucket{,le=\"1\"} 3003",
+            "bucket{,le=\"2\"} 3004",
+            "bucket{,le=\"+Inf\"} 3005",
+            "sum{} 7",
+            "count{} 3005"
+        ]
+    );
+    let buckets = |name| counts(name)[..3].join(" ");
+    assert_eq!(
+        buckets("mediator_stream_duration_seconds"),
+        "bucket{,le=\"1\"} 0 bucket{,le=\"20\"} 1 bucket{,le=\"+Inf\"} 1"
+    );
+    assert_eq!(
+        buckets("mediator_stream_first_item_seconds"),
+        "bucket{,le=\"1\"} 1 bucket{,le=\"2\"} 1 bucket{,le=\"+Inf\"} 1"
+    );
+}
+
 /// Panics at an item, an end, or a request.
 struct Fussy(&'static str);
 
