@@ -3,17 +3,18 @@
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
 use futures_util::future::BoxFuture;
 use millstream_flow::{Flow, Pipe, Step};
-use millstream_resilience::{Classify, Retry};
+use millstream_resilience::{Class, Classify, Retry};
 use tokio::time::{Instant, sleep};
 
 use crate::behaviours::Counted;
 use crate::call::{Call, Detached};
-use crate::error::Error;
+use crate::error::{ClassOf, Error};
 use crate::message::{About, StreamRequest};
 use crate::metrics::{Counter, stream_dropped};
 use crate::stream::progress::LeftOut;
@@ -83,6 +84,7 @@ impl Resume {
 pub struct StreamRetries {
     retry: Retry,
     resume: Resume,
+    classify: Option<Arc<ClassOf>>,
     counted: Counted,
     duplicates: Counter,
 }
@@ -94,7 +96,19 @@ impl StreamRetries {
     /// If it is to remember 0 keys.
     pub fn new(retry: Retry, resume: Resume) -> Self {
         assert!(resume != Resume::Dedupe(0), "to remember no keys leaves nothing out");
-        StreamRetries { retry, resume, counted: Counted::default(), duplicates: Counter::default() }
+        let (counted, duplicates) = Default::default();
+        StreamRetries { retry, resume, classify: None, counted, duplicates }
+    }
+
+    /// Errors are of the class that this function says, instead of their own.
+    #[must_use]
+    pub fn classify(mut self, classify: impl Fn(&Error) -> Class + Send + Sync + 'static) -> Self {
+        self.classify = Some(Arc::new(classify));
+        self
+    }
+
+    fn class(&self, error: &Error) -> Class {
+        self.classify.as_ref().map_or_else(|| error.class(), |classify| classify(error))
     }
 }
 
@@ -110,6 +124,7 @@ impl StreamBehaviour for StreamRetries {
         StreamRetries {
             retry,
             resume,
+            classify: self.classify.clone(),
             counted: Counted::of(about),
             duplicates: stream_dropped(about, "duplicate"),
         }
@@ -134,7 +149,7 @@ impl StreamBehaviour for StreamRetries {
                 Ok(pipe) => break pipe,
                 Err(error) => error,
             };
-            let class = error.class();
+            let class = self.class(&error);
             let Some(again) = &spare else {
                 if class.is_retryable() {
                     self.counted.unrepeatable();

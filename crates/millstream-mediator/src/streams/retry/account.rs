@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hashbrown::HashSet;
-use millstream_resilience::{Attempts, Classify};
+use millstream_resilience::Attempts;
 
 use super::{Resume, StreamRetries};
 use crate::error::Error;
@@ -117,7 +117,7 @@ impl Account {
         position: u64,
     ) -> Option<(R, Duration)> {
         let StreamRetries { retry, resume, counted, .. } = &self.rule;
-        let (resume, class) = (*resume, broken.class());
+        let (resume, class) = (*resume, self.rule.class(broken));
         let goes_on = resume == Resume::Position && position > 0;
         let again = match resume {
             Resume::Never if self.given > 0 => return None,

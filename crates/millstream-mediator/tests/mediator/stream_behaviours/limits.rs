@@ -221,3 +221,29 @@ async fn a_breaker_counts_streams_of_whose_items_too_many_failed_and_errors_of_t
         assert_eq!(number(&mediator, "mediator_circuit_state", &[]) == 2.0, opens, "{class:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn retries_go_by_the_class_that_they_are_told() {
+    for (class, tries) in [(Class::Permanent, 1), (Class::Transient, 3)] {
+        for opens in [false, true] {
+            let opened = Arc::new(AtomicU64::new(0));
+            let count = opened.clone();
+            let rule = StreamRetries::new(retry(3), Resume::Skip).classify(move |error| {
+                assert_eq!(error.kind(), &ErrorKind::Failed);
+                class
+            });
+            let mediator = Mediator::builder()
+                .stream_behaviour(rule)
+                .stream(move |_: Count| {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    std::future::ready(if opens { Ok(breaks_at(0, 2)) } else { Err("closed") })
+                })
+                .build()
+                .unwrap();
+            if let Ok(stream) = mediator.stream(Count(0)).await {
+                all(stream).await;
+            }
+            assert_eq!(opened.load(Ordering::SeqCst), tries, "{class:?}, {opens}");
+        }
+    }
+}
