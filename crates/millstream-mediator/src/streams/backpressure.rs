@@ -132,8 +132,8 @@ impl Backpressure {
         self.marks(high, low)
     }
 
-    /// How long a handler may wait for room; as long as its reader if it is not said. After that the stream ends with
-    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut), behind what waits.
+    /// How long a handler may wait for room, while its reader makes none; as long as its reader if it is not said. After that the
+    /// stream ends with [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut), behind what waits.
     #[must_use]
     pub fn wait_max(mut self, wait: Duration) -> Self {
         self.wait_max = Some(wait);
