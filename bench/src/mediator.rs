@@ -133,11 +133,14 @@ fn streamed(scale: Scale, mediator: &Mediator) -> Sample {
     })
 }
 
+// Before the module that uses it.
 macro_rules! counting {
     () => {
         async |to: Count| Ok::<_, Error>(Pipe::from_iter(0..to.0).map(Ok::<_, Error>))
     };
 }
+
+mod behaviours;
 
 /// Four handlers that a notification goes to.
 async fn told(told: Arc<Told>) -> Result<(), Error> {
@@ -158,7 +161,7 @@ fn four(publish: Publish) -> Mediator {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![
+    let mut cases = vec![
         Case::new("send, no behaviour")
             .ours("ours", |scale| {
                 let mediator = bare();
@@ -246,7 +249,10 @@ pub(crate) fn cases() -> Vec<Case> {
                 streamed(scale, &mediator.build().expect("it is complete"))
             })
             .goal_on(RATE, Bound::AtLeast(20e6), "with a task and a buffer between"),
-    ]
+    ];
+    cases.extend(behaviours::of_requests());
+    cases.extend(behaviours::of_streams());
+    cases
 }
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -34,6 +34,7 @@ pub(crate) use logging::log;
 pub use rate_limit::RateLimit;
 pub(crate) use retries::Counted;
 pub use retries::Retries;
+pub(crate) use sharing::{Sharing, Who};
 pub use timeout::Timeout;
 pub use timing::Timing;
 #[cfg(feature = "tower")]

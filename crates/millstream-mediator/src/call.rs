@@ -180,6 +180,10 @@ pub struct Detached {
 }
 
 impl Detached {
+    pub(crate) fn of(about: Arc<About>, context: Context) -> Self {
+        Detached { about, context }
+    }
+
     /// The call.
     pub fn call(&self) -> Call<'_> {
         Call::new(&self.about, &self.context)

@@ -5,17 +5,19 @@ use std::fmt;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use millstream_flow::{Pipe, chain};
+use millstream_flow::chain;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::call::Context;
+use crate::call::{Context, Detached};
 use crate::error::{Error, ErrorKind};
 use crate::mediator::{Dispatch, Mediator, unhandled};
 use crate::message::{About, Notification, Request, StreamRequest};
 use crate::notify::Published;
-use crate::stream::{Opening, StreamError, Streaming};
+use crate::stream::contained::Reached;
+use crate::stream::progress::LeftOut;
+use crate::stream::{Opening, Streaming, written};
 
 /// How much of a name that a stranger gave is logged, in characters.
 const NAME_MAX: usize = 64;
@@ -104,14 +106,12 @@ where
     ) -> BoxFuture<'a, Result<Streaming<Value>, Error>> {
         Box::pin(async move {
             let about = self.0.about().clone();
-            let pipe: Pipe<_> = self.0.dispatch(context, Opening(read(&about, request)?)).await?;
-            let mut position = 0;
-            let pipe = pipe.map(move |item: Result<R::Item, StreamError>| {
-                let at = position;
-                position += 1;
-                write(&about, &item?).map_err(|error| StreamError::new(error, at, false))
-            });
-            Ok(pipe.boxed())
+            let request = Opening(read(&about, request)?);
+            // What those inside leave out counts in the position of an item that cannot be written.
+            let left_out = LeftOut::default();
+            let context = left_out.within(context, &about);
+            let stream: Streaming<R::Item> = self.0.dispatch(&context, request).await?;
+            Ok(written(stream, Reached::new(Detached::of(about, context), left_out)))
         })
     }
 }

@@ -71,10 +71,25 @@ pub trait StreamRequest: Sized + Send + Sync + 'static {
         None
     }
 
-    /// What tells an item from others, if something does. See [`Resume::Dedupe`](crate::Resume::Dedupe).
+    /// What tells an item from others, if something does. See [`Resume::Dedupe`](crate::Resume::Dedupe) and
+    /// [`Strategy::Latest`](crate::Strategy::Latest).
     fn key(item: &Self::Item) -> Option<u64> {
         let _ = item;
         None
+    }
+
+    /// How much an item matters where one must be dropped. See [`Strategy::DropLowest`](crate::Strategy::DropLowest).
+    fn priority(item: &Self::Item) -> u8 {
+        let _ = item;
+        0
+    }
+
+    /// How many bytes an item points to, beside its own size: of a `String` its capacity. By this buffers count that are
+    /// [bounded in bytes](crate::Backpressure::bytes_max) or in a [budget of memory](crate::Backpressure::memory); it must say the same
+    /// of an item each time.
+    fn heap_bytes(item: &Self::Item) -> usize {
+        let _ = item;
+        0
     }
 }
 

@@ -119,6 +119,22 @@ impl Histogram {
         Duration::from_secs(10),
     ];
 
+    /// From 10 ms to an hour, for what takes long: streams, and calls that are retried.
+    pub const LONG_BOUNDS: [Duration; 12] = [
+        Duration::from_millis(10),
+        Duration::from_millis(100),
+        Duration::from_millis(500),
+        Duration::from_secs(1),
+        Duration::from_secs(5),
+        Duration::from_secs(10),
+        Duration::from_secs(30),
+        Duration::from_secs(60),
+        Duration::from_secs(300),
+        Duration::from_secs(600),
+        Duration::from_secs(1_800),
+        Duration::from_secs(3_600),
+    ];
+
     fn new(bounds: &[Duration]) -> Self {
         let bounds: Box<[u64]> = bounds.iter().map(|bound| nanoseconds(*bound)).collect();
         let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();

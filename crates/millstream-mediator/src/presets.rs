@@ -121,7 +121,7 @@ impl fmt::Display for BreakerPreset {
 pub enum ResourcePreset {
     /// 256 MiB, growing by at most 5 MiB/s, looked at each 15 s; short from 70 % to 50 %.
     MemoryConstrained,
-    /// 1 GiB, growing by at most 50 MiB/s, looked at each minute; short from 90 % to 80 %.
+    /// 1 GiB, growing by at most 50 MiB/s, looked at each 10 s; short from 90 % to 80 %.
     HighPerformance,
     /// 512 MiB, growing by at most 10 MiB/s, looked at each 30 s; short from 80 % to 60 %.
     Balanced,
@@ -143,11 +143,12 @@ impl ResourcePreset {
         }
     }
 
-    /// MiB, MiB/s, seconds between two probes, marks.
+    /// MiB, MiB/s, seconds between two probes, marks. Probes are so close together that growth tells before the high mark
+    /// does: from one to the next, no more may come than about half of the budget.
     fn numbers(self) -> (u64, u64, u64, f64, f64) {
         match self {
             Self::MemoryConstrained => (256, 5, 15, 0.7, 0.5),
-            Self::HighPerformance => (1024, 50, 60, 0.9, 0.8),
+            Self::HighPerformance => (1024, 50, 10, 0.9, 0.8),
             Self::Balanced => (512, 10, 30, 0.8, 0.6),
             Self::Development => (2048, 100, 10, 0.9, 0.8),
         }

@@ -15,15 +15,21 @@ use crate::call::Call;
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, Kind, Request, StreamRequest};
 
+pub(crate) mod contained;
 mod defaults;
 mod end;
 mod options;
 pub(crate) mod progress;
+mod written;
+
+use contained::{Contained, Reached};
+use progress::LeftOut;
 
 pub(crate) use defaults::{StreamDefaults, Taken};
 pub(crate) use end::Source;
 pub use end::{Failing, Guarded};
 pub use options::{ItemErrors, StreamOptions};
+pub(crate) use written::written;
 
 /// What a stream request is answered with: a flow of items, of which the last is an error if the stream did not end well.
 pub type Streaming<T> = Pipe<BoxFlow<Result<T, StreamError>>>;
@@ -135,6 +141,11 @@ pub trait StreamStage<R: StreamRequest>: Send + Sync + 'static {
         call: &Call<'_>,
         request: R,
     ) -> impl Future<Output = Result<Pipe<Self::Flow>, Error>> + Send;
+
+    /// Whether it is a handler without behaviours, which catches its panics itself.
+    fn is_bare(&self) -> bool {
+        false
+    }
 }
 
 /// What stands around a stream as long as it flows. Around its opening stand [`Behaviour`](crate::Behaviour)s whose
@@ -302,6 +313,10 @@ impl<R: StreamRequest, B: StreamBehaviour, S: StreamStage<R>> StreamStage<R> for
             None => self.inner.open(call, request).await?.boxed().via("bare", Either::Right),
         })
     }
+
+    fn is_bare(&self) -> bool {
+        self.behaviour.is_none() && self.inner.0.is_bare()
+    }
 }
 
 /// A stream request that is being opened: to behaviours a request like any other.
@@ -324,8 +339,18 @@ pub(crate) struct Open<S>(pub(crate) S);
 
 impl<R: StreamRequest, S: StreamStage<R>> Stage<Opening<R>> for Open<S> {
     async fn run(&self, call: &Call<'_>, request: Opening<R>) -> Result<Streaming<R::Item>, Error> {
-        let opening: BoxFuture<'_, _> = Box::pin(self.0.open(call, request.0));
-        Ok(opening.await?.boxed())
+        if self.0.is_bare() {
+            let opening: BoxFuture<'_, _> = Box::pin(self.0.open(call, request.0));
+            return Ok(opening.await?.boxed());
+        }
+        let left_out = LeftOut::of(call);
+        let reached = Reached::new(left_out.beside(call), left_out);
+        let pipe = {
+            let call = reached.call();
+            let opening: BoxFuture<'_, _> = Box::pin(self.0.open(&call, request.0));
+            opening.await?
+        };
+        Ok(pipe.via("stream", |upstream| Contained::new(upstream, reached)).boxed())
     }
 }
 

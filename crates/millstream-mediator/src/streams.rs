@@ -11,6 +11,7 @@ mod logging;
 mod retry;
 mod shelf;
 mod timing;
+mod waiting;
 
 pub use backpressure::{Backpressure, Pressure, PressureEvent, Strategy};
 pub use breaker::StreamBreaker;

@@ -81,11 +81,19 @@ struct Ticks {
     #[serde(default)]
     from: u64,
     count: u64,
+    /// Milliseconds from one to the next.
+    #[serde(default = "ten")]
+    each: u64,
 }
+
+fn ten() -> u64 {
+    10
+}
+
 impl StreamRequest for Ticks {
     type Item = u64;
     fn resume(&self, position: u64) -> Option<Self> {
-        Some(Ticks { from: self.from + position, count: self.count.checked_sub(position)? })
+        Some(Ticks { from: self.from + position, count: self.count.checked_sub(position)?, ..*self })
     }
 }
 
@@ -129,11 +137,12 @@ impl App {
                 inner.publish(OrderPlaced { article, count }).await.into_result()
             })
             .stream(async |asked: Ticks| {
-                let ticks =
-                    futures_util::stream::iter(asked.from..asked.from + asked.count).then(async |n| {
-                        tokio::time::sleep(Duration::from_millis(10)).await;
+                let ticks = futures_util::stream::iter(asked.from..asked.from + asked.count).then(
+                    move |n| async move {
+                        tokio::time::sleep(Duration::from_millis(asked.each)).await;
                         Ok::<_, Error>(n)
-                    });
+                    },
+                );
                 Ok::<_, Error>(Pipe::from_stream(Box::pin(ticks)))
             })
             .json::<PriceOf>()
@@ -263,13 +272,22 @@ async fn socket(
     match app.mediator.stream_json(&name, value).await {
         Err(error) => Refused(error).into_response(),
         Ok(mut stream) => upgrade.on_upgrade(async move |mut socket: WebSocket| {
-            while let Some(item) = stream.next().await {
+            loop {
+                let item = tokio::select! {
+                    item = stream.next() => item,
+                    // Pings are answered while it is read. A client that leaves is noticed at once, however long the next item takes.
+                    said = socket.recv() => match said {
+                        Some(Ok(Frame::Close(_)) | Err(_)) | None => return, // and the stream is dropped
+                        Some(Ok(_)) => continue,
+                    },
+                };
                 let text = match item {
-                    Ok(item) => item.to_string(),
-                    Err(error) => json!({"error": millstream::flow::chain(&error)}).to_string(),
+                    None => break,
+                    Some(Ok(item)) => item.to_string(),
+                    Some(Err(error)) => json!({"error": millstream::flow::chain(&error)}).to_string(),
                 };
                 if socket.send(Frame::Text(text.into())).await.is_err() {
-                    return; // the client is gone, and so is the stream
+                    return;
                 }
             }
             let _ = socket.send(Frame::Close(None)).await;
@@ -335,10 +353,25 @@ async fn ask(server: SocketAddr) -> Result<(), BoxError> {
             "mediator_stream_items_total{type=\"Ticks\"} 6",
         ],
     )?;
+    gone(server).await?;
     let table = http(server, "GET", "/", "").await?;
     expect(&table, &["PlaceOrder", "command"])?;
     eprintln!("{}", table.split_once("\r\n\r\n").map_or(&*table, |(_, body)| body));
     Ok(())
+}
+
+/// A client that leaves while its stream has nothing to say for an hour: the stream ends with it.
+async fn gone(server: SocketAddr) -> Result<(), BoxError> {
+    let query = "request=%7B%22count%22%3A1%2C%22each%22%3A3600000%7D";
+    drop(upgraded(server, &format!("/sockets/Ticks?{query}")).await?);
+    for _ in 0..500 {
+        let metrics = http(server, "GET", "/metrics", "").await?;
+        if metrics.contains("mediator_streams_total{type=\"Ticks\",status=\"cancelled\"} 1") {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Err("the stream of a client that left is still open".into())
 }
 
 fn expect(answer: &str, parts: &[&str]) -> Result<(), BoxError> {
@@ -360,8 +393,8 @@ async fn http(server: SocketAddr, method: &str, path: &str, body: &str) -> Resul
     Ok(answer)
 }
 
-/// The text frames of a socket until it closes; short ones, as a server sends them.
-async fn websocket(server: SocketAddr, path: &str) -> Result<Vec<String>, BoxError> {
+/// A socket after its handshake.
+async fn upgraded(server: SocketAddr, path: &str) -> Result<TcpStream, BoxError> {
     let mut socket = TcpStream::connect(server).await?;
     let head = format!(
         "GET {path} HTTP/1.1\r\nhost: {server}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
@@ -373,6 +406,12 @@ async fn websocket(server: SocketAddr, path: &str) -> Result<Vec<String>, BoxErr
         answer.push(socket.read_u8().await?);
     }
     expect(&String::from_utf8_lossy(&answer), &["101 Switching Protocols"])?;
+    Ok(socket)
+}
+
+/// The text frames of a socket until it closes; short ones, as a server sends them.
+async fn websocket(server: SocketAddr, path: &str) -> Result<Vec<String>, BoxError> {
+    let mut socket = upgraded(server, path).await?;
     let mut texts = Vec::new();
     loop {
         let (kind, length) = (socket.read_u8().await?, socket.read_u8().await?);

@@ -77,8 +77,12 @@ impl Counted {
         let ended = metrics.rare(name, help, &labels, "outcome", ENDED);
         let labels = [("operation", about.label())];
         let help = "How long calls took that succeeded after the first try.";
-        let durations =
-            metrics.histogram("mediator_retry_success_duration_seconds", help, &labels, &Histogram::BOUNDS);
+        let durations = metrics.histogram(
+            "mediator_retry_success_duration_seconds",
+            help,
+            &labels,
+            &Histogram::LONG_BOUNDS,
+        );
         Counted { again, ended, durations: Some(durations) }
     }
 

@@ -95,6 +95,10 @@ where
             delivered: 0,
         }))
     }
+
+    fn is_bare(&self) -> bool {
+        true
+    }
 }
 
 fn boxed_error<T, E: Into<BoxError>>(item: Result<T, E>) -> Result<T, BoxError> {

@@ -46,7 +46,8 @@ impl<T> StreamOptions<T> {
 
     /// Runs the handler's flow in a task of its own, so many items ahead of who reads: for handlers that work while their
     /// reader does. Without it, and without one for [all streams](crate::Builder::stream_buffer), nothing is taken that was not
-    /// asked for.
+    /// asked for. It counts items; for a bound in bytes, or one that counts in a budget of memory, there is
+    /// [`Backpressure`](crate::Backpressure).
     ///
     /// # Panics
     /// If the capacity is 0 items.

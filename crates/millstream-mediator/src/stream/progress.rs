@@ -1,8 +1,8 @@
 //! What a stream has done so far: written by its flow, a few plain stores a quantum, and read by those who watch it.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::StreamError;
-use crate::call::{Call, Detached};
+use crate::call::{Call, Context as CallContext, Detached};
 use crate::error::ErrorKind;
 use crate::message::About;
 
@@ -19,6 +19,7 @@ use crate::message::About;
 #[derive(Debug)]
 pub struct Progress {
     opened: Instant,
+    asked: OnceLock<Instant>,
     items: AtomicU64,
     errors: AtomicU64,
     /// Asked for an item, and none has come yet.
@@ -31,6 +32,7 @@ impl Progress {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Progress {
             opened: Instant::now(),
+            asked: OnceLock::new(),
             items: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
@@ -40,6 +42,10 @@ impl Progress {
 
     pub(crate) fn opened(&self) -> Instant {
         self.opened
+    }
+    /// When the first item was asked for.
+    pub(crate) fn asked(&self) -> Option<Instant> {
+        self.asked.get().copied()
     }
     pub(crate) fn elapsed(&self) -> Duration {
         self.opened.elapsed()
@@ -82,6 +88,11 @@ impl LeftOut {
     /// The call with this count beside it.
     pub(crate) fn beside(&self, call: &Call<'_>) -> Detached {
         call.detach_with(Beside { about: call.about().clone(), count: self.clone() })
+    }
+
+    /// The context with this count in it, for calls of this type.
+    pub(crate) fn within(&self, context: &CallContext, about: &Arc<About>) -> CallContext {
+        context.clone().with(Beside { about: about.clone(), count: self.clone() })
     }
 
     pub(crate) fn set(&self, items: u64) {
@@ -158,6 +169,7 @@ pub struct Watched<F, W: Watch> {
     progress: Arc<Progress>,
     watch: W,
     since: Option<Instant>,
+    asked: bool,
     over: bool,
     /// Ends with the stream.
     _task: Option<Task>,
@@ -165,7 +177,7 @@ pub struct Watched<F, W: Watch> {
 
 impl<F, W: Watch> Watched<F, W> {
     pub(crate) fn new(upstream: F, progress: Arc<Progress>, watch: W, task: Option<Task>) -> Self {
-        Watched { upstream, progress, watch, since: None, over: false, _task: task }
+        Watched { upstream, progress, watch, since: None, asked: false, over: false, _task: task }
     }
 
     fn end(&mut self, how: &Ended) {
@@ -191,6 +203,9 @@ where
     {
         if self.over {
             return Poll::Ready(Step::End);
+        }
+        if !std::mem::replace(&mut self.asked, true) {
+            let _ = self.progress.asked.set(Instant::now());
         }
         let mut last = None;
         let mut tally = Tally { items: 0, errors: 0, progress: &self.progress };

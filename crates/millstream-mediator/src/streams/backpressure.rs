@@ -1,10 +1,11 @@
 //! A bounded buffer behind a handler, and what happens at its water marks.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
-use std::num::NonZeroU64;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,82 +13,35 @@ use std::time::Duration;
 use millstream_flow::{Flow, Pipe, Step};
 
 use super::shelf::{CHUNK, Marks, Shelf};
+use super::waiting::{Says, Waiting};
 use crate::behaviours::Memory;
 use crate::call::Call;
 use crate::error::Error;
 use crate::message::{About, StreamRequest};
-use crate::metrics::{Counter, Gauge, stream_dropped};
+use crate::metrics::{Counter, stream_dropped};
 use crate::stream::progress::{LeftOut, Task};
 use crate::stream::{ItemFlow, StreamBehaviour, StreamError, StreamNext};
 
 mod pump;
+mod shown;
+mod strategy;
 
 use pump::Pump;
-
-/// What happens while a stream's buffer is under pressure: from its high mark on until it is down to the low one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Strategy {
-    /// The handler goes on until the buffer is full, then it waits until an eighth of it is free. Nothing is lost.
-    Buffer,
-    /// The handler waits from the high mark until the low mark. Nothing is lost.
-    Block,
-    /// The handler goes on with nine items for ten that the reader takes, until the low mark. Nothing is lost.
-    Throttle,
-    /// A full buffer drops the item that has waited longest.
-    DropOldest,
-    /// A full buffer drops the item that has just come.
-    DropNewest,
-    /// Under pressure one item in so many is kept; a full buffer drops what comes.
-    Sample(NonZeroU64),
-}
-
-impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Strategy::Buffer => f.write_str("buffer"),
-            Strategy::Block => f.write_str("block"),
-            Strategy::Throttle => f.write_str("throttle"),
-            Strategy::DropOldest => f.write_str("drop oldest"),
-            Strategy::DropNewest => f.write_str("drop newest"),
-            Strategy::Sample(one_in) => write!(f, "sample 1 in {one_in}"),
-        }
-    }
-}
-
-/// How full a buffer is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Pressure {
-    /// Items that wait.
-    pub len: usize,
-    /// How many may.
-    pub capacity: usize,
-    /// Items that this stream has dropped so far.
-    pub dropped: u64,
-    /// How long it has been under pressure; zero if it is not.
-    pub lasting: Duration,
-}
-
-/// What a buffer tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PressureEvent {
-    /// The pressure begins.
-    Entered(Pressure),
-    /// It is over.
-    Left(Pressure),
-    /// It has lasted so long that another strategy follows.
-    FellBack(Strategy, Pressure),
-}
+use shown::{Buffers, Place};
+pub use strategy::{Pressure, PressureEvent, Strategy};
 
 type Trigger = dyn Fn(&Pressure) -> bool + Send + Sync;
 type Tell = dyn Fn(&About, &PressureEvent) + Send + Sync;
+type TellDropped = dyn Fn(&About, &dyn Any) + Send + Sync;
 
 /// Runs the handler of a stream in a task of its own, ahead of who reads, with a bounded buffer between them.
 ///
 /// Without it a stream is driven by demand alone and needs none of this: it is for handlers that must not wait for their
 /// readers, or that work while their readers do. All else between handler and reader is driven by demand, so that what
 /// is held is this buffer, and a chunk of up to 64 items on either side of it.
+///
+/// It adapts by events and not by itself: a [trigger](Backpressure::trigger) sees what it holds, drops and delivers, and a
+/// [fallback](Backpressure::fallback) is another strategy for as long as the pressure lasts.
 ///
 /// ```
 /// use millstream_mediator::{Backpressure, Mediator, Strategy};
@@ -102,18 +56,19 @@ type Tell = dyn Fn(&About, &PressureEvent) + Send + Sync;
 pub struct Backpressure {
     strategy: Strategy,
     fallback: Option<(Duration, Strategy)>,
+    wait_max: Option<Duration>,
     marks: Marks,
     parts: (f64, f64),
     memory: Option<Memory>,
     trigger: Option<Arc<Trigger>>,
     tell: Option<Arc<Tell>>,
+    tell_dropped: Option<(u64, Arc<TellDropped>)>,
     stats: Option<Stats>,
 }
 
 #[derive(Clone)]
 struct Stats {
-    size: Gauge,
-    usage: Gauge,
+    buffers: Buffers,
     events: Counter,
     dropped: Counter,
 }
@@ -125,15 +80,19 @@ impl Backpressure {
     /// If `capacity` is 0.
     pub fn new(strategy: Strategy, capacity: usize) -> Self {
         assert!(capacity > 0, "a buffer of no items holds none");
-        let marks = Marks { capacity, high: 0, low: 0 };
+        let bytes = usize::MAX;
+        let marks =
+            Marks { capacity, high: 0, low: 0, bytes_max: bytes, bytes_high: bytes, bytes_low: bytes };
         let plain = Backpressure {
             strategy,
             fallback: None,
+            wait_max: None,
             marks,
             parts: (0.0, 0.0),
             memory: None,
             trigger: None,
             tell: None,
+            tell_dropped: None,
             stats: None,
         };
         plain.marks(0.8, 0.5)
@@ -149,11 +108,35 @@ impl Backpressure {
             0.0 <= low && low < high && high <= 1.0,
             "marks are 0 <= low < high <= 1, not {low} and {high}"
         );
-        let capacity = self.marks.capacity;
-        let high_items = ((capacity as f64 * high).ceil() as usize).clamp(1, capacity);
-        let low_items = ((capacity as f64 * low).floor() as usize).min(high_items - 1);
-        self.marks = Marks { capacity, high: high_items, low: low_items };
+        let part = |of: usize| {
+            let high = ((of as f64 * high).ceil() as usize).clamp(1, of);
+            (high, ((of as f64 * low).floor() as usize).min(high - 1))
+        };
+        let Marks { capacity, bytes_max, .. } = self.marks;
+        let ((high_items, low_items), (bytes_high, bytes_low)) = (part(capacity), part(bytes_max));
+        self.marks = Marks { capacity, high: high_items, low: low_items, bytes_max, bytes_high, bytes_low };
         self.parts = (high, low);
+        self
+    }
+
+    /// Bounds the buffer in bytes, too: those of the items, with what they [point to](crate::StreamRequest::heap_bytes). The marks hold
+    /// for both. A handler that waits brings one item at a time then, by which what waits may be more.
+    ///
+    /// # Panics
+    /// If it is 0.
+    #[must_use]
+    pub fn bytes_max(mut self, bytes: usize) -> Self {
+        assert!(bytes > 0, "a buffer of no bytes holds no items");
+        self.marks.bytes_max = bytes;
+        let (high, low) = self.parts;
+        self.marks(high, low)
+    }
+
+    /// How long a handler may wait for room, while its reader makes none; as long as its reader if it is not said. After that the
+    /// stream ends with [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut), behind what waits.
+    #[must_use]
+    pub fn wait_max(mut self, wait: Duration) -> Self {
+        self.wait_max = Some(wait);
         self
     }
 
@@ -164,7 +147,7 @@ impl Backpressure {
         self
     }
 
-    /// Counts what waits as held in this budget, at the size of an item without what it points to.
+    /// Counts what waits as held in this budget, with what items [point to](crate::StreamRequest::heap_bytes).
     #[must_use]
     pub fn memory(mut self, memory: Memory) -> Self {
         self.memory = Some(memory);
@@ -178,12 +161,40 @@ impl Backpressure {
         self
     }
 
-    /// Told of the beginning and the end of pressure, and of a fallback. It is called in the handler's task, and must not
-    /// block.
+    /// Told of the beginning and the end of pressure, of a fallback, and how it was when the stream has ended. It is called in the handler's task, and where the stream
+    /// ends under pressure in its reader's; it must not block.
     #[must_use]
     pub fn on_event(mut self, tell: impl Fn(&About, &PressureEvent) + Send + Sync + 'static) -> Self {
         self.tell = Some(Arc::new(tell));
         self
+    }
+
+    /// Told of one in so many of the items that are dropped, to put them aside or to see what they were: an item of the stream's type,
+    /// or the [`StreamError`] of one that failed. It is called in the handler's task, and must not block.
+    ///
+    /// # Panics
+    /// If `one_in` is 0.
+    #[must_use]
+    pub fn on_dropped(
+        mut self,
+        one_in: u64,
+        tell: impl Fn(&About, &dyn Any) + Send + Sync + 'static,
+    ) -> Self {
+        assert!(one_in > 0, "one in none is none");
+        self.tell_dropped = Some((one_in, Arc::new(tell)));
+        self
+    }
+
+    /// The first one, and what it falls back to.
+    fn strategies(&self) -> [Strategy; 2] {
+        [self.strategy, self.fallback.map_or(self.strategy, |(_, other)| other)]
+    }
+
+    fn tell(&self, about: &About, event: PressureEvent) {
+        tracing::debug!(target: "millstream_mediator::stream", stream = %about.name, ?event, "backpressure");
+        if let Some(tell) = &self.tell {
+            tell(about, &event);
+        }
     }
 }
 
@@ -195,23 +206,16 @@ impl StreamBehaviour for Backpressure {
         let (high, low) = ((high * 100.0).round(), (low * 100.0).round());
         let fallback = self.fallback.map(|(after, strategy)| format!(", after {after:?} {strategy}"));
         let fallback = fallback.unwrap_or_default();
-        format!("backpressure {} {} {high}%/{low}%{fallback}", self.strategy, self.marks.capacity).into()
+        let Marks { capacity, bytes_max, .. } = self.marks;
+        let bytes = if bytes_max < usize::MAX { format!(", {bytes_max} bytes") } else { String::new() };
+        let wait = self.wait_max.map(|wait| format!(", waiting up to {wait:?}")).unwrap_or_default();
+        format!("backpressure {} {capacity}{bytes} {high}%/{low}%{wait}{fallback}", self.strategy).into()
     }
 
     fn of(&self, about: &About) -> Self {
-        let (metrics, labels) = (about.metrics(), [("handler", &*about.handler)]);
         let stats = Stats {
-            size: metrics.gauge(
-                "mediator_stream_buffer_size",
-                "Items that wait in the buffer of the last stream that moved.",
-                &labels,
-            ),
-            usage: metrics.gauge(
-                "mediator_stream_buffer_usage",
-                "The same, in percent of what may wait.",
-                &labels,
-            ),
-            events: metrics.counter(
+            buffers: Buffers::of(about, self.marks.capacity),
+            events: about.metrics().counter(
                 "mediator_stream_backpressure_events",
                 "How often streams came under pressure.",
                 &[("type", about.label())],
@@ -239,8 +243,11 @@ impl StreamBehaviour for Backpressure {
         let behind = LeftOut::default().beside(call);
         let pipe = next.open(&behind.call(), request).await?;
         let reserved = self.memory.as_ref().map(|memory| memory.reserve(0));
-        let shelf = Arc::new(Shelf::new(reserved));
+        let measured = reserved.is_some() || self.marks.bytes_max < usize::MAX;
+        let items = Waiting::new(Says::of::<R>(), measured, self.strategies());
+        let shelf = Arc::new(Shelf::new(items, reserved));
         let (rule, about) = (self.clone(), call.about().clone());
+        let place = self.stats.as_ref().map(|stats| stats.buffers.add(&shelf));
         Ok(pipe.via("backpressure", |upstream| Pressed {
             shelf,
             rule,
@@ -248,6 +255,7 @@ impl StreamBehaviour for Backpressure {
             upstream: Some(upstream),
             pump: None,
             taken: VecDeque::new(),
+            _place: place,
         }))
     }
 }
@@ -260,6 +268,32 @@ pub struct Pressed<T, F> {
     upstream: Option<F>,
     pump: Option<Task>,
     taken: VecDeque<Result<T, StreamError>>,
+    /// Shows what waits as long as this is there.
+    _place: Option<Place>,
+}
+
+impl<T, F> Pressed<T, F> {
+    /// Nothing more is read, so that there is no pressure either.
+    fn leave(&self) {
+        let mut state = self.shelf.state();
+        if state.is_over() {
+            return;
+        }
+        let pressure = state.pressure(self.rule.marks.capacity);
+        let left = state.leave();
+        drop(state);
+        if left {
+            self.rule.tell(&self.about, PressureEvent::Left(pressure));
+        }
+        self.rule.tell(&self.about, PressureEvent::Ended(Pressure { lasting: Duration::ZERO, ..pressure }));
+    }
+}
+
+impl<T, F> Drop for Pressed<T, F> {
+    fn drop(&mut self) {
+        // While a panic unwinds another one would end the process.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.leave()));
+    }
 }
 
 impl<T, F> Flow for Pressed<T, F>
@@ -287,11 +321,13 @@ where
                     return Poll::Ready(Step::More);
                 }
             }
-            let Backpressure { marks, strategy, fallback, .. } = &self.rule;
-            let strategies = [*strategy, fallback.map_or(*strategy, |(_, other)| other)];
+            let (marks, strategies) = (&self.rule.marks, self.rule.strategies());
             match self.shelf.poll_take(cx, room.min(CHUNK), marks, strategies, &mut self.taken) {
                 Poll::Ready(Some(())) => {}
-                Poll::Ready(None) => return Poll::Ready(Step::End),
+                Poll::Ready(None) => {
+                    self.leave();
+                    return Poll::Ready(Step::End);
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }

@@ -1,17 +1,19 @@
 //! Whether streams are well, found out by the clock.
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use millstream_flow::Pipe;
+use millstream_flow::{Panicked, Pipe};
 use millstream_resilience::bounded;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use crate::behaviours::Memory;
 use crate::call::{Call, Correlation};
 use crate::error::Error;
+use crate::handler::Catching;
 use crate::message::{About, StreamRequest};
 use crate::stream::progress::{Ended, Progress, Task, Watch, Watched, per_second};
 use crate::stream::{StreamBehaviour, StreamNext};
@@ -27,7 +29,7 @@ type Report = dyn Fn(StreamHealth) -> BoxFuture<'static, ()> + Send + Sync;
 /// Checks each stream by the clock, whether items come or not, and reports when its severity changes.
 ///
 /// A check is made by a task beside the stream, which also calls the reporters, each for an interval at most: a slow one delays
-/// the next check and never the stream. A severity is taken back when so many checks in a row have found a lower one.
+/// the next check and never the stream, and one that panics is logged. A severity is taken back when so many checks in a row have found a lower one.
 ///
 /// ```
 /// use millstream_mediator::{Health, HealthBoard, Mediator};
@@ -289,10 +291,19 @@ impl Check {
 
     async fn tell(&self, health: StreamHealth) {
         log(&health);
-        if let Some(report) = &self.rule.report
-            && timeout(self.rule.interval, report(health)).await.is_err()
-        {
-            tracing::warn!(target: "millstream_mediator::stream", stream = %self.stream, "a health reporter took longer than an interval");
+        let Some(report) = &self.rule.report else { return };
+        // One that panics has told nobody; who watches lives on.
+        let report = pin!(async { report(health).await });
+        let stream = &self.stream;
+        match timeout(self.rule.interval, Catching(report)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(payload)) => {
+                let panic = Panicked::new(payload);
+                tracing::warn!(target: "millstream_mediator::stream", %stream, %panic, "a health reporter panicked");
+            }
+            Err(_) => {
+                tracing::warn!(target: "millstream_mediator::stream", %stream, "a health reporter took longer than an interval");
+            }
         }
     }
 }

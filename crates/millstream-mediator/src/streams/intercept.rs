@@ -3,14 +3,17 @@
 use std::any::Any;
 use std::borrow::Cow;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use millstream_flow::{BoxError, Flow, Pipe, Step};
 
-use crate::call::{Call, Detached};
+use crate::call::Call;
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, StreamRequest};
+use crate::stream::contained::Reached;
+use crate::stream::progress::LeftOut;
 use crate::stream::{StreamBehaviour, StreamError, StreamNext};
 
 /// Hooks for all streams in a scope. They see requests and items as [`Any`], in their place. What is not implemented
@@ -27,7 +30,8 @@ pub trait StreamInterceptor: Send + Sync + 'static {
         Ok(())
     }
 
-    /// An item passes. It is called in the stream's task, and must not block.
+    /// An item passes. It is called in the stream's task, and must not block. If it panics, the stream ends with
+    /// [`ErrorKind::Panicked`] in the place of the item.
     fn item(&self, _call: &Call<'_>, _item: &mut dyn Any) {}
 
     /// The stream has ended: well, or with this error. It is not called for one that is dropped.
@@ -64,17 +68,26 @@ impl<X: StreamInterceptor> StreamBehaviour for StreamIntercept<X> {
         self.0
             .request(call, &mut request)
             .map_err(|error| Error::new(call.about(), ErrorKind::Invalid).because(error))?;
-        let pipe = next.open(call, request).await?;
-        let (interceptor, call) = (self.0.clone(), call.detach());
-        Ok(pipe.via("interceptor", |upstream| Seen { upstream, interceptor, call, over: false }))
+        let left_out = LeftOut::of(call);
+        let reached = Reached::new(left_out.beside(call), left_out);
+        let pipe = next.open(&reached.call(), request).await?;
+        let interceptor = self.0.clone();
+        Ok(pipe.via("interceptor", |upstream| Seen {
+            upstream: Some(upstream),
+            interceptor,
+            reached,
+            over: false,
+        }))
     }
 }
 
 /// A flow that hooks see.
 pub struct Seen<F, X> {
-    upstream: F,
+    /// `None` once it has ended.
+    upstream: Option<F>,
     interceptor: Arc<X>,
-    call: Detached,
+    reached: Reached,
+    /// The hooks know of the end.
     over: bool,
 }
 
@@ -92,21 +105,35 @@ where
     where
         S: FnMut(F::Item, ()) -> ControlFlow<()>,
     {
-        let Seen { upstream, interceptor, call, over } = self;
-        let call = call.call();
+        let Seen { upstream: slot, interceptor, reached, over } = self;
+        let Some(upstream) = slot else { return Poll::Ready(Step::End) };
+        let mut broken = false;
         let step = upstream.poll_drive(cx, max, &mut |mut item, ()| {
-            match &mut item {
-                Ok(item) => interceptor.item(&call, item),
-                Err(error) if error.is_last() && !*over => {
-                    *over = true;
-                    interceptor.end(&call, Some(error));
+            if let Ok(passes) = &mut item {
+                // Caught here, so that those around hear of the failure.
+                let call = reached.call();
+                let hook = catch_unwind(AssertUnwindSafe(|| interceptor.item(&call, passes)));
+                if let Err(payload) = hook {
+                    broken = true;
+                    item = Err(reached.panicked(payload));
                 }
-                Err(_) => {}
             }
-            sink(item, ())
+            if let Err(error) = &item
+                && error.is_last()
+                && !std::mem::replace(over, true)
+            {
+                interceptor.end(&reached.call(), Some(error));
+            }
+            reached.passes(&item);
+            let flow = sink(item, ());
+            if broken { ControlFlow::Break(()) } else { flow }
         });
+        if broken {
+            *slot = None;
+            return Poll::Ready(Step::End);
+        }
         if step == Poll::Ready(Step::End) && !std::mem::replace(over, true) {
-            interceptor.end(&call, None);
+            interceptor.end(&reached.call(), None);
         }
         step
     }

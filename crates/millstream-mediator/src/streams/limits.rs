@@ -18,7 +18,7 @@ use crate::stream::progress::LeftOut;
 use crate::stream::{StreamBehaviour, StreamError, StreamNext};
 
 /// Ends a stream with [`ErrorKind::TimedOut`] whose first or next item takes too long, or all of it. Time in which nobody
-/// asks for an item counts for all of it only.
+/// asks for an item counts for all of it only; that of the opening for the first item, too.
 ///
 /// ```
 /// use millstream_mediator::{Mediator, StreamTimeout};
@@ -86,12 +86,14 @@ impl StreamBehaviour for StreamTimeout {
         let left_out = LeftOut::of(call);
         let call = left_out.beside(call);
         let pipe = next.open(&call.call(), request).await?;
-        let rule = *self;
+        let (rule, opening) = (*self, opened.elapsed());
         Ok(pipe.via("timeout", |upstream| Timed {
             upstream: Some(upstream),
             rule,
             call,
             opened,
+            opening,
+            asked: None,
             left_out,
             items: 0,
             failed: 0,
@@ -109,6 +111,9 @@ pub struct Timed<F> {
     rule: StreamTimeout,
     call: Detached,
     opened: Instant,
+    /// How long the opening took, and when the first item was asked for.
+    opening: Duration,
+    asked: Option<Instant>,
     left_out: LeftOut,
     items: u64,
     /// Of those, such that have failed.
@@ -127,7 +132,8 @@ impl<F> Timed<F> {
         let StreamTimeout { first, next, total } = self.rule;
         let now = Instant::now();
         let item = if self.items == 0 {
-            first.map(|limit| (later(self.opened, limit), limit))
+            let asked = self.asked.unwrap_or(now);
+            first.map(|limit| (later(asked, limit.saturating_sub(self.opening)), limit))
         } else {
             next.map(|limit| (later(now, limit), limit))
         };
@@ -155,6 +161,9 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Timed<F> {
         S: FnMut(F::Item, ()) -> ControlFlow<()>,
     {
         let Some(upstream) = &mut self.upstream else { return Poll::Ready(Step::End) };
+        if self.asked.is_none() {
+            self.asked = Some(Instant::now());
+        }
         if let Some(limit) = self.over.filter(|_| max > 0) {
             self.upstream = None;
             let _ = sink(Err(self.late(limit)), ());

@@ -1,26 +1,28 @@
 //! Streams that are opened anew when they break.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_core::Stream;
 use futures_util::future::BoxFuture;
-use hashbrown::HashSet;
 use millstream_flow::{Flow, Pipe, Step};
-use millstream_resilience::{Attempts, Classify, Retry};
+use millstream_resilience::{Class, Classify, Retry};
 use tokio::time::{Instant, sleep};
 
 use crate::behaviours::Counted;
 use crate::call::{Call, Detached};
-use crate::error::Error;
+use crate::error::{ClassOf, Error};
 use crate::message::{About, StreamRequest};
 use crate::metrics::{Counter, stream_dropped};
 use crate::stream::progress::LeftOut;
 use crate::stream::{StreamBehaviour, StreamError, StreamNext};
+
+mod account;
+
+use account::{Account, Keys};
 
 /// How a stream goes on that broke after it had delivered items, and so what its reader may rely on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,6 +34,7 @@ pub enum Resume {
     /// From its beginning, with [`StreamRequest::repeat`]. What was delivered is delivered again: *at least once*.
     Restart,
     /// From the handler's position, with [`StreamRequest::resume`]: *exactly once*, if the handler means the same items by it.
+    /// Where nothing has come it is opened from its beginning: with [`StreamRequest::repeat`], else with `resume(0)`.
     /// Items that failed and were [passed, skipped, replaced or put aside](crate::ItemErrors) count. A
     /// [`Backpressure`](crate::Backpressure) inside of the retries hides how many were left out behind it: where such a stream is broken by
     /// a [`StreamTimeout`](crate::StreamTimeout) around the buffer, some items may come again.
@@ -55,6 +58,12 @@ impl Resume {
             Resume::Dedupe(_) => "exactly once, by key",
         }
     }
+
+    /// The request for all of the stream once more.
+    fn anew<R: StreamRequest>(self, request: &R) -> Option<R> {
+        let from_position = || request.resume(0).filter(|_| self == Resume::Position);
+        request.repeat().or_else(from_position)
+    }
 }
 
 /// Opens a stream again that did not open or that broke, as a [`Retry`] says. The reader notices nothing, but for what
@@ -75,6 +84,7 @@ impl Resume {
 pub struct StreamRetries {
     retry: Retry,
     resume: Resume,
+    classify: Option<Arc<ClassOf>>,
     counted: Counted,
     duplicates: Counter,
 }
@@ -86,7 +96,19 @@ impl StreamRetries {
     /// If it is to remember 0 keys.
     pub fn new(retry: Retry, resume: Resume) -> Self {
         assert!(resume != Resume::Dedupe(0), "to remember no keys leaves nothing out");
-        StreamRetries { retry, resume, counted: Counted::default(), duplicates: Counter::default() }
+        let (counted, duplicates) = Default::default();
+        StreamRetries { retry, resume, classify: None, counted, duplicates }
+    }
+
+    /// Errors are of the class that this function says, instead of their own.
+    #[must_use]
+    pub fn classify(mut self, classify: impl Fn(&Error) -> Class + Send + Sync + 'static) -> Self {
+        self.classify = Some(Arc::new(classify));
+        self
+    }
+
+    fn class(&self, error: &Error) -> Class {
+        self.classify.as_ref().map_or_else(|| error.class(), |classify| classify(error))
     }
 }
 
@@ -102,6 +124,7 @@ impl StreamBehaviour for StreamRetries {
         StreamRetries {
             retry,
             resume,
+            classify: self.classify.clone(),
             counted: Counted::of(about),
             duplicates: stream_dropped(about, "duplicate"),
         }
@@ -117,7 +140,7 @@ impl StreamBehaviour for StreamRetries {
         let (left_out, behind) = (LeftOut::of(call), LeftOut::default());
         let detached = behind.beside(call);
         let call = &detached.call();
-        let mut spare = request.repeat();
+        let mut spare = self.resume.anew(&request);
         let mut request = Some(request);
         let (began, mut attempts) = (Instant::now(), None);
         let pipe = loop {
@@ -126,7 +149,7 @@ impl StreamBehaviour for StreamRetries {
                 Ok(pipe) => break pipe,
                 Err(error) => error,
             };
-            let class = error.class();
+            let class = self.class(&error);
             let Some(again) = &spare else {
                 if class.is_retryable() {
                     self.counted.unrepeatable();
@@ -137,7 +160,7 @@ impl StreamBehaviour for StreamRetries {
             match attempts.failed(&self.retry, class) {
                 Ok(delay) => {
                     self.counted.again(class);
-                    request = again.repeat();
+                    request = self.resume.anew(again);
                     sleep(delay).await;
                 }
                 Err(stop) => {
@@ -174,6 +197,9 @@ impl StreamBehaviour for StreamRetries {
     }
 }
 
+/// However much has come before and is left out, after so many items others have their turn.
+const LEFT_OUT_MAX: u32 = 1024;
+
 /// A flow that is opened anew when it breaks.
 pub struct Reopening<R: StreamRequest, N: StreamNext<R>> {
     /// What is asked again; `None` if that may not be.
@@ -191,142 +217,6 @@ enum State<F> {
     Opening(Opened<F>),
     Again(Pipe<F>),
     Over,
-}
-
-/// What came of the tries.
-struct Account {
-    rule: StreamRetries,
-    /// The tries since something new came; `None` if none has failed.
-    attempts: Option<Attempts>,
-    /// What makes the handler's position of what the reader has got; in the same way, of what came of the present try.
-    left_out: LeftOut,
-    behind: LeftOut,
-    /// The handler's position at which the present try began.
-    base: u64,
-    /// What came of the present try, failed items among it.
-    came: u64,
-    /// How much of the present try has come before, and is still to be left out.
-    skip: u64,
-    /// What the reader has got, failed items among it; of those, items; of those, items of the present try.
-    given: u64,
-    delivered: u64,
-    fresh: u64,
-    keys: Keys,
-}
-
-/// The keys that were delivered last.
-#[derive(Default)]
-struct Keys {
-    keys: HashSet<u64>,
-    order: VecDeque<u64>,
-}
-
-impl Keys {
-    /// False if it is there already.
-    fn add(&mut self, key: u64, keys_max: usize) -> bool {
-        if !self.keys.insert(key) {
-            return false;
-        }
-        self.order.push_back(key);
-        if self.order.len() > keys_max
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.keys.remove(&oldest);
-        }
-        true
-    }
-}
-
-impl Account {
-    /// Tells those around where the handler is. The difference may be less than nothing.
-    fn tell(&self) {
-        let position = (self.base + self.came).wrapping_add(self.behind.items());
-        self.left_out.set(position.wrapping_sub(self.given));
-    }
-
-    /// What comes next of the present try, if it goes to the reader.
-    #[inline]
-    fn gives<R: StreamRequest>(
-        &mut self,
-        item: Result<R::Item, StreamError>,
-    ) -> Option<Result<R::Item, StreamError>> {
-        self.came += 1;
-        let before = self.skip > 0;
-        self.skip -= u64::from(before);
-        let item = match item {
-            Ok(item) => item,
-            Err(_) if before => return None,
-            Err(error) => {
-                self.given += 1;
-                let position = self.base + error.position();
-                return Some(Err(error.at(position).delivered_in_all(self.delivered)));
-            }
-        };
-        let mut known = || match (self.rule.resume, R::key(&item)) {
-            (Resume::Dedupe(keys_max), Some(key)) => !self.keys.add(key, keys_max),
-            _ => false,
-        };
-        if before || known() {
-            self.rule.duplicates.add(1);
-            return None;
-        }
-        if self.fresh == 0 {
-            self.succeeded();
-        }
-        self.fresh += 1;
-        self.delivered += 1;
-        self.given += 1;
-        Some(Ok(item))
-    }
-
-    /// The present try has brought something.
-    fn succeeded(&mut self) {
-        self.rule.retry.succeeded();
-        if let Some(attempts) = &self.attempts {
-            self.rule.counted.saved(attempts.elapsed());
-        }
-        if self.rule.resume != Resume::Restart {
-            self.attempts = None;
-        }
-    }
-
-    /// Begins another try after an error at this position of the handler, at its delay, or says that there is none.
-    fn again<R: StreamRequest>(
-        &mut self,
-        request: Option<&R>,
-        broken: &Error,
-        position: u64,
-    ) -> Option<(R, Duration)> {
-        let StreamRetries { retry, resume, counted, .. } = &self.rule;
-        let (resume, class) = (*resume, broken.class());
-        let goes_on = resume == Resume::Position && position > 0;
-        let again = match resume {
-            Resume::Never if self.given > 0 => return None,
-            _ if goes_on => request.and_then(|request| request.resume(position)),
-            _ => request.and_then(R::repeat),
-        };
-        let Some(again) = again else {
-            if class.is_retryable() {
-                counted.unrepeatable();
-            }
-            return None;
-        };
-        let attempts = self.attempts.get_or_insert_with(|| retry.attempts(None));
-        match attempts.failed(retry, class) {
-            Ok(delay) => {
-                counted.again(class);
-                (self.fresh, self.came) = (0, 0);
-                self.behind.set(0);
-                self.base = if goes_on { position } else { 0 };
-                self.skip = if resume == Resume::Skip { self.given } else { 0 };
-                Some((again, delay))
-            }
-            Err(stop) => {
-                counted.given_up(stop);
-                None
-            }
-        }
-    }
 }
 
 impl<R: StreamRequest, N: StreamNext<R>> Flow for Reopening<R, N> {
@@ -352,7 +242,11 @@ impl<R: StreamRequest, N: StreamNext<R>> Reopening<R, N> {
         S: FnMut(Result<R::Item, StreamError>, ()) -> ControlFlow<()>,
     {
         let Reopening { request, next, call, state, account } = self;
+        let (mut room, mut left_out) = (max, 0);
         loop {
+            if room == 0 {
+                return Poll::Ready(Step::More);
+            }
             let broken = match state {
                 State::Over => return Poll::Ready(Step::End),
                 State::First(flow) => {
@@ -363,7 +257,10 @@ impl<R: StreamRequest, N: StreamNext<R>> Reopening<R, N> {
                             ControlFlow::Break(())
                         }
                         item => match account.gives::<R>(item) {
-                            Some(item) => sink(item, ()),
+                            Some(item) => {
+                                room -= 1;
+                                sink(item, ())
+                            }
                             None => ControlFlow::Continue(()),
                         },
                     });
@@ -379,18 +276,27 @@ impl<R: StreamRequest, N: StreamNext<R>> Reopening<R, N> {
                     Poll::Ready(Err(error)) => StreamError::new(error, 0, true),
                 },
                 State::Again(pipe) => {
-                    let mut room = max;
-                    loop {
-                        let item = match Pin::new(&mut *pipe).poll_next(cx) {
-                            Poll::Pending => return Poll::Pending,
-                            Poll::Ready(None) => return Poll::Ready(Step::End),
-                            Poll::Ready(Some(Err(error))) if error.is_last() => break error,
-                            Poll::Ready(Some(item)) => account.gives::<R>(item),
-                        };
-                        let Some(item) = item else { continue };
-                        room -= 1;
-                        if sink(item, ()).is_break() || room == 0 {
-                            return Poll::Ready(Step::More);
+                    let item = match Pin::new(pipe).poll_next(cx) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(None) => return Poll::Ready(Step::End),
+                        Poll::Ready(Some(item)) => item,
+                    };
+                    match item {
+                        Err(error) if error.is_last() => error,
+                        item => {
+                            match account.gives::<R>(item) {
+                                Some(item) => {
+                                    room -= 1;
+                                    if sink(item, ()).is_break() {
+                                        return Poll::Ready(Step::More);
+                                    }
+                                }
+                                None => left_out += 1,
+                            }
+                            if left_out == LEFT_OUT_MAX {
+                                return Poll::Ready(Step::More);
+                            }
+                            continue;
                         }
                     }
                 }

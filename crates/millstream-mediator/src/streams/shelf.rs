@@ -9,6 +9,7 @@ use millstream_resilience::later;
 use tokio::time::Instant;
 
 use super::backpressure::{Pressure, Strategy};
+use super::waiting::Waiting;
 use crate::behaviours::Reserved;
 use crate::stream::StreamError;
 
@@ -18,16 +19,31 @@ pub(crate) struct Marks {
     pub(crate) capacity: usize,
     pub(crate) high: usize,
     pub(crate) low: usize,
+    /// The same in bytes; the most there are if they do not matter.
+    pub(crate) bytes_max: usize,
+    pub(crate) bytes_high: usize,
+    pub(crate) bytes_low: usize,
+}
+
+impl Marks {
+    /// Whether it is bounded in bytes, too.
+    fn counts_bytes(&self) -> bool {
+        self.bytes_max < usize::MAX
+    }
 }
 
 /// Items on their way, under a lock that both sides take once a chunk.
 pub(crate) struct Shelf<T>(Mutex<State<T>>);
 
 pub(crate) struct State<T> {
-    items: VecDeque<Result<T, StreamError>>,
+    items: Waiting<T>,
     /// Since when it is under pressure.
     pub(crate) pressed: Option<Instant>,
     pub(crate) dropped: u64,
+    /// How long it was under pressure before.
+    pressed_before: Duration,
+    /// Items that the reader has taken.
+    delivered: u64,
     /// Items that were taken since the pressure began, and let in since then: what throttling goes by.
     taken: u64,
     entered: u64,
@@ -35,6 +51,8 @@ pub(crate) struct State<T> {
     sampled: u64,
     /// The pressure has lasted so long that another strategy is in force.
     fell_back: bool,
+    /// Nobody reads any more: no pressure begins.
+    over: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
     writer_gone: bool,
@@ -53,15 +71,18 @@ pub(crate) enum Room {
 }
 
 impl<T> Shelf<T> {
-    pub(crate) fn new(reserved: Option<Reserved>) -> Self {
+    pub(crate) fn new(items: Waiting<T>, reserved: Option<Reserved>) -> Self {
         Shelf(Mutex::new(State {
-            items: VecDeque::new(),
+            items,
             pressed: None,
             dropped: 0,
+            pressed_before: Duration::ZERO,
+            delivered: 0,
             taken: 0,
             entered: 0,
             sampled: 0,
             fell_back: false,
+            over: false,
             reader: None,
             writer: None,
             writer_gone: false,
@@ -85,18 +106,34 @@ impl<T> Shelf<T> {
         }
     }
 
-    /// Puts items on the shelf, by the strategy; wakes the reader.
-    pub(crate) fn put(&self, chunk: &mut Vec<Result<T, StreamError>>, marks: &Marks, strategy: &Strategy) {
+    /// Ready when it is down to the low mark. Registers the writer if it is not.
+    pub(crate) fn poll_low(&self, cx: &mut Context<'_>, marks: &Marks) -> Poll<()> {
+        let mut state = self.state();
+        if state.is_low(marks) {
+            return Poll::Ready(());
+        }
+        state.writer = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Puts items on the shelf, by the strategy; wakes the reader. What it gives back are items that are dropped, to be counted first:
+    /// a user's `Drop` may do anything.
+    #[must_use]
+    pub(crate) fn put(
+        &self,
+        chunk: &mut Vec<Result<T, StreamError>>,
+        marks: &Marks,
+        strategy: &Strategy,
+    ) -> Vec<Result<T, StreamError>> {
         let mut shed = Vec::new();
         let mut state = self.state();
         for item in chunk.drain(..) {
             // What tells the end is never dropped.
             let last = item.as_ref().is_err_and(StreamError::is_last);
-            if last || state.lets_in(marks, strategy, &mut shed) {
+            if last {
                 state.items.push_back(item);
-                state.entered += 1;
             } else {
-                shed.push(item);
+                state.enter(item, marks, strategy, &mut shed);
             }
         }
         state.dropped += shed.len() as u64;
@@ -106,7 +143,7 @@ impl<T> Shelf<T> {
         if let Some(reader) = reader {
             reader.wake();
         }
-        drop(shed); // with the lock free: a user's `Drop` may do anything
+        shed
     }
 
     /// Takes up to `max` items. `None` at the end. `strategies` are the first one, and what it falls back to.
@@ -127,14 +164,15 @@ impl<T> Shelf<T> {
             return Poll::Pending;
         }
         let count = state.items.len().min(max);
-        into.extend(state.items.drain(..count));
+        state.items.take(count, into);
         state.taken += count as u64;
+        state.delivered += count as u64;
         state.hold();
         // Not for every item: an eighth of the buffer is worth a wake-up.
-        let enough = (marks.capacity / 8).clamp(1, CHUNK);
+        let enough = if marks.counts_bytes() { 1 } else { (marks.capacity / 8).clamp(1, CHUNK) };
         let strategy = strategies[usize::from(state.fell_back)];
         let wakes = matches!(state.room(marks, &strategy), Room::Items(room) if room >= enough)
-            || state.items.len() <= marks.low;
+            || state.is_low(marks);
         let writer = if wakes { state.writer.take() } else { None };
         drop(state);
         if let Some(writer) = writer {
@@ -158,23 +196,63 @@ impl<T> Shelf<T> {
 impl<T> State<T> {
     /// Begins or ends the pressure. True if that changed.
     pub(crate) fn press(&mut self, marks: &Marks, triggered: bool) -> bool {
-        let len = self.items.len();
         match self.pressed {
-            None if len >= marks.high || triggered => {
+            None if self.over => false,
+            None if self.is_high(marks) || triggered => {
                 (self.pressed, self.taken, self.entered, self.sampled) = (Some(Instant::now()), 0, 0, 0);
                 true
             }
-            Some(_) if len <= marks.low && !triggered => {
-                (self.pressed, self.fell_back) = (None, false);
+            Some(_) if self.is_low(marks) && !triggered => {
+                self.relieve();
+                self.fell_back = false;
                 true
             }
             _ => false,
         }
     }
 
+    /// The reader has all that it will have, and ends the pressure. True if there was any.
+    pub(crate) fn leave(&mut self) -> bool {
+        self.over = true;
+        self.relieve()
+    }
+
+    /// Ends the pressure, if there is any.
+    fn relieve(&mut self) -> bool {
+        let since = self.pressed.take();
+        self.pressed_before += since.map_or(Duration::ZERO, |since| since.elapsed());
+        since.is_some()
+    }
+
+    /// Whether the reader has left.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    fn is_high(&self, marks: &Marks) -> bool {
+        self.items.len() >= marks.high || marks.counts_bytes() && self.items.bytes() >= marks.bytes_high
+    }
+
+    fn is_low(&self, marks: &Marks) -> bool {
+        self.items.len() <= marks.low && (!marks.counts_bytes() || self.items.bytes() <= marks.bytes_low)
+    }
+
+    /// Items that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
     pub(crate) fn pressure(&self, capacity: usize) -> Pressure {
         let lasting = self.pressed.map_or(Duration::ZERO, |since| since.elapsed());
-        Pressure { len: self.items.len(), capacity, dropped: self.dropped, lasting }
+        Pressure {
+            len: self.items.len(),
+            capacity,
+            bytes: self.items.bytes(),
+            dropped: self.dropped,
+            delivered: self.delivered,
+            lasting,
+            total: self.pressed_before + lasting,
+        }
     }
 
     /// Whether another strategy was in force already; from now on it is.
@@ -190,7 +268,7 @@ impl<T> State<T> {
     fn room(&self, marks: &Marks, strategy: &Strategy) -> Room {
         let free = marks.capacity.saturating_sub(self.items.len());
         // Down at the low mark one item passes whatever a trigger says, so that it is asked again.
-        let least = usize::from(self.items.len() <= marks.low);
+        let least = usize::from(self.is_low(marks));
         let room = match strategy {
             Strategy::Buffer => free,
             Strategy::Block if self.pressed.is_some() => least,
@@ -201,40 +279,82 @@ impl<T> State<T> {
                 ((self.taken * 9 / 10).saturating_sub(self.entered) as usize).max(least).min(free)
             }
             Strategy::Throttle => free,
-            Strategy::DropOldest | Strategy::DropNewest | Strategy::Sample(_) => usize::MAX,
+            _ => usize::MAX,
+        };
+        // How large the next item is, nobody knows: one at a time, as long as there is room for any.
+        let room = match strategy {
+            _ if !strategy.waits() || !marks.counts_bytes() => room,
+            Strategy::Block if self.items.bytes() >= marks.bytes_high => room.min(least),
+            _ if self.items.bytes() >= marks.bytes_max => 0,
+            _ => room.min(1),
         };
         if room == 0 { Room::None } else { Room::Items(room) }
     }
 
-    fn lets_in(
+    /// Lets an item in, or not, by the strategy; `shed` is what is dropped for it.
+    fn enter(
         &mut self,
+        mut item: Result<T, StreamError>,
         marks: &Marks,
         strategy: &Strategy,
         shed: &mut Vec<Result<T, StreamError>>,
-    ) -> bool {
-        let full = self.items.len() >= marks.capacity;
-        match strategy {
+    ) {
+        let full = |items: &Waiting<T>, item: &_| {
+            items.len() >= marks.capacity
+                || marks.counts_bytes()
+                    && !items.is_empty()
+                    && items.bytes().saturating_add(items.size(item)) > marks.bytes_max
+        };
+        let thin = self.pressed.is_some() || self.is_high(marks);
+        let lets_in = match strategy {
             Strategy::Buffer | Strategy::Block | Strategy::Throttle => true,
-            Strategy::DropOldest => {
-                if full {
-                    shed.extend(self.items.pop_front());
+            Strategy::DropNewest => !full(&self.items, &item),
+            Strategy::DropOldest | Strategy::Latest => {
+                if thin && *strategy == Strategy::Latest {
+                    match self.items.replace(item) {
+                        Ok(older) => {
+                            shed.push(older);
+                            return;
+                        }
+                        Err(other) => item = other,
+                    }
+                }
+                while full(&self.items, &item)
+                    && let Some(oldest) = self.items.pop_front()
+                {
+                    shed.push(oldest);
                 }
                 true
             }
-            Strategy::DropNewest => !full,
+            Strategy::DropLowest => {
+                while full(&self.items, &item)
+                    && let Some(lower) = self.items.take_lower(&item)
+                {
+                    shed.push(lower);
+                }
+                !full(&self.items, &item)
+            }
             Strategy::Sample(one_in) => {
-                let thin = self.pressed.is_some() || self.items.len() >= marks.high;
                 let turn = !thin || self.sampled % *one_in == 0;
                 self.sampled += u64::from(thin);
-                turn && !full
+                turn && !full(&self.items, &item)
             }
+            Strategy::SampleRandom(one_in) => {
+                (!thin || fastrand::u64(..one_in.get()) == 0) && !full(&self.items, &item)
+            }
+        };
+        if lets_in {
+            self.items.push_back(item);
+            self.entered += 1;
+        } else {
+            shed.push(item);
         }
     }
 
     /// Says how much memory waits.
     fn hold(&mut self) {
         if let Some(reserved) = &mut self.reserved {
-            reserved.set((self.items.len() * size_of::<Result<T, StreamError>>()) as u64);
+            reserved.set(self.items.bytes() as u64);
         }
     }
 }

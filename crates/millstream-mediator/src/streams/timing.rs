@@ -1,7 +1,7 @@
 //! How fast streams flow.
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_flow::Pipe;
@@ -11,15 +11,20 @@ use tokio::time::{Instant, sleep_until};
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, StreamRequest};
-use crate::metrics::{Counter, Gauge, Histogram, MetricKind};
+use crate::metrics::{Counter, Histogram, MetricKind, nanoseconds};
 use crate::stream::progress::{Ended, Progress, Task, Watch, Watched, per_second};
 use crate::stream::{StreamBehaviour, StreamNext};
+
+mod window;
+
+use window::Window;
 
 /// Counts streams, items and how they end, and shows throughput and latency of each interval; warns by the clock, whether
 /// items come or not, of a first item that is late, a throughput that is low, and a stream that takes too long.
 ///
-/// Throughput and latency are those of all open streams of a type together; the latency is the mean time that an item was
-/// waited for.
+/// Throughput and latency are those of all open streams of a type together, in the last interval, and 0 once an interval has passed
+/// without any; the latency is the mean time that an item was waited for. The last stream to end shows what there was of its
+/// interval, so that streams that are shorter are seen, too. Time before a stream's first item is asked for is nobody's.
 ///
 /// ```
 /// use millstream_mediator::{Mediator, StreamTiming};
@@ -29,7 +34,8 @@ use crate::stream::{StreamBehaviour, StreamNext};
 ///     .first_item(Duration::from_secs(5))
 ///     .throughput(10.0)
 ///     .interval(Duration::from_secs(30))
-///     .total(Duration::from_secs(300));
+///     .total(Duration::from_secs(300))
+///     .item_bounds(&[Duration::from_millis(1), Duration::from_millis(10), Duration::from_secs(1)]);
 /// let builder = Mediator::builder().stream_behaviour(timing);
 /// # let _ = builder;
 /// ```
@@ -39,6 +45,8 @@ pub struct StreamTiming {
     throughput: Option<f64>,
     interval: Duration,
     total: Option<Duration>,
+    bounds: Arc<[Duration]>,
+    item_bounds: Arc<[Duration]>,
     stats: Option<Arc<Stats>>,
 }
 
@@ -51,12 +59,10 @@ struct Stats {
     cancelled: Counter,
     /// Nanoseconds of waiting for items.
     waited: Counter,
-    /// Where the present interval of all streams of the type began: with how many items, and how much waiting.
-    window: Mutex<(Instant, u64, u64)>,
-    throughput: Gauge,
-    latency: Gauge,
+    window: Window,
     durations: Histogram,
     first_items: Histogram,
+    waits: Histogram,
     warnings: [Counter; 3],
 }
 
@@ -70,11 +76,13 @@ impl StreamTiming {
             throughput: None,
             interval: Duration::from_secs(10),
             total: None,
+            bounds: Arc::new(Histogram::LONG_BOUNDS),
+            item_bounds: Arc::new(Histogram::BOUNDS),
             stats: None,
         }
     }
 
-    /// Warns if the first item takes longer.
+    /// Warns if the first item takes longer, from when somebody asks for it.
     #[must_use]
     pub fn first_item(mut self, within: Duration) -> Self {
         self.first_item = Some(within);
@@ -105,6 +113,32 @@ impl StreamTiming {
         self.total = Some(within);
         self
     }
+
+    /// The bounds of the histogram of whole streams; [`Histogram::LONG_BOUNDS`] if they are not said.
+    ///
+    /// # Panics
+    /// If they do not ascend.
+    #[must_use]
+    pub fn bounds(mut self, bounds: &[Duration]) -> Self {
+        self.bounds = ascending(bounds);
+        self
+    }
+
+    /// The bounds of the histograms of first items, and of how long each item is waited for; [`Histogram::BOUNDS`] if they are
+    /// not said.
+    ///
+    /// # Panics
+    /// If they do not ascend.
+    #[must_use]
+    pub fn item_bounds(mut self, bounds: &[Duration]) -> Self {
+        self.item_bounds = ascending(bounds);
+        self
+    }
+}
+
+fn ascending(bounds: &[Duration]) -> Arc<[Duration]> {
+    assert!(bounds.is_sorted_by(|a, b| a < b), "the bounds of a histogram ascend");
+    bounds.into()
 }
 
 impl Default for StreamTiming {
@@ -118,7 +152,12 @@ pub struct Timer {
     stats: Option<Arc<Stats>>,
     counted: u64,
     waited: Duration,
+    /// Items that nobody waited for, and that the histogram has not counted yet.
+    ready: u64,
 }
+
+/// Items that were there at once are counted so many together: one by one they would cost more than they do.
+const READY_MAX: u64 = 1024;
 
 impl Watch for Timer {
     fn passed(&mut self, progress: &Progress) {
@@ -126,13 +165,23 @@ impl Watch for Timer {
         let items = progress.items();
         if items > self.counted {
             if self.counted == 0 {
-                stats.first_items.observe(progress.elapsed());
+                stats.first_items.observe(progress.asked().map_or(Duration::ZERO, |asked| asked.elapsed()));
             }
             stats.items.add(items - self.counted);
+            self.ready += items - self.counted;
             self.counted = items;
             let waited = progress.waited();
-            stats.waited.add(u64::try_from((waited - self.waited).as_nanos()).unwrap_or(u64::MAX));
-            self.waited = waited;
+            let wait = waited.saturating_sub(self.waited);
+            if !wait.is_zero() {
+                // The first of them was waited for; the others came with it.
+                stats.waited.add(nanoseconds(wait));
+                stats.waits.observe(wait);
+                self.ready -= 1;
+                self.waited = waited;
+            }
+            if self.ready >= READY_MAX {
+                stats.waits.observe_many(Duration::ZERO, std::mem::take(&mut self.ready));
+            }
         }
     }
 
@@ -144,44 +193,12 @@ impl Watch for Timer {
             Ended::Dropped => stats.cancelled.add(1),
         }
         stats.durations.observe(progress.elapsed());
-        // A stream that was shorter than an interval shows all of itself.
-        if progress.items() > 0 && stats.throughput.value() == 0.0 {
-            stats.show(Duration::ZERO);
-        }
+        stats.waits.observe_many(Duration::ZERO, std::mem::take(&mut self.ready));
+        stats.window.end();
     }
 }
 
 impl Stats {
-    /// Shows the present interval, if it has lasted so long, and begins the next.
-    fn show(&self, least: Duration) {
-        let mut window = self.window.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (since, items, waited) = *window;
-        let now = Instant::now();
-        if now - since < least {
-            return;
-        }
-        *window = (now, self.items.value(), self.waited.value());
-        let (items, waited) = (window.1 - items, window.2 - waited);
-        self.throughput.set(per_second(items, now - since));
-        self.latency.set(waited as f64 / 1e6 / items.max(1) as f64);
-    }
-
-    /// Streams that are open.
-    fn open(&self) -> u64 {
-        let failed: u64 = self.failed.iter().map(Counter::value).sum();
-        self.opened.value().saturating_sub(self.ok.value() + failed + self.cancelled.value())
-    }
-
-    /// Another one opens.
-    fn begin(&self) {
-        if self.open() == 0 {
-            // The time without any is nobody's.
-            let mut window = self.window.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            *window = (Instant::now(), self.items.value(), self.waited.value());
-        }
-        self.opened.add(1);
-    }
-
     fn warn(&self, about: &About, which: usize, progress: &Progress, limit: impl std::fmt::Debug) {
         self.warnings[which].add(1);
         let (items, elapsed) = (progress.items(), progress.elapsed());
@@ -194,29 +211,30 @@ impl StreamTiming {
     /// Looks at a stream by the clock until it ends.
     async fn watch(self, stats: Arc<Stats>, about: Arc<About>, progress: Arc<Progress>) {
         let opened = progress.opened();
-        let (mut first, mut total) = (self.first_item, self.total);
+        // When to look for the first item, or whether somebody asks for it by now.
+        let mut first = self.first_item.map(|limit| later(opened, limit));
+        let mut total = self.total;
         let (mut items, mut looked, mut next) = (0, opened, later(opened, self.interval));
         loop {
-            let due = [
-                Some(next),
-                first.map(|first| later(opened, first)),
-                total.map(|total| later(opened, total)),
-            ];
+            let due = [Some(next), first, total.map(|total| later(opened, total))];
             sleep_until(due.into_iter().flatten().min().unwrap_or(next)).await;
             let now = Instant::now();
             if progress.items() > 0 {
                 first = None;
             }
-            if let Some(limit) = first.filter(|first| *first <= now - opened) {
-                first = None;
-                stats.warn(&about, 0, &progress, limit);
+            if let (Some(_), Some(limit)) = (first.filter(|first| *first <= now), self.first_item) {
+                let due = later(progress.asked().unwrap_or(now), limit);
+                first = Some(due).filter(|due| *due > now);
+                if first.is_none() {
+                    stats.warn(&about, 0, &progress, limit);
+                }
             }
             if let Some(limit) = total.filter(|total| *total <= now - opened) {
                 total = None;
                 stats.warn(&about, 2, &progress, limit);
             }
             if next <= now {
-                stats.show(self.interval);
+                stats.window.look();
                 let count = progress.items();
                 let rate = per_second(count - items, now - looked);
                 if let Some(limit) = self.throughput.filter(|limit| rate < *limit && progress.is_waiting()) {
@@ -260,44 +278,40 @@ impl StreamBehaviour for StreamTiming {
                 &[("type", about.label()), ("warning", warning)],
             )
         };
-        let histogram = |name, help| metrics.histogram(name, help, &labels, &Histogram::BOUNDS);
+        let histogram = |name, help, bounds| metrics.histogram(name, help, &labels, bounds);
+        let items =
+            metrics.counter("mediator_stream_items_total", "Items that streams have delivered.", &labels);
+        let waited = Counter::default();
         let stats = Arc::new(Stats {
             opened: metrics.counter("mediator_streams_opened_total", "Streams that were opened.", &labels),
-            items: metrics.counter(
-                "mediator_stream_items_total",
-                "Items that streams have delivered.",
-                &labels,
-            ),
             ok: count("ok"),
             failed: ErrorKind::WORDS.map(count),
             cancelled: count("cancelled"),
-            waited: Counter::default(),
-            window: Mutex::new((Instant::now(), 0, 0)),
-            throughput: metrics.gauge(
-                "mediator_stream_throughput",
-                "Items a second, in the last interval.",
-                &labels,
-            ),
-            latency: metrics.gauge(
-                "mediator_stream_latency",
-                "Milliseconds that an item was waited for, on average in the last interval.",
-                &labels,
-            ),
-            durations: histogram("mediator_stream_duration_seconds", "How long streams flow."),
+            window: Window::new(self.interval, items.clone(), waited.clone()),
+            items,
+            waited,
+            durations: histogram("mediator_stream_duration_seconds", "How long streams flow.", &self.bounds),
             first_items: histogram(
                 "mediator_stream_first_item_seconds",
                 "How long the first item of a stream takes.",
+                &self.item_bounds,
+            ),
+            waits: histogram(
+                "mediator_stream_item_wait_seconds",
+                "How long each item of a stream was waited for.",
+                &self.item_bounds,
             ),
             warnings: WARNINGS.map(warn),
         });
-        let read = stats.clone();
-        metrics.read(
-            "mediator_active_streams",
-            "Streams that are open.",
-            MetricKind::Gauge,
-            &labels,
-            move || read.open() as f64,
-        );
+        let show = |name, help, read: fn(&Window) -> f64| {
+            let stats = stats.clone();
+            metrics.read(name, help, MetricKind::Gauge, &labels, move || read(&stats.window));
+        };
+        show("mediator_active_streams", "Streams that are open.", |window| window.open() as f64);
+        let help = "Items a second, in the last interval.";
+        show("mediator_stream_throughput", help, |window| window.shown().throughput);
+        let help = "Milliseconds that an item was waited for, on average in the last interval.";
+        show("mediator_stream_latency", help, |window| window.shown().latency);
         StreamTiming { stats: Some(stats), ..self.clone() }
     }
 
@@ -310,10 +324,11 @@ impl StreamBehaviour for StreamTiming {
         let pipe = next.open(call, request).await?;
         let progress = Progress::new();
         let task = self.stats.clone().map(|stats| {
-            stats.begin();
+            stats.opened.add(1);
+            stats.window.begin();
             Task::spawn(self.clone().watch(stats, call.about().clone(), progress.clone()))
         });
-        let timer = Timer { stats: self.stats.clone(), counted: 0, waited: Duration::ZERO };
+        let timer = Timer { stats: self.stats.clone(), counted: 0, waited: Duration::ZERO, ready: 0 };
         Ok(pipe.via("timing", |flow| Watched::new(flow, progress, timer, task)))
     }
 }

@@ -96,6 +96,53 @@ async fn calls_by_name_bring_along_what_their_caller_gives() {
     }
 }
 
+#[tokio::test]
+async fn items_that_cannot_be_written_have_the_handlers_position_and_were_not_delivered() {
+    use millstream_mediator::{ItemErrors, StreamOptions};
+    struct Item(u32);
+    impl Serialize for Item {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            match self.0 {
+                2 => Err(serde::ser::Error::custom("not two")),
+                5 => panic!("not five"),
+                n => serializer.serialize_u32(n),
+            }
+        }
+    }
+    #[derive(Deserialize)]
+    struct Items(u32);
+    impl StreamRequest for Items {
+        type Item = Item;
+    }
+    let mediator = |errors| {
+        Mediator::builder()
+            .stream_options::<Items>(StreamOptions::new().item_errors(errors))
+            .stream(async |Items(to)| {
+                let items = Pipe::from_iter(0..to);
+                Ok::<_, Error>(
+                    items.map(|n| if n % 3 == 1 { Err(BoxError::from("bad")) } else { Ok(Item(n)) }),
+                )
+            })
+            .json_stream::<Items>()
+            .build()
+            .unwrap()
+    };
+    for (errors, failed) in [
+        (ItemErrors::skip(), &[(2, 1, false), (5, 2, true)][..]),
+        (ItemErrors::pass(), &[(1, 1, false), (2, 1, false), (4, 2, false), (5, 2, true)]),
+    ] {
+        let stream = mediator(errors).stream_json("Items", json!(9)).await.unwrap();
+        let (items, _) = stream.collect().await.unwrap();
+        let (good, bad): (Vec<_>, Vec<_>) = items.into_iter().partition(Result::is_ok);
+        assert_eq!(good.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [json!(0), json!(3)]);
+        let bad: Vec<_> = bad.into_iter().map(Result::unwrap_err).collect();
+        let seen: Vec<_> =
+            bad.iter().map(|error| (error.position(), error.delivered(), error.is_last())).collect();
+        assert_eq!(seen, failed);
+        assert_eq!(bad.last().unwrap().error().kind(), &ErrorKind::Panicked);
+    }
+}
+
 #[test]
 fn what_is_opened_to_json_has_a_handler() {
     let error =

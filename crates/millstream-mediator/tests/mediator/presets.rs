@@ -1,3 +1,6 @@
+mod attempts;
+mod packages;
+mod profiles;
 mod streams;
 
 use std::sync::Arc;
@@ -15,6 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::Ask;
 use crate::streams::Count;
+use crate::support::number;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -39,7 +43,7 @@ fn every_preset_prints_what_it_sets() {
             "Database: breaker opens at 40% failures of at least 5 in 60s; open 45s each time, then 2 probes",
             "ExternalApi: breaker opens at 60% failures of at least 8 in 180s; open 60s each time, then 3 probes",
             "MemoryConstrained: 256 MiB, short from 70% to 50% or above 5 MiB/s, probed each 15 s",
-            "HighPerformance: 1024 MiB, short from 90% to 80% or above 50 MiB/s, probed each 60 s",
+            "HighPerformance: 1024 MiB, short from 90% to 80% or above 50 MiB/s, probed each 10 s",
             "Balanced: 512 MiB, short from 80% to 60% or above 10 MiB/s, probed each 30 s",
             "Development: 2048 MiB, short from 90% to 80% or above 100 MiB/s, probed each 10 s",
             "NoDataLoss: backpressure throttle 50000 90%/30%",
@@ -147,7 +151,7 @@ async fn breaker_presets_open_close_and_probe_at_their_numbers() {
 async fn resource_presets_shed_at_their_marks_and_rates() {
     for (preset, mib, high, low, growth, every) in [
         (ResourcePreset::MemoryConstrained, 256u64, 0.7, 0.5, 5, 15),
-        (ResourcePreset::HighPerformance, 1024, 0.9, 0.8, 50, 60),
+        (ResourcePreset::HighPerformance, 1024, 0.9, 0.8, 50, 10),
         (ResourcePreset::Balanced, 512, 0.8, 0.6, 10, 30),
         (ResourcePreset::Development, 2048, 0.9, 0.8, 100, 10),
     ] {
@@ -168,13 +172,13 @@ async fn resource_presets_shed_at_their_marks_and_rates() {
             // Growth alone, from nothing, so that the marks are not reached.
             used.store(0, Ordering::SeqCst);
             sleep(every * SECOND).await;
-            probed.is_short();
+            assert!(!probed.is_short(), "{preset}");
             let grown = (mib_per_second * u64::from(every)) << 20;
-            if grown >= bytes(low) {
-                continue; // of this preset the marks come first
-            }
+            assert!(grown < bytes(high), "{preset}: the rate tells before the mark");
             used.store(grown, Ordering::SeqCst);
-            sleep(every * SECOND).await;
+            sleep(every * SECOND - SECOND / 10).await;
+            assert!(!probed.is_short(), "{preset}: it is not asked before it is due");
+            sleep(SECOND / 10).await;
             assert_eq!(probed.is_short(), short, "{preset}: {mib_per_second} MiB/s");
         }
     }

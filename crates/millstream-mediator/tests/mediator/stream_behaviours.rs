@@ -6,6 +6,7 @@ mod limits;
 mod options;
 mod pressure;
 mod seen;
+mod shedding;
 
 use std::any::Any;
 use std::num::NonZeroU64;
@@ -18,12 +19,12 @@ use futures_util::stream;
 use millstream_flow::flows::BoxFlow;
 use millstream_flow::{BoxError, Pipe};
 use millstream_mediator::{
-    Backpressure, Call, Error, ErrorKind, Health, HealthBoard, ItemErrors, Mediator, Memory, PressureEvent,
-    Resume, Scope, Severity, Strategy, StreamAdmission, StreamBehaviour, StreamBreaker, StreamBulkhead,
-    StreamError, StreamHealth, StreamIntercept, StreamInterceptor, StreamLogging, StreamOptions,
-    StreamRateLimit, StreamRequest, StreamRetries, StreamTimeout, StreamTiming, Streaming,
+    Backpressure, Call, Context, Error, ErrorKind, Health, HealthBoard, ItemErrors, Mediator, Memory,
+    PressureEvent, Resume, Scope, Severity, Strategy, StreamAdmission, StreamBehaviour, StreamBreaker,
+    StreamBulkhead, StreamError, StreamHealth, StreamIntercept, StreamInterceptor, StreamLogging,
+    StreamOptions, StreamRateLimit, StreamRequest, StreamRetries, StreamTimeout, StreamTiming, Streaming,
 };
-use millstream_resilience::{Backoff, BreakerSettings, Class, Classified, Retry};
+use millstream_resilience::{Backoff, BreakerSettings, CircuitBreaker, Class, Classified, Retry};
 use tokio::time::{Instant, sleep};
 
 use crate::streams::Count;

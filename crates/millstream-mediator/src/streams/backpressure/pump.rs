@@ -1,14 +1,14 @@
 //! The task between a handler and its buffer.
 
 use std::any::Any;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
 use millstream_flow::{BoxError, Panicked, Step};
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
 
 use super::{Backpressure, Pressure, PressureEvent, Strategy};
 use crate::error::{Error, ErrorKind};
@@ -17,6 +17,8 @@ use crate::message::About;
 use crate::stream::progress::Task;
 use crate::stream::{ItemFlow, StreamError};
 use crate::streams::shelf::{CHUNK, Shelf};
+
+type TellShed<T> = Box<dyn FnMut(&[Result<T, StreamError>]) + Send>;
 
 /// The handler's side of the buffer.
 pub(super) struct Pump<T, F> {
@@ -27,8 +29,10 @@ pub(super) struct Pump<T, F> {
     chunk: Vec<Result<T, StreamError>>,
     /// Items that have come out of the flow.
     position: u64,
-    /// Dropped items that the metrics know of.
-    told: u64,
+    /// Looks at items that are dropped.
+    tell_dropped: Option<TellShed<T>>,
+    /// Under pressure and above the low mark: the reader may end it.
+    above: bool,
     /// The reader has been told how it ended, or need not be.
     ended: bool,
 }
@@ -36,8 +40,32 @@ pub(super) struct Pump<T, F> {
 impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
     /// Begins to fill the shelf.
     pub(super) fn spawn(flow: F, shelf: Arc<Shelf<T>>, rule: Backpressure, about: Arc<About>) -> Task {
-        let mut pump =
-            Pump { flow, shelf, rule, about, chunk: Vec::new(), position: 0, told: 0, ended: false };
+        let tell_dropped = rule.tell_dropped.clone().map(|(one_in, tell)| {
+            let (about, mut count) = (about.clone(), 0u64);
+            let tell_shed: TellShed<T> = Box::new(move |shed| {
+                for item in shed {
+                    if count.is_multiple_of(one_in) {
+                        match item {
+                            Ok(item) => tell(&about, item),
+                            Err(error) => tell(&about, error),
+                        }
+                    }
+                    count += 1;
+                }
+            });
+            tell_shed
+        });
+        let mut pump = Pump {
+            flow,
+            shelf,
+            rule,
+            about,
+            chunk: Vec::new(),
+            position: 0,
+            tell_dropped,
+            above: false,
+            ended: false,
+        };
         Task::spawn(async move {
             let ended = { Catching(pin!(pump.run())).await };
             pump.end(ended);
@@ -59,8 +87,21 @@ impl<T, F> Pump<T, F> {
         self.ended = true;
         let error = Error::new(&self.about, kind).because(cause);
         self.chunk.push(Err(StreamError::new(error, self.position, true)));
-        let Backpressure { marks, strategy, .. } = &self.rule;
-        self.shelf.put(&mut self.chunk, marks, strategy);
+        self.put(self.rule.strategy);
+    }
+
+    /// Hands on what there is, and counts what is dropped of it at once: the task may end at its next await.
+    fn put(&mut self, strategy: Strategy) {
+        if self.chunk.is_empty() {
+            return;
+        }
+        let shed = self.shelf.put(&mut self.chunk, &self.rule.marks, &strategy);
+        if let Some(stats) = self.rule.stats.as_ref().filter(|_| !shed.is_empty()) {
+            stats.dropped.add(shed.len() as u64);
+        }
+        if let Some(tell) = &mut self.tell_dropped {
+            tell(&shed);
+        }
     }
 }
 
@@ -78,16 +119,32 @@ impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
     async fn run(&mut self) {
         loop {
             let strategy = self.look();
-            let Pump { flow, shelf, rule, chunk, position, .. } = &mut *self;
+            let Pump { flow, shelf, rule, chunk, position, above, .. } = &mut *self;
             let falls_back = rule.fallback.and_then(|(after, _)| shelf.state().falls_back_at(after));
             let room = poll_fn(|cx| shelf.poll_room(cx, &rule.marks, &strategy));
-            let room = match falls_back {
-                None => room.await,
-                Some(at) => tokio::select! {
-                    biased;
-                    room = room => room,
-                    () = sleep_until(at) => continue,
-                },
+            let fall_back = async {
+                match falls_back {
+                    Some(at) => sleep_until(at).await,
+                    None => pending().await,
+                }
+            };
+            let give_up = async {
+                match rule.wait_max {
+                    Some(limit) => {
+                        sleep(limit).await;
+                        limit
+                    }
+                    None => pending().await,
+                }
+            };
+            let room = tokio::select! {
+                biased;
+                room = room => room,
+                () = fall_back => continue,
+                limit = give_up => {
+                    self.broken(ErrorKind::TimedOut { limit }, "its reader left no room for so long");
+                    return;
+                }
             };
             let room = room.min(CHUNK);
             let ended = poll_fn(|cx| {
@@ -100,11 +157,13 @@ impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
                     Poll::Ready(step) => Poll::Ready(step == Step::End),
                     // What there is goes on before it waits for more.
                     Poll::Pending if !chunk.is_empty() => Poll::Ready(false),
+                    // The end of the pressure is told when it comes, and not with the next item.
+                    Poll::Pending if *above => shelf.poll_low(cx, &rule.marks).map(|()| false),
                     Poll::Pending => Poll::Pending,
                 }
             })
             .await;
-            shelf.put(chunk, &rule.marks, &strategy);
+            self.put(strategy);
             if ended {
                 self.look();
                 return;
@@ -122,19 +181,11 @@ impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
         let changed = state.press(marks, triggered);
         let (pressure, pressed) = (state.pressure(marks.capacity), state.pressed.is_some());
         drop(state);
-        if let Some(stats) = stats {
-            stats.size.set(pressure.len as f64);
-            stats.usage.set(pressure.len as f64 * 100.0 / marks.capacity as f64);
-            stats.dropped.add(pressure.dropped - self.told);
-            stats.events.add(u64::from(changed && pressed));
-            self.told = pressure.dropped;
+        self.above = pressed && pressure.len > marks.low;
+        if let Some(stats) = stats.as_ref().filter(|_| changed && pressed) {
+            stats.events.add(1);
         }
-        let tell = |event| {
-            tracing::debug!(target: "millstream_mediator::stream", stream = %self.about.name, ?event, "backpressure");
-            if let Some(tell) = &self.rule.tell {
-                tell(&self.about, &event);
-            }
-        };
+        let tell = |event| self.rule.tell(&self.about, event);
         if changed {
             tell(if pressed {
                 PressureEvent::Entered(pressure)

@@ -69,6 +69,77 @@ async fn a_stream_that_broke_goes_on_as_declared() {
     }
 }
 
+/// Can go on from anywhere, and so be opened anew; not twice as it is.
+struct Onwards(u64);
+
+impl StreamRequest for Onwards {
+    type Item = u64;
+    fn resume(&self, position: u64) -> Option<Self> {
+        Some(Onwards(self.0 + position))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_can_only_go_on_is_opened_anew_by_position() {
+    for (resume, tries) in [(Resume::Position, 4), (Resume::Skip, 1)] {
+        let asked = Arc::<Mutex<Vec<u64>>>::default();
+        let opened = asked.clone();
+        let mediator = Mediator::builder()
+            .stream_behaviour(StreamRetries::new(retry(5), resume))
+            .stream(move |Onwards(from)| {
+                let mut opened = opened.lock().unwrap();
+                opened.push(from);
+                std::future::ready(match opened.len() {
+                    1 => Err("closed"),
+                    2 => Ok(breaks_at(from, 10)),
+                    3 => Ok(breaks_at(from, 14)),
+                    _ => Ok(Pipe::from_iter(from..17).map(Ok).boxed()),
+                })
+            })
+            .build()
+            .unwrap();
+        match mediator.stream(Onwards(10)).await {
+            Err(error) => assert_eq!((error.kind(), tries), (&ErrorKind::Failed, 1)),
+            Ok(stream) => {
+                let (items, error) = all(stream).await;
+                assert_eq!((items, error.is_none()), ((10..17).collect(), true));
+                assert_eq!(*asked.lock().unwrap(), [10, 10, 10, 14], "nothing came of the second");
+            }
+        }
+        assert_eq!(asked.lock().unwrap().len(), tries);
+        let snapshot = mediator.metrics().snapshot();
+        let unrepeatable = snapshot.number("mediator_retry_attempts_total", &[("outcome", "unrepeatable")]);
+        assert_eq!(unrepeatable, (tries == 1).then_some(1.0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn others_have_their_turn_while_what_came_before_is_left_out() {
+    let made = Arc::new(AtomicU64::new(0));
+    let count = made.clone();
+    let mediator = mediator(StreamRetries::new(retry(3), Resume::Skip), move |opened, to| {
+        if opened == 0 {
+            return breaks_at(0, to - 1);
+        }
+        let count = count.clone();
+        Pipe::from_iter(0..to).inspect(move |_| _ = count.fetch_add(1, Ordering::SeqCst)).map(Ok).boxed()
+    });
+    let mut stream = mediator.stream(Count(10_001)).await.unwrap();
+    for _ in 0..10_000 {
+        stream.next().await.unwrap().unwrap();
+    }
+    let mut next = std::pin::pin!(stream.next());
+    assert!(futures_util::poll!(next.as_mut()).is_pending());
+    sleep(2 * SECOND).await;
+    let mut polls = 0;
+    while futures_util::poll!(next.as_mut()).is_pending() {
+        polls += 1;
+        assert!(made.load(Ordering::SeqCst) <= polls * 1024, "{made:?} in {polls} polls");
+    }
+    assert_eq!(polls, 9);
+    assert_eq!(all(stream).await.0.len(), 0);
+}
+
 /// Each try of a stream of ten breaks once, at items 4 and 8, for which it is waited 10 s; every third item fails and is dealt
 /// with. Around all tries stands `limit`.
 fn broken_with(

@@ -102,6 +102,27 @@ async fn a_stream_that_nobody_reads_is_well_and_a_slow_reporter_stalls_nobody() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reporter_that_panics_is_logged_and_the_watchdog_goes_on() {
+    for at_once in [true, false] {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let tell = told.clone();
+        let health = Health::new(SECOND).stall(3 * SECOND).recover_after(1).report(move |health| {
+            tell.lock().unwrap().push(health.severity);
+            assert!(!at_once, "told at once");
+            async { panic!("told later") }
+        });
+        let mediator = mediator(health, |_, to| each(5 * SECOND, to));
+        let (text, _guard) = logged(tracing::Level::INFO);
+        let (items, error) = all(mediator.stream(Count(2)).await.unwrap()).await;
+        assert_eq!((items.len(), error.is_none()), (2, true));
+        use Severity::{Healthy, Unhealthy};
+        assert_eq!(*told.lock().unwrap(), [Unhealthy, Healthy, Unhealthy], "{}", text());
+        let why = if at_once { "told at once" } else { "told later" };
+        assert!(text().contains("a health reporter panicked") && text().contains(why), "{}", text());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_check_that_comes_late_counts_by_the_time_that_has_passed() {
     let (reports, report) = reports();
     let health = Health::new(10 * SECOND).throughput(5.0).report(report);

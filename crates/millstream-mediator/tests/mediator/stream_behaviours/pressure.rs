@@ -178,11 +178,136 @@ async fn what_waits_in_a_buffer_counts_as_held_memory() {
     sleep(SECOND).await;
     let items = memory.used() / size_of::<Result<u64, StreamError>>() as u64;
     assert!((88..=100).contains(&items), "{items} wait");
-    assert_eq!(number(&mediator, "mediator_stream_buffer_size", &[]), 100.0);
-    assert_eq!(number(&mediator, "mediator_stream_buffer_usage", &[]), 100.0);
+    assert_eq!(number(&mediator, "mediator_stream_buffer_size", &[]), items as f64);
+    assert_eq!(number(&mediator, "mediator_stream_buffer_usage", &[]), items as f64);
     drop(stream);
     tokio::task::yield_now().await;
     assert_eq!(memory.used(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_numbers_of_buffers_are_those_of_all_open_streams_as_they_are_now() {
+    let mediator = mediator(Backpressure::new(Strategy::Buffer, 100), |_, to| {
+        at_once(to).concat(Pipe::from_stream(stream::pending())).boxed()
+    });
+    let shown = || {
+        ["size", "usage"]
+            .map(|name| number(&mediator, &format!("mediator_stream_buffer_{name}"), &[("type", "Count")]))
+    };
+    let mut open = Vec::new();
+    for (items, size, usage) in [(10, 10.0, 10.0), (40, 50.0, 40.0), (20, 70.0, 40.0)] {
+        let mut stream = mediator.stream(Count(1 + items)).await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        sleep(SECOND).await;
+        assert_eq!(shown(), [size, usage]);
+        open.push(stream);
+    }
+    for _ in 0..10 {
+        open[1].next().await.unwrap().unwrap();
+    }
+    assert_eq!(shown(), [60.0, 30.0], "what was read waits no more");
+    drop(open);
+    assert_eq!(shown(), [0.0, 0.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_pressure_is_told_when_it_comes() {
+    // Nine items at once, and nothing more for a minute, or for good.
+    for ends in [false, true] {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let told = events.clone();
+        let began = Instant::now();
+        let rule = Backpressure::new(Strategy::Buffer, 10).marks(0.8, 0.2).on_event(move |_, event| {
+            let word = match event {
+                PressureEvent::Entered(_) => "entered".to_owned(),
+                PressureEvent::Left(pressure) => format!("left after {:?}", pressure.lasting),
+                PressureEvent::Ended(_) => return,
+                _ => "else".to_owned(),
+            };
+            told.lock().unwrap().push((began.elapsed().as_secs(), word));
+        });
+        let mediator = mediator(rule, move |_, _| {
+            let first = stream::iter([0]).chain(stream::once(async {
+                sleep(SECOND).await;
+                1
+            }));
+            let items = first.chain(stream::iter(2..10));
+            let minute = stream::once(sleep(60 * SECOND)).filter_map(async |()| None::<u64>);
+            let rest = stream::iter((!ends).then_some(minute)).flatten();
+            Pipe::from_stream(Box::pin(items.chain(rest)).map(Ok::<_, BoxError>)).boxed()
+        });
+        let mut stream = mediator.stream(Count(0)).await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        sleep(5 * SECOND).await;
+        for _ in 0..9 {
+            stream.next().await.unwrap().unwrap();
+        }
+        sleep(SECOND).await;
+        if ends {
+            assert!(stream.next().await.is_none());
+        }
+        let left = if ends { (6, "left after 5s") } else { (5, "left after 4s") };
+        let seen = events.lock().unwrap().clone();
+        assert_eq!(seen, [(1, "entered".to_owned()), (left.0, left.1.to_owned())], "{ends}");
+        drop(stream);
+        assert_eq!(events.lock().unwrap().len(), 2, "{ends}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_dropped_under_pressure_is_under_none() {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let told = events.clone();
+    let rule = Backpressure::new(Strategy::Block, 10).on_event(move |_, event| {
+        if !matches!(event, PressureEvent::Ended(_)) {
+            told.lock().unwrap().push(matches!(event, PressureEvent::Left(_)));
+        }
+    });
+    let mediator = mediator(rule, |_, to| at_once(to));
+    let mut stream = mediator.stream(Count(100)).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    sleep(SECOND).await;
+    assert_eq!(*events.lock().unwrap(), [false]);
+    drop(stream);
+    assert_eq!(*events.lock().unwrap(), [false, true]);
+}
+
+#[tokio::test]
+async fn what_is_dropped_is_counted_before_anything_else_may_go_wrong() {
+    use std::sync::OnceLock;
+    struct Slow;
+    impl StreamRequest for Slow {
+        type Item = Dropped;
+    }
+    /// Looks at its own end how many were dropped.
+    #[derive(Clone, Default)]
+    struct Dropped(Arc<OnceLock<Mediator>>, Arc<Mutex<Vec<f64>>>);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            if let Some(mediator) = self.0.get() {
+                let dropped =
+                    number(mediator, "mediator_stream_dropped_items", &[("reason", "backpressure")]);
+                self.1.lock().unwrap().push(dropped);
+            }
+        }
+    }
+    let item = Dropped::default();
+    let items = item.clone();
+    let mediator = Mediator::builder()
+        .stream_behaviour(Backpressure::new(Strategy::DropNewest, 10))
+        .stream(move |_: Slow| {
+            let items = items.clone();
+            std::future::ready(Ok::<_, Error>(
+                Pipe::from_iter(0..50).map(move |_| Ok::<_, BoxError>(items.clone())),
+            ))
+        })
+        .build()
+        .unwrap();
+    assert!(item.0.set(mediator.clone()).is_ok());
+    let mut stream = mediator.stream(Slow).await.unwrap();
+    std::mem::forget(stream.next().await.unwrap().unwrap());
+    let seen = item.1.lock().unwrap().clone();
+    assert_eq!(seen.into_iter().filter(|dropped| *dropped == 40.0).count(), 40);
 }
 
 /// Panics at an item, between a buffer and the handler.
