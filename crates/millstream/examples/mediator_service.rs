@@ -11,6 +11,7 @@
 //!     websocat ws://localhost:8080/sockets/Ticks?request=%7B%22count%22%3A5%7D
 //!     curl localhost:8080/health localhost:8080/metrics
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use millstream::mediator::presets::{
 };
 use millstream::mediator::{
     Cache, Check, Context, Error, ErrorKind, HealthBoard, Kind, Mediator, Notification, Request, Resume,
-    StreamRequest, process_memory, to_broker,
+    Severity, StreamRequest, process_memory, to_broker,
 };
 use millstream::message::{Address, Broker, Queue};
 use serde::{Deserialize, Serialize};
@@ -108,6 +109,11 @@ impl App {
     fn new(broker: Arc<dyn Broker>) -> Result<Self, BoxError> {
         let health = HealthBoard::default();
         let memory = ResourcePreset::Balanced.memory_probed(process_memory);
+        let budget = memory.clone();
+        health.component("memory", move || match budget.is_short() {
+            true => Severity::Unhealthy,
+            false => Severity::Healthy,
+        });
         // The order's handler asks and tells through a mediator of its own: nothing goes round in a circle.
         let prices = Mediator::builder()
             .behaviour_of(Cache::new(Memo::new(10_000).age(Duration::from_secs(60)), |asked: &PriceOf| {
@@ -298,7 +304,10 @@ async fn socket(
 async fn health(State(app): State<App>) -> Response {
     let (open, ended) = (app.health.open(), app.health.ended());
     let status = if app.health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({"ready": status == StatusCode::OK, "open": open, "ended": ended}))).into_response()
+    let components: BTreeMap<_, _> = app.health.components().into_iter().collect();
+    let ready = status == StatusCode::OK;
+    (status, Json(json!({"ready": ready, "components": components, "open": open, "ended": ended})))
+        .into_response()
 }
 
 #[tokio::main]
@@ -344,7 +353,10 @@ async fn ask(server: SocketAddr) -> Result<(), BoxError> {
     if frames != ["0", "1", "2"] {
         return Err(format!("the socket said {frames:?}").into());
     }
-    expect(&http(server, "GET", "/health", "").await?, &["200 OK", r#""ready":true"#, r#""items":3"#])?;
+    expect(
+        &http(server, "GET", "/health", "").await?,
+        &["200 OK", r#""ready":true"#, r#""memory":"healthy""#, r#""items":3"#],
+    )?;
     expect(
         &http(server, "GET", "/metrics", "").await?,
         &[

@@ -1,6 +1,8 @@
 //! Whether streams are well, found out by the clock.
 
+use std::any::Any;
 use std::borrow::Cow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,6 +27,7 @@ pub use board::HealthBoard;
 pub use found::{Severity, StreamHealth, Warning};
 
 type Report = dyn Fn(StreamHealth) -> BoxFuture<'static, ()> + Send + Sync;
+type OnEnd = dyn Fn(&StreamHealth) + Send + Sync;
 
 /// Checks each stream by the clock, whether items come or not, and reports when its severity changes.
 ///
@@ -51,9 +54,12 @@ pub struct Health {
     stall: Option<Duration>,
     throughput: Option<f64>,
     error_rate: Option<f64>,
+    slowdown: Option<f64>,
     growth: Option<(Memory, u64)>,
+    memory: Option<Memory>,
     recover: u32,
     report: Option<Arc<Report>>,
+    on_end: Option<Arc<OnEnd>>,
     board: Option<HealthBoard>,
 }
 
@@ -69,9 +75,12 @@ impl Health {
             stall: None,
             throughput: None,
             error_rate: None,
+            slowdown: None,
             growth: None,
+            memory: None,
             recover: 2,
             report: None,
+            on_end: None,
             board: None,
         }
     }
@@ -90,7 +99,26 @@ impl Health {
         self
     }
 
-    /// Unhealthy when a larger part of the items since the last check has failed. Items fail one by one where
+    /// Degraded when fewer items a second came since the last check than this part of the most there was, and somebody waits for
+    /// more.
+    ///
+    /// # Panics
+    /// If `part` is not between 0 and 1.
+    #[must_use]
+    pub fn slowdown(mut self, part: f64) -> Self {
+        assert!((0.0..=1.0).contains(&part), "a part of the best rate is between 0 and 1, not {part}");
+        self.slowdown = Some(part);
+        self
+    }
+
+    /// Unhealthy while this budget is [short](Memory::is_short).
+    #[must_use]
+    pub fn memory(mut self, memory: &Memory) -> Self {
+        self.memory = Some(memory.clone());
+        self
+    }
+
+    /// Unhealthy when a larger part of the items since the last check has failed; with 0, when any has. Items fail one by one where
     /// [`ItemErrors::pass`](crate::ItemErrors::pass) is declared.
     #[must_use]
     pub fn error_rate(mut self, part: f64) -> Self {
@@ -128,6 +156,14 @@ impl Health {
         self
     }
 
+    /// Told how each stream ended, with what its last check found and its numbers in all. It is called in the stream's task, also while
+    /// that is dropped, and must not block; a panic of it is logged.
+    #[must_use]
+    pub fn on_end(mut self, tell: impl Fn(&StreamHealth) + Send + Sync + 'static) -> Self {
+        self.on_end = Some(Arc::new(tell));
+        self
+    }
+
     /// Shows each stream's last check on a board, for an endpoint.
     #[must_use]
     pub fn board(mut self, board: &HealthBoard) -> Self {
@@ -150,8 +186,14 @@ impl StreamBehaviour for Health {
         if let Some(rate) = self.error_rate {
             name += &format!(", errors {}%", rate * 100.0);
         }
+        if let Some(part) = self.slowdown {
+            name += &format!(", slowdown to {}%", part * 100.0);
+        }
         if let Some((_, bytes)) = &self.growth {
             name += &format!(", growth {} MiB", bytes >> 20);
+        }
+        if let Some(memory) = &self.memory {
+            name += &format!(", short of {} MiB", memory.limit() >> 20);
         }
         name.into()
     }
@@ -161,7 +203,8 @@ impl StreamBehaviour for Health {
     }
 
     fn problem(&self) -> Option<String> {
-        self.growth.as_ref().and_then(|(memory, _)| memory.problem())
+        let memories = self.growth.iter().map(|(memory, _)| memory).chain(&self.memory);
+        memories.filter_map(Memory::problem).next()
     }
 
     async fn open<R: StreamRequest, N: StreamNext<R>>(
@@ -243,7 +286,7 @@ impl Check {
     }
 
     fn warnings(&self, rate: f64, came: u64, failed: u64, still: Duration, held: u64) -> Vec<Warning> {
-        let Health { stall, throughput, error_rate, growth, .. } = &self.rule;
+        let Health { stall, throughput, error_rate, slowdown, growth, memory, .. } = &self.rule;
         let mut warnings = Vec::new();
         if stall.is_some_and(|stall| still >= stall) {
             warnings.push(Warning::Stalled { seconds: still.as_secs_f64() });
@@ -260,6 +303,15 @@ impl Check {
             if bytes > *most {
                 warnings.push(Warning::MemoryGrowth { bytes, most: *most });
             }
+        }
+        if let Some(part) = slowdown.filter(|_| self.progress.is_waiting()) {
+            let rate_max = self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).1;
+            if rate < part * rate_max {
+                warnings.push(Warning::Slowdown { rate, rate_max });
+            }
+        }
+        if let Some(memory) = memory.as_ref().filter(|memory| memory.is_short()) {
+            warnings.push(Warning::ShortMemory { used: memory.used(), limit: memory.limit() });
         }
         warnings
     }
@@ -297,15 +349,17 @@ impl Check {
         let stream = &self.stream;
         match timeout(self.rule.interval, Catching(report)).await {
             Ok(Ok(())) => {}
-            Ok(Err(payload)) => {
-                let panic = Panicked::new(payload);
-                tracing::warn!(target: "millstream_mediator::stream", %stream, %panic, "a health reporter panicked");
-            }
+            Ok(Err(payload)) => panicked(stream, payload),
             Err(_) => {
                 tracing::warn!(target: "millstream_mediator::stream", %stream, "a health reporter took longer than an interval");
             }
         }
     }
+}
+
+fn panicked(stream: &str, payload: Box<dyn Any + Send>) {
+    let panic = Panicked::new(payload);
+    tracing::warn!(target: "millstream_mediator::stream", %stream, %panic, "a health reporter panicked");
 }
 
 fn log(health: &StreamHealth) {
@@ -339,6 +393,11 @@ impl Watch for Entry {
             (_, None) => (Severity::Healthy, Vec::new()),
         };
         let health = self.check.health(severity, warnings, progress.rate(), Some(how.word()));
+        if let Some(tell) = &self.check.rule.on_end
+            && let Err(payload) = catch_unwind(AssertUnwindSafe(|| tell(&health)))
+        {
+            panicked(&health.stream, payload);
+        }
         if let Some((board, place)) = self.place.take() {
             board.end(place, health);
         }
