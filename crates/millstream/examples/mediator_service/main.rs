@@ -110,10 +110,12 @@ impl App {
         let health = HealthBoard::default();
         let memory = ResourcePreset::Balanced.memory_probed(process_memory);
         let budget = memory.clone();
-        health.component("memory", move || match budget.is_short() {
-            true => Severity::Unhealthy,
-            false => Severity::Healthy,
-        });
+        health.component(
+            "memory",
+            move || {
+                if budget.is_short() { Severity::Unhealthy } else { Severity::Healthy }
+            },
+        );
         // The order's handler asks and tells through a mediator of its own: nothing goes round in a circle.
         let prices = Mediator::builder()
             .behaviour_of(Cache::new(Memo::new(10_000).age(Duration::from_secs(60)), |asked: &PriceOf| {
