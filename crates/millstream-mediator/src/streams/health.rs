@@ -1,30 +1,30 @@
 //! Whether streams are well, found out by the clock.
 
 use std::borrow::Cow;
-use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use millstream_flow::{Panicked, Pipe};
-use millstream_resilience::bounded;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use millstream_flow::Pipe;
 
 use crate::behaviours::Memory;
-use crate::call::{Call, Correlation};
+use crate::call::Call;
 use crate::error::Error;
-use crate::handler::Catching;
 use crate::message::{About, StreamRequest};
-use crate::stream::progress::{Ended, Progress, Task, Watch, Watched, per_second};
+use crate::stream::progress::{Ended, Progress, Task, Watch, Watched};
 use crate::stream::{StreamBehaviour, StreamNext};
 
 mod board;
+mod check;
 mod found;
 
 pub use board::HealthBoard;
+use check::{Check, panicked};
 pub use found::{Severity, StreamHealth, Warning};
 
 type Report = dyn Fn(StreamHealth) -> BoxFuture<'static, ()> + Send + Sync;
+type OnEnd = dyn Fn(&StreamHealth) + Send + Sync;
 
 /// Checks each stream by the clock, whether items come or not, and reports when its severity changes.
 ///
@@ -51,9 +51,12 @@ pub struct Health {
     stall: Option<Duration>,
     throughput: Option<f64>,
     error_rate: Option<f64>,
+    slowdown: Option<f64>,
     growth: Option<(Memory, u64)>,
+    memory: Option<Memory>,
     recover: u32,
     report: Option<Arc<Report>>,
+    on_end: Option<Arc<OnEnd>>,
     board: Option<HealthBoard>,
 }
 
@@ -69,9 +72,12 @@ impl Health {
             stall: None,
             throughput: None,
             error_rate: None,
+            slowdown: None,
             growth: None,
+            memory: None,
             recover: 2,
             report: None,
+            on_end: None,
             board: None,
         }
     }
@@ -90,7 +96,26 @@ impl Health {
         self
     }
 
-    /// Unhealthy when a larger part of the items since the last check has failed. Items fail one by one where
+    /// Degraded when fewer items a second came since the last check than this part of the most there was, and somebody waits for
+    /// more.
+    ///
+    /// # Panics
+    /// If `part` is not between 0 and 1.
+    #[must_use]
+    pub fn slowdown(mut self, part: f64) -> Self {
+        assert!((0.0..=1.0).contains(&part), "a part of the best rate is between 0 and 1, not {part}");
+        self.slowdown = Some(part);
+        self
+    }
+
+    /// Unhealthy while this budget is [short](Memory::is_short).
+    #[must_use]
+    pub fn memory(mut self, memory: &Memory) -> Self {
+        self.memory = Some(memory.clone());
+        self
+    }
+
+    /// Unhealthy when a larger part of the items since the last check has failed; with 0, when any has. Items fail one by one where
     /// [`ItemErrors::pass`](crate::ItemErrors::pass) is declared.
     #[must_use]
     pub fn error_rate(mut self, part: f64) -> Self {
@@ -128,6 +153,14 @@ impl Health {
         self
     }
 
+    /// Told how each stream ended, with what its last check found and its numbers in all. It is called in the stream's task, also while
+    /// that is dropped, and must not block; a panic of it is logged.
+    #[must_use]
+    pub fn on_end(mut self, tell: impl Fn(&StreamHealth) + Send + Sync + 'static) -> Self {
+        self.on_end = Some(Arc::new(tell));
+        self
+    }
+
     /// Shows each stream's last check on a board, for an endpoint.
     #[must_use]
     pub fn board(mut self, board: &HealthBoard) -> Self {
@@ -150,8 +183,14 @@ impl StreamBehaviour for Health {
         if let Some(rate) = self.error_rate {
             name += &format!(", errors {}%", rate * 100.0);
         }
+        if let Some(part) = self.slowdown {
+            name += &format!(", slowdown to {}%", part * 100.0);
+        }
         if let Some((_, bytes)) = &self.growth {
             name += &format!(", growth {} MiB", bytes >> 20);
+        }
+        if let Some(memory) = &self.memory {
+            name += &format!(", short of {} MiB", memory.limit() >> 20);
         }
         name.into()
     }
@@ -161,7 +200,8 @@ impl StreamBehaviour for Health {
     }
 
     fn problem(&self) -> Option<String> {
-        self.growth.as_ref().and_then(|(memory, _)| memory.problem())
+        let memories = self.growth.iter().map(|(memory, _)| memory).chain(&self.memory);
+        memories.filter_map(Memory::problem).next()
     }
 
     async fn open<R: StreamRequest, N: StreamNext<R>>(
@@ -189,139 +229,6 @@ impl StreamBehaviour for Health {
     }
 }
 
-#[derive(Clone)]
-struct Check {
-    rule: Health,
-    stream: Arc<str>,
-    correlation: Correlation,
-    progress: Arc<Progress>,
-    /// What the last check found, for the end.
-    found: Arc<Mutex<(Option<StreamHealth>, f64)>>,
-}
-
-impl Check {
-    async fn run(self, place: Option<(HealthBoard, u64)>) {
-        let Check { rule, progress, .. } = &self;
-        let every = bounded(rule.interval);
-        let mut ticks = interval_at(progress.opened() + every, every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let held = rule.growth.as_ref().map_or(0, |(memory, _)| memory.used());
-        let mut before = (0, 0);
-        let (mut checked, mut moved) = (progress.opened(), progress.opened());
-        let (mut severity, mut better) = (Severity::Healthy, 0);
-        loop {
-            ticks.tick().await;
-            let (items, errors) = (progress.items(), progress.errors());
-            let now = Instant::now();
-            // Time in which nobody asks is not the stream's.
-            if (items, errors) != before || !progress.is_waiting() {
-                moved = now;
-            }
-            let (came, failed) = (items - before.0, errors - before.1);
-            before = (items, errors);
-            // An interval, or more if the check before took long or the process stood still.
-            let rate = per_second(came, now - std::mem::replace(&mut checked, now));
-            let warnings = self.warnings(rate, came, failed, now - moved, held);
-            let found = match warnings.len() {
-                0 => Severity::Healthy,
-                1 if !warnings[0].is_critical() => Severity::Degraded,
-                _ => Severity::Unhealthy,
-            };
-            better = if found < severity { better + 1 } else { 0 };
-            let was = severity;
-            if found > severity || better >= rule.recover {
-                (severity, better) = (found, 0);
-            }
-            let health = self.health(severity, warnings, rate, None);
-            if let Some((board, place)) = &place {
-                board.set(*place, health.clone());
-            }
-            if severity != was {
-                self.tell(health).await;
-            }
-        }
-    }
-
-    fn warnings(&self, rate: f64, came: u64, failed: u64, still: Duration, held: u64) -> Vec<Warning> {
-        let Health { stall, throughput, error_rate, growth, .. } = &self.rule;
-        let mut warnings = Vec::new();
-        if stall.is_some_and(|stall| still >= stall) {
-            warnings.push(Warning::Stalled { seconds: still.as_secs_f64() });
-        }
-        if let Some(least) = throughput.filter(|least| rate < *least && self.progress.is_waiting()) {
-            warnings.push(Warning::LowThroughput { rate, least });
-        }
-        let part = failed as f64 / (came + failed).max(1) as f64;
-        if let Some(most) = error_rate.filter(|most| part > *most) {
-            warnings.push(Warning::HighErrorRate { rate: part, most });
-        }
-        if let Some((memory, most)) = growth {
-            let bytes = memory.used().saturating_sub(held);
-            if bytes > *most {
-                warnings.push(Warning::MemoryGrowth { bytes, most: *most });
-            }
-        }
-        warnings
-    }
-
-    fn health(
-        &self,
-        severity: Severity,
-        warnings: Vec<Warning>,
-        rate: f64,
-        ended: Option<&'static str>,
-    ) -> StreamHealth {
-        let mut found = self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        found.1 = found.1.max(rate);
-        let health = StreamHealth {
-            stream: self.stream.clone(),
-            correlation: self.correlation.to_string(),
-            severity,
-            warnings,
-            items: self.progress.items(),
-            errors: self.progress.errors(),
-            rate,
-            rate_max: found.1,
-            seconds: self.progress.elapsed().as_secs_f64(),
-            ended,
-        };
-        found.0 = Some(health.clone());
-        health
-    }
-
-    async fn tell(&self, health: StreamHealth) {
-        log(&health);
-        let Some(report) = &self.rule.report else { return };
-        // One that panics has told nobody; who watches lives on.
-        let report = pin!(async { report(health).await });
-        let stream = &self.stream;
-        match timeout(self.rule.interval, Catching(report)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(payload)) => {
-                let panic = Panicked::new(payload);
-                tracing::warn!(target: "millstream_mediator::stream", %stream, %panic, "a health reporter panicked");
-            }
-            Err(_) => {
-                tracing::warn!(target: "millstream_mediator::stream", %stream, "a health reporter took longer than an interval");
-            }
-        }
-    }
-}
-
-fn log(health: &StreamHealth) {
-    let StreamHealth { stream, correlation, severity, warnings, items, .. } = health;
-    let what: Vec<_> = warnings.iter().map(Warning::to_string).collect();
-    let what = what.join("; ");
-    match severity {
-        Severity::Healthy => {
-            tracing::info!(target: "millstream_mediator::stream", %stream, correlation, items, "a stream is well again");
-        }
-        severity => {
-            tracing::warn!(target: "millstream_mediator::stream", %stream, correlation, ?severity, items, what, "a stream is not well");
-        }
-    }
-}
-
 /// What stands beside one stream.
 pub struct Entry {
     place: Option<(HealthBoard, u64)>,
@@ -339,6 +246,11 @@ impl Watch for Entry {
             (_, None) => (Severity::Healthy, Vec::new()),
         };
         let health = self.check.health(severity, warnings, progress.rate(), Some(how.word()));
+        if let Some(tell) = &self.check.rule.on_end
+            && let Err(payload) = catch_unwind(AssertUnwindSafe(|| tell(&health)))
+        {
+            panicked(&health.stream, payload);
+        }
         if let Some((board, place)) = self.place.take() {
             board.end(place, health);
         }

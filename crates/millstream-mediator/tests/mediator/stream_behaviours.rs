@@ -1,6 +1,7 @@
 //! The behaviours of stream requests.
 
 mod attempts;
+mod breakers;
 mod health;
 mod limits;
 mod options;

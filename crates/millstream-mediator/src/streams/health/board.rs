@@ -1,16 +1,36 @@
 //! What an endpoint shows of streams.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Severity, StreamHealth};
 
-/// The last check of every open stream, and how the last fifty ended. Clones are the same board.
-#[derive(Debug, Clone, Default)]
+/// The last check of every open stream, how the last fifty ended, and how well other parts of a service are. Clones are the same
+/// board.
+///
+/// ```
+/// use millstream_mediator::{HealthBoard, Memory, Severity};
+///
+/// let (board, memory) = (HealthBoard::default(), Memory::new(512 << 20));
+/// board.component("memory", {
+///     let memory = memory.clone();
+///     move || if memory.is_short() { Severity::Unhealthy } else { Severity::Healthy }
+/// });
+/// assert!(board.is_ready());
+/// let held = memory.reserve(500 << 20);
+/// assert!(!board.is_ready());
+/// # drop(held);
+/// ```
+#[derive(Clone, Default)]
 pub struct HealthBoard(Arc<Mutex<Board>>);
 
-#[derive(Debug, Default)]
+type Component = dyn Fn() -> Severity + Send + Sync;
+
+#[derive(Default)]
 struct Board {
+    components: BTreeMap<String, Arc<Component>>,
     places: u64,
     /// `None` until the first check.
     open: BTreeMap<u64, Option<StreamHealth>>,
@@ -58,9 +78,44 @@ impl HealthBoard {
         self.board().ended.iter().cloned().collect()
     }
 
-    /// Whether no open stream is unhealthy: what a readiness endpoint answers.
+    /// Asks this whenever somebody asks the board, as one more part that must be well: a breaker, a budget of memory, a connection. It
+    /// takes the place of one of the same name, and must not block. One that panics is unhealthy.
+    pub fn component(
+        &self,
+        name: impl Into<String>,
+        severity: impl Fn() -> Severity + Send + Sync + 'static,
+    ) {
+        let replaced = self.board().components.insert(name.into(), Arc::new(severity));
+        drop(replaced); // with the lock free
+    }
+
+    /// The components by their names, and how well they are.
+    pub fn components(&self) -> Vec<(String, Severity)> {
+        let components: Vec<_> =
+            self.board().components.iter().map(|(name, severity)| (name.clone(), severity.clone())).collect();
+        let ask = |severity: Arc<Component>| {
+            catch_unwind(AssertUnwindSafe(|| severity())).unwrap_or(Severity::Unhealthy)
+        };
+        components.into_iter().map(|(name, severity)| (name, ask(severity))).collect()
+    }
+
+    /// Whether no open stream and no component is unhealthy: what a readiness endpoint answers. One for liveness needs no board: a
+    /// process that answers is alive.
     pub fn is_ready(&self) -> bool {
-        self.board().open.values().flatten().all(|health| health.severity < Severity::Unhealthy)
+        let streams =
+            self.board().open.values().flatten().all(|health| health.severity < Severity::Unhealthy);
+        streams && self.components().iter().all(|(_, severity)| *severity < Severity::Unhealthy)
+    }
+}
+
+impl fmt::Debug for HealthBoard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let board = self.board();
+        f.debug_struct("HealthBoard")
+            .field("components", &board.components.keys().collect::<Vec<_>>())
+            .field("open", &board.open)
+            .field("ended", &board.ended)
+            .finish()
     }
 }
 

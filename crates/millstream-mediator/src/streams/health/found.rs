@@ -48,11 +48,25 @@ pub enum Warning {
         /// What was declared.
         most: u64,
     },
+    /// Fewer items a second than the declared part of the most there was, while somebody waited for them.
+    Slowdown {
+        /// Items a second since the last check.
+        rate: f64,
+        /// The most of that there was.
+        rate_max: f64,
+    },
+    /// The budget of memory is short.
+    ShortMemory {
+        /// Bytes that are used of it.
+        used: u64,
+        /// How many there are.
+        limit: u64,
+    },
 }
 
 impl Warning {
     pub(super) fn is_critical(&self) -> bool {
-        matches!(self, Warning::Stalled { .. } | Warning::HighErrorRate { .. })
+        matches!(self, Warning::Stalled { .. } | Warning::HighErrorRate { .. } | Warning::ShortMemory { .. })
     }
 }
 
@@ -66,6 +80,12 @@ impl fmt::Display for Warning {
             }
             Warning::MemoryGrowth { bytes, most } => {
                 write!(f, "memory grew by {bytes} bytes, more than {most}")
+            }
+            Warning::Slowdown { rate, rate_max } => {
+                write!(f, "{rate:.1} items/s, after {rate_max:.1} at best")
+            }
+            Warning::ShortMemory { used, limit } => {
+                write!(f, "memory is short, {used} of {limit} bytes are used")
             }
         }
     }

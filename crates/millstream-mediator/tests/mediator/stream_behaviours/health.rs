@@ -48,7 +48,8 @@ async fn a_stall_is_found_by_the_clock_and_taken_back_with_hysteresis() {
 
 #[tokio::test(start_paused = true)]
 async fn throughput_errors_and_memory_are_each_found() {
-    let memory = Memory::new(1 << 30);
+    let (memory, little) = (Memory::new(1 << 30), Memory::new(100));
+    let _held = little.reserve(95);
     let (slow, report) = reports();
     let mediator_of = |health: Health| {
         let opened = memory.clone();
@@ -71,6 +72,8 @@ async fn throughput_errors_and_memory_are_each_found() {
         (Health::new(10 * SECOND).throughput(10.0), Severity::Degraded, "items/s, fewer than 10"),
         (Health::new(10 * SECOND).error_rate(0.1), Severity::Unhealthy, "of the items fail, more than 10 %"),
         (Health::new(10 * SECOND).memory_growth(&memory, 5_000), Severity::Degraded, "more than 5000"),
+        (Health::new(10 * SECOND).error_rate(0.0), Severity::Unhealthy, "more than 0 %"),
+        (Health::new(10 * SECOND).memory(&little), Severity::Unhealthy, "memory is short, 95 of 100 bytes"),
     ] {
         slow.lock().unwrap().clear();
         let tell = report.clone();
@@ -80,6 +83,59 @@ async fn throughput_errors_and_memory_are_each_found() {
         assert_eq!(reports[0].severity, severity, "{text}");
         assert!(reports[0].warnings[0].to_string().contains(text), "{:?}", reports[0].warnings);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_was_faster_is_found_and_told_of_at_its_end() {
+    for (part, told) in [(0.4, 0), (0.6, 1)] {
+        let (reports, report) = reports();
+        let ends = Arc::new(Mutex::new(Vec::new()));
+        let end = ends.clone();
+        let health = Health::new(10 * SECOND).slowdown(part).report(report).on_end(move |health| {
+            end.lock().unwrap().push(health.clone());
+            panic!("told of the end");
+        });
+        // Two a second, then one.
+        let mediator = mediator(health, |_, to| {
+            let items = stream::iter(0..to).then(|n| async move {
+                sleep(if n < 100 { SECOND / 2 } else { SECOND }).await;
+                Ok(n)
+            });
+            Pipe::from_stream(items).boxed()
+        });
+        let (text, _guard) = logged(tracing::Level::INFO);
+        let mut stream = mediator.stream(Count(1000)).await.unwrap();
+        for _ in 0..150 {
+            stream.next().await.unwrap().unwrap();
+        }
+        assert_eq!(reports.lock().unwrap().len(), told, "{part}");
+        if let [health] = &reports.lock().unwrap()[..] {
+            assert_eq!(health.severity, Severity::Degraded);
+            assert_eq!(health.warnings[0].to_string(), "1.0 items/s, after 2.0 at best");
+        }
+        drop(stream);
+        let ends = ends.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        assert_eq!((ends.len(), ends[0].ended, ends[0].items), (1, Some("cancelled"), 150));
+        assert!(text().contains("panicked: told of the end"), "{}", text());
+    }
+}
+
+#[test]
+fn a_board_asks_components_when_it_is_asked() {
+    let board = HealthBoard::default();
+    let severity = Arc::new(Mutex::new(Severity::Healthy));
+    let asked = severity.clone();
+    board.component("orders", move || *asked.lock().unwrap());
+    for (found, ready) in
+        [(Severity::Healthy, true), (Severity::Degraded, true), (Severity::Unhealthy, false)]
+    {
+        *severity.lock().unwrap() = found;
+        assert_eq!((board.components(), board.is_ready()), (vec![("orders".to_owned(), found)], ready));
+    }
+    board.component("orders", || panic!("nobody knows"));
+    assert!(!board.is_ready(), "whoever cannot tell is not well");
+    board.component("orders", || Severity::Healthy);
+    assert!(board.is_ready());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,159 @@
+//! The task beside a stream that looks at it.
+
+use std::any::Any;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use millstream_flow::Panicked;
+use millstream_resilience::bounded;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+
+use super::{Health, HealthBoard, Severity, StreamHealth, Warning};
+use crate::call::Correlation;
+use crate::handler::Catching;
+use crate::stream::progress::{Progress, per_second};
+
+#[derive(Clone)]
+pub(super) struct Check {
+    pub(super) rule: Health,
+    pub(super) stream: Arc<str>,
+    pub(super) correlation: Correlation,
+    pub(super) progress: Arc<Progress>,
+    /// What the last check found, for the end.
+    pub(super) found: Arc<Mutex<(Option<StreamHealth>, f64)>>,
+}
+
+impl Check {
+    pub(super) async fn run(self, place: Option<(HealthBoard, u64)>) {
+        let Check { rule, progress, .. } = &self;
+        let every = bounded(rule.interval);
+        let mut ticks = interval_at(progress.opened() + every, every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let held = rule.growth.as_ref().map_or(0, |(memory, _)| memory.used());
+        let mut before = (0, 0);
+        let (mut checked, mut moved) = (progress.opened(), progress.opened());
+        let (mut severity, mut better) = (Severity::Healthy, 0);
+        loop {
+            ticks.tick().await;
+            let (items, errors) = (progress.items(), progress.errors());
+            let now = Instant::now();
+            // Time in which nobody asks is not the stream's.
+            if (items, errors) != before || !progress.is_waiting() {
+                moved = now;
+            }
+            let (came, failed) = (items - before.0, errors - before.1);
+            before = (items, errors);
+            // An interval, or more if the check before took long or the process stood still.
+            let rate = per_second(came, now - std::mem::replace(&mut checked, now));
+            let warnings = self.warnings(rate, came, failed, now - moved, held);
+            let found = match warnings.len() {
+                0 => Severity::Healthy,
+                1 if !warnings[0].is_critical() => Severity::Degraded,
+                _ => Severity::Unhealthy,
+            };
+            better = if found < severity { better + 1 } else { 0 };
+            let was = severity;
+            if found > severity || better >= rule.recover {
+                (severity, better) = (found, 0);
+            }
+            let health = self.health(severity, warnings, rate, None);
+            if let Some((board, place)) = &place {
+                board.set(*place, health.clone());
+            }
+            if severity != was {
+                self.tell(health).await;
+            }
+        }
+    }
+
+    fn warnings(&self, rate: f64, came: u64, failed: u64, still: Duration, held: u64) -> Vec<Warning> {
+        let Health { stall, throughput, error_rate, slowdown, growth, memory, .. } = &self.rule;
+        let mut warnings = Vec::new();
+        if stall.is_some_and(|stall| still >= stall) {
+            warnings.push(Warning::Stalled { seconds: still.as_secs_f64() });
+        }
+        if let Some(least) = throughput.filter(|least| rate < *least && self.progress.is_waiting()) {
+            warnings.push(Warning::LowThroughput { rate, least });
+        }
+        let part = failed as f64 / (came + failed).max(1) as f64;
+        if let Some(most) = error_rate.filter(|most| part > *most) {
+            warnings.push(Warning::HighErrorRate { rate: part, most });
+        }
+        if let Some((memory, most)) = growth {
+            let bytes = memory.used().saturating_sub(held);
+            if bytes > *most {
+                warnings.push(Warning::MemoryGrowth { bytes, most: *most });
+            }
+        }
+        if let Some(part) = slowdown.filter(|_| self.progress.is_waiting()) {
+            let rate_max = self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).1;
+            if rate < part * rate_max {
+                warnings.push(Warning::Slowdown { rate, rate_max });
+            }
+        }
+        if let Some(memory) = memory.as_ref().filter(|memory| memory.is_short()) {
+            warnings.push(Warning::ShortMemory { used: memory.used(), limit: memory.limit() });
+        }
+        warnings
+    }
+
+    pub(super) fn health(
+        &self,
+        severity: Severity,
+        warnings: Vec<Warning>,
+        rate: f64,
+        ended: Option<&'static str>,
+    ) -> StreamHealth {
+        let mut found = self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        found.1 = found.1.max(rate);
+        let health = StreamHealth {
+            stream: self.stream.clone(),
+            correlation: self.correlation.to_string(),
+            severity,
+            warnings,
+            items: self.progress.items(),
+            errors: self.progress.errors(),
+            rate,
+            rate_max: found.1,
+            seconds: self.progress.elapsed().as_secs_f64(),
+            ended,
+        };
+        found.0 = Some(health.clone());
+        health
+    }
+
+    async fn tell(&self, health: StreamHealth) {
+        log(&health);
+        let Some(report) = &self.rule.report else { return };
+        // One that panics has told nobody; who watches lives on.
+        let report = pin!(async { report(health).await });
+        let stream = &self.stream;
+        match timeout(self.rule.interval, Catching(report)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(payload)) => panicked(stream, payload),
+            Err(_) => {
+                tracing::warn!(target: "millstream_mediator::stream", %stream, "a health reporter took longer than an interval");
+            }
+        }
+    }
+}
+
+pub(super) fn panicked(stream: &str, payload: Box<dyn Any + Send>) {
+    let panic = Panicked::new(payload);
+    tracing::warn!(target: "millstream_mediator::stream", %stream, %panic, "a health reporter panicked");
+}
+
+fn log(health: &StreamHealth) {
+    let StreamHealth { stream, correlation, severity, warnings, items, .. } = health;
+    let what: Vec<_> = warnings.iter().map(Warning::to_string).collect();
+    let what = what.join("; ");
+    match severity {
+        Severity::Healthy => {
+            tracing::info!(target: "millstream_mediator::stream", %stream, correlation, items, "a stream is well again");
+        }
+        severity => {
+            tracing::warn!(target: "millstream_mediator::stream", %stream, correlation, ?severity, items, what, "a stream is not well");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Breakers of streams.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_opens_when_streams_fail_and_is_left_alone_by_those_that_gave_enough() {
+    let settings = BreakerSettings::default().calls_min(2).probes(1).pause(10 * SECOND);
+    for (enough, opens) in [(u64::MAX, true), (3, false)] {
+        let breaker = StreamBreaker::new(settings.clone()).success_after(enough);
+        let mediator = mediator(breaker, |_, to| if to == 0 { breaks_at(0, 3) } else { at_once(to) });
+        for _ in 0..2 {
+            all(mediator.stream(Count(0)).await.unwrap()).await;
+        }
+        let refused = mediator.stream(Count(1)).await.map(drop);
+        assert_eq!(refused.is_err(), opens);
+        if opens {
+            assert_eq!(
+                refused.unwrap_err().kind(),
+                &ErrorKind::CircuitOpen { retry_after: Some(10 * SECOND) }
+            );
+            assert_eq!(number(&mediator, "mediator_circuit_operations", &[("outcome", "rejected")]), 1.0);
+            sleep(10 * SECOND).await;
+            assert_eq!(all(mediator.stream(Count(1)).await.unwrap()).await.0, [0]);
+            assert_eq!(number(&mediator, "mediator_circuit_state", &[]), 0.0);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_inside_a_breaker_retry_what_the_handler_failed_with() {
+    let opened = Arc::new(AtomicU64::new(0));
+    let count = opened.clone();
+    let mediator = Mediator::builder()
+        .stream_behaviour(StreamBreaker::new(BreakerSettings::default().calls_min(2)))
+        .stream_behaviour(StreamRetries::new(retry(3), Resume::Skip))
+        .stream(move |to: Count| {
+            let broken = count.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
+            std::future::ready(Ok::<_, Error>(if broken { breaks_at(0, 2) } else { at_once(to.0) }))
+        })
+        .build()
+        .unwrap();
+    for _ in 0..5 {
+        assert_eq!(all(mediator.stream(Count(4)).await.unwrap()).await.0, [0, 1, 2, 3]);
+    }
+    assert_eq!(number(&mediator, "mediator_circuit_failure_rate", &[]), 0.0);
+}
