@@ -17,7 +17,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::gateway::Shared;
 use crate::health::HealthCheck;
-use crate::http1::io::{Connection, ReadSide, WriteSide};
+use crate::http1::io::{Connection, Idles, ReadSide, WriteSide};
 use crate::http2::{self, Requests};
 use crate::settings::Settings;
 
@@ -74,6 +74,17 @@ struct Idle {
     read: ReadSide,
     write: WriteSide,
     since: Instant,
+}
+
+impl Idle {
+    /// Whether it is open and nothing came of it. What came belongs to no answer.
+    fn is_well(&mut self, shared: &Shared) -> bool {
+        let idles = self.read.idles();
+        if idles == Idles::Unasked {
+            shared.tally.upstream_excess();
+        }
+        idles == Idles::Well
+    }
 }
 
 /// A way to ask an upstream.
@@ -179,13 +190,14 @@ impl Upstreams {
 }
 
 /// Closes idle connections of these servers when nobody has needed them for `keep_alive`; for ever.
-pub(crate) async fn prune(servers: Vec<Arc<Upstream>>, keep_alive: Duration) {
+pub(crate) async fn prune(shared: Arc<Shared>, servers: Vec<Arc<Upstream>>) {
+    let keep_alive = shared.settings.timeouts.keep_alive;
     // A connection may stay a quarter longer than it should, one of HTTP/2 two quarters.
     let mut ticks = interval((keep_alive / 4).max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        servers.iter().for_each(|server| server.prune(keep_alive));
+        servers.iter().for_each(|server| server.prune(&shared));
     }
 }
 
@@ -195,7 +207,7 @@ impl Upstream {
     pub(crate) async fn way(&self, shared: &Arc<Shared>, stale: Option<u64>) -> io::Result<Way> {
         let timeouts = &shared.settings.timeouts;
         while let Some(mut idle) = if stale.is_some() { None } else { self.idle.lock().pop() } {
-            if idle.since.elapsed() < timeouts.keep_alive && idle.read.is_idle() {
+            if idle.since.elapsed() < timeouts.keep_alive && idle.is_well(shared) {
                 self.reused.fetch_add(1, Ordering::Relaxed);
                 return Ok(Way::Http1(Connected { read: idle.read, write: idle.write, reused: true }));
             }
@@ -345,8 +357,9 @@ impl Upstream {
     }
 
     /// Closes idle connections that were not needed for so long, or that the server has closed.
-    fn prune(&self, keep_alive: Duration) {
-        self.idle.lock().retain_mut(|idle| idle.since.elapsed() < keep_alive && idle.read.is_idle());
+    fn prune(&self, shared: &Shared) {
+        let keep_alive = shared.settings.timeouts.keep_alive;
+        self.idle.lock().retain_mut(|idle| idle.since.elapsed() < keep_alive && idle.is_well(shared));
         self.joint.lock().connections.retain_mut(|one| {
             let unused = (one.requests.others() == 0).then(|| one.unused.unwrap_or_else(Instant::now));
             one.unused = unused;
