@@ -14,8 +14,8 @@ use crate::head::{self, Framing, words};
 const LENGTH_MIN: u64 = 256;
 /// Fast, for texts that are made faster than they can be sent.
 const ZSTD_LEVEL: i32 = 1;
-/// 128 KiB, a quarter of the level's own: most of what an encoder takes is in proportion to it.
-const ZSTD_WINDOW_LOG: u32 = 17;
+/// 64 KiB, an eighth of the level's own: most of what an encoder takes is in proportion to it.
+const ZSTD_WINDOW_LOG: u32 = 16;
 
 /// How an answer is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +148,21 @@ impl Encoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_encoder_takes_no_more_than_is_said() {
+        use zstd::zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer};
+        let mut context = CCtx::create();
+        for parameter in [CParameter::CompressionLevel(ZSTD_LEVEL), CParameter::WindowLog(ZSTD_WINDOW_LOG)] {
+            context.set_parameter(parameter).expect("a parameter");
+        }
+        let (text, mut out) = (b"some text, ".repeat(100_000), vec![0; 1 << 20]);
+        context
+            .compress_stream(&mut OutBuffer::around(&mut out[..]), &mut InBuffer::around(&text))
+            .expect("compressed");
+        let takes = context.sizeof();
+        assert!((1 << 10..=640 << 10).contains(&takes), "{takes} bytes");
+    }
 
     #[test]
     fn the_client_says_which_coding_it_wants() {

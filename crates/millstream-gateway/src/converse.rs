@@ -1,5 +1,7 @@
 //! Two bodies at once: the request's, and as soon as it begins the answer's.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use http::header;
 use tokio::time::{Instant, sleep};
@@ -13,6 +15,9 @@ use crate::meter::{Direction, Meter, StreamOutcome, StreamReport};
 use crate::pump::{Broken, Rules, Sink, Source, pump};
 use crate::report::Refusal;
 use crate::settings::HalfClose;
+
+/// A client that holds its answer for so long may be why it breaks off.
+const HELD: Duration = Duration::from_secs(1);
 
 /// How the two bodies ended.
 pub(crate) struct Conversed<'a> {
@@ -41,7 +46,7 @@ pub(crate) enum How {
     ClientGone,
     /// The answer had begun and broke off.
     BrokenOff {
-        /// It is the doing of who gave it.
+        /// It is the doing of who gave it, and of nobody else.
         by_upstream: bool,
     },
 }
@@ -205,7 +210,11 @@ impl Serving<'_> {
                 How::Answered { whole, keep_alive }
             }
             Some(Err(broken)) => {
-                self.report.response = Some(meter.end(broken.outcome()));
+                let report = meter.end(broken.outcome());
+                // A client that sends or takes too little can have any server lose its patience.
+                let blameless = report.backpressure_time < HELD
+                    && uploaded.as_ref().is_some_and(|ended| ended.broken.is_none());
+                self.report.response = Some(report);
                 self.report.failure = Some(format!("the answer broke off: {broken}"));
                 let by_upstream = !matches!(broken, Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_));
                 self.shared.tally.refused(match by_upstream {
@@ -216,7 +225,7 @@ impl Serving<'_> {
                 if let Sink::Wire { write, .. } = &mut sink {
                     let _ = write.flush(idle).await;
                 }
-                How::BrokenOff { by_upstream }
+                How::BrokenOff { by_upstream: by_upstream && blameless }
             }
             None => {
                 self.report.response = Some(meter.end(StreamOutcome::Cancelled));

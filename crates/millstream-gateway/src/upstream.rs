@@ -77,13 +77,13 @@ struct Idle {
 }
 
 impl Idle {
-    /// Whether it is open and nothing came of it. What came belongs to no answer.
+    /// Whether it is open, not too old, and nothing came of it. What came belongs to no answer.
     fn is_well(&mut self, shared: &Shared) -> bool {
         let idles = self.read.idles();
         if idles == Idles::Unasked {
             shared.tally.upstream_excess();
         }
-        idles == Idles::Well
+        idles == Idles::Well && self.since.elapsed() < shared.settings.timeouts.keep_alive
     }
 }
 
@@ -152,8 +152,8 @@ impl Upstreams {
         Upstreams { servers: urls.into_iter().map(server).collect(), health: None, turn: AtomicUsize::new(0) }
     }
 
-    /// Leaves a server alone whose requests fail: it cannot be reached, closes without an answer, takes too long, or
-    /// answers 502, 503 or 504.
+    /// Leaves a server alone whose requests fail: it cannot be reached, closes without an answer, takes too long,
+    /// answers 502, 503 or 504, or breaks off an answer that its client did not hold up.
     #[must_use]
     pub fn breaker(mut self, settings: &BreakerSettings) -> Upstreams {
         for server in &mut self.servers {
@@ -205,9 +205,8 @@ impl Upstream {
     /// A way to ask it: a connection that is there, or a new one. `stale` is how many connections there had been when one closed on a
     /// request, or 0: then none that was idle is given, nor one of those.
     pub(crate) async fn way(&self, shared: &Arc<Shared>, stale: Option<u64>) -> io::Result<Way> {
-        let timeouts = &shared.settings.timeouts;
         while let Some(mut idle) = if stale.is_some() { None } else { self.idle.lock().pop() } {
-            if idle.since.elapsed() < timeouts.keep_alive && idle.is_well(shared) {
+            if idle.is_well(shared) {
                 self.reused.fetch_add(1, Ordering::Relaxed);
                 return Ok(Way::Http1(Connected { read: idle.read, write: idle.write, reused: true }));
             }
@@ -359,7 +358,7 @@ impl Upstream {
     /// Closes idle connections that were not needed for so long, or that the server has closed.
     fn prune(&self, shared: &Shared) {
         let keep_alive = shared.settings.timeouts.keep_alive;
-        self.idle.lock().retain_mut(|idle| idle.since.elapsed() < keep_alive && idle.is_well(shared));
+        self.idle.lock().retain_mut(|idle| idle.is_well(shared));
         self.joint.lock().connections.retain_mut(|one| {
             let unused = (one.requests.others() == 0).then(|| one.unused.unwrap_or_else(Instant::now));
             one.unused = unused;
