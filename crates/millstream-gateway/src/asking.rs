@@ -1,5 +1,7 @@
 //! What an upstream is asked: heads of requests, and what they say of their bodies.
 
+use std::borrow::Cow;
+
 use http::Uri;
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
@@ -23,15 +25,15 @@ pub(crate) fn path_of(target: &Uri) -> &str {
     target.path_and_query().map(PathAndQuery::as_str).filter(|path| !path.is_empty()).unwrap_or("/")
 }
 
+/// The path at an upstream whose paths all begin with `base`. `*` is the server itself, and no path.
+pub(crate) fn path_below<'a>(base: &str, path: &'a str) -> Cow<'a, str> {
+    if base.is_empty() || path == "*" { Cow::Borrowed(path) } else { Cow::Owned(format!("{base}{path}")) }
+}
+
 /// The bytes of a request's head for an upstream.
 pub(crate) fn request_head(asked: &Asked<'_>, base: &str, switching: Option<&HeaderValue>) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
-    let path = path_of(&asked.target);
-    if base.is_empty() || path == "*" {
-        write_request_line(&mut out, &asked.method, path);
-    } else {
-        write_request_line(&mut out, &asked.method, &format!("{base}{path}"));
-    }
+    write_request_line(&mut out, &asked.method, &path_below(base, path_of(&asked.target)));
     if !asked.headers.contains_key(header::HOST) {
         // HTTP/1.0 need not say it; the upstream is asked by HTTP/1.1, which must.
         out.extend_from_slice(b"host: \r\n");

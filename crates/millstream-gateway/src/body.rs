@@ -2,14 +2,15 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
-use tokio::sync::mpsc;
+
+use crate::pieces::{self, Pieces, Taken};
 
 /// A body of known or unknown length, whose bytes come when they are asked for.
 ///
@@ -25,46 +26,8 @@ enum Kind {
     #[default]
     Empty,
     Whole(Bytes),
-    Channel(Channel),
+    Channel(Taken),
     Other(UnsyncBoxBody<Bytes, BodyError>),
-}
-
-/// A part of a body on its way through a channel.
-#[derive(Default)]
-pub(crate) struct Piece {
-    pub(crate) data: Bytes,
-    pub(crate) trailers: Option<HeaderMap>,
-    /// Nothing follows. A channel that closes before it had such a piece was broken off.
-    pub(crate) last: bool,
-}
-
-/// The receiving end of a body that comes through a channel.
-struct Channel {
-    pieces: mpsc::Receiver<Piece>,
-    size: SizeHint,
-    trailers: Option<HeaderMap>,
-    ended: bool,
-}
-
-impl Channel {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        loop {
-            if let Some(trailers) = self.trailers.take() {
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-            }
-            if self.ended {
-                return Poll::Ready(None);
-            }
-            let Some(piece) = ready!(self.pieces.poll_recv(cx)) else {
-                self.ended = true;
-                return Poll::Ready(Some(Err(BodyError::new("its sender broke it off"))));
-            };
-            (self.trailers, self.ended) = (piece.trailers, piece.last);
-            if !piece.data.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(piece.data))));
-            }
-        }
-    }
 }
 
 /// Why a body ended before its end.
@@ -102,10 +65,16 @@ impl Body {
         Body(Kind::Other(StreamBody(Box::pin(stream)).boxed_unsync()))
     }
 
-    /// A body of what is sent, and the sending end.
-    pub(crate) fn channel(size: SizeHint) -> (mpsc::Sender<Piece>, Body) {
-        let (sender, pieces) = mpsc::channel(1);
-        (sender, Body(Kind::Channel(Channel { pieces, size, trailers: None, ended: false })))
+    /// A body of what is sent, for a handler, and the sending end.
+    pub(crate) fn channel(size: SizeHint) -> (Pieces, Body) {
+        let (pieces, taken) = pieces::channel(size, false);
+        (pieces, Body(Kind::Channel(taken)))
+    }
+
+    /// The same for hyper.
+    pub(crate) fn channel_to_hyper(size: SizeHint) -> (Pieces, Body) {
+        let (pieces, taken) = pieces::channel(size, true);
+        (pieces, Body(Kind::Channel(taken)))
     }
 
     /// The next bytes; `None` at the end. Trailers are passed over.
@@ -188,7 +157,7 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Empty => true,
             Kind::Whole(_) => false,
-            Kind::Channel(channel) => channel.ended && channel.trailers.is_none(),
+            Kind::Channel(channel) => channel.is_end_stream(),
             Kind::Other(body) => body.is_end_stream(),
         }
     }
@@ -197,7 +166,7 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Channel(channel) => channel.size,
+            Kind::Channel(channel) => channel.size(),
             Kind::Other(body) => body.size_hint(),
         }
     }

@@ -13,6 +13,7 @@ use crate::chunk::Chunk;
 use crate::head::{self, Framing};
 use crate::http1::head::{write_headers, write_status_line};
 use crate::http1::io::WriteSide;
+use crate::http1::watch::Waits;
 use crate::pump::Sink;
 
 /// Where an answer goes.
@@ -113,7 +114,7 @@ impl Client<'_> {
                         head.headers.remove(name);
                     }
                 }
-                let (sender, body) = Body::channel(size_of(head.framing));
+                let (sender, body) = Body::channel_to_hyper(size_of(head.framing));
                 let body = if head.framing == Framing::None { Body::empty() } else { body };
                 let mut response = Response::new(body);
                 *response.status_mut() = head.status;
@@ -155,7 +156,7 @@ impl Client<'_> {
                 };
                 let body = Bytes::copy_from_slice(if bodiless { b"" } else { text.as_bytes() });
                 // A client that is gone needs no answer.
-                let _ = write.send(b"", Chunk::Shared(body), b"", None, idle).await;
+                let _ = write.send(b"", Chunk::Shared(body), b"", None, &Waits::of(idle)).await;
             }
         }
     }

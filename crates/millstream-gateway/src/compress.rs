@@ -8,12 +8,14 @@ use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderValue};
 
 use crate::client::AnswerHead;
-use crate::head::Framing;
+use crate::head::{self, Framing, words};
 
 /// Shorter answers are not worth it.
 const LENGTH_MIN: u64 = 256;
 /// Fast, for texts that are made faster than they can be sent.
 const ZSTD_LEVEL: i32 = 1;
+/// 64 KiB, an eighth of the level's own: most of what an encoder takes is in proportion to it.
+const ZSTD_WINDOW_LOG: u32 = 16;
 
 /// How an answer is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +52,6 @@ impl Coding {
             Coding::Gzip => "gzip",
         };
         head.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(name));
-        head.headers.append(header::VARY, HeaderValue::from_static("accept-encoding"));
         head.headers.remove(header::CONTENT_LENGTH);
         head.headers.remove(header::ACCEPT_RANGES);
         // What is sent is no longer the same bytes (RFC 9110, 8.8.3.3).
@@ -60,7 +61,9 @@ impl Coding {
         {
             head.headers.insert(header::ETAG, weak);
         }
-        head.framing = Framing::Chunked;
+        if head.framing != Framing::None {
+            head.framing = Framing::Chunked;
+        }
     }
 
     pub(crate) fn encoder(self) -> Encoder {
@@ -68,14 +71,23 @@ impl Coding {
             Coding::Gzip => Encoder::Gzip(Box::new(GzEncoder::new(Vec::new(), flate2::Compression::fast()))),
             Coding::Zstd => {
                 let encoder = zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL);
-                Encoder::Zstd(encoder.expect("the level is one that zstd knows"))
+                let mut encoder = encoder.expect("the level is one that zstd knows");
+                encoder.window_log(ZSTD_WINDOW_LOG).expect("the window is one that zstd knows");
+                Encoder::Zstd(encoder)
             }
         }
     }
 }
 
-/// Whether compressing this answer would make it smaller, and may be done at all.
-pub(crate) fn is_worth_it(head: &AnswerHead) -> bool {
+/// Says in a head whose body is, or for others would be, compressed that it depends on what the client accepts.
+pub(crate) fn vary(headers: &mut HeaderMap) {
+    if !words(headers, &header::VARY).any(|word| word == "accept-encoding" || word == "*") {
+        headers.append(header::VARY, HeaderValue::from_static("accept-encoding"));
+    }
+}
+
+/// Whether compressing this answer would make it smaller, and may be done at all. An answer to HEAD speaks of the one to GET.
+pub(crate) fn is_worth_it(head: &AnswerHead, head_only: bool) -> bool {
     let text =
         head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).is_some_and(|kind| {
             let kind = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
@@ -86,6 +98,9 @@ pub(crate) fn is_worth_it(head: &AnswerHead) -> bool {
     let no_transform = head.headers.get(header::CACHE_CONTROL).and_then(|value| value.to_str().ok());
     let no_transform = no_transform.is_some_and(|value| value.to_ascii_lowercase().contains("no-transform"));
     let long = match head.framing {
+        Framing::None if head_only => {
+            head::length(&head.headers).is_ok_and(|length| length.is_none_or(|length| length >= LENGTH_MIN))
+        }
         Framing::None => false,
         Framing::Length(length) => length >= LENGTH_MIN,
         Framing::Chunked | Framing::UntilClose => true,
@@ -133,6 +148,21 @@ impl Encoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_encoder_takes_no_more_than_is_said() {
+        use zstd::zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer};
+        let mut context = CCtx::create();
+        for parameter in [CParameter::CompressionLevel(ZSTD_LEVEL), CParameter::WindowLog(ZSTD_WINDOW_LOG)] {
+            context.set_parameter(parameter).expect("a parameter");
+        }
+        let (text, mut out) = (b"some text, ".repeat(100_000), vec![0; 1 << 20]);
+        context
+            .compress_stream(&mut OutBuffer::around(&mut out[..]), &mut InBuffer::around(&text))
+            .expect("compressed");
+        let takes = context.sizeof();
+        assert!((1 << 10..=640 << 10).contains(&takes), "{takes} bytes");
+    }
 
     #[test]
     fn the_client_says_which_coding_it_wants() {

@@ -125,7 +125,7 @@ async fn linger(mut read: ReadSide, mut write: WriteSide) {
 pub(crate) async fn tunnel(shared: &Shared, mut read: ReadSide, mut write: WriteSide, up: Connected) {
     let Connected { read: mut up_read, write: mut up_write, .. } = up;
     let settings = &shared.settings;
-    let rules = |chunk| Rules { chunk, bytes_max: u64::MAX, idle: settings.timeouts.tunnel };
+    let rules = |chunk| Rules { chunk, bytes_max: u64::MAX, idle: settings.timeouts.tunnel, client: None };
     let sums = &shared.tally.tunnels;
     let there = one_way(
         &mut read,
@@ -226,7 +226,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_tunnel_whose_end_is_not_taken_is_silent_for_no_longer_than_any_other() {
         let idle = Duration::from_secs(7);
-        let rules = Rules { chunk: SMALL, bytes_max: u64::MAX, idle };
+        let rules = Rules { chunk: SMALL, bytes_max: u64::MAX, idle, client: None };
         let meter = Meter::start(Direction::Request, &Arc::new(Sums::default()));
         let ((mut read, _other), (_end, mut write)) = (stuck(), stuck());
         let moved = timeout(10 * idle, one_way(&mut read, &mut write, meter, rules)).await;

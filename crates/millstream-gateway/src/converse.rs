@@ -1,5 +1,7 @@
 //! Two bodies at once: the request's, and as soon as it begins the answer's.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use http::header;
 use tokio::time::{Instant, sleep};
@@ -13,6 +15,9 @@ use crate::meter::{Direction, Meter, StreamOutcome, StreamReport};
 use crate::pump::{Broken, Rules, Sink, Source, pump};
 use crate::report::Refusal;
 use crate::settings::HalfClose;
+
+/// A client that holds its answer for so long may be why it breaks off.
+const HELD: Duration = Duration::from_secs(1);
 
 /// How the two bodies ended.
 pub(crate) struct Conversed<'a> {
@@ -40,7 +45,10 @@ pub(crate) enum How {
     /// The client is gone.
     ClientGone,
     /// The answer had begun and broke off.
-    BrokenOff,
+    BrokenOff {
+        /// It is the doing of who gave it, and of nobody else.
+        by_upstream: bool,
+    },
 }
 
 impl Serving<'_> {
@@ -57,8 +65,12 @@ impl Serving<'_> {
         let settings = &self.shared.settings;
         let idle = settings.timeouts.idle;
         let mut meter = Meter::start(Direction::Request, &sums.request);
-        let rules =
-            Rules { chunk: settings.request_chunk, bytes_max: settings.limits.request_body_bytes, idle };
+        let rules = Rules {
+            chunk: settings.request_chunk,
+            bytes_max: settings.limits.request_body_bytes,
+            idle,
+            client: Some(settings.half_close),
+        };
         let upload = async move {
             let mut source = source;
             let result = pump(&mut source, &mut sink, &mut meter, rules).await;
@@ -152,7 +164,11 @@ impl Serving<'_> {
             client.close();
         }
         let framing = head.framing;
-        let coding = self.coding.filter(|_| compress::is_worth_it(&head));
+        let compressible = self.compresses && compress::is_worth_it(&head, self.head_only);
+        if compressible {
+            compress::vary(&mut head.headers);
+        }
+        let coding = self.coding.filter(|_| compressible);
         if let Some(coding) = coding {
             coding.announce(&mut head);
         }
@@ -160,11 +176,11 @@ impl Serving<'_> {
             return Conversed { source: None, how: How::ClientGone };
         };
         let mut from = answer.body(framing);
-        if let Some(coding) = coding {
+        if let Some(coding) = coding.filter(|_| framing != Framing::None) {
             from = Source::Compressed(Box::new(from), coding.encoder());
         }
         let mut meter = Meter::start(Direction::Response, &sums.response);
-        let rules = Rules { chunk: settings.response_chunk, bytes_max: u64::MAX, idle };
+        let rules = Rules { chunk: settings.response_chunk, bytes_max: u64::MAX, idle, client: None };
         let mut fault = None;
         let result = {
             let download = pump(&mut from, &mut sink, &mut meter, rules);
@@ -194,17 +210,22 @@ impl Serving<'_> {
                 How::Answered { whole, keep_alive }
             }
             Some(Err(broken)) => {
-                self.report.response = Some(meter.end(broken.outcome()));
+                let report = meter.end(broken.outcome());
+                // A client that sends or takes too little can have any server lose its patience.
+                let blameless = report.backpressure_time < HELD
+                    && uploaded.as_ref().is_some_and(|ended| ended.broken.is_none());
+                self.report.response = Some(report);
                 self.report.failure = Some(format!("the answer broke off: {broken}"));
-                self.shared.tally.refused(match broken {
-                    Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_) => Refusal::ClientGone,
-                    _ => Refusal::BrokenAnswer,
+                let by_upstream = !matches!(broken, Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_));
+                self.shared.tally.refused(match by_upstream {
+                    true => Refusal::BrokenAnswer,
+                    false => Refusal::ClientGone,
                 });
                 // The client gets what was whole, if it takes it, and then sees that no more comes.
                 if let Sink::Wire { write, .. } = &mut sink {
                     let _ = write.flush(idle).await;
                 }
-                How::BrokenOff
+                How::BrokenOff { by_upstream: by_upstream && blameless }
             }
             None => {
                 self.report.response = Some(meter.end(StreamOutcome::Cancelled));
@@ -212,7 +233,7 @@ impl Serving<'_> {
                     Some(How::Failed(failure)) => {
                         self.shared.tally.refused(failure.refusal);
                         self.report.failure = Some(failure.text);
-                        How::BrokenOff
+                        How::BrokenOff { by_upstream: false }
                     }
                     _ => How::ClientGone,
                 }
@@ -240,7 +261,9 @@ impl<'a> Uploaded<'a> {
 fn fault_of(broken: &Broken) -> Option<How> {
     let (status, refusal, text) = match broken {
         Broken::Sink(_) | Broken::Gone | Broken::SinkIdle(_) => return None,
-        Broken::Source(_) | Broken::Short | Broken::Body(_) | Broken::Length => return Some(How::ClientGone),
+        Broken::Source(_) | Broken::Short | Broken::ClientGone | Broken::Body(_) | Broken::Length => {
+            return Some(How::ClientGone);
+        }
         Broken::TooLarge(max) => return Some(How::Failed(too_large(*max))),
         Broken::Framing(error) => (StatusCode::BAD_REQUEST, Refusal::Framing, error.to_string()),
         Broken::SourceIdle(_) => {
@@ -253,10 +276,12 @@ fn fault_of(broken: &Broken) -> Option<How> {
 /// Resolves when the client has closed its connection while its request is served.
 async fn client_gone(uploaded: &mut Option<Uploaded<'_>>, half_close: HalfClose) {
     match uploaded {
-        Some(Uploaded { source: Source::Wire { read, decoder }, broken: None, .. })
-            if decoder.is_done() && half_close == HalfClose::Cancel =>
-        {
-            read.gone().await;
+        Some(Uploaded { source: Source::Wire { read, decoder }, broken: None, .. }) if decoder.is_done() => {
+            read.gone(half_close).await;
+        }
+        // Nobody reads what is left of the request.
+        Some(Uploaded { source: Source::Wire { read, .. }, .. }) => {
+            Box::pin(read.watch(half_close).gone()).await;
         }
         _ => std::future::pending().await,
     }

@@ -84,8 +84,17 @@ pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Box<Asked<'_>>, client
             let head_only = asked.method == Method::HEAD;
             let expects = asked.headers.contains_key(header::EXPECT);
             let coding = if route.compress { Coding::accepted(&asked.headers) } else { None };
-            let serving =
-                Serving { coding, shared, at, report, answered: false, head_only, expects, accept: None };
+            let serving = Serving {
+                coding,
+                compresses: route.compress,
+                shared,
+                at,
+                report,
+                answered: false,
+                head_only,
+                expects,
+                accept: None,
+            };
             serving.total(asked, client, route, has_body).await
         }
     };
@@ -196,7 +205,9 @@ pub(crate) struct Serving<'s> {
     pub(crate) expects: bool,
     /// What an upstream must say that accepts a WebSocket which the gateway asks for in a client's name.
     pub(crate) accept: Option<HeaderValue>,
-    /// How the answer may be compressed, if the route compresses and the client understands it.
+    /// The route compresses.
+    pub(crate) compresses: bool,
+    /// How the answer may be compressed, if it does and the client understands it.
     pub(crate) coding: Option<Coding>,
 }
 
@@ -310,7 +321,7 @@ impl Serving<'_> {
                 self.shared.tally.refused(Refusal::ClientGone);
                 Ok(Ended::Reset)
             }
-            How::BrokenOff => Ok(Ended::Reset),
+            How::BrokenOff { .. } => Ok(Ended::Reset),
             How::Switched => unreachable!("only an exchange that may switch does"),
         }
     }

@@ -193,7 +193,7 @@ impl Gateway {
                 }
             }
         }
-        own.spawn(upstream::prune(servers, shared.settings.timeouts.keep_alive));
+        own.spawn(upstream::prune(shared.clone(), servers));
         Ok(Server { shared, address, own })
     }
 }

@@ -111,6 +111,11 @@ pub(crate) fn check_answer(headers: &HeaderMap) -> Result<Framing, HeadError> {
     }
 }
 
+/// How long these lines would be over HTTP/1.
+pub(crate) fn bytes_of(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
+}
+
 /// Trailers without what belongs into a head only (RFC 9110, 6.5.1).
 pub(crate) fn check_trailers(mut trailers: HeaderMap) -> Result<HeaderMap, HeadError> {
     check_values(&trailers)?;

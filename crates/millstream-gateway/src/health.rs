@@ -73,8 +73,14 @@ impl HealthCheck {
                 );
                 up.write.pending = head.into_bytes();
                 up.write.flush(self.timeout).await.ok()?;
-                let head = up.read.head(shared.settings.limits.header_bytes).await.ok()?;
-                response(&head, &Method::GET).ok()?.status
+                loop {
+                    let head = up.read.head(shared.settings.limits.header_bytes).await.ok()?;
+                    let status = response(&head, &Method::GET).ok()?.status;
+                    // What may still become anything.
+                    if !status.is_informational() {
+                        break status;
+                    }
+                }
             }
             Way::Http2 { requests, .. } | Way::WebSocket(requests) => {
                 let scheme = if server.url.tls { "https" } else { "http" };

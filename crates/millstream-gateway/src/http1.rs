@@ -3,3 +3,4 @@
 pub(crate) mod decoder;
 pub(crate) mod head;
 pub(crate) mod io;
+pub(crate) mod watch;

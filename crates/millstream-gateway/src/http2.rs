@@ -1,10 +1,13 @@
 //! HTTP/2 by hyper, on both sides: its streams are exchanges like any other.
 
 mod requests;
+pub(crate) mod tasks;
+mod written;
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,8 +25,6 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_util::future::FutureExt;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::asking::path_of;
 use crate::body::{Body, BodyError};
@@ -39,34 +40,26 @@ use crate::pump::Source;
 use crate::report::Refusal;
 use crate::settings::Settings;
 
+use tasks::Tasks;
+use written::Watched;
+
 pub(crate) use requests::{Requests, connect, request};
 
-/// What one stream of a client may have on its way in either direction, unread or unsent, and one to an upstream unsent.
-const STREAM_WINDOW: u32 = 256 << 10;
-/// What all streams of a client may have on their way, unread.
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What a client may send of one body that nobody has taken. All its streams together may send as much as there are of them: with
+/// less, a few uploads that nobody reads would hold up all others of their connection. With 64 KiB, clients whose last segment waits for
+/// an acknowledgement (Nagle) send 1.5 MB/s instead of 150.
+const STREAM_WINDOW: u32 = 128 << 10;
+/// From how many bytes of a stream on that are not sent yet, to either side, hyper takes no further chunk: so many and a chunk are held
+/// for a peer that opens no window.
+const SEND_BUFFER: usize = 32 << 10;
+/// How much longer than is allowed a head may be that hyper still lets through. It answers those beyond by itself, uncounted.
+const HEAD_EXCESS: usize = 4;
 /// The length of what every client begins with (RFC 9113, 3.4).
 const PREFACE_LENGTH: usize = 24;
 /// The name of the protocol, on either way to ask for it.
 pub(crate) const WEBSOCKET: &str = "websocket";
 /// How often a silent connection is asked whether it is still there, and how long it may take to say so.
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
-
-/// Spawns hyper's tasks where the gateway can wait for them and stop them.
-#[derive(Clone)]
-struct Tasks {
-    tracker: TaskTracker,
-    stopped: CancellationToken,
-}
-
-impl<F> hyper::rt::Executor<F> for Tasks
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        self.tracker.spawn(future.with_cancellation_token_owned(self.stopped.clone()));
-    }
-}
 
 /// Serves a client's connection to its end.
 pub(crate) async fn serve(shared: &Arc<Shared>, stream: Box<dyn Duplex>, peer: Peer) {
@@ -79,18 +72,20 @@ pub(crate) async fn serve(shared: &Arc<Shared>, stream: Box<dyn Duplex>, peer: P
     let (serving, mut served) = watch::channel(0);
     let serving = Arc::new(serving);
     let service = service_fn(|request| answer(shared.clone(), request, peer.clone(), Stream::new(&serving)));
-    let tasks = Tasks { tracker: shared.tasks.clone(), stopped: shared.stopped.clone() };
-    let mut builder = hyper::server::conn::http2::Builder::new(tasks);
+    let mut builder = hyper::server::conn::http2::Builder::new(Tasks::new(&shared.tasks, &shared.stopped));
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(
+            u32::try_from(limits.header_bytes.saturating_mul(HEAD_EXCESS)).unwrap_or(u32::MAX),
+        )
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(STREAM_WINDOW as usize)
+        .initial_connection_window_size(all_windows(limits.streams))
+        .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1)
         .enable_connect_protocol();
+    let (stream, answers) = Watched::new(shared, stream);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     tokio::select! {
@@ -98,14 +93,19 @@ pub(crate) async fn serve(shared: &Arc<Shared>, stream: Box<dyn Duplex>, peer: P
         // An error is the client's: its streams have seen it.
         _ = connection.as_mut() => return,
         () = shared.draining.cancelled() => {}
-        () = idle(&mut served, timeouts.keep_alive) => {}
+        () = idle(&mut served, &answers, timeouts.keep_alive) => {}
     }
     connection.as_mut().graceful_shutdown();
     tokio::select! {
         _ = connection => {}
-        // The client was told to go. What hyper has not sent yet of answers that have ended makes no progress.
-        () = idle(&mut served, timeouts.idle) => {}
+        // The client was told to go, and takes nothing of what hyper has not sent yet of answers that have ended.
+        () = idle(&mut served, &answers, timeouts.idle) => {}
     }
+}
+
+/// The window of a connection with so many streams (RFC 9113, 6.9.1).
+fn all_windows(streams: u32) -> u32 {
+    STREAM_WINDOW.saturating_mul(streams.max(16)).min(i32::MAX as u32)
 }
 
 /// The connection, once what every client begins with has come; it is there to be read again.
@@ -115,21 +115,26 @@ async fn greeted(mut stream: Box<dyn Duplex>) -> io::Result<Box<dyn Duplex>> {
     Ok(Box::new(Prefixed::new(Bytes::copy_from_slice(&preface), stream)))
 }
 
-/// Resolves when no stream was served for so long.
-async fn idle(served: &mut watch::Receiver<usize>, time: Duration) {
+/// Resolves when no exchange was under way for so long, and nothing was written of the answers of others.
+async fn idle(served: &mut watch::Receiver<usize>, answers: &AtomicU64, time: Duration) {
     loop {
-        if *served.borrow_and_update() == 0 {
-            match timeout(time, served.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return,
+        if *served.borrow_and_update() > 0 {
+            if served.changed().await.is_err() {
+                return;
             }
-        } else if served.changed().await.is_err() {
-            return;
+            continue;
+        }
+        let before = answers.load(Ordering::Relaxed);
+        match timeout(time, served.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) if answers.load(Ordering::Relaxed) == before => return,
+            Err(_) => {}
         }
     }
 }
 
-/// Counts a stream of a connection while it is served.
+/// Counts an exchange of a connection while it is under way.
 struct Stream(Arc<watch::Sender<usize>>);
 
 impl Stream {
@@ -152,16 +157,17 @@ async fn answer(
     peer: Peer,
     stream: Stream,
 ) -> Result<Response<Body>, BodyError> {
-    // A stream that changes its protocol is served for longer than its request.
-    let upgrade =
-        asks_for_websocket(&request).then(|| (hyper::upgrade::on(&mut request), Stream::new(&stream.0)));
+    let upgrade = asks_for_websocket(&request).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
     if upgrade.is_some() {
         ask_as_http1(&mut parts);
     }
     join_cookies(&mut parts.headers);
-    let declared = if path_of(&parts.uri).len() > shared.settings.limits.target_bytes {
+    let limits = &shared.settings.limits;
+    let declared = if path_of(&parts.uri).len() > limits.target_bytes {
         Err(HeadError::TargetTooLong)
+    } else if head::bytes_of(&parts.headers) > limits.header_bytes {
+        Err(HeadError::TooLarge)
     } else {
         head::check(&parts.method, &parts.uri, Version::HTTP_2, &mut parts.headers)
     };
@@ -187,8 +193,10 @@ async fn answer(
     let tasks = shared.tasks.clone();
     let stopped = shared.stopped.clone();
     let exchange = async move {
+        // What hyper has not sent when it ends is watched over with the connection.
+        let _stream = stream;
         let ended = exchange(&shared, asked, &mut Client::Frames(Some(respond))).await;
-        if let Some((upgrade, _stream)) = upgrade {
+        if let Some(upgrade) = upgrade {
             go_on(&shared, ended, upgrade).await;
         }
     };
@@ -199,7 +207,7 @@ async fn answer(
             serving.goes_on();
             Ok(response)
         }
-        Ok(response) => Ok(response.map(|body| Body::new(Kept { body, _serving: serving, _stream: stream }))),
+        Ok(response) => Ok(response.map(|body| Body::new(Kept { body, _serving: serving }))),
         // Without an answer the stream is reset.
         Err(_) => Err(BodyError::new("the exchange ended without an answer")),
     }
@@ -283,7 +291,6 @@ impl Drop for Ends {
 struct Kept {
     body: Body,
     _serving: Ends,
-    _stream: Stream,
 }
 
 impl HttpBody for Kept {

@@ -69,6 +69,7 @@ mod http1;
 mod http2;
 mod meter;
 mod patience;
+mod pieces;
 mod pool;
 mod proxying;
 mod pump;

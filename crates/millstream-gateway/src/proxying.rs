@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::answer::Answer;
-use crate::asking::{path_of, request_head, size_of};
+use crate::asking::{path_below, path_of, request_head, size_of};
 use crate::body::Body;
 use crate::client::Client;
 use crate::converse::How;
@@ -40,12 +40,14 @@ impl Serving<'_> {
         }
         let idempotent = asked.method.is_idempotent() && asked.framing == Framing::None;
         let mut failed = Vec::new();
+        let mut unreachable = None;
         // The server that closed on the request, and how many connections it had had.
         let mut stale: Option<(usize, u64)> = None;
         loop {
             let Some((at, mut in_flight)) = upstreams.choose(&failed) else {
                 let text = "no server of this route is well";
-                return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::Upstream, text));
+                let ill = || Failure::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::Upstream, text);
+                return Err(unreachable.unwrap_or_else(ill));
             };
             let url = &in_flight.upstream.url;
             self.report.upstream = Some(in_flight.upstream.name.clone());
@@ -93,12 +95,11 @@ impl Serving<'_> {
                     in_flight.answered(false);
                     // Nothing was sent, so that any request may try the next server.
                     failed.push(at);
-                    if failed.len() < upstreams.servers.len() {
-                        continue;
-                    }
                     let late = error.kind() == std::io::ErrorKind::TimedOut;
                     let status = if late { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
-                    return Err(Failure::new(status, Refusal::Upstream, "the upstream cannot be reached"));
+                    let text = "the upstream cannot be reached";
+                    unreachable = Some(Failure::new(status, Refusal::Upstream, text));
+                    continue;
                 }
             };
             let again = match conversed.how {
@@ -142,7 +143,8 @@ impl Serving<'_> {
             How::Unswitched => in_flight.answered(true),
             How::Unanswered => in_flight.answered(false),
             How::Failed(failure) if server_errors.contains(&failure.status) => in_flight.answered(false),
-            How::Failed(_) | How::Unsent | How::ClientGone | How::BrokenOff => {}
+            How::BrokenOff { by_upstream: true } => in_flight.answered(false),
+            How::Failed(_) | How::Unsent | How::ClientGone | How::BrokenOff { by_upstream: false } => {}
         }
     }
 }
@@ -156,9 +158,9 @@ fn accepted_by(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// A request for an upstream that speaks HTTP/2, and where its body goes.
 fn http2_request(asked: &Asked<'_>, url: &UpstreamUrl) -> (Request<Body>, Sink<'static>) {
-    let (frames, body) = Body::channel(size_of(asked.framing));
+    let (frames, body) = Body::channel_to_hyper(size_of(asked.framing));
     let body = if asked.framing == Framing::None { Body::empty() } else { body };
-    let path = format!("{}{}", url.base, path_of(&asked.target));
+    let path = path_below(&url.base, path_of(&asked.target));
     let mut request = http2::request(asked, url.tls, &url.authority, &path, body);
     // The client was told already.
     request.headers_mut().remove(header::EXPECT);

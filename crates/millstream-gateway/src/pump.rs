@@ -1,25 +1,28 @@
 //! Moving a body from where it comes to where it goes, whatever either side is.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Body as _;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until};
 
-use crate::body::{Body, BodyError, Piece, split};
+use crate::body::{Body, BodyError, split};
 use crate::chunk::Chunk;
 use crate::compress::Encoder;
 use crate::head::{self, Framing};
 use crate::http1::decoder::{Decoder, FramingError};
 use crate::http1::head::write_headers;
 use crate::http1::io::{ReadSide, SMALL, WriteSide};
+use crate::http1::watch::{ClientGone, Waits, Watch};
 use crate::meter::{Meter, StreamOutcome};
 use crate::patience::within;
+use crate::pieces::{Piece, Pieces};
+use crate::settings::HalfClose;
 
 /// So many bytes are moved in small chunks before a stream gets large ones: whoever is slow shows it before that, when the
 /// system's socket buffers are full.
@@ -35,7 +38,7 @@ pub(crate) enum Source<'a> {
 /// Where a body goes.
 pub(crate) enum Sink<'a> {
     Wire { write: &'a mut WriteSide, framing: Framing },
-    Frames(mpsc::Sender<Piece>),
+    Frames(Pieces),
 }
 
 /// What a stream may do.
@@ -47,6 +50,8 @@ pub(crate) struct Rules {
     pub(crate) bytes_max: u64,
     /// How long nothing may move.
     pub(crate) idle: Duration,
+    /// Of a request: when its client counts as gone, so that nobody waits any more for who takes it.
+    pub(crate) client: Option<HalfClose>,
 }
 
 /// Why a body is not whole.
@@ -64,6 +69,8 @@ pub(crate) enum Broken {
     Sink(#[source] io::Error),
     #[error("the side it goes to is gone")]
     Gone,
+    #[error("its client is gone")]
+    ClientGone,
     #[error("it has more than {0} bytes")]
     TooLarge(u64),
     #[error("it has another length than was said before")]
@@ -77,9 +84,12 @@ pub(crate) enum Broken {
 impl Broken {
     pub(crate) fn outcome(&self) -> StreamOutcome {
         match self {
-            Broken::Source(_) | Broken::Short | Broken::Framing(_) | Broken::Body(_) | Broken::Length => {
-                StreamOutcome::SourceFailed
-            }
+            Broken::Source(_)
+            | Broken::Short
+            | Broken::ClientGone
+            | Broken::Framing(_)
+            | Broken::Body(_)
+            | Broken::Length => StreamOutcome::SourceFailed,
             Broken::Sink(_) | Broken::Gone => StreamOutcome::SinkFailed,
             Broken::TooLarge(_) => StreamOutcome::TooLarge,
             Broken::SourceIdle(_) | Broken::SinkIdle(_) => StreamOutcome::TimedOut,
@@ -89,6 +99,7 @@ impl Broken {
     fn sink(error: io::Error, idle: Duration) -> Broken {
         match error.kind() {
             io::ErrorKind::TimedOut => Broken::SinkIdle(idle),
+            _ if error.get_ref().is_some_and(|inner| inner.is::<ClientGone>()) => Broken::ClientGone,
             _ => Broken::Sink(error),
         }
     }
@@ -129,7 +140,9 @@ pub(crate) async fn pump(
             return Err(Broken::TooLarge(rules.bytes_max));
         }
         let last = part.last;
-        let slow = to.send(part, meter, rules.idle).await?;
+        let watch = rules.client.map_or(Watch::NOBODY, |half_close| from.watch(half_close));
+        let waits = Waits { idle: rules.idle, client: watch };
+        let slow = to.send(part, meter, &waits).await?;
         pace.moved(bytes, slow);
         if last {
             return Ok(());
@@ -160,6 +173,14 @@ impl Source<'_> {
             Source::Wire { read, decoder } => decoder.is_done() || read.has_carry(),
             Source::Frames(body) => body.is_end_stream(),
             Source::Compressed(source, _) => source.has_more_now(),
+        }
+    }
+
+    fn watch(&self, half_close: HalfClose) -> Watch<'_> {
+        match self {
+            Source::Wire { read, .. } => read.watch(half_close),
+            Source::Frames(_) => Watch::NOBODY,
+            Source::Compressed(source, _) => source.watch(half_close),
         }
     }
 
@@ -238,10 +259,10 @@ impl Sink<'_> {
     }
 
     /// Hands a part on; true if the receiver was slow.
-    async fn send(&mut self, part: Part, meter: &mut Meter, idle: Duration) -> Result<bool, Broken> {
+    async fn send(&mut self, part: Part, meter: &mut Meter, waits: &Waits<'_>) -> Result<bool, Broken> {
         match self {
-            Sink::Wire { write, framing } => send_wire(write, framing, part, meter, idle).await,
-            Sink::Frames(sender) => send_frames(sender, part, meter, idle).await,
+            Sink::Wire { write, framing } => send_wire(write, framing, part, meter, waits).await,
+            Sink::Frames(pieces) => send_frames(pieces, part, meter, waits).await,
         }
     }
 }
@@ -251,13 +272,14 @@ async fn send_wire(
     framing: &mut Framing,
     part: Part,
     meter: &mut Meter,
-    idle: Duration,
+    waits: &Waits<'_>,
 ) -> Result<bool, Broken> {
     let length = part.data.len();
     let sent = match framing {
         Framing::Chunked => {
-            let (prefix, suffix) = chunk_ends(length, part.last, part.trailers.as_ref());
-            write.send(&prefix, part.data, &suffix, Some(meter), idle).await
+            let (digits, prefix) = chunk_size(length);
+            let suffix = chunk_end(length, part.last, part.trailers.as_ref());
+            write.send(&digits[prefix..], part.data, &suffix, Some(meter), waits).await
         }
         Framing::Length(left) => {
             // A source may say one length in its head and send another; what was promised downstream is kept or broken.
@@ -265,59 +287,62 @@ async fn send_wire(
             if part.last && *left > 0 {
                 return Err(Broken::Length);
             }
-            write.send(b"", part.data, b"", Some(meter), idle).await
+            write.send(b"", part.data, b"", Some(meter), waits).await
         }
-        Framing::UntilClose => write.send(b"", part.data, b"", Some(meter), idle).await,
+        Framing::UntilClose => write.send(b"", part.data, b"", Some(meter), waits).await,
         Framing::None if length > 0 => return Err(Broken::Length),
-        Framing::None => write.send(b"", part.data, b"", Some(meter), idle).await,
+        Framing::None => write.send(b"", part.data, b"", Some(meter), waits).await,
     };
-    sent.map_err(|error| Broken::sink(error, idle))
+    sent.map_err(|error| Broken::sink(error, waits.idle))
 }
 
-/// What stands before and after the data of a chunk.
-fn chunk_ends(length: usize, last: bool, trailers: Option<&HeaderMap>) -> (Vec<u8>, Vec<u8>) {
-    use std::io::Write;
-    let mut prefix = Vec::new();
-    let mut suffix = Vec::new();
+/// What stands before the data of a chunk, if there is data: at the end of some bytes, and where it begins in them.
+fn chunk_size(length: usize) -> ([u8; 18], usize) {
+    let mut bytes = [0; 18];
+    let mut at = bytes.len();
     if length > 0 {
-        write!(prefix, "{length:x}\r\n").expect("a vector takes everything");
-        suffix.extend_from_slice(b"\r\n");
-    }
-    if last {
-        suffix.extend_from_slice(b"0\r\n");
-        if let Some(trailers) = trailers {
-            write_headers(&mut suffix, trailers);
+        at -= 2;
+        bytes[at..].copy_from_slice(b"\r\n");
+        let mut left = length;
+        while left > 0 {
+            at -= 1;
+            bytes[at] = b"0123456789abcdef"[left & 15];
+            left >>= 4;
         }
-        suffix.extend_from_slice(b"\r\n");
     }
-    (prefix, suffix)
+    (bytes, at)
+}
+
+/// What stands after it. Only trailers must be written for it.
+fn chunk_end(length: usize, last: bool, trailers: Option<&HeaderMap>) -> Cow<'static, [u8]> {
+    let end: &[u8] = match (length > 0, last) {
+        (false, false) => b"",
+        (true, false) => b"\r\n",
+        (false, true) => b"0\r\n\r\n",
+        (true, true) => b"\r\n0\r\n\r\n",
+    };
+    let Some(trailers) = trailers.filter(|_| last) else { return Cow::Borrowed(end) };
+    // They stand before the empty line.
+    let mut end = end[..end.len() - 2].to_vec();
+    write_headers(&mut end, trailers);
+    end.extend_from_slice(b"\r\n");
+    Cow::Owned(end)
 }
 
 async fn send_frames(
-    sender: &mpsc::Sender<Piece>,
+    pieces: &mut Pieces,
     part: Part,
     meter: &mut Meter,
-    idle: Duration,
+    waits: &Waits<'_>,
 ) -> Result<bool, Broken> {
     let piece = Piece { data: part.data.freeze(), trailers: part.trailers, last: part.last };
-    let mut slow = false;
-    let permit = match sender.try_reserve() {
-        Ok(permit) => permit,
-        // Whoever wants no more of a body misses nothing when it ends.
-        Err(mpsc::error::TrySendError::Closed(())) if piece.last && piece.data.is_empty() => {
-            return Ok(false);
-        }
-        Err(mpsc::error::TrySendError::Closed(())) => return Err(Broken::Gone),
-        Err(mpsc::error::TrySendError::Full(())) => {
-            let since = Instant::now();
-            meter.blocks();
-            let permit = timeout(idle, sender.reserve()).await;
-            let waited = since.elapsed();
-            meter.blocked(waited);
-            slow = waited > Duration::from_millis(10);
-            permit.map_err(|_| Broken::SinkIdle(idle))?.map_err(|_| Broken::Gone)?
-        }
-    };
-    permit.send(piece);
-    Ok(slow)
+    let Some(piece) = pieces.try_send(piece).map_err(|()| Broken::Gone)? else { return Ok(false) };
+    let since = Instant::now();
+    meter.blocks();
+    let mut sending = pin!(pieces.send(piece));
+    let sent = waits.during(pin!(sleep_until(since)), |cx| sending.as_mut().poll(cx).map(Ok)).await;
+    let waited = since.elapsed();
+    meter.blocked(waited);
+    sent.map_err(|error| Broken::sink(error, waits.idle))?.map_err(|()| Broken::Gone)?;
+    Ok(waited > Duration::from_millis(10))
 }

@@ -36,11 +36,13 @@ pub enum Refusal {
     ClientGone,
     /// A client's TLS handshake failed, or took too long.
     Tls,
+    /// A client broke the rules of HTTP/2, flooded its connection, or opened more streams than it may.
+    Protocol,
 }
 
 impl Refusal {
     /// All of them, with the word that metrics use.
-    pub const WORDS: [(Refusal, &'static str); 12] = [
+    pub const WORDS: [(Refusal, &'static str); 13] = [
         (Refusal::Head, "head"),
         (Refusal::Framing, "framing"),
         (Refusal::HeadSize, "head_size"),
@@ -53,6 +55,7 @@ impl Refusal {
         (Refusal::BrokenAnswer, "broken_answer"),
         (Refusal::ClientGone, "client_gone"),
         (Refusal::Tls, "tls"),
+        (Refusal::Protocol, "protocol"),
     ];
 }
 

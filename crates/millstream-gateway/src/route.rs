@@ -100,7 +100,10 @@ impl Route {
     }
 
     /// Compresses answers on their way to clients that accept it, by zstd or gzip: texts that are not compressed already and are
-    /// not parts of ranges. Each chunk goes on at once, so that events are not held back.
+    /// not parts of ranges. Each chunk goes on at once, so that events are not held back. Those answers, compressed or not, and those to
+    /// HEAD say that they depend on what is accepted (`Vary`).
+    ///
+    /// An encoder takes 0.6 MiB (zstd) or 0.3 MiB (gzip) outside of the pool until its answer ends.
     #[must_use]
     pub fn compress(mut self) -> Route {
         self.compress = true;

@@ -64,7 +64,7 @@ pub struct Limits {
     pub request_body_bytes: u64,
     /// Connections from clients at a time; more wait in the system's backlog.
     pub connections: usize,
-    /// Streams of one HTTP/2 connection at a time.
+    /// Streams of one HTTP/2 connection at a time. Each may hold 128 KiB of a request body that nobody reads.
     pub streams: u32,
     /// Requests a second that one client address may make on average; more is answered 429. `None`: as many as it likes.
     pub client_rate: Option<u32>,

@@ -17,7 +17,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::gateway::Shared;
 use crate::health::HealthCheck;
-use crate::http1::io::{Connection, ReadSide, WriteSide};
+use crate::http1::io::{Connection, Idles, ReadSide, WriteSide};
 use crate::http2::{self, Requests};
 use crate::settings::Settings;
 
@@ -74,6 +74,17 @@ struct Idle {
     read: ReadSide,
     write: WriteSide,
     since: Instant,
+}
+
+impl Idle {
+    /// Whether it is open, not too old, and nothing came of it. What came belongs to no answer.
+    fn is_well(&mut self, shared: &Shared) -> bool {
+        let idles = self.read.idles();
+        if idles == Idles::Unasked {
+            shared.tally.upstream_excess();
+        }
+        idles == Idles::Well && self.since.elapsed() < shared.settings.timeouts.keep_alive
+    }
 }
 
 /// A way to ask an upstream.
@@ -141,8 +152,8 @@ impl Upstreams {
         Upstreams { servers: urls.into_iter().map(server).collect(), health: None, turn: AtomicUsize::new(0) }
     }
 
-    /// Leaves a server alone whose requests fail: it cannot be reached, closes without an answer, takes too long, or
-    /// answers 502, 503 or 504.
+    /// Leaves a server alone whose requests fail: it cannot be reached, closes without an answer, takes too long,
+    /// answers 502, 503 or 504, or breaks off an answer that its client did not hold up.
     #[must_use]
     pub fn breaker(mut self, settings: &BreakerSettings) -> Upstreams {
         for server in &mut self.servers {
@@ -179,13 +190,14 @@ impl Upstreams {
 }
 
 /// Closes idle connections of these servers when nobody has needed them for `keep_alive`; for ever.
-pub(crate) async fn prune(servers: Vec<Arc<Upstream>>, keep_alive: Duration) {
+pub(crate) async fn prune(shared: Arc<Shared>, servers: Vec<Arc<Upstream>>) {
+    let keep_alive = shared.settings.timeouts.keep_alive;
     // A connection may stay a quarter longer than it should, one of HTTP/2 two quarters.
     let mut ticks = interval((keep_alive / 4).max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        servers.iter().for_each(|server| server.prune(keep_alive));
+        servers.iter().for_each(|server| server.prune(&shared));
     }
 }
 
@@ -193,9 +205,8 @@ impl Upstream {
     /// A way to ask it: a connection that is there, or a new one. `stale` is how many connections there had been when one closed on a
     /// request, or 0: then none that was idle is given, nor one of those.
     pub(crate) async fn way(&self, shared: &Arc<Shared>, stale: Option<u64>) -> io::Result<Way> {
-        let timeouts = &shared.settings.timeouts;
         while let Some(mut idle) = if stale.is_some() { None } else { self.idle.lock().pop() } {
-            if idle.since.elapsed() < timeouts.keep_alive && idle.read.is_idle() {
+            if idle.is_well(shared) {
                 self.reused.fetch_add(1, Ordering::Relaxed);
                 return Ok(Way::Http1(Connected { read: idle.read, write: idle.write, reused: true }));
             }
@@ -345,8 +356,9 @@ impl Upstream {
     }
 
     /// Closes idle connections that were not needed for so long, or that the server has closed.
-    fn prune(&self, keep_alive: Duration) {
-        self.idle.lock().retain_mut(|idle| idle.since.elapsed() < keep_alive && idle.read.is_idle());
+    fn prune(&self, shared: &Shared) {
+        let keep_alive = shared.settings.timeouts.keep_alive;
+        self.idle.lock().retain_mut(|idle| idle.is_well(shared));
         self.joint.lock().connections.retain_mut(|one| {
             let unused = (one.requests.others() == 0).then(|| one.unused.unwrap_or_else(Instant::now));
             one.unused = unused;

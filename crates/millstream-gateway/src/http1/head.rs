@@ -85,7 +85,9 @@ pub(crate) fn response(bytes: &Bytes, to: &Method) -> Result<ResponseHead, HeadE
         _ if bodiless => Framing::None,
         framing => framing,
     };
-    let keep_alive = keeps_alive(&headers, version) && framing != Framing::UntilClose;
+    // A server of HTTP/1.0 knows no chunks: the framing is faulty, whoever made it so (RFC 9112, 6.1).
+    let faulty = version == Version::HTTP_10 && headers.contains_key(header::TRANSFER_ENCODING);
+    let keep_alive = keeps_alive(&headers, version) && framing != Framing::UntilClose && !faulty;
     Ok(ResponseHead { status, headers, framing, keep_alive })
 }
 

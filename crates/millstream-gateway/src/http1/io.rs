@@ -3,7 +3,7 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,15 +11,17 @@ use bytes::Bytes;
 use tokio::io::{AsyncWrite, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::io::poll_read_buf;
 
 use super::head::end_of_head;
+use super::watch::{Waits, Watch};
 use crate::chunk::Chunk;
 use crate::duplex::{Duplex, Prefixed};
 use crate::head::HeadError;
 use crate::meter::Meter;
 use crate::pool::BufferPool;
+use crate::settings::HalfClose;
 
 /// How long a peer may take nothing before it counts as slow: then what is left for it moves to a smaller buffer.
 const SLOW: Duration = Duration::from_millis(10);
@@ -67,6 +69,15 @@ pub(crate) struct ReadSide {
     /// The beginning of a head.
     begun: Vec<u8>,
     pool: BufferPool,
+}
+
+/// How a connection does that nobody uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Idles {
+    Well,
+    Closed,
+    /// Something was sent that nobody asked for.
+    Unasked,
 }
 
 /// Why no head was read.
@@ -128,21 +139,35 @@ impl ReadSide {
         }
     }
 
-    /// The end of the connection or an error, whichever comes. What the peer sends meanwhile is kept, up to one buffer; after that
-    /// it waits in the system.
-    pub(crate) async fn gone(&mut self) {
-        if self.carry.is_some() {
-            return std::future::pending().await;
+    /// Resolves when the client is gone. What it sends meanwhile is kept, up to one buffer; after that it waits in the system.
+    pub(crate) async fn gone(&mut self, half_close: HalfClose) {
+        if half_close == HalfClose::Cancel
+            && self.carry.is_none()
+            && !matches!(self.ready(SMALL).await, Ok(true))
+        {
+            return;
         }
-        if let Ok(true) = self.ready(SMALL).await {
-            std::future::pending().await
-        }
+        // Few clients send more before they were answered.
+        Box::pin(self.watch(half_close).gone()).await;
     }
 
-    /// True if an idle connection is still good: open, and nothing was sent that nobody asked for.
-    pub(crate) fn is_idle(&mut self) -> bool {
+    /// A look at the connection that reads nothing; only one of plain TCP can be looked at.
+    pub(crate) fn watch(&self, half_close: HalfClose) -> Watch<'_> {
+        let socket = match &self.io {
+            ReadIo::Tcp(io) => Some(io),
+            ReadIo::Other(_) => None,
+        };
+        Watch { socket, half_close }
+    }
+
+    /// How an idle connection does.
+    pub(crate) fn idles(&mut self) -> Idles {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        self.carry.is_none() && self.poll_fill(&mut cx, SMALL).is_pending()
+        match self.poll_fill(&mut cx, SMALL) {
+            Poll::Pending => Idles::Well,
+            Poll::Ready(Ok(Some(_))) => Idles::Unasked,
+            Poll::Ready(Ok(None) | Err(_)) => Idles::Closed,
+        }
     }
 
     /// The next head, with its empty line; at most `max` bytes.
@@ -206,21 +231,21 @@ impl WriteSide {
         if self.pending.is_empty() {
             return Ok(());
         }
-        self.send(b"", Chunk::Shared(Bytes::new()), b"", None, idle).await.map(|_| ())
+        self.send(b"", Chunk::Shared(Bytes::new()), b"", None, &Waits::of(idle)).await.map(|_| ())
     }
 
     /// Writes what is pending, then `prefix`, `chunk` and `suffix`, in as few calls as the connection takes. True if the peer was
     /// slow to take it.
     ///
     /// # Errors
-    /// The connection's, and `TimedOut` when it takes nothing for `idle`.
+    /// The connection's, and what [`Waits::during`] says when it takes nothing for long.
     pub(crate) async fn send(
         &mut self,
         prefix: &[u8],
         mut chunk: Chunk,
         suffix: &[u8],
         mut meter: Option<&mut Meter>,
-        idle: Duration,
+        waits: &Waits<'_>,
     ) -> io::Result<bool> {
         let mut slow = false;
         // What of pending, prefix, chunk and suffix is written.
@@ -237,19 +262,21 @@ impl WriteSide {
             if let Some(meter) = meter.as_deref_mut() {
                 meter.blocks();
             }
-            let soon = timeout(SLOW, poll_fn(|cx| poll_write(&mut self.io, cx, &parts, written))).await;
-            let sent = match soon {
-                Ok(sent) => sent,
-                Err(_) => {
+            let mut alarm = pin!(sleep_until(since + SLOW));
+            let soon = poll_fn(|cx| match poll_write(&mut self.io, cx, &parts, written) {
+                Poll::Ready(sent) => Poll::Ready(Some(sent)),
+                Poll::Pending => alarm.as_mut().poll(cx).map(|()| None),
+            });
+            let sent = match soon.await {
+                Some(sent) => sent,
+                None => {
                     slow = true;
                     let inside = (before..before + chunk.len()).contains(&written);
                     if inside && chunk.shrink(written - before, &self.pool) {
                         written = before;
                     }
                     let parts = [&self.pending[..], prefix, &chunk, suffix];
-                    let late =
-                        timeout(idle, poll_fn(|cx| poll_write(&mut self.io, cx, &parts, written))).await;
-                    late.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                    waits.during(alarm, |cx| poll_write(&mut self.io, cx, &parts, written)).await
                 }
             };
             if let Some(meter) = meter.as_deref_mut() {
@@ -262,12 +289,24 @@ impl WriteSide {
         } else {
             self.pending.clear();
         }
-        // TLS keeps what it has encrypted until it is told to send it.
-        if let WriteIo::Other(io) = &mut self.io {
-            let flush = poll_fn(|cx| Pin::new(&mut *io).poll_flush(cx));
-            timeout(idle, flush).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        let WriteIo::Other(io) = &mut self.io else { return Ok(slow) };
+        // TLS takes some chunks as a whole, and keeps what it has encrypted until it is told to send it: so it is here that a slow
+        // peer shows, and nobody needs what was encrypted any more.
+        drop(chunk);
+        let mut flush = |cx: &mut Context<'_>| Pin::new(&mut *io).poll_flush(cx);
+        if let Poll::Ready(flushed) = poll_fn(|cx| Poll::Ready(flush(cx))).await {
+            return flushed.map(|()| slow);
         }
-        Ok(slow)
+        let since = Instant::now();
+        if let Some(meter) = meter.as_deref_mut() {
+            meter.blocks();
+        }
+        let flushed = waits.during(pin!(sleep_until(since)), flush).await;
+        let waited = since.elapsed();
+        if let Some(meter) = meter {
+            meter.blocked(waited);
+        }
+        flushed.map(|()| slow || waited > SLOW)
     }
 
     /// Says that nothing more will be written.

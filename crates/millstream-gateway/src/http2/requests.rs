@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::{PING, STREAM_WINDOW, Tasks, WEBSOCKET, say_upgrade};
+use super::{PING, SEND_BUFFER, Tasks, WEBSOCKET, say_upgrade};
 use crate::answer::NoAnswer;
 use crate::body::Body;
 use crate::duplex::Duplex;
@@ -48,12 +48,12 @@ type UpstreamConnection = hyper::client::conn::http2::Connection<TokioIo<Box<dyn
 
 /// Begins to speak HTTP/2 with an upstream.
 pub(crate) async fn connect(shared: &Arc<Shared>, stream: Box<dyn Duplex>) -> hyper::Result<Requests> {
-    let tasks = Tasks { tracker: shared.upstream_tasks.clone(), stopped: shared.stopped.clone() };
+    let tasks = Tasks::new(&shared.upstream_tasks, &shared.stopped);
     let (sender, connection) = hyper::client::conn::http2::Builder::new(tasks.clone())
         .timer(TokioTimer::new())
         .initial_stream_window_size(ANSWER_WINDOW)
         .initial_connection_window_size(ANSWERS_WINDOW)
-        .max_send_buf_size(STREAM_WINDOW as usize)
+        .max_send_buf_size(SEND_BUFFER)
         .initial_max_send_streams(UNSAID)
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1)
@@ -71,7 +71,7 @@ pub(crate) async fn connect(shared: &Arc<Shared>, stream: Box<dyn Duplex>) -> hy
         }
         ended
     };
-    hyper::rt::Executor::execute(&tasks, poll_fn(drive));
+    tasks.drive(poll_fn(drive));
     let requests = Requests { sender, connection, made: Instant::now(), clones: Arc::default() };
     // Else more would be asked of it at once than it allows, and wait for one another.
     requests.first_frame(FIRST_FRAME).await;

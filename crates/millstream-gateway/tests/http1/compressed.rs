@@ -79,3 +79,41 @@ async fn what_is_no_text_or_compressed_or_a_part_goes_through_as_it_is() {
         assert_eq!(client.bytes(1000).await, body.as_bytes());
     }
 }
+
+#[tokio::test]
+async fn what_would_be_compressed_for_others_says_so() {
+    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", upstream.local_addr().expect("an address"));
+    let server = Gateway::new(Settings::default())
+        .route(Route::proxy("up", [url.parse().expect("a url")]).compress())
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    for (method, accepts, coding) in
+        [("GET", "identity", None), ("HEAD", "identity", None), ("HEAD", "gzip", Some("gzip"))]
+    {
+        for kind in ["text/html", "image/png"] {
+            let mut client = connect(server.local_addr()).await;
+            client
+                .send(format!("{method} / HTTP/1.1\r\nHost: h\r\nAccept-Encoding: {accepts}\r\n\r\n"))
+                .await;
+            let mut up = Wire::new(within("a connection", upstream.accept()).await.expect("accepted").0);
+            up.head().await;
+            let body = if method == "GET" { "x".repeat(1000) } else { String::new() };
+            up.send(format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\nConnection: close\r\n\r\n{body}"))
+                .await;
+            let head = client.head().await;
+            let text = kind == "text/html";
+            assert_eq!(head.contains("vary: accept-encoding"), text, "{method}, {accepts}: {head}");
+            assert_eq!(head.contains("content-encoding: gzip"), text && coding.is_some(), "{head}");
+            assert_eq!(head.contains("content-length: 1000"), !text || coding.is_none(), "{head}");
+            // No body follows an answer to HEAD.
+            drop(up);
+            assert_eq!(client.bytes(body.len()).await, body.as_bytes());
+            if method == "HEAD" {
+                client.send("nonsense\r\n\r\n").await;
+                assert_eq!(status(&client.head().await), 400);
+            }
+        }
+    }
+}

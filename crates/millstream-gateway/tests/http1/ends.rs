@@ -124,6 +124,21 @@ async fn an_upstream_that_sends_more_than_it_said_harms_no_other_exchange() {
     second.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     client.head().await;
     assert_eq!(client.bytes(2).await, b"ok");
+    assert_eq!(scene.server.snapshot().upstream_excess, 1);
+    // Later, when the connection waits for the next request.
+    second.send("HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n").await;
+    client.send(GET).await;
+    let mut third = scene.accept().await;
+    third.head().await;
+    assert_eq!(scene.server.snapshot().upstream_excess, 2);
+    // Its end is none.
+    third.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    client.head().await;
+    assert_eq!(client.bytes(2).await, b"ok");
+    drop(third);
+    client.send(GET).await;
+    scene.accept().await.head().await;
+    assert_eq!(scene.server.snapshot().upstream_excess, 2);
     scene.end().await;
 }
 

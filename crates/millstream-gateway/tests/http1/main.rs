@@ -4,6 +4,7 @@ mod bodies;
 mod compressed;
 mod ends;
 mod hostile;
+mod leaving;
 mod support;
 mod switching;
 mod upstreams;

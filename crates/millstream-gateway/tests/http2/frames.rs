@@ -1,7 +1,6 @@
 //! Frames that break the protocol (RFC 9113), and floods of frames that do not: each costs its connection at most, and a bounded
 //! amount of work.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,97 +8,11 @@ use futures_util::StreamExt;
 use http::{Method, Request, Response};
 use http_body_util::Full;
 use millstream_gateway::{Body, Gateway, Limits, Route, Server, Settings};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use crate::raw::*;
 use crate::support::*;
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PUSH_PROMISE: u8 = 5;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-/// `GET / http h`, by the static table but for the authority.
-const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'h'];
-const POST: &[u8] = &[0x83, 0x86, 0x84, 0x41, 1, b'h'];
-
-const PROTOCOL_ERROR: u32 = 1;
-const FLOW_CONTROL_ERROR: u32 = 3;
-const FRAME_SIZE_ERROR: u32 = 6;
-const REFUSED_STREAM: u32 = 7;
-const ENHANCE_YOUR_CALM: u32 = 11;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = (payload.len() as u32).to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-/// A header that is not in any table.
-fn literal(name: &str, value: &[u8]) -> Vec<u8> {
-    assert!(name.len() < 127 && value.len() < 127);
-    [&[0, name.len() as u8], name.as_bytes(), &[value.len() as u8], value].concat()
-}
-
-/// What the gateway says to it, of what matters here.
-#[derive(Debug, PartialEq, Eq)]
-enum Heard {
-    /// The connection ends, with this code.
-    Goaway(u32),
-    /// The stream is reset, with this code.
-    Reset(u32),
-    /// The stream is answered.
-    Answered,
-    /// The connection ended without a word.
-    Closed,
-}
-
-struct Raw(TcpStream);
-
-impl Raw {
-    async fn greeted(to: SocketAddr) -> Raw {
-        let mut raw = Raw(within(TcpStream::connect(to)).await.expect("connected"));
-        let both = [frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, ACK, 0, &[])].concat();
-        raw.send(&[PREFACE, &both].concat()).await;
-        raw
-    }
-
-    /// Sends, unless the gateway has closed already.
-    async fn send(&mut self, bytes: &[u8]) -> bool {
-        within(self.0.write_all(bytes)).await.is_ok()
-    }
-
-    async fn next(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
-        let mut head = [0; 9];
-        within(self.0.read_exact(&mut head)).await.ok()?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let mut payload = vec![0; length as usize];
-        within(self.0.read_exact(&mut payload)).await.ok()?;
-        Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
-    }
-
-    /// The first that says how it ends.
-    async fn hears(&mut self) -> Heard {
-        let code = |payload: &[u8]| u32::from_be_bytes(payload.try_into().expect("four bytes"));
-        while let Some((kind, _, _, payload)) = self.next().await {
-            match kind {
-                GOAWAY => return Heard::Goaway(code(&payload[4..8])),
-                RST_STREAM => return Heard::Reset(code(&payload)),
-                HEADERS => return Heard::Answered,
-                _ => {}
-            }
-        }
-        Heard::Closed
-    }
-}
 
 /// The gateway serves others as before, and forgets what it was sent.
 async fn is_unharmed(gateway: Server) {
@@ -215,6 +128,7 @@ async fn what_breaks_the_protocol_is_answered_with_its_code() {
             got = raw.hears().await;
         }
         assert_eq!(got, heard, "{what}");
+        assert_eq!(gateway.snapshot().refused["protocol"], u64::from(heard != Answered), "{what}");
         drop(raw);
         is_unharmed(gateway).await;
     }
@@ -277,6 +191,7 @@ async fn streams_that_are_opened_and_reset_at_once_end_their_connection() {
         heard = raw.hears().await;
     }
     assert_eq!(heard, Heard::Goaway(ENHANCE_YOUR_CALM));
+    assert!(gateway.snapshot().refused["protocol"] > 0);
     is_unharmed(gateway).await;
 }
 
@@ -308,7 +223,7 @@ async fn a_client_that_sends_more_than_it_was_allowed_is_stopped() {
         .expect("a port");
     let mut raw = Raw::greeted(gateway.local_addr()).await;
     raw.send(&frame(HEADERS, END_HEADERS, 1, POST)).await;
-    // The window of a stream is 256 KiB, and few frames are read ahead.
+    // The window of a stream is 128 KiB, and few frames are read ahead.
     raw.send(&frame(DATA, 0, 1, &[0; 16_384]).repeat(32)).await;
     assert!(matches!(
         raw.hears().await,

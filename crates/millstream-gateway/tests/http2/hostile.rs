@@ -29,7 +29,8 @@ async fn heads_that_two_readers_could_understand_differently_are_refused_over_ht
     let gateway = proxy(&[format!("http://{}", upstream.local_addr())], settings).await;
     let long = format!("http://h/{}", "x".repeat(100));
     let many: Vec<(&str, &[u8])> = vec![("x-many", b"1"); 130];
-    let cases: [(&str, &str, Lines, u16); 13] = [
+    let large: Vec<(&str, &[u8])> = vec![("x-large", &[b'x'; 1_000]); 66];
+    let cases: [(&str, &str, Lines, u16); 14] = [
         ("POST", "http://h/", &[("host", b"other")], 400),
         ("POST", "http://h/", &[("host", b"h"), ("host", b"h")], 400),
         ("POST", "http://h/", &[("host", b"h\";by=evil")], 400),
@@ -41,6 +42,7 @@ async fn heads_that_two_readers_could_understand_differently_are_refused_over_ht
         ("POST", "ftp://h/", &[], 400),
         ("POST", &long, &[], 414),
         ("POST", "http://h/", &many, 431),
+        ("POST", "http://h/", &large, 431),
         ("POST", "http://h/", &[("expect", b"miracles")], 417),
         ("POST", "http://h/", &[("host", b"H")], 200),
     ];
@@ -53,7 +55,7 @@ async fn heads_that_two_readers_could_understand_differently_are_refused_over_ht
         assert_eq!(status, code, "{method} {target} {lines:?}");
     }
     let snapshot = gateway.snapshot();
-    assert_eq!((snapshot.refused["head"], snapshot.refused["head_size"]), (9, 2));
+    assert_eq!((snapshot.refused["head"], snapshot.refused["head_size"]), (9, 3));
     // None of them has reached the upstream but the last.
     assert_eq!(snapshot.upstreams[0].connected, 1);
 }

@@ -2,8 +2,12 @@
 
 mod frames;
 mod hostile;
+mod limits;
 mod proxying;
+mod raw;
 mod silent;
+mod slow;
 mod support;
+mod uploads;
 mod upstreams;
 mod websocket;

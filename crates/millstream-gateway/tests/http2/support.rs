@@ -49,6 +49,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let stream = TcpStream::connect(to).await.expect("connected");
+    stream.set_nodelay(true).expect("a socket");
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (sender, connection) = within(handshake).await.expect("HTTP/2");
     tokio::spawn(connection);

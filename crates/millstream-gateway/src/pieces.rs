@@ -1,0 +1,162 @@
+//! Bodies through channels, a piece at a time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+use crate::body::BodyError;
+use crate::http2::tasks;
+
+/// A part of a body on its way through a channel.
+#[derive(Default)]
+pub(crate) struct Piece {
+    pub(crate) data: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
+    /// Nothing follows. A channel that closes before it had such a piece was broken off.
+    pub(crate) last: bool,
+}
+
+/// The sending end of a body. Dropped before the last piece was sent, it breaks the body off.
+pub(crate) struct Pieces {
+    sender: mpsc::Sender<Piece>,
+    taker: Option<Arc<Taker>>,
+    whole: bool,
+}
+
+/// The receiving end.
+pub(crate) struct Taken {
+    pieces: mpsc::Receiver<Piece>,
+    size: SizeHint,
+    taker: Option<Arc<Taker>>,
+    held: Option<Box<Piece>>,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+}
+
+/// The task of hyper's that takes the pieces. While one of them waits for the peer's window the task does not ask for the next, and
+/// would never see that none comes: so it is aborted, which resets its stream.
+#[derive(Default)]
+struct Taker {
+    task: OnceLock<tasks::Abort>,
+    /// It waits for the next piece.
+    waits: AtomicBool,
+}
+
+/// A body of what is sent; to a handler, or to hyper.
+pub(crate) fn channel(size: SizeHint, to_hyper: bool) -> (Pieces, Taken) {
+    let (sender, pieces) = mpsc::channel(1);
+    let taker = to_hyper.then(Arc::<Taker>::default);
+    (
+        Pieces { sender, taker: taker.clone(), whole: false },
+        Taken { pieces, size, taker, held: None, trailers: None, ended: false },
+    )
+}
+
+impl Pieces {
+    /// Sends a piece if there is room; gives it back if there is none.
+    ///
+    /// # Errors
+    /// If the receiver is gone.
+    pub(crate) fn try_send(&mut self, piece: Piece) -> Result<Option<Piece>, ()> {
+        let last = piece.last;
+        match self.sender.try_send(piece) {
+            Ok(()) => self.sent(last),
+            Err(TrySendError::Full(piece)) => return Ok(Some(piece)),
+            // Whoever wants no more of a body misses nothing when it ends.
+            Err(TrySendError::Closed(piece)) if last && piece.data.is_empty() => self.whole = true,
+            Err(TrySendError::Closed(_)) => return Err(()),
+        }
+        Ok(None)
+    }
+
+    /// The same, waiting for room.
+    ///
+    /// # Cancel safety
+    /// A dropped future has not sent the piece, which is lost.
+    pub(crate) async fn send(&mut self, piece: Piece) -> Result<(), ()> {
+        let last = piece.last;
+        self.sender.send(piece).await.map_err(drop)?;
+        self.sent(last);
+        Ok(())
+    }
+
+    fn sent(&mut self, last: bool) {
+        self.whole = last;
+        if let Some(taker) = &self.taker {
+            // It says so again when it has taken this one.
+            taker.waits.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        if let Some(taker) = self.taker.as_ref().filter(|_| !self.whole)
+            && !taker.waits.load(Ordering::SeqCst)
+            && let Some(task) = taker.task.get()
+        {
+            task.abort();
+        }
+    }
+}
+
+impl Taken {
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            if let Some(trailers) = self.trailers.take() {
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            let Some(piece) = ready!(self.poll_piece(cx)) else {
+                self.ended = true;
+                return Poll::Ready(Some(Err(BodyError::new("its sender broke it off"))));
+            };
+            (self.trailers, self.ended) = (piece.trailers, piece.last);
+            if !piece.data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(piece.data))));
+            }
+        }
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Piece>> {
+        let Some(taker) = &self.taker else { return self.pieces.poll_recv(cx) };
+        let known = taker.task.get().is_some();
+        if !known && let Some(task) = tasks::current() {
+            // Nobody else sets it.
+            let _ = taker.task.set(task);
+        }
+        if let Some(held) = self.held.take() {
+            return Poll::Ready(Some(*held));
+        }
+        taker.waits.store(true, Ordering::SeqCst);
+        let piece = ready!(self.pieces.poll_recv(cx));
+        taker.waits.store(false, Ordering::SeqCst);
+        // Hyper takes the first of a request by the way, and makes a task of what follows. That task must be known before a piece
+        // waits in it.
+        if taker.task.get().is_none() && piece.as_ref().is_some_and(|piece| !piece.last) {
+            self.held = piece.map(Box::new);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(piece)
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.ended && self.trailers.is_none()
+    }
+
+    pub(crate) fn size(&self) -> SizeHint {
+        self.size
+    }
+}
