@@ -41,10 +41,7 @@ pub(super) fn of_requests() -> Vec<Case> {
             with(|| Admission::new(Memory::new(GIB).probe(SECOND, || Some(1 << 20)))),
         ),
         behaviour("behaviour: hedging, none needed", with(move || Hedging::new(hedge()))),
-        behaviour(
-            "behaviour: cache, one answer",
-            with_of(|| Cache::new(Memo::new(1_000), |ask: &Ask| ask.0 & 0)),
-        ),
+        behaviour("behaviour: cache, one answer", with_of(|| Cache::new(Memo::new(1_000), |_: &Ask| 0_u64))),
         behaviour("behaviour: dedupe, all new", with_of(|| Dedupe::new(1_000, SECOND, |ask: &Ask| ask.0))),
         behaviour("behaviour: check", with_of(|| Check::valid(|ask: &Ask| valid(ask.0)))),
         behaviour(
