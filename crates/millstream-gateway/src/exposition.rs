@@ -1,8 +1,8 @@
 //! The metrics of a gateway in the Prometheus text format. `docs/gateway.md` lists them; a test holds the two together.
 
-use millstream_observe::{Exposition, Labels, Metric, Value};
+use millstream_observe::{Durations, Exposition, Labels, Metric, Value};
 
-use crate::meter::Direction;
+use crate::meter::{DURATION_BOUNDS, Direction};
 use crate::tally::{GatewaySnapshot, StreamsSnapshot, UpstreamSnapshot};
 
 /// Defines the labels of a metric.
@@ -56,9 +56,13 @@ metrics! {
         counter "stream_backpressure_events_total" "Times that a receiver was not ready to take more.";
     BACKPRESSURE_SECONDS: Stream =
         counter "stream_backpressure_seconds_total" "Time that streams were held by their receiver.";
+    SOURCE_WAIT_SECONDS: Stream =
+        counter "stream_source_wait_seconds_total" "Time that streams waited for their sender.";
     FIRST_BYTES: Stream = counter "stream_first_bytes_total" "Bodies whose first byte has come.";
     FIRST_BYTE_SECONDS: Stream =
         counter "stream_first_byte_seconds_total" "Time from the start of bodies to their first byte.";
+    STREAM_SECONDS: Stream =
+        histogram "stream_seconds" "How long bodies took from start to end, of those that ended.";
     UPSTREAM_IN_FLIGHT: Upstream = gauge "upstream_in_flight" "Requests that a server has not answered yet.";
     UPSTREAM_CONNECTED: Upstream = counter "upstream_connections_total" "Connections made to a server.";
     UPSTREAM_REUSED: Upstream =
@@ -107,22 +111,30 @@ fn direction(direction: Direction) -> &'static str {
     }
 }
 
+fn labels_of(stream: &StreamsSnapshot) -> ByStream<'_> {
+    ByStream { route: &stream.route, direction: direction(stream.direction) }
+}
+
 fn streams(out: &mut Exposition, gateway: &GatewaySnapshot) {
     let mut show = |metric: &Metric<Stream>, value: fn(&StreamsSnapshot) -> Value| {
-        out.show(
-            metric,
-            gateway.streams.iter().map(|stream| {
-                (ByStream { route: &stream.route, direction: direction(stream.direction) }, value(stream))
-            }),
-        );
+        let series = gateway.streams.iter().map(|stream| (labels_of(stream), value(stream)));
+        out.show(metric, series);
     };
     show(&STREAMS, |stream| Value::Count(stream.started));
     show(&STREAM_BYTES, |stream| Value::Count(stream.bytes));
     show(&STREAM_CHUNKS, |stream| Value::Count(stream.chunks));
     show(&BACKPRESSURE_EVENTS, |stream| Value::Count(stream.backpressure_events));
     show(&BACKPRESSURE_SECONDS, |stream| Value::Number(stream.backpressure_time.as_secs_f64()));
+    show(&SOURCE_WAIT_SECONDS, |stream| Value::Number(stream.source_wait.as_secs_f64()));
     show(&FIRST_BYTES, |stream| Value::Count(stream.first_bytes));
     show(&FIRST_BYTE_SECONDS, |stream| Value::Number(stream.first_byte_time.as_secs_f64()));
+    out.show_durations(
+        &STREAM_SECONDS,
+        gateway.streams.iter().map(|stream| {
+            let (bounds, counts) = (&DURATION_BOUNDS[..], &stream.durations[..]);
+            (labels_of(stream), Durations { bounds, counts, sum: stream.duration })
+        }),
+    );
     out.show(
         &STREAMS_ENDED,
         gateway.streams.iter().flat_map(|stream| {

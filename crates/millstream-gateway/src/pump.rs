@@ -2,7 +2,8 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +20,6 @@ use crate::http1::decoder::{Decoder, FramingError};
 use crate::http1::head::write_headers;
 use crate::http1::io::{ReadSide, SMALL, WriteSide};
 use crate::meter::{Meter, StreamOutcome};
-use crate::patience::within;
 
 /// So many bytes are moved in small chunks before a stream gets large ones: whoever is slow shows it before that, when the
 /// system's socket buffers are full.
@@ -117,9 +117,9 @@ pub(crate) async fn pump(
         if !from.has_more_now() {
             to.flush(rules.idle).await?;
         }
-        let part = match within(rules.idle, from.next(pace.size())).await {
-            Ok(part) => part?,
-            Err(_) => return Err(Broken::SourceIdle(rules.idle)),
+        let part = match came(from.next(pace.size()), meter, rules.idle).await {
+            Some(part) => part?,
+            None => return Err(Broken::SourceIdle(rules.idle)),
         };
         let bytes = part.data.len();
         if bytes > 0 {
@@ -135,6 +135,18 @@ pub(crate) async fn pump(
             return Ok(());
         }
     }
+}
+
+/// What a future gives within this time. The clock is read only where it has to be waited for.
+async fn came<F: Future>(next: F, meter: &mut Meter, idle: Duration) -> Option<F::Output> {
+    let mut next = pin!(next);
+    if let Poll::Ready(came) = poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
+        return Some(came);
+    }
+    let since = Instant::now();
+    let came = timeout(idle, next).await;
+    meter.waited(since.elapsed());
+    came.ok()
 }
 
 /// How much to read at a time.

@@ -37,6 +37,8 @@ async fn the_admin_address_shows_what_was_counted_and_the_public_one_does_not() 
         "millstream_gateway_stream_bytes_total{route=\"hello\",direction=\"response\"} 5",
         "millstream_gateway_stream_chunks_total{route=\"hello\",direction=\"response\"} 1",
         "millstream_gateway_stream_first_bytes_total{route=\"hello\",direction=\"response\"} 1",
+        "millstream_gateway_stream_seconds_bucket{route=\"hello\",direction=\"response\",le=\"+Inf\"} 1",
+        "millstream_gateway_stream_seconds_count{route=\"hello\",direction=\"response\"} 1",
         "millstream_gateway_streams_ended_total{route=\"hello\",direction=\"response\",outcome=\"complete\"} 1",
         "millstream_gateway_answers_total{route=\"hello\",class=\"2xx\"} 1",
         "millstream_gateway_connections_total 1",
