@@ -74,14 +74,18 @@ metrics! {
         counter "upstream_excess_total" "Answers of upstreams that were followed by what nobody asked for.";
     POOL_ENABLED: () = gauge "pool_enabled" "1 if buffers are kept for the next lease.";
     POOL_BYTES: () = gauge "pool_bytes" "Bytes of all buffers, leased and idle.";
+    POOL_BYTES_IN_USE: () = gauge "pool_bytes_in_use" "Bytes of the buffers that are leased.";
     POOL_BYTES_MAX: () = gauge "pool_bytes_max" "The bound of that.";
     POOL_BYTES_HIGH: () = gauge "pool_bytes_high_water" "The most bytes of all buffers at once.";
+    POOL_OVERSIZE: () = counter "pool_oversize_total" "Leases of more bytes than any buffer has.";
     POOL_BUFFERS: Tier = gauge "pool_buffers" "Buffers of a tier, leased and idle.";
     POOL_IN_USE: Tier = gauge "pool_buffers_in_use" "Buffers of a tier that are leased.";
     POOL_HIGH: Tier = gauge "pool_buffers_high_water" "The most buffers of a tier at once.";
     POOL_HITS: Tier = counter "pool_hits_total" "Leases of a tier that found an idle buffer.";
     POOL_MISSES: Tier = counter "pool_misses_total" "Leases of a tier for which a buffer was made.";
     POOL_WAITS: Tier = counter "pool_waits_total" "Leases of a tier that had to wait for room.";
+    POOL_SMALLER: Tier =
+        counter "pool_smaller_total" "Leases of a tier for which there was no room, and that got a smaller one.";
 }
 
 /// The exposition of a gateway.
@@ -167,8 +171,10 @@ fn pool(out: &mut Exposition, gateway: &GatewaySnapshot) {
     let pool = &gateway.pool;
     out.show(&POOL_ENABLED, [((), Value::Count(pool.enabled.into()))]);
     out.show(&POOL_BYTES, [((), Value::Count(pool.bytes))]);
+    out.show(&POOL_BYTES_IN_USE, [((), Value::Count(pool.bytes_in_use))]);
     out.show(&POOL_BYTES_MAX, [((), Value::Count(pool.bytes_max))]);
     out.show(&POOL_BYTES_HIGH, [((), Value::Count(pool.bytes_high_water))]);
+    out.show(&POOL_OVERSIZE, [((), Value::Count(pool.oversize))]);
     let sizes: Vec<String> = pool.tiers.iter().map(|tier| tier.size.to_string()).collect();
     let mut show = |metric: &Metric<Tier>, value: fn(&crate::TierSnapshot) -> u64| {
         let tiers = pool.tiers.iter().zip(&sizes);
@@ -180,4 +186,5 @@ fn pool(out: &mut Exposition, gateway: &GatewaySnapshot) {
     show(&POOL_HITS, |tier| tier.hits);
     show(&POOL_MISSES, |tier| tier.misses);
     show(&POOL_WAITS, |tier| tier.waits);
+    show(&POOL_SMALLER, |tier| tier.smaller);
 }

@@ -139,7 +139,7 @@ pub(crate) struct Meter {
     blocked: Duration,
     source_wait: Duration,
     sums: Arc<Sums>,
-    ended: bool,
+    ended: Option<(StreamOutcome, Duration)>,
 }
 
 impl Meter {
@@ -155,7 +155,7 @@ impl Meter {
             blocked: Duration::ZERO,
             source_wait: Duration::ZERO,
             sums: sums.clone(),
-            ended: false,
+            ended: None,
         }
     }
 
@@ -199,15 +199,16 @@ impl Meter {
         self.sums.source_wait_nanos.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
+    /// It has ended so; if it had before, that stands.
     pub(crate) fn end(&mut self, outcome: StreamOutcome) -> StreamReport {
-        let duration = self.started.elapsed();
-        if !self.ended {
-            self.ended = true;
+        let (outcome, duration) = *self.ended.get_or_insert_with(|| {
+            let duration = self.started.elapsed();
             let bucket = DURATION_BOUNDS.iter().position(|bound| duration <= *bound);
             self.sums.durations[bucket.unwrap_or(DURATION_BOUNDS.len())].fetch_add(1, Ordering::Relaxed);
             self.sums.duration_nanos.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
-            self.sums.ended[outcome as usize].fetch_add(1, Ordering::Relaxed);
-        }
+            self.sums.ended[outcome as usize].fetch_add(1, Ordering::Release);
+            (outcome, duration)
+        });
         let rate = |amount: u64, of: f64| if of > 0.0 { amount as f64 / of } else { 0.0 };
         StreamReport {
             direction: self.direction,
@@ -227,7 +228,7 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        if !self.ended {
+        if self.ended.is_none() {
             self.end(StreamOutcome::Cancelled);
         }
     }

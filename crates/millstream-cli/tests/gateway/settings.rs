@@ -63,6 +63,19 @@ fn the_log_tells_of_each_exchange_what_became_of_both_its_streams() {
 }
 
 #[test]
+fn the_configuration_is_shown_on_the_admin_address_and_not_on_the_public_one() {
+    let place = Place::new();
+    place.write(
+        "g.yaml",
+        "routes:\n  - { path: /q, broker: 'memory:', publish: { queue: q } }\nlimits: { streams: 7 }\n",
+    );
+    let gateway = Gateway::start(&place, &["g.yaml"], &[]);
+    let shown = get(&gateway.admin, "/config");
+    assert!(shown.contains("  streams: 7  # file g.yaml\n") && shown.contains("queue: 'q'"), "{shown}");
+    assert!(get(&gateway.public, "/config").starts_with("HTTP/1.1 404 "));
+}
+
+#[test]
 fn tls_is_spoken_with_the_certificate_and_the_authorities_that_are_named() {
     let place = Place::new();
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
