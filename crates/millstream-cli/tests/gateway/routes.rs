@@ -27,7 +27,7 @@ fn a_route_takes_the_host_the_path_and_the_methods_that_it_names() {
         &place,
         &format!(
             "  - {{ host: a.example, upstreams: ['{}'] }}\n  - {{ path: /p, upstreams: ['{}'] }}\n\
-             \x20 - {{ path: /m, methods: [PUT], upstreams: ['{}'] }}\n  - {{ upstreams: ['{}'] }}\n",
+             \x20 - {{ path: /m, methods: [PUT], upstreams: ['{}'] }}\n  - {{ path: /r, upstreams: ['{}'] }}\n",
             urls[0], urls[1], urls[2], urls[3]
         ),
     );
@@ -41,7 +41,7 @@ fn a_route_takes_the_host_the_path_and_the_methods_that_it_names() {
         ("GET", "/", "a.example", "host"),
         ("GET", "/p/q", "h", "path"),
         ("PUT", "/m", "h", "methods"),
-        ("GET", "/", "h", "rest"),
+        ("GET", "/r", "h", "rest"),
     ] {
         let answer = asked(method, path, host);
         assert!(answer.ends_with(expected), "{method} {host}{path}: {answer}");
