@@ -1,13 +1,15 @@
 //! `millstream gateway`: read the configuration, listen, announce, wait, drain.
 
 mod config;
+mod log;
 mod options;
 mod route;
 
 use std::path::Path;
 use std::time::Duration;
 
-use millstream_gateway::{Drained, ExchangeReport, Gateway, Server, client_tls, server_tls};
+use http::{Method, Request, Response};
+use millstream_gateway::{Body, Drained, ExchangeReport, Gateway, Route, Server, client_tls, server_tls};
 use millstream_observe::BindError;
 use millstream_pipeline::{nearest, show_duration};
 
@@ -16,6 +18,7 @@ use crate::failure::Failure;
 use crate::out::{Out, complain};
 use crate::signals::Signals;
 use config::Read;
+use log::LogWriter;
 use options::{Config, Log, SETTINGS, Setting};
 use route::{Brokers, RouteConfig};
 
@@ -32,10 +35,13 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
         out.line(read.print().trim_end())?;
         return out.flush();
     }
+    let printed = read.print();
     let config = read.config;
     let mut signals = Signals::new()?;
     let mut brokers = Brokers::default();
-    let server = listen(&config, &mut brokers).await?;
+    let writer = LogWriter::start(std::io::stderr())
+        .map_err(|error| Failure::of("cannot start the thread that writes the log", &error))?;
+    let server = listen(&config, &mut brokers, &writer).await?;
     complain(&format!(
         "gateway: http{}://{}/",
         if config.certificates.is_some() { "s" } else { "" },
@@ -44,7 +50,7 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
     let admin = match config.admin {
         None => None,
         Some(address) => {
-            let admin = server.admin().listen(address).await;
+            let admin = server.admin().route(config_view(printed)).listen(address).await;
             let admin =
                 admin.map_err(|error| Failure::of("cannot show `admin`", &BindError::new(address, error)))?;
             complain(&format!("admin: http://{}/metrics", admin.local_addr()));
@@ -54,7 +60,7 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
 
     let signal = signals.next().await;
     let drain = show_duration(asked.drain);
-    complain(&format!("finishing what was accepted, for at most {drain}; a second signal stops at once"));
+    writer.line(format!("finishing what was accepted, for at most {drain}; a second signal stops at once"));
     let drained = tokio::select! {
         drained = server.shutdown(asked.drain) => Some(drained),
         _ = signals.next() => None,
@@ -64,10 +70,17 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
     }
     let closed = brokers.close().await.map_err(Failure::Failed);
     if let Some(Drained { broken_off, .. }) = drained.filter(|drained| drained.broken_off > 0) {
-        complain(&format!("{broken_off} connections were broken off"));
+        writer.line(format!("{broken_off} connections were broken off"));
     }
+    writer.finish();
     closed?;
     Err(Failure::Signal(signal))
+}
+
+/// What `--print-config` prints, on the admin address.
+fn config_view(printed: String) -> Route {
+    let show = move |_: Request<Body>| std::future::ready(Response::new(Body::from(printed.clone())));
+    Route::handler("/config", show).path("/config").methods([Method::GET, Method::HEAD])
 }
 
 /// The configuration of the file, the environment and the flags.
@@ -124,7 +137,7 @@ fn is_service_link(ending: &str, value: &str) -> bool {
     })
 }
 
-async fn listen(config: &Config, brokers: &mut Brokers) -> Result<Server, Failure> {
+async fn listen(config: &Config, brokers: &mut Brokers, writer: &LogWriter) -> Result<Server, Failure> {
     let mut routes = config.routes.clone();
     if !config.upstream.is_empty() {
         routes.push(RouteConfig::all(config.upstream.clone()));
@@ -147,7 +160,8 @@ async fn listen(config: &Config, brokers: &mut Brokers) -> Result<Server, Failur
     }
     if config.log != Log::Off {
         let failures_only = config.log == Log::Failures;
-        gateway = gateway.observe(move |report| log(report, failures_only));
+        let writer = writer.clone();
+        gateway = gateway.observe(move |report| tell(&writer, report, failures_only));
     }
     gateway.listen(config.listen).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::InvalidInput => Failure::Refused(error.to_string()),
@@ -168,14 +182,12 @@ fn tls(config: &Config) -> Result<Option<std::sync::Arc<millstream_gateway::Serv
 }
 
 /// Writes an exchange as a JSON object on a line.
-fn log(report: &ExchangeReport, failures_only: bool) {
+fn tell(writer: &LogWriter, report: &ExchangeReport, failures_only: bool) {
     if failures_only && report.failure.is_none() {
         return;
     }
-    match serde_json::to_string(report) {
-        Ok(line) => complain(&line),
-        Err(error) => complain(&format!("an exchange could not be written as JSON: {error}")),
-    }
+    let line = serde_json::to_string(report);
+    writer.line(line.unwrap_or_else(|error| format!("an exchange could not be written as JSON: {error}")));
 }
 
 #[cfg(test)]

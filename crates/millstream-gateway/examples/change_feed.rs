@@ -1,21 +1,24 @@
-//! A change feed by HTTP: changes are uploaded as lines of JSON, sorted out by a flow, kept in a stream, followed over a WebSocket and as
-//! server-sent events, and exported to a file. The example is its own client, and ends by itself.
+//! A change feed by HTTP: changes are uploaded as lines of JSON, sorted out by a flow, and told to a mediator, whose handlers keep them in a
+//! stream, which is followed over a WebSocket and as server-sent events, and export them to a file. The example is its own client, and
+//! ends by itself.
 //!
 //! ```text
-//! POST /changes ─► flow: records ─► filter ─► stream `prices` ─┬─► GET /feed (events, WebSocket), from where the client was
-//!                                                              └─► flow ─► prices.ndjson
+//! POST /changes ─► flow: records ─► filter ─► mediator ─┬─► keep ─► stream `prices` ─► GET /feed (events, WebSocket), from where
+//!                                                       └─► export ─► prices.ndjson               the client was
 //! ```
 
-use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::StreamExt;
 use http::{Request, Response, StatusCode};
-use millstream_flow::{BoxError, Pipe};
+use millstream_flow::BoxError;
 use millstream_gateway::{Body, Gateway, Route, Serve, Served, Settings, flow};
-use millstream_message::{Broker, BrokerUrl, Message, StreamFrom, StreamSpec};
+use millstream_mediator::{Mediator, Notification, Publish, Timeout};
+use millstream_message::{Broker, BrokerUrl, Message, StreamSpec};
 use serde::{Deserialize, Serialize};
+use tokio::fs::OpenOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -25,23 +28,40 @@ struct Change {
     price: u32,
 }
 
-/// Takes an upload of any length, a line at a time, and answers when all of it is stored.
-async fn take(broker: Arc<dyn Broker>, request: Request<Body>) -> Response<Body> {
-    let mut stored = 0;
+impl Notification for Change {}
+
+/// Appends a change to the stream that clients follow.
+async fn keep(broker: Arc<dyn Broker>, change: Arc<Change>) -> Result<(), BoxError> {
+    broker.append("prices", vec![Message::new(serde_json::to_string(&*change)?)]).await?;
+    Ok(())
+}
+
+/// Appends a change to a file.
+async fn export(path: PathBuf, change: Arc<Change>) -> Result<(), BoxError> {
+    let mut file = OpenOptions::new().append(true).create(true).open(path).await?;
+    file.write_all(format!("{}\n", serde_json::to_string(&*change)?).as_bytes()).await?;
+    file.flush().await?;
+    Ok(())
+}
+
+/// Takes an upload of any length, a line at a time, and answers when all of it was handled.
+async fn take(mediator: Mediator, request: Request<Body>) -> Response<Body> {
+    let mut handled = 0;
     let changes = flow::records::<Change>(request.into_body(), 10_000)
         .filter(|change| change.as_ref().map_or(true, |change| change.price > 0));
     let mut changes = std::pin::pin!(changes);
     while let Some(change) = changes.next().await {
-        let text = match change {
-            Ok(change) => serde_json::to_string(&change).expect("a change is JSON"),
-            Err(error) => return answer(StatusCode::BAD_REQUEST, format!("after {stored}: {error}\n")),
+        let change = match change {
+            Ok(change) => change,
+            Err(error) => return answer(StatusCode::BAD_REQUEST, format!("after {handled}: {error}\n")),
         };
-        if let Err(error) = broker.append("prices", vec![Message::new(text)]).await {
-            return answer(StatusCode::SERVICE_UNAVAILABLE, format!("after {stored}: {error}\n"));
+        // The next line is not read before both handlers have done with this one.
+        if let Err(error) = mediator.publish(change).await.into_result() {
+            return answer(StatusCode::SERVICE_UNAVAILABLE, format!("after {handled}: {error}\n"));
         }
-        stored += 1;
+        handled += 1;
     }
-    answer(StatusCode::OK, format!("{stored} changes\n"))
+    answer(StatusCode::OK, format!("{handled} changes\n"))
 }
 
 fn answer(status: StatusCode, text: String) -> Response<Body> {
@@ -50,22 +70,21 @@ fn answer(status: StatusCode, text: String) -> Response<Body> {
     response
 }
 
-/// The messages of a stream, from the first.
-async fn messages(broker: &Arc<dyn Broker>) -> Result<impl Stream<Item = Message> + use<>, BoxError> {
-    let reader = broker.read("prices", StreamFrom::First).await?;
-    Ok(stream::unfold(reader, async |mut reader| {
-        let item = reader.next_chunk(1).await.ok()?.pop()?;
-        Some((item.message, reader))
-    }))
-}
-
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let broker = millstream_embedded::open(&BrokerUrl::Memory).await?;
     broker.declare_stream(StreamSpec::new("prices")).await?;
-    let taking = broker.clone();
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("prices.ndjson");
+    let mediator = Mediator::builder()
+        .behaviour(Timeout::new(Duration::from_secs(5)))
+        .notification_with(broker.clone(), keep)
+        .notification_with(path.clone(), export)
+        // What was not kept is not exported either.
+        .publish::<Change>(Publish::sequential().stop_on_first())
+        .build()?;
     let server = Gateway::new(Settings::default())
-        .route(Route::handler("changes", move |request| take(taking.clone(), request)).path("/changes"))
+        .route(Route::handler("changes", move |request| take(mediator.clone(), request)).path("/changes"))
         .route(
             Route::handler("feed", Serve::new(broker.clone(), Served::Stream("prices".into()))).path("/feed"),
         )
@@ -108,18 +127,8 @@ async fn main() -> Result<(), BoxError> {
     }
     assert!(seen.ends_with("id: 1\ndata: {\"item\":\"cake\",\"price\":5}\n\n\r\n"), "{seen}");
 
-    // The export is a flow of the same stream.
-    let directory = tempfile::tempdir()?;
-    let path = directory.path().join("prices.ndjson");
-    let mut file = std::fs::File::create(&path)?;
-    let (written, _) = Pipe::from_stream(messages(&broker).await?.boxed())
-        .take(2)
-        .fold(0, move |written, message: Message| {
-            let line = [&message.body()[..], b"\n"].concat();
-            *written += file.write(&line).expect("the file takes it");
-        })
-        .await?;
-    assert_eq!(std::fs::read_to_string(&path)?.len(), written);
+    let exported = "{\"item\":\"tea\",\"price\":3}\n{\"item\":\"cake\",\"price\":5}\n";
+    assert_eq!(std::fs::read_to_string(&path)?, exported);
 
     drop(events);
     socket.close(None).await?;

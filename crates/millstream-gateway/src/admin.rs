@@ -1,9 +1,11 @@
 //! What a gateway shows of itself, on an address of its own.
 
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response};
+use millstream_flow::Clock;
 use serde::Serialize;
 
 use crate::body::Body;
@@ -15,13 +17,22 @@ use crate::tally::GatewaySnapshot;
 
 /// What is shown where.
 const VIEWS: [(&str, View); 4] = [
-    ("/metrics", |snapshot| ("text/plain; version=0.0.4; charset=utf-8", exposition::text(snapshot))),
-    ("/health", |snapshot| json(&health(snapshot))),
-    ("/buffer-pool-metrics", |snapshot| json(&snapshot.pool)),
-    ("/status.json", |snapshot| json(snapshot)),
+    ("/metrics", |snapshot, _| ("text/plain; version=0.0.4; charset=utf-8", exposition::text(snapshot))),
+    ("/health", |snapshot, _| json(&health(snapshot))),
+    ("/buffer-pool-metrics", |snapshot, timestamp| json(&Seen { timestamp, what: &snapshot.pool })),
+    ("/status.json", |snapshot, timestamp| json(&Seen { timestamp, what: snapshot })),
 ];
 
-type View = fn(&GatewaySnapshot) -> (&'static str, String);
+/// How a snapshot is shown, with the seconds since 1970.
+type View = fn(&GatewaySnapshot, f64) -> (&'static str, String);
+
+/// What was seen when.
+#[derive(Serialize)]
+struct Seen<'a, T> {
+    timestamp: f64,
+    #[serde(flatten)]
+    what: &'a T,
+}
 
 impl Server {
     /// A gateway that shows this one: `/metrics` for Prometheus, `/health`, `/buffer-pool-metrics` and `/status.json`.
@@ -31,10 +42,12 @@ impl Server {
     /// upstream is not mended by starting the gateway anew.
     pub fn admin(&self) -> Gateway {
         let monitor = Arc::new(self.monitor());
+        let clock = Clock::system();
         let show = |view: View| {
             let monitor = monitor.clone();
             move |_: Request<Body>| {
-                let (content_type, text) = view(&monitor());
+                let now = clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let (content_type, text) = view(&monitor(), now.as_secs_f64());
                 let mut response = Response::new(Body::from(text));
                 response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
                 response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

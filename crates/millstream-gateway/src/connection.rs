@@ -9,7 +9,7 @@ use http::{Method, StatusCode, Version};
 use tokio::time::timeout;
 
 use crate::client::Client;
-use crate::exchange::{Asked, Ended, exchange};
+use crate::exchange::{Asked, Ended, Tale, exchange};
 use crate::gateway::Shared;
 use crate::head::{Framing, HeadError};
 use crate::headers::Peer;
@@ -17,10 +17,10 @@ use crate::http1::decoder::Decoder;
 use crate::http1::head::request;
 use crate::http1::io::{Connection, NoHead, ReadSide, SMALL, WriteSide, unsplit};
 use crate::http2;
-use crate::meter::{Direction, Meter};
+use crate::meter::{Direction, Meter, StreamOutcome};
 use crate::patience::within;
 use crate::pump::{Rules, Sink, Source, pump};
-use crate::report::Refusal;
+use crate::report::{ExchangeReport, Refusal};
 use crate::upstream::Connected;
 
 /// How long a connection may linger so that its client can read the last answer.
@@ -49,8 +49,8 @@ pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Pe
         let bytes = match head {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(NoHead::Closed | NoHead::Broken)) => return,
-            Ok(Err(NoHead::Refused(error))) => return refuse(shared, read, write, Some(error)).await,
-            Err(_) => return refuse(shared, read, write, None).await,
+            Ok(Err(NoHead::Refused(error))) => return refuse(shared, read, write, &peer, Some(error)).await,
+            Err(_) => return refuse(shared, read, write, &peer, None).await,
         };
         if bytes == HTTP2_PREFACE {
             let stream = unsplit(read, write, bytes);
@@ -58,7 +58,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Pe
         }
         let head = match request(&bytes, shared.settings.limits.target_bytes) {
             Ok(head) => head,
-            Err(error) => return refuse(shared, read, write, Some(error)).await,
+            Err(error) => return refuse(shared, read, write, &peer, Some(error)).await,
         };
         let asked = Box::new(Asked {
             source: Source::Wire { read: &mut read, decoder: Decoder::new(head.framing) },
@@ -73,20 +73,27 @@ pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Pe
         let keep_alive = head.keep_alive && !shared.draining.is_cancelled();
         let mut to =
             Client::Wire { write: &mut write, method: head.method, version: head.version, keep_alive };
-        match exchange(shared, asked, &mut to).await {
+        let (ended, tale) = exchange(shared, asked, &mut to).await;
+        match ended {
             Ended::Keep => {}
             Ended::Close => return linger(read, write).await,
             Ended::Reset => return write.reset(),
-            Ended::Tunnel(up, _in_flight) => return tunnel(shared, read, write, *up).await,
+            Ended::Tunnel(up, _in_flight) => return tunnel(shared, read, write, *up, tale).await,
             Ended::Handed(upgrade) => {
-                return upgrade.run(unsplit(read, write, Bytes::new()), timeouts.tunnel).await;
+                return upgrade.run(shared, unsplit(read, write, Bytes::new()), tale).await;
             }
         }
     }
 }
 
 /// Answers a head that cannot be served, or did not come in time, and closes.
-async fn refuse(shared: &Shared, read: ReadSide, mut write: WriteSide, error: Option<HeadError>) {
+async fn refuse(
+    shared: &Shared,
+    read: ReadSide,
+    mut write: WriteSide,
+    peer: &Peer,
+    error: Option<HeadError>,
+) {
     let (status, refusal, text) = match error {
         None => (
             StatusCode::REQUEST_TIMEOUT,
@@ -96,6 +103,11 @@ async fn refuse(shared: &Shared, read: ReadSide, mut write: WriteSide, error: Op
         Some(error) => (error.status(), error.refusal(), format!("{error}\n")),
     };
     shared.tally.refused(refusal);
+    shared.tell(&ExchangeReport {
+        status: Some(status),
+        failure: Some(text.trim_end().to_owned()),
+        ..ExchangeReport::of(peer.address)
+    });
     let mut client =
         Client::Wire { write: &mut write, method: Method::GET, version: Version::HTTP_11, keep_alive: false };
     client.answer(status, HeaderMap::new(), &text, shared.settings.timeouts.idle).await;
@@ -122,39 +134,41 @@ async fn linger(mut read: ReadSide, mut write: WriteSide) {
 }
 
 /// Moves bytes both ways until both sides have closed, or one fails.
-pub(crate) async fn tunnel(shared: &Shared, mut read: ReadSide, mut write: WriteSide, up: Connected) {
+pub(crate) async fn tunnel(
+    shared: &Shared,
+    mut read: ReadSide,
+    mut write: WriteSide,
+    up: Connected,
+    mut tale: Option<Tale>,
+) {
     let Connected { read: mut up_read, write: mut up_write, .. } = up;
     let settings = &shared.settings;
     let rules = |chunk| Rules { chunk, bytes_max: u64::MAX, idle: settings.timeouts.tunnel, client: None };
     let sums = &shared.tally.tunnels;
-    let there = one_way(
-        &mut read,
-        &mut up_write,
-        Meter::start(Direction::Request, &sums.request),
-        rules(settings.request_chunk),
-    );
-    let back = one_way(
-        &mut up_read,
-        &mut write,
-        Meter::start(Direction::Response, &sums.response),
-        rules(settings.response_chunk),
-    );
+    let mut sent = Meter::start(Direction::Request, &sums.request);
+    let mut got = Meter::start(Direction::Response, &sums.response);
+    let there = one_way(&mut read, &mut up_write, &mut sent, rules(settings.request_chunk));
+    let back = one_way(&mut up_read, &mut write, &mut got, rules(settings.response_chunk));
     // An error in one direction ends both.
     let _ = tokio::try_join!(there, back);
+    if let Some(tale) = &mut tale {
+        // What has ended already stays as it did.
+        tale.streams(sent.end(StreamOutcome::Cancelled), got.end(StreamOutcome::Cancelled));
+    }
 }
 
 async fn one_way(
     read: &mut ReadSide,
     write: &mut WriteSide,
-    mut meter: Meter,
+    meter: &mut Meter,
     rules: Rules,
 ) -> Result<(), ()> {
     let moved = {
         let mut from = Source::Wire { read, decoder: Decoder::new(Framing::UntilClose) };
         let mut to = Sink::Wire { write: &mut *write, framing: Framing::UntilClose };
-        pump(&mut from, &mut to, &mut meter, rules).await
+        pump(&mut from, &mut to, meter, rules).await
     };
-    meter.end(moved.as_ref().err().map_or(crate::StreamOutcome::Complete, |broken| broken.outcome()));
+    meter.end(moved.as_ref().err().map_or(StreamOutcome::Complete, |broken| broken.outcome()));
     moved.map_err(drop)?;
     // TLS has an end of its own, which must be taken, too.
     timeout(rules.idle, write.shutdown()).await.map_err(drop)?.map_err(drop)
@@ -227,9 +241,9 @@ mod tests {
     async fn a_tunnel_whose_end_is_not_taken_is_silent_for_no_longer_than_any_other() {
         let idle = Duration::from_secs(7);
         let rules = Rules { chunk: SMALL, bytes_max: u64::MAX, idle, client: None };
-        let meter = Meter::start(Direction::Request, &Arc::new(Sums::default()));
+        let mut meter = Meter::start(Direction::Request, &Arc::new(Sums::default()));
         let ((mut read, _other), (_end, mut write)) = (stuck(), stuck());
-        let moved = timeout(10 * idle, one_way(&mut read, &mut write, meter, rules)).await;
+        let moved = timeout(10 * idle, one_way(&mut read, &mut write, &mut meter, rules)).await;
         assert!(moved.expect("in time").is_err());
     }
 }

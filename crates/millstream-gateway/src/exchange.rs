@@ -15,6 +15,7 @@ use crate::converse::How;
 use crate::gateway::Shared;
 use crate::head::Framing;
 use crate::headers::Peer;
+use crate::meter::StreamReport;
 use crate::pump::{Sink, Source};
 use crate::report::{ExchangeReport, Refusal};
 use crate::route::{Found, Handler, Route, Target, find};
@@ -69,8 +70,12 @@ impl Failure {
     }
 }
 
-/// Serves one request.
-pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Box<Asked<'_>>, client: &mut Client<'_>) -> Ended {
+/// Serves one request. Where the connection goes on in another protocol, there is more to tell when that ends.
+pub(crate) async fn exchange(
+    shared: &Arc<Shared>,
+    asked: Box<Asked<'_>>,
+    client: &mut Client<'_>,
+) -> (Ended, Option<Tale>) {
     let mut account =
         Account::open(shared, ExchangeReport::new(asked.peer.address, &asked.method, &asked.target));
     let has_body = asked.framing != Framing::None;
@@ -99,21 +104,54 @@ pub(crate) async fn exchange(shared: &Arc<Shared>, asked: Box<Asked<'_>>, client
         }
     };
     account.ended = true;
-    ended
+    let goes_on = matches!(ended, Ended::Tunnel(..) | Ended::Handed(_));
+    let tale = goes_on.then(|| account.continued());
+    (ended, tale)
+}
+
+/// What becomes of a connection that goes on in another protocol, told when that ends, however it does.
+pub(crate) struct Tale {
+    shared: Arc<Shared>,
+    /// In a box, as it lives as long as the connection.
+    report: Box<ExchangeReport>,
+    started: Instant,
+}
+
+impl Tale {
+    /// What came from the client, and what went to it.
+    pub(crate) fn streams(&mut self, request: StreamReport, response: StreamReport) {
+        (self.report.request, self.report.response) = (Some(request), Some(response));
+    }
+}
+
+impl Drop for Tale {
+    fn drop(&mut self) {
+        self.report.duration = self.started.elapsed();
+        self.shared.tell(&self.report);
+    }
 }
 
 /// What becomes of an exchange, told when it ends; an exchange that is dropped before its end is told, too.
 struct Account<'s> {
-    shared: &'s Shared,
+    shared: &'s Arc<Shared>,
     report: ExchangeReport,
     route: Option<usize>,
     started: Instant,
     ended: bool,
+    /// It goes on, and is told by somebody else.
+    goes_on: bool,
 }
 
 impl<'s> Account<'s> {
-    fn open(shared: &'s Shared, report: ExchangeReport) -> Self {
-        Account { shared, report, route: None, started: Instant::now(), ended: false }
+    fn open(shared: &'s Arc<Shared>, report: ExchangeReport) -> Self {
+        Account { shared, report, route: None, started: Instant::now(), ended: false, goes_on: false }
+    }
+
+    /// The rest of the story, for who goes on with the connection.
+    fn continued(&mut self) -> Tale {
+        self.goes_on = true;
+        let report = Box::new(self.report.clone());
+        Tale { shared: self.shared.clone(), report, started: self.started }
     }
 }
 
@@ -127,8 +165,11 @@ impl Drop for Account<'_> {
             let why = if stopped { "the gateway has stopped" } else { "the client is gone" };
             self.report.failure.get_or_insert_with(|| why.into());
         }
-        self.report.duration = self.started.elapsed();
-        self.shared.ended(self.route, &self.report);
+        self.shared.answered(self.route, self.report.status);
+        if !self.goes_on {
+            self.report.duration = self.started.elapsed();
+            self.shared.tell(&self.report);
+        }
     }
 }
 

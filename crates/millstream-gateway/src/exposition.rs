@@ -1,8 +1,8 @@
 //! The metrics of a gateway in the Prometheus text format. `docs/gateway.md` lists them; a test holds the two together.
 
-use millstream_observe::{Exposition, Labels, Metric, Value};
+use millstream_observe::{Durations, Exposition, Labels, Metric, Value};
 
-use crate::meter::Direction;
+use crate::meter::{DURATION_BOUNDS, Direction};
 use crate::tally::{GatewaySnapshot, StreamsSnapshot, UpstreamSnapshot};
 
 /// Defines the labels of a metric.
@@ -56,9 +56,13 @@ metrics! {
         counter "stream_backpressure_events_total" "Times that a receiver was not ready to take more.";
     BACKPRESSURE_SECONDS: Stream =
         counter "stream_backpressure_seconds_total" "Time that streams were held by their receiver.";
+    SOURCE_WAIT_SECONDS: Stream =
+        counter "stream_source_wait_seconds_total" "Time that streams waited for their sender.";
     FIRST_BYTES: Stream = counter "stream_first_bytes_total" "Bodies whose first byte has come.";
     FIRST_BYTE_SECONDS: Stream =
         counter "stream_first_byte_seconds_total" "Time from the start of bodies to their first byte.";
+    STREAM_SECONDS: Stream =
+        histogram "stream_seconds" "How long bodies took from start to end, of those that ended.";
     UPSTREAM_IN_FLIGHT: Upstream = gauge "upstream_in_flight" "Requests that a server has not answered yet.";
     UPSTREAM_CONNECTED: Upstream = counter "upstream_connections_total" "Connections made to a server.";
     UPSTREAM_REUSED: Upstream =
@@ -70,14 +74,18 @@ metrics! {
         counter "upstream_excess_total" "Answers of upstreams that were followed by what nobody asked for.";
     POOL_ENABLED: () = gauge "pool_enabled" "1 if buffers are kept for the next lease.";
     POOL_BYTES: () = gauge "pool_bytes" "Bytes of all buffers, leased and idle.";
+    POOL_BYTES_IN_USE: () = gauge "pool_bytes_in_use" "Bytes of the buffers that are leased.";
     POOL_BYTES_MAX: () = gauge "pool_bytes_max" "The bound of that.";
     POOL_BYTES_HIGH: () = gauge "pool_bytes_high_water" "The most bytes of all buffers at once.";
+    POOL_OVERSIZE: () = counter "pool_oversize_total" "Leases of more bytes than any buffer has.";
     POOL_BUFFERS: Tier = gauge "pool_buffers" "Buffers of a tier, leased and idle.";
     POOL_IN_USE: Tier = gauge "pool_buffers_in_use" "Buffers of a tier that are leased.";
     POOL_HIGH: Tier = gauge "pool_buffers_high_water" "The most buffers of a tier at once.";
     POOL_HITS: Tier = counter "pool_hits_total" "Leases of a tier that found an idle buffer.";
     POOL_MISSES: Tier = counter "pool_misses_total" "Leases of a tier for which a buffer was made.";
     POOL_WAITS: Tier = counter "pool_waits_total" "Leases of a tier that had to wait for room.";
+    POOL_SMALLER: Tier =
+        counter "pool_smaller_total" "Leases of a tier for which there was no room, and that got a smaller one.";
 }
 
 /// The exposition of a gateway.
@@ -107,22 +115,30 @@ fn direction(direction: Direction) -> &'static str {
     }
 }
 
+fn labels_of(stream: &StreamsSnapshot) -> ByStream<'_> {
+    ByStream { route: &stream.route, direction: direction(stream.direction) }
+}
+
 fn streams(out: &mut Exposition, gateway: &GatewaySnapshot) {
     let mut show = |metric: &Metric<Stream>, value: fn(&StreamsSnapshot) -> Value| {
-        out.show(
-            metric,
-            gateway.streams.iter().map(|stream| {
-                (ByStream { route: &stream.route, direction: direction(stream.direction) }, value(stream))
-            }),
-        );
+        let series = gateway.streams.iter().map(|stream| (labels_of(stream), value(stream)));
+        out.show(metric, series);
     };
     show(&STREAMS, |stream| Value::Count(stream.started));
     show(&STREAM_BYTES, |stream| Value::Count(stream.bytes));
     show(&STREAM_CHUNKS, |stream| Value::Count(stream.chunks));
     show(&BACKPRESSURE_EVENTS, |stream| Value::Count(stream.backpressure_events));
     show(&BACKPRESSURE_SECONDS, |stream| Value::Number(stream.backpressure_time.as_secs_f64()));
+    show(&SOURCE_WAIT_SECONDS, |stream| Value::Number(stream.source_wait.as_secs_f64()));
     show(&FIRST_BYTES, |stream| Value::Count(stream.first_bytes));
     show(&FIRST_BYTE_SECONDS, |stream| Value::Number(stream.first_byte_time.as_secs_f64()));
+    out.show_durations(
+        &STREAM_SECONDS,
+        gateway.streams.iter().map(|stream| {
+            let (bounds, counts) = (&DURATION_BOUNDS[..], &stream.durations[..]);
+            (labels_of(stream), Durations { bounds, counts, sum: stream.duration })
+        }),
+    );
     out.show(
         &STREAMS_ENDED,
         gateway.streams.iter().flat_map(|stream| {
@@ -155,8 +171,10 @@ fn pool(out: &mut Exposition, gateway: &GatewaySnapshot) {
     let pool = &gateway.pool;
     out.show(&POOL_ENABLED, [((), Value::Count(pool.enabled.into()))]);
     out.show(&POOL_BYTES, [((), Value::Count(pool.bytes))]);
+    out.show(&POOL_BYTES_IN_USE, [((), Value::Count(pool.bytes_in_use))]);
     out.show(&POOL_BYTES_MAX, [((), Value::Count(pool.bytes_max))]);
     out.show(&POOL_BYTES_HIGH, [((), Value::Count(pool.bytes_high_water))]);
+    out.show(&POOL_OVERSIZE, [((), Value::Count(pool.oversize))]);
     let sizes: Vec<String> = pool.tiers.iter().map(|tier| tier.size.to_string()).collect();
     let mut show = |metric: &Metric<Tier>, value: fn(&crate::TierSnapshot) -> u64| {
         let tiers = pool.tiers.iter().zip(&sizes);
@@ -168,4 +186,5 @@ fn pool(out: &mut Exposition, gateway: &GatewaySnapshot) {
     show(&POOL_HITS, |tier| tier.hits);
     show(&POOL_MISSES, |tier| tier.misses);
     show(&POOL_WAITS, |tier| tier.waits);
+    show(&POOL_SMALLER, |tier| tier.smaller);
 }

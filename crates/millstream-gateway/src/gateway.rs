@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use http::{Method, StatusCode};
 use millstream_resilience::{Keyed, Rate, RateLimiter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -54,15 +55,19 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// An exchange of the route with this index has ended; one that no route took has none.
-    pub(crate) fn ended(&self, route: Option<usize>, report: &ExchangeReport) {
-        if let (Some(at), Some(status)) = (route, report.status) {
+    /// The route with this index has answered; a request that no route took has none.
+    pub(crate) fn answered(&self, route: Option<usize>, status: Option<StatusCode>) {
+        if let (Some(at), Some(status)) = (route, status) {
             let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
             self.tally.routes[at].answers[class].fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Tells what became of an exchange.
+    pub(crate) fn tell(&self, report: &ExchangeReport) {
         tracing::debug!(
             client = %report.client,
-            method = %report.method,
+            method = report.method.as_ref().map(Method::as_str),
             path = report.path,
             route = report.route,
             status = report.status.map(|status| status.as_u16()),
@@ -118,7 +123,8 @@ impl Gateway {
         self
     }
 
-    /// Calls `observer` with what became of each exchange, when it has ended. It should be quick and must not block.
+    /// Calls `observer` with what became of each exchange when it has ended, and of each head over HTTP/1 that was refused. It should be
+    /// quick and must not block.
     #[must_use]
     pub fn observe(mut self, observer: impl Fn(&ExchangeReport) + Send + Sync + 'static) -> Gateway {
         self.observer = Some(Box::new(observer));

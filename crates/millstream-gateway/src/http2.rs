@@ -31,7 +31,7 @@ use crate::body::{Body, BodyError};
 use crate::client::Client;
 use crate::connection::tunnel;
 use crate::duplex::{Duplex, Prefixed};
-use crate::exchange::{Asked, Ended, exchange};
+use crate::exchange::{Asked, Ended, Tale, exchange};
 use crate::gateway::Shared;
 use crate::head::{self, Framing, HeadError};
 use crate::headers::Peer;
@@ -195,9 +195,9 @@ async fn answer(
     let exchange = async move {
         // What hyper has not sent when it ends is watched over with the connection.
         let _stream = stream;
-        let ended = exchange(&shared, asked, &mut Client::Frames(Some(respond))).await;
+        let (ended, tale) = exchange(&shared, asked, &mut Client::Frames(Some(respond))).await;
         if let Some(upgrade) = upgrade {
-            go_on(&shared, ended, upgrade).await;
+            go_on(&shared, ended, upgrade, tale).await;
         }
     };
     let serving = tasks.spawn(exchange.with_cancellation_token_owned(stopped));
@@ -235,17 +235,17 @@ fn say_upgrade(headers: &mut HeaderMap) {
 }
 
 /// Goes on in another protocol, over the stream of a request whose answer said so.
-async fn go_on(shared: &Shared, ended: Ended, upgrade: OnUpgrade) {
+async fn go_on(shared: &Shared, ended: Ended, upgrade: OnUpgrade, tale: Option<Tale>) {
     let stream = async { Some(Box::new(TokioIo::new(upgrade.await.ok()?)) as Box<dyn Duplex>) };
     match ended {
         Ended::Tunnel(up, _in_flight) => {
             let Some(stream) = stream.await else { return };
             let (read, write) = Connection::Other(stream).split(&shared.pool);
-            tunnel(shared, read, write, *up).await;
+            tunnel(shared, read, write, *up, tale).await;
         }
         Ended::Handed(upgrade) => {
             let Some(stream) = stream.await else { return };
-            upgrade.run(stream, shared.settings.timeouts.tunnel).await;
+            upgrade.run(shared, stream, tale).await;
         }
         Ended::Keep | Ended::Close | Ended::Reset => {}
     }

@@ -29,6 +29,7 @@
 //! | [`Route`], [`Upstreams`], [`HealthCheck`] | which requests go where, and which servers are well |
 //! | [`Handler`], [`Body`], [`flow`] | answering inside the process; bodies as flows and flows as bodies |
 //! | [`PublishTo`], [`Serve`], [`sse`], [`websocket`] | queues and streams of brokers behind routes |
+//! | [`stream_request`], [`stream_response`] | one body from any source to any sink, without a gateway |
 //! | [`BufferPool`], [`Lease`] | the buffers |
 //! | [`ExchangeReport`], [`StreamReport`], [`GatewaySnapshot`], [`exposition`] | what became of each exchange, and the sums |
 //!
@@ -78,6 +79,7 @@ mod report;
 mod route;
 mod settings;
 pub mod sse;
+mod stream;
 mod tally;
 mod tls;
 mod upgrade;
@@ -87,12 +89,15 @@ pub mod websocket;
 pub use body::{Body, BodyError};
 pub use gateway::{Drained, Gateway, Server};
 pub use health::HealthCheck;
-pub use meter::{Direction, StreamOutcome, StreamReport};
+pub use meter::{DURATION_BOUNDS, Direction, StreamOutcome, StreamReport};
 pub use pool::{BufferPool, Lease, PoolSettings, PoolSnapshot, THREAD_BYTES, TIERS, TierSnapshot};
 pub use queue::{PublishTo, Serve, Served};
 pub use report::{ExchangeReport, Refusal};
 pub use route::{Answering, Handler, Route, Target};
 pub use settings::{CHUNK_MAX, CHUNK_MIN, Forwarded, HalfClose, Limits, Settings, Timeouts};
+pub use stream::{
+    StreamError, StreamProgress, StreamSink, StreamSource, Streaming, stream_request, stream_response,
+};
 pub use tally::{AnswersSnapshot, GatewaySnapshot, StreamsSnapshot, UpstreamSnapshot};
 pub use tls::{client_tls, server_tls};
 pub use tokio_rustls::rustls::{ClientConfig as ClientTls, ServerConfig as ServerTls};

@@ -78,7 +78,25 @@ pub struct StreamReport {
     /// Seconds that it took until it was, in all.
     #[serde(rename = "backpressure_seconds", serialize_with = "seconds")]
     pub backpressure_time: Duration,
+    /// Seconds that the receiving side waited for the other to give something, in all.
+    #[serde(rename = "source_wait_seconds", serialize_with = "seconds")]
+    pub source_wait: Duration,
 }
+
+/// The longest duration of each bucket of [`StreamsSnapshot::durations`](crate::StreamsSnapshot::durations); one more takes what is
+/// longer.
+pub const DURATION_BOUNDS: [Duration; 10] = [
+    Duration::from_millis(1),
+    Duration::from_millis(5),
+    Duration::from_millis(25),
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+    Duration::from_secs(600),
+    Duration::from_secs(3600),
+];
 
 pub(crate) fn seconds<S: serde::Serializer>(time: &Duration, out: S) -> Result<S::Ok, S::Error> {
     out.serialize_f64(time.as_secs_f64())
@@ -102,6 +120,10 @@ pub(crate) struct Sums {
     pub(crate) blocked_nanos: AtomicU64,
     pub(crate) first_byte_nanos: AtomicU64,
     pub(crate) first_bytes: AtomicU64,
+    pub(crate) source_wait_nanos: AtomicU64,
+    /// Of streams that ended.
+    pub(crate) duration_nanos: AtomicU64,
+    pub(crate) durations: [AtomicU64; DURATION_BOUNDS.len() + 1],
     pub(crate) ended: [AtomicU64; StreamOutcome::WORDS.len()],
 }
 
@@ -115,8 +137,9 @@ pub(crate) struct Meter {
     chunks: u64,
     blocked_events: u64,
     blocked: Duration,
+    source_wait: Duration,
     sums: Arc<Sums>,
-    ended: bool,
+    ended: Option<(StreamOutcome, Duration)>,
 }
 
 impl Meter {
@@ -130,13 +153,18 @@ impl Meter {
             chunks: 0,
             blocked_events: 0,
             blocked: Duration::ZERO,
+            source_wait: Duration::ZERO,
             sums: sums.clone(),
-            ended: false,
+            ended: None,
         }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    pub(crate) fn started(&self) -> Instant {
+        self.started
     }
 
     /// A chunk was read and is being handed on.
@@ -165,12 +193,22 @@ impl Meter {
         self.sums.blocked_nanos.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
+    /// The other side gave nothing for so long.
+    pub(crate) fn waited(&mut self, time: Duration) {
+        self.source_wait += time;
+        self.sums.source_wait_nanos.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// It has ended so; if it had before, that stands.
     pub(crate) fn end(&mut self, outcome: StreamOutcome) -> StreamReport {
-        if !self.ended {
-            self.ended = true;
-            self.sums.ended[outcome as usize].fetch_add(1, Ordering::Relaxed);
-        }
-        let duration = self.started.elapsed();
+        let (outcome, duration) = *self.ended.get_or_insert_with(|| {
+            let duration = self.started.elapsed();
+            let bucket = DURATION_BOUNDS.iter().position(|bound| duration <= *bound);
+            self.sums.durations[bucket.unwrap_or(DURATION_BOUNDS.len())].fetch_add(1, Ordering::Relaxed);
+            self.sums.duration_nanos.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
+            self.sums.ended[outcome as usize].fetch_add(1, Ordering::Release);
+            (outcome, duration)
+        });
         let rate = |amount: u64, of: f64| if of > 0.0 { amount as f64 / of } else { 0.0 };
         StreamReport {
             direction: self.direction,
@@ -183,14 +221,35 @@ impl Meter {
             bytes_per_second: rate(self.bytes, duration.as_secs_f64()),
             backpressure_events: self.blocked_events,
             backpressure_time: self.blocked,
+            source_wait: self.source_wait,
         }
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        if !self.ended {
+        if self.ended.is_none() {
             self.end(StreamOutcome::Cancelled);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_ended_is_counted_by_how_long_it_took() {
+        let sums = Arc::new(Sums::default());
+        for millis in [1, 2, 5, 3_600_001] {
+            let mut meter = Meter::start(Direction::Request, &sums);
+            tokio::time::advance(Duration::from_millis(millis)).await;
+            meter.end(StreamOutcome::Complete);
+            // A second end is none.
+            meter.end(StreamOutcome::SinkFailed);
+        }
+        let counts: Vec<u64> = sums.durations.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+        assert_eq!(counts, [1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(sums.duration_nanos.load(Ordering::Relaxed), 3_600_009_000_000);
     }
 }

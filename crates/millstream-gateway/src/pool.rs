@@ -4,6 +4,7 @@ mod lease;
 mod local;
 mod shelf;
 mod snapshot;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,6 +21,7 @@ pub use snapshot::{PoolSnapshot, TierSnapshot};
 use lease::{Boxed, Content};
 use local::Counts;
 use shelf::Shelf;
+use waiting::Waiting;
 
 /// The sizes of the tiers, in bytes.
 pub const TIERS: [usize; 9] =
@@ -112,6 +114,8 @@ pub(crate) struct Shared {
     bytes_high: AtomicU64,
     /// Threads that keep idle buffers, each up to [`local::BYTES_MAX`].
     threads: AtomicU64,
+    /// Leases of more than the largest tier.
+    oversize: AtomicU64,
     /// Those of threads that have ended, then one of each thread.
     counts: Mutex<(Counts, Vec<Arc<Counts>>)>,
     waiting: AtomicUsize,
@@ -133,6 +137,7 @@ impl BufferPool {
             bytes: AtomicU64::new(0),
             bytes_high: AtomicU64::new(0),
             threads: AtomicU64::new(0),
+            oversize: AtomicU64::new(0),
             counts: Mutex::default(),
             waiting: AtomicUsize::new(0),
             waiters: Mutex::default(),
@@ -152,7 +157,7 @@ impl BufferPool {
     /// `None` while the bound is reached, or somebody waits who asked earlier.
     #[inline]
     pub fn try_lease(&self, size: usize) -> Option<Lease> {
-        let tier = self.shared.tier_of(size);
+        let tier = self.shared.tier_for(size);
         if self.shared.waiting.load(Ordering::SeqCst) > 0 {
             return None;
         }
@@ -174,13 +179,17 @@ impl BufferPool {
     /// always: what nobody waits for must not fail. Whoever uses this bounds how many leases he holds.
     #[inline]
     pub fn lease_or_smaller(&self, size: usize) -> Lease {
-        let mut tier = self.shared.tier_of(size);
+        let asked = self.shared.tier_for(size);
+        let mut tier = asked;
         loop {
             if let Some(lease) = local::take(&self.shared, tier) {
                 return lease;
             }
             if let Some(lease) = Shared::slow(&self.shared, tier, tier == 0) {
                 return lease;
+            }
+            if tier == asked {
+                self.shared.tiers[asked].made_smaller();
             }
             tier -= 1;
         }
@@ -253,6 +262,15 @@ impl Shared {
         (doublings as usize).min(self.tier_max)
     }
 
+    /// The same for a lease; one that no buffer holds is counted.
+    #[inline]
+    fn tier_for(&self, size: usize) -> usize {
+        if size > TIERS[self.tier_max] {
+            self.oversize.fetch_add(1, Ordering::Relaxed);
+        }
+        self.tier_of(size)
+    }
+
     /// A buffer of the shared shelf, or a new one.
     #[cold]
     fn slow(shared: &Arc<Shared>, tier: usize, beyond: bool) -> Option<Lease> {
@@ -321,56 +339,6 @@ impl Shared {
                 self.shrink(TIERS[tier] as u64);
             }
         }
-    }
-}
-
-/// Somebody who waits for room.
-struct Waiting<'a> {
-    shared: &'a Arc<Shared>,
-    tier: usize,
-    ticket: u64,
-}
-
-impl<'a> Waiting<'a> {
-    fn new(shared: &'a Arc<Shared>, tier: usize) -> Self {
-        let ticket = shared.next_waiter.fetch_add(1, Ordering::Relaxed);
-        shared.tiers[tier].waited();
-        shared.waiting.fetch_add(1, Ordering::SeqCst);
-        shared.waiters.lock().push_back((ticket, Waker::noop().clone()));
-        Waiting { shared, tier, ticket }
-    }
-}
-
-impl Future for Waiting<'_> {
-    type Output = Lease;
-
-    fn poll(self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Lease> {
-        let first = {
-            let mut waiters = self.shared.waiters.lock();
-            let at = waiters.iter().position(|(ticket, _)| *ticket == self.ticket);
-            let at = at.expect("a waiter stands in the row until it is dropped");
-            waiters[at].1.clone_from(cx.waker());
-            at == 0
-        };
-        if first {
-            // The waker is in the row, so that room which appears after this look wakes it.
-            if let Some(lease) = Shared::slow(self.shared, self.tier, false) {
-                return std::task::Poll::Ready(lease);
-            }
-            self.shared.make_room(TIERS[self.tier] as u64);
-            if let Some(lease) = Shared::slow(self.shared, self.tier, false) {
-                return std::task::Poll::Ready(lease);
-            }
-        }
-        std::task::Poll::Pending
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.shared.waiters.lock().retain(|(ticket, _)| *ticket != self.ticket);
-        self.shared.waiting.fetch_sub(1, Ordering::SeqCst);
-        self.shared.wake_first();
     }
 }
 

@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Body as _;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::body::{Body, BodyError, split};
 use crate::chunk::Chunk;
@@ -20,7 +21,6 @@ use crate::http1::head::write_headers;
 use crate::http1::io::{ReadSide, SMALL, WriteSide};
 use crate::http1::watch::{ClientGone, Waits, Watch};
 use crate::meter::{Meter, StreamOutcome};
-use crate::patience::within;
 use crate::pieces::{Piece, Pieces};
 use crate::settings::HalfClose;
 
@@ -128,9 +128,9 @@ pub(crate) async fn pump(
         if !from.has_more_now() {
             to.flush(rules.idle).await?;
         }
-        let part = match within(rules.idle, from.next(pace.size())).await {
-            Ok(part) => part?,
-            Err(_) => return Err(Broken::SourceIdle(rules.idle)),
+        let part = match came(from.next(pace.size()), meter, rules.idle).await {
+            Some(part) => part?,
+            None => return Err(Broken::SourceIdle(rules.idle)),
         };
         let bytes = part.data.len();
         if bytes > 0 {
@@ -148,6 +148,18 @@ pub(crate) async fn pump(
             return Ok(());
         }
     }
+}
+
+/// What a future gives within this time. The clock is read only where it has to be waited for.
+async fn came<F: Future>(next: F, meter: &mut Meter, idle: Duration) -> Option<F::Output> {
+    let mut next = pin!(next);
+    if let Poll::Ready(came) = poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
+        return Some(came);
+    }
+    let since = Instant::now();
+    let came = timeout(idle, next).await;
+    meter.waited(since.elapsed());
+    came.ok()
 }
 
 /// How much to read at a time.

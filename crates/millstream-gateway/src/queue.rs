@@ -3,32 +3,32 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_core::Stream;
-use futures_util::stream::unfold;
-use futures_util::{SinkExt, StreamExt};
+use futures_util::StreamExt;
+use futures_util::stream::{empty, unfold};
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use millstream_message::{
-    Address, Broker, BrokerError, ConsumeOptions, Consumer, Delivery, Message, PublishOutcome, Refusal,
-    StreamFrom, StreamItem, StreamReader,
+    Address, Broker, BrokerError, BrokerErrorKind, ConsumeOptions, Consumer, Delivery, Message,
+    PublishOutcome, Refusal, StreamFrom, StreamItem, StreamReader,
 };
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::timeout;
 
 use crate::body::{Body, BodyError};
 use crate::headers;
 use crate::pool::BufferPool;
 use crate::route::{Answering, Handler};
-use crate::sse::{Event, HEARTBEAT, events, last_event_id};
-use crate::websocket::{self, WebSocket, WebSocketMessage};
+use crate::sse::{Event, events, last_event_id};
+use crate::websocket::{self, WebSocketMessage};
 
 /// How many items of a stream are read at once.
 const CHUNK: usize = 64;
 /// How long a body that is to be published waits for room in the pool.
 const ROOM_WAIT: Duration = Duration::from_secs(5);
-/// How long a client may take to take one message.
-const SEND_MAX: Duration = Duration::from_secs(30);
 
 /// Publishes the body of each request as a message, and answers when it is stored.
 ///
@@ -150,8 +150,8 @@ fn answer(status: StatusCode, text: impl Into<String>) -> Response<Body> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Served {
     /// A stream, to everybody from his own place on. An event's name is its offset; a client that connects again with
-    /// `Last-Event-ID` goes on after it, and one that has seen nothing begins with what comes next, or with the first message if it asks
-    /// with `?from=first`.
+    /// `Last-Event-ID` goes on after it (or with `?last-event-id=`, as a browser's WebSocket must, which sends no headers of its own), and
+    /// one that has seen nothing begins with what comes next, or with the first message if it asks with `?from=first`.
     Stream(String),
     /// A queue: each message to one client. It is acknowledged when it was written to the client's connection, and delivered again
     /// if the client left before that; what the network loses after that is lost. Use a stream where clients must be able to go on.
@@ -161,8 +161,11 @@ pub enum Served {
 
 /// Serves a stream or a queue as server-sent events, and to those who ask for it as a WebSocket.
 ///
-/// A WebSocket gets a text message for each, `{"id": …, "data": …}`; where it sends anything, that is passed over. It is pinged every
-/// 15 s and closed when it has not answered by the next ping, or takes a message for longer than 30 s.
+/// A WebSocket gets a text message for each, `{"id": …, "data": …}`, as [`websocket::messages`] sends them. A message that is no
+/// text in UTF-8 is sent in base64: over a WebSocket as `{"id": …, "base64": …}`, as an event of the kind `base64`. Ends of lines
+/// become line feeds in server-sent events, which know no others.
+///
+/// It is asked by GET; what is not there is answered 404, and a broker that cannot be reached 503.
 pub struct Serve {
     broker: Arc<dyn Broker>,
     what: Served,
@@ -179,6 +182,16 @@ impl Handler for Serve {
     fn handle(&self, request: Request<Body>) -> Answering {
         let (broker, what) = (self.broker.clone(), self.what.clone());
         Box::pin(async move {
+            match *request.method() {
+                Method::GET => {}
+                // The same head, and no consumer that would take messages.
+                Method::HEAD => return events(empty()),
+                _ => {
+                    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, "follow by GET\n");
+                    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+                    return response;
+                }
+            }
             let opened = match &what {
                 Served::Stream(name) => match from(&request) {
                     Ok(from) => broker.read(name, from).await.map(Opened::Stream),
@@ -195,10 +208,14 @@ impl Handler for Serve {
             };
             let opened = match opened {
                 Ok(opened) => opened.events(),
+                Err(error) if error.kind() == BrokerErrorKind::NotFound => {
+                    return answer(StatusCode::NOT_FOUND, format!("{error}\n"));
+                }
                 Err(error) => return answer(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
             };
             if headers::upgrade(request.headers()).is_some() {
-                return websocket::accept(&request, move |socket| talk(socket, opened));
+                let messages = opened.map(|event| event.map(|event| told(&event)).map_err(BodyError::new));
+                return websocket::messages(&request, messages);
             }
             events(opened.map(|event| event.map_err(BodyError::new)))
         })
@@ -265,45 +282,22 @@ impl Opened {
     }
 }
 
+/// The kind of events whose data is no text.
+const BASE64: &str = "base64";
+
 fn event(message: &Message) -> Event {
-    let event = Event::new(String::from_utf8_lossy(message.body()));
+    let event = match std::str::from_utf8(message.body()) {
+        Ok(text) => Event::new(text),
+        Err(_) => Event { event: Some(BASE64.into()), ..Event::new(STANDARD.encode(message.body())) },
+    };
     match &message.properties().message_id {
         Some(id) => event.id(id),
         None => event,
     }
 }
 
-/// Sends events until either side ends, or the client shows no sign of life.
-async fn talk(mut socket: WebSocket, mut events: Events) {
-    let mut pings = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
-    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut heard_since_ping = true;
-    loop {
-        let message = tokio::select! {
-            // What was heard counts before it is missed, and pings go out however many events there are.
-            biased;
-            heard = socket.next() => match heard {
-                Some(Ok(_)) => {
-                    heard_since_ping = true;
-                    continue;
-                }
-                Some(Err(_)) | None => return,
-            },
-            _ = pings.tick() => {
-                if !std::mem::take(&mut heard_since_ping) {
-                    return;
-                }
-                WebSocketMessage::Ping(Bytes::new())
-            }
-            event = events.next() => {
-                let Some(Ok(event)) = event else { break };
-                WebSocketMessage::text(serde_json::json!({ "id": event.id, "data": event.data }).to_string())
-            }
-        };
-        if !matches!(timeout(SEND_MAX, socket.send(message)).await, Ok(Ok(()))) {
-            return;
-        }
-    }
-    // A client that is gone needs no farewell.
-    let _ = timeout(SEND_MAX, socket.close(None)).await;
+/// An event as a message of a WebSocket.
+fn told(event: &Event) -> WebSocketMessage {
+    let data = event.event.as_deref().unwrap_or("data");
+    WebSocketMessage::text(serde_json::json!({ "id": event.id, data: event.data }).to_string())
 }

@@ -59,16 +59,16 @@ impl Refusal {
     ];
 }
 
-/// One request and its answer.
+/// One request and its answer, or what came instead of a request. Of a connection that changed its protocol it is told when it ends.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExchangeReport {
     /// Who asked.
     pub client: SocketAddr,
-    /// The method.
+    /// The method, if a head came that could be understood.
     #[serde(serialize_with = "shown")]
-    pub method: Method,
-    /// The path, without the query, which may hold secrets.
-    pub path: String,
+    pub method: Option<Method>,
+    /// The path, without the query, which may hold secrets; if there was such a head.
+    pub path: Option<String>,
     /// The route that was taken.
     pub route: Option<String>,
     /// The server that was asked.
@@ -76,9 +76,9 @@ pub struct ExchangeReport {
     /// What the client was answered.
     #[serde(serialize_with = "number")]
     pub status: Option<StatusCode>,
-    /// The request's body, if it was moved to its end or failed.
+    /// The request's body, if it was moved to its end or failed; of a changed protocol, what came from the client.
     pub request: Option<StreamReport>,
-    /// The answer's body.
+    /// The answer's body; of a changed protocol, what went to the client.
     pub response: Option<StreamReport>,
     /// What went wrong.
     pub failure: Option<String>,
@@ -89,10 +89,16 @@ pub struct ExchangeReport {
 
 impl ExchangeReport {
     pub(crate) fn new(client: SocketAddr, method: &Method, target: &Uri) -> ExchangeReport {
+        let (method, path) = (Some(method.clone()), Some(target.path().to_owned()));
+        ExchangeReport { method, path, ..ExchangeReport::of(client) }
+    }
+
+    /// Of a client whose request was not understood.
+    pub(crate) fn of(client: SocketAddr) -> ExchangeReport {
         ExchangeReport {
             client,
-            method: method.clone(),
-            path: target.path().to_owned(),
+            method: None,
+            path: None,
             route: None,
             upstream: None,
             status: None,
@@ -104,8 +110,12 @@ impl ExchangeReport {
     }
 }
 
-fn shown<S: serde::Serializer>(method: &Method, out: S) -> Result<S::Ok, S::Error> {
-    out.serialize_str(method.as_str())
+#[expect(clippy::ref_option, reason = "serde hands a reference to the field")]
+fn shown<S: serde::Serializer>(method: &Option<Method>, out: S) -> Result<S::Ok, S::Error> {
+    match method {
+        Some(method) => out.serialize_some(method.as_str()),
+        None => out.serialize_none(),
+    }
 }
 
 #[expect(clippy::ref_option, reason = "serde hands a reference to the field")]

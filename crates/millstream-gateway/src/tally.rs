@@ -98,6 +98,15 @@ pub struct StreamsSnapshot {
     /// Seconds that these were waited for, in all.
     #[serde(rename = "first_byte_seconds", serialize_with = "seconds")]
     pub first_byte_time: Duration,
+    /// Seconds that receivers waited for their senders.
+    #[serde(rename = "source_wait_seconds", serialize_with = "seconds")]
+    pub source_wait: Duration,
+    /// Seconds from start to end of the streams that ended, in all.
+    #[serde(rename = "duration_seconds", serialize_with = "seconds")]
+    pub duration: Duration,
+    /// How many of these were not longer than each of [`DURATION_BOUNDS`](crate::DURATION_BOUNDS) and longer than the one before;
+    /// the last are longer than all.
+    pub durations: Vec<u64>,
 }
 
 /// The answers of one route.
@@ -182,5 +191,8 @@ fn streams_of(route: &str, direction: Direction, sums: &Sums) -> StreamsSnapshot
         backpressure_time: Duration::from_nanos(load(&sums.blocked_nanos)),
         first_bytes: load(&sums.first_bytes),
         first_byte_time: Duration::from_nanos(load(&sums.first_byte_nanos)),
+        source_wait: Duration::from_nanos(load(&sums.source_wait_nanos)),
+        duration: Duration::from_nanos(load(&sums.duration_nanos)),
+        durations: sums.durations.iter().map(load).collect(),
     }
 }

@@ -11,6 +11,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::duplex::Duplex;
+use crate::exchange::Tale;
+use crate::gateway::Shared;
+use crate::meter::{Direction, Meter, StreamOutcome};
+use crate::tally::BothWays;
 
 /// The connection under a request that was answered with 101, for handlers: in the extensions of requests that may change their
 /// protocol.
@@ -48,15 +52,37 @@ impl Upgrade {
     }
 
     /// Gives the connection to whoever waits for it, to the end.
-    pub(crate) async fn run(self, stream: Box<dyn Duplex>, silence_max: Duration) {
+    pub(crate) async fn run(self, shared: &Shared, stream: Box<dyn Duplex>, mut tale: Option<Tale>) {
         let waiting = std::mem::replace(&mut *self.0.lock(), Waiting::Over);
-        if let Waiting::Talk(talk) = waiting {
-            talk(Upgraded::new(stream, silence_max)).await;
+        let Waiting::Talk(talk) = waiting else { return };
+        let meters = Meters::start(&shared.tally.tunnels);
+        let ended = Arc::new(Mutex::new(None));
+        let silence_max = shared.settings.timeouts.tunnel;
+        talk(Upgraded::new(stream, silence_max, meters, ended.clone())).await;
+        let meters = ended.lock().take();
+        if let (Some(Meters { mut read, mut written }), Some(tale)) = (meters, &mut tale) {
+            // Whoever had it was done with it, unless one of its sides was broken.
+            tale.streams(read.end(StreamOutcome::Complete), written.end(StreamOutcome::Complete));
         }
     }
 }
 
-/// A connection that speaks another protocol than HTTP now.
+/// What is counted of a connection in a handler's hands.
+struct Meters {
+    read: Meter,
+    written: Meter,
+}
+
+impl Meters {
+    fn start(sums: &BothWays) -> Meters {
+        Meters {
+            read: Meter::start(Direction::Request, &sums.request),
+            written: Meter::start(Direction::Response, &sums.response),
+        }
+    }
+}
+
+/// A connection that speaks another protocol than HTTP now. Its bytes are counted among those of tunnels.
 ///
 /// # Errors
 /// Besides the connection's own, `TimedOut` when the client has sent nothing, or taken nothing, for `timeouts.tunnel`.
@@ -67,21 +93,47 @@ pub struct Upgraded {
     read_by: Pin<Box<Sleep>>,
     /// Until when what is being written must have been taken.
     write_by: Option<Pin<Box<Sleep>>>,
+    /// Given up when it is dropped, and there before.
+    meters: Option<Meters>,
+    /// Where they go then. A connection that is dropped together with whoever waits for it was cancelled.
+    ended: Arc<Mutex<Option<Meters>>>,
 }
 
 impl Upgraded {
-    fn new(stream: Box<dyn Duplex>, silence_max: Duration) -> Upgraded {
-        Upgraded { stream, silence_max, read_by: Box::pin(sleep(silence_max)), write_by: None }
+    fn new(
+        stream: Box<dyn Duplex>,
+        silence_max: Duration,
+        meters: Meters,
+        ended: Arc<Mutex<Option<Meters>>>,
+    ) -> Upgraded {
+        let read_by = Box::pin(sleep(silence_max));
+        Upgraded { stream, silence_max, read_by, write_by: None, meters: Some(meters), ended }
+    }
+
+    fn meters(&mut self) -> &mut Meters {
+        self.meters.as_mut().expect("they are there until it is dropped")
     }
 
     /// Ends a wait for the client that takes too long.
     fn taken<T>(&mut self, cx: &mut Context<'_>, taken: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        let silence_max = self.silence_max;
         if taken.is_ready() {
-            self.write_by = None;
+            if let Some(by) = self.write_by.take() {
+                let since = by.deadline() - silence_max;
+                self.meters().written.blocked(since.elapsed());
+            }
+            if let Poll::Ready(Err(_)) = &taken {
+                self.meters().written.end(StreamOutcome::SinkFailed);
+            }
             return taken;
         }
-        let silence_max = self.silence_max;
-        ready!(self.write_by.get_or_insert_with(|| Box::pin(sleep(silence_max))).as_mut().poll(cx));
+        if self.write_by.is_none() {
+            self.meters().written.blocks();
+            self.write_by = Some(Box::pin(sleep(silence_max)));
+        }
+        let by = self.write_by.as_mut().expect("it was just set");
+        ready!(by.as_mut().poll(cx));
+        self.meters().written.end(StreamOutcome::TimedOut);
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -92,12 +144,20 @@ impl AsyncRead for Upgraded {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buffer) {
             let by = Instant::now() + self.silence_max;
             self.read_by.as_mut().reset(by);
+            let meter = &mut self.meters().read;
+            match (&read, buffer.filled().len() - before) {
+                (Err(_), _) => drop(meter.end(StreamOutcome::SourceFailed)),
+                (Ok(()), 0) => {}
+                (Ok(()), bytes) => meter.chunk(bytes),
+            }
             return Poll::Ready(read);
         }
         ready!(self.read_by.as_mut().poll(cx));
+        self.meters().read.end(StreamOutcome::TimedOut);
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -105,6 +165,9 @@ impl AsyncRead for Upgraded {
 impl AsyncWrite for Upgraded {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let taken = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(count @ 1..)) = &taken {
+            self.meters().written.chunk(*count);
+        }
         self.taken(cx, taken)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -114,5 +177,11 @@ impl AsyncWrite for Upgraded {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let taken = Pin::new(&mut self.stream).poll_shutdown(cx);
         self.taken(cx, taken)
+    }
+}
+
+impl Drop for Upgraded {
+    fn drop(&mut self) {
+        *self.ended.lock() = self.meters.take();
     }
 }

@@ -37,6 +37,8 @@ async fn the_admin_address_shows_what_was_counted_and_the_public_one_does_not() 
         "millstream_gateway_stream_bytes_total{route=\"hello\",direction=\"response\"} 5",
         "millstream_gateway_stream_chunks_total{route=\"hello\",direction=\"response\"} 1",
         "millstream_gateway_stream_first_bytes_total{route=\"hello\",direction=\"response\"} 1",
+        "millstream_gateway_stream_seconds_bucket{route=\"hello\",direction=\"response\",le=\"+Inf\"} 1",
+        "millstream_gateway_stream_seconds_count{route=\"hello\",direction=\"response\"} 1",
         "millstream_gateway_streams_ended_total{route=\"hello\",direction=\"response\",outcome=\"complete\"} 1",
         "millstream_gateway_answers_total{route=\"hello\",class=\"2xx\"} 1",
         "millstream_gateway_connections_total 1",
@@ -49,6 +51,7 @@ async fn the_admin_address_shows_what_was_counted_and_the_public_one_does_not() 
         serde_json::from_str(pool.split_once("\r\n\r\n").expect("a body").1).expect("JSON");
     assert_eq!(pool["tiers"][0]["size"], 4096);
     assert_eq!(pool["in_use"], 0);
+    assert!(pool["timestamp"].as_f64().is_some_and(|seconds| seconds > 1.7e9), "{pool}");
     assert!(get(admin.local_addr(), "/health").await.contains("\"status\": \"ok\""));
     assert!(get(admin.local_addr(), "/status.json").await.contains("\"backpressure_events\""));
     for path in ["/metrics", "/health", "/buffer-pool-metrics", "/status.json"] {

@@ -290,3 +290,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_a_lease_did_not_get_is_counted_with_what_all_of_them_got() {
+    let pool = pool(1 << 20);
+    assert_eq!(pool.snapshot().hit_rate, 0.0);
+    let large = pool.lease_or_smaller(5 << 20);
+    assert_eq!((pool.snapshot().oversize, pool.snapshot().bytes_in_use), (1, 1 << 20));
+    let mut leases = Vec::new();
+    while leases.last().is_none_or(|lease: &Lease| lease.capacity() == 64 << 10) {
+        leases.push(pool.lease_or_smaller(64 << 10));
+    }
+    let smaller =
+        |pool: &BufferPool| pool.snapshot().tiers.iter().map(|tier| tier.smaller).collect::<Vec<_>>();
+    assert_eq!(smaller(&pool), [0, 0, 0, 0, 1, 0, 0, 0, 0]);
+    drop((leases, large));
+    assert_eq!((pool.snapshot().bytes_in_use, pool.snapshot().oversize), (0, 1));
+    drop(pool.try_lease(9 << 20));
+    let snapshot = pool.snapshot();
+    let (hits, misses) =
+        snapshot.tiers.iter().fold((0, 0), |sums, tier| (sums.0 + tier.hits, sums.1 + tier.misses));
+    assert_eq!((snapshot.oversize, hits), (2, 1));
+    assert!((snapshot.hit_rate - 1.0 / (1 + misses) as f64).abs() < 1e-9, "{snapshot:?}");
+}

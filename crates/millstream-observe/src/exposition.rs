@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 /// The most series one metric shows. What a pipeline names is bounded by its file; this bound holds even where
 /// a program makes names from data. How many series did not fit is itself shown, see
@@ -49,6 +50,8 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// How many of what was measured were not larger than each bound, shown with [`Exposition::show_durations`].
+    Histogram,
 }
 
 /// A metric: its name, its kind, what it means, and by its type which labels it has.
@@ -56,7 +59,7 @@ pub enum Kind {
 pub struct Metric<L> {
     /// The name, with its unit, as in `_bytes`, `_seconds`; a counter ends with `_total`.
     pub name: &'static str,
-    /// Counter or gauge.
+    /// Counter, gauge or histogram.
     pub kind: Kind,
     /// What it means, in a sentence.
     pub help: &'static str,
@@ -73,6 +76,11 @@ impl<L: Labels> Metric<L> {
     pub const fn gauge(name: &'static str, help: &'static str) -> Self {
         Metric { name, kind: Kind::Gauge, help, labels: PhantomData }
     }
+
+    /// Durations by how long they are; the name ends with `_seconds`.
+    pub const fn histogram(name: &'static str, help: &'static str) -> Self {
+        Metric { name, kind: Kind::Histogram, help, labels: PhantomData }
+    }
 }
 
 /// A number, as it is written.
@@ -82,6 +90,17 @@ pub enum Value {
     Count(u64),
     /// A measured one.
     Number(f64),
+}
+
+/// Durations of something, counted by how long they were: one series of a histogram.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Durations<'a> {
+    /// The longest duration of each bucket, ascending.
+    pub bounds: &'a [Duration],
+    /// How many are in each bucket, not summed up; those beyond the last bound stand after the others.
+    pub counts: &'a [u64],
+    /// All of them together.
+    pub sum: Duration,
 }
 
 /// An exposition being written.
@@ -116,6 +135,52 @@ impl Exposition {
         self.omitted += series.count() as u64;
     }
 
+    /// Shows a histogram with its buckets for each set of labels; [`SERIES_MAX`] bounds the sets.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use millstream_observe::{Durations, Exposition, Metric};
+    ///
+    /// const WAITS: Metric<()> = Metric::histogram("wait_seconds", "Waits.");
+    /// let mut exposition = Exposition::default();
+    /// let bounds = &[Duration::from_millis(500)];
+    /// exposition.show_durations(&WAITS, [((), Durations { bounds, counts: &[2, 1], sum: Duration::from_secs(3) })]);
+    /// assert!(exposition.finish().starts_with(
+    ///     "# HELP wait_seconds Waits.\n# TYPE wait_seconds histogram\n\
+    ///      wait_seconds_bucket{le=\"0.5\"} 2\nwait_seconds_bucket{le=\"+Inf\"} 3\n\
+    ///      wait_seconds_sum 3\nwait_seconds_count 3\n"
+    /// ));
+    /// ```
+    pub fn show_durations<'a, L, M>(
+        &mut self,
+        metric: &Metric<M>,
+        series: impl IntoIterator<Item = (L, Durations<'a>)>,
+    ) where
+        L: Labels,
+        M: Labels,
+    {
+        const { assert!(L::NAMES.len() == M::NAMES.len()) };
+        let names = [L::NAMES, &["le"]].concat();
+        let [bucket, sum, count] = ["bucket", "sum", "count"].map(|part| format!("{}_{part}", metric.name));
+        let mut series = series.into_iter();
+        for (shown, (labels, durations)) in series.by_ref().take(SERIES_MAX).enumerate() {
+            if shown == 0 {
+                self.head(metric.name, metric.kind, metric.help);
+            }
+            let labels = labels.values();
+            let mut total = 0;
+            let bounds = durations.bounds.iter().map(|bound| bound.as_secs_f64().to_string());
+            let bounds = bounds.chain(std::iter::once("+Inf".to_owned()));
+            for (bound, held) in bounds.zip(durations.counts) {
+                total += held;
+                self.sample(&bucket, &names, &[&labels[..], &[&bound]].concat(), Value::Count(total));
+            }
+            self.sample(&sum, L::NAMES, &labels, Value::Number(durations.sum.as_secs_f64()));
+            self.sample(&count, L::NAMES, &labels, Value::Count(total));
+        }
+        self.omitted += series.count() as u64;
+    }
+
     /// The text, closed by `millstream_metrics_series_omitted`.
     pub fn finish(mut self) -> String {
         let omitted = self.omitted;
@@ -127,6 +192,7 @@ impl Exposition {
         let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
         };
         let help = help.replace('\\', "\\\\").replace('\n', "\\n");
         // Writing to a String cannot fail.

@@ -42,7 +42,7 @@ mod process;
 mod server;
 mod snapshot;
 
-pub use exposition::{Exposition, Kind, Labels, Metric, SERIES_MAX, Value};
+pub use exposition::{Durations, Exposition, Kind, Labels, Metric, SERIES_MAX, Value};
 pub use health::Health;
 pub use listener::{CONNECTION_LIFETIME, CONNECTIONS_MAX};
 pub use server::{BindError, Server};

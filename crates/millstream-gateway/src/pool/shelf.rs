@@ -13,6 +13,8 @@ pub(crate) struct Shelf {
     total: AtomicU64,
     total_high: AtomicU64,
     waits: AtomicU64,
+    /// Leases that wanted one of these and got a smaller one.
+    smaller: AtomicU64,
 }
 
 #[derive(Default)]
@@ -80,6 +82,14 @@ impl Shelf {
 
     pub(crate) fn waited(&self) {
         self.waits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn made_smaller(&self) {
+        self.smaller.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn smaller(&self) -> u64 {
+        self.smaller.load(Ordering::Relaxed)
     }
 
     pub(crate) fn total(&self) -> u64 {

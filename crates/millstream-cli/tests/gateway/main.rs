@@ -1,115 +1,17 @@
 //! `millstream gateway` as a user starts it.
 
+mod ends;
+mod process;
+mod routes;
+mod settings;
+#[path = "../support/mod.rs"]
 mod support;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::Child;
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 
-use support::{Place, ended, signal};
-
-/// No test waits longer than this for anything.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// A gateway that listens; its standard error tells where. Killed when dropped.
-struct Gateway {
-    child: Option<Child>,
-    public: String,
-    admin: String,
-}
-
-impl Gateway {
-    fn start(place: &Place, arguments: &[&str], variables: &[(&str, &str)]) -> Gateway {
-        let fixed = ["gateway", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
-        let mut command = place.command(&[&fixed[..], arguments].concat());
-        let mut child = command.envs(variables.iter().copied()).spawn().expect("the binary starts");
-        let errors = child.stderr.take().expect("it is piped");
-        let mut gateway = Gateway { child: Some(child), public: String::new(), admin: String::new() };
-        let (tell, told) = std::sync::mpsc::sync_channel(2);
-        std::thread::spawn(move || {
-            for line in BufReader::new(errors).lines().map_while(Result::ok) {
-                // What it says later stands beside the test that fails.
-                if let Err(error) = tell.send(line) {
-                    eprintln!("{}", error.0);
-                }
-            }
-        });
-        let address = |prefix: &str| {
-            let line = told.recv_timeout(LIMIT).expect("it says where it listens");
-            let rest = line.strip_prefix(prefix).unwrap_or_else(|| panic!("{prefix:?} is not in {line:?}"));
-            rest.split('/').next().expect("an address").to_owned()
-        };
-        gateway.public = address("gateway: http://");
-        gateway.admin = address("admin: http://");
-        gateway
-    }
-
-    /// Asks it to end; its exit code.
-    fn stop(mut self) -> Option<i32> {
-        let child = self.child.take().expect("it was not stopped before");
-        signal(&child, "TERM");
-        ended(child).code
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // One that has ended already is no concern of a test that fails for another reason.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn connect(address: &str) -> TcpStream {
-    let stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(LIMIT)).expect("a socket");
-    stream
-}
-
-fn ask(address: &str, request: &str) -> String {
-    let mut stream = connect(address);
-    stream.write_all(request.as_bytes()).expect("written");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("an answer");
-    answer
-}
-
-fn get(address: &str, path: &str) -> String {
-    ask(address, &format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"))
-}
-
-/// A server that answers each connection's first request with `body`.
-fn upstream(body: Vec<u8>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("an address"));
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.expect("accepted");
-            let mut head = Vec::new();
-            let mut byte = [0; 1];
-            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).expect("read") > 0 {
-                head.push(byte[0]);
-            }
-            let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-            stream.read_exact(&mut vec![0; length.unwrap_or(0)]).expect("the body");
-            let answer =
-                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-            // A probe closes before it has asked anything.
-            let _ = stream.write_all(answer.as_bytes()).and_then(|()| stream.write_all(&body));
-        }
-    });
-    url
-}
-
-fn metric(gateway: &Gateway, line: &str) -> f64 {
-    let metrics = get(&gateway.admin, "/metrics");
-    let found = metrics.lines().find_map(|shown| shown.strip_prefix(line));
-    found.unwrap_or_else(|| panic!("{line} is not in\n{metrics}")).trim().parse().expect("a number")
-}
+use process::*;
+use support::{Place, ended};
 
 #[test]
 fn it_streams_to_the_upstream_and_ends_by_a_signal() {
