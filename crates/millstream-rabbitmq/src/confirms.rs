@@ -123,16 +123,18 @@ impl Entry {
         Outcomes::with_others(self.total, self.others)
     }
 
-    /// The same when nothing will be known of what is not settled.
-    pub(crate) fn give_up(mut self, error: &BrokerError) -> Outcomes {
-        for at in 0..self.publishes().len() {
-            let place = self.place(at);
-            if !self.others.iter().any(|(other, _)| *other == place) {
-                self.others.push((place, PublishOutcome::Unconfirmed(error.clone())));
-            }
-        }
-        self.outcomes()
+    /// Whether it was told what became of the publish that has this place.
+    fn is_told(&self, place: usize) -> bool {
+        self.others.iter().any(|(other, _)| *other == place)
     }
+}
+
+/// What is left of a batch that was given up.
+pub(crate) struct GivenUp {
+    pub(crate) outcomes: Outcomes,
+    pub(crate) permits: (u32, u32),
+    /// Of how many of its publishes it is known what became of them.
+    pub(crate) known: u64,
 }
 
 /// The publishes of one channel, numbered from 1 in the order in which they were sent, as confirms count them. What is settled is
@@ -253,9 +255,17 @@ impl Confirms {
         true
     }
 
-    /// No queue wanted it. An ack of it follows. False if nothing like it is on its way.
+    /// No queue wanted it. An ack of it follows. It is told as published to where it was `meant` to go, if that was somewhere
+    /// else. False if nothing like it is on its way.
     #[must_use]
-    pub(crate) fn returned(&mut self, exchange: &str, key: &str, body: &[u8], reason: &str) -> bool {
+    pub(crate) fn returned(
+        &mut self,
+        exchange: &str,
+        key: &str,
+        body: &[u8],
+        reason: &str,
+        meant: Option<Address>,
+    ) -> bool {
         let from = self.returned.max(self.first);
         let found =
             self.find(from, exchange, key, body).or_else(|| self.find(self.first, exchange, key, body));
@@ -263,7 +273,8 @@ impl Confirms {
         let entry = &mut self.entries[at];
         self.returned = entry.first + index as u64 + 1;
         let place = entry.place(index);
-        let publish = entry.publishes()[index].clone();
+        let mut publish = entry.publishes()[index].clone();
+        publish.to = meant.unwrap_or(publish.to);
         let returned = Returned { publish, reason: reason.to_owned() };
         entry.others.push((place, PublishOutcome::Unroutable(Box::new(returned))));
         true
@@ -285,11 +296,12 @@ impl Confirms {
         None
     }
 
-    /// Publishes of which `of_it` says so are refused, whatever becomes of the channel. Whether there was one.
-    pub(crate) fn refuse(
+    /// Publishes of which `of_it` says so are told as `why` says, whatever becomes of the channel: the last one first. Whether there
+    /// was one.
+    pub(crate) fn tell(
         &mut self,
         of_it: impl Fn(&Publish) -> bool,
-        why: impl Fn(&Publish) -> Refusal,
+        mut why: impl FnMut(&Publish) -> PublishOutcome,
     ) -> bool {
         let (first, settled, base) = (self.first, &self.settled, self.base);
         let is_settled = |number: u64| {
@@ -297,19 +309,34 @@ impl Confirms {
             number < first || settled.get((at / 64) as usize).is_some_and(|word| word & (1 << (at % 64)) != 0)
         };
         let mut any = false;
-        for entry in &mut self.entries {
-            for index in 0..entry.publishes().len() {
+        for entry in self.entries.iter_mut().rev() {
+            for index in (0..entry.publishes().len()).rev() {
                 let place = entry.place(index);
-                let told = entry.others.iter().any(|(other, _)| *other == place);
                 let publish = &entry.publishes()[index];
-                if of_it(publish) && !told && !is_settled(entry.first + index as u64) {
-                    let refusal = PublishOutcome::Refused(why(publish));
-                    entry.others.push((place, refusal));
+                if of_it(publish) && !entry.is_told(place) && !is_settled(entry.first + index as u64) {
+                    let outcome = why(publish);
+                    entry.others.push((place, outcome));
                     any = true;
                 }
             }
         }
         any
+    }
+
+    /// The first publish of which nothing is known is refused.
+    pub(crate) fn refuse_first(&mut self, why: impl FnOnce(&Publish) -> Refusal) {
+        for at in 0..self.entries.len() {
+            let entry = &self.entries[at];
+            let open = |index: &usize| {
+                !entry.is_told(entry.place(*index)) && !self.is_settled(entry.first + *index as u64)
+            };
+            if let Some(index) = (0..entry.publishes().len()).find(open) {
+                let refusal = PublishOutcome::Refused(why(&entry.publishes()[index]));
+                let place = entry.place(index);
+                self.entries[at].others.push((place, refusal));
+                return;
+            }
+        }
     }
 
     /// The first batch, if all of it is known.
@@ -318,12 +345,23 @@ impl Confirms {
         if known { self.entries.pop_front() } else { None }
     }
 
-    /// The first batch, known or not. Its numbers count as settled.
-    pub(crate) fn pop_first(&mut self) -> Option<Entry> {
-        let entry = self.entries.pop_front()?;
+    /// Gives up the first batch: nothing will be known of what is not known by now. Its numbers count as settled.
+    pub(crate) fn give_up_first(&mut self, error: &BrokerError) -> Option<GivenUp> {
+        let mut entry = self.entries.pop_front()?;
+        let (mut known, told) = (0, entry.others.len());
+        for index in 0..entry.publishes().len() {
+            let place = entry.place(index);
+            let is_told = entry.others[..told].iter().any(|(other, _)| *other == place);
+            if is_told || self.is_settled(entry.first + index as u64) {
+                known += 1;
+            } else {
+                entry.others.push((place, PublishOutcome::Unconfirmed(error.clone())));
+            }
+        }
         self.first = self.first.max(entry.end());
         self.advance();
-        Some(entry)
+        let permits = entry.permits;
+        Some(GivenUp { outcomes: entry.outcomes(), permits, known })
     }
 
     /// A channel was opened anew: numbers begin again, with what was not settled, in the order in which it was sent before.

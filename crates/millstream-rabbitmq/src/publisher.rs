@@ -1,14 +1,14 @@
 //! What is published: a window of messages that are not confirmed, kept until they are.
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millstream_message::{BrokerError, BrokerErrorKind, Publish, Refusal, Value};
+use millstream_message::{BrokerError, BrokerErrorKind, Publish, PublishOutcome, Refusal, Value};
 use tokio::sync::Semaphore;
 
-use crate::confirms::{Confirms, Entry};
+use crate::confirms::{Confirms, Entry, GivenUp};
+use crate::headers::DELAY_QUEUE;
 use crate::hub::Known;
 use crate::options::Options;
 use crate::proto::properties::USER_ID;
@@ -100,7 +100,10 @@ impl Outbox {
     }
 
     pub(crate) fn returned(&mut self, exchange: &str, key: &str, body: &[u8], reason: &str) {
-        if !self.confirms.returned(exchange, key, body, reason) {
+        // The queue in which it was to wait for its time: the next one declares it first.
+        let waits = exchange.is_empty() && key.starts_with(DELAY_QUEUE);
+        let meant = if waits { self.known.waiting.gone(key) } else { None };
+        if !self.confirms.returned(exchange, key, body, reason, meant) {
             tracing::warn!(exchange, key, "RabbitMQ returns what was never published");
         }
     }
@@ -132,22 +135,34 @@ impl Outbox {
             Some(Disliked::Missing(exchange)) => {
                 // Whoever publishes to it next looks first, and closes no channel.
                 self.known.exchanges.lock().remove(exchange);
-                self.confirms.refuse(
+                let refusal = || Refusal::NoExchange { exchange: exchange.to_owned() };
+                let mut last = true;
+                self.confirms.tell(
                     |publish| publish.to.exchange() == exchange,
-                    |_| Refusal::NoExchange { exchange: exchange.to_owned() },
+                    |_| {
+                        // The last one was not stored, for it was sent when the exchange was gone; those before it perhaps.
+                        if std::mem::take(&mut last) {
+                            PublishOutcome::Refused(refusal())
+                        } else {
+                            maybe(closed)
+                        }
+                    },
                 )
             }
-            Some(Disliked::Forbidden { exchange, key }) => self.confirms.refuse(
+            Some(Disliked::Forbidden { exchange, key }) => self.confirms.tell(
                 |publish| publish.to.exchange() == exchange && key.is_none_or(|key| key == publish.to.key()),
-                |_| invalid(closed),
+                |_| PublishOutcome::Refused(invalid(closed)),
             ),
-            Some(Disliked::Larger(max)) => self.confirms.refuse(
+            Some(Disliked::Larger(max)) => self.confirms.tell(
                 |publish| publish.message.body().len() as u64 > max,
-                |publish| Refusal::TooLarge { len: publish.message.body().len() as u64, max },
+                |publish| {
+                    let len = publish.message.body().len() as u64;
+                    PublishOutcome::Refused(Refusal::TooLarge { len, max })
+                },
             ),
-            Some(Disliked::User(user)) => self.confirms.refuse(
+            Some(Disliked::User(user)) => self.confirms.tell(
                 |publish| publish.message.header(USER_ID).and_then(Value::as_text) == Some(user),
-                |_| invalid(closed),
+                |_| PublishOutcome::Refused(invalid(closed)),
             ),
             None => false,
         };
@@ -162,8 +177,7 @@ impl Outbox {
         self.closes.1 += 1;
         if self.closes.1 >= CLOSES_MAX {
             // Again and again, and nothing was confirmed between: what is sent first is what it does not like.
-            let first = Cell::new(true);
-            self.confirms.refuse(|_| first.replace(false), |_| invalid(closed));
+            self.confirms.refuse_first(|_| invalid(closed));
             self.closes.1 = 0;
         }
     }
@@ -175,20 +189,26 @@ impl Outbox {
     /// Gives up what has waited for too long.
     pub(crate) fn expire(&mut self, now: Duration) {
         while self.confirms.deadline().is_some_and(|deadline| deadline <= now) {
-            let Some(entry) = self.confirms.pop_first() else { return };
-            self.window.release((entry.permits.0 as usize, entry.permits.1 as usize));
             let text = "no confirm came within `confirm_timeout`; the message may be stored or not";
-            let error = BrokerError::new(BrokerErrorKind::Unavailable, text);
-            self.board.tell(1, vec![(0, entry.give_up(&error))]);
+            self.give_up_first(&BrokerError::new(BrokerErrorKind::Unavailable, text));
         }
+    }
+
+    /// Gives up the first batch, and tells what was known behind it. False if there was none.
+    fn give_up_first(&mut self, error: &BrokerError) -> bool {
+        let Some(GivenUp { outcomes, permits, known }) = self.confirms.give_up_first(error) else {
+            return false;
+        };
+        self.window.confirmed.fetch_add(known, Ordering::Relaxed);
+        self.window.release((permits.0 as usize, permits.1 as usize));
+        self.board.tell(1, vec![(0, outcomes)]);
+        self.resolve();
+        true
     }
 
     /// Nothing will be sent any more.
     pub(crate) fn fail(&mut self, error: &BrokerError) {
-        while let Some(entry) = self.confirms.pop_first() {
-            self.window.release((entry.permits.0 as usize, entry.permits.1 as usize));
-            self.board.tell(1, vec![(0, entry.give_up(error))]);
-        }
+        while self.give_up_first(error) {}
         self.window.items.close();
         self.window.bytes.close();
     }
@@ -220,6 +240,13 @@ fn send(entry: &Entry, known: &Known, connection: &mut Connection, channel: u16)
 
 /// How often a channel may be closed for a reason that is not known here, with nothing confirmed between.
 const CLOSES_MAX: u32 = 3;
+
+/// What may be stored or not, for a reason that has to do with another message.
+fn maybe(closed: &Closed) -> PublishOutcome {
+    let text =
+        format!("{} ({}), and no confirm came before: it may be stored or not", closed.text, closed.code);
+    PublishOutcome::Unconfirmed(BrokerError::new(BrokerErrorKind::Unavailable, text))
+}
 
 fn invalid(closed: &Closed) -> Refusal {
     let text = format!("{} ({})", closed.text, closed.code);
@@ -270,16 +297,74 @@ impl Disliked<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
+    use millstream_message::{Address, Message};
+
+    fn outbox(known: &Arc<Known>) -> Outbox {
+        let options = Options::parse("amqp://localhost").expect("a URL");
+        Outbox::new(Arc::new(Window::new(&options)), known.clone())
+    }
+
+    /// Hands one message over, as if it was sent.
+    fn sent(outbox: &mut Outbox, to: Address, deadline: Option<Duration>) -> Told {
+        let publish = Publish { to, message: Message::new("x") };
+        outbox.push(Entry::new(vec![publish], Vec::new(), (0, 0), deadline), None)
+    }
+
+    fn outcome(told: Told) -> PublishOutcome {
+        told.now_or_never().expect("it is known").get(0)
+    }
+
+    fn no_exchange(name: &str) -> Closed {
+        let text = format!("NOT_FOUND - no exchange '{name}' in vhost '/'");
+        Closed { code: 404, text, cause: (60, 40) }
+    }
 
     #[test]
     fn an_exchange_that_has_gone_is_not_known_any_more() {
-        let options = Options::parse("amqp://localhost").expect("a URL");
         let known = Arc::<Known>::default();
         known.exchanges.lock().extend(["gone", "there"].map(str::to_owned));
-        let mut outbox = Outbox::new(Arc::new(Window::new(&options)), known.clone());
-        let text = "NOT_FOUND - no exchange 'gone' in vhost '/'".to_owned();
-        outbox.channel_closed(&Closed { code: 404, text, cause: (60, 40) });
+        outbox(&known).channel_closed(&no_exchange("gone"));
         assert_eq!(known.exchanges.lock().iter().collect::<Vec<_>>(), ["there"]);
+    }
+
+    #[test]
+    fn only_the_last_one_is_surely_not_stored_when_its_exchange_has_gone() {
+        let mut outbox = outbox(&Arc::default());
+        let told = ["gone", "there", "gone"].map(|to| sent(&mut outbox, Address::new(to, ""), None));
+        outbox.channel_closed(&no_exchange("gone"));
+        outbox.fail(&BrokerError::new(BrokerErrorKind::Unavailable, "closed"));
+        let [first, other, last] = told.map(outcome);
+        assert!(matches!(first, PublishOutcome::Unconfirmed(error) if error.to_string().contains("gone")));
+        assert!(matches!(other, PublishOutcome::Unconfirmed(error) if error.to_string().contains("closed")));
+        assert!(matches!(last, PublishOutcome::Refused(Refusal::NoExchange { .. })));
+    }
+
+    #[test]
+    fn what_was_confirmed_behind_what_is_given_up_is_told_as_confirmed() {
+        let mut outbox = outbox(&Arc::default());
+        let late = Some(Duration::from_secs(1));
+        let [first, second] = [0; 2].map(|_| sent(&mut outbox, Address::queue("q"), late));
+        outbox.ack(2, false);
+        outbox.resolve();
+        outbox.expire(Duration::from_secs(2));
+        assert!(matches!(outcome(first), PublishOutcome::Unconfirmed(_)));
+        assert!(outcome(second).is_confirmed());
+        assert_eq!(outbox.window.confirmed.load(Ordering::Relaxed), 1, "whose outcome is known");
+    }
+
+    #[test]
+    fn a_message_whose_delay_queue_has_gone_comes_back_from_where_it_was_to_go() {
+        let known = Arc::<Known>::default();
+        let (mut outbox, queue, to) = (outbox(&known), "millstream.delay.5.1..q", Address::queue("q"));
+        known.waiting.add(queue, &to);
+        let told = sent(&mut outbox, Address::queue(queue), None);
+        outbox.returned("", queue, b"x", "NO_ROUTE");
+        outbox.ack(1, false);
+        outbox.resolve();
+        let PublishOutcome::Unroutable(returned) = outcome(told) else { panic!("it came back") };
+        assert_eq!(returned.publish.to, to);
+        assert_eq!(known.waiting.gone(queue), None, "the next one declares it");
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl Inner {
             let name = format!("{} (publishing)", self.options.name);
             let link = Link::new(self.options.clone(), name, self.hub.known.clone());
             let (declaring, replying) = (Arc::downgrade(&self.main), self.replying.clone());
-            link.start(Arc::new(Publishing { declaring, replying })).await?;
+            link.join(Arc::new(Publishing { declaring, replying })).await?;
             Ok(link)
         };
         self.publishing.get_or_try_init(|| connect).await
@@ -55,7 +55,7 @@ impl Inner {
             }
             let name = format!("{} (replies)", self.options.name);
             let link = Link::for_replies(self.options.clone(), name, self.hub.known.clone());
-            link.start(Arc::new(Replying)).await?;
+            link.join(Arc::new(Replying)).await?;
             Ok(link)
         };
         self.replying.get_or_try_init(|| connect).await
@@ -70,8 +70,7 @@ impl Inner {
         let connect = async {
             let name = format!("{} ({})", self.options.name, turn + 1);
             let link = Link::new(self.options.clone(), name, self.hub.known.clone());
-            let after = Some(self.main.clone());
-            link.start(Arc::new(Consuming { hub: self.hub.clone(), declares: false, after })).await?;
+            link.join(Arc::new(Consuming::after(self.main.clone(), self.hub.clone()))).await?;
             Ok(link)
         };
         other.get_or_try_init(|| connect).await
