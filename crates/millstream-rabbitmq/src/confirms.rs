@@ -1,133 +1,13 @@
 //! What was published on a channel and is not confirmed yet.
 
+mod entry;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use millstream_message::{Address, BrokerError, Outcomes, Publish, PublishOutcome, Refusal, Returned};
 
-/// A batch on its way, to be resolved when all of it is known.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    /// The number of the first publish on the channel.
-    first: u64,
-    /// What is not settled, or was not when the channel was opened.
-    publishes: Publishes,
-    /// The place of each in the batch; `None` while they are all of it.
-    places: Option<Vec<u32>>,
-    /// How many the batch had.
-    total: usize,
-    others: Vec<(usize, PublishOutcome)>,
-    /// When the one who waits is told that nothing is known.
-    pub(crate) deadline: Option<Duration>,
-    /// What it takes of the publisher's window: items, bytes.
-    pub(crate) permits: (u32, u32),
-}
-
-/// A batch of one lies among the entries themselves: the vector that it came in is free at once, still in the cache, for the next
-/// one to come in.
-#[derive(Debug)]
-enum Publishes {
-    One(Publish),
-    Many(Vec<Publish>),
-}
-
-impl Default for Publishes {
-    fn default() -> Publishes {
-        Publishes::Many(Vec::new())
-    }
-}
-
-impl From<Vec<Publish>> for Publishes {
-    fn from(mut publishes: Vec<Publish>) -> Publishes {
-        match publishes.pop() {
-            Some(only) if publishes.is_empty() => Publishes::One(only),
-            last => {
-                publishes.extend(last);
-                Publishes::Many(publishes)
-            }
-        }
-    }
-}
-
-impl Publishes {
-    fn into_vec(self) -> Vec<Publish> {
-        match self {
-            Publishes::One(publish) => vec![publish],
-            Publishes::Many(publishes) => publishes,
-        }
-    }
-}
-
-impl Entry {
-    /// A batch of which `refused` were not let in; the rest is to be published.
-    pub(crate) fn new(
-        publishes: Vec<Publish>,
-        refused: Vec<(usize, PublishOutcome)>,
-        permits: (u32, u32),
-        deadline: Option<Duration>,
-    ) -> Entry {
-        let total = publishes.len();
-        let publishes = Publishes::from(publishes);
-        let mut entry =
-            Entry { first: 0, publishes, places: None, total, others: Vec::new(), deadline, permits };
-        if !refused.is_empty() {
-            let mut refused = refused.into_iter().peekable();
-            let mut others = Vec::new();
-            entry.retain(|place| match refused.next_if(|(refused, _)| *refused == place) {
-                Some(refused) => {
-                    others.push(refused);
-                    false
-                }
-                None => true,
-            });
-            entry.others = others;
-        }
-        entry
-    }
-
-    fn place(&self, at: usize) -> usize {
-        self.places.as_ref().map_or(at, |places| places[at] as usize)
-    }
-
-    /// Keeps the publishes of which `keep` says so, by their place in the batch.
-    fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
-        let places = self.places.take().unwrap_or_else(|| (0..self.publishes().len() as u32).collect());
-        let kept: Vec<bool> = places.iter().map(|place| keep(*place as usize)).collect();
-        let mut flags = kept.iter();
-        let mut publishes = std::mem::take(&mut self.publishes).into_vec();
-        publishes.retain(|_| *flags.next().expect("a flag for each"));
-        self.publishes = Publishes::Many(publishes);
-        self.places =
-            Some(places.into_iter().zip(kept).filter_map(|(place, kept)| kept.then_some(place)).collect());
-    }
-
-    fn end(&self) -> u64 {
-        self.first + self.publishes().len() as u64
-    }
-
-    /// How many messages the batch has, with those that were not let in.
-    pub(crate) fn total(&self) -> usize {
-        self.total
-    }
-
-    pub(crate) fn publishes(&self) -> &[Publish] {
-        match &self.publishes {
-            Publishes::One(publish) => std::slice::from_ref(publish),
-            Publishes::Many(publishes) => publishes,
-        }
-    }
-
-    /// What became of it.
-    pub(crate) fn outcomes(mut self) -> Outcomes {
-        self.others.sort_by_key(|(place, _)| *place);
-        Outcomes::with_others(self.total, self.others)
-    }
-
-    /// Whether it was told what became of the publish that has this place.
-    fn is_told(&self, place: usize) -> bool {
-        self.others.iter().any(|(other, _)| *other == place)
-    }
-}
+pub(crate) use self::entry::Entry;
 
 /// What is left of a batch that was given up.
 pub(crate) struct GivenUp {
@@ -135,6 +15,7 @@ pub(crate) struct GivenUp {
     pub(crate) permits: (u32, u32),
     /// Of how many of its publishes it is known what became of them.
     pub(crate) known: u64,
+    pub(crate) batch: u64,
 }
 
 /// The publishes of one channel, numbered from 1 in the order in which they were sent, as confirms count them. What is settled is
@@ -345,6 +226,25 @@ impl Confirms {
         if known { self.entries.pop_front() } else { None }
     }
 
+    /// The number of the first batch.
+    pub(crate) fn first_batch(&self) -> Option<u64> {
+        self.entries.front().map(|entry| entry.batch)
+    }
+
+    /// The first publish that is not settled, and the number that the next one gets.
+    pub(crate) fn open(&self) -> (u64, u64) {
+        (self.first, self.next)
+    }
+
+    /// Takes the batches out of which all is known, wherever they are. Their numbers stay settled.
+    pub(crate) fn take_known(&mut self) -> Vec<Entry> {
+        let entries = std::mem::take(&mut self.entries);
+        let is_known = |entry: &Entry| (entry.first..entry.end()).all(|number| self.is_settled(number));
+        let (known, open) = entries.into_iter().partition::<Vec<_>, _>(is_known);
+        self.entries = open.into();
+        known
+    }
+
     /// Gives up the first batch: nothing will be known of what is not known by now. Its numbers count as settled.
     pub(crate) fn give_up_first(&mut self, error: &BrokerError) -> Option<GivenUp> {
         let mut entry = self.entries.pop_front()?;
@@ -360,8 +260,8 @@ impl Confirms {
         }
         self.first = self.first.max(entry.end());
         self.advance();
-        let permits = entry.permits;
-        Some(GivenUp { outcomes: entry.outcomes(), permits, known })
+        let (permits, batch) = (entry.permits, entry.batch);
+        Some(GivenUp { outcomes: entry.outcomes(), permits, known, batch })
     }
 
     /// A channel was opened anew: numbers begin again, with what was not settled, in the order in which it was sent before.

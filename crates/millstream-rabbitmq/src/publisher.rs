@@ -1,5 +1,7 @@
 //! What is published: a window of messages that are not confirmed, kept until they are.
 
+mod disliked;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,6 +9,7 @@ use std::time::Duration;
 use millstream_message::{BrokerError, BrokerErrorKind, Publish, PublishOutcome, Refusal, Value};
 use tokio::sync::Semaphore;
 
+use self::disliked::Disliked;
 use crate::confirms::{Confirms, Entry, GivenUp};
 use crate::headers::DELAY_QUEUE;
 use crate::hub::Known;
@@ -26,7 +29,14 @@ pub(crate) struct Outbox {
     batches: u64,
     /// How many messages were settled when the channel was last closed, and how often it was since.
     closes: (u64, u32),
+    /// When to look next whether something holds up what is known behind it, and the first that was not settled at the last look.
+    look: (Option<Duration>, u64),
 }
+
+/// What is known is told in order, for that costs next to nothing. What has held it up for so long does so no longer.
+const LOOK: Duration = Duration::from_millis(100);
+/// With so many messages behind one that is not confirmed, which take a bit each, it holds up publishers again.
+const BEHIND_MAX: u64 = 1 << 26;
 
 /// How much may be published and not confirmed.
 #[derive(Debug)]
@@ -64,12 +74,13 @@ impl Window {
 impl Outbox {
     pub(crate) fn new(window: Arc<Window>, known: Arc<Known>) -> Outbox {
         let (confirms, board) = (Confirms::default(), Arc::default());
-        Outbox { confirms, window, board, known, batches: 0, closes: (0, 0) }
+        Outbox { confirms, window, board, known, batches: 0, closes: (0, 0), look: (None, 0) }
     }
 
     /// Takes a batch, and sends it if there is a channel. What will become of it.
-    pub(crate) fn push(&mut self, entry: Entry, to: Option<(&mut Connection, u16)>) -> Told {
+    pub(crate) fn push(&mut self, mut entry: Entry, to: Option<(&mut Connection, u16)>) -> Told {
         let told = Told::new(self.board.clone(), self.batches, entry.total());
+        entry.batch = self.batches;
         self.batches += 1;
         let entry = self.confirms.push(entry);
         if let Some((connection, channel)) = to {
@@ -110,23 +121,52 @@ impl Outbox {
 
     /// Tells those who wait for what is known now.
     pub(crate) fn resolve(&mut self) {
-        let (mut batches, mut others) = (0, Vec::new());
+        let (mut any, mut others) = (false, Vec::new());
         let (mut count, mut items, mut bytes) = (0, 0, 0);
         while let Some(entry) = self.confirms.pop_known() {
+            any = true;
             count += entry.publishes().len() as u64;
             items += entry.permits.0 as usize;
             bytes += entry.permits.1 as usize;
+            let batch = entry.batch;
             let outcomes = entry.outcomes();
             if !outcomes.all_confirmed() {
-                others.push((batches, outcomes));
+                others.push((batch, outcomes));
             }
-            batches += 1;
         }
-        if batches > 0 {
+        if any {
             self.window.confirmed.fetch_add(count, Ordering::Relaxed);
             self.window.release((items, bytes));
-            self.board.tell(batches, others);
+            self.board.tell(self.mark(), others);
         }
+    }
+
+    /// Below it all batches are known.
+    fn mark(&self) -> u64 {
+        self.confirms.first_batch().unwrap_or(self.batches)
+    }
+
+    /// Tells what is known behind what has not been settled since the last look: a queue that does not confirm holds up its own
+    /// messages only, until the window is full of those.
+    fn look(&mut self, now: Duration) {
+        let (at, before) = self.look;
+        if at.is_some_and(|at| now < at) {
+            return;
+        }
+        let (first, next) = self.confirms.open();
+        if at.is_some() && first == before && next - first < BEHIND_MAX {
+            let (mut count, mut items, mut bytes) = (0, 0, 0);
+            let told = self.confirms.take_known().into_iter().map(|entry| {
+                count += entry.publishes().len() as u64;
+                items += entry.permits.0 as usize;
+                bytes += entry.permits.1 as usize;
+                (entry.batch, entry.outcomes())
+            });
+            self.board.tell_early(told.collect());
+            self.window.confirmed.fetch_add(count, Ordering::Relaxed);
+            self.window.release((items, bytes));
+        }
+        self.look = (self.confirms.first_batch().map(|_| now + LOOK), first);
     }
 
     /// The server closed the channel. What it did not like is refused; the rest will be sent again.
@@ -183,25 +223,26 @@ impl Outbox {
     }
 
     pub(crate) fn deadline(&self) -> Option<Duration> {
-        self.confirms.deadline()
+        [self.confirms.deadline(), self.look.0].into_iter().flatten().min()
     }
 
-    /// Gives up what has waited for too long.
+    /// Gives up what has waited for too long, and tells what something else held up.
     pub(crate) fn expire(&mut self, now: Duration) {
         while self.confirms.deadline().is_some_and(|deadline| deadline <= now) {
             let text = "no confirm came within `confirm_timeout`; the message may be stored or not";
             self.give_up_first(&BrokerError::new(BrokerErrorKind::Unavailable, text));
         }
+        self.look(now);
     }
 
     /// Gives up the first batch, and tells what was known behind it. False if there was none.
     fn give_up_first(&mut self, error: &BrokerError) -> bool {
-        let Some(GivenUp { outcomes, permits, known }) = self.confirms.give_up_first(error) else {
+        let Some(GivenUp { outcomes, permits, known, batch }) = self.confirms.give_up_first(error) else {
             return false;
         };
         self.window.confirmed.fetch_add(known, Ordering::Relaxed);
         self.window.release((permits.0 as usize, permits.1 as usize));
-        self.board.tell(1, vec![(0, outcomes)]);
+        self.board.tell(self.mark(), vec![(batch, outcomes)]);
         self.resolve();
         true
     }
@@ -253,141 +294,5 @@ fn invalid(closed: &Closed) -> Refusal {
     Refusal::Broker(BrokerError::new(BrokerErrorKind::Invalid, text))
 }
 
-/// What the server did not like, as it says.
-#[derive(Debug, PartialEq)]
-enum Disliked<'a> {
-    /// `NOT_FOUND - no exchange 'x' in vhost '/'`.
-    Missing(&'a str),
-    /// `ACCESS_REFUSED - cannot publish to internal exchange 'x' in vhost '/'`; `access to exchange 'x' in vhost '/' refused for
-    /// user 'u'`; `access to topic 'k' in exchange 'x' in vhost …`.
-    Forbidden { exchange: &'a str, key: Option<&'a str> },
-    /// `PRECONDITION_FAILED - message size 11 is larger than configured max size 10`.
-    Larger(u64),
-    /// `PRECONDITION_FAILED - user_id property set to 'x' but authenticated user was 'y'`.
-    User(&'a str),
-}
-
-impl Disliked<'_> {
-    fn of(closed: &Closed) -> Option<Disliked<'_>> {
-        let text = closed.text.as_str();
-        let exchange = || {
-            let (_, rest) = text.split_once("exchange '")?;
-            let (name, _) = rest.rsplit_once("' in vhost")?;
-            Some(if name == "amq.default" { "" } else { name })
-        };
-        match closed.code {
-            404 => exchange().map(Disliked::Missing),
-            403 => {
-                let topic =
-                    text.split_once("topic '").and_then(|(_, rest)| rest.split_once("' in exchange '"));
-                exchange().map(|exchange| Disliked::Forbidden { exchange, key: topic.map(|(key, _)| key) })
-            }
-            406 => match text.split_once("configured max size ") {
-                Some((_, max)) => max.trim().parse().ok().map(Disliked::Larger),
-                None => {
-                    let (_, rest) = text.split_once("user_id property set to '")?;
-                    rest.rsplit_once("' but ").map(|(user, _)| Disliked::User(user))
-                }
-            },
-            _ => None,
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_util::FutureExt;
-    use millstream_message::{Address, Message};
-
-    fn outbox(known: &Arc<Known>) -> Outbox {
-        let options = Options::parse("amqp://localhost").expect("a URL");
-        Outbox::new(Arc::new(Window::new(&options)), known.clone())
-    }
-
-    /// Hands one message over, as if it was sent.
-    fn sent(outbox: &mut Outbox, to: Address, deadline: Option<Duration>) -> Told {
-        let publish = Publish { to, message: Message::new("x") };
-        outbox.push(Entry::new(vec![publish], Vec::new(), (0, 0), deadline), None)
-    }
-
-    fn outcome(told: Told) -> PublishOutcome {
-        told.now_or_never().expect("it is known").get(0)
-    }
-
-    fn no_exchange(name: &str) -> Closed {
-        let text = format!("NOT_FOUND - no exchange '{name}' in vhost '/'");
-        Closed { code: 404, text, cause: (60, 40) }
-    }
-
-    #[test]
-    fn an_exchange_that_has_gone_is_not_known_any_more() {
-        let known = Arc::<Known>::default();
-        known.exchanges.lock().extend(["gone", "there"].map(str::to_owned));
-        outbox(&known).channel_closed(&no_exchange("gone"));
-        assert_eq!(known.exchanges.lock().iter().collect::<Vec<_>>(), ["there"]);
-    }
-
-    #[test]
-    fn only_the_last_one_is_surely_not_stored_when_its_exchange_has_gone() {
-        let mut outbox = outbox(&Arc::default());
-        let told = ["gone", "there", "gone"].map(|to| sent(&mut outbox, Address::new(to, ""), None));
-        outbox.channel_closed(&no_exchange("gone"));
-        outbox.fail(&BrokerError::new(BrokerErrorKind::Unavailable, "closed"));
-        let [first, other, last] = told.map(outcome);
-        assert!(matches!(first, PublishOutcome::Unconfirmed(error) if error.to_string().contains("gone")));
-        assert!(matches!(other, PublishOutcome::Unconfirmed(error) if error.to_string().contains("closed")));
-        assert!(matches!(last, PublishOutcome::Refused(Refusal::NoExchange { .. })));
-    }
-
-    #[test]
-    fn what_was_confirmed_behind_what_is_given_up_is_told_as_confirmed() {
-        let mut outbox = outbox(&Arc::default());
-        let late = Some(Duration::from_secs(1));
-        let [first, second] = [0; 2].map(|_| sent(&mut outbox, Address::queue("q"), late));
-        outbox.ack(2, false);
-        outbox.resolve();
-        outbox.expire(Duration::from_secs(2));
-        assert!(matches!(outcome(first), PublishOutcome::Unconfirmed(_)));
-        assert!(outcome(second).is_confirmed());
-        assert_eq!(outbox.window.confirmed.load(Ordering::Relaxed), 1, "whose outcome is known");
-    }
-
-    #[test]
-    fn a_message_whose_delay_queue_has_gone_comes_back_from_where_it_was_to_go() {
-        let known = Arc::<Known>::default();
-        let (mut outbox, queue, to) = (outbox(&known), "millstream.delay.5.1..q", Address::queue("q"));
-        known.waiting.add(queue, &to);
-        let told = sent(&mut outbox, Address::queue(queue), None);
-        outbox.returned("", queue, b"x", "NO_ROUTE");
-        outbox.ack(1, false);
-        outbox.resolve();
-        let PublishOutcome::Unroutable(returned) = outcome(told) else { panic!("it came back") };
-        assert_eq!(returned.publish.to, to);
-        assert_eq!(known.waiting.gone(queue), None, "the next one declares it");
-    }
-
-    #[test]
-    fn what_the_server_did_not_like_is_read_from_its_words() {
-        let of = |code: u16, text: &str| {
-            let closed = Closed { code, text: text.to_owned(), cause: (60, 40) };
-            format!("{:?}", Disliked::of(&closed))
-        };
-        assert_eq!(
-            of(404, "NOT_FOUND - no exchange 'it's mine' in vhost '/'"),
-            "Some(Missing(\"it's mine\"))"
-        );
-        assert_eq!(of(404, "NOT_FOUND - no queue 'x' in vhost '/'"), "None");
-        let text = "ACCESS_REFUSED - cannot publish to internal exchange 'x' in vhost '/'";
-        assert_eq!(of(403, text), "Some(Forbidden { exchange: \"x\", key: None })");
-        let text = "ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user 'u'";
-        assert_eq!(of(403, text), "Some(Forbidden { exchange: \"\", key: None })");
-        let text = "ACCESS_REFUSED - access to topic 'a.b' in exchange 'x' in vhost '/' refused for user 'u'";
-        assert_eq!(of(403, text), "Some(Forbidden { exchange: \"x\", key: Some(\"a.b\") })");
-        let text = "PRECONDITION_FAILED - message size 11 is larger than configured max size 10";
-        assert_eq!(of(406, text), "Some(Larger(10))");
-        let text = "PRECONDITION_FAILED - user_id property set to 'x' but authenticated user was 'y'";
-        assert_eq!(of(406, text), "Some(User(\"x\"))");
-        assert_eq!(of(541, "INTERNAL_ERROR"), "None");
-    }
-}
+mod tests;

@@ -61,6 +61,7 @@ async fn what_is_to_be_tried_again_is_not_lost_with_the_queue_it_was_to_wait_in(
         #[expect(clippy::disallowed_methods, reason = "the queue's name has the time in it")]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
         let waiting = format!("millstream.delay.500.{}..{name}", now / (6 * 3600));
+        assert_eq!(broker.stats(&waiting).await.expect("it is there").ready, 0);
         broker.delete_queue(&waiting).await.expect("deleted");
     }
     assert_eq!(next(&mut consumer).await.message.body(), "x");
@@ -233,4 +234,25 @@ async fn prefetch_priority_and_the_one_active_consumer_are_the_same_after_a_loss
     assert_eq!(bodies, ["0", "1", "2", "3"]);
     sleep(SECOND / 4).await;
     assert_eq!(other.stats(&plain).await.expect("there").ready, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_does_not_confirm_holds_up_no_other() {
+    let node = shared().await;
+    let url = format!("{}?publish_window=50", node.url());
+    let broker = RabbitMq::connect(&url).await.expect("connected");
+    let (stuck, other) = (queue(&broker).await, queue(&broker).await);
+    let tell = async |what: &str| {
+        let there = "{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"NAME\">>))";
+        let there = there.replace("NAME", &stuck);
+        node.tell("rabbitmqctl", &["eval", &format!("{there}, sys:{what}(amqqueue:get_pid(Q)).")]).await;
+    };
+    tell("suspend").await;
+    let waiting = Batch::to(&Address::queue(&stuck), [Message::new("x")]);
+    let waiting = broker.submit(waiting).await.expect("taken");
+    for _ in 0..200 {
+        publish(&broker, &other, Message::new("x")).await;
+    }
+    tell("resume").await;
+    assert!(timeout(20 * SECOND, waiting).await.expect("it goes on").all_confirmed());
 }

@@ -158,6 +158,7 @@ impl Talk {
                     replicas: Vec::new(),
                 }],
             },
+            Request::QueryPublisherSequence { .. } => Body::Number(0),
             Request::QueryOffset { .. } => self.stored.lock().map_or(Body::Empty, Body::Number),
             _ => Body::Empty,
         }
