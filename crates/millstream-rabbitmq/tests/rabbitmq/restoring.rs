@@ -78,6 +78,18 @@ async fn a_delayed_message_for_a_queue_that_is_not_there_is_unroutable() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_is_delayed_for_as_long_as_was_said_and_not_much_longer() {
+    let broker = connected().await;
+    let name = queue(&broker).await;
+    let mut consumer = broker.consume(&name, ConsumeOptions::default()).await.expect("consumed");
+    let (delay, began) = (Duration::from_millis(2345), Instant::now());
+    publish(&broker, &name, Message::new("x").with_delay(delay)).await;
+    assert!(next(&mut consumer).await.ack());
+    let took = began.elapsed();
+    assert!(took >= delay && took < 3 * delay, "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_exclusive_consumer_that_is_refused_for_a_while_comes_back_once() {
     let proxy = Proxy::to(shared().await.port).await;
     let broker = RabbitMq::connect(&proxy.url()).await.expect("connected");
@@ -169,6 +181,19 @@ async fn nobody_consumes_for_who_does_not_wait_for_it() {
     consumers(&broker, &name, 0).await;
     publish(&broker, &name, Message::new("x")).await;
     assert_eq!(broker.stats(&name).await.expect("there").ready, 1, "nobody took it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_connects_for_who_does_not_wait_for_it() {
+    let node = shared().await;
+    let (proxy, name) = (Proxy::to(node.port).await, unique("unclaimed"));
+    proxy.freeze(true);
+    let url = format!("{}?name={name}", proxy.url());
+    assert!(timeout(SECOND / 4, RabbitMq::connect(&url)).await.is_err());
+    proxy.freeze(false);
+    sleep(5 * SECOND).await;
+    let connections = node.tell("rabbitmqctl", &["list_connections", "client_properties"]).await;
+    assert!(!connections.contains(&name), "{connections}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
