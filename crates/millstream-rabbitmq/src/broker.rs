@@ -73,12 +73,12 @@ impl RabbitMq {
             .map_err(|error| BrokerError::with_source(BrokerErrorKind::Invalid, "no broker URL", error))?;
         let hub = Hub::new();
         let main = Link::new(options.clone(), options.name.clone(), hub.known.clone());
-        let restore = Consuming { hub: hub.clone(), declares: true, after: None };
-        main.start(Arc::new(restore)).await?;
+        main.start(Arc::new(Consuming::first(hub.clone()))).await?;
         let version = version(&main);
         let most = max_message_bytes(&options, version);
         let others = (1..options.connections).map(|_| OnceCell::new()).collect();
         let (jobs, row) = mpsc::channel(POSITIONS);
+        let delays = Delays::new(version, hub.known.clone());
         let inner = Arc::new(Inner {
             url,
             options,
@@ -88,7 +88,7 @@ impl RabbitMq {
             publishing: OnceCell::new(),
             replying: Arc::default(),
             control: Mutex::new(None),
-            delays: Delays::new(version),
+            delays,
             #[cfg(feature = "management")]
             untold: Default::default(),
             positions: Mutex::new(jobs),

@@ -1,138 +1,21 @@
 //! What was published on a channel and is not confirmed yet.
 
+mod entry;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use millstream_message::{Address, BrokerError, Outcomes, Publish, PublishOutcome, Refusal, Returned};
 
-/// A batch on its way, to be resolved when all of it is known.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    /// The number of the first publish on the channel.
-    first: u64,
-    /// What is not settled, or was not when the channel was opened.
-    publishes: Publishes,
-    /// The place of each in the batch; `None` while they are all of it.
-    places: Option<Vec<u32>>,
-    /// How many the batch had.
-    total: usize,
-    others: Vec<(usize, PublishOutcome)>,
-    /// When the one who waits is told that nothing is known.
-    pub(crate) deadline: Option<Duration>,
-    /// What it takes of the publisher's window: items, bytes.
+pub(crate) use self::entry::Entry;
+
+/// What is left of a batch that was given up.
+pub(crate) struct GivenUp {
+    pub(crate) outcomes: Outcomes,
     pub(crate) permits: (u32, u32),
-}
-
-/// A batch of one lies among the entries themselves: the vector that it came in is free at once, still in the cache, for the next
-/// one to come in.
-#[derive(Debug)]
-enum Publishes {
-    One(Publish),
-    Many(Vec<Publish>),
-}
-
-impl Default for Publishes {
-    fn default() -> Publishes {
-        Publishes::Many(Vec::new())
-    }
-}
-
-impl From<Vec<Publish>> for Publishes {
-    fn from(mut publishes: Vec<Publish>) -> Publishes {
-        match publishes.pop() {
-            Some(only) if publishes.is_empty() => Publishes::One(only),
-            last => {
-                publishes.extend(last);
-                Publishes::Many(publishes)
-            }
-        }
-    }
-}
-
-impl Publishes {
-    fn into_vec(self) -> Vec<Publish> {
-        match self {
-            Publishes::One(publish) => vec![publish],
-            Publishes::Many(publishes) => publishes,
-        }
-    }
-}
-
-impl Entry {
-    /// A batch of which `refused` were not let in; the rest is to be published.
-    pub(crate) fn new(
-        publishes: Vec<Publish>,
-        refused: Vec<(usize, PublishOutcome)>,
-        permits: (u32, u32),
-        deadline: Option<Duration>,
-    ) -> Entry {
-        let total = publishes.len();
-        let publishes = Publishes::from(publishes);
-        let mut entry =
-            Entry { first: 0, publishes, places: None, total, others: Vec::new(), deadline, permits };
-        if !refused.is_empty() {
-            let mut refused = refused.into_iter().peekable();
-            let mut others = Vec::new();
-            entry.retain(|place| match refused.next_if(|(refused, _)| *refused == place) {
-                Some(refused) => {
-                    others.push(refused);
-                    false
-                }
-                None => true,
-            });
-            entry.others = others;
-        }
-        entry
-    }
-
-    fn place(&self, at: usize) -> usize {
-        self.places.as_ref().map_or(at, |places| places[at] as usize)
-    }
-
-    /// Keeps the publishes of which `keep` says so, by their place in the batch.
-    fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
-        let places = self.places.take().unwrap_or_else(|| (0..self.publishes().len() as u32).collect());
-        let kept: Vec<bool> = places.iter().map(|place| keep(*place as usize)).collect();
-        let mut flags = kept.iter();
-        let mut publishes = std::mem::take(&mut self.publishes).into_vec();
-        publishes.retain(|_| *flags.next().expect("a flag for each"));
-        self.publishes = Publishes::Many(publishes);
-        self.places =
-            Some(places.into_iter().zip(kept).filter_map(|(place, kept)| kept.then_some(place)).collect());
-    }
-
-    fn end(&self) -> u64 {
-        self.first + self.publishes().len() as u64
-    }
-
-    /// How many messages the batch has, with those that were not let in.
-    pub(crate) fn total(&self) -> usize {
-        self.total
-    }
-
-    pub(crate) fn publishes(&self) -> &[Publish] {
-        match &self.publishes {
-            Publishes::One(publish) => std::slice::from_ref(publish),
-            Publishes::Many(publishes) => publishes,
-        }
-    }
-
-    /// What became of it.
-    pub(crate) fn outcomes(mut self) -> Outcomes {
-        self.others.sort_by_key(|(place, _)| *place);
-        Outcomes::with_others(self.total, self.others)
-    }
-
-    /// The same when nothing will be known of what is not settled.
-    pub(crate) fn give_up(mut self, error: &BrokerError) -> Outcomes {
-        for at in 0..self.publishes().len() {
-            let place = self.place(at);
-            if !self.others.iter().any(|(other, _)| *other == place) {
-                self.others.push((place, PublishOutcome::Unconfirmed(error.clone())));
-            }
-        }
-        self.outcomes()
-    }
+    /// Of how many of its publishes it is known what became of them.
+    pub(crate) known: u64,
+    pub(crate) batch: u64,
 }
 
 /// The publishes of one channel, numbered from 1 in the order in which they were sent, as confirms count them. What is settled is
@@ -253,9 +136,17 @@ impl Confirms {
         true
     }
 
-    /// No queue wanted it. An ack of it follows. False if nothing like it is on its way.
+    /// No queue wanted it. An ack of it follows. It is told as published to where it was `meant` to go, if that was somewhere
+    /// else. False if nothing like it is on its way.
     #[must_use]
-    pub(crate) fn returned(&mut self, exchange: &str, key: &str, body: &[u8], reason: &str) -> bool {
+    pub(crate) fn returned(
+        &mut self,
+        exchange: &str,
+        key: &str,
+        body: &[u8],
+        reason: &str,
+        meant: Option<Address>,
+    ) -> bool {
         let from = self.returned.max(self.first);
         let found =
             self.find(from, exchange, key, body).or_else(|| self.find(self.first, exchange, key, body));
@@ -263,7 +154,8 @@ impl Confirms {
         let entry = &mut self.entries[at];
         self.returned = entry.first + index as u64 + 1;
         let place = entry.place(index);
-        let publish = entry.publishes()[index].clone();
+        let mut publish = entry.publishes()[index].clone();
+        publish.to = meant.unwrap_or(publish.to);
         let returned = Returned { publish, reason: reason.to_owned() };
         entry.others.push((place, PublishOutcome::Unroutable(Box::new(returned))));
         true
@@ -285,11 +177,12 @@ impl Confirms {
         None
     }
 
-    /// Publishes of which `of_it` says so are refused, whatever becomes of the channel. Whether there was one.
-    pub(crate) fn refuse(
+    /// Publishes of which `of_it` says so are told as `why` says, whatever becomes of the channel: the last one first. Whether there
+    /// was one.
+    pub(crate) fn tell(
         &mut self,
         of_it: impl Fn(&Publish) -> bool,
-        why: impl Fn(&Publish) -> Refusal,
+        mut why: impl FnMut(&Publish) -> PublishOutcome,
     ) -> bool {
         let (first, settled, base) = (self.first, &self.settled, self.base);
         let is_settled = |number: u64| {
@@ -297,19 +190,34 @@ impl Confirms {
             number < first || settled.get((at / 64) as usize).is_some_and(|word| word & (1 << (at % 64)) != 0)
         };
         let mut any = false;
-        for entry in &mut self.entries {
-            for index in 0..entry.publishes().len() {
+        for entry in self.entries.iter_mut().rev() {
+            for index in (0..entry.publishes().len()).rev() {
                 let place = entry.place(index);
-                let told = entry.others.iter().any(|(other, _)| *other == place);
                 let publish = &entry.publishes()[index];
-                if of_it(publish) && !told && !is_settled(entry.first + index as u64) {
-                    let refusal = PublishOutcome::Refused(why(publish));
-                    entry.others.push((place, refusal));
+                if of_it(publish) && !entry.is_told(place) && !is_settled(entry.first + index as u64) {
+                    let outcome = why(publish);
+                    entry.others.push((place, outcome));
                     any = true;
                 }
             }
         }
         any
+    }
+
+    /// The first publish of which nothing is known is refused.
+    pub(crate) fn refuse_first(&mut self, why: impl FnOnce(&Publish) -> Refusal) {
+        for at in 0..self.entries.len() {
+            let entry = &self.entries[at];
+            let open = |index: &usize| {
+                !entry.is_told(entry.place(*index)) && !self.is_settled(entry.first + *index as u64)
+            };
+            if let Some(index) = (0..entry.publishes().len()).find(open) {
+                let refusal = PublishOutcome::Refused(why(&entry.publishes()[index]));
+                let place = entry.place(index);
+                self.entries[at].others.push((place, refusal));
+                return;
+            }
+        }
     }
 
     /// The first batch, if all of it is known.
@@ -318,12 +226,42 @@ impl Confirms {
         if known { self.entries.pop_front() } else { None }
     }
 
-    /// The first batch, known or not. Its numbers count as settled.
-    pub(crate) fn pop_first(&mut self) -> Option<Entry> {
-        let entry = self.entries.pop_front()?;
+    /// The number of the first batch.
+    pub(crate) fn first_batch(&self) -> Option<u64> {
+        self.entries.front().map(|entry| entry.batch)
+    }
+
+    /// The first publish that is not settled, and the number that the next one gets.
+    pub(crate) fn open(&self) -> (u64, u64) {
+        (self.first, self.next)
+    }
+
+    /// Takes the batches out of which all is known, wherever they are. Their numbers stay settled.
+    pub(crate) fn take_known(&mut self) -> Vec<Entry> {
+        let entries = std::mem::take(&mut self.entries);
+        let is_known = |entry: &Entry| (entry.first..entry.end()).all(|number| self.is_settled(number));
+        let (known, open) = entries.into_iter().partition::<Vec<_>, _>(is_known);
+        self.entries = open.into();
+        known
+    }
+
+    /// Gives up the first batch: nothing will be known of what is not known by now. Its numbers count as settled.
+    pub(crate) fn give_up_first(&mut self, error: &BrokerError) -> Option<GivenUp> {
+        let mut entry = self.entries.pop_front()?;
+        let (mut known, told) = (0, entry.others.len());
+        for index in 0..entry.publishes().len() {
+            let place = entry.place(index);
+            let is_told = entry.others[..told].iter().any(|(other, _)| *other == place);
+            if is_told || self.is_settled(entry.first + index as u64) {
+                known += 1;
+            } else {
+                entry.others.push((place, PublishOutcome::Unconfirmed(error.clone())));
+            }
+        }
         self.first = self.first.max(entry.end());
         self.advance();
-        Some(entry)
+        let (permits, batch) = (entry.permits, entry.batch);
+        Some(GivenUp { outcomes: entry.outcomes(), permits, known, batch })
     }
 
     /// A channel was opened anew: numbers begin again, with what was not settled, in the order in which it was sent before.

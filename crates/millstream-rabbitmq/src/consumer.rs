@@ -20,6 +20,7 @@ use self::handles::{Handle, Source};
 use self::intake::Intake;
 use crate::broker::ConsumerStatistics;
 use crate::credit::Credit;
+use crate::delays;
 use crate::headers;
 use crate::hub::{Errand, Hub, Way};
 use crate::link::{Channel, Link, Waiter};
@@ -372,7 +373,7 @@ impl ConsumerCore {
         let mut errands = Vec::new();
         // Counted before it is off the queue, so that nobody finds both empty.
         if let Way::Later(delay) = way {
-            self.hub.delay(&self.queue, *delay);
+            self.hub.delay(&self.queue, delays::rounded(*delay));
         }
         let settled = self.settle(|state| {
             let State { unsettled, bytes, .. } = state;

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::consumer::ConsumerCore;
+use crate::delays::Declared;
 use crate::link::Link;
 use crate::replies::Replies;
 use crate::topology::Topology;
@@ -50,6 +51,8 @@ pub(crate) struct Known {
     /// Exchanges that are there: publishing to another closes the channel.
     pub(crate) exchanges: Mutex<HashSet<String>>,
     pub(crate) replies: Replies,
+    /// Queues in which messages wait for their time.
+    pub(crate) waiting: Declared,
 }
 
 /// A delivery that is to be brought elsewhere before it is acked. There are never more than prefetch allows.

@@ -23,6 +23,9 @@ use crate::options::Options;
 use crate::proto::{Closed, Connection, Method, Server};
 use crate::publisher::{Outbox, Window};
 
+/// A connection that was asked to end does so within this, whether the broker answers or not.
+pub(crate) const CLOSE_MAX: Duration = Duration::from_secs(4);
+
 /// How a connection is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -236,12 +239,43 @@ impl Link {
 
     /// Connects, and keeps connected in a task of its own.
     ///
+    /// # Cancel safety
+    /// Dropped before it is done, it leaves no connection behind.
+    ///
     /// # Errors
     /// If no host takes the first connection.
     pub(crate) async fn start(self: &Arc<Link>, restore: Arc<dyn Restore>) -> Result<(), BrokerError> {
+        self.start_within(restore, None).await
+    }
+
+    /// The same for a further link of a handle that was connected: one that is lost at the moment is waited for, as long as operations
+    /// may.
+    pub(crate) async fn join(self: &Arc<Link>, restore: Arc<dyn Restore>) -> Result<(), BrokerError> {
+        self.start_within(restore, Some(Instant::now() + self.options.operation_timeout)).await
+    }
+
+    async fn start_within(
+        self: &Arc<Link>,
+        restore: Arc<dyn Restore>,
+        until: Option<Instant>,
+    ) -> Result<(), BrokerError> {
+        /// Closes a link that nobody waits for any more, and nobody has.
+        struct Unclaimed<'a>(Option<&'a Link>);
+
+        impl Drop for Unclaimed<'_> {
+            fn drop(&mut self) {
+                if let Some(link) = self.0 {
+                    link.close();
+                }
+            }
+        }
+
         let (told, first) = oneshot::channel();
-        tokio::spawn(self.clone().supervise(restore, told));
-        first.await.unwrap_or_else(|_| Err(self.closed_error()))
+        let mut unclaimed = Unclaimed(Some(self));
+        tokio::spawn(self.clone().supervise(restore, told, until));
+        let started = first.await.unwrap_or_else(|_| Err(self.closed_error()));
+        unclaimed.0 = None;
+        started
     }
 
     pub(crate) fn closed_error(&self) -> BrokerError {
@@ -293,9 +327,18 @@ impl Link {
         }
     }
 
-    /// A consumer is to be given another channel.
+    /// A consumer is to be given another channel. It may be said more than once.
     pub(crate) fn mend(&self, consumer: Arc<ConsumerCore>) {
-        self.broken.lock().push(consumer);
+        let mut broken = self.broken.lock();
+        if !broken.iter().any(|other| Arc::ptr_eq(other, &consumer)) {
+            broken.push(consumer);
+        }
+        drop(broken);
+        self.repair_again();
+    }
+
+    /// Has what broke repaired.
+    pub(crate) fn repair_again(&self) {
         self.repair.notify_one();
     }
 

@@ -1,14 +1,17 @@
 //! What is published: a window of messages that are not confirmed, kept until they are.
 
-use std::cell::Cell;
+mod disliked;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millstream_message::{BrokerError, BrokerErrorKind, Publish, Refusal, Value};
+use millstream_message::{BrokerError, BrokerErrorKind, Publish, PublishOutcome, Refusal, Value};
 use tokio::sync::Semaphore;
 
-use crate::confirms::{Confirms, Entry};
+use self::disliked::Disliked;
+use crate::confirms::{Confirms, Entry, GivenUp};
+use crate::headers::DELAY_QUEUE;
 use crate::hub::Known;
 use crate::options::Options;
 use crate::proto::properties::USER_ID;
@@ -26,7 +29,14 @@ pub(crate) struct Outbox {
     batches: u64,
     /// How many messages were settled when the channel was last closed, and how often it was since.
     closes: (u64, u32),
+    /// When to look next whether something holds up what is known behind it, and the first that was not settled at the last look.
+    look: (Option<Duration>, u64),
 }
+
+/// What is known is told in order, for that costs next to nothing. What has held it up for so long does so no longer.
+const LOOK: Duration = Duration::from_millis(100);
+/// With so many messages behind one that is not confirmed, which take a bit each, it holds up publishers again.
+const BEHIND_MAX: u64 = 1 << 26;
 
 /// How much may be published and not confirmed.
 #[derive(Debug)]
@@ -64,12 +74,13 @@ impl Window {
 impl Outbox {
     pub(crate) fn new(window: Arc<Window>, known: Arc<Known>) -> Outbox {
         let (confirms, board) = (Confirms::default(), Arc::default());
-        Outbox { confirms, window, board, known, batches: 0, closes: (0, 0) }
+        Outbox { confirms, window, board, known, batches: 0, closes: (0, 0), look: (None, 0) }
     }
 
     /// Takes a batch, and sends it if there is a channel. What will become of it.
-    pub(crate) fn push(&mut self, entry: Entry, to: Option<(&mut Connection, u16)>) -> Told {
+    pub(crate) fn push(&mut self, mut entry: Entry, to: Option<(&mut Connection, u16)>) -> Told {
         let told = Told::new(self.board.clone(), self.batches, entry.total());
+        entry.batch = self.batches;
         self.batches += 1;
         let entry = self.confirms.push(entry);
         if let Some((connection, channel)) = to {
@@ -100,30 +111,62 @@ impl Outbox {
     }
 
     pub(crate) fn returned(&mut self, exchange: &str, key: &str, body: &[u8], reason: &str) {
-        if !self.confirms.returned(exchange, key, body, reason) {
+        // The queue in which it was to wait for its time: the next one declares it first.
+        let waits = exchange.is_empty() && key.starts_with(DELAY_QUEUE);
+        let meant = if waits { self.known.waiting.gone(key) } else { None };
+        if !self.confirms.returned(exchange, key, body, reason, meant) {
             tracing::warn!(exchange, key, "RabbitMQ returns what was never published");
         }
     }
 
     /// Tells those who wait for what is known now.
     pub(crate) fn resolve(&mut self) {
-        let (mut batches, mut others) = (0, Vec::new());
+        let (mut any, mut others) = (false, Vec::new());
         let (mut count, mut items, mut bytes) = (0, 0, 0);
         while let Some(entry) = self.confirms.pop_known() {
+            any = true;
             count += entry.publishes().len() as u64;
             items += entry.permits.0 as usize;
             bytes += entry.permits.1 as usize;
+            let batch = entry.batch;
             let outcomes = entry.outcomes();
             if !outcomes.all_confirmed() {
-                others.push((batches, outcomes));
+                others.push((batch, outcomes));
             }
-            batches += 1;
         }
-        if batches > 0 {
+        if any {
             self.window.confirmed.fetch_add(count, Ordering::Relaxed);
             self.window.release((items, bytes));
-            self.board.tell(batches, others);
+            self.board.tell(self.mark(), others);
         }
+    }
+
+    /// Below it all batches are known.
+    fn mark(&self) -> u64 {
+        self.confirms.first_batch().unwrap_or(self.batches)
+    }
+
+    /// Tells what is known behind what has not been settled since the last look: a queue that does not confirm holds up its own
+    /// messages only, until the window is full of those.
+    fn look(&mut self, now: Duration) {
+        let (at, before) = self.look;
+        if at.is_some_and(|at| now < at) {
+            return;
+        }
+        let (first, next) = self.confirms.open();
+        if at.is_some() && first == before && next - first < BEHIND_MAX {
+            let (mut count, mut items, mut bytes) = (0, 0, 0);
+            let told = self.confirms.take_known().into_iter().map(|entry| {
+                count += entry.publishes().len() as u64;
+                items += entry.permits.0 as usize;
+                bytes += entry.permits.1 as usize;
+                (entry.batch, entry.outcomes())
+            });
+            self.board.tell_early(told.collect());
+            self.window.confirmed.fetch_add(count, Ordering::Relaxed);
+            self.window.release((items, bytes));
+        }
+        self.look = (self.confirms.first_batch().map(|_| now + LOOK), first);
     }
 
     /// The server closed the channel. What it did not like is refused; the rest will be sent again.
@@ -132,22 +175,34 @@ impl Outbox {
             Some(Disliked::Missing(exchange)) => {
                 // Whoever publishes to it next looks first, and closes no channel.
                 self.known.exchanges.lock().remove(exchange);
-                self.confirms.refuse(
+                let refusal = || Refusal::NoExchange { exchange: exchange.to_owned() };
+                let mut last = true;
+                self.confirms.tell(
                     |publish| publish.to.exchange() == exchange,
-                    |_| Refusal::NoExchange { exchange: exchange.to_owned() },
+                    |_| {
+                        // The last one was not stored, for it was sent when the exchange was gone; those before it perhaps.
+                        if std::mem::take(&mut last) {
+                            PublishOutcome::Refused(refusal())
+                        } else {
+                            maybe(closed)
+                        }
+                    },
                 )
             }
-            Some(Disliked::Forbidden { exchange, key }) => self.confirms.refuse(
+            Some(Disliked::Forbidden { exchange, key }) => self.confirms.tell(
                 |publish| publish.to.exchange() == exchange && key.is_none_or(|key| key == publish.to.key()),
-                |_| invalid(closed),
+                |_| PublishOutcome::Refused(invalid(closed)),
             ),
-            Some(Disliked::Larger(max)) => self.confirms.refuse(
+            Some(Disliked::Larger(max)) => self.confirms.tell(
                 |publish| publish.message.body().len() as u64 > max,
-                |publish| Refusal::TooLarge { len: publish.message.body().len() as u64, max },
+                |publish| {
+                    let len = publish.message.body().len() as u64;
+                    PublishOutcome::Refused(Refusal::TooLarge { len, max })
+                },
             ),
-            Some(Disliked::User(user)) => self.confirms.refuse(
+            Some(Disliked::User(user)) => self.confirms.tell(
                 |publish| publish.message.header(USER_ID).and_then(Value::as_text) == Some(user),
-                |_| invalid(closed),
+                |_| PublishOutcome::Refused(invalid(closed)),
             ),
             None => false,
         };
@@ -162,33 +217,39 @@ impl Outbox {
         self.closes.1 += 1;
         if self.closes.1 >= CLOSES_MAX {
             // Again and again, and nothing was confirmed between: what is sent first is what it does not like.
-            let first = Cell::new(true);
-            self.confirms.refuse(|_| first.replace(false), |_| invalid(closed));
+            self.confirms.refuse_first(|_| invalid(closed));
             self.closes.1 = 0;
         }
     }
 
     pub(crate) fn deadline(&self) -> Option<Duration> {
-        self.confirms.deadline()
+        [self.confirms.deadline(), self.look.0].into_iter().flatten().min()
     }
 
-    /// Gives up what has waited for too long.
+    /// Gives up what has waited for too long, and tells what something else held up.
     pub(crate) fn expire(&mut self, now: Duration) {
         while self.confirms.deadline().is_some_and(|deadline| deadline <= now) {
-            let Some(entry) = self.confirms.pop_first() else { return };
-            self.window.release((entry.permits.0 as usize, entry.permits.1 as usize));
             let text = "no confirm came within `confirm_timeout`; the message may be stored or not";
-            let error = BrokerError::new(BrokerErrorKind::Unavailable, text);
-            self.board.tell(1, vec![(0, entry.give_up(&error))]);
+            self.give_up_first(&BrokerError::new(BrokerErrorKind::Unavailable, text));
         }
+        self.look(now);
+    }
+
+    /// Gives up the first batch, and tells what was known behind it. False if there was none.
+    fn give_up_first(&mut self, error: &BrokerError) -> bool {
+        let Some(GivenUp { outcomes, permits, known, batch }) = self.confirms.give_up_first(error) else {
+            return false;
+        };
+        self.window.confirmed.fetch_add(known, Ordering::Relaxed);
+        self.window.release((permits.0 as usize, permits.1 as usize));
+        self.board.tell(self.mark(), vec![(batch, outcomes)]);
+        self.resolve();
+        true
     }
 
     /// Nothing will be sent any more.
     pub(crate) fn fail(&mut self, error: &BrokerError) {
-        while let Some(entry) = self.confirms.pop_first() {
-            self.window.release((entry.permits.0 as usize, entry.permits.1 as usize));
-            self.board.tell(1, vec![(0, entry.give_up(error))]);
-        }
+        while self.give_up_first(error) {}
         self.window.items.close();
         self.window.bytes.close();
     }
@@ -221,88 +282,17 @@ fn send(entry: &Entry, known: &Known, connection: &mut Connection, channel: u16)
 /// How often a channel may be closed for a reason that is not known here, with nothing confirmed between.
 const CLOSES_MAX: u32 = 3;
 
+/// What may be stored or not, for a reason that has to do with another message.
+fn maybe(closed: &Closed) -> PublishOutcome {
+    let text =
+        format!("{} ({}), and no confirm came before: it may be stored or not", closed.text, closed.code);
+    PublishOutcome::Unconfirmed(BrokerError::new(BrokerErrorKind::Unavailable, text))
+}
+
 fn invalid(closed: &Closed) -> Refusal {
     let text = format!("{} ({})", closed.text, closed.code);
     Refusal::Broker(BrokerError::new(BrokerErrorKind::Invalid, text))
 }
 
-/// What the server did not like, as it says.
-#[derive(Debug, PartialEq)]
-enum Disliked<'a> {
-    /// `NOT_FOUND - no exchange 'x' in vhost '/'`.
-    Missing(&'a str),
-    /// `ACCESS_REFUSED - cannot publish to internal exchange 'x' in vhost '/'`; `access to exchange 'x' in vhost '/' refused for
-    /// user 'u'`; `access to topic 'k' in exchange 'x' in vhost …`.
-    Forbidden { exchange: &'a str, key: Option<&'a str> },
-    /// `PRECONDITION_FAILED - message size 11 is larger than configured max size 10`.
-    Larger(u64),
-    /// `PRECONDITION_FAILED - user_id property set to 'x' but authenticated user was 'y'`.
-    User(&'a str),
-}
-
-impl Disliked<'_> {
-    fn of(closed: &Closed) -> Option<Disliked<'_>> {
-        let text = closed.text.as_str();
-        let exchange = || {
-            let (_, rest) = text.split_once("exchange '")?;
-            let (name, _) = rest.rsplit_once("' in vhost")?;
-            Some(if name == "amq.default" { "" } else { name })
-        };
-        match closed.code {
-            404 => exchange().map(Disliked::Missing),
-            403 => {
-                let topic =
-                    text.split_once("topic '").and_then(|(_, rest)| rest.split_once("' in exchange '"));
-                exchange().map(|exchange| Disliked::Forbidden { exchange, key: topic.map(|(key, _)| key) })
-            }
-            406 => match text.split_once("configured max size ") {
-                Some((_, max)) => max.trim().parse().ok().map(Disliked::Larger),
-                None => {
-                    let (_, rest) = text.split_once("user_id property set to '")?;
-                    rest.rsplit_once("' but ").map(|(user, _)| Disliked::User(user))
-                }
-            },
-            _ => None,
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_exchange_that_has_gone_is_not_known_any_more() {
-        let options = Options::parse("amqp://localhost").expect("a URL");
-        let known = Arc::<Known>::default();
-        known.exchanges.lock().extend(["gone", "there"].map(str::to_owned));
-        let mut outbox = Outbox::new(Arc::new(Window::new(&options)), known.clone());
-        let text = "NOT_FOUND - no exchange 'gone' in vhost '/'".to_owned();
-        outbox.channel_closed(&Closed { code: 404, text, cause: (60, 40) });
-        assert_eq!(known.exchanges.lock().iter().collect::<Vec<_>>(), ["there"]);
-    }
-
-    #[test]
-    fn what_the_server_did_not_like_is_read_from_its_words() {
-        let of = |code: u16, text: &str| {
-            let closed = Closed { code, text: text.to_owned(), cause: (60, 40) };
-            format!("{:?}", Disliked::of(&closed))
-        };
-        assert_eq!(
-            of(404, "NOT_FOUND - no exchange 'it's mine' in vhost '/'"),
-            "Some(Missing(\"it's mine\"))"
-        );
-        assert_eq!(of(404, "NOT_FOUND - no queue 'x' in vhost '/'"), "None");
-        let text = "ACCESS_REFUSED - cannot publish to internal exchange 'x' in vhost '/'";
-        assert_eq!(of(403, text), "Some(Forbidden { exchange: \"x\", key: None })");
-        let text = "ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user 'u'";
-        assert_eq!(of(403, text), "Some(Forbidden { exchange: \"\", key: None })");
-        let text = "ACCESS_REFUSED - access to topic 'a.b' in exchange 'x' in vhost '/' refused for user 'u'";
-        assert_eq!(of(403, text), "Some(Forbidden { exchange: \"x\", key: Some(\"a.b\") })");
-        let text = "PRECONDITION_FAILED - message size 11 is larger than configured max size 10";
-        assert_eq!(of(406, text), "Some(Larger(10))");
-        let text = "PRECONDITION_FAILED - user_id property set to 'x' but authenticated user was 'y'";
-        assert_eq!(of(406, text), "Some(User(\"x\"))");
-        assert_eq!(of(541, "INTERNAL_ERROR"), "None");
-    }
-}
+mod tests;

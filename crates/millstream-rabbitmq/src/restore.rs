@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use millstream_message::BoxFuture;
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
@@ -15,26 +16,45 @@ use crate::proto::Method;
 /// How long to wait before a consumer that the broker refused is tried again.
 const REFUSED: Duration = Duration::from_millis(300);
 
+/// The code of what belongs to another connection (RESOURCE_LOCKED).
+const LOCKED: u16 = 405;
+
 /// Restores what was declared, if this is the link for that, and the link's consumers.
 pub(crate) struct Consuming {
-    pub(crate) hub: Arc<Hub>,
-    pub(crate) declares: bool,
+    hub: Arc<Hub>,
     /// What must be there first, if it is another link that declares.
-    pub(crate) after: Option<Arc<Link>>,
+    after: Option<Arc<Link>>,
+    /// What the broker still keeps for a connection that we know to be lost and it does not: to be declared when it does.
+    locked: Mutex<Vec<Method>>,
+}
+
+impl Consuming {
+    /// On the link that declares.
+    pub(crate) fn first(hub: Arc<Hub>) -> Consuming {
+        Consuming { hub, after: None, locked: Mutex::default() }
+    }
+
+    /// On a further link, when the one that declares is there.
+    pub(crate) fn after(declaring: Arc<Link>, hub: Arc<Hub>) -> Consuming {
+        Consuming { hub, after: Some(declaring), locked: Mutex::default() }
+    }
 }
 
 impl Restore for Consuming {
     fn restore<'a>(&'a self, link: &'a Arc<Link>) -> BoxFuture<'a, Result<(), CallError>> {
         Box::pin(async move {
-            if let Some(declaring) = &self.after {
-                declaring.up().await.map_err(|_| CallError::Lost)?;
+            match &self.after {
+                Some(declaring) => surely_up(declaring).await?,
+                None => {
+                    let methods = self.hub.topology.lock().methods();
+                    self.declare(link, methods).await?;
+                }
             }
-            if self.declares {
-                self.declare(link).await?;
-            }
+            // What broke in the last life is among all those that are served now.
+            drop(link.take_broken());
             let consumers: Vec<_> = self.hub.consumers_of(link);
             for consumer in consumers {
-                give_channel(link, &consumer).await?;
+                self.give_channel(link, &consumer).await?;
             }
             Ok(())
         })
@@ -43,12 +63,17 @@ impl Restore for Consuming {
     fn repair<'a>(&'a self, link: &'a Arc<Link>) -> BoxFuture<'a, Result<(), CallError>> {
         Box::pin(async move {
             let broken = link.take_broken();
-            if !broken.is_empty() {
+            let locked = !self.locked.lock().is_empty();
+            if locked || !broken.is_empty() {
                 // Whatever was wrong is likely to be wrong still for a moment.
                 sleep(REFUSED).await;
             }
+            if locked {
+                let methods = std::mem::take(&mut *self.locked.lock());
+                self.declare(link, methods).await?;
+            }
             for consumer in broken {
-                give_channel(link, &consumer).await?;
+                self.give_channel(link, &consumer).await?;
             }
             Ok(())
         })
@@ -56,8 +81,8 @@ impl Restore for Consuming {
 }
 
 impl Consuming {
-    async fn declare(&self, link: &Arc<Link>) -> Result<(), CallError> {
-        let methods = self.hub.topology.lock().methods();
+    async fn declare(&self, link: &Arc<Link>, methods: Vec<Method>) -> Result<(), CallError> {
+        self.locked.lock().clear();
         if methods.is_empty() {
             return Ok(());
         }
@@ -65,6 +90,11 @@ impl Consuming {
         for method in methods {
             match link.call(channel, &method).await {
                 Ok(_) => {}
+                Err(CallError::Refused(closed)) if closed.code == LOCKED && self.is_wanted(&method) => {
+                    self.locked.lock().push(method);
+                    link.repair_again();
+                    channel = link.open_channel(Role::Control).await?;
+                }
                 Err(CallError::Refused(closed)) => {
                     // Somebody has made it anew, otherwise. What can be restored is.
                     tracing::warn!(method = method.name(), error = %closed.text, "what was declared could not be restored");
@@ -76,24 +106,43 @@ impl Consuming {
         link.close_channel(channel);
         Ok(())
     }
-}
 
-/// Opens a channel for a consumer, again. If the broker refuses that, it is tried once more, later.
-async fn give_channel(link: &Arc<Link>, consumer: &Arc<ConsumerCore>) -> Result<(), CallError> {
-    if !consumer.goes_on() {
-        return Ok(());
+    /// Whether it is a queue, or its binding, that nobody has deleted meanwhile.
+    fn is_wanted(&self, method: &Method) -> bool {
+        let (Method::QueueDeclare { queue, .. } | Method::QueueBind { queue, .. }) = method else {
+            return false;
+        };
+        self.hub.topology.lock().queues.contains_key(queue)
     }
-    match open(link, consumer).await {
-        Err(CallError::Refused(closed)) => {
-            tracing::warn!(queue = consumer.queue(), error = %closed.text, "a consumer could not be restored");
-            if consumer.goes_on() {
-                link.mend(consumer.clone());
-            }
-            Ok(())
+
+    /// Whether a queue is to be declared when the broker lets us. Until then its consumers would find one that goes.
+    fn is_locked(&self, name: &str) -> bool {
+        let locked = self.locked.lock();
+        locked.iter().any(|method| matches!(method, Method::QueueDeclare { queue, .. } if queue == name))
+    }
+
+    /// Opens a channel for a consumer, again. If the broker refuses that, it is tried once more, later.
+    async fn give_channel(&self, link: &Arc<Link>, consumer: &Arc<ConsumerCore>) -> Result<(), CallError> {
+        let has_one = consumer.channel().is_some_and(|channel| link.is_current(channel));
+        if has_one || !consumer.goes_on() {
+            return Ok(());
         }
-        // Its last handle went meanwhile, and its channel with it.
-        Err(CallError::Lost) if !consumer.goes_on() => Ok(()),
-        other => other,
+        if self.is_locked(consumer.queue()) {
+            link.mend(consumer.clone());
+            return Ok(());
+        }
+        match open(link, consumer).await {
+            Err(CallError::Refused(closed)) => {
+                tracing::warn!(queue = consumer.queue(), error = %closed.text, "a consumer could not be restored");
+                if consumer.goes_on() {
+                    link.mend(consumer.clone());
+                }
+                Ok(())
+            }
+            // Its last handle went meanwhile, and its channel with it.
+            Err(CallError::Lost) if !consumer.goes_on() => Ok(()),
+            other => other,
+        }
     }
 }
 

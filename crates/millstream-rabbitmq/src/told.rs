@@ -12,9 +12,9 @@ use parking_lot::Mutex;
 
 use crate::link::closed_error;
 
-/// What is known of a link's batches. They become known in the order in which they were handed over, and nearly always all of
-/// a batch is confirmed: a mark says so of any number, and takes no memory for each. What became of the others is kept until
-/// it is asked for.
+/// What is known of a link's batches. They nearly always become known in the order in which they were handed over, and all of
+/// a batch is confirmed: a mark says so of any number, and takes no memory for each. What became of the others, and of those that
+/// become known before one that holds up the mark, is kept until it is asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Board {
     /// The batches below this number are known.
@@ -27,6 +27,8 @@ pub(crate) struct Board {
 #[derive(Debug, Default)]
 struct Rest {
     others: BTreeMap<u64, Outcomes>,
+    /// Known above the mark.
+    early: BTreeMap<u64, Outcomes>,
     waiting: BTreeMap<u64, Waker>,
     /// Not known yet, and nobody will ask.
     forgotten: BTreeSet<u64>,
@@ -35,18 +37,22 @@ struct Rest {
 }
 
 impl Board {
-    /// The next batches are known. All of them are confirmed, but for these, which are named by their place among them.
-    pub(crate) fn tell(&self, batches: u64, others: Vec<(u64, Outcomes)>) {
-        if batches == 0 {
-            return;
-        }
+    /// The batches below this number are known. All of them are confirmed, but for these, and those that were told early.
+    pub(crate) fn tell(&self, known: u64, others: Vec<(u64, Outcomes)>) {
         let mut rest = self.rest.lock();
-        let before = self.known.load(Ordering::Relaxed);
-        let known = before + batches;
-        for (at, outcomes) in others {
-            if !rest.forgotten.contains(&(before + at)) {
-                rest.others.insert(before + at, outcomes);
+        for (batch, outcomes) in others {
+            if !rest.forgotten.contains(&batch) {
+                rest.others.insert(batch, outcomes);
                 self.others.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if !rest.early.is_empty() {
+            let later = rest.early.split_off(&known);
+            for (batch, outcomes) in std::mem::replace(&mut rest.early, later) {
+                if !outcomes.all_confirmed() {
+                    rest.others.insert(batch, outcomes);
+                    self.others.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
         if !rest.forgotten.is_empty() {
@@ -58,6 +64,20 @@ impl Board {
         let woken = std::mem::replace(&mut rest.waiting, later);
         drop(rest);
         woken.into_values().for_each(Waker::wake);
+    }
+
+    /// These batches are known, though one before them is not.
+    pub(crate) fn tell_early(&self, told: Vec<(u64, Outcomes)>) {
+        let mut woken = Vec::new();
+        let mut rest = self.rest.lock();
+        for (batch, outcomes) in told {
+            woken.extend(rest.waiting.remove(&batch));
+            if !rest.forgotten.contains(&batch) {
+                rest.early.insert(batch, outcomes);
+            }
+        }
+        drop(rest);
+        woken.into_iter().for_each(Waker::wake);
     }
 
     /// Nothing will be told any more.
@@ -94,7 +114,7 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    /// Batches are numbered from 0, in the order in which they become known.
+    /// Batches are numbered from 0, in the order in which they were handed over.
     pub(crate) fn new(board: Arc<Board>, batch: u64, total: usize) -> Told {
         Told { board, batch, total, done: false }
     }
@@ -109,6 +129,10 @@ impl Future for Told {
             let mut rest = board.rest.lock();
             // Nobody tells anything while the lock is held.
             if *batch >= board.known.load(Ordering::Relaxed) {
+                if let Some(outcomes) = rest.early.remove(batch) {
+                    *done = true;
+                    return Poll::Ready(outcomes);
+                }
                 if !rest.over {
                     rest.waiting.insert(*batch, cx.waker().clone());
                     return Poll::Pending;
@@ -130,7 +154,9 @@ impl Drop for Told {
         let mut rest = self.board.rest.lock();
         rest.waiting.remove(&self.batch);
         if self.batch >= self.board.known.load(Ordering::Relaxed) {
-            rest.forgotten.insert(self.batch);
+            if rest.early.remove(&self.batch).is_none() {
+                rest.forgotten.insert(self.batch);
+            }
         } else if rest.others.remove(&self.batch).is_some() {
             self.board.others.fetch_sub(1, Ordering::Relaxed);
         }
@@ -157,7 +183,7 @@ mod tests {
         let waiting = told(&board, 0..5).into_iter().rev().map(tokio::spawn).collect::<Vec<_>>();
         tokio::task::yield_now().await;
         board.tell(2, vec![(1, refused())]);
-        board.tell(3, vec![(0, refused())]);
+        board.tell(5, vec![(2, refused())]);
         let mut confirmed = Vec::new();
         for outcomes in waiting {
             confirmed.push(outcomes.await.expect("no panic").all_confirmed());
@@ -177,6 +203,23 @@ mod tests {
         drop(all.remove(0));
         let rest = board.rest.lock();
         assert!(rest.others.is_empty() && rest.waiting.is_empty() && rest.forgotten.is_empty());
+        assert_eq!(board.others.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_is_known_early_is_told_once_whoever_asks_when() {
+        let board = Arc::new(Board::default());
+        let mut all = told(&board, 0..5);
+        drop(all.remove(1));
+        let confirmed = || Outcomes::confirmed(1);
+        board.tell_early(vec![(1, refused()), (2, refused()), (3, refused()), (4, confirmed())]);
+        assert!((&mut all[0]).now_or_never().is_none(), "it holds nobody up");
+        assert!(!all.remove(1).now_or_never().expect("known").all_confirmed());
+        board.tell(5, Vec::new());
+        let confirmed = all.into_iter().map(|told| told.now_or_never().expect("known").all_confirmed());
+        assert_eq!(confirmed.collect::<Vec<_>>(), [true, false, true]);
+        let rest = board.rest.lock();
+        assert!(rest.others.is_empty() && rest.early.is_empty() && rest.forgotten.is_empty());
         assert_eq!(board.others.load(Ordering::Relaxed), 0);
     }
 

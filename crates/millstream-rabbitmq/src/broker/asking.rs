@@ -32,6 +32,15 @@ impl Inner {
         std::iter::once(&self.main).chain(own.into_iter().flatten()).chain(others)
     }
 
+    /// A further link, unless the handle was closed meanwhile, and nobody closes this one.
+    fn unless_closed(&self, link: Arc<Link>) -> Result<Arc<Link>, BrokerError> {
+        if self.main.is_closing() {
+            link.close();
+            return Err(self.main.closed_error());
+        }
+        Ok(link)
+    }
+
     /// The link that publishes, connected when it is first needed.
     pub(super) async fn publisher(&self) -> Result<&Arc<Link>, BrokerError> {
         let connect = async {
@@ -41,8 +50,8 @@ impl Inner {
             let name = format!("{} (publishing)", self.options.name);
             let link = Link::new(self.options.clone(), name, self.hub.known.clone());
             let (declaring, replying) = (Arc::downgrade(&self.main), self.replying.clone());
-            link.start(Arc::new(Publishing { declaring, replying })).await?;
-            Ok(link)
+            link.join(Arc::new(Publishing { declaring, replying })).await?;
+            self.unless_closed(link)
         };
         self.publishing.get_or_try_init(|| connect).await
     }
@@ -55,8 +64,8 @@ impl Inner {
             }
             let name = format!("{} (replies)", self.options.name);
             let link = Link::for_replies(self.options.clone(), name, self.hub.known.clone());
-            link.start(Arc::new(Replying)).await?;
-            Ok(link)
+            link.join(Arc::new(Replying)).await?;
+            self.unless_closed(link)
         };
         self.replying.get_or_try_init(|| connect).await
     }
@@ -70,9 +79,8 @@ impl Inner {
         let connect = async {
             let name = format!("{} ({})", self.options.name, turn + 1);
             let link = Link::new(self.options.clone(), name, self.hub.known.clone());
-            let after = Some(self.main.clone());
-            link.start(Arc::new(Consuming { hub: self.hub.clone(), declares: false, after })).await?;
-            Ok(link)
+            link.join(Arc::new(Consuming::after(self.main.clone(), self.hub.clone()))).await?;
+            self.unless_closed(link)
         };
         other.get_or_try_init(|| connect).await
     }

@@ -11,7 +11,7 @@ use super::draining::watch_for_the_end;
 use super::positions::PositionJob;
 use crate::consumer::ConsumerCore;
 use crate::fields::cut;
-use crate::link::{CallError, ConnectionState};
+use crate::link::{CLOSE_MAX, CallError, ConnectionState};
 use crate::refusals::{failed, unsupported};
 use crate::restore;
 use crate::topology;
@@ -59,11 +59,13 @@ impl Inner {
                 link.clone(),
                 self.hub.clone(),
             );
+            // Dropped while it waits, it gives the channel back.
+            let consumer = core.consumer();
             match restore::open(&link, &core).await {
                 Ok(()) => {
                     self.hub.add_consumer(&core);
-                    tokio::spawn(watch_for_the_end(core.clone()));
-                    return Ok(core.consumer());
+                    tokio::spawn(watch_for_the_end(core));
+                    return Ok(consumer);
                 }
                 Err(CallError::Lost) if Instant::now() < until && !link.is_closing() => {}
                 Err(error) => return Err(failed(&what(), error)),
@@ -84,7 +86,8 @@ impl Inner {
                 sleep(Duration::from_millis(1)).await;
             }
         };
-        let _ = timeout(self.options.operation_timeout, drained).await;
+        let drained = timeout(self.options.operation_timeout, drained).await;
+        let left: u64 = self.links().map(|link| link.state().outbox.in_flight()).sum();
         for consumer in self.hub.consumers() {
             consumer.stop_for_good();
         }
@@ -93,10 +96,15 @@ impl Inner {
         for link in self.links() {
             let mut status = link.status();
             let ended = status.wait_for(|state| *state == ConnectionState::Closed);
-            let _ = timeout(Duration::from_secs(5), ended).await;
+            let _ = timeout(CLOSE_MAX + Duration::from_secs(1), ended).await;
         }
         for consumer in self.hub.consumers() {
             consumer.lost();
+        }
+        if drained.is_err() && left > 0 {
+            let within = self.options.operation_timeout;
+            let text = format!("closed with {left} publishes that were not confirmed within {within:?}");
+            return Err(BrokerError::new(BrokerErrorKind::Unavailable, text));
         }
         Ok(())
     }

@@ -34,8 +34,11 @@ pub(super) async fn run(inner: Arc<Inner>) {
             let outcome = if at < outcomes.len() { outcomes.get(at) } else { continue };
             let end = match outcome {
                 PublishOutcome::Confirmed => Parked::Arrived,
-                // A dead letter that no queue wants is dropped, as the broker does it.
-                PublishOutcome::Unroutable(_) | PublishOutcome::Refused(Refusal::NoExchange { .. }) => {
+                // A dead letter that no queue wants is dropped, as the broker does it. Of what comes back later it is the queue in
+                // which it was to wait that is not there: it is declared again.
+                PublishOutcome::Unroutable(_) | PublishOutcome::Refused(Refusal::NoExchange { .. })
+                    if matches!(errand.way, Way::DeadLetter { .. }) =>
+                {
                     Parked::Rejected
                 }
                 PublishOutcome::Refused(refusal) if is_final(&refusal) => {
@@ -47,7 +50,9 @@ pub(super) async fn run(inner: Arc<Inner>) {
                         Way::Later(_) => Parked::Back,
                     }
                 }
-                PublishOutcome::Refused(_) | PublishOutcome::Unconfirmed(_) => {
+                PublishOutcome::Refused(_)
+                | PublishOutcome::Unroutable(_)
+                | PublishOutcome::Unconfirmed(_) => {
                     again.push(errand);
                     continue;
                 }

@@ -8,12 +8,14 @@ use std::task::{Context, Poll};
 
 use millstream_message::{
     Address, Batch, BoxFuture, BrokerError, BrokerErrorKind, Confirm, Message, Outcomes, Publish,
-    PublishOutcome, Refusal,
+    PublishOutcome, Refusal, Returned,
 };
 use tokio::time::timeout;
 
 use super::Inner;
+use super::asking::Looked;
 use crate::confirms::Entry;
+use crate::delays::Waiting;
 use crate::headers;
 use crate::link::{Link, closed_error};
 use crate::proto::properties;
@@ -69,9 +71,8 @@ impl Inner {
         let mut refusals = Vec::new();
         let mut checked: Option<Address> = None;
         for (at, publish) in publishes.iter_mut().enumerate() {
-            let refusal = self.check(publish, &mut checked).await?;
-            if let Some(refusal) = refusal {
-                refusals.push((at, PublishOutcome::Refused(refusal)));
+            if let Some(outcome) = self.check(publish, &mut checked).await? {
+                refusals.push((at, outcome));
             }
         }
         Ok(refusals)
@@ -117,11 +118,11 @@ impl Inner {
         &self,
         publish: &mut Publish,
         checked: &mut Option<Address>,
-    ) -> Result<Option<Refusal>, BrokerError> {
+    ) -> Result<Option<PublishOutcome>, BrokerError> {
         if let Some(refusal) = self.wrong(&publish.message) {
-            return Ok(Some(refusal));
+            return Ok(Some(PublishOutcome::Refused(refusal)));
         }
-        let invalid = |text: String| Some(invalid(text));
+        let invalid = |text: String| Some(PublishOutcome::Refused(invalid(text)));
         if replies::are_asked_for(&publish.message) {
             let Some(replying) = self.replying.get() else {
                 let text =
@@ -141,7 +142,8 @@ impl Inner {
                 return Ok(invalid(format!("{}: a name has more than AMQP's 255 bytes", publish.to)));
             }
             if !self.has_exchange(exchange).await? {
-                return Ok(Some(Refusal::NoExchange { exchange: exchange.to_owned() }));
+                let refusal = Refusal::NoExchange { exchange: exchange.to_owned() };
+                return Ok(Some(PublishOutcome::Refused(refusal)));
             }
             *checked = Some(publish.to.clone());
         }
@@ -153,21 +155,31 @@ impl Inner {
                 "a message with a delay cannot have a time to live, too: RabbitMQ forgets it".to_owned(),
             ));
         }
-        match self.delays.queue(delay, &publish.to) {
-            Err(text) => Ok(invalid(text)),
-            Ok((queue, declare)) => {
-                if let Some(declare) = declare {
-                    self.asked(|| "a queue for messages with a delay".to_owned(), &declare).await?;
-                    self.delays.declared(&queue);
-                }
-                // What is given back was counted when it left its queue.
-                if publish.to.exchange().is_empty() && !headers::is_given_back(&publish.message) {
-                    self.hub.delay(publish.to.key(), delay);
-                }
-                publish.to = Address::queue(queue);
-                Ok(None)
+        let Waiting { queue, declare, delay } = match self.delays.queue(delay, &publish.to) {
+            Ok(waiting) => waiting,
+            Err(text) => return Ok(invalid(text)),
+        };
+        // What is given back comes from its queue, and was counted when it left it.
+        let to_queue = publish.to.exchange().is_empty() && !headers::is_given_back(&publish.message);
+        if let Some(declare) = declare {
+            // Whether any queue wants it is known when it is due, which nobody waits for: so it is looked at before, now and then.
+            if to_queue && self.is_missing(publish.to.key()).await {
+                let returned = Returned { publish: publish.clone(), reason: "NO_ROUTE".to_owned() };
+                return Ok(Some(PublishOutcome::Unroutable(Box::new(returned))));
             }
+            self.asked(|| "a queue for messages with a delay".to_owned(), &declare).await?;
+            self.hub.known.waiting.add(&queue, &publish.to);
         }
+        if to_queue {
+            self.hub.delay(publish.to.key(), delay);
+        }
+        publish.to = Address::queue(queue);
+        Ok(None)
+    }
+
+    /// Whether it is known that a queue is not there.
+    async fn is_missing(&self, queue: &str) -> bool {
+        queue.is_empty() || matches!(self.look_at(queue).await, Ok(Looked::Missing))
     }
 
     pub(super) async fn submit(&self, batch: Batch) -> Result<Confirm, BrokerError> {

@@ -38,8 +38,9 @@ fn batches_resolve_in_order_when_all_of_them_is_known() {
 fn refused_and_returned_ones_are_told_by_their_place() {
     let mut confirms = Confirms::default();
     confirms.push(entry(vec![publish("a", 0), publish("b", 1), publish("a", 2), publish("b", 1)]));
-    assert!(confirms.returned("", "b", b"1", "NO_ROUTE") && confirms.returned("", "b", b"1", "NO_ROUTE"));
-    assert!(!confirms.returned("", "b", b"1", "NO_ROUTE"), "both have come");
+    let mut returned = || confirms.returned("", "b", b"1", "NO_ROUTE", None);
+    assert!(returned() && returned());
+    assert!(!returned(), "both have come");
     assert!(confirms.nack(3, false) && confirms.ack(4, true));
     let outcomes = resolve(&mut confirms).remove(0);
     assert!(outcomes.get(0).is_confirmed());
@@ -88,13 +89,15 @@ fn confirms_of_what_was_never_sent_are_told_apart() {
 #[test]
 fn who_gives_up_is_told_what_is_not_known() {
     let mut confirms = Confirms::default();
-    batch(&mut confirms, 0..2);
-    assert!(confirms.nack(1, false));
+    batch(&mut confirms, 0..4);
+    assert!(confirms.nack(1, false) && confirms.ack(3, false));
     let error = BrokerError::new(BrokerErrorKind::Unavailable, "gone");
-    let outcomes = confirms.pop_first().expect("there is one").give_up(&error);
+    let GivenUp { outcomes, known, .. } = confirms.give_up_first(&error).expect("there is one");
     assert!(matches!(outcomes.get(0), PublishOutcome::Refused(_)));
     assert!(matches!(outcomes.get(1), PublishOutcome::Unconfirmed(_)));
-    assert_eq!(confirms.in_flight(), 0);
+    assert!(outcomes.get(2).is_confirmed(), "it came before the end");
+    assert!(matches!(outcomes.get(3), PublishOutcome::Unconfirmed(_)));
+    assert_eq!((confirms.in_flight(), known), (0, 2));
 }
 
 proptest! {

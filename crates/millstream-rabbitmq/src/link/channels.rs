@@ -12,6 +12,20 @@ use crate::proto::Method;
 use crate::replies;
 use crate::told::Told;
 
+/// A channel that was asked for. Nobody waits for it any more when this is dropped.
+struct Unclaimed<'a> {
+    link: &'a Link,
+    channel: Option<Channel>,
+}
+
+impl Drop for Unclaimed<'_> {
+    fn drop(&mut self) {
+        if let Some(channel) = self.channel {
+            self.link.close_channel(channel);
+        }
+    }
+}
+
 impl State {
     /// Writes a method whose answer somebody waits for.
     fn send_call(&mut self, channel: Channel, method: &Method) -> Result<Answer, CallError> {
@@ -29,6 +43,9 @@ impl State {
 
 impl Link {
     /// Opens a channel for this role.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, it has the channel closed.
     pub(crate) async fn open_channel(&self, role: Role) -> Result<Channel, CallError> {
         let (caller, answer) = oneshot::channel();
         let channel = {
@@ -42,8 +59,10 @@ impl Link {
             Channel { number, life }
         };
         self.wake();
-        answer.await.unwrap_or(Err(CallError::Lost))?;
-        Ok(channel)
+        let mut unclaimed = Unclaimed { link: self, channel: Some(channel) };
+        let opened = answer.await.unwrap_or(Err(CallError::Lost));
+        unclaimed.channel = None;
+        opened.map(|_| channel)
     }
 
     /// Sends a method and waits for its answer.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use super::{CallError, ConnectionState, Link, Role, State, Use, Waiter};
+use super::{CLOSE_MAX, CallError, ConnectionState, Link, Role, State, Use, Waiter};
 use crate::proto::{Closed, Event, Method, ProtocolError};
 use crate::socket::Socket;
 
@@ -38,6 +38,8 @@ pub(super) struct Io {
     timer: Pin<Box<Sleep>>,
     wakers: Vec<Waker>,
     close_sent: bool,
+    /// When it ends though the other side does not answer.
+    close_by: Option<Duration>,
 }
 
 /// Bytes that are read at once.
@@ -61,6 +63,7 @@ impl Io {
             timer: Box::pin(sleep(Duration::ZERO)),
             wakers: Vec::new(),
             close_sent: false,
+            close_by: None,
         }
     }
 
@@ -342,6 +345,12 @@ impl Io {
             let mut state = self.link.state.lock();
             state.outbox.expire(now);
             let deadline = state.outbox.deadline();
+            if state.closing {
+                let by = *self.close_by.get_or_insert(now + CLOSE_MAX);
+                if by <= now {
+                    return Err(End::Asked);
+                }
+            }
             let Some(connection) = &mut state.connection else { return Ok(()) };
             let beat = connection.tick(now).map_err(End::Protocol)?;
             let has_output = !connection.output().is_empty() && self.written == self.output.len();
@@ -352,7 +361,9 @@ impl Io {
                     return Err(End::Io(error));
                 }
             }
-            let Some(next) = [beat, deadline].into_iter().flatten().min() else { return Ok(()) };
+            let Some(next) = [beat, deadline, self.close_by].into_iter().flatten().min() else {
+                return Ok(());
+            };
             let at = self.link.epoch + next;
             if self.timer.deadline() != at {
                 self.timer.as_mut().reset(at);

@@ -11,7 +11,7 @@ use std::task::Poll;
 use millstream_message::{BrokerError, BrokerErrorKind};
 use millstream_resilience::Backoff;
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::endings::unreachable_host;
 use super::io::Io;
@@ -19,7 +19,7 @@ use super::{CallError, ConnectionState, Link, Restore, Role, Use};
 use crate::proto::{Connection, Settings};
 use crate::socket::Socket;
 
-/// The largest body that is taken from a broker that has not said its version yet.
+/// The largest body that is taken: RabbitMQ's own limit. `max_message_bytes` bounds what is published.
 const BODY_MAX: u64 = 512 << 20;
 
 impl Link {
@@ -27,6 +27,7 @@ impl Link {
         self: Arc<Link>,
         restore: Arc<dyn Restore>,
         told: oneshot::Sender<Result<(), BrokerError>>,
+        until: Option<Instant>,
     ) {
         let mut told = Some(told);
         let mut attempts = 0_u32;
@@ -50,7 +51,10 @@ impl Link {
                 self.counters.failed_connects.fetch_add(1, Ordering::Relaxed);
             }
             if let Some(first) = told.take() {
-                if (attempts as usize) < self.options.hosts.len() {
+                // What is wrong with a name or a vhost stays wrong.
+                let waits = until.is_some_and(|until| Instant::now() < until)
+                    && end.kind() == BrokerErrorKind::Unavailable;
+                if waits || (attempts as usize) < self.options.hosts.len() {
                     told = Some(first);
                 } else {
                     let _ = first.send(Err(end));
@@ -109,7 +113,7 @@ impl Link {
             frame_max: self.options.frame_max,
             channel_max: self.options.channel_max,
             heartbeat: self.options.heartbeat,
-            body_max: self.options.max_message_bytes.unwrap_or(BODY_MAX),
+            body_max: self.options.max_message_bytes.unwrap_or(0).max(BODY_MAX),
         };
         {
             let mut state = self.state();

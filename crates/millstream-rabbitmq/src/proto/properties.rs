@@ -14,6 +14,10 @@ pub const USER_ID: &str = "amqp-user-id";
 /// See [`TYPE`].
 pub const APP_ID: &str = "amqp-app-id";
 
+/// Properties whose bytes are kept in headers of their own when they are no text.
+const RAW: [(u16, &str); 3] =
+    [(CORRELATION_ID, "amqp-correlation-id"), (MESSAGE_ID, "amqp-message-id"), (REPLY_TO, "amqp-reply-to")];
+
 /// Bits that say which properties are there, from the highest.
 const CONTENT_TYPE: u16 = 1 << 15;
 const CONTENT_ENCODING: u16 = 1 << 14;
@@ -155,8 +159,17 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Option<Properties>, WireError> {
         return Ok(None);
     }
     let has = |flag: u16| flags & flag != 0;
-    let text = |reader: &mut Reader<'_>, flag: u16| -> Result<Option<String>, WireError> {
-        if has(flag) { reader.shortstr().map(|text| Some(text.to_owned())) } else { Ok(None) }
+    let mut raw = Vec::new();
+    let mut text = |reader: &mut Reader<'_>, flag: u16| -> Result<Option<String>, WireError> {
+        if !has(flag) {
+            return Ok(None);
+        }
+        // Nobody checks that it is text: some put the bytes of a UUID here.
+        let bytes = reader.short_bytes()?;
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        let name = RAW.iter().find(|(raw, _)| *raw == flag).filter(|_| text.as_bytes() != bytes);
+        raw.extend(name.map(|(_, name)| ((*name).to_owned(), Value::Bytes(bytes.to_vec().into()))));
+        Ok(Some(text))
     };
     let content_type = text(&mut reader, CONTENT_TYPE)?;
     let content_encoding = text(&mut reader, CONTENT_ENCODING)?;
@@ -175,8 +188,9 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Option<Properties>, WireError> {
             headers.insert(name.to_owned(), Value::Text(text));
         }
     }
+    headers.extend(raw);
     if has(CLUSTER) {
-        reader.shortstr()?;
+        reader.short_bytes()?;
     }
     reader.end()?;
     Ok(Some(Properties {
@@ -254,6 +268,17 @@ mod tests {
         // A foreign header of that name that is no text stays what it is.
         let odd = Message::new("x").with_header(TYPE, 5_i64);
         assert_eq!(there_and_back(&odd), odd);
+    }
+
+    #[test]
+    fn what_is_no_text_is_read_as_well_as_it_can_be() {
+        // A header `\xff`, and `\xfe` as correlation id.
+        let flags = (HEADERS | CORRELATION_ID).to_be_bytes();
+        let bytes = [&flags[..], b"\0\0\0\x03\x01\xffV", b"\x02\xfeA"].concat();
+        let read = read(&bytes).expect("it can be read").expect("there is something");
+        assert_eq!(read.correlation_id.as_deref(), Some("\u{fffd}A"));
+        assert_eq!(read.headers["amqp-correlation-id"], Value::Bytes(Bytes::from_static(b"\xfeA")));
+        assert_eq!(read.headers["\u{fffd}"], Value::Null);
     }
 
     #[test]

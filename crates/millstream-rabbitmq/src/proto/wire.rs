@@ -16,13 +16,11 @@ pub(crate) enum WireError {
     Utf8,
     #[error("`{0}` is no type of a field")]
     FieldType(u8),
-    #[error("tables are nested more than {DEPTH_MAX} deep")]
-    Depth,
     #[error("no method {0}.{1} is known")]
     Method(u16, u16),
 }
 
-/// How deep tables and lists may be nested: what is deeper comes from somebody who wants to fill a stack.
+/// How deep tables and lists may be nested: what is deeper is left as bytes, so that nobody fills a stack.
 const DEPTH_MAX: u32 = 32;
 
 impl From<Short> for WireError {
@@ -52,18 +50,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn table(&mut self) -> Result<Headers, WireError> {
-        self.table_within(DEPTH_MAX)
-    }
-
-    fn table_within(&mut self, depth: u32) -> Result<Headers, WireError> {
-        let depth = depth.checked_sub(1).ok_or(WireError::Depth)?;
-        let mut inner = Reader::new(self.longstr()?);
-        let mut table = Headers::new();
-        while !inner.is_empty() {
-            let name = inner.shortstr()?.to_owned();
-            table.insert(name, inner.value(depth)?);
-        }
-        Ok(table)
+        table(self.longstr()?, DEPTH_MAX - 1)
     }
 
     /// A value with its type. Types that our values do not have become the nearest they have: all whole numbers are
@@ -95,16 +82,21 @@ impl<'a> Reader<'a> {
                 }
             }
             b'x' => Value::Bytes(self.longstr()?.to_vec().into()),
-            b'A' => {
-                let depth = depth.checked_sub(1).ok_or(WireError::Depth)?;
-                let mut inner = Reader::new(self.longstr()?);
-                let mut list = Vec::new();
-                while !inner.is_empty() {
-                    list.push(inner.value(depth)?);
+            kind @ (b'A' | b'F') => {
+                let bytes = self.longstr()?;
+                match depth.checked_sub(1) {
+                    None => Value::Bytes(bytes.to_vec().into()),
+                    Some(depth) if kind == b'F' => Value::Map(table(bytes, depth)?),
+                    Some(depth) => {
+                        let mut inner = Reader::new(bytes);
+                        let mut list = Vec::new();
+                        while !inner.is_empty() {
+                            list.push(inner.value(depth)?);
+                        }
+                        Value::List(list)
+                    }
                 }
-                Value::List(list)
             }
-            b'F' => Value::Map(self.table_within(depth)?),
             b'V' => Value::Null,
             other => return Err(WireError::FieldType(other)),
         })
@@ -114,6 +106,17 @@ impl<'a> Reader<'a> {
     pub(crate) fn end(self) -> Result<(), WireError> {
         if self.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
     }
+}
+
+fn table(bytes: &[u8], depth: u32) -> Result<Headers, WireError> {
+    let mut inner = Reader::new(bytes);
+    let mut table = Headers::new();
+    while !inner.is_empty() {
+        // Nobody checks that a name is text. One that is not is no reason to lose the connection.
+        let name = String::from_utf8_lossy(inner.short_bytes()?).into_owned();
+        table.insert(name, inner.value(depth)?);
+    }
+    Ok(table)
 }
 
 /// Writes a name. Whoever takes names from users has checked that it has at most 255 bytes; a longer one is cut, at a
@@ -269,6 +272,13 @@ pub(crate) mod tests {
         }
         let mut framed = (bytes.len() as u32).to_be_bytes().to_vec();
         framed.extend(&bytes);
-        assert_eq!(Reader::new(&framed).table(), Err(WireError::Depth));
+        let table = Reader::new(&framed).table().expect("what is too deep is left as it is");
+        let mut depth = 1;
+        let mut inner = &table["a"];
+        while let Value::Map(map) = inner {
+            inner = &map["a"];
+            depth += 1;
+        }
+        assert!(matches!(inner, Value::Bytes(bytes) if bytes.len() > 900) && depth == DEPTH_MAX, "{depth}");
     }
 }

@@ -70,6 +70,12 @@ enum Subscriber {
     Probe(Arc<Mutex<Option<Bytes>>>),
 }
 
+impl Subscriber {
+    fn is(&self, consumer: &Arc<consumer::Shared>) -> bool {
+        matches!(self, Subscriber::Consumer(there) if there.as_ptr() == Arc::as_ptr(consumer))
+    }
+}
+
 pub(crate) fn lost(text: impl Into<String>) -> BrokerError {
     BrokerError::new(BrokerErrorKind::Unavailable, text)
 }
@@ -175,6 +181,11 @@ impl Link {
         }
     }
 
+    /// Asks, and nobody waits for the answer.
+    pub(crate) fn tell(&self, request: Request) {
+        self.push([Out::Request(request, oneshot::channel().0)]);
+    }
+
     /// Asks and waits for the answer, whatever its code.
     ///
     /// # Cancel safety
@@ -208,8 +219,18 @@ impl Link {
         Some(number)
     }
 
-    pub(crate) fn remove_publisher(&self, number: u8) {
-        self.shared.ends.lock().publishers.remove(&number);
+    /// Whether a publisher is registered there: it is not when its stream has moved.
+    pub(crate) fn has_publisher(&self, number: u8, publisher: &Arc<producer::Shared>) -> bool {
+        let ends = self.shared.ends.lock();
+        ends.publishers.get(&number).is_some_and(|there| there.as_ptr() == Arc::as_ptr(publisher))
+    }
+
+    /// Frees the number, if it is this publisher's still.
+    pub(crate) fn remove_publisher(&self, number: u8, publisher: &Arc<producer::Shared>) {
+        let mut ends = self.shared.ends.lock();
+        if ends.publishers.get(&number).is_some_and(|there| there.as_ptr() == Arc::as_ptr(publisher)) {
+            ends.publishers.remove(&number);
+        }
     }
 
     /// Registers a consumer; `None` when all numbers are taken.
@@ -224,8 +245,17 @@ impl Link {
         Some(number)
     }
 
-    pub(crate) fn remove_consumer(&self, number: u8) {
-        self.shared.ends.lock().subscriptions.remove(&number);
+    /// Whether a consumer is registered there: it is not when its stream has moved.
+    pub(crate) fn has_consumer(&self, number: u8, consumer: &Arc<consumer::Shared>) -> bool {
+        self.shared.ends.lock().subscriptions.get(&number).is_some_and(|there| there.is(consumer))
+    }
+
+    /// Frees the number, if it is this consumer's still.
+    pub(crate) fn remove_consumer(&self, number: u8, consumer: &Arc<consumer::Shared>) {
+        let mut ends = self.shared.ends.lock();
+        if ends.subscriptions.get(&number).is_some_and(|there| there.is(consumer)) {
+            ends.subscriptions.remove(&number);
+        }
     }
 
     /// How many publishers and consumers it serves.
@@ -252,7 +282,7 @@ impl Link {
             self.request(subscribe, stream),
             self.ask(Request::Unsubscribe { subscription: number })
         );
-        self.remove_consumer(number);
+        self.shared.ends.lock().subscriptions.remove(&number);
         subscribed?;
         over?;
         Ok(probe.lock().take())

@@ -260,6 +260,8 @@ async fn secure_node() -> (Node, Certificates, u16) {
 async fn tls_checks_the_broker_and_shows_the_client() {
     let (_node, certificates, port) = secure_node().await;
     let place = certificates.place().display();
+    let proxy = Proxy::to(port).await;
+    let port = proxy.port;
     let url = |rest: &str| format!("amqps://localhost:{port}?cacertfile={place}/ca.pem{rest}");
     let certificate = format!("&certfile={place}/client.pem&keyfile={place}/client.key");
     for good in
@@ -272,7 +274,12 @@ async fn tls_checks_the_broker_and_shows_the_client() {
             broker.publish(&Address::queue(&queue), message.clone()).await.expect("taken").is_confirmed()
         );
         let mut consumer = broker.consume(&queue, ConsumeOptions::default()).await.expect("consumed");
-        assert_eq!(consumer.next().await.expect("on").expect("read").message, message);
+        let first = consumer.next().await.expect("on").expect("read");
+        assert_eq!(first.message, message);
+        // What was not settled comes again, over a new connection as good as the first.
+        proxy.cut();
+        let again = timeout(10 * SECOND, consumer.next()).await.expect("it comes back");
+        assert_eq!(again.expect("on").expect("read").message, message);
         broker.close().await.expect("closed");
     }
     let complaint = async |url: String| RabbitMq::connect(&url).await.expect_err("it is refused").to_string();

@@ -4,5 +4,7 @@ mod conformance;
 mod connecting;
 mod consuming;
 mod faults;
+mod foreign;
 mod management;
 mod replies;
+mod restoring;

@@ -11,7 +11,7 @@ use super::words::{
 use super::{ACK, BASIC, Connection, FRAME_USUAL, Phase};
 use crate::proto::method::Method;
 use crate::proto::properties;
-use crate::proto::wire::{Reader, WireError};
+use crate::proto::wire::Reader;
 
 /// Methods of class [`BASIC`] that carry a message, or come too often to make a [`Method`] of each.
 const RETURN: u16 = 50;
@@ -86,13 +86,13 @@ impl Connection {
                     reader.short_bytes()?;
                     content.tag = reader.u64()?;
                     content.redelivered = reader.u8()? & 1 != 0;
-                    content.expect(false, reader.short_bytes()?, reader.short_bytes()?)?;
+                    content.expect(false, reader.short_bytes()?, reader.short_bytes()?);
                 }
                 RETURN => {
                     reader.u16()?;
                     content.reason.clear();
                     content.reason.push_str(reader.shortstr()?);
-                    content.expect(true, reader.short_bytes()?, reader.short_bytes()?)?;
+                    content.expect(true, reader.short_bytes()?, reader.short_bytes()?);
                 }
                 _ => {
                     let (tag, bits) = (reader.u64()?, reader.u8()?);
@@ -213,17 +213,17 @@ impl Connection {
 }
 
 impl Assembly {
-    fn expect(&mut self, is_return: bool, exchange: &[u8], key: &[u8]) -> Result<(), WireError> {
+    fn expect(&mut self, is_return: bool, exchange: &[u8], key: &[u8]) {
         self.is_return = is_return;
         // Mostly the names of the message before, which were looked at then.
         for (name, bytes) in [(&mut self.exchange, exchange), (&mut self.key, key)] {
             if name.as_bytes() != bytes {
                 name.clear();
-                name.push_str(std::str::from_utf8(bytes).map_err(|_| WireError::Utf8)?);
+                // RabbitMQ takes any bytes as a key.
+                name.push_str(&String::from_utf8_lossy(bytes));
             }
         }
         self.awaited = Awaited::Header;
-        Ok(())
     }
 
     fn finish(&mut self, channel: u16, on: &mut impl FnMut(Event<'_>)) {

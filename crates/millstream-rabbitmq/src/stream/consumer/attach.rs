@@ -34,6 +34,8 @@ pub(super) async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>) -> Result<
     }
     let number = link.add_consumer(shared);
     let number = number.ok_or_else(|| lost("all subscriptions of a connection are taken"))?;
+    let mut registered =
+        Registered { link: link.clone(), consumer: shared, number, subscribed: true, keep: false };
     let from = {
         let mut state = shared.state.lock();
         (state.credit, state.credit_max) = (1, 1);
@@ -42,25 +44,49 @@ pub(super) async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>) -> Result<
     };
     let subscribe =
         Request::Subscribe { subscription: number, stream: stream.to_owned(), from, credit: 1, properties };
-    let subscribed = match link.ask(subscribe).await {
-        Ok(response) if response.code == code::OK => Ok(()),
-        Ok(response) => Err(refused(response.code, stream)),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = subscribed {
-        link.remove_consumer(number);
-        return Err(error);
+    let subscribed = link.ask(subscribe).await?.code;
+    if subscribed != code::OK {
+        registered.subscribed = false;
+        return Err(refused(subscribed, stream));
     }
     let mut state = shared.state.lock();
     if !link.is_alive() {
         return Err(lost("the connection was lost"));
     }
+    // Whoever takes it out tells it so, which finds an attached one, or happened before.
+    if !link.has_consumer(number, shared) {
+        return Err(lost(format!("stream `{stream}` is not available here any more")));
+    }
+    registered.keep = true;
     state.attached = Some((link, number));
     // A chunk may have come and been taken before the link was known here.
     if let Some((link, number, count)) = state.give(shared.options.bytes_max) {
         link.send(credit(number, count));
     }
     Ok(())
+}
+
+/// A subscription's number, given back if subscribing fails, or nobody waits for it any more.
+struct Registered<'a> {
+    link: Arc<Link>,
+    consumer: &'a Arc<Shared>,
+    number: u8,
+    /// The broker has it, as far as we know.
+    subscribed: bool,
+    keep: bool,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        // The broker hears of it before it hears of the next one with this number.
+        if self.subscribed && self.link.has_consumer(self.number, self.consumer) {
+            self.link.tell(Request::Unsubscribe { subscription: self.number });
+        }
+        self.link.remove_consumer(self.number, self.consumer);
+    }
 }
 
 /// Subscribes again whenever the consumer is detached, until it is closed.
@@ -109,7 +135,7 @@ pub(super) async fn supervise(client: Arc<Inner>, shared: Arc<Shared>) {
     if let Some((link, number)) = attached {
         // Gone or not, the number is free.
         let _ = link.ask(Request::Unsubscribe { subscription: number }).await;
-        link.remove_consumer(number);
+        link.remove_consumer(number, &shared);
     }
 }
 

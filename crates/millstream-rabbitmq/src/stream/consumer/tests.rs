@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::super::chunk::tests::{Made, chunk};
 use super::super::command::{self as key, Body, Broker, Command, Request, Response, StreamMetadata, code};
-use super::super::{StreamClient, StreamSettings};
+use super::super::{ProducerOptions, StreamClient, StreamSettings};
 use super::*;
 
 const NAME: &str = "group";
@@ -30,6 +30,20 @@ struct Server {
     subscribed: mpsc::Receiver<OwnedWriteHalf>,
     /// Answers to its questions.
     answers: mpsc::Receiver<(u32, Option<OffsetSpec>)>,
+    /// What publishers and consumers ask for at their beginning and end.
+    registrations: mpsc::Receiver<Request>,
+    /// What it does when the next one begins.
+    next: Arc<Mutex<Next>>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Next {
+    #[default]
+    Answer,
+    /// It answers, and says in the same breath that the stream has moved.
+    Move,
+    /// It says nothing.
+    Silence,
 }
 
 impl Server {
@@ -38,11 +52,14 @@ impl Server {
         let port = listener.local_addr().expect("an address").port();
         let (subscriptions, subscribed) = mpsc::channel(4);
         let (answer, answers) = mpsc::channel(4);
-        let stored = Arc::new(Mutex::new(None));
-        let server = Server { port, stored: stored.clone(), subscribed, answers };
+        let (registration, registrations) = mpsc::channel(16);
+        let (stored, next) = (Arc::new(Mutex::new(None)), Arc::<Mutex<Next>>::default());
+        let server =
+            Server { port, stored: stored.clone(), subscribed, answers, registrations, next: next.clone() };
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                let talk = Talk { port, stored: stored.clone(), answer: answer.clone() };
+                let (answer, registration) = (answer.clone(), registration.clone());
+                let talk = Talk { port, stored: stored.clone(), answer, registration, next: next.clone() };
                 tokio::spawn(talk.serve(socket, subscriptions.clone()));
             }
         });
@@ -52,12 +69,24 @@ impl Server {
     async fn answer(&mut self) -> (u32, Option<OffsetSpec>) {
         timeout(Duration::from_secs(10), self.answers.recv()).await.expect("answered").expect("it runs")
     }
+
+    async fn client(&self) -> StreamClient {
+        let url = format!("rabbitmq-stream://127.0.0.1:{}", self.port);
+        StreamClient::connect(StreamSettings::parse(&url).expect("a URL")).await.expect("connects")
+    }
+
+    /// The next thing that a publisher or a consumer asks for at its beginning or its end.
+    async fn registration(&mut self) -> Request {
+        timeout(Duration::from_secs(10), self.registrations.recv()).await.expect("in time").expect("it runs")
+    }
 }
 
 struct Talk {
     port: u16,
     stored: Arc<Mutex<Option<u64>>>,
     answer: mpsc::Sender<(u32, Option<OffsetSpec>)>,
+    registration: mpsc::Sender<Request>,
+    next: Arc<Mutex<Next>>,
 }
 
 impl Talk {
@@ -73,8 +102,25 @@ impl Talk {
                     let response = Response { key: request.key(), code: code::OK, body: self.body(&request) };
                     let none = response.key == key::QUERY_OFFSET && response.body == Body::Empty;
                     let code = if none { code::NO_OFFSET } else { code::OK };
-                    let Some(writer) = &mut to else { continue };
-                    say(writer, &Command::Response(correlation, Response { code, ..response })).await;
+                    let begins =
+                        matches!(request, Request::DeclarePublisher { .. } | Request::Subscribe { .. });
+                    let ends =
+                        matches!(request, Request::DeletePublisher { .. } | Request::Unsubscribe { .. });
+                    let next = if begins { std::mem::take(&mut *self.next.lock()) } else { Next::Answer };
+                    if begins || ends {
+                        self.registration.send(request).await.expect("there is room");
+                    }
+                    let Some(writer) = to.as_mut().filter(|_| next != Next::Silence) else { continue };
+                    let mut bytes =
+                        Command::Response(correlation, Response { code, ..response }).frame().to_vec();
+                    if next == Next::Move {
+                        let moved = Command::MetadataUpdate {
+                            code: code::STREAM_NOT_AVAILABLE,
+                            stream: "s".to_owned(),
+                        };
+                        bytes.extend_from_slice(&moved.frame());
+                    }
+                    writer.write_all(&bytes).await.expect("it listens");
                     if tunes {
                         say(writer, &Command::Tune { frame_max: 1 << 20, heartbeat: 0 }).await;
                     }
@@ -112,6 +158,7 @@ impl Talk {
                     replicas: Vec::new(),
                 }],
             },
+            Request::QueryPublisherSequence { .. } => Body::Number(0),
             Request::QueryOffset { .. } => self.stored.lock().map_or(Body::Empty, Body::Number),
             _ => Body::Empty,
         }
@@ -153,8 +200,7 @@ async fn taken(consumer: &mut StreamConsumer, most: usize) -> Vec<u64> {
 #[tokio::test]
 async fn the_turn_of_a_consumer_begins_where_the_last_one_was_done() {
     let mut server = Server::start().await;
-    let url = format!("rabbitmq-stream://127.0.0.1:{}", server.port);
-    let client = StreamClient::connect(StreamSettings::parse(&url).expect("a URL")).await.expect("connects");
+    let client = server.client().await;
     let options = ConsumerOptions::default().name(NAME).single_active().store_every(1000);
     let mut consumer = client.consumer("s", StreamFrom::Offset(5), options).await.expect("subscribed");
     let mut link = server.subscribed.recv().await.expect("a subscription");
@@ -198,4 +244,47 @@ async fn the_turn_of_a_consumer_begins_where_the_last_one_was_done() {
         assert_eq!(answer, (correlation, from));
     }
     assert_eq!(*server.stored.lock(), Some(499));
+}
+
+#[tokio::test]
+async fn a_stream_that_moves_when_somebody_has_just_begun_is_looked_for_again() {
+    let mut server = Server::start().await;
+    let client = server.client().await;
+    *server.next.lock() = Next::Move;
+    let named = ProducerOptions::default().name("p");
+    let producer = client.producer("s", named).await.expect("a producer");
+    for _ in 0..2 {
+        assert!(matches!(server.registration().await, Request::DeclarePublisher { .. }));
+    }
+    drop(producer);
+    assert!(matches!(server.registration().await, Request::DeletePublisher { .. }));
+    *server.next.lock() = Next::Move;
+    let options = ConsumerOptions::default();
+    let _consumer = client.consumer("s", StreamFrom::First, options).await.expect("subscribed");
+    for _ in 0..2 {
+        assert!(matches!(server.registration().await, Request::Subscribe { .. }));
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_wait_for_a_beginning_leaves_nothing_at_the_broker() {
+    let mut server = Server::start().await;
+    let client = server.client().await;
+    *server.next.lock() = Next::Silence;
+    tokio::select! {
+        _ = client.producer("s", ProducerOptions::default()) => panic!("it is not answered"),
+        declared = server.registration() => {
+            assert!(matches!(declared, Request::DeclarePublisher { publisher: 0, .. }), "{declared:?}");
+        }
+    }
+    assert_eq!(server.registration().await, Request::DeletePublisher { publisher: 0 });
+    *server.next.lock() = Next::Silence;
+    tokio::select! {
+        _ = client.consumer("s", StreamFrom::First, ConsumerOptions::default()) => panic!("it is not answered"),
+        subscribed = server.registration() => {
+            assert!(matches!(subscribed, Request::Subscribe { .. }), "{subscribed:?}");
+        }
+    }
+    let ended = server.registration().await;
+    assert!(matches!(ended, Request::Unsubscribe { .. }), "{ended:?}");
 }

@@ -17,15 +17,17 @@ pub(super) async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>, ask: bool)
     let link = client.leader(stream).await?;
     let number = link.add_publisher(shared);
     let number = number.ok_or_else(|| lost("all publishers of a connection are taken"))?;
-    let mut registered = Registered { link, number, keep: false };
-    let link = registered.link.clone();
+    let mut registered =
+        Registered { link: link.clone(), publisher: shared, number, declared: true, keep: false };
     let reference = shared.options.name.clone().unwrap_or_default();
     let declare = Request::DeclarePublisher {
         publisher: number,
         reference: reference.clone(),
         stream: stream.to_owned(),
     };
-    match link.ask(declare).await?.code {
+    let declared = link.ask(declare).await?.code;
+    registered.declared = declared == code::OK;
+    match declared {
         code::OK => {}
         code::PRECONDITION_FAILED => {
             let text = format!(
@@ -48,6 +50,10 @@ pub(super) async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>, ask: bool)
     if !link.is_alive() {
         return Err(lost("the connection was lost"));
     }
+    // Whoever takes it out tells it so, which finds an attached one, or happened before.
+    if !link.has_publisher(number, shared) {
+        return Err(lost(format!("stream `{stream}` is not available here any more")));
+    }
     state.frame_max = link.server.frame_max as usize;
     state.away = None;
     link.send_all(state.frames.iter().filter(|frame| !frame.is_done()).map(|frame| frame.again(number)));
@@ -58,18 +64,26 @@ pub(super) async fn attach(client: &Arc<Inner>, shared: &Arc<Shared>, ask: bool)
     Ok(last)
 }
 
-/// A publisher's number, given back if declaring it fails.
-struct Registered {
+/// A publisher's number, given back if declaring it fails, or nobody waits for it any more.
+struct Registered<'a> {
     link: Arc<Link>,
+    publisher: &'a Arc<Shared>,
     number: u8,
+    /// The broker has it, as far as we know.
+    declared: bool,
     keep: bool,
 }
 
-impl Drop for Registered {
+impl Drop for Registered<'_> {
     fn drop(&mut self) {
-        if !self.keep {
-            self.link.remove_publisher(self.number);
+        if self.keep {
+            return;
         }
+        // The broker hears of it before it hears of the next one with this number.
+        if self.declared && self.link.has_publisher(self.number, self.publisher) {
+            self.link.tell(Request::DeletePublisher { publisher: self.number });
+        }
+        self.link.remove_publisher(self.number, self.publisher);
     }
 }
 
@@ -116,7 +130,7 @@ pub(super) async fn supervise(client: Arc<Inner>, shared: Arc<Shared>) {
     if let Some((link, number)) = attached {
         // Gone or not, the number is free.
         let _ = link.ask(Request::DeletePublisher { publisher: number }).await;
-        link.remove_publisher(number);
+        link.remove_publisher(number, &shared);
     }
     shared.room.notify_waiters();
 }
