@@ -10,7 +10,7 @@ use millstream_pipeline::Report;
 use std::sync::Arc;
 
 async fn open(disk: &SimDisk) -> Arc<dyn Broker> {
-    let settings = Settings { segment_bytes: 512 << 10, message_bytes_max: 64 << 10, ..Settings::default() };
+    let settings = Settings { segment_bytes: 4 << 20, message_bytes_max: 1 << 20, ..Settings::default() };
     Arc::new(EmbeddedBroker::open_on("/sim", settings, Arc::new(disk.clone())).await.expect("a broker"))
 }
 
@@ -53,7 +53,7 @@ async fn a_buffer_that_is_full_by_its_disk_ends_the_run_and_the_next_one_goes_on
 #[tokio::test]
 async fn a_dead_letter_that_finds_no_room_ends_the_run_and_says_why() {
     let (_disk, bench) = full().await;
-    bench.write("in.ndjson", format!("{{bad {}\n", "x".repeat(900)).repeat(2000));
+    bench.write("in.ndjson", format!("{{bad {}\n", "x".repeat(900)).repeat(6000));
     refused(
         bench
             .try_run(

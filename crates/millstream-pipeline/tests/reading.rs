@@ -3,7 +3,9 @@
 mod common;
 
 use common::{BUFFERED, Bench};
+use millstream_embedded::{EmbeddedBroker, Settings};
 use millstream_pipeline::Run;
+use std::sync::Arc;
 use std::time::Duration;
 
 const OUT: &str = "output: { file: { path: out/all.ndjson } }";
@@ -109,7 +111,9 @@ async fn the_places_of_files_that_are_gone_are_forgotten() {
 /// Rows that are short in their file and long as JSON, which are stored in one step with how far was read.
 #[tokio::test]
 async fn sparse_rows_of_many_columns_are_stored_in_steps_that_the_broker_takes() {
-    let bench = Bench::new().await;
+    let mut bench = Bench::new().await;
+    let broker = EmbeddedBroker::open(bench.path("state"), Settings::default()).await.expect("a broker");
+    bench.broker = Arc::new(broker);
     let header: Vec<String> = (0..200).map(|n| format!("{n:0100}")).collect();
     let row = ",".repeat(199);
     bench.write("in.csv", format!("{}\n{}", header.join(","), format!("{row}\n").repeat(2000)));

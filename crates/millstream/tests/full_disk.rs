@@ -40,7 +40,7 @@ async fn what_a_full_disk_does_not_take_fails_the_run_and_stays_at_its_source() 
     disk.set_capacity(disk.used_bytes() + 100);
     let publisher = queue::Publisher::new(broker, Address::queue("to"));
     let run = queue::messages(consumer(&source, "from").await).into_sink(publisher).await;
-    let error = run.expect_err("the disk is full").to_string();
+    let error = run.err().expect("the disk is full").to_string();
     assert!(error.contains("make room"), "{error}");
     assert!(source.stats("from").await.expect("stats").total() > 0, "messages are gone that nobody stored");
 }
