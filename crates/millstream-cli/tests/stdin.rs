@@ -10,12 +10,12 @@ use support::Place;
 #[test]
 fn rows_are_read_and_written_as_the_file_says() {
     let place = Place::new();
-    let file = "name: rows\nsource: { stdin: { format: csv, delimiter: ';', columns: [a, b], max_line: 16B } }\n\
+    let file = "name: rows\nsource: { stdin: { format: csv, delimiter: ';', columns: [a, b], max_line: 1KiB } }\n\
                 output: { stdout: { format: csv } }\non_error: skip\n";
     place.write("rows.yaml", file);
     let end = place.run_with_input(
         &["run", "rows.yaml", "--report", "report.json"],
-        b"b;a\n1;\"x,y\"\nlonger than sixteen bytes;2\n3;4\n",
+        format!("b;a\n1;\"x,y\"\n{};2\n3;4\n", "long".repeat(300)).as_bytes(),
     );
     assert_eq!(end.code, Some(0), "{}", end.err);
     assert!(["b,a\n1,\"x,y\"\n3,4\n", "a,b\n\"x,y\",1\n4,3\n"].contains(&end.out.as_str()), "{}", end.out);
