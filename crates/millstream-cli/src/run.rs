@@ -42,12 +42,23 @@ pub(crate) async fn run(asked: args::Run) -> Result<(), Failure> {
     let brokers = Brokers::new();
     let mut runs = Runs::new();
     let mut failures = Vec::new();
-    for pipeline in &pipelines {
-        failures.extend(start(pipeline, &brokers, &watch, &mut runs).await.err());
+    let mut signal = None;
+    let numbered: Vec<_> = pipelines.iter().map(|pipeline| (watch.add(pipeline), pipeline)).collect();
+    for (number, pipeline) in numbered {
+        tokio::select! {
+            biased;
+            // A start may take its time: a broker that does not answer, a long log. One that is given up has accepted nothing.
+            caught = signals.next() => {
+                signal = Some(caught);
+                announce_drain(&asked);
+                break;
+            }
+            started = start(number, pipeline, &brokers, &watch, &mut runs) => failures.extend(started.err()),
+        }
     }
     // Those that did start are not to run for long without the others.
-    let stop = !failures.is_empty();
-    let signal = wait(&mut runs, &watch, &mut signals, &asked, stop, &mut failures).await;
+    let stop = signal.is_some() || !failures.is_empty();
+    let signal = wait(&mut runs, &watch, &mut signals, &asked, (stop, signal), &mut failures).await;
 
     if !asked.quiet {
         for run in watch.started() {
@@ -56,7 +67,7 @@ pub(crate) async fn run(asked: args::Run) -> Result<(), Failure> {
     }
     let written = report.map_or(Ok(()), |file| write(file, &watch));
     broker::warn_of_damage(&brokers).await;
-    let closed = brokers.close().await.map_err(|error| Failure::of("cannot close the broker", &error));
+    let closed = close(&brokers, &mut signals, signal.is_some()).await;
     if let Some(server) = server {
         server.shutdown(SERVER_DRAIN).await;
     }
@@ -104,7 +115,34 @@ async fn serve(asked: &args::Run, watch: &Arc<Watch>) -> Result<Option<Server>, 
     Ok(Some(server))
 }
 
+/// Closes the brokers, or stops at once at the second signal; `signalled` says that there was a first one.
+async fn close(brokers: &Brokers, signals: &mut Signals, mut signalled: bool) -> Result<(), Failure> {
+    let closing = brokers.close();
+    tokio::pin!(closing);
+    loop {
+        tokio::select! {
+            biased;
+            _ = signals.next() => {
+                if std::mem::replace(&mut signalled, true) {
+                    return Ok(());
+                }
+            }
+            closed = &mut closing => {
+                return closed.map_err(|error| Failure::of("cannot close the broker", &error));
+            }
+        }
+    }
+}
+
+fn announce_drain(asked: &args::Run) {
+    if !asked.quiet {
+        let time = show_duration(asked.drain);
+        complain(&format!("finishing what was accepted, for at most {time}; a second one stops at once"));
+    }
+}
+
 async fn start(
+    number: usize,
     pipeline: &Pipeline,
     brokers: &Brokers,
     watch: &Watch,
@@ -112,30 +150,29 @@ async fn start(
 ) -> Result<(), Failure> {
     match pipeline.start(brokers).await {
         Ok(run) => {
-            let number = watch.add(run.monitor());
+            watch.started_one(number, run.monitor());
             runs.spawn(async move { (number, run.join().await) });
             Ok(())
         }
         Err(error) => {
             let failure = Failure::of("nothing was read", &error);
-            watch.add_failed(pipeline, failure.text().to_owned());
+            watch.failed(number, failure.text().to_owned());
             Err(failure)
         }
     }
 }
 
-/// Waits until all runs have ended, or until a signal and then a deadline or another signal end them; with `stop`, as if
-/// a signal had come already. Returns the signal, if there was one, and adds what failed.
+/// Waits until all runs have ended, or until a signal and then a deadline or another signal end them. With `stop`, as if
+/// a signal had come already; beside it is the one that has. Returns the signal, if there was one, and adds what failed.
 async fn wait(
     runs: &mut Runs,
     watch: &Watch,
     signals: &mut Signals,
     asked: &args::Run,
-    stop: bool,
+    (stop, mut signal): (bool, Option<u8>),
     failures: &mut Vec<Failure>,
 ) -> Option<u8> {
     let mut progress = Progress::new(asked.quiet);
-    let mut signal = None;
     let mut deadline = None;
     if stop {
         watch.drain();
@@ -152,11 +189,8 @@ async fn wait(
                 signal = Some(number);
                 deadline = Instant::now().checked_add(asked.drain);
                 watch.drain();
-                if !asked.quiet {
-                    progress.clear();
-                    let time = show_duration(asked.drain);
-                    complain(&format!("finishing what was accepted, for at most {time}; a second one stops at once"));
-                }
+                progress.clear();
+                announce_drain(asked);
             }
             () = until(deadline) => break,
             ended = runs.join_next() => match ended {

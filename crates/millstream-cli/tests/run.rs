@@ -223,6 +223,31 @@ fn a_second_signal_stops_at_once_and_the_report_tells_what_was_left() {
 }
 
 #[test]
+fn a_signal_ends_a_start_that_takes_its_time() {
+    let place = Place::new();
+    // It takes connections and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = silent.local_addr().expect("it is bound").port();
+    place.write(
+        "late.yaml",
+        &format!(
+            "name: late\nsource: {{ queue: {{ broker: 'amqp://127.0.0.1:{port}', name: q }} }}\noutput: {{ stdout: }}\n"
+        ),
+    );
+    let child = place.command(&["run", "late.yaml", "--report", "report.json"]).spawn().expect("it starts");
+    let _connection = silent.accept().expect("it connects");
+    signal(&child, "INT");
+    let end = ended(child);
+    assert_eq!(end.code, Some(130), "{}", end.err);
+    assert!(!end.err.contains("cannot be opened"), "it was waited for: {}", end.err);
+    let report = report(&place, "report.json");
+    assert_eq!(
+        (received(&report), &report["name"], &report["state"]),
+        (0, &"late".into(), &"stopped".into())
+    );
+}
+
+#[test]
 fn a_drain_ends_at_its_deadline() {
     let place = Place::new();
     place.write("echo.yaml", ECHO);

@@ -16,8 +16,8 @@ use millstream_flow::{
 use tokio::time::sleep;
 
 use crate::{
-    Acker, Address, Batch, Broker, BrokerError, Codec, Consumer, Delivery, Message, Nack, PublishOutcome,
-    Refusal, Tag,
+    Acker, Address, Batch, Broker, BrokerError, BrokerErrorKind, Codec, Consumer, Delivery, Message, Nack,
+    PublishOutcome, Refusal, Tag,
 };
 
 mod produce;
@@ -250,7 +250,8 @@ const FULL_WAIT_MAX: Duration = Duration::from_millis(500);
 /// queue can ever take (no route, too large) is rejected: dead, with the reason.
 ///
 /// # Errors
-/// A broker that fails, or loses a confirm, fails the run; what was not confirmed is given back to the source.
+/// A broker that fails, has a full disk, or loses a confirm, fails the run; what was not confirmed is given back to the
+/// source.
 pub struct Publisher {
     broker: Arc<dyn Broker>,
     to: Address,
@@ -288,7 +289,7 @@ pub struct Rejected {
 /// pauses.
 ///
 /// # Errors
-/// A broker that fails, or loses a confirm: which of the messages are stored is not known then.
+/// A broker that fails, is closed, has a full disk, or loses a confirm: which of the messages are stored is not known then.
 ///
 /// # Cancel safety
 /// Dropping the future leaves some of the messages stored.
@@ -309,6 +310,7 @@ pub async fn publish_all(
             match outcome {
                 PublishOutcome::Confirmed => {}
                 PublishOutcome::Refused(Refusal::Full { .. }) => again.push(index),
+                PublishOutcome::Refused(Refusal::Broker(error)) if !is_unwanted(&error) => return Err(error),
                 PublishOutcome::Refused(refusal) => rejected.push(Rejected { index, reason: refusal.into() }),
                 PublishOutcome::Unroutable(returned) => {
                     rejected.push(Rejected { index, reason: returned.reason.into() });
@@ -323,6 +325,11 @@ pub async fn publish_all(
         sleep(wait).await;
         wait = (wait * 2).min(FULL_WAIT_MAX);
     }
+}
+
+/// Whether a broker's refusal is about the message, which it will never take, rather than about the broker itself.
+fn is_unwanted(error: &BrokerError) -> bool {
+    error.kind() == BrokerErrorKind::Invalid
 }
 
 impl Sink for Publisher {

@@ -3,6 +3,7 @@
 
 use crate::batch::ITEM_BYTES;
 use crate::batcher::Rule;
+use crate::feed::CHUNK_BYTES;
 use crate::file::model::{Buffer, Draft, Format, Prefetch, Source, Step};
 use crate::item::Raw;
 use millstream_flow::Token;
@@ -30,7 +31,7 @@ pub(crate) const AHEAD_BYTES: u64 = 8 << 20;
 const MESSAGE_BYTES: u64 = 512;
 
 /// How much larger a long JSON value is in memory than as text, while it passes the steps.
-const VALUE_FACTOR: u64 = 32;
+pub(crate) const VALUE_FACTOR: u64 = 32;
 
 /// The sum of everything that holds items.
 pub(crate) fn memory(draft: &Draft) -> u64 {
@@ -62,7 +63,7 @@ pub(crate) fn batching(draft: &Draft) -> Rule {
         (Buffer::Queue { prefetch, .. }, _) | (_, Some(Source::Queue { prefetch, .. })) => {
             (prefetch.items.value / 2, prefetch.bytes.value / 2)
         }
-        (_, Some(Source::Http(http))) => (http.pending_max as u64 / 2, u64::MAX),
+        (_, Some(Source::Http(http))) => (http.pending_max.value / 2, u64::MAX),
         _ => (batch.count.value.saturating_mul(OPEN_BATCHES), u64::MAX),
     };
     Rule {
@@ -81,7 +82,12 @@ fn reading(draft: &Draft) -> u64 {
         Some(Source::File { read, .. } | Source::Stdin { read }) => {
             // The longest line as text, as JSON for a queue, and as a value.
             let lines = if read.format.value == Format::Ndjson { 2 + VALUE_FACTOR } else { 2 };
-            4 * READ_BYTES + (1 + sent(draft)).saturating_mul(lines * read.line_max as u64)
+            // What becomes messages is a chunk's: a sparse row is far longer as JSON.
+            let stored = match &draft.buffer.value {
+                Buffer::Queue { .. } => 2 * CHUNK_BYTES as u64,
+                Buffer::Memory { .. } => 0,
+            };
+            4 * READ_BYTES + stored + (1 + sent(draft)).saturating_mul(lines * read.line_max as u64)
         }
         Some(Source::Http(http)) => http.bytes_max(),
         Some(Source::Stream(_)) => STREAM_BYTES,

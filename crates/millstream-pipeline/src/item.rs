@@ -180,6 +180,17 @@ impl Raw {
     }
 }
 
+/// A message that a broker does not take, as one that it does: its begin, and why.
+pub(crate) fn refused(message: &Message, why: String) -> Message {
+    let shown = message.body().slice(..message.body().len().min(SHOWN));
+    // A copy: what is shown must not keep the rest.
+    let mut short = Message::new(Bytes::copy_from_slice(&shown)).with_content_type("text/plain");
+    if let Some(place) = &message.properties().message_id {
+        short = short.with_message_id(place.clone());
+    }
+    short.with_header(FAULT, why)
+}
+
 fn letter(bytes: Bytes, file: &str, line: u64, fault: &Fault) -> Letter {
     Letter { body: bytes, content_type: "text/plain", place: format!("{file}:{line}:{}", fault.column()) }
 }

@@ -2,7 +2,7 @@
 
 use crate::item::{Failure, ItemError, Letter};
 use bytes::Bytes;
-use millstream_flow::{BoxError, Clock};
+use millstream_flow::{BoxError, Clock, chain};
 use millstream_message::dead::{DeadReason, Death, letter};
 use millstream_message::{Address, Broker, Message, PublishOutcome};
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl Letters {
         match self.broker.publish(&self.to, letter(message, &death)).await? {
             PublishOutcome::Confirmed => Ok(()),
             PublishOutcome::Unroutable(returned) => failed(returned.reason),
-            PublishOutcome::Refused(refusal) => failed(refusal.to_string()),
+            PublishOutcome::Refused(refusal) => failed(chain(&refusal)),
             PublishOutcome::Unconfirmed(error) => Err(error.into()),
         }
     }

@@ -29,8 +29,8 @@
 //!
 //! # What it is not
 //!
-//! It is not where new operators are written: those are Rust, in `millstream-flow`. It opens no broker but the
-//! embedded one, and speaks HTTP without TLS.
+//! It is not where new operators are written: those are Rust, in `millstream-flow`. Its http source listens without TLS:
+//! that is the task of what stands before it.
 //!
 //! # Features
 //!
@@ -46,6 +46,7 @@ mod batcher;
 mod bound;
 mod brokers;
 mod codec;
+mod directory;
 mod expr;
 mod feed;
 mod file;

@@ -296,8 +296,14 @@ impl Starting<'_> {
             self.pipeline.start_error(format!("its queue `{name}` cannot be looked up"), error)
         })?;
         let Some(there) = there else { return self.declare(broker, queue).await };
-        if queue.dead_letter_key.is_some() && there.dead_letter_key != queue.dead_letter_key {
-            let goes = there.dead_letter_key.unwrap_or_else(|| "nowhere".to_owned());
+        let way = |queue: &Queue| (queue.dead_letter_exchange.clone(), queue.dead_letter_key.clone());
+        if queue.dead_letter_key.is_some() && way(&there) != way(&queue) {
+            let goes = match way(&there) {
+                (None, _) => "nowhere".to_owned(),
+                (Some(exchange), Some(key)) if exchange.is_empty() => key,
+                (Some(exchange), Some(key)) => format!("exchange `{exchange}` under key `{key}`"),
+                (Some(exchange), None) => format!("exchange `{exchange}` under their own keys"),
+            };
             let what = format!(
                 "dead letters of queue `{name}` go to {goes}; name that queue in `on_error.dead_letter`, or delete and declare `{name}` anew"
             );

@@ -125,7 +125,7 @@ async fn a_full_source_says_when_to_come_back() {
     let bench = Bench::new().await;
     let port = free_port().await;
     // Nothing is settled before the batch has filled or is old, so accepted items stay pending.
-    let yaml = source(port, ", max_pending: 2").replace("count: 1", "count: 100, age: 1h");
+    let yaml = source(port, ", max_pending: 2").replace("count: 1", "count: 2, age: 1h");
     let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
     let first = tokio::spawn(async move { post(port, "/items", "application/json", "1").await });
     while run.report().ledger.received < 1 {

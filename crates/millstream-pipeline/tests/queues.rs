@@ -134,6 +134,20 @@ async fn a_queue_with_other_dead_letters_is_refused_before_anything_starts() {
 }
 
 #[tokio::test]
+async fn a_queue_whose_dead_letters_go_to_another_exchange_is_refused() {
+    let bench = Bench::new().await;
+    bench.broker.declare_queue(Queue::durable("in").dead_letter("other", "dead")).await.expect("a queue");
+    let error = bench
+        .try_run(
+            "source: { queue: { broker: \"embedded:s\", name: in } }\noutput: { stdout: }\non_error: { dead_letter: { queue: dead } }",
+        )
+        .await
+        .expect_err("letters would not reach `dead`")
+        .to_string();
+    assert!(error.contains("dead letters of queue `in` go to exchange `other` under key `dead`"), "{error}");
+}
+
+#[tokio::test]
 async fn routes_send_each_item_to_its_output() {
     let bench = Bench::new().await;
     let report = bench

@@ -17,7 +17,7 @@ pub(crate) struct Watch {
 
 struct Watched {
     state: RunState,
-    /// `None` of what could not start.
+    /// `None` of what has not started.
     monitor: Option<Monitor>,
     /// The report at the end; until then the monitor makes one whenever it is asked.
     last: Option<Report>,
@@ -51,19 +51,24 @@ impl Watched {
 }
 
 impl Watch {
-    /// Adds a run that has started; its number.
-    pub(crate) fn add(&self, monitor: Monitor) -> usize {
-        let mut runs = self.lock();
-        runs.push(Watched { state: RunState::Running, monitor: Some(monitor), last: None });
-        runs.len() - 1
-    }
-
-    /// Adds what could not start, for its report: nothing was received, and why.
-    pub(crate) fn add_failed(&self, pipeline: &Pipeline, why: String) {
+    /// Adds a run that is about to start; its number. Until it has started, nothing was received.
+    pub(crate) fn add(&self, pipeline: &Pipeline) -> usize {
         let mut report = Report::default();
         report.name = pipeline.name().to_owned();
         report.memory_bound_bytes = pipeline.memory_bound_bytes();
-        self.lock().push(Watched { state: RunState::Failed(why), monitor: None, last: Some(report) });
+        let mut runs = self.lock();
+        runs.push(Watched { state: RunState::Starting, monitor: None, last: Some(report) });
+        runs.len() - 1
+    }
+
+    /// Remembers that a run has started.
+    pub(crate) fn started_one(&self, number: usize, monitor: Monitor) {
+        self.lock()[number] = Watched { state: RunState::Running, monitor: Some(monitor), last: None };
+    }
+
+    /// Remembers why one could not start.
+    pub(crate) fn failed(&self, number: usize, why: String) {
+        self.lock()[number].state = RunState::Failed(why);
     }
 
     /// Tells all sources to stop.

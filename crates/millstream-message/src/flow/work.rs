@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use millstream_flow::{BoxError, Concurrency, Failed, Flow, Pipe, Retry, Token, chain};
 
-use super::Deliveries;
+use super::{Deliveries, is_unwanted};
 use crate::dead::shortened;
 use crate::value::Headers;
 use crate::{Address, Broker, Codec, Consumer, Delivery, Message, Nack, PublishOutcome, Refusal, Value};
@@ -239,8 +239,8 @@ impl<C> Work<C> {
     /// The consumer's prefetch bounds what is under way.
     ///
     /// # Errors
-    /// A broker that fails, fails the run; also one that does not say whether it has stored what is to be tried again: the
-    /// message is delivered again.
+    /// A broker that fails, fails the run; also one whose disk is full, or that does not say whether it has stored what is to
+    /// be tried again: the message is delivered again.
     pub fn start<T, U, H>(
         self,
         broker: Arc<dyn Broker>,
@@ -381,6 +381,9 @@ async fn decide<T, U>(broker: &dyn Broker, retry: &Retry, failed: Failed<Job<T>>
             // attempt is not remembered.
             job.delivery.nack(&Nack::RequeueAfter(delay));
             return End::Later;
+        }
+        Ok(PublishOutcome::Refused(Refusal::Broker(error))) if !is_unwanted(&error) => {
+            return End::Lost(Failed::new((), error, "try again", at));
         }
         Ok(PublishOutcome::Refused(refusal)) => refusal.into(),
         Ok(PublishOutcome::Unroutable(returned)) => returned.reason.into(),

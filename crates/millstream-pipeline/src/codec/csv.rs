@@ -11,6 +11,8 @@ pub(crate) struct Header {
     names: Vec<String>,
     /// `"name":` of each, ready for JSON.
     json: Vec<Vec<u8>>,
+    /// Bytes of them, and of what stands around the values.
+    json_bytes: usize,
     keys: Vec<Value>,
     delimiter: u8,
 }
@@ -59,12 +61,20 @@ impl Header {
             key.push(b':');
             key
         });
+        let json: Vec<Vec<u8>> = json.collect();
         Header {
-            json: json.collect(),
+            // Two quotes around a value; the row has the commas.
+            json_bytes: json.iter().map(|key| key.len() + 2).sum(),
+            json,
             keys: names.iter().map(|name| value::text(name)).collect(),
             names,
             delimiter,
         }
+    }
+
+    /// What [`write_json`](Self::write_json) writes more than the row has.
+    pub(crate) fn json_bytes(&self) -> usize {
+        self.json_bytes
     }
 
     /// Holds the header against the columns that the pipeline expects.

@@ -74,6 +74,11 @@ impl Decoder {
         matches!(frame, Frame::Whole { bytes, .. } if self.format != Format::Lines && bytes.iter().all(u8::is_ascii_whitespace))
     }
 
+    /// About how many bytes [`write_json`](Self::write_json) writes, but for what it escapes.
+    pub(crate) fn json_bytes(&self, frame: &Frame) -> usize {
+        frame.length() + self.header.as_ref().map_or(0, Header::json_bytes)
+    }
+
     /// The item as JSON text, for a queue.
     pub(crate) fn write_json(&self, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Fault> {
         let bytes = whole(frame)?;

@@ -1,5 +1,10 @@
 //! Files: one, or all that a pattern names, read once and remembered.
 
+mod names;
+mod place;
+
+use self::names::{matches_pattern, show};
+use self::place::{Begin, Position, is_same};
 use super::lines::Lines;
 use super::{Chunk, Feed};
 use crate::bound::READ_BYTES;
@@ -7,10 +12,10 @@ use crate::codec::Framer;
 use crate::file::model::{Format, Reading};
 use bytes::Bytes;
 use millstream_flow::BoxError;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{HashMap, VecDeque};
+use std::fs::Metadata;
 use std::future::Future;
-use std::io::SeekFrom;
+use std::io::{Error, ErrorKind, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,38 +23,38 @@ use std::time::Duration;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-/// How often a followed file is looked at for more.
+/// How often followed files are looked at for more.
 const LOOK: Duration = Duration::from_millis(200);
-/// Bytes at the begin of a file that tell it from another one of the same name.
-const MARK: usize = 256;
-
-/// How far each file was read.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Position {
-    files: BTreeMap<String, FilePosition>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct FilePosition {
-    /// Where reading goes on.
-    offset: u64,
-    /// The line that begins there.
-    line: u64,
-    /// Checksum of the file's first bytes, as far as they had been read.
-    mark: u32,
-    /// How many bytes the checksum covers.
-    marked: u64,
-}
+/// Followed files that stay open while another one is read. What is written to one of them before it loses its name is read;
+/// of others that are rotated, what was not read by then is gone with the name.
+const RESTING: usize = 128;
 
 /// A file that cannot be read, with what to do about it.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {path}", path = path.display())]
+#[error("cannot read {path}: {remedy}", path = path.display(), remedy = remedy(source))]
 struct ReadError {
     path: PathBuf,
-    source: std::io::Error,
+    source: Error,
 }
 
-/// Reads files from front to back, in the order of their names.
+impl ReadError {
+    fn of(path: &Path) -> impl FnOnce(Error) -> ReadError {
+        move |source| ReadError { path: path.to_owned(), source }
+    }
+}
+
+fn remedy(error: &Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::NotFound => "check `source.file.path`, which starts from the pipeline file's directory",
+        ErrorKind::PermissionDenied => {
+            "it is not readable for this user; change its permissions or `source.file.path`"
+        }
+        ErrorKind::IsADirectory => "it is a directory; name a file in `source.file.path`, or all by `*`",
+        _ => "check the disk, and start again",
+    }
+}
+
+/// Reads files from front to back, in the order of their names. Followed ones are looked at in turn.
 pub(crate) struct FileFeed {
     path: PathBuf,
     /// What messages call the directory of the pipeline file: nothing.
@@ -61,8 +66,12 @@ pub(crate) struct FileFeed {
     position: Position,
     position_name: String,
     current: Option<Current>,
-    /// Files of this run that were read to their end.
-    done: Vec<PathBuf>,
+    /// Files that were found and not opened yet.
+    listed: VecDeque<PathBuf>,
+    /// Files of this run that were read to their end and are closed, and how long they were.
+    done: HashMap<PathBuf, u64>,
+    /// Followed files that are open and were read to their end, the longest ago first.
+    resting: VecDeque<Current>,
 }
 
 struct Current {
@@ -70,7 +79,9 @@ struct Current {
     name: String,
     file: File,
     lines: Lines,
-    first: Vec<u8>,
+    begin: Begin,
+    /// Where its next bytes are read.
+    at: u64,
     end: bool,
     /// Whether it has lost its name, to another file or to none: what is in it is read to the end, for nobody will
     /// write more.
@@ -101,27 +112,30 @@ impl FileFeed {
             position: Position::default(),
             position_name,
             current: None,
-            done: Vec::new(),
+            listed: VecDeque::new(),
+            done: HashMap::new(),
+            resting: VecDeque::new(),
         };
         if feed.files()?.is_empty() && !follow {
-            let message =
-                "no such file; check `source.file.path`, which starts from the pipeline file's directory";
-            let source = std::io::Error::new(std::io::ErrorKind::NotFound, message);
+            let source = Error::new(ErrorKind::NotFound, "no such file");
             return Err(ReadError { path: path.to_owned(), source }.into());
         }
         Ok(feed)
     }
 
+    fn is_pattern(&self) -> bool {
+        self.path.file_name().unwrap_or_default().to_string_lossy().contains('*')
+    }
+
     /// The files there are now.
     fn files(&self) -> Result<Vec<PathBuf>, BoxError> {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        if !name.contains('*') {
+        if !self.is_pattern() {
             return Ok(if self.path.exists() { vec![self.path.clone()] } else { Vec::new() });
         }
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let directory =
             self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let entries = std::fs::read_dir(directory)
-            .map_err(|source| ReadError { path: directory.to_owned(), source })?;
+        let entries = std::fs::read_dir(directory).map_err(ReadError::of(directory))?;
         let mut files: Vec<PathBuf> = entries
             .flatten()
             .filter(|entry| matches_pattern(&name, &entry.file_name().to_string_lossy()))
@@ -132,74 +146,112 @@ impl FileFeed {
         Ok(files)
     }
 
-    /// Opens the next file that has not been read in this run.
-    async fn open_next(&mut self) -> Result<bool, BoxError> {
-        let Some(path) = self.files()?.into_iter().find(|path| !self.done.contains(path)) else {
-            return Ok(false);
-        };
-        let current =
-            self.open_file(&path).await.map_err(|error| match error.downcast::<std::io::Error>() {
-                Ok(source) => ReadError { path: path.clone(), source: *source }.into(),
-                Err(error) => error,
-            })?;
-        self.current = Some(current);
-        Ok(true)
+    /// The next file to read, opened: one that was not read in this run or, of followed ones, one that has changed.
+    async fn next_file(&mut self) -> Result<Option<Current>, BoxError> {
+        for at in 0..self.resting.len() {
+            let resting = &self.resting[at];
+            let (named, same) = resting.named().await.map_err(ReadError::of(&resting.path))?;
+            if !same || named.is_some_and(|named| named.len() != resting.at) {
+                let Some(changed) = self.resting.remove(at) else { break };
+                return Ok(Some(changed.woken().await?));
+            }
+        }
+        if self.listed.is_empty() {
+            let files = self.files()?;
+            self.forget(&files);
+            self.listed = files.into_iter().filter(|path| self.is_new(path)).collect();
+        }
+        let Some(path) = self.listed.pop_front() else { return Ok(None) };
+        self.done.remove(&path);
+        match self.open_file(&path).await {
+            // Its name was taken away since it was listed; it will be looked for again.
+            Err(Opening::File(error)) if self.follow && error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(Opening::File(error)) => Err(ReadError::of(&path)(error).into()),
+            Err(Opening::Header(error)) => Err(error),
+            Ok(current) => Ok(Some(current)),
+        }
     }
 
-    async fn open_file(&self, path: &Path) -> Result<Current, BoxError> {
+    /// Whether there may be something in a file that was not read.
+    fn is_new(&self, path: &Path) -> bool {
+        let open = self.current.iter().chain(&self.resting).any(|open| open.path == path);
+        let done = self.done.get(path).is_some_and(|length| {
+            !self.follow || std::fs::metadata(path).is_ok_and(|named| named.len() == *length)
+        });
+        !open && !done
+    }
+
+    /// Forgets files that are not there any more: the position is stored with each chunk, and does not grow for ever.
+    fn forget(&mut self, files: &[PathBuf]) {
+        if !self.is_pattern() {
+            return;
+        }
+        let there = |path: &Path| {
+            files.binary_search_by(|file| file.as_path().cmp(path)).is_ok()
+                || path.try_exists().unwrap_or(true)
+        };
+        let base = &self.base;
+        self.position.files.retain(|name, _| there(&base.join(name)));
+        self.done.retain(|path, _| there(path));
+    }
+
+    async fn open_file(&self, path: &Path) -> Result<Current, Opening> {
         let name = show(&self.base, path);
         let mut file = File::open(path).await?;
         let length = file.metadata().await?.len();
-        let first = read_first(&mut file, MARK).await?;
         let place: Arc<str> = name.as_str().into();
-        // A file that was replaced or cut is another file, and read from its begin.
-        let known = self.position.files.get(&name).filter(|known| {
-            let marked = known.marked as usize;
-            known.offset <= length && marked <= first.len() && crc32fast::hash(&first[..marked]) == known.mark
-        });
-        let (offset, line) = known.map_or((0, 1), |known| (known.offset, known.line));
+        let (mut offset, mut line) = (0, 1);
+        if let Some(known) = self.position.files.get(&name)
+            && known.is_of(&file, length)?
+        {
+            (offset, line) = (known.offset, known.line);
+        }
         let mut lines = Lines::resume(&self.read, place, offset, line);
         if offset > 0 && lines.wants_header() {
             self.read_header(&mut file, &mut lines).await?;
         }
         file.seek(SeekFrom::Start(offset)).await?;
-        Ok(Current { path: path.to_owned(), name, file, lines, first, end: false, gone: false })
+        let path = path.to_owned();
+        Ok(Current { path, name, file, lines, begin: Begin::default(), at: offset, end: false, gone: false })
     }
 
     /// Reads the csv header again, of a file that goes on behind it.
-    async fn read_header(&self, file: &mut File, lines: &mut Lines) -> Result<(), BoxError> {
+    async fn read_header(&self, file: &mut File, lines: &mut Lines) -> Result<(), Opening> {
         file.seek(SeekFrom::Start(0)).await?;
         let delimiter = (self.read.format.value == Format::Csv).then_some(self.read.delimiter.value);
         let mut framer = Framer::new(self.read.line_max, delimiter);
         loop {
             while let Some(frame) = framer.next() {
                 if frame.length() > 0 {
-                    return Ok(lines.header(&frame)?);
+                    return lines.header(&frame).map_err(|error| Opening::Header(error.into()));
                 }
             }
             framer.buffer().reserve(4096);
             if file.read_buf(framer.buffer()).await? == 0 {
-                return Err("the csv header is gone".into());
+                return Err(Opening::Header("the csv header is gone".into()));
             }
         }
     }
 
     /// The position with the current file as far as its items were handed out.
-    fn position(&mut self) -> Option<Bytes> {
-        let current = self.current.as_ref()?;
+    fn position(&mut self) -> Result<Option<Bytes>, BoxError> {
+        let Some(current) = &mut self.current else { return Ok(None) };
         let (offset, line) = current.lines.framer.position();
-        let marked = current.first.len().min(offset as usize);
-        let mark = crc32fast::hash(&current.first[..marked]);
-        let position = FilePosition { offset, line, mark, marked: marked as u64 };
-        self.position.files.insert(current.name.clone(), position);
-        serde_json::to_vec(&self.position).ok().map(Bytes::from)
+        let position = current.begin.position(&current.file, offset, line);
+        let position = position.map_err(ReadError::of(&current.path))?;
+        match self.position.files.get_mut(&current.name) {
+            Some(known) => *known = position,
+            None => _ = self.position.files.insert(current.name.clone(), position),
+        }
+        Ok(serde_json::to_vec(&self.position).ok().map(Bytes::from))
     }
 
     async fn read_chunk(&mut self) -> Result<Option<Chunk>, BoxError> {
         let mut items = Vec::new();
         loop {
             let Some(current) = &mut self.current else {
-                if self.open_next().await? {
+                self.current = self.next_file().await?;
+                if self.current.is_some() {
                     continue;
                 }
                 if !self.follow {
@@ -211,26 +263,18 @@ impl FileFeed {
             // A line without its break is an item only where nobody will write its rest.
             current.lines.take(self.chunk, current.end && (!self.follow || current.gone), &mut items)?;
             if !items.is_empty() {
-                let position = self.position();
+                let position = self.position()?;
                 return Ok(Some(Chunk { items, position, reply: None }));
             }
             if current.end && !self.follow {
-                self.done.push(current.path.clone());
+                self.done.insert(current.path.clone(), current.at);
                 self.current = None;
                 continue;
             }
             let buffer = current.lines.framer.buffer();
             buffer.reserve(READ_BYTES as usize);
-            let count = current
-                .file
-                .read_buf(buffer)
-                .await
-                .map_err(|source| ReadError { path: current.path.clone(), source })?;
-            if count > 0 && current.first.len() < MARK {
-                // A file that is still being written when its begin is marked.
-                let mut file = File::open(&current.path).await?;
-                current.first = read_first(&mut file, MARK).await?;
-            }
+            let count = current.file.read_buf(buffer).await.map_err(ReadError::of(&current.path))?;
+            current.at += count as u64;
             current.end = count == 0;
             if current.end && self.follow {
                 self.look_again().await?;
@@ -238,16 +282,11 @@ impl FileFeed {
         }
     }
 
-    /// At the end of a followed file: goes over to the next one, to the file that took its place, or waits.
+    /// At the end of a followed file: goes over to one that has more, to the file that took its place, or waits.
     async fn look_again(&mut self) -> Result<(), BoxError> {
         let Some(current) = &mut self.current else { return Ok(()) };
         let (read, _) = current.lines.framer.position();
-        let path = current.path.clone();
-        let named = tokio::fs::metadata(&path).await.ok();
-        let same = match &named {
-            Some(named) => is_same(named, &current.file.metadata().await?),
-            None => false,
-        };
+        let (named, same) = current.named().await.map_err(ReadError::of(&current.path))?;
         if !same && !current.gone {
             // Something may have been written between its end and its end of name.
             current.gone = true;
@@ -256,27 +295,58 @@ impl FileFeed {
         if !same || named.is_none_or(|named| named.len() < read) {
             self.position.files.remove(&current.name);
             self.current = None;
-        } else if self.files()?.iter().any(|file| *file != path && !self.done.contains(file)) {
-            self.done.push(path);
-            self.current = None;
+        } else if let Some(next) = self.next_file().await? {
+            if let Some(rested) = self.current.replace(next) {
+                self.rest(rested);
+            }
             return Ok(());
         }
         tokio::time::sleep(LOOK).await;
         Ok(())
     }
+
+    /// Keeps a followed file open while others are read.
+    fn rest(&mut self, mut file: Current) {
+        file.lines.rewind(&self.read);
+        self.resting.push_back(file);
+        if self.resting.len() > RESTING
+            && let Some(longest) = self.resting.pop_front()
+        {
+            self.done.insert(longest.path, longest.at);
+        }
+    }
 }
 
-/// Whether a name still means the file that was opened by it: logs are rotated by giving the name to another file.
-#[cfg(unix)]
-fn is_same(named: &std::fs::Metadata, open: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    (named.dev(), named.ino()) == (open.dev(), open.ino())
+impl Current {
+    /// What its name means now, and whether that is still this file.
+    async fn named(&self) -> Result<(Option<Metadata>, bool), Error> {
+        let named = tokio::fs::metadata(&self.path).await.ok();
+        let same = match &named {
+            Some(named) => is_same(named, &self.file.metadata().await?),
+            None => false,
+        };
+        Ok((named, same))
+    }
+
+    /// Goes on after a rest.
+    async fn woken(mut self) -> Result<Self, ReadError> {
+        let (offset, _) = self.lines.framer.position();
+        self.file.seek(SeekFrom::Start(offset)).await.map_err(ReadError::of(&self.path))?;
+        (self.at, self.end) = (offset, false);
+        Ok(self)
+    }
 }
 
-/// Where files have no such numbers, one that is shorter than what was read of it shows that it is another one.
-#[cfg(not(unix))]
-fn is_same(_: &std::fs::Metadata, _: &std::fs::Metadata) -> bool {
-    true
+/// Why a file could not be opened.
+enum Opening {
+    File(Error),
+    Header(BoxError),
+}
+
+impl From<Error> for Opening {
+    fn from(error: Error) -> Self {
+        Opening::File(error)
+    }
 }
 
 impl Feed for FileFeed {
@@ -298,54 +368,5 @@ impl Feed for FileFeed {
 
     fn position_name(&self) -> Option<&str> {
         Some(&self.position_name)
-    }
-}
-
-async fn read_first(file: &mut File, max: usize) -> std::io::Result<Vec<u8>> {
-    let mut first = Vec::with_capacity(max);
-    file.take(max as u64).read_to_end(&mut first).await?;
-    Ok(first)
-}
-
-/// A path as messages show it: from the pipeline file's directory where it lies below that.
-fn show(base: &Path, path: &Path) -> String {
-    path.strip_prefix(base).unwrap_or(path).display().to_string()
-}
-
-/// Whether `name` is what `pattern` says, `*` standing for anything. Hidden files must be named so.
-fn matches_pattern(pattern: &str, name: &str) -> bool {
-    if name.starts_with('.') && !pattern.starts_with('.') {
-        return false;
-    }
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or("")) else { return false };
-    let parts: Vec<&str> = parts.collect();
-    let Some((last, middle)) = parts.split_last() else { return rest.is_empty() };
-    for part in middle {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    rest.len() >= last.len() && rest.ends_with(last)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_match_whole_names() {
-        for (pattern, name, matches) in [
-            ("*.csv", "a.csv", true),
-            ("*.csv", ".a.csv", false),
-            ("a*b*c", "abc", true),
-            ("a*b*c", "a-b-b-c", true),
-            ("a*b*c", "a-c-b", false),
-            ("*.csv", "a.csv.gz", false),
-            ("ab*ba", "aba", false),
-        ] {
-            assert_eq!(matches_pattern(pattern, name), matches, "{pattern} {name}");
-        }
     }
 }

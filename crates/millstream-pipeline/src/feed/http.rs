@@ -1,27 +1,27 @@
 //! Items by HTTP: POST of one, an array, or lines of JSON. The reply says that they are safe.
 
 use super::lines::Lines;
-use super::{Chunk, Feed, Reply};
+use super::{Chunk, Feed, NotSafe, Reply};
+use crate::bound::VALUE_FACTOR;
 use crate::file::model::{HttpSource, Reading};
 use crate::item::Raw;
 use crate::value::{self, Value};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, ORIGIN, RETRY_AFTER};
-use axum::http::{HeaderMap, Response, StatusCode};
-use axum::routing::post;
+use axum::http::header::{ALLOW, CONTENT_TYPE, ORIGIN, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use bytes::Bytes;
 use millstream_flow::BoxError;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-/// Bodies that are being read at once.
-const READING: usize = 16;
+/// Bodies that are being read at once, and that wait for room.
+pub(crate) const READING: usize = 16;
 
 /// Why the source cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +43,14 @@ struct Shared {
     /// Items accepted and not yet durable may be this many.
     pending: Arc<Semaphore>,
     pending_max: usize,
-    /// Bytes of them, in KiB.
+    /// Memory that they take, in KiB.
     pending_kib: Arc<Semaphore>,
+    kib_max: u32,
     reading: Semaphore,
+    /// Long bodies become values one after the other: how much memory that takes is known only then.
+    parsing: Semaphore,
     body_max: usize,
+    path: String,
 }
 
 /// A refusal, with what the client should know.
@@ -59,15 +63,23 @@ impl HttpFeed {
         let listener = TcpListener::bind(&http.listen.value).await.map_err(failed)?;
         // One chunk a request; those accepted beyond this many wait for the channel with their permits.
         let (sender, requests) = mpsc::channel(64);
+        let pending_max =
+            usize::try_from(http.pending_max.value).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let kib_max = http.body_max.saturating_mul(READING).div_ceil(1024).min(Semaphore::MAX_PERMITS);
+        let kib_max = u32::try_from(kib_max).unwrap_or(u32::MAX);
         let shared = Arc::new(Shared {
             requests: sender,
-            pending: Arc::new(Semaphore::new(http.pending_max)),
-            pending_max: http.pending_max,
-            pending_kib: Arc::new(Semaphore::new((READING * http.body_max).div_ceil(1024))),
+            pending: Arc::new(Semaphore::new(pending_max)),
+            pending_max,
+            pending_kib: Arc::new(Semaphore::new(kib_max as usize)),
+            kib_max,
             reading: Semaphore::new(READING),
+            parsing: Semaphore::new(1),
             body_max: http.body_max,
+            path: http.path.value.clone(),
         });
-        let router = Router::new().route(&http.path.value, post(take)).with_state(shared);
+        // Not a route of the router: it would take some paths for patterns, and panic at others.
+        let router = Router::new().fallback(take).with_state(shared);
         let mut server = JoinSet::new();
         server.spawn(async move {
             // It ends only with the feed: an error of one connection is that connection's.
@@ -88,26 +100,42 @@ impl Feed for HttpFeed {
     }
 }
 
-async fn take(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response<Body> {
+async fn take(
+    State(shared): State<Arc<Shared>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Response<Body> {
+    if uri.path() != shared.path {
+        return refuse(Refusal(StatusCode::NOT_FOUND, format!("items are taken at {}", shared.path)));
+    }
+    if method != Method::POST {
+        let mut response = refuse(Refusal(StatusCode::METHOD_NOT_ALLOWED, "send items by POST".into()));
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+        return response;
+    }
     match accept(&shared, &headers, body).await {
         Ok(count) => reply(StatusCode::OK, format!("{{\"accepted\":{count}}}\n")),
-        Err(Refusal(status, why)) => {
-            let mut text = Vec::from("{\"error\":");
-            value::write_text(&mut text, why.as_bytes());
-            text.extend_from_slice(b"}\n");
-            let mut response = reply(status, text);
-            if status == StatusCode::SERVICE_UNAVAILABLE {
-                response.headers_mut().insert(RETRY_AFTER, 1.into());
-            }
-            response
-        }
+        Err(refusal) => refuse(refusal),
     }
+}
+
+fn refuse(Refusal(status, why): Refusal) -> Response<Body> {
+    let mut text = Vec::from("{\"error\":");
+    value::write_text(&mut text, why.as_bytes());
+    text.extend_from_slice(b"}\n");
+    let mut response = reply(status, text);
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(RETRY_AFTER, 1.into());
+    }
+    response
 }
 
 fn reply(status: StatusCode, body: impl Into<Body>) -> Response<Body> {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, axum::http::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -116,17 +144,18 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
         Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many items are waiting to be stored; try again".into())
     };
     let form = form(headers)?;
-    let bytes = {
-        let _reading = shared.reading.acquire().await.map_err(|_| full())?;
-        to_bytes(body, shared.body_max).await.map_err(|_| {
-            let why = format!(
-                "the body is larger than {} bytes, which is `max_body`, or was cut short",
-                shared.body_max
-            );
-            Refusal(StatusCode::PAYLOAD_TOO_LARGE, why)
-        })?
+    let reading = shared.reading.acquire().await.map_err(|_| full())?;
+    let bytes = to_bytes(body, shared.body_max).await.map_err(|_| {
+        let why = format!(
+            "the body is larger than {} bytes, which is `max_body`, or was cut short",
+            shared.body_max
+        );
+        Refusal(StatusCode::PAYLOAD_TOO_LARGE, why)
+    })?;
+    let parsing = match bytes.len() as u64 > shared.body_max as u64 / VALUE_FACTOR {
+        true => Some(shared.parsing.acquire().await.map_err(|_| full())?),
+        false => None,
     };
-    let kib = u32::try_from(bytes.len().div_ceil(1024)).unwrap_or(u32::MAX);
     let items = match form {
         Form::Json => read_json(&bytes)?,
         Form::Lines => read_lines(&bytes, shared.body_max)?,
@@ -143,17 +172,23 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
         let why = format!("{count} items in one request; `max_pending` allows {}", shared.pending_max);
         return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, why));
     }
+    let memory = bytes.len() + items.iter().map(Raw::footprint).sum::<usize>();
+    // One request has room whatever it takes, when it is alone.
+    let kib = u32::try_from(memory.div_ceil(1024)).unwrap_or(u32::MAX).min(shared.kib_max);
     let take =
         |semaphore: &Arc<Semaphore>, many| semaphore.clone().try_acquire_many_owned(many).map_err(|_| full());
-    let _pending: [OwnedSemaphorePermit; 2] =
-        [take(&shared.pending, count as u32)?, take(&shared.pending_kib, kib)?];
-    let (reply, answer): (Reply, _) = oneshot::channel();
+    let room = vec![take(&shared.pending, count as u32)?, take(&shared.pending_kib, kib)?];
+    drop((parsing, reading, bytes));
+    let (to, answer) = oneshot::channel();
     let ending = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "the pipeline is ending; try again".into());
-    let chunk = Chunk { items, position: None, reply: Some(reply) };
+    let chunk = Chunk { items, position: None, reply: Some(Reply::new(to, room)) };
     shared.requests.send(chunk).await.map_err(|_| ending())?;
     match answer.await {
         Ok(Ok(())) => Ok(count),
-        Ok(Err(why)) => Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why)),
+        Ok(Err(NotSafe::TooLarge(why))) => {
+            Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("{why}; nothing was accepted")))
+        }
+        Ok(Err(NotSafe::Ended(why))) => Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why)),
         Err(_) => Err(ending()),
     }
 }
@@ -205,6 +240,6 @@ fn read_lines(bytes: &Bytes, line_max: usize) -> Result<Vec<Raw>, Refusal> {
     lines.framer.buffer().extend_from_slice(bytes);
     let mut frames = Vec::new();
     let bad = |why: String| Refusal(StatusCode::BAD_REQUEST, format!("{why}; nothing was accepted"));
-    lines.take(usize::MAX, true, &mut frames).map_err(|error| bad(error.to_string()))?;
+    lines.take_all(&mut frames).map_err(|error| bad(error.to_string()))?;
     frames.into_iter().map(|frame| frame.parsed().map(Raw::Value).map_err(bad)).collect()
 }

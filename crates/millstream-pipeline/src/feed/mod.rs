@@ -12,6 +12,7 @@ pub(crate) use self::file::FileFeed;
 pub(crate) use self::generate::GenerateFeed;
 #[cfg(feature = "http")]
 pub(crate) use self::http::HttpFeed;
+pub(crate) use self::lines::CHUNK_BYTES;
 pub(crate) use self::stdin::StdinFeed;
 pub(crate) use self::stream::StreamFeed;
 
@@ -21,6 +22,7 @@ use bytes::Bytes;
 use millstream_flow::BoxError;
 use std::future::Future;
 use std::pin::Pin;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// The most items of a chunk.
 pub(crate) const CHUNK_ITEMS: usize = 1024;
@@ -36,7 +38,33 @@ pub(crate) struct Chunk {
 }
 
 /// Told once whether the items of a chunk are safe. Dropping it says that they are not.
-pub(crate) type Reply = tokio::sync::oneshot::Sender<Result<(), String>>;
+#[derive(Debug)]
+pub(crate) struct Reply {
+    to: oneshot::Sender<Result<(), NotSafe>>,
+    /// The room that the items take until then, whether anybody still waits or not.
+    _room: Vec<OwnedSemaphorePermit>,
+}
+
+/// Why the items of a chunk are not safe.
+#[derive(Debug)]
+pub(crate) enum NotSafe {
+    /// They never will be: the broker does not take as much.
+    TooLarge(String),
+    /// The run cannot keep them.
+    Ended(String),
+}
+
+impl Reply {
+    #[cfg(feature = "http")]
+    pub(crate) fn new(to: oneshot::Sender<Result<(), NotSafe>>, room: Vec<OwnedSemaphorePermit>) -> Self {
+        Reply { to, _room: room }
+    }
+
+    /// Tells; nobody listens any more when the client has gone.
+    pub(crate) fn send(self, safe: Result<(), NotSafe>) {
+        let _ = self.to.send(safe);
+    }
+}
 
 /// A source of chunks.
 ///
@@ -81,6 +109,6 @@ pub(crate) fn text_items(source: &Source, text: &str) -> Result<Vec<Raw>, BoxErr
     let mut lines = lines::Lines::new(read, "text".into());
     lines.framer.buffer().extend_from_slice(text.as_bytes());
     let mut items = Vec::new();
-    lines.take(usize::MAX, true, &mut items)?;
+    lines.take_all(&mut items)?;
     Ok(items)
 }

@@ -71,7 +71,7 @@ impl Drafter<'_> {
                 listen: spanned(node, "listen")?,
                 path: spanned(node, "path").unwrap_or(Spanned::new("/".to_owned(), node.at)),
                 body_max: size(node, "max_body", 1 << 20).value as usize,
-                pending_max: count(node, "max_pending", 1024).value as usize,
+                pending_max: count(node, "max_pending", 1024),
             }),
             "queue" => Source::Queue {
                 queue: self.queue(node)?,

@@ -2,6 +2,7 @@
 
 use super::place::{At, Spanned};
 use super::template::Template;
+use crate::bound::VALUE_FACTOR;
 use crate::expr::{Condition, Mapping};
 use crate::handlers::Handler;
 use millstream_message::{BrokerUrl, StreamFrom};
@@ -78,14 +79,14 @@ pub(crate) struct HttpSource {
     pub(crate) listen: Spanned<String>,
     pub(crate) path: Spanned<String>,
     pub(crate) body_max: usize,
-    pub(crate) pending_max: usize,
+    pub(crate) pending_max: Setting<u64>,
 }
 
 impl HttpSource {
-    /// Bytes of requests that may wait to become durable, whatever their number.
+    /// Memory of requests that may wait to become durable, whatever their number, and of those that are being read.
     pub(crate) fn bytes_max(&self) -> u64 {
-        // As many again are being read.
-        32 * self.body_max as u64
+        // Sixteen are read at once, one of them becomes values, and what waits takes as much as the largest values can.
+        (16 + 2 * VALUE_FACTOR).saturating_mul(self.body_max as u64)
     }
 }
 

@@ -5,6 +5,7 @@
 use super::model::*;
 use super::place::{At, Spanned};
 use super::problem::{Findings, nearest, one_of};
+use super::template::Template;
 use super::units::{show_duration, show_size};
 use millstream_message::{BrokerUrl, StreamFrom};
 use std::collections::HashMap;
@@ -36,8 +37,20 @@ fn prefetch_of(draft: &Draft) -> Option<Prefetch> {
 
 /// A batch larger than what may be under way at once never fills: it always waits for its age.
 fn prefetch(draft: &Draft, findings: &mut Findings) {
-    let Some(prefetch) = prefetch_of(draft) else { return };
     let Batch { count, bytes, .. } = &draft.batch;
+    if let (Some(Source::Http(http)), Buffer::Memory { .. }) = (draft.source.as_deref(), &draft.buffer.value)
+        && count.value > http.pending_max.value
+    {
+        findings.add(
+            count.at.or(http.pending_max.at).unwrap_or(At::START),
+            format!(
+                "`batch.count` {} is larger than `max_pending` {}: no batch can ever fill, and clients wait for its age",
+                count.value, http.pending_max.value
+            ),
+            format!("raise `max_pending` to at least {}, or lower `batch.count`", count.value),
+        );
+    }
+    let Some(prefetch) = prefetch_of(draft) else { return };
     if count.value > prefetch.items.value {
         let at = count.at.or(prefetch.items.at).unwrap_or(At::START);
         findings.add(
@@ -224,14 +237,28 @@ fn reading(draft: &Draft, findings: &mut Findings) {
                 );
             }
         }
-        Some(Source::Http(http)) if !http.path.starts_with('/') => {
-            findings.add(
-                http.path.at,
-                format!("`path` is `{}`", http.path.value),
-                format!("begin it with a slash: `/{}`", http.path.value),
-            );
-        }
+        Some(Source::Http(http)) => http_path(&http.path, findings),
         _ => {}
+    }
+}
+
+/// A path that no request can have is never posted to.
+fn http_path(path: &Spanned<String>, findings: &mut Findings) {
+    if !path.starts_with('/') {
+        findings.add(
+            path.at,
+            format!("`path` is `{}`", path.value),
+            format!("begin it with a slash: `/{}`", path.value),
+        );
+    }
+    let never =
+        |c: &char| !c.is_ascii_graphic() || matches!(c, '{' | '}' | '?' | '#' | '"' | '<' | '>' | '`');
+    if let Some(c) = path.chars().find(never) {
+        findings.add(
+            path.at,
+            format!("`path` has {c:?}, which the path of a request never has"),
+            "write one path, as clients send it: it is no pattern, and other characters are sent as `%` and their code",
+        );
     }
 }
 
@@ -293,19 +320,21 @@ fn writing(draft: &Draft, findings: &mut Findings) {
     }
 }
 
-/// Two writers of one file would cut each other's lines.
+/// Two writers of one file would cut each other's lines, and whichever starts first takes over what both left.
 fn files_apart(draft: &Draft, findings: &mut Findings) {
-    let mut seen: Vec<(&Path, &str)> = Vec::new();
+    let mut seen: Vec<&Template> = Vec::new();
     for output in &draft.outputs {
         let OutputKind::File(file) = &output.kind else { continue };
-        if seen.contains(&(file.path.root.as_path(), file.path.source())) {
-            findings.add(
-                file.path.at,
-                format!("another output already writes {}", file.path.source()),
-                "give each output its own path",
-            );
+        let template = &file.path.value;
+        if let Some(other) = seen.iter().find(|other| other.overlaps(template)) {
+            let text = if other.source() == template.source() {
+                format!("another output already writes {}", template.source())
+            } else {
+                format!("{} can be the same file as {}, of another output", template.source(), other.source())
+            };
+            findings.add(file.path.at, text, "give each output its own path, as a directory of its own");
         }
-        seen.push((&file.path.root, file.path.source()));
+        seen.push(template);
         if let Some(Source::File { path, .. }) = draft.source.as_deref()
             && file.path.is_fixed()
             && path.value

@@ -19,6 +19,26 @@ enum Part {
     Field(Vec<Value>, String),
 }
 
+/// A piece of a path that two templates are held against each other by. A field is one character and the rest of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Piece {
+    Char(char),
+    /// Any but a slash.
+    One,
+    /// Any number of them.
+    Rest,
+}
+
+impl Piece {
+    fn shares_a_character_with(&self, other: &Piece) -> bool {
+        match (self, other) {
+            (Piece::Char(one), Piece::Char(other)) => one == other,
+            (Piece::Char(c), _) | (_, Piece::Char(c)) => *c != '/',
+            _ => true,
+        }
+    }
+}
+
 /// A file name may have this many bytes on every file system in use; the partial's name is longer by 9.
 const NAME_MAX: usize = 240;
 
@@ -63,6 +83,15 @@ impl Template {
         self.parts.iter().all(|part| matches!(part, Part::Text(_)))
     }
 
+    /// How many directories below the root its files lie.
+    pub(crate) fn levels(&self) -> usize {
+        let slashes = |part: &Part| match part {
+            Part::Text(text) => text.matches('/').count(),
+            Part::Field(..) => 0,
+        };
+        self.parts.iter().map(slashes).sum()
+    }
+
     /// Whether `path`, relative to the root, could be one of this template's.
     pub(crate) fn matches(&self, path: &str) -> bool {
         fn rest(parts: &[Part], path: &str) -> bool {
@@ -79,6 +108,53 @@ impl Template {
             }
         }
         rest(&self.parts, path)
+    }
+
+    /// Whether some path could be of both templates.
+    pub(crate) fn overlaps(&self, other: &Template) -> bool {
+        let (one, two) = (self.pieces(), other.pieces());
+        let mut reached = vec![false; (one.len() + 1) * (two.len() + 1)];
+        let mut open = vec![(0, 0)];
+        while let Some((i, j)) = open.pop() {
+            if i > one.len()
+                || j > two.len()
+                || std::mem::replace(&mut reached[i * (two.len() + 1) + j], true)
+            {
+                continue;
+            }
+            let (a, b) = (one.get(i), two.get(j));
+            if (a, b) == (None, None) {
+                return true;
+            }
+            if a == Some(&Piece::Rest) {
+                open.push((i + 1, j));
+            }
+            if b == Some(&Piece::Rest) {
+                open.push((i, j + 1));
+            }
+            // One character of both.
+            if let (Some(a), Some(b)) = (a, b)
+                && a.shares_a_character_with(b)
+            {
+                open.push((i + usize::from(*a != Piece::Rest), j + usize::from(*b != Piece::Rest)));
+            }
+        }
+        false
+    }
+
+    /// The whole path, character by character.
+    fn pieces(&self) -> Vec<Piece> {
+        let root: PathBuf = self.root.components().collect();
+        let mut pieces: Vec<Piece> =
+            root.to_string_lossy().trim_end_matches('/').chars().map(Piece::Char).collect();
+        pieces.push(Piece::Char('/'));
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => pieces.extend(text.chars().map(Piece::Char)),
+                Part::Field(..) => pieces.extend([Piece::One, Piece::Rest]),
+            }
+        }
+        pieces
     }
 
     /// The template as it was written.
@@ -183,6 +259,27 @@ mod tests {
             ("a/x-y.csv", false),
         ] {
             assert_eq!(template.matches(path), own, "{path}");
+        }
+    }
+
+    #[test]
+    fn templates_that_can_name_one_file_are_told_apart_from_others() {
+        let template = |text: &str| Template::parse(text, Path::new("/base")).expect("a good template");
+        for (one, other, overlap) in [
+            ("out/{a}.ndjson", "out/{a}-rest.ndjson", true),
+            ("out/{a}.ndjson", "out/rest.ndjson", true),
+            ("out/{a}.ndjson", "out/./rest.ndjson", true),
+            ("out/{a}/f.csv", "out/x/{b}", true),
+            ("out/{a}{b}", "out/{c}", true),
+            ("out/a", "out/a", true),
+            ("out/{a}.ndjson", "out/rest.csv", false),
+            ("out/{a}.ndjson", "out/rest/{a}.ndjson", false),
+            ("out/{a}{b}", "out/x", false),
+            ("out/x-{a}", "out/y-{a}", false),
+            ("/{a}", "/base/{a}", false),
+        ] {
+            assert_eq!(template(one).overlaps(&template(other)), overlap, "{one} {other}");
+            assert_eq!(template(other).overlaps(&template(one)), overlap, "{other} {one}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! A feed straight into the flow, with nothing durable between.
 
 use super::{Intake, Remembered, too_many};
-use crate::feed::{Chunk, Feed, Reply};
+use crate::feed::{Chunk, Feed, NotSafe, Reply};
 use crate::item::Raw;
 use crate::trouble::Trouble;
 use futures_core::Stream;
@@ -154,12 +154,11 @@ impl Settler for Told {
                 && let Some(waiting) = replies.remove(&first)
             {
                 let told = if waiting.failed {
-                    Err("the run ended before the items were safe".to_owned())
+                    Err(NotSafe::Ended("the run ended before the items were safe".to_owned()))
                 } else {
                     Ok(())
                 };
-                // Nobody listens any more when the client has gone.
-                let _ = waiting.reply.send(told);
+                waiting.reply.send(told);
             }
             item += count;
         }

@@ -1,8 +1,10 @@
 //! A feed into the buffer's queue: what was read is stored, and with it how far was read.
 
-use crate::feed::{Chunk, Feed};
-use millstream_flow::BoxError;
-use millstream_message::{Address, Batch, Broker, Outcomes, PublishOutcome, Refusal};
+use crate::feed::{Chunk, Feed, NotSafe};
+use crate::file::units::show_size;
+use crate::item::refused;
+use millstream_flow::{BoxError, chain};
+use millstream_message::{Address, Batch, Broker, Message, Outcomes, PublishOutcome, Refusal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -69,7 +71,13 @@ impl Ingest {
 
     async fn store(&self, chunk: Chunk, name: Option<&str>) -> Result<(), BoxError> {
         let count = chunk.items.len() as u64;
-        let messages = chunk.items.into_iter().map(|item| item.into_message());
+        let mut messages: Vec<Message> = chunk.items.into_iter().map(|item| item.into_message()).collect();
+        if let Some(why) = self.too_large(&mut messages, chunk.reply.is_some()) {
+            if let Some(reply) = chunk.reply {
+                reply.send(Err(NotSafe::TooLarge(why)));
+            }
+            return Ok(());
+        }
         let mut batch = Batch::to(&self.queue, messages);
         let bytes: usize = batch.publishes.iter().map(|publish| publish.message.size()).sum();
         self.mean_bytes.store(bytes as u64 / count.max(1), Ordering::Relaxed);
@@ -81,12 +89,38 @@ impl Ingest {
             batch = batch.with_position(format!("{}/last", self.queue.key()), Vec::new());
         }
         let stored = self.publish(batch).await;
-        if let Some(reply) = chunk.reply {
-            // Nobody listens any more when the client has gone.
-            let _ = reply.send(stored.as_ref().map(drop).map_err(|error| error.to_string()));
+        if stored.is_ok() {
+            self.stored.fetch_add(count, Ordering::AcqRel);
         }
-        self.stored.fetch_add(count, Ordering::AcqRel);
+        let Some(reply) = chunk.reply else { return stored };
+        match &stored {
+            Ok(()) => reply.send(Ok(())),
+            Err(error) => {
+                let why = chain(&**error);
+                if matches!(error.downcast_ref(), Some(Refusal::TooLarge { .. })) {
+                    // The client can send less at once: it is its error, not the run's.
+                    reply.send(Err(NotSafe::TooLarge(why)));
+                    return Ok(());
+                }
+                reply.send(Err(NotSafe::Ended(why)));
+            }
+        }
         stored
+    }
+
+    /// Looks for messages that the broker would never take. Where somebody can be told, the first of them is what is told;
+    /// else each is replaced by one that says so, for the error policy to meet behind the queue.
+    fn too_large(&self, messages: &mut [Message], tell: bool) -> Option<String> {
+        let max = self.broker.features().max_message_bytes;
+        for message in messages.iter_mut().filter(|message| message.size() as u64 > max) {
+            let (size, most) = (show_size(message.size() as u64), show_size(max));
+            let why = format!("the item is {size} as a message; its broker takes {most}");
+            if tell {
+                return Some(why);
+            }
+            *message = refused(message, why);
+        }
+        None
     }
 
     /// Publishes the batch, waiting while the queue is full.

@@ -1,5 +1,6 @@
 //! Where a position is kept from run to run: a file of its own, or a stream's broker.
 
+use crate::directory;
 use crate::hold::Hold;
 use bytes::Bytes;
 use millstream_flow::BoxError;
@@ -71,8 +72,8 @@ impl PositionFile {
                 remedy,
             }
         };
-        let parent = directory(path);
-        fs::create_dir_all(parent)
+        let parent = parent(path);
+        directory::create(parent)
             .map_err(failed("its directory cannot be made; check `source.file.position`"))?;
         let lock = File::create(beside(path, "lock"))
             .map_err(failed("its directory must be writable; check `source.file.position`"))?;
@@ -125,10 +126,10 @@ fn replace(path: &Path, position: &[u8]) -> std::io::Result<()> {
     file.write_all(position)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
-    File::open(directory(path))?.sync_all()
+    directory::sync(parent(path))
 }
 
-fn directory(path: &Path) -> &Path {
+fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -1,6 +1,7 @@
 //! The file output: items go to the file their path names, files are finished by size, by age and at the end.
 
 use super::partial::{Partial, left_over};
+use crate::directory;
 use crate::file::model::FileOutput;
 use crate::file::template::Template;
 use crate::hold::Hold;
@@ -58,6 +59,10 @@ pub(crate) struct Files {
     files: HashMap<Arc<str>, Writing>,
     /// Counts uses, to know which file was not used longest.
     uses: u64,
+    /// Whether everything that was left over is taken over: what is found from then on, this run has left.
+    opened: bool,
+    /// Whether files were forgotten that are to be finished at the end.
+    forgotten: bool,
     /// Set by a failed sync: what the disk holds is unknown until the file is opened anew.
     broken: bool,
     /// After the files, which are closed before it is let go.
@@ -85,7 +90,7 @@ impl Files {
     pub(crate) fn open(output: &FileOutput, header: Header, hold: Hold) -> Result<Self, FileError> {
         let template = output.path.value.clone();
         let root = &template.root;
-        std::fs::create_dir_all(root).map_err(|error| FileError::new("create directory", root, error))?;
+        directory::create(root).map_err(|error| FileError::new("create directory", root, error))?;
         let probe = root.join(".millstream-writable");
         std::fs::File::create(&probe).map_err(|error| FileError::new("write in", root, error))?;
         std::fs::remove_file(&probe).map_err(|error| FileError::new("write in", root, error))?;
@@ -96,19 +101,36 @@ impl Files {
             open_max: output.open_max.value as usize,
             files: HashMap::new(),
             uses: 0,
+            opened: false,
+            forgotten: false,
             broken: false,
             _hold: hold,
             template,
         };
-        for target in left_over(&files.template.root) {
-            if let Ok(path) = target.strip_prefix(&files.template.root)
-                && let Some(path) = path.to_str()
-                && files.template.matches(path)
-            {
-                files.writing(path.into())?;
-            }
+        for path in files.left_over() {
+            files.writing(path)?;
+            files.forget();
         }
+        files.opened = true;
         Ok(files)
+    }
+
+    /// The files of this output that are not finished.
+    fn left_over(&self) -> Vec<Arc<str>> {
+        let Template { root, .. } = &self.template;
+        let targets = left_over(root, self.template.levels());
+        let paths = targets.iter().filter_map(|target| target.strip_prefix(root).ok()?.to_str());
+        paths.filter(|path| self.template.matches(path)).map(Arc::from).collect()
+    }
+
+    /// Forgets files that are set aside and synced: paths by a field may be any number. Until it is written to again, all
+    /// that is to be known of one is on the disk, but for its age.
+    fn forget(&mut self) {
+        if self.rotate_every.is_none() {
+            let known = self.files.len();
+            self.files.retain(|_, writing| writing.dirty || writing.partial.is_open());
+            self.forgotten |= self.files.len() < known;
+        }
     }
 
     /// Takes lines, with their line breaks, for the file `path`.
@@ -154,7 +176,9 @@ impl Files {
             .filter(|(_, writing)| writing.partial.length() >= max)
             .map(|(path, _)| path.clone())
             .collect();
-        due.iter().try_for_each(|path| self.finish(path))
+        due.iter().try_for_each(|path| self.finish(path))?;
+        self.forget();
+        Ok(())
     }
 
     fn write_out(&mut self) -> Result<(), FileError> {
@@ -162,9 +186,13 @@ impl Files {
             writing.put(&self.header)?;
         }
         for writing in self.files.values_mut().filter(|writing| writing.dirty) {
+            let open = writing.partial.is_open();
             if let Err(error) = writing.partial.sync() {
                 self.broken = true;
                 return Err(error);
+            }
+            if !open {
+                writing.partial.set_aside();
             }
         }
         for writing in self.files.values_mut() {
@@ -214,7 +242,14 @@ impl Files {
     pub(crate) fn close(&mut self) -> Result<(), FileError> {
         self.sync()?;
         let paths: Vec<_> = self.files.keys().cloned().collect();
-        paths.iter().try_for_each(|path| self.finish(path))
+        paths.iter().try_for_each(|path| self.finish(path))?;
+        if self.forgotten {
+            for path in self.left_over() {
+                let target = self.template.root.join(&*path);
+                Partial::open(target, self.header.is_some(), true)?.finish()?;
+            }
+        }
+        Ok(())
     }
 
     fn finish(&mut self, path: &str) -> Result<(), FileError> {
@@ -231,6 +266,7 @@ impl Files {
             if let Some(writing) = open.min_by_key(|writing| writing.used) {
                 // What it has taken is put into the file now and synced with all others; `sync` opens it again.
                 writing.put(&self.header)?;
+                writing.pending = Vec::new();
                 writing.partial.set_aside();
             }
         }
@@ -240,7 +276,7 @@ impl Files {
                 entry.into_mut().partial.reopen()?;
             }
             Entry::Vacant(entry) => {
-                let partial = Partial::open(target, self.header.is_some())?;
+                let partial = Partial::open(target, self.header.is_some(), self.opened)?;
                 let settled = partial.length();
                 let (pending, dirty, since, used) = (Vec::new(), false, Instant::now(), self.uses);
                 entry.insert(Writing { partial, pending, dirty, settled, since, used });
@@ -279,5 +315,78 @@ impl Writing {
             }
         }
         self.partial.append(lines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::model::{Format, Setting};
+    use crate::file::place::{At, Spanned};
+    use std::collections::BTreeMap;
+
+    fn files(root: &Path, rotate_every: Option<Duration>) -> Files {
+        let template = Template::parse("{k}.ndjson", root).expect("a good template");
+        let output = FileOutput {
+            path: Spanned { value: template, at: At::START },
+            format: Setting { value: Format::Ndjson, at: None },
+            columns: None,
+            rotate: None,
+            rotate_bytes: None,
+            rotate_every,
+            open_max: Setting { value: 2, at: None },
+        };
+        let (hold, _) = crate::hold::hold();
+        Files::open(&output, None, hold).expect("opened")
+    }
+
+    /// Paths by a field may be any number, and each is to be written to again.
+    #[test]
+    fn files_that_are_set_aside_take_no_memory_and_lose_nothing() {
+        let dir = tempfile::TempDir::new().expect("a directory");
+        let mut files = files(dir.path(), None);
+        let mut expected: BTreeMap<String, String> = BTreeMap::new();
+        for round in 0..3 {
+            for key in 0..40 {
+                let line = format!("{round}\n");
+                let path: Arc<str> = format!("{key}.ndjson").into();
+                files.add(&path, line.as_bytes()).expect("taken");
+                expected.entry(path.to_string()).or_default().push_str(&line);
+                if key % 7 == 0 {
+                    files.sync().expect("synced");
+                }
+            }
+            files.sync().expect("synced");
+            let open = files.files.values().filter(|writing| writing.partial.is_open()).count();
+            assert!(
+                files.files.len() <= 2 && open <= 2,
+                "{} files are known, {open} open",
+                files.files.len()
+            );
+        }
+        files.close().expect("closed");
+        drop(files);
+        let names = std::fs::read_dir(dir.path()).expect("listed").map(|entry| entry.expect("one").path());
+        let found: BTreeMap<String, String> = names
+            .map(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                (name, std::fs::read_to_string(&path).expect("a file"))
+            })
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_are_finished_by_their_age_are_not_forgotten() {
+        let dir = tempfile::TempDir::new().expect("a directory");
+        let mut files = files(dir.path(), Some(Duration::from_secs(60)));
+        for key in 0..10 {
+            files.add(&format!("{key}.ndjson").into(), b"1\n").expect("taken");
+        }
+        files.sync().expect("synced");
+        files.rotate(Instant::now() + Duration::from_secs(61)).expect("finished");
+        let hidden = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with('.');
+        let left = std::fs::read_dir(dir.path()).expect("listed");
+        assert_eq!(left.filter(|entry| entry.as_ref().is_ok_and(|one| hidden(&one.file_name()))).count(), 0);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::file::FileError;
 use crate::codec::Framer;
+use crate::directory;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -21,21 +22,21 @@ pub(crate) struct Partial {
 }
 
 impl Partial {
-    /// Begins the file for `target`, or goes on with what a killed run left of it.
-    pub(crate) fn open(target: PathBuf, csv: bool) -> Result<Self, FileError> {
+    /// Begins the file for `target`, or goes on with what a killed run left of it; `whole` says that this run left it, synced.
+    pub(crate) fn open(target: PathBuf, csv: bool, whole: bool) -> Result<Self, FileError> {
         let path = hidden(&target);
-        let directory = parent(&target);
-        std::fs::create_dir_all(directory)
-            .map_err(|error| FileError::new("create directory", directory, error))?;
+        let parent = parent(&target);
+        directory::create(parent).map_err(|error| FileError::new("create directory", parent, error))?;
         let existed = path.exists();
         let mut file = open(&path)?;
-        let length = if existed {
-            recover(&mut file, csv).map_err(|error| FileError::new("recover", &path, error))?
-        } else {
-            0
+        let length = match (existed, whole) {
+            (false, _) => Ok(0),
+            (true, false) => recover(&mut file, csv),
+            (true, true) => file.seek(SeekFrom::End(0)),
         };
+        let length = length.map_err(|error| FileError::new("recover", &path, error))?;
         if !existed {
-            sync_directory(directory)?;
+            sync_directory(parent)?;
         }
         Ok(Partial { target, path, file: Some(file), length })
     }
@@ -64,7 +65,7 @@ impl Partial {
     pub(crate) fn restart(&mut self) -> Result<(), FileError> {
         let csv = true; // only csv has a header that can differ
         self.give_name()?;
-        *self = Partial::open(self.target.clone(), csv)?;
+        *self = Partial::open(self.target.clone(), csv, false)?;
         Ok(())
     }
 
@@ -140,18 +141,19 @@ impl Partial {
     }
 }
 
-/// The targets of all partial files below `root`, as a killed run left them.
-pub(crate) fn left_over(root: &Path) -> Vec<PathBuf> {
+/// The targets of all partial files up to `levels` directories below `root`, as a killed run left them.
+pub(crate) fn left_over(root: &Path, levels: usize) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    // Templates make a few levels of directories at most.
     let mut directories = vec![(root.to_owned(), 0)];
-    while let Some((directory, depth)) = directories.pop() {
+    while let Some((directory, level)) = directories.pop() {
         let Ok(entries) = std::fs::read_dir(&directory) else { continue };
         for entry in entries.flatten() {
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && depth < 8 && !name.starts_with('.') {
-                directories.push((entry.path(), depth + 1));
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if level < levels {
+                    directories.push((entry.path(), level + 1));
+                }
             } else if let Some(target) = name.strip_prefix('.').and_then(|name| name.strip_suffix(SUFFIX)) {
                 found.push(directory.join(target));
             }
@@ -199,10 +201,8 @@ fn open(path: &Path) -> Result<File, FileError> {
     }
 }
 
-fn sync_directory(directory: &Path) -> Result<(), FileError> {
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|error| FileError::new("sync directory", directory, error))
+fn sync_directory(path: &Path) -> Result<(), FileError> {
+    directory::sync(path).map_err(|error| FileError::new("sync directory", path, error))
 }
 
 /// Cuts what a crash left behind the last whole line, and gives the length that remains.

@@ -38,3 +38,48 @@ impl Tries {
         self.attempts.made()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    fn tries(attempts: u32, backoff: Duration) -> Tries {
+        Tries::new(Some(model::Retry { attempts, backoff, at: crate::file::place::At::START }))
+    }
+
+    /// How long each of the waits of one write takes.
+    async fn waits(mut tries: Tries, asked: Option<Duration>) -> Vec<Duration> {
+        let mut waits = Vec::new();
+        loop {
+            let began = Instant::now();
+            if !tries.again(asked).await {
+                return waits;
+            }
+            waits.push(began.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_grow_from_the_backoff_on() {
+        let backoff = Duration::from_secs(1);
+        let mut sums = [Duration::ZERO; 4];
+        for _ in 0..100 {
+            let waits = waits(tries(5, backoff), None).await;
+            assert_eq!(waits.len(), 4, "one try more than waits");
+            sums.iter_mut().zip(waits).for_each(|(sum, wait)| *sum += wait);
+        }
+        // Each is chance's to a part.
+        assert!(sums[0] <= 110 * backoff, "{sums:?}");
+        assert!(sums.windows(2).all(|pair| pair[1] > pair[0] * 3 / 2), "{sums:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_other_side_asks_for_is_waited_up_to_a_minute() {
+        for (asked, least) in [(20, 20), (600, 60)] {
+            let waits = waits(tries(2, Duration::from_millis(1)), Some(Duration::from_secs(asked))).await;
+            let least = Duration::from_secs(least);
+            assert!(waits[0] >= least && waits[0] < 2 * least, "{waits:?}");
+        }
+    }
+}

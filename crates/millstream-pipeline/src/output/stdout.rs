@@ -11,6 +11,14 @@ use std::io::{self, Write};
 #[error("nobody reads standard output any more")]
 struct Closed(#[source] io::Error);
 
+/// Standard output took no more, with what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output: {remedy}")]
+struct Unwritten {
+    remedy: &'static str,
+    source: io::Error,
+}
+
 /// Whether this error, or what caused it, is that nobody reads standard output any more.
 pub(crate) fn is_closed(error: &(dyn Error + 'static)) -> bool {
     error.is::<Closed>() || error.source().is_some_and(is_closed)
@@ -32,7 +40,12 @@ impl StdoutOutput {
     pub(crate) fn write(&mut self, batch: &Batch) -> Result<(), BoxError> {
         self.put(batch).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => Closed(error).into(),
-            _ => error.into(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Unwritten {
+                remedy: "the disk that it leads to is full; free some space and start again",
+                source: error,
+            }
+            .into(),
+            _ => Unwritten { remedy: "see where it leads to, and start again", source: error }.into(),
         })
     }
 
@@ -56,12 +69,12 @@ mod tests {
 
     /// Keeps what is written, or refuses it.
     #[derive(Clone, Default)]
-    struct Screen(Arc<Mutex<Vec<u8>>>, bool);
+    struct Screen(Arc<Mutex<Vec<u8>>>, Option<io::ErrorKind>);
 
     impl Write for Screen {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            if self.1 {
-                return Err(io::ErrorKind::BrokenPipe.into());
+            if let Some(kind) = self.1 {
+                return Err(kind.into());
             }
             self.0.lock().expect("the screen").extend_from_slice(bytes);
             Ok(bytes.len())
@@ -92,10 +105,20 @@ mod tests {
         out.write(&batch(&["1\n", "2\n"])).expect("written");
         out.write(&batch(&["3\n"])).expect("written");
         assert_eq!(*screen.0.lock().expect("the screen"), b"n\n1\n2\n3\n");
-        let mut closed = StdoutOutput::new(Box::new(Screen(Default::default(), true)), None);
+        let mut closed =
+            StdoutOutput::new(Box::new(Screen(Default::default(), Some(io::ErrorKind::BrokenPipe))), None);
         let error = closed.write(&batch(&["1\n"])).expect_err("it is closed");
         assert!(is_closed(&*error), "{error}");
         let other: BoxError = io::Error::from(io::ErrorKind::BrokenPipe).into();
         assert!(!is_closed(&*other), "another pipe is not standard output");
+    }
+
+    #[test]
+    fn a_full_disk_behind_standard_output_is_told_with_what_to_do() {
+        let full = Screen(Default::default(), Some(io::ErrorKind::StorageFull));
+        let error = StdoutOutput::new(Box::new(full), None).write(&batch(&["1\n"])).expect_err("it is full");
+        let text = error.to_string();
+        assert!(text.contains("standard output") && text.contains("free some space"), "{text}");
+        assert!(!is_closed(&*error), "{text}");
     }
 }

@@ -84,7 +84,8 @@ static SOURCE_HTTP: Shape = Shape {
         key(
             "max_pending",
             Kind::Count(1, 1_000_000),
-            "Items accepted and not yet durable; beyond it a request gets 503 with Retry-After.",
+            "Items accepted and not yet durable; beyond it, or when they take 16 times `max_body` of memory, a request \
+             gets 503 with Retry-After.",
         )
         .or("1024"),
     ],

@@ -1,0 +1,103 @@
+//! How far files were read, and whether a file is still the one that was read.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use tokio::fs::File;
+
+/// Bytes that tell a file from another one of the same name: so many at its begin, and so many before where reading goes on.
+const MARK: u64 = 256;
+
+/// How far each file was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Position {
+    pub(super) files: BTreeMap<String, FilePosition>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FilePosition {
+    /// Where reading goes on.
+    pub(super) offset: u64,
+    /// The line that begins there.
+    pub(super) line: u64,
+    /// Checksum of the file's first bytes, as far as they had been read.
+    mark: u32,
+    /// How many bytes the checksum covers.
+    marked: u64,
+    /// Checksum of the last bytes before `offset`, which differ where files begin alike: csv of one header. Positions of
+    /// earlier versions have none.
+    #[serde(default)]
+    tail: u32,
+    #[serde(default)]
+    tailed: u64,
+}
+
+/// The begin of an open file, as far as it is known.
+#[derive(Debug, Default)]
+pub(super) struct Begin(Vec<u8>);
+
+impl Begin {
+    /// The position of `file` at `offset`, up to which it has been read.
+    ///
+    /// What is read here was read a moment ago: no disk is waited for.
+    pub(super) fn position(&mut self, file: &File, offset: u64, line: u64) -> io::Result<FilePosition> {
+        let marked = offset.min(MARK);
+        if (self.0.len() as u64) < marked {
+            self.0 = read_at(file, 0, MARK)?;
+        }
+        let first = &self.0[..self.0.len().min(marked as usize)];
+        let tailed = (offset - marked).min(MARK);
+        // Of a file that is cut in this moment there is less, and it is another one from then on.
+        let tail = crc32fast::hash(&read_at(file, offset - tailed, tailed)?);
+        Ok(FilePosition { offset, line, mark: crc32fast::hash(first), marked, tail, tailed })
+    }
+}
+
+impl FilePosition {
+    /// Whether this is a position of `file`, which is `length` bytes long: one that was replaced or cut is another file.
+    pub(super) fn is_of(&self, file: &File, length: u64) -> io::Result<bool> {
+        let is =
+            |from, count, mark| Ok::<_, io::Error>(crc32fast::hash(&read_at(file, from, count)?) == mark);
+        Ok(self.offset <= length
+            && self.tailed <= self.offset
+            && is(0, self.marked.min(MARK), self.mark)?
+            && is(self.offset - self.tailed, self.tailed.min(MARK), self.tail)?)
+    }
+}
+
+/// Up to `count` bytes from `offset` on, whatever is being read of the file meanwhile.
+fn read_at(file: &File, offset: u64, count: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; count as usize];
+    let mut read = 0;
+    while read < bytes.len() {
+        match rustix::io::pread(file, &mut bytes[read..], offset + read as u64) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+#[cfg(unix)]
+mod identity {
+    use std::fs::Metadata;
+    use std::os::unix::fs::MetadataExt;
+
+    /// Whether a name still means the file that was opened by it: logs are rotated by giving the name to another file.
+    pub(in super::super) fn is_same(named: &Metadata, open: &Metadata) -> bool {
+        (named.dev(), named.ino()) == (open.dev(), open.ino())
+    }
+}
+
+#[cfg(not(unix))]
+mod identity {
+    /// Where files have no such numbers, one that is shorter than what was read of it shows that it is another one.
+    pub(in super::super) fn is_same(_: &std::fs::Metadata, _: &std::fs::Metadata) -> bool {
+        true
+    }
+}
+
+pub(super) use identity::is_same;
