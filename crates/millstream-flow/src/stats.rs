@@ -1,7 +1,8 @@
 //! What stages, hops and operators count while they run. Written by one task each, read by anybody.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::clock::Tick;
@@ -195,9 +196,20 @@ fn nanos(time: Duration) -> u64 {
     time.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(time.subsec_nanos()))
 }
 
+/// Tells the items and the bytes that wait in a ring, while there is one.
+#[derive(Default)]
+struct Gauge(OnceLock<Box<dyn Fn() -> Option<(usize, usize)> + Send + Sync>>);
+
+impl fmt::Debug for Gauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gauge")
+    }
+}
+
 /// One hop: the bounded hand-over between two stages.
 #[derive(Debug, Default)]
 pub(crate) struct HopStats {
+    ring: Gauge,
     len: AtomicUsize,
     bytes: AtomicUsize,
     len_max: AtomicUsize,
@@ -206,14 +218,17 @@ pub(crate) struct HopStats {
 }
 
 impl HopStats {
-    /// Items waiting in the hop, as of the producer's last look.
-    pub(crate) fn len(&self) -> usize {
-        self.len.load(Ordering::Relaxed)
+    /// Of a hop whose items wait in a ring.
+    pub(crate) fn of_ring<T: Send + 'static>(&self, writer: &Writer<T>) {
+        self.ring.0.get_or_init(|| Box::new(writer.gauge()));
     }
 
-    /// Bytes waiting, by the hop's own measure; 0 if it has none.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
+    /// Items waiting in the hop, and their bytes by the hop's own measure, or 0 if it has none.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        match self.ring.0.get() {
+            Some(gauge) => gauge().unwrap_or_default(),
+            None => (self.len.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed)),
+        }
     }
 
     /// The most items that ever waited.
@@ -232,10 +247,9 @@ impl HopStats {
     }
 
     /// What a ring's writer has handed over. It is the only one that counts, so no read-modify-write is needed.
-    pub(crate) fn published<T>(&self, writer: &Writer<T>, bytes: usize) {
-        let len = writer.len();
-        self.observed(len, bytes);
-        self.len_max.store(self.len_max.load(Ordering::Relaxed).max(len), Ordering::Relaxed);
+    pub(crate) fn published<T>(&self, writer: &Writer<T>) {
+        let len_max = self.len_max.load(Ordering::Relaxed).max(writer.len());
+        self.len_max.store(len_max, Ordering::Relaxed);
         self.chunks.store(writer.chunks() as u64, Ordering::Relaxed);
         self.items.store(writer.written() as u64, Ordering::Relaxed);
     }
@@ -248,6 +262,7 @@ impl HopStats {
         self.items.fetch_add(items as u64, Ordering::Relaxed);
     }
 
+    /// How much waits on a shelf.
     pub(crate) fn observed(&self, len: usize, bytes: usize) {
         self.len.store(len, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);

@@ -37,14 +37,14 @@ pub(crate) struct Outlet<T, K> {
 /// The reading end of an outlet, before it knows the tasks that fill it.
 pub(crate) struct End<T, K> {
     reader: Reader<(T, K)>,
-    stats: Arc<HopStats>,
 }
 
-impl<T, K> Outlet<T, K> {
+impl<T: Send + 'static, K: Send + 'static> Outlet<T, K> {
     pub(crate) fn new(scope: &Scope, op: &OpStats, capacity: Capacity) -> (Self, End<T, K>) {
         let (capacity, stats) = add_hop::<(T, K)>(scope, op, capacity.items, None);
         let (writer, reader) = ring(capacity.bounds().1);
-        (Outlet { writer: Some(writer), capacity, stats: stats.clone() }, End { reader, stats })
+        stats.of_ring(&writer);
+        (Outlet { writer: Some(writer), capacity, stats }, End { reader })
     }
 }
 
@@ -55,8 +55,7 @@ impl<T, K: Settle> End<T, K> {
         scope: &Arc<Scope>,
         op: &Arc<OpStats>,
     ) -> Pipe<Hop<T, K, Unmeasured>> {
-        let End { reader, stats } = self;
-        let flow = Hop { reader, measure: Unmeasured, stats, tasks: tasks.clone() };
+        let flow = Hop { reader: self.reader, measure: Unmeasured, tasks: tasks.clone() };
         Pipe::behind(flow, scope.clone(), op.clone())
     }
 }
@@ -366,7 +365,7 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
                 if let Some(writer) = &mut lane.writer
                     && writer.publish(0) > 0
                 {
-                    lane.stats.published(writer, 0);
+                    lane.stats.published(writer);
                 }
             }
             if self.route.is_stuck() && turn != Turn::Failed {

@@ -340,3 +340,23 @@ async fn a_function_that_does_not_return_can_be_seen_from_outside() {
     release.send(()).unwrap();
     assert_eq!(run.join().await.unwrap().0, [true]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_hop_that_is_idle_says_that_nothing_waits_in_it() {
+    let (mut sender, pipe) = Pipe::channel(8);
+    let run = pipe.buffer(10).for_each(drop).start();
+    for n in 0..5 {
+        sender.send(n).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let hop = &run.report().hops[0];
+    assert_eq!((hop.items, hop.len), (5, 0));
+    let (mut sender, pipe) = Pipe::channel(8);
+    let stuck = pipe.buffer(10).map_async(1, async |_| std::future::pending::<()>().await);
+    let run = stuck.for_each(drop).start();
+    for n in 0..5 {
+        sender.send(n).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(run.report().hops[0].len >= 4, "one is in the call");
+}

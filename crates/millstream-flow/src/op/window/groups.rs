@@ -42,6 +42,10 @@ impl<S, G: Settle<Group = G> + Default> Opens<S, G> {
         if at < self.others.len() { &mut self.others[at] } else { &mut self.newest }
     }
 
+    fn part(&self, at: usize) -> &Part<S> {
+        &self.others.get(at).unwrap_or(&self.newest).part
+    }
+
     fn parts(&self) -> impl Iterator<Item = &Part<S>> {
         self.others.iter().chain([&self.newest]).map(|open| &open.part)
     }
@@ -55,8 +59,8 @@ impl<S, G: Settle<Group = G> + Default> Opens<S, G> {
         Some(mem::replace(&mut self.newest, next))
     }
 
-    /// The window that an item of this time belongs to. One that it joins to others takes them in; where there is none,
-    /// one is made.
+    /// The window that an item of this time belongs to: the first in time that it fits. One that it joins to others takes
+    /// them in, as far as the limits go; where there is none, one is made.
     fn place<T>(
         &mut self,
         time: i64,
@@ -64,24 +68,25 @@ impl<S, G: Settle<Group = G> + Default> Opens<S, G> {
         late: bool,
         aggregate: &impl Aggregate<T, State = S>,
     ) -> usize {
-        let mut fitting: Option<usize> = None;
-        let mut at = 0;
-        while at < self.len() {
-            if !limits.fits(&self.get(at).part, time) {
-                at += 1;
-            } else if let (Some(first), true) = (fitting, limits.gap.is_some()) {
-                let Some(open) = self.take(at) else { break };
-                self.get(first).join(open, aggregate);
-            } else {
-                fitting = fitting.or(Some(at));
-                at += 1;
-            }
-        }
-        fitting.unwrap_or_else(|| {
+        let fitting = self.parts().zip(0..).filter(|(part, _)| limits.fits(part, time));
+        let Some((_, mut first)) = fitting.map(|(part, at)| (part.from, at)).min() else {
             let before = mem::replace(&mut self.newest, Open::new(late, aggregate));
             self.others.push(before);
-            self.others.len()
-        })
+            return self.others.len();
+        };
+        let mut at = 0;
+        while limits.gap.is_some() && at < self.len() {
+            let (one, other) = (self.part(first), self.part(at));
+            if at == first || !limits.fits(other, time) || !limits.join(one, other, time) {
+                at += 1;
+                continue;
+            }
+            let Some(open) = self.take(at) else { break };
+            // In place of the newest comes the last of the others, whose number stays.
+            first -= usize::from(first > at);
+            self.get(first).join(open, aggregate);
+        }
+        first
     }
 }
 
@@ -128,6 +133,13 @@ impl Limits {
     #[inline]
     fn alone(&self, time: i64) -> i64 {
         time.saturating_add(self.gap.unwrap_or(i64::MAX).min(self.age.unwrap_or(i64::MAX)))
+    }
+
+    /// Whether two windows and an item between them may be one.
+    fn join<S>(&self, one: &Part<S>, other: &Part<S>, time: i64) -> bool {
+        let (from, to) = (one.from.min(other.from).min(time), one.to.max(other.to).max(time));
+        self.age.is_none_or(|age| to < from.saturating_add(age))
+            && self.items.is_none_or(|most| one.items + other.items < most)
     }
 
     fn is_timed(&self) -> bool {
@@ -191,9 +203,24 @@ where
         self.due = due.into();
     }
 
+    /// Whether windows may be complete that were not handed on.
+    fn is_due(&self) -> bool {
+        self.due.peek().is_some_and(|Reverse((end, ..))| *end <= self.course.watermark)
+    }
+
     fn interrupt(&self) -> ControlFlow<()> {
-        let due = self.due.peek().is_some_and(|Reverse((end, ..))| *end <= self.course.watermark);
-        if self.course.is_clear() && !due { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if self.course.is_clear() && !self.is_due() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    }
+
+    /// Gives up a key if there is one too many. Its windows are not complete.
+    fn evict(&mut self) {
+        if let Some(entry) = self.keys.evict(self.keys_max) {
+            self.give_up(entry.key, entry.state);
+        }
     }
 
     /// Whether a late item is later than may be, and no open window is left that it fits.
@@ -246,24 +273,26 @@ where
         }
     }
 
-    /// Closes one window whose time is over. False if there is none.
+    /// Closes the window that ends first of those whose time is over, or of all once upstream has ended. False if there is
+    /// none.
     fn close_due(&mut self) -> bool {
         while let Some(&Reverse((end, slot, id))) = self.due.peek() {
-            if end > self.course.watermark {
+            let over = end <= self.course.watermark;
+            if !over && !self.course.ended {
                 break;
             }
             self.due.pop();
             let limits = self.limits;
             let Some(entry) = self.keys.get(slot).filter(|entry| entry.state.id == id) else { continue };
-            let ends = entry.state.parts().filter(|part| part.items > 0).map(|part| limits.end(part));
-            let Some((first, at)) = ends.zip(0..).min() else { continue };
+            let ends = entry.state.parts().zip(0..).filter(|(part, _)| part.items > 0);
+            let Some((first, at)) = ends.map(|(part, at)| (limits.end(part), at)).min() else { continue };
             let several = entry.state.len() > 1;
-            if first > self.course.watermark || several {
-                // It has been extended meanwhile, or others of its key are left.
+            if first > end || several {
+                // It has been extended meanwhile, so others may end before it; or others of its key are left.
                 self.due.push(Reverse((first, slot, id)));
             }
-            if first <= self.course.watermark {
-                self.close(slot, at, Closed::Time);
+            if first <= end {
+                self.close(slot, at, if over { Closed::Time } else { Closed::End });
                 return true;
             }
         }
@@ -320,8 +349,9 @@ where
             *ids += 1;
             Opens { newest: Open::new(late, aggregate), others: Vec::new(), id: *ids }
         });
-        if new && let Some(entry) = keys.evict(slot, self.keys_max) {
-            self.give_up(entry.key, entry.state);
+        // An item that completes windows leaves one key too many, until they are handed on.
+        if new && !self.is_due() {
+            self.evict();
         }
         let Groups { keys, aggregate, .. } = self;
         let Some(Entry { state: opens, .. }) = keys.get(slot) else {
@@ -335,11 +365,14 @@ where
             opens.place(time, limits, late, aggregate)
         };
         let open = opens.get(at);
+        let before = open.part.from;
         open.part.add(aggregate, time, item);
         token.join(&mut open.tokens);
         told.entered.add(1);
         let (items, end) = (open.part.items, limits.end(&open.part));
-        if items == 1 && limits.is_timed() {
+        // An item from before its first lets a window be of age earlier.
+        let earlier = time < before && limits.age.is_some();
+        if (items == 1 && limits.is_timed()) || earlier {
             let id = opens.id;
             self.due.push(Reverse((end, slot, id)));
             if self.due.len() > 2 * self.keys.len() + DUE_SPARE {
@@ -361,9 +394,13 @@ where
     ) -> ControlFlow<()> {
         loop {
             self.course.hand_on(room, made, sink)?;
-            if !self.close_due() {
+            if self.close_due() {
+                continue;
+            }
+            if self.keys.len() <= self.keys_max {
                 return ControlFlow::Continue(());
             }
+            self.evict();
         }
     }
 
