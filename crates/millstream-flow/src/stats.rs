@@ -69,6 +69,8 @@ pub(crate) struct StageStats {
     stalls: AtomicU64,
     /// The tick at which it began to work on what it works on now; 0 if it does not.
     working_since: AtomicU64,
+    /// The same for each worker of `parallel`.
+    workers_since: OnceLock<Box<[AtomicU64]>>,
 }
 
 /// A stage that works for this long without letting others run stalls: a user's function blocks. It keeps its thread, and
@@ -87,6 +89,7 @@ impl StageStats {
             panics: 0.into(),
             stalls: 0.into(),
             working_since: 0.into(),
+            workers_since: OnceLock::new(),
         }
     }
 
@@ -136,10 +139,25 @@ impl StageStats {
         self.stalls.load(Ordering::Relaxed)
     }
 
-    /// How long it has been working in one go.
+    /// How long it has been working in one go; of several workers the one that has for longest.
     pub(crate) fn working(&self) -> Duration {
-        let since = Tick::of_raw(self.working_since.load(Ordering::Relaxed));
-        since.map_or(Duration::ZERO, |since| Tick::now().since(since))
+        let workers = self.workers_since.get().map_or(&[][..], |workers| workers);
+        let began = workers.iter().chain([&self.working_since]);
+        let began = began.filter_map(|since| Tick::of_raw(since.load(Ordering::Relaxed)));
+        let now = Tick::now();
+        began.map(|since| now.since(since)).max().unwrap_or_default()
+    }
+
+    /// Says that so many workers turn the stage, each of which [works](Self::work_as) for itself.
+    pub(crate) fn has_workers(&self, workers: usize) {
+        self.workers_since.get_or_init(|| (0..workers).map(|_| 0.into()).collect());
+    }
+
+    /// As [`work`](Self::work), by one of several workers.
+    pub(crate) fn work_as(&self, worker: usize, since: Option<Tick>) {
+        if let Some(slot) = self.workers_since.get().and_then(|workers| workers.get(worker)) {
+            slot.store(since.map_or(0, Tick::raw), Ordering::Relaxed);
+        }
     }
 
     /// To be called before users' functions are, and with `None` after.

@@ -97,6 +97,11 @@ pub(crate) trait Route<T, K>: Send + 'static {
         false
     }
 
+    /// How many items came for a lane that nobody reads, and can be given back to no source, since it was last asked.
+    fn take_lost(&mut self) -> u64 {
+        0
+    }
+
     /// Forgets that: no lane is read now.
     fn forget_stuck(&mut self) {}
 }
@@ -147,11 +152,13 @@ impl<T: Clone, K: Settle> Route<T, K> for ToAll {
 pub(crate) struct ToLane<N> {
     lane: N,
     stuck: bool,
+    /// Items that nobody hears of, for a lane whose reader is gone.
+    lost: u64,
 }
 
 impl<N> ToLane<N> {
     pub(crate) fn new(lane: N) -> Self {
-        ToLane { lane, stuck: false }
+        ToLane { lane, stuck: false, lost: 0 }
     }
 }
 
@@ -160,13 +167,18 @@ impl<T, K: Settle, N: FnMut(&T) -> usize + Send + 'static> Route<T, K> for ToLan
     fn route<P: Place<T, K>>(&mut self, item: T, token: K, lanes: &mut [P], sent: &mut u64) {
         *sent += 1;
         let lane = (self.lane)(&item) % lanes.len();
-        // If nobody reads that lane any more, dropping the token gives the item back; the ledger keeps it as one
-        // that nobody ended.
+        // If nobody reads that lane any more, dropping the token gives the item back.
         if lanes[lane].is_open() {
             lanes[lane].place(item, token);
+        } else if K::TRACKED {
+            self.stuck = true;
         } else {
-            self.stuck |= K::TRACKED;
+            self.lost += 1;
         }
+    }
+
+    fn take_lost(&mut self) -> u64 {
+        mem::take(&mut self.lost)
     }
 
     fn is_stuck(&self) -> bool {
@@ -360,7 +372,10 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
                 4 => self.turn::<4>(cx, room),
                 _ => self.turn::<1>(cx, room),
             };
-            let FanOut { lanes, .. } = &mut *self;
+            let FanOut { lanes, route, driver, .. } = &mut *self;
+            if let (lost @ 1.., Some(op)) = (route.take_lost(), driver.stats.ops().last()) {
+                op.add_dropped(lost);
+            }
             for lane in lanes {
                 if let Some(writer) = &mut lane.writer
                     && writer.publish(0) > 0

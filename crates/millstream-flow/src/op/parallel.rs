@@ -268,7 +268,10 @@ where
 
         let began = Tick::now();
         let items = input.len();
-        if !work_chunk(&crew, &mut input, &mut output, &*map) {
+        crew.stats.work_as(worker, Some(began));
+        let goes_on = work_chunk(&crew, &mut input, &mut output, &*map);
+        crew.stats.work_as(worker, None);
+        if !goes_on {
             crew.close();
             return;
         }
@@ -344,6 +347,7 @@ where
     ) -> Self {
         let started = workers.bounds().1;
         let scope = driver.scope.clone();
+        stats.has_workers(started);
         let output = Output {
             chunks: VecDeque::new(),
             spare: Vec::new(),

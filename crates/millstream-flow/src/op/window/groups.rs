@@ -9,100 +9,13 @@ use std::ops::ControlFlow;
 use super::aggregate::Aggregate;
 use super::course::{Book, Course, Told, alone};
 use super::keys::{Entry, Keys};
-use super::panes::Part;
+use super::opens::{Open, Opens};
 use super::{Closed, Emit, Key, Limits, TimeOf};
 use crate::op::Tally;
 use crate::token::Settle;
 
 /// As many entries as this of `due`, and twice as many as there are keys, may be of windows that are closed.
 const DUE_SPARE: usize = 64;
-
-/// One open window.
-struct Open<S, G> {
-    part: Part<S>,
-    tokens: G,
-    /// It was made by an item whose window would have been complete.
-    late: bool,
-}
-
-/// The open windows of one key: by arrival there is never more than one.
-struct Opens<S, G> {
-    newest: Open<S, G>,
-    others: Vec<Open<S, G>>,
-    /// Tells it from others that had its slot.
-    id: u64,
-}
-
-impl<S, G: Settle<Group = G> + Default> Opens<S, G> {
-    fn len(&self) -> usize {
-        self.others.len() + 1
-    }
-
-    fn get(&mut self, at: usize) -> &mut Open<S, G> {
-        if at < self.others.len() { &mut self.others[at] } else { &mut self.newest }
-    }
-
-    fn part(&self, at: usize) -> &Part<S> {
-        &self.others.get(at).unwrap_or(&self.newest).part
-    }
-
-    fn parts(&self) -> impl Iterator<Item = &Part<S>> {
-        self.others.iter().chain([&self.newest]).map(|open| &open.part)
-    }
-
-    /// Takes one out, if another is left.
-    fn take(&mut self, at: usize) -> Option<Open<S, G>> {
-        if at < self.others.len() {
-            return Some(self.others.remove(at));
-        }
-        let next = self.others.pop()?;
-        Some(mem::replace(&mut self.newest, next))
-    }
-
-    /// The window that an item of this time belongs to: the first in time that it fits. One that it joins to others takes
-    /// them in, as far as the limits go; where there is none, one is made.
-    fn place<T>(
-        &mut self,
-        time: i64,
-        limits: Limits,
-        late: bool,
-        aggregate: &impl Aggregate<T, State = S>,
-    ) -> usize {
-        let fitting = self.parts().zip(0..).filter(|(part, _)| limits.fits(part, time));
-        let Some((_, mut first)) = fitting.map(|(part, at)| (part.from, at)).min() else {
-            let before = mem::replace(&mut self.newest, Open::new(late, aggregate));
-            self.others.push(before);
-            return self.others.len();
-        };
-        let mut at = 0;
-        while limits.gap.is_some() && at < self.len() {
-            let (one, other) = (self.part(first), self.part(at));
-            if at == first || !limits.fits(other, time) || !limits.join(one, other, time) {
-                at += 1;
-                continue;
-            }
-            let Some(open) = self.take(at) else { break };
-            // In place of the newest comes the last of the others, whose number stays.
-            first -= usize::from(first > at);
-            self.get(first).join(open, aggregate);
-        }
-        first
-    }
-}
-
-impl<S, G: Settle<Group = G> + Default> Open<S, G> {
-    fn new<T>(late: bool, aggregate: &impl Aggregate<T, State = S>) -> Self {
-        Open { part: Part::new(aggregate), tokens: G::default(), late }
-    }
-
-    fn join<T>(&mut self, mut other: Self, aggregate: &impl Aggregate<T, State = S>) {
-        if other.part.from < self.part.from {
-            mem::swap(self, &mut other);
-        }
-        self.part.merge(aggregate, &other.part);
-        other.tokens.join(&mut self.tokens);
-    }
-}
 
 /// Sessions, and windows of a count: what is open, and what of it is complete.
 pub(crate) struct Groups<T, K: Settle, C, Q, N, A: Aggregate<T>, O: Emit<T, Q, A::Output>> {
@@ -118,42 +31,6 @@ pub(crate) struct Groups<T, K: Settle, C, Q, N, A: Aggregate<T>, O: Emit<T, Q, A
     /// Where the end of the flow has come to.
     flushed: usize,
     emits: PhantomData<fn() -> O>,
-}
-
-impl Limits {
-    /// When a window is over by time.
-    #[inline]
-    fn end<S>(&self, part: &Part<S>) -> i64 {
-        let gap = self.gap.map_or(i64::MAX, |gap| part.to.saturating_add(gap));
-        let age = self.age.map_or(i64::MAX, |age| part.from.saturating_add(age));
-        gap.min(age)
-    }
-
-    /// When a window would be over that holds nothing but an item of this time.
-    #[inline]
-    fn alone(&self, time: i64) -> i64 {
-        time.saturating_add(self.gap.unwrap_or(i64::MAX).min(self.age.unwrap_or(i64::MAX)))
-    }
-
-    /// Whether two windows and an item between them may be one.
-    fn join<S>(&self, one: &Part<S>, other: &Part<S>, time: i64) -> bool {
-        let (from, to) = (one.from.min(other.from).min(time), one.to.max(other.to).max(time));
-        self.age.is_none_or(|age| to < from.saturating_add(age))
-            && self.items.is_none_or(|most| one.items + other.items < most)
-    }
-
-    fn is_timed(&self) -> bool {
-        self.gap.is_some() || self.age.is_some()
-    }
-
-    /// Whether an item of this time belongs to the window.
-    #[inline]
-    fn fits<S>(&self, part: &Part<S>, time: i64) -> bool {
-        self.gap.is_none_or(|gap| time < part.to.saturating_add(gap) && part.from < time.saturating_add(gap))
-            && self
-                .age
-                .is_none_or(|age| time < part.from.saturating_add(age) && part.to < time.saturating_add(age))
-    }
 }
 
 impl<T, K, C, Q, N, A, O> Groups<T, K, C, Q, N, A, O>
@@ -349,8 +226,8 @@ where
             *ids += 1;
             Opens { newest: Open::new(late, aggregate), others: Vec::new(), id: *ids }
         });
-        // An item that completes windows leaves one key too many, until they are handed on.
-        if new && !self.is_due() {
+        // An item that completes windows, be it its own, leaves one key too many, until they are handed on.
+        if new && !late && !self.is_due() {
             self.evict();
         }
         let Groups { keys, aggregate, .. } = self;
