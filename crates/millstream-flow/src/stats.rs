@@ -215,8 +215,11 @@ fn nanos(time: Duration) -> u64 {
 }
 
 /// Tells the items and the bytes that wait in a ring, while there is one.
+type Waiting = dyn Fn() -> Option<(usize, usize)> + Send + Sync;
+
+/// Where a hop's [`Waiting`] is, if it has a ring.
 #[derive(Default)]
-struct Gauge(OnceLock<Box<dyn Fn() -> Option<(usize, usize)> + Send + Sync>>);
+struct Gauge(OnceLock<Box<Waiting>>);
 
 impl fmt::Debug for Gauge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

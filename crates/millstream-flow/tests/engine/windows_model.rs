@@ -92,11 +92,9 @@ impl Model {
             let first = (time - size).div_euclid(slide) * slide + slide;
             let starts: Vec<_> =
                 (0..).map(|n| first + n * slide).take_while(|start| *start <= time).collect();
-            if starts.is_empty() {
-                self.dropped += 1;
-                continue;
-            }
-            let mut taken = false;
+            // It may lie between two windows, and complete others.
+            let mut taken = starts.is_empty();
+            self.dropped += u64::from(taken);
             for start in starts {
                 let end = start + size;
                 if end > self.watermark {
