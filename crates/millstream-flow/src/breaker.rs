@@ -1,9 +1,13 @@
 //! A circuit breaker whose calls wait instead of failing: the flow behind them pauses up to its source.
 
+use std::panic::resume_unwind;
 use std::time::Duration;
 
-use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker};
+use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Timeout};
 use tokio::sync::watch;
+
+use crate::failure::BoxError;
+use crate::op::try_async::caught;
 
 /// Stops calling what fails too often, for a while, and tries again with a few calls before it goes on.
 ///
@@ -101,7 +105,11 @@ impl Breaker {
         self.with(|settings| settings.probes(u32::try_from(probes).unwrap_or(u32::MAX)))
     }
 
-    /// Calls, when that is allowed.
+    /// Calls, when that is allowed. A call that panics counts as failed.
+    ///
+    /// Set no [`Retry::timeout`](crate::Retry::timeout) around it: that counts the wait too, so items would fail because
+    /// others did, and a call that it drops counts as neither, so a service that hangs would never open the breaker. The
+    /// limit of a call belongs inside: [`call_within`](Self::call_within).
     ///
     /// # Errors
     /// Those of `call`.
@@ -110,13 +118,67 @@ impl Breaker {
     /// Dropping it while it waits, or calls, changes nothing for other calls.
     pub async fn call<T, E>(&self, call: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
         let permit = self.circuit.acquire().await;
-        let result = call().await;
-        if result.is_ok() {
-            permit.succeed()
-        } else {
-            permit.fail()
+        match caught(async { call().await }).await {
+            Ok(Ok(output)) => {
+                permit.succeed();
+                Ok(output)
+            }
+            Ok(Err(error)) => {
+                permit.fail();
+                Err(error)
+            }
+            Err(payload) => {
+                permit.fail();
+                resume_unwind(payload)
+            }
         }
-        result
+    }
+
+    /// As [`call`](Self::call), for up to `limit`, which begins when the call does. One that takes longer is dropped then and
+    /// has failed.
+    ///
+    /// ```
+    /// use millstream_flow::{Breaker, Pipe, Retry};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let began = tokio::time::Instant::now();
+    /// // Hangs for the first minute.
+    /// let fetch = async move |n: u32| {
+    ///     if began.elapsed().as_secs() < 60 { std::future::pending::<()>().await }
+    ///     Ok::<_, std::io::Error>(n)
+    /// };
+    /// let breaker = Breaker::new(0.5, 10).pause(Duration::from_secs(30));
+    /// let guard = breaker.clone();
+    /// let (items, report) = Pipe::from_iter(0..100)
+    ///     .try_map_async(8, Retry::attempts(5).unwrap(), async move |n: &u32| {
+    ///         guard.call_within(Duration::from_secs(5), async || fetch(*n).await).await
+    ///     })
+    ///     .reject()
+    ///     .collect()
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!((items.len(), report.ledger.dead), (100, 0));
+    /// assert!(breaker.times_opened() > 0);
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `call`, and [`TimedOut`](crate::TimedOut).
+    ///
+    /// # Panics
+    /// If `limit` is zero.
+    ///
+    /// # Cancel safety
+    /// As [`call`](Self::call).
+    pub async fn call_within<T, E: Into<BoxError>>(
+        &self,
+        limit: Duration,
+        call: impl AsyncFnOnce() -> Result<T, E>,
+    ) -> Result<T, BoxError> {
+        let limited = Timeout::new(limit);
+        self.call(async || limited.wrap(async { call().await.map_err(Into::into) }).await).await
     }
 
     /// What it does with calls now.

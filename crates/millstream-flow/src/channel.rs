@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use crate::flow::{Flow, Step};
 use crate::ring::{Reader, ReaderGone, Writer, ring};
-use crate::scope::Scope;
+use crate::scope::{Scope, StopSignal};
 use crate::source::{Entry, Received};
 
 /// The sending end of a flow's source. See [`Pipe::channel`](crate::Pipe::channel).
@@ -18,6 +18,8 @@ use crate::source::{Entry, Received};
 pub struct Sender<T> {
     writer: Writer<T>,
     capacity: usize,
+    /// After the word to stop nothing is accepted, else a sender that never pauses would keep the flow going for ever.
+    stop: Arc<StopSignal>,
 }
 
 /// A flow of what a [`Sender`] sends.
@@ -28,7 +30,8 @@ pub struct FromChannel<T> {
 
 pub(crate) fn channel<T>(capacity: usize, scope: &Arc<Scope>) -> (Sender<T>, FromChannel<T>) {
     let (writer, reader) = ring(capacity);
-    (Sender { writer, capacity }, FromChannel { reader, entry: Entry::new(scope) })
+    let entry = Entry::new(scope);
+    (Sender { writer, capacity, stop: entry.signal() }, FromChannel { reader, entry })
 }
 
 impl<T> Sender<T> {
@@ -43,29 +46,29 @@ impl<T> Sender<T> {
     /// # Cancel safety
     /// A future that is dropped while it waits has not sent, and drops the item with it.
     pub async fn send(&mut self, item: T) -> Result<(), SendError<T>> {
-        let Sender { writer, capacity } = self;
+        let Sender { writer, capacity, stop } = self;
         match poll_fn(|cx| writer.poll_room(cx, *capacity, usize::MAX)).await {
-            Ok(_) => {
+            Ok(_) if !stop.is_raised() => {
                 writer.push(item);
                 writer.publish(0);
                 Ok(())
             }
-            Err(ReaderGone) => Err(SendError { item, full: false }),
+            Ok(_) | Err(ReaderGone) => Err(SendError { item, full: false }),
         }
     }
 
     /// As [`send`](Sender::send), without waiting.
     ///
     /// # Errors
-    /// If the flow is full or has ended; the item comes back.
+    /// If the flow is full, has ended, or was stopped; the item comes back.
     pub fn try_send(&mut self, item: T) -> Result<(), SendError<T>> {
         match self.writer.poll_room(&mut Context::from_waker(Waker::noop()), self.capacity, usize::MAX) {
-            Poll::Ready(Ok(_)) => {
+            Poll::Ready(Ok(_)) if !self.stop.is_raised() => {
                 self.writer.push(item);
                 self.writer.publish(0);
                 Ok(())
             }
-            Poll::Ready(Err(ReaderGone)) => Err(SendError { item, full: false }),
+            Poll::Ready(Ok(_) | Err(ReaderGone)) => Err(SendError { item, full: false }),
             Poll::Pending => Err(SendError { item, full: true }),
         }
     }
@@ -86,7 +89,7 @@ pub struct SendError<T> {
 }
 
 impl<T> SendError<T> {
-    /// True if the flow is full, false if it has ended.
+    /// True if the flow is full, false if it has ended or was stopped.
     pub fn is_full(&self) -> bool {
         self.full
     }

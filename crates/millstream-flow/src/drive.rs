@@ -1,5 +1,7 @@
 //! What turns a stage: quanta paced by time, panics caught, time accounted.
 
+use std::cell::Cell;
+use std::mem;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -248,6 +250,25 @@ impl Driver {
     }
 }
 
+thread_local! {
+    /// The function that panics has no item in hand.
+    static NO_ITEM: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls a user's function that has no item in hand: its panic costs none.
+pub(crate) fn without_item<R>(function: impl FnOnce() -> R) -> R {
+    struct Calling;
+    impl Drop for Calling {
+        fn drop(&mut self) {
+            NO_ITEM.set(true);
+        }
+    }
+    let calling = Calling;
+    let result = function();
+    mem::forget(calling);
+    result
+}
+
 /// Settles what a panic took with it, by the run's policy. Returns whether the run fails.
 #[cold]
 pub(crate) fn settle_panic<K: Settle>(
@@ -257,12 +278,13 @@ pub(crate) fn settle_panic<K: Settle>(
     catching: Option<CatchScope>,
 ) -> bool {
     stats.add_panic();
+    let no_item = NO_ITEM.take();
     let failure = Failure::new(stats.name(), &error, scope.clock().now());
     let unwound = catching.map(CatchScope::leave);
     tracing::error!(stage = %failure.stage, reason = %failure.reason, "a user function panicked");
     match scope.panic_policy() {
         PanicPolicy::Dead => {
-            if !K::TRACKED {
+            if !K::TRACKED && !no_item {
                 scope.counts.dead.fetch_add(1, Ordering::Relaxed);
             }
             if let Some(unwound) = unwound {

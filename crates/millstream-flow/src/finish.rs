@@ -11,13 +11,14 @@ use std::task::{Context, Poll, Waker};
 use futures_util::task::AtomicWaker;
 
 use crate::chunk::VecFilling;
+use crate::clock::Tick;
 use crate::drive::{Driver, Turn};
 use crate::failure::{Failure, Panicked};
 use crate::flow::Flow;
 use crate::held::Held;
 use crate::scope::{RunErrorKind, Scope};
 use crate::sink::{Sink, SinkError};
-use crate::stats::OpStats;
+use crate::stats::{OpStats, STALL};
 use crate::token::{Outcome, Settle};
 
 /// Tells an end of a run that a stage elsewhere has failed.
@@ -142,7 +143,7 @@ where
         }
         if !items.is_empty() {
             driver.blocked();
-            let written = unless_failed(&scope, &mut alarm, sink.write(&mut items)).await?;
+            let written = unless_failed(&driver, &mut alarm, sink.write(&mut items)).await?;
             driver.begin();
             settle_written(&scope, &driver, written, &mut skipping, &mut tokens)?;
             items.clear();
@@ -151,7 +152,7 @@ where
             break;
         }
     }
-    match unless_failed(&scope, &mut alarm, sink.close()).await? {
+    match unless_failed(&driver, &mut alarm, sink.close()).await? {
         Ok(()) => Some(sink),
         Err(error) => {
             scope.fail(RunErrorKind::Sink(error));
@@ -241,17 +242,23 @@ impl Skipping {
 }
 
 /// Awaits the sink's `future`, giving up when the run fails elsewhere. Its panic is the sink's error.
-async fn unless_failed<T>(
-    scope: &Arc<Scope>,
-    alarm: &mut Alarm,
-    future: impl Future<Output = T>,
-) -> Option<T> {
+async fn unless_failed<T>(driver: &Driver, alarm: &mut Alarm, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
+    let (scope, stats) = (&driver.scope, &driver.stats);
     poll_fn(|cx| {
         if alarm.poll_failed(scope, cx) {
             return Poll::Ready(None);
         }
-        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        // A sink may block its thread like any other function.
+        let began = Tick::now();
+        stats.work(Some(began));
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        stats.work(None);
+        let took = Tick::now().since(began);
+        if took >= STALL {
+            stats.add_stall(took);
+        }
+        match polled {
             Ok(polled) => polled.map(Some),
             Err(payload) => {
                 scope.fail(RunErrorKind::Sink(Panicked::new(payload).into()));

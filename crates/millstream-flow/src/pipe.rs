@@ -329,7 +329,7 @@ impl<F: Flow> Pipe<F> {
     }
 
     /// Gathers items into vectors. See [`Batch`] for when one is complete; what is left at the end of the flow
-    /// is the last one.
+    /// is the last one. When the run fails, what is left is given back to its source instead.
     ///
     /// A batch's token stands for all of its items: confirming the batch confirms them.
     ///

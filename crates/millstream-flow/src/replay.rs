@@ -249,8 +249,8 @@ impl<T> Book<T> {
 pub struct Recorded<F: Flow> {
     upstream: F,
     replay: Replay<F::Item>,
-    /// Passed on, and not remembered yet.
-    fresh: Vec<F::Item>,
+    /// Passed on, and not remembered yet; with their bytes.
+    fresh: Vec<(F::Item, usize)>,
     /// Forgotten, and dropped when the book is free.
     old: Vec<F::Item>,
     /// No longer among those who record.
@@ -272,9 +272,7 @@ impl<F: Flow> Recorded<F> {
         }
         let mut book = self.replay.book();
         let now = book.age_max.map(|_| Instant::now());
-        let size = book.size.clone();
-        for item in self.fresh.drain(..) {
-            let bytes = size.as_ref().map_or(0, |size| size(&item));
+        for (item, bytes) in self.fresh.drain(..) {
             book.bytes += bytes;
             book.row.push_back(Remembered { item, came: now, bytes });
         }
@@ -322,10 +320,13 @@ impl<F: Flow<Item: Clone>> Flow for Recorded<F> {
             book.waiting.push(cx.waker().clone());
             return Poll::Pending;
         }
+        let size = book.size.clone();
         drop(book);
         let Recorded { upstream, fresh, .. } = self;
         let step = upstream.poll_drive(cx, room.max(1), &mut |item, token| {
-            fresh.push(item.clone());
+            // While the item is in hand, and the book is not: it costs what panics, and no other.
+            let bytes = size.as_ref().map_or(0, |size| size(&item));
+            fresh.push((item.clone(), bytes));
             sink(item, token)
         });
         if step == Poll::Ready(Step::End) {

@@ -96,7 +96,7 @@ pub struct OpReport {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct HopReport {
-    /// Items waiting now.
+    /// Items waiting now; up to an eighth of the capacity more while somebody takes them.
     pub len: usize,
     /// The most items that ever waited.
     pub len_max: usize,
@@ -201,14 +201,17 @@ impl Report {
                     .collect(),
             }
         }));
-        self.hops.extend(scope.hops().iter().map(|hop| HopReport {
-            len: hop.stats.len(),
-            len_max: hop.stats.len_max(),
-            capacity: hop.capacity.value(),
-            bytes: hop.stats.bytes(),
-            bytes_max: hop.bytes_max,
-            items: hop.stats.items(),
-            chunks: hop.stats.chunks(),
+        self.hops.extend(scope.hops().iter().map(|hop| {
+            let (len, bytes) = hop.stats.waiting();
+            HopReport {
+                len,
+                len_max: hop.stats.len_max(),
+                capacity: hop.capacity.value(),
+                bytes,
+                bytes_max: hop.bytes_max,
+                items: hop.stats.items(),
+                chunks: hop.stats.chunks(),
+            }
         }));
     }
 }

@@ -72,7 +72,8 @@ impl Retry {
     }
 
     /// How long one attempt may take. One that takes longer fails with [`TimedOut`](crate::TimedOut); an async one is
-    /// dropped at that moment, one that is not cannot be interrupted and is found late when it returns.
+    /// dropped at that moment, one that is not cannot be interrupted and is found late when it returns. It counts all that
+    /// the function does: a call behind a [`Breaker`](crate::Breaker) has its limit there.
     ///
     /// # Panics
     /// If `limit` is zero.

@@ -221,6 +221,28 @@ impl<T> Writer<T> {
         chunk
     }
 
+    /// What tells the items and the bytes in the ring, for as long as one of its sides is there. The two sides need not count
+    /// for it.
+    pub(crate) fn gauge(&self) -> impl Fn() -> Option<(usize, usize)> + Send + Sync + 'static + use<T>
+    where
+        T: Send + 'static,
+    {
+        #[cfg(not(loom))]
+        let shared = Arc::downgrade(&self.shared);
+        move || {
+            #[cfg(not(loom))]
+            {
+                let shared = shared.upgrade()?;
+                // Head first, which only moves towards a tail that is read later.
+                let head = shared.head.0.load(Ordering::Acquire);
+                let len = shared.tail.0.load(Ordering::Acquire).saturating_sub(head);
+                Some((len, shared.bytes.load(Ordering::Relaxed)))
+            }
+            #[cfg(loom)]
+            None
+        }
+    }
+
     /// How many items were pushed, and how many chunks published, since the beginning.
     pub(crate) fn written(&self) -> usize {
         self.written
@@ -363,16 +385,6 @@ impl<T> Reader<T> {
         let slot = *head & shared.mask;
         let items = (*tail - *head).min(max).min(shared.slots.len() - slot);
         Stock { shared, slots: &shared.slots[slot..slot + items], tail: *tail, bytes: 0, head, released }
-    }
-
-    /// Items published and not taken, as of now.
-    pub(crate) fn len(&self) -> usize {
-        self.shared.tail.0.load(Ordering::Relaxed) - self.head
-    }
-
-    /// Bytes in the ring.
-    pub(crate) fn bytes(&self) -> usize {
-        self.shared.bytes.load(Ordering::Relaxed)
     }
 }
 

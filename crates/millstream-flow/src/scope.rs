@@ -222,6 +222,8 @@ impl Scope {
 
     /// Tells every source to accept nothing more; what was accepted flows on.
     pub(crate) fn stop(self: &Arc<Self>) {
+        // Before looking for the others: whoever is adopted meanwhile reads it.
+        self.stopping.store(true, Ordering::Release);
         for scope in self.all() {
             scope.stopping.store(true, Ordering::Release);
             let stops = scope.parts().stops.clone();

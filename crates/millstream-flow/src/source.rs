@@ -32,6 +32,11 @@ impl Entry {
         Poll::Ready(Step::End)
     }
 
+    /// What the source hears the word to stop by, for who fills it.
+    pub(crate) fn signal(&self) -> Arc<StopSignal> {
+        self.stop.clone()
+    }
+
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.is_raised()
     }

@@ -1,7 +1,8 @@
 //! What stages, hops and operators count while they run. Written by one task each, read by anybody.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::clock::Tick;
@@ -68,6 +69,8 @@ pub(crate) struct StageStats {
     stalls: AtomicU64,
     /// The tick at which it began to work on what it works on now; 0 if it does not.
     working_since: AtomicU64,
+    /// The same for each worker of `parallel`.
+    workers_since: OnceLock<Box<[AtomicU64]>>,
 }
 
 /// A stage that works for this long without letting others run stalls: a user's function blocks. It keeps its thread, and
@@ -86,6 +89,7 @@ impl StageStats {
             panics: 0.into(),
             stalls: 0.into(),
             working_since: 0.into(),
+            workers_since: OnceLock::new(),
         }
     }
 
@@ -135,10 +139,25 @@ impl StageStats {
         self.stalls.load(Ordering::Relaxed)
     }
 
-    /// How long it has been working in one go.
+    /// How long it has been working in one go; of several workers the one that has for longest.
     pub(crate) fn working(&self) -> Duration {
-        let since = Tick::of_raw(self.working_since.load(Ordering::Relaxed));
-        since.map_or(Duration::ZERO, |since| Tick::now().since(since))
+        let workers = self.workers_since.get().map_or(&[][..], |workers| workers);
+        let began = workers.iter().chain([&self.working_since]);
+        let began = began.filter_map(|since| Tick::of_raw(since.load(Ordering::Relaxed)));
+        let now = Tick::now();
+        began.map(|since| now.since(since)).max().unwrap_or_default()
+    }
+
+    /// Says that so many workers turn the stage, each of which [works](Self::work_as) for itself.
+    pub(crate) fn has_workers(&self, workers: usize) {
+        self.workers_since.get_or_init(|| (0..workers).map(|_| 0.into()).collect());
+    }
+
+    /// As [`work`](Self::work), by one of several workers.
+    pub(crate) fn work_as(&self, worker: usize, since: Option<Tick>) {
+        if let Some(slot) = self.workers_since.get().and_then(|workers| workers.get(worker)) {
+            slot.store(since.map_or(0, Tick::raw), Ordering::Relaxed);
+        }
     }
 
     /// To be called before users' functions are, and with `None` after.
@@ -195,9 +214,23 @@ fn nanos(time: Duration) -> u64 {
     time.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(time.subsec_nanos()))
 }
 
+/// Tells the items and the bytes that wait in a ring, while there is one.
+type Waiting = dyn Fn() -> Option<(usize, usize)> + Send + Sync;
+
+/// Where a hop's [`Waiting`] is, if it has a ring.
+#[derive(Default)]
+struct Gauge(OnceLock<Box<Waiting>>);
+
+impl fmt::Debug for Gauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gauge")
+    }
+}
+
 /// One hop: the bounded hand-over between two stages.
 #[derive(Debug, Default)]
 pub(crate) struct HopStats {
+    ring: Gauge,
     len: AtomicUsize,
     bytes: AtomicUsize,
     len_max: AtomicUsize,
@@ -206,14 +239,17 @@ pub(crate) struct HopStats {
 }
 
 impl HopStats {
-    /// Items waiting in the hop, as of the producer's last look.
-    pub(crate) fn len(&self) -> usize {
-        self.len.load(Ordering::Relaxed)
+    /// Of a hop whose items wait in a ring.
+    pub(crate) fn of_ring<T: Send + 'static>(&self, writer: &Writer<T>) {
+        self.ring.0.get_or_init(|| Box::new(writer.gauge()));
     }
 
-    /// Bytes waiting, by the hop's own measure; 0 if it has none.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
+    /// Items waiting in the hop, and their bytes by the hop's own measure, or 0 if it has none.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        match self.ring.0.get() {
+            Some(gauge) => gauge().unwrap_or_default(),
+            None => (self.len.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed)),
+        }
     }
 
     /// The most items that ever waited.
@@ -232,10 +268,9 @@ impl HopStats {
     }
 
     /// What a ring's writer has handed over. It is the only one that counts, so no read-modify-write is needed.
-    pub(crate) fn published<T>(&self, writer: &Writer<T>, bytes: usize) {
-        let len = writer.len();
-        self.observed(len, bytes);
-        self.len_max.store(self.len_max.load(Ordering::Relaxed).max(len), Ordering::Relaxed);
+    pub(crate) fn published<T>(&self, writer: &Writer<T>) {
+        let len_max = self.len_max.load(Ordering::Relaxed).max(writer.len());
+        self.len_max.store(len_max, Ordering::Relaxed);
         self.chunks.store(writer.chunks() as u64, Ordering::Relaxed);
         self.items.store(writer.written() as u64, Ordering::Relaxed);
     }
@@ -248,6 +283,7 @@ impl HopStats {
         self.items.fetch_add(items as u64, Ordering::Relaxed);
     }
 
+    /// How much waits on a shelf.
     pub(crate) fn observed(&self, len: usize, bytes: usize) {
         self.len.store(len, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use millstream_flow::{BoxError, chain};
+use millstream_flow::{BoxError, Panicked, chain};
 use serde_json::Value as Json;
 
 use crate::item::{Record, Reporter};
@@ -51,7 +53,7 @@ impl Handlers {
     }
 
     /// Adds one, in place of another of this name. It is given an item, and answers with what comes of it; its error is the
-    /// item's, for `on_error`.
+    /// item's, for `on_error`, and so is its panic.
     ///
     /// # Cancel safety
     /// It may be dropped at any await, when the run is aborted.
@@ -115,7 +117,10 @@ impl Sending {
         let mut text = Vec::new();
         write_json(&mut text, &record.value);
         let item = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-        let answer = (self.handler.0)(item).await.map_err(|error| chain(&*error))?;
+        // Caught here, where the item is known: its panic is the item's error, like that of any step.
+        let answer = AssertUnwindSafe(async { (self.handler.0)(item).await }).catch_unwind().await;
+        let answer = answer.map_err(|payload| Panicked::new(payload).to_string())?;
+        let answer = answer.map_err(|error| chain(&*error))?;
         let answer = serde_json::to_vec(&answer).map_err(|error| error.to_string())?;
         let answer = parse_json(&answer).map_err(|error| error.to_string())?;
         match &self.into {

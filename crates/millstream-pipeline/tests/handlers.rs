@@ -74,6 +74,30 @@ async fn items_go_through_handlers_in_order_and_what_they_refuse_is_an_items_err
 }
 
 #[tokio::test]
+async fn a_handler_that_panics_fails_its_item_like_one_that_errs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let panics = |item: &Value| assert!(item["n"] != 3, "three panics");
+    let handlers = Handlers::new()
+        .handler("Later", async move |item: Value| {
+            tokio::task::yield_now().await;
+            panics(&item);
+            Ok(item)
+        })
+        .handler("AtOnce", move |item: Value| {
+            panics(&item);
+            async { Ok(item) }
+        });
+    for request in ["Later", "AtOnce"] {
+        let step = format!("send: {{ request: {request} }}");
+        let (items, report) = run(dir.path(), &step, &handlers).await;
+        // Dropped under `on_error: skip`, not dead.
+        assert_eq!((items.len(), report.dropped().values().sum::<u64>()), (7, 1), "{report:?}");
+        let failed = format!("{:?}", report.errors);
+        assert!(failed.contains(request) && failed.contains("panicked: three panics"), "{failed}");
+    }
+}
+
+#[tokio::test]
 async fn a_response_cannot_be_put_into_what_is_no_object() {
     let dir = tempfile::tempdir().expect("a directory");
     let steps = "map: '.n'\n  - send: { request: Nothing, into: x }";

@@ -64,12 +64,19 @@ pub struct Bucket {
     /// When the clock of `full` began.
     began: Instant,
     full: u128,
+    /// Until then nothing is forfeited of what comes beyond the burst; [`WAITS`] while somebody waits.
+    grace: u128,
 }
+
+/// A timer is late by up to a millisecond, and a scheduler by some more: a limiter that waited has what came by then, else it would
+/// never pass more than its burst in one go of the timer.
+const LATE: u128 = 2_000_000 * NANOSECOND;
+const WAITS: u128 = u128::MAX;
 
 impl Bucket {
     /// A full one.
     pub fn new(rate: Rate) -> Self {
-        Bucket { rate, size: rate.time(rate.burst), began: Instant::now(), full: 0 }
+        Bucket { rate, size: rate.time(rate.burst), began: Instant::now(), full: 0, grace: 0 }
     }
 
     /// How many tokens there are now, if at least `needed`, of which a bucket need not hold more than its burst.
@@ -102,7 +109,12 @@ impl Bucket {
     #[inline]
     fn held(&mut self, needed: u128) -> Result<u128, Instant> {
         let now = self.began.elapsed().as_nanos() * NANOSECOND;
-        self.full = self.full.max(now);
+        if now >= self.grace {
+            self.full = self.full.max(now);
+        } else if self.grace == WAITS {
+            self.full = self.full.max(now.saturating_sub(LATE));
+            self.grace = now + LATE;
+        }
         let held = now.saturating_add(self.size).saturating_sub(self.full);
         if held >= needed { Ok(held) } else { Err(self.when(needed)) }
     }
@@ -111,6 +123,13 @@ impl Bucket {
     fn when(&self, needed: u128) -> Instant {
         let wait = self.full.saturating_add(needed).saturating_sub(self.size).div_ceil(NANOSECOND);
         later(self.began, Duration::from_nanos(clamped(wait)))
+    }
+
+    /// Says that somebody waits for what the bucket does not hold yet, and comes back then: what comes while the timer is late, up
+    /// to two milliseconds' worth, is not lost.
+    #[inline]
+    pub fn wait(&mut self) {
+        self.grace = WAITS;
     }
 
     /// Takes so many tokens, also such that are not there: they are owed.
@@ -251,7 +270,10 @@ impl RateLimiter {
                         book.wanted = book.wanted.saturating_sub(std::mem::take(&mut leave.tokens));
                         return Ok(());
                     }
-                    Err(until) => until,
+                    Err(until) => {
+                        book.bucket.wait();
+                        until
+                    }
                 }
             };
             sleep_until(until).await;

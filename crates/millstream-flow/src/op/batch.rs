@@ -59,8 +59,8 @@ impl Batch {
         Batch { count: Setting::Auto, bytes_max: usize::MAX, age_max: None, measure: Unmeasured }
     }
 
-    /// Also complete before it would exceed `bytes`, as `measure` counts them. A single larger item is a batch
-    /// of its own.
+    /// Also complete at `bytes`, as `measure` counts them, and before it would exceed them. A single larger item is a
+    /// batch of its own.
     ///
     /// # Panics
     /// If `bytes` is 0.
@@ -122,6 +122,12 @@ impl<T, K: Settle> Open<T, K> {
         (mem::replace(&mut self.items, Vec::with_capacity(count)), mem::take(&mut self.tokens))
     }
 
+    /// Complete by its count or its bytes.
+    #[inline]
+    fn is_full<W: Measure<T>>(&self, count: usize, rule: &Batch<W>) -> bool {
+        self.items.len() >= count || (W::MEASURES && self.bytes >= rule.bytes_max)
+    }
+
     fn add(&mut self, item: T, token: K, bytes: usize) {
         self.items.push(item);
         token.join(&mut self.tokens);
@@ -145,7 +151,7 @@ impl<T, K: Settle> Open<T, K> {
         })
     }
 
-    /// As [`fill`](Self::fill), until an item does not fit into the batch's bytes: that goes to `over`.
+    /// As [`fill`](Self::fill), until the batch has all of its bytes, or an item does not fit into them: that goes to `over`.
     #[inline]
     fn fill_measured<F, W>(
         &mut self,
@@ -170,7 +176,7 @@ impl<T, K: Settle> Open<T, K> {
             *bytes = sum;
             items.push(item);
             token.join(tokens);
-            ControlFlow::Continue(())
+            if sum < rule.bytes_max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })
     }
 }
@@ -207,7 +213,7 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
         let mut emitted = 0;
         let step = loop {
             // Full, also because the tuner has lowered the count meanwhile.
-            if self.open.items.len() >= count {
+            if self.open.is_full(count, &self.rule) {
                 emitted += 1;
                 let broke = emit(self.open.close(count)).is_break();
                 if broke || emitted == max {
@@ -216,7 +222,8 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
                 }
             }
             if self.ended {
-                if !self.open.items.is_empty() {
+                // A run that has failed gives a part of a batch back, by its tokens.
+                if !self.open.items.is_empty() && !scope.has_failed() {
                     let _ = emit(self.open.close(0));
                 }
                 return Poll::Ready(Step::End);
@@ -245,7 +252,7 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
                 self.open.fill(&mut self.upstream, cx, room)
             };
             self.ended = step == Poll::Ready(Step::End);
-            if !self.ended && self.open.items.len() < count {
+            if !self.ended && !self.open.is_full(count, &self.rule) {
                 break step;
             }
         };

@@ -37,14 +37,14 @@ pub(crate) struct Outlet<T, K> {
 /// The reading end of an outlet, before it knows the tasks that fill it.
 pub(crate) struct End<T, K> {
     reader: Reader<(T, K)>,
-    stats: Arc<HopStats>,
 }
 
-impl<T, K> Outlet<T, K> {
+impl<T: Send + 'static, K: Send + 'static> Outlet<T, K> {
     pub(crate) fn new(scope: &Scope, op: &OpStats, capacity: Capacity) -> (Self, End<T, K>) {
         let (capacity, stats) = add_hop::<(T, K)>(scope, op, capacity.items, None);
         let (writer, reader) = ring(capacity.bounds().1);
-        (Outlet { writer: Some(writer), capacity, stats: stats.clone() }, End { reader, stats })
+        stats.of_ring(&writer);
+        (Outlet { writer: Some(writer), capacity, stats }, End { reader })
     }
 }
 
@@ -55,8 +55,7 @@ impl<T, K: Settle> End<T, K> {
         scope: &Arc<Scope>,
         op: &Arc<OpStats>,
     ) -> Pipe<Hop<T, K, Unmeasured>> {
-        let End { reader, stats } = self;
-        let flow = Hop { reader, measure: Unmeasured, stats, tasks: tasks.clone() };
+        let flow = Hop { reader: self.reader, measure: Unmeasured, tasks: tasks.clone() };
         Pipe::behind(flow, scope.clone(), op.clone())
     }
 }
@@ -96,6 +95,11 @@ pub(crate) trait Route<T, K>: Send + 'static {
     /// was given back, and would come again and again.
     fn is_stuck(&self) -> bool {
         false
+    }
+
+    /// How many items came for a lane that nobody reads, and can be given back to no source, since it was last asked.
+    fn take_lost(&mut self) -> u64 {
+        0
     }
 
     /// Forgets that: no lane is read now.
@@ -148,11 +152,13 @@ impl<T: Clone, K: Settle> Route<T, K> for ToAll {
 pub(crate) struct ToLane<N> {
     lane: N,
     stuck: bool,
+    /// Items that nobody hears of, for a lane whose reader is gone.
+    lost: u64,
 }
 
 impl<N> ToLane<N> {
     pub(crate) fn new(lane: N) -> Self {
-        ToLane { lane, stuck: false }
+        ToLane { lane, stuck: false, lost: 0 }
     }
 }
 
@@ -161,13 +167,18 @@ impl<T, K: Settle, N: FnMut(&T) -> usize + Send + 'static> Route<T, K> for ToLan
     fn route<P: Place<T, K>>(&mut self, item: T, token: K, lanes: &mut [P], sent: &mut u64) {
         *sent += 1;
         let lane = (self.lane)(&item) % lanes.len();
-        // If nobody reads that lane any more, dropping the token gives the item back; the ledger keeps it as one
-        // that nobody ended.
+        // If nobody reads that lane any more, dropping the token gives the item back.
         if lanes[lane].is_open() {
             lanes[lane].place(item, token);
+        } else if K::TRACKED {
+            self.stuck = true;
         } else {
-            self.stuck |= K::TRACKED;
+            self.lost += 1;
         }
+    }
+
+    fn take_lost(&mut self) -> u64 {
+        mem::take(&mut self.lost)
     }
 
     fn is_stuck(&self) -> bool {
@@ -361,12 +372,15 @@ impl<F: Flow, R: Route<F::Item, F::Token>> Future for FanOut<F, R> {
                 4 => self.turn::<4>(cx, room),
                 _ => self.turn::<1>(cx, room),
             };
-            let FanOut { lanes, .. } = &mut *self;
+            let FanOut { lanes, route, driver, .. } = &mut *self;
+            if let (lost @ 1.., Some(op)) = (route.take_lost(), driver.stats.ops().last()) {
+                op.add_dropped(lost);
+            }
             for lane in lanes {
                 if let Some(writer) = &mut lane.writer
                     && writer.publish(0) > 0
                 {
-                    lane.stats.published(writer, 0);
+                    lane.stats.published(writer);
                 }
             }
             if self.route.is_stuck() && turn != Turn::Failed {

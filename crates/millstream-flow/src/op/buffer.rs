@@ -87,7 +87,7 @@ impl<F: Flow, W: Measure<F::Item>> Future for Pump<F, W> {
             });
             // Published at the end of each quantum and before any wait: an item never lingers.
             if writer.publish(bytes) > 0 {
-                stats.published(writer, if W::MEASURES { writer.bytes() } else { 0 });
+                stats.published(writer);
             }
             match turn {
                 Turn::Again => {}
@@ -102,7 +102,6 @@ impl<F: Flow, W: Measure<F::Item>> Future for Pump<F, W> {
 pub struct Hop<T, K, W> {
     pub(crate) reader: Reader<(T, K)>,
     pub(crate) measure: W,
-    pub(crate) stats: Arc<HopStats>,
     pub(crate) tasks: Tasks,
 }
 
@@ -119,7 +118,6 @@ impl<T, K: Settle, W: Measure<T>> Flow for Hop<T, K, W> {
         let mut room = max;
         while room > 0 {
             let Some(available) = ready!(self.reader.poll_available(cx)) else {
-                self.stats.observed(0, 0);
                 return Poll::Ready(Step::End);
             };
             let mut stock = self.reader.stock(available.min(room));
@@ -136,9 +134,6 @@ impl<T, K: Settle, W: Measure<T>> Flow for Hop<T, K, W> {
                 }
             }
             drop(taking);
-            if W::MEASURES {
-                self.stats.observed(self.reader.len(), self.reader.bytes());
-            }
             if flow.is_break() {
                 break;
             }

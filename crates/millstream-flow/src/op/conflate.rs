@@ -57,6 +57,8 @@ pub(crate) struct Conflater<F: Flow, Q, N> {
     pub(crate) driver: Driver,
     /// Taken from upstream and not on the shelf yet.
     pub(crate) chunk: VecDeque<(Q, F::Item, F::Token)>,
+    /// Upstream has ended: it is not driven again.
+    pub(crate) ended: bool,
     /// Items replaced while the lock is held, until it is free: a user's `Drop` may do anything.
     pub(crate) replaced: Vec<F::Item>,
 }
@@ -124,11 +126,11 @@ where
                 }
             }
             match turn {
-                Turn::Again => {}
+                _ if self.ended => return Poll::Ready(()),
                 Turn::Wait => return Poll::Pending,
-                Turn::End | Turn::Failed => return Poll::Ready(()),
+                _ => {}
             }
-            let Conflater { flow, key, driver, chunk, .. } = &mut *self;
+            let Conflater { flow, key, driver, chunk, ended, .. } = &mut *self;
             turn = driver.turn(flow, cx, chunk_items::<(F::Item, F::Token)>(), |item, token| {
                 chunk.push_back((key(&item), item, token));
                 ControlFlow::Continue(())
@@ -136,6 +138,7 @@ where
             if turn == Turn::Failed {
                 return Poll::Ready(());
             }
+            *ended = turn == Turn::End;
         }
     }
 }

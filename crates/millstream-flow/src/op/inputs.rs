@@ -12,7 +12,7 @@ use crate::flow::{Flow, Step};
 use crate::op::boxed::BoxFlow;
 use crate::op::merge::Merge;
 use crate::pipe::Pipe;
-use crate::scope::Scope;
+use crate::scope::{Scope, StopSignal};
 use crate::token::Settle;
 
 /// Where new inputs wait for the flow to take them.
@@ -34,8 +34,8 @@ impl<T, K: Settle> Board<T, K> {
     }
 }
 
-/// Adds inputs to a flow. See [`Pipe::inputs`]. The flow ends when all handles are dropped and all inputs have
-/// ended.
+/// Adds inputs to a flow. See [`Pipe::inputs`]. The flow ends when all inputs have ended and all handles are dropped, or
+/// the run was stopped.
 pub struct Inputs<T, K: Settle = ()> {
     board: Arc<Board<T, K>>,
     scope: Arc<Scope>,
@@ -62,7 +62,7 @@ impl<T: Send + 'static, K: Settle> Inputs<T, K> {
     pub(crate) fn new(scope: &Arc<Scope>) -> (Self, Changing<T, K>) {
         let notes = Mutex::new(Notes { new: Vec::new(), ended: false });
         let board = Arc::new(Board { notes, handles: AtomicUsize::new(1), stage: AtomicWaker::new() });
-        let flow = Changing { merge: Merge::new([]), board: board.clone() };
+        let flow = Changing { merge: Merge::new([]), board: board.clone(), stop: scope.stop_signal() };
         (Inputs { board, scope: scope.clone() }, flow)
     }
 
@@ -118,6 +118,20 @@ impl<T, K: Settle> fmt::Debug for Inputs<T, K> {
 pub struct Changing<T, K: Settle> {
     merge: Merge<BoxFlow<T, K>>,
     board: Arc<Board<T, K>>,
+    stop: Arc<StopSignal>,
+}
+
+impl<T, K: Settle> Changing<T, K> {
+    /// Whether nothing can come any more, for want of handles or after the word to stop. From then on nothing is added.
+    fn is_over(&self, cx: &Context<'_>, closed: bool) -> bool {
+        self.stop.register(cx.waker());
+        if !closed && !self.stop.is_raised() {
+            return false;
+        }
+        let mut notes = self.board.notes();
+        notes.ended = notes.new.is_empty();
+        notes.ended
+    }
 }
 
 impl<T, K: Settle> Flow for Changing<T, K> {
@@ -135,7 +149,11 @@ impl<T, K: Settle> Flow for Changing<T, K> {
         let new = std::mem::take(&mut self.board.notes().new);
         new.into_iter().for_each(|flow| self.merge.add(flow));
         if self.merge.is_empty() {
-            return if closed { Poll::Ready(Step::End) } else { Poll::Pending };
+            if self.is_over(cx, closed) {
+                return Poll::Ready(Step::End);
+            }
+            // What was added just now has woken the stage.
+            return Poll::Pending;
         }
         match self.merge.poll_drive(cx, max, sink) {
             // The last one there was; the next call looks for others.

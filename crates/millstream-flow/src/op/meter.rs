@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::drive::without_item;
 use crate::flow::{Flow, Step};
 use crate::timer::{Timer, bounded};
 
@@ -66,7 +67,8 @@ impl<F, N: FnMut(Metered)> Meter<F, N> {
 
     fn tell_of(&mut self, time: Duration) {
         let items = std::mem::take(&mut self.items);
-        (self.tell)(Metered { items, time, total: self.total });
+        let metered = Metered { items, time, total: self.total };
+        without_item(|| (self.tell)(metered));
     }
 }
 

@@ -79,7 +79,8 @@ const CHUNK_WORK: Duration = Duration::from_micros(100);
 /// The most items of a chunk, and the most chunks a worker may be ahead of the slowest.
 pub(crate) const CHUNK_MAX: usize = 1024;
 pub(crate) const CHUNKS_AHEAD: usize = 4;
-const CHUNK_FIRST: usize = 8;
+/// One, as long as nobody knows what an item costs: what a worker has pulled no other can take.
+const CHUNK_FIRST: usize = 1;
 
 /// A chunk of results.
 type Done<F, U> = Chunk<(U, <F as Flow>::Token)>;
@@ -114,6 +115,8 @@ struct Output<U, K> {
     reader: Option<Waker>,
     /// The worker that holds upstream and waits for the reader to catch up.
     waiting: Option<Waker>,
+    /// The worker that waits for upstream.
+    pulling: Option<Waker>,
     /// Workers above the knob's number.
     parked: Vec<Waker>,
     workers_left: usize,
@@ -152,6 +155,16 @@ impl<F: Flow, U> Crew<F, U> {
         Poll::Pending
     }
 
+    /// For a worker that waits for upstream: ready if the crew is closed, which wakes it.
+    fn poll_closed(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut output = self.output();
+        if output.closed {
+            return Poll::Ready(());
+        }
+        output.pulling = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     /// Hands a finished chunk to the reader.
     fn deliver(&self, ticket: u64, chunk: Chunk<(U, F::Token)>) {
         let mut output = self.output();
@@ -175,10 +188,10 @@ impl<F: Flow, U> Crew<F, U> {
     fn close(&self) {
         let mut output = self.output();
         output.closed = true;
-        let waiting = output.waiting.take();
+        let (waiting, pulling) = (output.waiting.take(), output.pulling.take());
         let parked = std::mem::take(&mut output.parked);
         drop(output);
-        parked.into_iter().chain(waiting).for_each(Waker::wake);
+        parked.into_iter().chain(waiting).chain(pulling).for_each(Waker::wake);
     }
 
     /// One worker ends; with the last one the flow ends.
@@ -242,14 +255,23 @@ where
         }
         let Some(mut output) = poll_fn(|cx| crew.poll_window(cx)).await else { return };
         let max = crew.chunk.load(Ordering::Relaxed);
-        poll_fn(|cx| upstream.poll_pull(cx, max, &mut input)).await;
+        let pull = |cx: &mut Context<'_>| match upstream.poll_pull(cx, max, &mut input) {
+            Poll::Ready(()) => Poll::Ready(true),
+            Poll::Pending => crew.poll_closed(cx).map(|()| false),
+        };
+        if !poll_fn(pull).await {
+            return;
+        }
         let ticket = upstream.next_ticket;
         upstream.next_ticket += 1;
         drop(upstream);
 
         let began = Tick::now();
         let items = input.len();
-        if !work_chunk(&crew, &mut input, &mut output, &*map) {
+        crew.stats.work_as(worker, Some(began));
+        let goes_on = work_chunk(&crew, &mut input, &mut output, &*map);
+        crew.stats.work_as(worker, None);
+        if !goes_on {
             crew.close();
             return;
         }
@@ -325,6 +347,7 @@ where
     ) -> Self {
         let started = workers.bounds().1;
         let scope = driver.scope.clone();
+        stats.has_workers(started);
         let output = Output {
             chunks: VecDeque::new(),
             spare: Vec::new(),
@@ -332,6 +355,7 @@ where
             outstanding: 0,
             reader: None,
             waiting: None,
+            pulling: None,
             parked: Vec::new(),
             workers_left: started,
             closed: false,

@@ -83,7 +83,10 @@ impl<F: Flow, W: Measure<F::Item>> Flow for RateLimited<F, W> {
         let allowed = loop {
             match if W::MEASURES { bucket.any() } else { bucket.tokens(1) } {
                 Ok(allowed) => break allowed.max(1),
-                Err(until) if timer.poll_until(cx, until).is_pending() => return Poll::Pending,
+                Err(until) if timer.poll_until(cx, until).is_pending() => {
+                    bucket.wait();
+                    return Poll::Pending;
+                }
                 Err(_) => {}
             }
         };

@@ -78,7 +78,7 @@ impl<F: Flow> Spiller<F> {
             if free > 0 {
                 chunk.drain(..free).for_each(|item| writer.push(item));
                 writer.publish(0);
-                stats.published(writer, 0);
+                stats.published(writer);
                 continue;
             }
             if !*ended && !waits && chunk.len() < most {
@@ -141,7 +141,7 @@ impl<F: Flow> Spiller<F> {
             self.writer.push((item, token));
         }
         self.writer.publish(0);
-        self.stats.published(&self.writer, 0);
+        self.stats.published(&self.writer);
         Ok(())
     }
 }

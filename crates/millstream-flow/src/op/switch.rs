@@ -241,6 +241,8 @@ where
             Some(lane) => {
                 if K::TRACKED {
                     self.stick(lane);
+                } else {
+                    self.op.add_dropped(1);
                 }
             }
             None => {

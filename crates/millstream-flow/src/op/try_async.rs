@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::thread;
 
 use millstream_resilience::{Attempts, Timeout, noting};
 use tokio::time::{Instant, sleep};
@@ -33,7 +34,7 @@ where
     let mut began = None;
     let mut attempts = None;
     let (error, made) = loop {
-        let error = match attempt(map(&input), retry, &mut began).await {
+        let error = match attempt(async || map(&input).await, retry, &mut began).await {
             Ok(output) => {
                 retry.succeeded();
                 return Ok(output);
@@ -55,11 +56,12 @@ where
 
 /// One attempt; notes when it first waits, if there may be another.
 async fn attempt<U, E: Into<BoxError>>(
-    call: impl Future<Output = Result<U, E>>,
+    call: impl AsyncFnOnce() -> Result<U, E>,
     retry: &Retry,
     began: &mut Option<Instant>,
 ) -> Result<U, BoxError> {
-    let calling = async { catching(call).await?.map_err(Into::into) };
+    // Called in there: what comes before its first wait may panic too, and is part of its time.
+    let calling = async { catching(async { call().await }).await?.map_err(Into::into) };
     let timed = pin!(async {
         match retry.limit() {
             None => calling.await,
@@ -71,11 +73,15 @@ async fn attempt<U, E: Into<BoxError>>(
 
 /// A future whose panic is an error.
 pub(crate) async fn catching<F: Future>(future: F) -> Result<F::Output, Panicked> {
+    caught(future).await.map_err(Panicked::new)
+}
+
+/// A future whose panic is caught.
+pub(crate) async fn caught<F: Future>(future: F) -> thread::Result<F::Output> {
     let mut future = pin!(future);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-        Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
-        Ok(Poll::Pending) => Poll::Pending,
-        Err(payload) => Poll::Ready(Err(Panicked::new(payload))),
+        Ok(polled) => polled.map(Ok),
+        Err(payload) => Poll::Ready(Err(payload)),
     })
     .await
 }

@@ -66,18 +66,11 @@ where
         let (scope, stage) = (driver.scope.clone(), driver.stats.clone());
         let (capacity, stats) = add_hop::<(F::Item, F::Token)>(&scope, &op, items, bytes_max);
         let (writer, reader) = ring(capacity.bounds().1);
+        stats.of_ring(&writer);
         let bytes_max = bytes_max.unwrap_or(usize::MAX);
-        let pump = Pump {
-            flow,
-            measure: measure.clone(),
-            writer,
-            capacity,
-            bytes_max,
-            stats: stats.clone(),
-            driver,
-        };
+        let pump = Pump { flow, measure: measure.clone(), writer, capacity, bytes_max, stats, driver };
         let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(pump)]);
-        Pipe { flow: Hop { reader, measure, stats, tasks }, scope, ops: Vec::new(), boundary: Some(op) }
+        Pipe { flow: Hop { reader, measure, tasks }, scope, ops: Vec::new(), boundary: Some(op) }
     }
 
     /// As [`buffer_measured`](Pipe::buffer_measured), and says what happens when it is full.
@@ -146,19 +139,20 @@ where
         let tokens = spilled.saturating_mul(2 * size_of::<F::Token>());
         scope.add_memory(op.name().to_string(), moving.saturating_add(tokens));
         let (writer, reader) = ring(capacity.bounds().1);
+        stats.of_ring(&writer);
         let spiller = Spiller {
             flow,
             writer,
             capacity,
             spilled_max: spilled,
-            stats: stats.clone(),
+            stats,
             driver,
             chunk: Default::default(),
             tokens: Default::default(),
             ended: false,
         };
         let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(spiller.run(spill))]);
-        Pipe::behind(Hop { reader, measure: Unmeasured, stats, tasks }, scope, op)
+        Pipe::behind(Hop { reader, measure: Unmeasured, tasks }, scope, op)
     }
 
     /// As [`buffer`](Pipe::buffer), of the newest item of each key: an item that comes while another of its key still waits takes
@@ -193,6 +187,7 @@ where
             stats: stats.clone(),
             driver,
             chunk: Default::default(),
+            ended: false,
             replaced: Vec::new(),
         };
         let tasks = Tasks::new(scope.clone(), stage, vec![Box::pin(conflater)]);

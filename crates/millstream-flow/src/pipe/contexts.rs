@@ -11,7 +11,7 @@ impl<F: Flow> Pipe<F> {
     ///
     /// An item that is split gives its context to all parts. A batch or window has those of all its items, and gives each
     /// its own back when it is taken apart. One that is turned into an error keeps it. An item that carries
-    /// nothing costs a null pointer, and each value one allocation.
+    /// nothing costs a null pointer, and each value two allocations.
     ///
     /// ```
     /// use millstream_flow::{Batch, ContextKey, Pipe};

@@ -148,7 +148,8 @@ where
     ///
     /// # Errors
     /// When an item of a tracked source comes for a lane whose reader is gone, and others are still read a tenth of a second later,
-    /// the run fails with [`Unread`](crate::Unread): the item would be given back, and come again, for ever.
+    /// the run fails with [`Unread`](crate::Unread): the item would be given back, and come again, for ever. Of a flow that
+    /// is not tracked, such an item is dropped, and counted by this operator's name.
     ///
     /// # Panics
     /// If `lanes` is 0.

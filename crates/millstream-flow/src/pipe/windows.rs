@@ -35,8 +35,8 @@ impl<F: Flow> Pipe<F> {
     /// for an item that tells that time has passed, or for [`EventTime::idle`](crate::EventTime::idle).
     ///
     /// # At the end
-    /// All open windows are handed on, with [`Closed::End`](crate::Closed::End). If the run is cancelled, their items are given
-    /// back to their source.
+    /// All open windows are handed on, with [`Closed::End`](crate::Closed::End). If the run is cancelled, or fails, their items
+    /// are given back to their source.
     ///
     /// # Panics
     /// A panic of `key` or of the aggregate costs the item in hand or, while a window is put together, that window's items; the

@@ -53,7 +53,7 @@ fn an_empty_ring_takes_one_item_of_any_size() {
     taking.next();
     taking.add_bytes(1_000);
     drop(taking);
-    assert_eq!(reader.bytes(), 0);
+    assert_eq!(writer.bytes(), 0);
     assert_eq!(writer.poll_room(&mut cx(), 8, 10), Poll::Ready(Ok(8)));
 }
 

@@ -27,7 +27,7 @@ async fn a_batch_never_exceeds_its_bytes_but_by_a_single_item() {
     let items = [4, 4, 4, 20, 1, 9, 10, 0, 1];
     let rule = Batch::count(100).bytes(10, |n: &usize| *n);
     let (batches, _) = Pipe::from_iter(items).batch(rule).collect().await.unwrap();
-    assert_eq!(batches, [vec![4, 4], vec![4], vec![20], vec![1, 9], vec![10, 0], vec![1]]);
+    assert_eq!(batches, [vec![4, 4], vec![4], vec![20], vec![1, 9], vec![10], vec![0, 1]]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,4 +152,18 @@ async fn a_batch_of_items_that_came_out_of_order_confirms_each_once() {
     let (sum, report) = shuffled.batch(Batch::count(7)).unbatch().fold(0, |sum, n| *sum += n).await.unwrap();
     assert_eq!((sum, report.ledger.completed), (299 * 150, 300));
     assert_eq!(ear.list(), vec![End::Completed; 300]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_has_reached_its_bytes_does_not_wait_for_another_item() {
+    for sizes in [&[20][..], &[4, 6], &[10]] {
+        let (feed, fed) = mpsc::channel(8);
+        let rule = Batch::count(100).bytes(10, |n: &usize| *n);
+        let mut batches = Pipe::from_stream(ReceiverStream::new(fed)).batch(rule);
+        for size in sizes {
+            feed.send(*size).await.unwrap();
+        }
+        let next = tokio::time::timeout(Duration::from_secs(1), batches.next());
+        assert_eq!(next.await.expect("it is complete"), Some(sizes.to_vec()));
+    }
 }

@@ -158,6 +158,45 @@ fn while_it_is_open_the_source_is_paused_and_no_item_fails_for_it() {
 }
 
 #[test]
+fn a_service_that_hangs_opens_it_and_no_item_fails_while_it_is_open() {
+    virtual_time(async {
+        let (pipe, outcomes) = Script::new().items(0..100).tracked();
+        let hangs = Arc::new(AtomicBool::new(true));
+        let breaker = Breaker::new(0.5, 4).pause(60 * SECOND);
+        let (guard, does_hang) = (breaker.clone(), hangs.clone());
+        let call = async move |n: &i32| {
+            let ask = async || {
+                if does_hang.load(Ordering::Relaxed) {
+                    pending::<()>().await;
+                }
+                Ok::<_, std::io::Error>(*n)
+            };
+            guard.call_within(5 * SECOND, ask).await
+        };
+        // Each call is made anew when the pause is over, and so at most a few times in ten minutes.
+        let retry = Retry::attempts(20).unwrap();
+        let run = pipe.try_map_async(8, retry, call).reject().collect().start();
+        sleep(600 * SECOND).await;
+        assert!(breaker.times_opened() > 5, "{}", breaker.times_opened());
+        assert_eq!(outcomes.issued(), 8);
+        hangs.store(false, Ordering::Relaxed);
+        let (items, report) = run.join().await.unwrap();
+        assert_eq!((items.len(), report.ledger.dead), (100, 0));
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_panics_has_failed() {
+    let breaker = Breaker::new(1.0, 2);
+    for _ in 0..2 {
+        let guard = breaker.clone();
+        let call = async move { guard.call(async || -> Result<(), ()> { panic!("a test panics") }).await };
+        assert!(tokio::spawn(call).await.unwrap_err().is_panic());
+    }
+    assert_eq!(breaker.state(), BreakerState::Open);
+}
+
+#[test]
 fn rules_that_cannot_work_are_refused() {
     let refused = |build: fn()| std::panic::catch_unwind(build).is_err();
     assert!(refused(|| _ = Breaker::new(0.0, 1)));

@@ -1,7 +1,10 @@
 //! `Pipe::channel`: what is sent flows, and nothing more.
 
+use std::time::Duration;
+
 use millstream_flow::Pipe;
 use tokio::task::yield_now;
+use tokio::time::{sleep, timeout};
 
 #[tokio::test]
 async fn what_was_sent_flows_in_order_and_the_flow_ends_with_its_sender() {
@@ -48,6 +51,38 @@ async fn a_stopped_flow_takes_what_was_sent_and_refuses_what_comes_later() {
     assert_eq!(items, [0, 1, 2]);
     let refused = sender.send(3).await.unwrap_err();
     assert!(!refused.is_full());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_never_pauses_does_not_keep_a_stopped_flow_going() {
+    let (mut sender, pipe) = Pipe::channel(4);
+    let slow = async |n: u64| {
+        sleep(Duration::from_millis(1)).await;
+        n
+    };
+    let run = pipe.map_async(1, slow).collect().start();
+    let sending = tokio::spawn(async move {
+        let mut sent = 0;
+        while sender.send(sent).await.is_ok() {
+            sent += 1;
+        }
+        assert!(!sender.try_send(sent).unwrap_err().is_full());
+        sent
+    });
+    sleep(Duration::from_secs(1)).await;
+    run.monitor().stop();
+    let (items, _) = timeout(Duration::from_secs(60), run.join()).await.expect("it stops").unwrap();
+    assert_eq!(items, (0..sending.await.unwrap()).collect::<Vec<_>>(), "all that was accepted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_after_the_word_to_stop_is_refused_though_there_is_room() {
+    let (mut sender, pipe) = Pipe::channel(8);
+    let run = pipe.collect().start();
+    sender.send(1).await.unwrap();
+    run.monitor().stop();
+    assert_eq!(sender.send(2).await.unwrap_err().item, 2);
+    assert_eq!(run.join().await.unwrap().0, [1]);
 }
 
 mod inputs {
@@ -114,6 +149,26 @@ mod inputs {
             let (late, unheard) = Script::new().items(0..3u32).tracked();
             assert!(inputs.add(late).is_none());
             assert_eq!(unheard.issued(), 0);
+        });
+    }
+
+    #[test]
+    fn a_stopped_flow_ends_with_its_inputs_though_others_could_be_added() {
+        virtual_time(async {
+            let (inputs, pipe) = Pipe::inputs();
+            inputs.add(Script::new().items(0..3).stall().pipe()).unwrap();
+            let run = pipe.collect().start();
+            quiescence().await;
+            let (items, _) = run.shutdown(60 * SECOND).await.unwrap();
+            assert_eq!(items, [0, 1, 2]);
+            assert!(inputs.add(Script::new().item(7).pipe()).is_none());
+
+            let (inputs, pipe) = Pipe::<millstream_flow::flows::Changing<u32, ()>>::inputs();
+            let run = pipe.collect().start();
+            quiescence().await;
+            let (items, _) = run.shutdown(60 * SECOND).await.unwrap();
+            assert!(items.is_empty());
+            drop(inputs);
         });
     }
 }

@@ -169,3 +169,17 @@ async fn a_retry_of_the_resilience_crate_brings_its_delays_its_time_and_its_budg
         .unwrap();
     assert_eq!(budget.left(), 3);
 }
+
+#[tokio::test]
+async fn a_panic_before_the_first_wait_of_an_async_call_is_its_items_error_too() {
+    let call = |n: &u32| {
+        assert!(*n != 2, "a test panics");
+        let n = *n;
+        async move { Ok::<_, io::Error>(n) }
+    };
+    let by_fn = Pipe::from_iter(1..4u32).try_map_async(2, Retry::never(), call);
+    let (results, _) = by_fn.collect().await.unwrap();
+    assert_eq!(results[0].as_ref().unwrap(), &1);
+    assert_eq!(results[1].as_ref().unwrap_err().error.to_string(), "panicked: a test panics");
+    assert_eq!(results[2].as_ref().unwrap(), &3);
+}

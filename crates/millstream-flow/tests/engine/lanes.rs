@@ -367,3 +367,16 @@ async fn a_conflating_buffer_makes_its_producer_wait_for_a_key_that_has_no_room(
     ear.all_ended().await;
     assert_eq!(ear.list().iter().filter(|end| **end == End::Completed).count(), 3);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_that_has_ended_is_not_driven_again_by_a_conflating_buffer_that_is_full() {
+    // An unfold panics when it is polled behind its end.
+    let numbers = futures_util::stream::unfold(0u64, async |n| (n < 10).then_some((n, n + 1)));
+    let slow = async |n| {
+        sleep(Duration::from_secs(1)).await;
+        n
+    };
+    let (items, _) =
+        Pipe::from_stream(numbers).conflate(2, |n| *n).map_async(1, slow).collect().await.unwrap();
+    assert_eq!(items, (0..10).collect::<Vec<_>>());
+}

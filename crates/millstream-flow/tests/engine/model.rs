@@ -352,7 +352,7 @@ fn batches(flow: Vec<Element>, count: usize, bytes_max: usize) -> impl Iterator<
         }
         bytes += size;
         open.push(element);
-        if open.len() >= count {
+        if open.len() >= count || bytes >= bytes_max {
             batches.push(mem::take(&mut open));
             bytes = 0;
         }

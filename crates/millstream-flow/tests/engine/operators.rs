@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use millstream_flow::{Batch, Capacity, Concurrency, Overflow, Pipe, Retry, Workers};
+use millstream_flow::{Batch, Capacity, Concurrency, Overflow, Pipe, Retry, Sink, SinkError, Workers};
 use tokio::task::yield_now;
 use tokio::time::Instant;
 
@@ -322,6 +322,16 @@ async fn a_function_that_blocks_is_reported_by_its_stage() {
     let parallel = Pipe::from_iter([1, 130, 1]).parallel(1, blocks);
     let (_, report) = parallel.collect().await.unwrap();
     assert_eq!(report.stages[1].stalls, 1, "{report:?}");
+    struct Blocks<F>(F);
+    impl<F: FnMut(u64) + Send + 'static> Sink for Blocks<F> {
+        type Item = u64;
+        async fn write(&mut self, items: &mut Vec<u64>) -> Result<(), SinkError> {
+            items.drain(..).for_each(&mut self.0);
+            Ok(())
+        }
+    }
+    let (_, report) = Pipe::from_iter([1, 130, 1]).into_sink(Blocks(blocks)).await.unwrap();
+    assert_eq!(report.stages[0].stalls, 1, "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -339,4 +349,48 @@ async fn a_function_that_does_not_return_can_be_seen_from_outside() {
     }
     release.send(()).unwrap();
     assert_eq!(run.join().await.unwrap().0, [true]);
+
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    // One of the workers is stuck, while the other goes on.
+    let pipe = Pipe::from_iter(0..100).parallel(2, move |n| n > 0 || released.lock().unwrap().recv().is_ok());
+    let run = pipe.collect().start();
+    while run.report().stages[1].working_seconds < 0.01 {
+        yield_now().await;
+    }
+    release.send(()).unwrap();
+    assert_eq!(run.join().await.unwrap().0, vec![true; 100]);
+}
+
+#[tokio::test]
+async fn a_worker_takes_one_item_as_long_as_nobody_knows_what_items_cost() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = calls.clone();
+    let mut pipe = Pipe::from_iter(0..8).parallel(1, move |n| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        n
+    });
+    assert_eq!(pipe.next().await, Some(0));
+    let made = calls.load(Ordering::Relaxed);
+    assert!(made <= 3, "the first result waits for no others, and {made} calls were made");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hop_that_is_idle_says_that_nothing_waits_in_it() {
+    let (mut sender, pipe) = Pipe::channel(8);
+    let run = pipe.buffer(10).for_each(drop).start();
+    for n in 0..5 {
+        sender.send(n).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let hop = &run.report().hops[0];
+    assert_eq!((hop.items, hop.len), (5, 0));
+    let (mut sender, pipe) = Pipe::channel(8);
+    let stuck = pipe.buffer(10).map_async(1, async |_| std::future::pending::<()>().await);
+    let run = stuck.for_each(drop).start();
+    for n in 0..5 {
+        sender.send(n).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(run.report().hops[0].len >= 4, "one is in the call");
 }

@@ -280,3 +280,34 @@ async fn a_meter_tells_each_intervals_items_and_the_rest_at_the_end() {
     // From the first item, at 10 ms.
     assert_eq!(told, [(2, 100, 2), (1, 100, 3), (0, 100, 3), (2, 90, 5)]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_of_many_a_millisecond_is_kept_though_timers_wake_once_in_one() {
+    let took = async |count: u64, limit| {
+        let began = Instant::now();
+        Pipe::from_iter(0..count).rate_limit(limit).for_each(drop).await.unwrap();
+        began.elapsed().as_millis()
+    };
+    let second = Duration::from_secs(1);
+    assert!((1990..=2010).contains(&took(20_000, RateLimit::new(10_000, second)).await));
+    assert!((1990..=2010).contains(&took(500_000, RateLimit::new(250_000, second)).await));
+    // Item by item, as whoever polls it as a stream takes them.
+    let began = Instant::now();
+    let mut pipe = Pipe::from_iter(0..20_000u32).rate_limit(RateLimit::new(10_000, second));
+    while pipe.next().await.is_some() {}
+    assert!((1990..=2010).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    let began = Instant::now();
+    let bytes = RateLimit::new(1 << 20, second).bytes(|_: &u32| 100);
+    Pipe::from_iter(0..20_000).rate_limit(bytes).for_each(drop).await.unwrap();
+    let ideal = 2_000_000 * 1000 / (1 << 20);
+    assert!(began.elapsed().as_millis().abs_diff(ideal) < 10, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_meter_that_panics_costs_no_item() {
+    let pipe = Pipe::from_iter(0..10u32).meter(100 * MS, |_| panic!("a test panics"));
+    let (items, report) = pipe.on_panic(millstream_flow::PanicPolicy::Dead).collect().await.unwrap();
+    assert_eq!(items.len(), 10);
+    assert_eq!((report.ledger.dead, report.ledger.completed), (0, 10));
+    assert!(report.ledger.balances());
+}

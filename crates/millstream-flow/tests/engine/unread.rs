@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use millstream_flow::test::{End, Outcomes, Script, quiescence};
-use millstream_flow::{Ended, RunError, RunErrorKind, Unread};
+use millstream_flow::{Ended, Pipe, RunError, RunErrorKind, Unread};
 use tokio::time::{Instant, sleep, timeout};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -157,4 +157,18 @@ async fn a_source_that_ended_ends_well_once_the_lane_that_nobody_read_is_removed
     sleep(SOON).await;
     assert!(switch.remove(&0));
     assert_eq!(timeout(LONG, run.join()).await.expect("it ends").unwrap().0, [1, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_for_a_lane_that_nobody_reads_are_dropped_by_name_if_no_source_hears_of_them() {
+    let (even, odd) = Pipe::from_iter(0..100_u32).split(4, |n| n % 2 == 0);
+    drop(even);
+    let (items, report) = odd.collect().await.expect("it goes on");
+    assert_eq!((items.len(), report.ledger.dropped["split"], report.ledger.in_flight), (50, 50, 0));
+    let switch = Pipe::from_iter(0..100_u32).switch(|n| n % 2);
+    let (even, odd) = (switch.route(0, 4), switch.route(1, 4));
+    drop(even);
+    drop(switch);
+    let (items, report) = odd.collect().await.expect("it goes on");
+    assert_eq!((items.len(), report.ledger.dropped["switch"], report.ledger.in_flight), (50, 50, 0));
 }

@@ -424,3 +424,23 @@ fn limits_that_cannot_work_are_refused() {
     assert!(refused(|| _ = Rate::new(1, SECOND).burst(0)));
     assert!(refused(|| _ = Keyed::new(0, |_: &u32| Bulkhead::new(1))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_of_many_a_millisecond_is_kept_and_saves_up_no_more_than_its_burst() {
+    let limiter = RateLimiter::new(Rate::new(10_000, SECOND));
+    let began = Instant::now();
+    for _ in 0..20_000 {
+        limiter.acquire(1).await.unwrap();
+    }
+    assert!((1990..=2010).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    // Whoever does not wait has nothing to make up for.
+    while limiter.try_acquire(1).is_ok() {}
+    sleep(SECOND).await;
+    assert!(limiter.try_acquire(1).is_ok());
+    assert!(limiter.try_acquire(1).is_err(), "one at a time");
+    let mut bucket = Bucket::new(Rate::new(10_000, SECOND));
+    bucket.take(1);
+    bucket.wait();
+    sleep(10 * MS).await;
+    assert!((20..=21).contains(&bucket.tokens(1).unwrap()), "what comes in two milliseconds, and the burst");
+}

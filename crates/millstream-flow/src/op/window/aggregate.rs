@@ -166,7 +166,7 @@ pub struct Fold<I, A, M> {
     pub start: I,
     /// Adds an item.
     pub add: A,
-    /// Adds the value of later items. Needed by windows that overlap, and by sessions by event time.
+    /// Adds the value of later items. Needed by windows that overlap, by sessions by event time, and for late items.
     pub merge: M,
 }
 

@@ -211,6 +211,10 @@ impl<F: Flow, B: Book<F::Item, F::Token>> Flow for Windows<F, B> {
             *silent = None;
         }
         let ended = step == Poll::Ready(Step::End);
+        if ended && scope.has_failed() {
+            // No end of the flow: what is open is given back by its tokens.
+            return step;
+        }
         book.course().ended = ended;
         if book.hand_on(&mut room, &mut made, sink).is_break() {
             return Poll::Ready(Step::More);

@@ -9,95 +9,13 @@ use std::ops::ControlFlow;
 use super::aggregate::Aggregate;
 use super::course::{Book, Course, Told, alone};
 use super::keys::{Entry, Keys};
-use super::panes::Part;
+use super::opens::{Open, Opens};
 use super::{Closed, Emit, Key, Limits, TimeOf};
 use crate::op::Tally;
 use crate::token::Settle;
 
 /// As many entries as this of `due`, and twice as many as there are keys, may be of windows that are closed.
 const DUE_SPARE: usize = 64;
-
-/// One open window.
-struct Open<S, G> {
-    part: Part<S>,
-    tokens: G,
-    /// It was made by an item whose window would have been complete.
-    late: bool,
-}
-
-/// The open windows of one key: by arrival there is never more than one.
-struct Opens<S, G> {
-    newest: Open<S, G>,
-    others: Vec<Open<S, G>>,
-    /// Tells it from others that had its slot.
-    id: u64,
-}
-
-impl<S, G: Settle<Group = G> + Default> Opens<S, G> {
-    fn len(&self) -> usize {
-        self.others.len() + 1
-    }
-
-    fn get(&mut self, at: usize) -> &mut Open<S, G> {
-        if at < self.others.len() { &mut self.others[at] } else { &mut self.newest }
-    }
-
-    fn parts(&self) -> impl Iterator<Item = &Part<S>> {
-        self.others.iter().chain([&self.newest]).map(|open| &open.part)
-    }
-
-    /// Takes one out, if another is left.
-    fn take(&mut self, at: usize) -> Option<Open<S, G>> {
-        if at < self.others.len() {
-            return Some(self.others.remove(at));
-        }
-        let next = self.others.pop()?;
-        Some(mem::replace(&mut self.newest, next))
-    }
-
-    /// The window that an item of this time belongs to. One that it joins to others takes them in; where there is none,
-    /// one is made.
-    fn place<T>(
-        &mut self,
-        time: i64,
-        limits: Limits,
-        late: bool,
-        aggregate: &impl Aggregate<T, State = S>,
-    ) -> usize {
-        let mut fitting: Option<usize> = None;
-        let mut at = 0;
-        while at < self.len() {
-            if !limits.fits(&self.get(at).part, time) {
-                at += 1;
-            } else if let (Some(first), true) = (fitting, limits.gap.is_some()) {
-                let Some(open) = self.take(at) else { break };
-                self.get(first).join(open, aggregate);
-            } else {
-                fitting = fitting.or(Some(at));
-                at += 1;
-            }
-        }
-        fitting.unwrap_or_else(|| {
-            let before = mem::replace(&mut self.newest, Open::new(late, aggregate));
-            self.others.push(before);
-            self.others.len()
-        })
-    }
-}
-
-impl<S, G: Settle<Group = G> + Default> Open<S, G> {
-    fn new<T>(late: bool, aggregate: &impl Aggregate<T, State = S>) -> Self {
-        Open { part: Part::new(aggregate), tokens: G::default(), late }
-    }
-
-    fn join<T>(&mut self, mut other: Self, aggregate: &impl Aggregate<T, State = S>) {
-        if other.part.from < self.part.from {
-            mem::swap(self, &mut other);
-        }
-        self.part.merge(aggregate, &other.part);
-        other.tokens.join(&mut self.tokens);
-    }
-}
 
 /// Sessions, and windows of a count: what is open, and what of it is complete.
 pub(crate) struct Groups<T, K: Settle, C, Q, N, A: Aggregate<T>, O: Emit<T, Q, A::Output>> {
@@ -113,35 +31,6 @@ pub(crate) struct Groups<T, K: Settle, C, Q, N, A: Aggregate<T>, O: Emit<T, Q, A
     /// Where the end of the flow has come to.
     flushed: usize,
     emits: PhantomData<fn() -> O>,
-}
-
-impl Limits {
-    /// When a window is over by time.
-    #[inline]
-    fn end<S>(&self, part: &Part<S>) -> i64 {
-        let gap = self.gap.map_or(i64::MAX, |gap| part.to.saturating_add(gap));
-        let age = self.age.map_or(i64::MAX, |age| part.from.saturating_add(age));
-        gap.min(age)
-    }
-
-    /// When a window would be over that holds nothing but an item of this time.
-    #[inline]
-    fn alone(&self, time: i64) -> i64 {
-        time.saturating_add(self.gap.unwrap_or(i64::MAX).min(self.age.unwrap_or(i64::MAX)))
-    }
-
-    fn is_timed(&self) -> bool {
-        self.gap.is_some() || self.age.is_some()
-    }
-
-    /// Whether an item of this time belongs to the window.
-    #[inline]
-    fn fits<S>(&self, part: &Part<S>, time: i64) -> bool {
-        self.gap.is_none_or(|gap| time < part.to.saturating_add(gap) && part.from < time.saturating_add(gap))
-            && self
-                .age
-                .is_none_or(|age| time < part.from.saturating_add(age) && part.to < time.saturating_add(age))
-    }
 }
 
 impl<T, K, C, Q, N, A, O> Groups<T, K, C, Q, N, A, O>
@@ -191,9 +80,24 @@ where
         self.due = due.into();
     }
 
+    /// Whether windows may be complete that were not handed on.
+    fn is_due(&self) -> bool {
+        self.due.peek().is_some_and(|Reverse((end, ..))| *end <= self.course.watermark)
+    }
+
     fn interrupt(&self) -> ControlFlow<()> {
-        let due = self.due.peek().is_some_and(|Reverse((end, ..))| *end <= self.course.watermark);
-        if self.course.is_clear() && !due { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if self.course.is_clear() && !self.is_due() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    }
+
+    /// Gives up a key if there is one too many. Its windows are not complete.
+    fn evict(&mut self) {
+        if let Some(entry) = self.keys.evict(self.keys_max) {
+            self.give_up(entry.key, entry.state);
+        }
     }
 
     /// Whether a late item is later than may be, and no open window is left that it fits.
@@ -246,24 +150,26 @@ where
         }
     }
 
-    /// Closes one window whose time is over. False if there is none.
+    /// Closes the window that ends first of those whose time is over, or of all once upstream has ended. False if there is
+    /// none.
     fn close_due(&mut self) -> bool {
         while let Some(&Reverse((end, slot, id))) = self.due.peek() {
-            if end > self.course.watermark {
+            let over = end <= self.course.watermark;
+            if !over && !self.course.ended {
                 break;
             }
             self.due.pop();
             let limits = self.limits;
             let Some(entry) = self.keys.get(slot).filter(|entry| entry.state.id == id) else { continue };
-            let ends = entry.state.parts().filter(|part| part.items > 0).map(|part| limits.end(part));
-            let Some((first, at)) = ends.zip(0..).min() else { continue };
+            let ends = entry.state.parts().zip(0..).filter(|(part, _)| part.items > 0);
+            let Some((first, at)) = ends.map(|(part, at)| (limits.end(part), at)).min() else { continue };
             let several = entry.state.len() > 1;
-            if first > self.course.watermark || several {
-                // It has been extended meanwhile, or others of its key are left.
+            if first > end || several {
+                // It has been extended meanwhile, so others may end before it; or others of its key are left.
                 self.due.push(Reverse((first, slot, id)));
             }
-            if first <= self.course.watermark {
-                self.close(slot, at, Closed::Time);
+            if first <= end {
+                self.close(slot, at, if over { Closed::Time } else { Closed::End });
                 return true;
             }
         }
@@ -320,8 +226,9 @@ where
             *ids += 1;
             Opens { newest: Open::new(late, aggregate), others: Vec::new(), id: *ids }
         });
-        if new && let Some(entry) = keys.evict(slot, self.keys_max) {
-            self.give_up(entry.key, entry.state);
+        // An item that completes windows, be it its own, leaves one key too many, until they are handed on.
+        if new && !late && !self.is_due() {
+            self.evict();
         }
         let Groups { keys, aggregate, .. } = self;
         let Some(Entry { state: opens, .. }) = keys.get(slot) else {
@@ -335,11 +242,14 @@ where
             opens.place(time, limits, late, aggregate)
         };
         let open = opens.get(at);
+        let before = open.part.from;
         open.part.add(aggregate, time, item);
         token.join(&mut open.tokens);
         told.entered.add(1);
         let (items, end) = (open.part.items, limits.end(&open.part));
-        if items == 1 && limits.is_timed() {
+        // An item from before its first lets a window be of age earlier.
+        let earlier = time < before && limits.age.is_some();
+        if (items == 1 && limits.is_timed()) || earlier {
             let id = opens.id;
             self.due.push(Reverse((end, slot, id)));
             if self.due.len() > 2 * self.keys.len() + DUE_SPARE {
@@ -361,9 +271,13 @@ where
     ) -> ControlFlow<()> {
         loop {
             self.course.hand_on(room, made, sink)?;
-            if !self.close_due() {
+            if self.close_due() {
+                continue;
+            }
+            if self.keys.len() <= self.keys_max {
                 return ControlFlow::Continue(());
             }
+            self.evict();
         }
     }
 

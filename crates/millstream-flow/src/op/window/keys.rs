@@ -10,13 +10,20 @@ pub(super) struct Keys<Q, S> {
     slots: Vec<Option<Entry<Q, S>>>,
     free: Vec<usize>,
     hasher: DefaultHashBuilder,
-    /// Where to look for the next key to give up.
+    /// The keys in the order in which they came: the next to give up, and the newest.
     oldest: usize,
+    newest: usize,
 }
+
+/// No slot.
+const NONE: usize = usize::MAX;
 
 pub(super) struct Entry<Q, S> {
     pub(super) key: Q,
     hash: u64,
+    /// The slots of the keys that came just before and just after.
+    older: usize,
+    newer: usize,
     pub(super) state: S,
 }
 
@@ -27,7 +34,8 @@ impl<Q: Hash + Eq, S> Keys<Q, S> {
             slots: Vec::new(),
             free: Vec::new(),
             hasher: DefaultHashBuilder::default(),
-            oldest: 0,
+            oldest: NONE,
+            newest: NONE,
         }
     }
 
@@ -46,13 +54,13 @@ impl<Q: Hash + Eq, S> Keys<Q, S> {
     /// The slot of a key, which is made if there is none. Whether it is new.
     #[inline]
     pub(super) fn slot(&mut self, key: Q, make: impl FnOnce() -> S) -> (usize, bool) {
-        let Keys { table, slots, free, hasher, .. } = self;
+        let Keys { table, slots, free, hasher, oldest, newest } = self;
         let hash = hasher.hash_one(&key);
         let known = |slot: &usize| slots[*slot].as_ref().is_some_and(|entry| entry.key == key);
         if let Some(&slot) = table.find(hash, known) {
             return (slot, false);
         }
-        let entry = Some(Entry { key, hash, state: make() });
+        let entry = Some(Entry { key, hash, older: *newest, newer: NONE, state: make() });
         let slot = match free.pop() {
             Some(slot) => {
                 slots[slot] = entry;
@@ -63,6 +71,11 @@ impl<Q: Hash + Eq, S> Keys<Q, S> {
                 slots.len() - 1
             }
         };
+        match slots.get_mut(*newest) {
+            Some(Some(before)) => before.newer = slot,
+            _ => *oldest = slot,
+        }
+        *newest = slot;
         table.insert_unique(hash, slot, |slot| slots[*slot].as_ref().map_or(0, |entry| entry.hash));
         (slot, true)
     }
@@ -83,23 +96,20 @@ impl<Q: Hash + Eq, S> Keys<Q, S> {
         if let Ok(place) = self.table.find_entry(entry.hash, |other| *other == slot) {
             place.remove();
         }
+        match self.slots.get_mut(entry.older) {
+            Some(Some(older)) => older.newer = entry.newer,
+            _ => self.oldest = entry.newer,
+        }
+        match self.slots.get_mut(entry.newer) {
+            Some(Some(newer)) => newer.older = entry.older,
+            _ => self.newest = entry.older,
+        }
         self.free.push(slot);
         Some(entry)
     }
 
-    /// Gives up a key for the one at `slot`, which is new, if there are more than may be: by turns, and so one of those that
-    /// have been there for longest.
-    pub(super) fn evict(&mut self, slot: usize, max: usize) -> Option<Entry<Q, S>> {
-        if self.table.len() <= max {
-            return None;
-        }
-        for _ in 0..self.slots.len() {
-            let at = self.oldest;
-            self.oldest = (self.oldest + 1) % self.slots.len();
-            if at != slot && self.slots[at].is_some() {
-                return self.remove(at);
-            }
-        }
-        None
+    /// Gives up the key that has been there for longest, if there are more than may be.
+    pub(super) fn evict(&mut self, max: usize) -> Option<Entry<Q, S>> {
+        if self.table.len() > max { self.remove(self.oldest) } else { None }
     }
 }

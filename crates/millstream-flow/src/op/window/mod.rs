@@ -12,6 +12,7 @@ mod course;
 mod groups;
 mod keys;
 mod moving;
+mod opens;
 mod panes;
 mod spec;
 mod timed;

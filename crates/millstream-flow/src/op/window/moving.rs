@@ -115,7 +115,7 @@ where
         let (time, _) = self.course.see(&item, now);
         let key = (self.key)(&item);
         let (slot, new) = self.keys.slot(key, || Last { panes: Panes::new(), seen: 0 });
-        if new && let Some(entry) = self.keys.evict(slot, self.keys_max) {
+        if new && let Some(entry) = self.keys.evict(self.keys_max) {
             self.give_up(entry, Closed::Evicted);
         }
         let Some(Entry { key, state: last, .. }) = self.keys.get(slot) else {

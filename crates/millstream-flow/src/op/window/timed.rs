@@ -76,11 +76,16 @@ where
     }
 
     fn interrupt(&self) -> ControlFlow<()> {
-        if self.course.is_clear() && self.next_end.is_none_or(|end| end > self.course.watermark) {
+        if self.course.is_clear() && !self.is_due() {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())
         }
+    }
+
+    /// Whether windows are complete that were not handed on.
+    fn is_due(&self) -> bool {
+        self.next_end.is_some_and(|end| end <= self.course.watermark)
     }
 
     /// The slot of a key; a new one may cost another key its windows.
@@ -88,12 +93,21 @@ where
     fn slot(&mut self, key: Q) -> usize {
         let spare = &mut self.spare;
         let (slot, new) = self.keys.slot(key, || spare.pop().unwrap_or_else(Panes::new));
-        if new && let Some(entry) = self.keys.evict(slot, self.keys_max) {
-            self.give_up(entry.key, entry.state);
+        // An item that completes windows leaves one key too many, until they are handed on.
+        if new && !self.is_due() {
+            self.evict();
         }
         slot
     }
 
+    /// Gives up a key if there is one too many.
+    fn evict(&mut self) {
+        if let Some(entry) = self.keys.evict(self.keys_max) {
+            self.give_up(entry.key, entry.state);
+        }
+    }
+
+    /// Gives up a key's windows, of which none is complete.
     #[cold]
     fn give_up(&mut self, key: Q, mut panes: Panes<A::State, K::Group>) {
         let mut end = self.first_open_end(&panes);
@@ -192,9 +206,9 @@ where
         }
         let Place { pane, first_end, last_end, .. } = self.place;
         if last_end <= time {
-            // Between two windows.
+            // Between two windows; it may have completed others.
             told.dropped.add(token);
-            return ControlFlow::Continue(());
+            return self.interrupt();
         }
         if first_end <= self.course.watermark {
             return self.accept_late(item, token, time, told);
@@ -216,12 +230,16 @@ where
         made: &mut Tally<'_>,
         sink: &mut impl FnMut(O::Item, K::Group) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        self.course.hand_on(room, made, sink)?;
         loop {
+            self.course.hand_on(room, made, sink)?;
             let mut firing = match (self.firing, self.next_end) {
                 (Some(firing), _) => firing,
                 (None, Some(end)) if end <= self.course.watermark || self.course.ended => {
                     Firing { end, slot: 0, next: None }
+                }
+                _ if self.keys.len() > self.keys_max => {
+                    self.evict();
+                    continue;
                 }
                 _ => return ControlFlow::Continue(()),
             };
