@@ -73,17 +73,20 @@ async fn items_go_through_handlers_in_order_and_what_they_refuse_is_an_items_err
     assert_eq!(items, vec![Value::Null; 8]);
 }
 
+fn panics(item: &Value) {
+    assert!(item["n"] != 3, "three panics");
+}
+
 #[tokio::test]
 async fn a_handler_that_panics_fails_its_item_like_one_that_errs() {
     let dir = tempfile::tempdir().expect("a directory");
-    let panics = |item: &Value| assert!(item["n"] != 3, "three panics");
     let handlers = Handlers::new()
-        .handler("Later", async move |item: Value| {
+        .handler("Later", async |item: Value| {
             tokio::task::yield_now().await;
             panics(&item);
             Ok(item)
         })
-        .handler("AtOnce", move |item: Value| {
+        .handler("AtOnce", |item: Value| {
             panics(&item);
             async { Ok(item) }
         });
