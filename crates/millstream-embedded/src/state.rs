@@ -1,7 +1,7 @@
 //! What a queue holds: pure data under the queue's lock. Reads no clock, wakes nobody, touches no disk.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::{Bound, Range};
+use std::ops::Range;
 use std::task::Waker;
 
 use millstream_message::dead::DeadReason;
@@ -9,6 +9,8 @@ use millstream_message::{ConsumeOptions, Overflow, Queue as Spec};
 
 use crate::record::Mark;
 use crate::run::{Bare, Items, Run, Taken};
+
+mod delayed;
 
 /// A message on its way to the dead-letter exchange. It still belongs to the queue until it has arrived.
 #[derive(Debug, Clone)]
@@ -196,36 +198,6 @@ impl State {
         }
     }
 
-    pub(crate) fn insert_delayed(&mut self, due: u64, run: Run) {
-        self.waiting.add(u64::from(run.count), run.bytes);
-        self.keep_delayed((due, run.order), run);
-    }
-
-    fn keep_delayed(&mut self, key: (u64, u64), run: Run) {
-        if run.is_here() && run.is_logged() {
-            self.delayed_here.insert(key);
-        }
-        self.delayed.insert(key, run);
-    }
-
-    /// Makes what is due ready, behind everything that is. True when something was.
-    pub(crate) fn ripen(&mut self, now: u64) -> bool {
-        let mut any = false;
-        while let Some(entry) = self.delayed.first_entry() {
-            if entry.key().0 > now {
-                break;
-            }
-            let (key, mut run) = entry.remove_entry();
-            self.delayed_here.remove(&key);
-            self.waiting.sub(u64::from(run.count), run.bytes);
-            run.order = self.next_seq;
-            self.next_seq += u64::from(run.count);
-            self.insert(run);
-            any = true;
-        }
-        any
-    }
-
     /// The head run of the highest level that has one.
     pub(crate) fn head(&mut self) -> Option<&mut Run> {
         self.levels.iter_mut().rev().find_map(VecDeque::front_mut)
@@ -316,33 +288,6 @@ impl State {
         if let Some(dead) = self.outbox.iter_mut().find(|dead| dead.taken.seq == seq) {
             dead.taken.position = position;
         }
-    }
-
-    /// A delayed run of which `old` holds, and when it is due; `count` says how much of it is wanted, and the rest is split off.
-    pub(crate) fn old_delayed(
-        &mut self,
-        old: impl Fn(&Run) -> bool,
-        count: impl Fn(&Run) -> u32,
-    ) -> Option<(u64, Run)> {
-        let key = self.delayed.iter().find(|(_, run)| old(run)).map(|(key, _)| *key)?;
-        let wanted = count(&self.delayed[&key]);
-        if wanted < self.delayed[&key].count {
-            let mut rest = self.delayed.remove(&key)?;
-            let front = rest.split_front(wanted);
-            self.keep_delayed((key.0, rest.order), rest);
-            self.keep_delayed(key, front);
-        }
-        self.delayed.get(&key).map(|run| (key.0, run.clone()))
-    }
-
-    /// The messages of a delayed run are at these positions now, and no longer in memory. The weight that is gone; `None` when it
-    /// has changed or gone meanwhile.
-    pub(crate) fn delayed_moved(&mut self, due: u64, run: &Run, positions: Vec<u64>) -> Option<u64> {
-        let key = (due, run.order);
-        let known =
-            self.delayed.get_mut(&key).filter(|known| known.seq == run.seq && known.count == run.count)?;
-        self.delayed_here.remove(&key);
-        Some(known.relocate(positions))
     }
 
     /// A held delivery's record is at this position now.
@@ -449,28 +394,7 @@ impl State {
                 }
             }
         }
-        // Those that come last first, too.
-        while gone < bytes
-            && let Some(key) = self.delayed_here.pop_last()
-            && let Some(run) = self.delayed.get_mut(&key)
-        {
-            gone += run.put_out();
-            self.merge_delayed(key);
-        }
-        gone
-    }
-
-    /// Makes a delayed run that was put out one with the next that is due at the same time, if that was, too.
-    fn merge_delayed(&mut self, key: (u64, u64)) {
-        let behind = (Bound::Excluded(key), Bound::Included((key.0, u64::MAX)));
-        let Some((&next, _)) = self.delayed.range(behind).next() else { return };
-        let (Some(mut run), Some(more)) = (self.delayed.remove(&key), self.delayed.get(&next)) else {
-            return;
-        };
-        if run.merge(more) {
-            self.delayed.remove(&next);
-        }
-        self.delayed.insert(key, run);
+        gone + self.put_out_delayed(bytes.saturating_sub(gone))
     }
 }
 

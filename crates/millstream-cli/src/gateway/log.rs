@@ -58,8 +58,9 @@ fn write(mut to: impl Write, waiting: &Receiver<Line>, lost: &AtomicU64) {
     for line in waiting {
         // Where standard error is closed there is nobody left to tell.
         match line {
-            Line::Text(text) => {
-                let _ = writeln!(to, "{text}");
+            Line::Text(mut text) => {
+                text.push('\n');
+                let _ = to.write_all(text.as_bytes());
             }
             Line::End(done) => {
                 let _ = done.try_send(());
@@ -87,8 +88,6 @@ mod tests {
         for _ in 0..4 * LINES_MAX {
             writer.line(line.clone());
         }
-        let lost = writer.lost.load(Ordering::Relaxed);
-        assert!(lost >= 2 * LINES_MAX as u64, "{lost}");
         // Nor the end.
         writer.finish();
         drop(writer);
@@ -101,6 +100,7 @@ mod tests {
             }
         }
         assert_eq!(written + missed, 4 * LINES_MAX);
+        assert!(missed >= 2 * LINES_MAX, "{missed}");
     }
 
     #[test]
