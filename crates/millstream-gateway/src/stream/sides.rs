@@ -42,7 +42,7 @@ pub(super) enum Destination {
 
 impl StreamSink {
     /// A body that brings what is streamed, and the sink that it comes through. A stream that breaks off, or is dropped, breaks the
-    /// body off; who drops the body ends the stream with [`SinkFailed`](StreamOutcome::SinkFailed). Trailers of a source that is a
+    /// body off; who drops the body ends the stream with [`SinkFailed`](crate::StreamOutcome::SinkFailed). Trailers of a source that is a
     /// body go along; a writer is not given them.
     pub fn body() -> (StreamSink, Body) {
         let (sender, body) = Body::channel(SizeHint::default());
