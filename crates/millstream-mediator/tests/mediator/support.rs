@@ -1,8 +1,10 @@
 //! What several of these tests look at.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use millstream_mediator::Mediator;
+use tracing::Dispatch;
+use tracing::subscriber::NoSubscriber;
 
 /// A number of the metrics, which must be there.
 pub(crate) fn number(mediator: &Mediator, name: &str, labels: &[(&str, &str)]) -> f64 {
@@ -26,8 +28,14 @@ impl std::io::Write for Lines {
     }
 }
 
+/// Two subscribers that see nothing and live as long as the process. While `tracing` knows of only one, a place that logs
+/// for the first time asks the subscriber of its own thread, and remembers the answer for all threads: another test's
+/// thread without one then silences the place here.
+static OTHERS: OnceLock<[Dispatch; 2]> = OnceLock::new();
+
 /// What is logged from the level on, while the guard lives.
 pub(crate) fn logged(level: tracing::Level) -> (impl Fn() -> String, tracing::subscriber::DefaultGuard) {
+    OTHERS.get_or_init(|| [(); 2].map(|()| Dispatch::new(NoSubscriber::new())));
     let lines = Lines::default();
     let write = lines.clone();
     let subscriber = tracing_subscriber::fmt()
