@@ -82,7 +82,7 @@ async fn a_handler_may_take_the_connection() {
     client.ended().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_connection_in_a_handlers_hands_counts_against_the_limits() {
     let hold = |request: Request<Body>| {
         let upgrade = request.extensions().get::<Upgrade>().expect("an upgrade").clone();
@@ -120,7 +120,7 @@ async fn a_connection_in_a_handlers_hands_counts_against_the_limits() {
     second.ended().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_tunnel_that_is_silent_for_too_long_ends() {
     let timeouts = Timeouts { tunnel: SHORT, ..Timeouts::default() };
     let scene = scene(Settings { timeouts, ..Settings::default() }).await;

@@ -43,15 +43,6 @@ async fn endless() -> Server {
         .expect("a port")
 }
 
-async fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let waiting = async {
-        while !is() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_reader_over_tls_is_seen_and_holds_no_buffer() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
@@ -201,9 +192,7 @@ async fn a_slow_reader_over_http_2_holds_few_buffers() {
         }
         let response = || gateway.snapshot().streams[1].clone();
         until("backpressure", || response().backpressure_events >= STREAMS).await;
-        // Nothing moves any more.
-        let mut before = 0;
-        until("silence", || std::mem::replace(&mut before, response().bytes) == response().bytes).await;
+        silence(|| response().bytes).await;
         let pool = gateway.snapshot().pool;
         let held: u64 = pool.tiers.iter().map(|tier| tier.size * tier.in_use).sum();
         assert!(held <= STREAMS * 7 * (16 << 10), "{} bytes a stream: {pool:?}", held / STREAMS);
