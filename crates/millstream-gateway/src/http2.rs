@@ -245,9 +245,9 @@ async fn go_on(shared: &Shared, ended: Ended, upgrade: OnUpgrade, tale: Option<T
             let (read, write) = Connection::Other(stream).split(&shared.pool);
             tunnel(shared, read, write, *up, tale).await;
         }
-        Ended::Handed(upgrade) => {
+        Ended::Handed(offer) => {
             let Some(stream) = stream.await else { return };
-            upgrade.run(shared, stream, tale).await;
+            offer.run(shared, stream, tale).await;
         }
         Ended::Keep | Ended::Close | Ended::Reset => {}
     }
