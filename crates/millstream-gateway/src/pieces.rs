@@ -46,6 +46,8 @@ struct Taker {
     task: OnceLock<tasks::Abort>,
     /// It waits for the next piece.
     waits: AtomicBool,
+    /// No more comes, and the last piece did not.
+    broken: AtomicBool,
 }
 
 /// A body of what is sent; to a handler, or to hyper.
@@ -97,8 +99,10 @@ impl Pieces {
 
 impl Drop for Pieces {
     fn drop(&mut self) {
-        if let Some(taker) = self.taker.as_ref().filter(|_| !self.whole)
-            && !taker.waits.load(Ordering::SeqCst)
+        let Some(taker) = self.taker.as_ref().filter(|_| !self.whole) else { return };
+        // Before the look: a task that is not known yet, or is just taking a piece, sees this before it would wait with it.
+        taker.broken.store(true, Ordering::SeqCst);
+        if !taker.waits.load(Ordering::SeqCst)
             && let Some(task) = taker.task.get()
         {
             task.abort();
@@ -136,12 +140,18 @@ impl Taken {
             // Nobody else sets it.
             let _ = taker.task.set(task);
         }
-        if let Some(held) = self.held.take() {
-            return Poll::Ready(Some(*held));
+        let piece = match self.held.take() {
+            Some(held) => Some(*held),
+            None => {
+                taker.waits.store(true, Ordering::SeqCst);
+                let piece = ready!(self.pieces.poll_recv(cx));
+                taker.waits.store(false, Ordering::SeqCst);
+                piece
+            }
+        };
+        if taker.broken.load(Ordering::SeqCst) {
+            return Poll::Ready(None);
         }
-        taker.waits.store(true, Ordering::SeqCst);
-        let piece = ready!(self.pieces.poll_recv(cx));
-        taker.waits.store(false, Ordering::SeqCst);
         // Hyper takes the first of a request by the way, and makes a task of what follows. That task must be known before a piece
         // waits in it.
         if taker.task.get().is_none() && piece.as_ref().is_some_and(|piece| !piece.last) {

@@ -91,6 +91,27 @@ async fn an_answer_that_is_given_up_while_its_client_takes_nothing_is_reset() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_breaks_off_before_anybody_takes_it_is_reset() {
+    let upstream = TcpListener::bind(any()).await.expect("a port");
+    let url = format!("http://{}", upstream.local_addr().expect("an address"));
+    let gateway = proxy(&[url], patient(SECOND, 100 * SECOND)).await;
+    let mut raw = Raw::greeted(gateway.local_addr()).await;
+    raw.send(&[window(0), frame(HEADERS, END_STREAM | END_HEADERS, 1, GET)].concat()).await;
+    let (mut up, _) = within(upstream.accept()).await.expect("accepted");
+    within(up.read_exact(&mut [0; 4])).await.expect("a head");
+    // All at once: the exchange ends before hyper's task has seen its answer.
+    up.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").await.expect("written");
+    up.shutdown().await.expect("closed");
+    let mut heard = raw.hears().await;
+    // The reset may overtake the head.
+    if heard == Heard::Answered {
+        heard = raw.hears().await;
+    }
+    assert!(matches!(heard, Heard::Reset(_)), "{heard:?}");
+    until("every buffer is back", || gateway.snapshot().pool.in_use == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_that_is_given_up_while_its_upstream_takes_nothing_is_reset() {
     // With no window at all not even the first piece is taken.
     for bytes in [0, 65_535] {
