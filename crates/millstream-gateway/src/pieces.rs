@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use tokio::sync::mpsc;
@@ -26,6 +27,7 @@ pub(crate) struct Piece {
 pub(crate) struct Pieces {
     sender: mpsc::Sender<Piece>,
     taker: Option<Arc<Taker>>,
+    demand: Arc<Demand>,
     whole: bool,
 }
 
@@ -34,6 +36,8 @@ pub(crate) struct Taken {
     pieces: mpsc::Receiver<Piece>,
     size: SizeHint,
     taker: Option<Arc<Taker>>,
+    /// Until it was asked for the first time.
+    begins: Option<Begins>,
     held: Option<Box<Piece>>,
     trailers: Option<HeaderMap>,
     ended: bool,
@@ -50,17 +54,48 @@ struct Taker {
     broken: AtomicBool,
 }
 
+/// Whether anything is to be read ahead for the receiver.
+#[derive(Default)]
+struct Demand {
+    /// Not before it asks.
+    waits: AtomicBool,
+    sender: AtomicWaker,
+}
+
+/// The receiver's side of it: when this goes, because it asks or is gone, there is nothing to wait for.
+struct Begins(Arc<Demand>);
+
+impl Drop for Begins {
+    fn drop(&mut self) {
+        self.0.waits.store(false, Ordering::SeqCst);
+        self.0.sender.wake();
+    }
+}
+
 /// A body of what is sent; to a handler, or to hyper.
 pub(crate) fn channel(size: SizeHint, to_hyper: bool) -> (Pieces, Taken) {
     let (sender, pieces) = mpsc::channel(1);
     let taker = to_hyper.then(Arc::<Taker>::default);
+    let demand = Arc::<Demand>::default();
+    let begins = Some(Begins(demand.clone()));
     (
-        Pieces { sender, taker: taker.clone(), whole: false },
-        Taken { pieces, size, taker, held: None, trailers: None, ended: false },
+        Pieces { sender, taker: taker.clone(), demand, whole: false },
+        Taken { pieces, size, taker, begins, held: None, trailers: None, ended: false },
     )
 }
 
 impl Pieces {
+    /// Whether the receiver has not asked for anything yet, and wants nothing before.
+    pub(crate) fn is_early(&self) -> bool {
+        self.demand.waits.load(Ordering::SeqCst)
+    }
+
+    /// Ready when it asks, or is gone.
+    pub(crate) fn poll_demanded(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.demand.sender.register(cx.waker());
+        if self.is_early() { Poll::Pending } else { Poll::Ready(()) }
+    }
+
     /// Sends a piece if there is room; gives it back if there is none.
     ///
     /// # Errors
@@ -111,10 +146,18 @@ impl Drop for Pieces {
 }
 
 impl Taken {
+    /// Nothing is to be read ahead before this is asked for the first time.
+    pub(crate) fn read_on_demand(&self) {
+        if let Some(Begins(demand)) = &self.begins {
+            demand.waits.store(true, Ordering::SeqCst);
+        }
+    }
+
     pub(crate) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        drop(self.begins.take());
         loop {
             if let Some(trailers) = self.trailers.take() {
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers))));

@@ -131,6 +131,11 @@ impl ReadSide {
         self.carry.is_some()
     }
 
+    /// Moves what was read and not used out of its lease.
+    pub(crate) fn let_go(&mut self) {
+        self.carry = self.carry.take().map(|carry| Chunk::Shared(Bytes::copy_from_slice(&carry)));
+    }
+
     /// Puts bytes back that belong to the next message.
     pub(crate) fn keep(&mut self, chunk: Chunk) {
         debug_assert!(self.carry.is_none(), "what is put back was taken just before");
