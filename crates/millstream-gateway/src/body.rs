@@ -77,6 +77,13 @@ impl Body {
         (pieces, Body(Kind::Channel(taken)))
     }
 
+    /// Nothing is to be read ahead for it before it is asked for the first time: who waits for something else holds no buffer meanwhile.
+    pub(crate) fn read_on_demand(&self) {
+        if let Kind::Channel(taken) = &self.0 {
+            taken.read_on_demand();
+        }
+    }
+
     /// The next bytes; `None` at the end. Trailers are passed over.
     ///
     /// # Errors

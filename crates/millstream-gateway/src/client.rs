@@ -19,7 +19,7 @@ use crate::pump::Sink;
 /// Where an answer goes.
 pub(crate) enum Client<'a> {
     Wire { write: &'a mut WriteSide, method: Method, version: Version, keep_alive: bool },
-    Frames(Option<oneshot::Sender<Response<Body>>>),
+    Frames { respond: Option<oneshot::Sender<Response<Body>>>, method: Method },
 }
 
 /// The head of an answer, whoever gave it.
@@ -106,7 +106,7 @@ impl Client<'_> {
                 write.pending.extend_from_slice(b"\r\n");
                 Some(Sink::Wire { write, framing })
             }
-            Client::Frames(respond) => {
+            Client::Frames { respond, .. } => {
                 if head.status == StatusCode::SWITCHING_PROTOCOLS {
                     // HTTP/2 has another word for it (RFC 8441, 5).
                     head.status = StatusCode::OK;
@@ -139,11 +139,12 @@ impl Client<'_> {
             head
         };
         match self {
-            Client::Frames(respond) => {
+            Client::Frames { respond, method } => {
                 let Some(respond) = respond.take() else { return };
-                let mut response = Response::new(Body::from(text.to_owned()));
+                let mut response = Response::new(text_to(method, text.to_owned()));
                 *response.status_mut() = status;
                 *response.headers_mut() = head(headers, Framing::None).headers;
+                response.headers_mut().insert(header::CONTENT_LENGTH, text.len().into());
                 // A client that is gone needs no answer.
                 let _ = respond.send(response);
             }
@@ -160,4 +161,9 @@ impl Client<'_> {
             }
         }
     }
+}
+
+/// A short text as a body, for hyper, which sends whatever it is given: nothing to who asked for no more than a head.
+pub(crate) fn text_to(method: &Method, text: String) -> Body {
+    if *method == Method::HEAD { Body::empty() } else { text.into() }
 }

@@ -79,8 +79,8 @@ pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Pe
             Ended::Close => return linger(read, write).await,
             Ended::Reset => return write.reset(),
             Ended::Tunnel(up, _in_flight) => return tunnel(shared, read, write, *up, tale).await,
-            Ended::Handed(upgrade) => {
-                return upgrade.run(shared, unsplit(read, write, Bytes::new()), tale).await;
+            Ended::Handed(offer) => {
+                return offer.run(shared, unsplit(read, write, Bytes::new()), tale).await;
             }
         }
     }

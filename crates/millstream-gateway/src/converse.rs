@@ -132,7 +132,7 @@ impl Serving<'_> {
                         }
                         late.as_mut().reset(Instant::now() + settings.timeouts.response);
                     }
-                    Ok((head, _)) if may_switch && head.status.is_success() && matches!(client, Client::Frames(_)) => {
+                    Ok((head, _)) if may_switch && head.status.is_success() && matches!(client, Client::Frames { .. }) => {
                         return Conversed { source: None, how: How::Unswitched };
                     }
                     Ok(head) => break head,

@@ -20,7 +20,7 @@ use crate::pump::{Sink, Source};
 use crate::report::{ExchangeReport, Refusal};
 use crate::route::{Found, Handler, Route, Target, find};
 use crate::settings::Settings;
-use crate::upgrade::Upgrade;
+use crate::upgrade::Offer;
 use crate::upstream::{Connected, InFlight};
 
 /// A request as it came. It goes in a box through futures that would each have room for it, twice, as long as they live.
@@ -47,7 +47,7 @@ pub(crate) enum Ended {
     /// It goes on as a tunnel to this connection.
     Tunnel(Box<Connected>, InFlight),
     /// It goes on in the hands of a handler.
-    Handed(Upgrade),
+    Handed(Offer),
 }
 
 /// Why an exchange failed before its answer began.
@@ -328,15 +328,15 @@ impl Serving<'_> {
         *request.headers_mut() = headers;
         request.extensions_mut().insert(peer.address);
         request.extensions_mut().insert(self.shared.pool.clone());
-        let upgrade = Upgrade::new();
+        let offer = Offer::new();
         if switches {
-            request.extensions_mut().insert(upgrade.clone());
+            request.extensions_mut().insert(offer.upgrade());
         }
         let answering = handler.handle(request);
         let answer = Answer::Frames(Box::pin(async move { Ok(answering.await) }));
         let conversed = self.converse(source, Sink::Frames(sender), answer, client, switches).await;
         match conversed.how {
-            How::Switched => Ok(Ended::Handed(upgrade)),
+            How::Switched => Ok(Ended::Handed(offer)),
             how => self.concluded(how, client),
         }
     }

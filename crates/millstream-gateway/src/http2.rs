@@ -28,7 +28,7 @@ use tokio_util::future::FutureExt;
 
 use crate::asking::path_of;
 use crate::body::{Body, BodyError};
-use crate::client::Client;
+use crate::client::{Client, text_to};
 use crate::connection::tunnel;
 use crate::duplex::{Duplex, Prefixed};
 use crate::exchange::{Asked, Ended, Tale, exchange};
@@ -172,13 +172,14 @@ async fn answer(
         head::check(&parts.method, &parts.uri, Version::HTTP_2, &mut parts.headers)
     };
     let framing = match declared {
-        Err(error) => return Ok(refused(&shared, error)),
+        Err(error) => return Ok(refused(&shared, &parts.method, error)),
         Ok(_) if incoming.is_end_stream() => Framing::None,
         // A body without a length, whose end the stream will tell.
         Ok(Framing::None) if incoming.size_hint().exact().is_none() => Framing::Chunked,
         Ok(framing) => framing,
     };
     let may_switch = upgrade.is_some();
+    let method = parts.method.clone();
     let asked = Box::new(Asked {
         method: parts.method,
         target: parts.uri,
@@ -195,7 +196,8 @@ async fn answer(
     let exchange = async move {
         // What hyper has not sent when it ends is watched over with the connection.
         let _stream = stream;
-        let (ended, tale) = exchange(&shared, asked, &mut Client::Frames(Some(respond))).await;
+        let mut client = Client::Frames { respond: Some(respond), method };
+        let (ended, tale) = exchange(&shared, asked, &mut client).await;
         if let Some(upgrade) = upgrade {
             go_on(&shared, ended, upgrade, tale).await;
         }
@@ -243,18 +245,18 @@ async fn go_on(shared: &Shared, ended: Ended, upgrade: OnUpgrade, tale: Option<T
             let (read, write) = Connection::Other(stream).split(&shared.pool);
             tunnel(shared, read, write, *up, tale).await;
         }
-        Ended::Handed(upgrade) => {
+        Ended::Handed(offer) => {
             let Some(stream) = stream.await else { return };
-            upgrade.run(shared, stream, tale).await;
+            offer.run(shared, stream, tale).await;
         }
         Ended::Keep | Ended::Close | Ended::Reset => {}
     }
 }
 
 /// Answers a head that cannot be served.
-fn refused(shared: &Shared, error: HeadError) -> Response<Body> {
+fn refused(shared: &Shared, method: &Method, error: HeadError) -> Response<Body> {
     shared.tally.refused(error.refusal());
-    let mut response = Response::new(Body::from(format!("{error}\n")));
+    let mut response = Response::new(text_to(method, format!("{error}\n")));
     *response.status_mut() = error.status();
     response
 }

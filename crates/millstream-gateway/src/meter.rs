@@ -59,9 +59,10 @@ pub struct StreamReport {
     pub direction: Direction,
     /// How it ended.
     pub outcome: StreamOutcome,
-    /// Payload bytes handed on, without framing.
+    /// Payload bytes that were read to be handed on, without framing: all were of a stream that is complete; of one that is not, the
+    /// last chunk may not have been.
     pub bytes: u64,
-    /// Chunks handed on: as many as were read.
+    /// Chunks, as many as were read.
     pub chunks: u64,
     /// Bytes of a chunk on average; 0 without chunks.
     pub chunk_bytes_average: f64,
@@ -172,8 +173,9 @@ impl Meter {
         if self.first.is_none() {
             let first = self.started.elapsed();
             self.first = Some(first);
-            self.sums.first_bytes.fetch_add(1, Ordering::Relaxed);
             self.sums.first_byte_nanos.fetch_add(first.as_nanos() as u64, Ordering::Relaxed);
+            // After it: who sees that there was one knows when.
+            self.sums.first_bytes.fetch_add(1, Ordering::Release);
         }
         self.bytes += bytes as u64;
         self.chunks += 1;

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use tokio::sync::mpsc;
@@ -26,6 +27,7 @@ pub(crate) struct Piece {
 pub(crate) struct Pieces {
     sender: mpsc::Sender<Piece>,
     taker: Option<Arc<Taker>>,
+    demand: Arc<Demand>,
     whole: bool,
 }
 
@@ -34,6 +36,8 @@ pub(crate) struct Taken {
     pieces: mpsc::Receiver<Piece>,
     size: SizeHint,
     taker: Option<Arc<Taker>>,
+    /// Until it was asked for the first time.
+    begins: Option<Begins>,
     held: Option<Box<Piece>>,
     trailers: Option<HeaderMap>,
     ended: bool,
@@ -46,19 +50,52 @@ struct Taker {
     task: OnceLock<tasks::Abort>,
     /// It waits for the next piece.
     waits: AtomicBool,
+    /// No more comes, and the last piece did not.
+    broken: AtomicBool,
+}
+
+/// Whether anything is to be read ahead for the receiver.
+#[derive(Default)]
+struct Demand {
+    /// Not before it asks.
+    waits: AtomicBool,
+    sender: AtomicWaker,
+}
+
+/// The receiver's side of it: when this goes, because it asks or is gone, there is nothing to wait for.
+struct Begins(Arc<Demand>);
+
+impl Drop for Begins {
+    fn drop(&mut self) {
+        self.0.waits.store(false, Ordering::SeqCst);
+        self.0.sender.wake();
+    }
 }
 
 /// A body of what is sent; to a handler, or to hyper.
 pub(crate) fn channel(size: SizeHint, to_hyper: bool) -> (Pieces, Taken) {
     let (sender, pieces) = mpsc::channel(1);
     let taker = to_hyper.then(Arc::<Taker>::default);
+    let demand = Arc::<Demand>::default();
+    let begins = Some(Begins(demand.clone()));
     (
-        Pieces { sender, taker: taker.clone(), whole: false },
-        Taken { pieces, size, taker, held: None, trailers: None, ended: false },
+        Pieces { sender, taker: taker.clone(), demand, whole: false },
+        Taken { pieces, size, taker, begins, held: None, trailers: None, ended: false },
     )
 }
 
 impl Pieces {
+    /// Whether the receiver has not asked for anything yet, and wants nothing before.
+    pub(crate) fn is_early(&self) -> bool {
+        self.demand.waits.load(Ordering::SeqCst)
+    }
+
+    /// Ready when it asks, or is gone.
+    pub(crate) fn poll_demanded(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.demand.sender.register(cx.waker());
+        if self.is_early() { Poll::Pending } else { Poll::Ready(()) }
+    }
+
     /// Sends a piece if there is room; gives it back if there is none.
     ///
     /// # Errors
@@ -97,8 +134,10 @@ impl Pieces {
 
 impl Drop for Pieces {
     fn drop(&mut self) {
-        if let Some(taker) = self.taker.as_ref().filter(|_| !self.whole)
-            && !taker.waits.load(Ordering::SeqCst)
+        let Some(taker) = self.taker.as_ref().filter(|_| !self.whole) else { return };
+        // Before the look: a task that is not known yet, or is just taking a piece, sees this before it would wait with it.
+        taker.broken.store(true, Ordering::SeqCst);
+        if !taker.waits.load(Ordering::SeqCst)
             && let Some(task) = taker.task.get()
         {
             task.abort();
@@ -107,10 +146,18 @@ impl Drop for Pieces {
 }
 
 impl Taken {
+    /// Nothing is to be read ahead before this is asked for the first time.
+    pub(crate) fn read_on_demand(&self) {
+        if let Some(Begins(demand)) = &self.begins {
+            demand.waits.store(true, Ordering::SeqCst);
+        }
+    }
+
     pub(crate) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        drop(self.begins.take());
         loop {
             if let Some(trailers) = self.trailers.take() {
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
@@ -136,12 +183,18 @@ impl Taken {
             // Nobody else sets it.
             let _ = taker.task.set(task);
         }
-        if let Some(held) = self.held.take() {
-            return Poll::Ready(Some(*held));
+        let piece = match self.held.take() {
+            Some(held) => Some(*held),
+            None => {
+                taker.waits.store(true, Ordering::SeqCst);
+                let piece = ready!(self.pieces.poll_recv(cx));
+                taker.waits.store(false, Ordering::SeqCst);
+                piece
+            }
+        };
+        if taker.broken.load(Ordering::SeqCst) {
+            return Poll::Ready(None);
         }
-        taker.waits.store(true, Ordering::SeqCst);
-        let piece = ready!(self.pieces.poll_recv(cx));
-        taker.waits.store(false, Ordering::SeqCst);
         // Hyper takes the first of a request by the way, and makes a task of what follows. That task must be known before a piece
         // waits in it.
         if taker.task.get().is_none() && piece.as_ref().is_some_and(|piece| !piece.last) {

@@ -29,7 +29,7 @@ impl Serving<'_> {
     ) -> Result<Ended, Failure> {
         let switching = headers::upgrade(&asked.headers).filter(|_| asked.may_switch);
         let accept = accepted_by(&asked.headers).filter(|_| switching.is_some());
-        if matches!(client, Client::Frames(_)) {
+        if matches!(client, Client::Frames { .. }) {
             self.accept.clone_from(&accept);
         }
         let trailers = headers::takes_trailers(&asked.headers);

@@ -124,6 +124,11 @@ pub(crate) async fn pump(
     rules: Rules,
 ) -> Result<(), Broken> {
     let mut pace = Pace { chunk: rules.chunk, since_slow: 0 };
+    if let Sink::Frames(pieces) = to
+        && pieces.is_early()
+    {
+        Box::pin(demanded(from, pieces, meter, rules)).await?;
+    }
     loop {
         if !from.has_more_now() {
             to.flush(rules.idle).await?;
@@ -147,6 +152,29 @@ pub(crate) async fn pump(
         if last {
             return Ok(());
         }
+    }
+}
+
+/// Waits for a receiver that wants nothing yet, holding no lease. One that does not ask for long gets what comes all the same: what is
+/// short is there when it asks, and what is not is given up like any that nobody takes.
+async fn demanded(
+    from: &mut Source<'_>,
+    pieces: &Pieces,
+    meter: &mut Meter,
+    rules: Rules,
+) -> Result<(), Broken> {
+    if let Source::Wire { read, .. } = from {
+        read.let_go();
+    }
+    let watch = rules.client.map_or(Watch::NOBODY, |half_close| from.watch(half_close));
+    let waits = Waits { idle: rules.idle, client: watch };
+    let since = Instant::now();
+    meter.blocks();
+    let waited = waits.during(pin!(sleep_until(since)), |cx| pieces.poll_demanded(cx).map(Ok)).await;
+    meter.blocked(since.elapsed());
+    match waited {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(()),
+        waited => waited.map_err(|error| Broken::sink(error, rules.idle)),
     }
 }
 

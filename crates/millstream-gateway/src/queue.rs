@@ -43,7 +43,8 @@ pub struct PublishTo {
 
 impl PublishTo {
     /// Publishes to this address; a body may have `body_max` bytes. They are gathered in a buffer of the gateway's pool, and wait for
-    /// room in it for at most 5 s (then the answer is 503); a body that may be larger than 1 MiB is gathered in memory of its own.
+    /// room in it for at most 5 s (then the answer is 503), holding none: nothing is read of them before but what came with their heads,
+    /// at most 16 KiB, in memory of its own. A body that may be larger than 1 MiB is gathered in memory of its own.
     pub fn new(broker: Arc<dyn Broker>, address: Address, body_max: usize) -> PublishTo {
         PublishTo { broker, address, body_max }
     }
@@ -52,8 +53,13 @@ impl PublishTo {
 impl Handler for PublishTo {
     fn handle(&self, request: Request<Body>) -> Answering {
         let (broker, address, max) = (self.broker.clone(), self.address.clone(), self.body_max);
+        let publishes = matches!(*request.method(), Method::POST | Method::PUT);
+        if publishes {
+            // Else those who wait for room would fill it with what was read ahead for them.
+            request.body().read_on_demand();
+        }
         Box::pin(async move {
-            if !matches!(*request.method(), Method::POST | Method::PUT) {
+            if !publishes {
                 let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, "publish by POST\n");
                 response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST, PUT"));
                 return response;

@@ -46,8 +46,9 @@ pub use sides::{StreamSink, StreamSource};
 /// While the sink takes nothing the source is not read: one chunk at most lies between them, in a buffer of the pool.
 ///
 /// # Errors
-/// A [`StreamError`], with what was moved until then. The sink is then dropped without having been shut down, so that who reads from
-/// it sees that the body is not whole; after the whole body it is flushed and shut down.
+/// A [`StreamError`], with what was moved until then. The sink is then dropped without having been shut down: after the whole body it
+/// is flushed and shut down. Who reads from [`StreamSink::body`], or from TLS, sees by that that the body is not whole; from a TCP
+/// connection, a pipe or a `duplex` he sees the same end either way, and needs a length or a framing to know.
 ///
 /// # Cancel safety
 /// Dropping the future cancels: source and sink are dropped, buffers return, and [`StreamProgress::outcome`] says
@@ -75,7 +76,8 @@ pub fn stream_response(from: impl Into<StreamSource>, to: impl Into<StreamSink>)
     Streaming::new(Direction::Response, from.into(), to.into(), chunk)
 }
 
-/// A stream that is about to be moved, and its options; it begins when it is awaited. See [`stream_request`].
+/// A stream that is about to be moved, and its options; it moves when it is awaited. Its times count from when it was made, and one
+/// that is dropped before it was awaited was cancelled. See [`stream_request`].
 #[must_use = "a stream moves only while it is awaited"]
 pub struct Streaming {
     from: Origin,
@@ -247,12 +249,12 @@ impl StreamProgress {
         StreamOutcome::WORDS.into_iter().map(|(outcome, _)| outcome).find(ended)
     }
 
-    /// Bytes handed on.
+    /// Bytes read to be handed on; the last chunk is on its way.
     pub fn bytes(&self) -> u64 {
         self.sums.bytes.load(Ordering::Relaxed)
     }
 
-    /// Chunks handed on.
+    /// Chunks read to be handed on.
     pub fn chunks(&self) -> u64 {
         self.sums.chunks.load(Ordering::Relaxed)
     }

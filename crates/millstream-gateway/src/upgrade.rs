@@ -32,11 +32,7 @@ enum Waiting {
 type Talk = Box<dyn FnOnce(Upgraded) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
 impl Upgrade {
-    pub(crate) fn new() -> Upgrade {
-        Upgrade(Arc::new(Mutex::new(Waiting::Nothing)))
-    }
-
-    /// Runs `talk` with the connection once the answer 101 was sent; if it never is, `talk` is dropped. Call it before the
+    /// Runs `talk` with the connection once the answer 101 was sent; if it never is, `talk` is dropped when the exchange ends. Call it before the
     /// handler returns; the last call counts.
     ///
     /// The connection counts as open until `talk` returns. The gateway waits for that when it drains, and drops the future when it
@@ -51,10 +47,34 @@ impl Upgrade {
         }
     }
 
+    /// Nobody can wait any more; who does until now.
+    fn over(&self) -> Waiting {
+        std::mem::replace(&mut *self.0.lock(), Waiting::Over)
+    }
+}
+
+/// The gateway's end of an [`Upgrade`]. When it goes, so does who waits: he may well hold the request, which holds the other end.
+pub(crate) struct Offer(Upgrade);
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        self.0.over();
+    }
+}
+
+impl Offer {
+    pub(crate) fn new() -> Offer {
+        Offer(Upgrade(Arc::new(Mutex::new(Waiting::Nothing))))
+    }
+
+    /// The handler's end.
+    pub(crate) fn upgrade(&self) -> Upgrade {
+        self.0.clone()
+    }
+
     /// Gives the connection to whoever waits for it, to the end.
     pub(crate) async fn run(self, shared: &Shared, stream: Box<dyn Duplex>, mut tale: Option<Tale>) {
-        let waiting = std::mem::replace(&mut *self.0.lock(), Waiting::Over);
-        let Waiting::Talk(talk) = waiting else { return };
+        let Waiting::Talk(talk) = self.0.over() else { return };
         let meters = Meters::start(&shared.tally.tunnels);
         let ended = Arc::new(Mutex::new(None));
         let silence_max = shared.settings.timeouts.tunnel;

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millstream_gateway::{Gateway, GatewaySnapshot, Route, Settings};
+use millstream_gateway::{Gateway, GatewaySnapshot, Route, Settings, TIERS};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -103,10 +103,12 @@ async fn a_chunk_on_its_way_allocates_nothing_and_finds_its_buffer() {
     let (after, allocated) = (snapshot(), COUNT.load(Ordering::Relaxed) - allocated);
     let chunks = after.streams[1].chunks - before.streams[1].chunks;
     assert!(chunks >= (COUNTED_BLOCKS * BLOCK / (1 << 20)) as u64, "{chunks} chunks");
-    assert!(allocated * 100 <= chunks, "{allocated} allocations for {chunks} chunks");
+    // A tier that is first needed now, because somebody was slow, has its buffer and the shelf's row to make.
+    let tiers = TIERS.len() as u64;
+    assert!(allocated <= chunks / 100 + 3 * tiers, "{allocated} allocations for {chunks} chunks");
     let sum = |of: &GatewaySnapshot| {
         of.pool.tiers.iter().fold((0, 0), |sum, tier| (sum.0 + tier.hits, sum.1 + tier.misses))
     };
     let (hits, misses) = (sum(&after).0 - sum(&before).0, sum(&after).1 - sum(&before).1);
-    assert!(misses * 100 <= hits + misses, "{hits} hits, {misses} misses");
+    assert!(misses <= (hits + misses) / 100 + tiers, "{hits} hits, {misses} misses");
 }

@@ -110,7 +110,9 @@ async fn a_client_that_is_silent_on_a_websocket_or_takes_nothing_is_told_as_such
     let stream = connect(server.local_addr()).await;
     let (_slow, _) = within(tokio_tungstenite::client_async(&url, stream)).await.expect("a WebSocket");
     let response = next(&mut told).await.response.expect("a stream");
-    assert_eq!((response.outcome, response.backpressure_events), (StreamOutcome::TimedOut, 1));
+    assert_eq!(response.outcome, StreamOutcome::TimedOut);
+    // An acknowledgement that comes late makes room once more.
+    assert!(response.backpressure_events >= 1, "{response:?}");
 }
 
 #[tokio::test]

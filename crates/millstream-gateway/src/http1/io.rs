@@ -131,6 +131,11 @@ impl ReadSide {
         self.carry.is_some()
     }
 
+    /// Moves what was read and not used out of its lease.
+    pub(crate) fn let_go(&mut self) {
+        self.carry = self.carry.take().map(|carry| Chunk::Shared(Bytes::copy_from_slice(&carry)));
+    }
+
     /// Puts bytes back that belong to the next message.
     pub(crate) fn keep(&mut self, chunk: Chunk) {
         debug_assert!(self.carry.is_none(), "what is put back was taken just before");
@@ -238,7 +243,7 @@ impl WriteSide {
     /// slow to take it.
     ///
     /// # Errors
-    /// The connection's, and what [`Waits::during`] says when it takes nothing for long.
+    /// The connection's, and what [`Waits::during`] says when it takes nothing for long. Nothing is pending then.
     pub(crate) async fn send(
         &mut self,
         prefix: &[u8],
@@ -255,7 +260,7 @@ impl WriteSide {
             let parts = [&self.pending[..], prefix, &chunk, suffix];
             let now = poll_fn(|cx| Poll::Ready(poll_write(&mut self.io, cx, &parts, written))).await;
             if let Poll::Ready(sent) = now {
-                written += sent?;
+                written += self.or_forget(sent)?;
                 continue;
             }
             let since = Instant::now();
@@ -282,7 +287,7 @@ impl WriteSide {
             if let Some(meter) = meter.as_deref_mut() {
                 meter.blocked(since.elapsed());
             }
-            written += sent?;
+            written += self.or_forget(sent)?;
         }
         if self.pending.capacity() > SMALL {
             self.pending = Vec::new();
@@ -307,6 +312,14 @@ impl WriteSide {
             meter.blocked(waited);
         }
         flushed.map(|()| slow || waited > SLOW)
+    }
+
+    /// Where that failed nothing is pending any more: some of it was written, and must not be again.
+    fn or_forget(&mut self, sent: io::Result<usize>) -> io::Result<usize> {
+        if sent.is_err() {
+            self.pending = Vec::new();
+        }
+        sent
     }
 
     /// Says that nothing more will be written.

@@ -30,7 +30,7 @@ async fn a_client_that_leaves_takes_its_request_with_it_at_once() {
     scene.end().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_that_fails_after_its_answer_began_is_counted_as_what_it_is() {
     let timeouts = Timeouts { idle: SHORT, ..Timeouts::default() };
     let limits = Limits { request_body_bytes: 10, ..Limits::default() };
@@ -42,11 +42,14 @@ async fn a_request_that_fails_after_its_answer_began_is_counted_as_what_it_is() 
         up.send("HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\nabc").await;
         client.head().await;
         client.send(rest).await;
-        while scene.refused(why) == 0 {
-            up.stream.writable().await.expect("a socket");
-            let _ = up.stream.try_write(b".");
-            tokio::time::sleep(SHORT / 20).await;
-        }
+        within(why, async {
+            while scene.refused(why) == 0 {
+                up.stream.writable().await.expect("a socket");
+                let _ = up.stream.try_write(b".");
+                tokio::time::sleep(SHORT / 20).await;
+            }
+        })
+        .await;
         client.rest().await;
         assert_eq!((scene.refused(why), scene.refused("client_gone")), (1, 0), "{why}");
     }
@@ -173,7 +176,7 @@ async fn an_answer_with_broken_chunks_breaks_off() {
     scene.end().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_takes_too_long_is_given_up() {
     let timeouts = Timeouts { header: SHORT, response: SHORT, idle: SHORT, ..Timeouts::default() };
     let scene = scene(Settings { timeouts, ..Settings::default() }).await;
@@ -208,7 +211,7 @@ async fn a_client_that_asks_nothing_is_let_go() {
     scene.end().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_exchange_may_be_limited_as_a_whole() {
     let timeouts = Timeouts { total: Some(SHORT), ..Timeouts::default() };
     let scene = scene(Settings { timeouts, ..Settings::default() }).await;

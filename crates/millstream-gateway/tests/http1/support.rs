@@ -144,5 +144,5 @@ pub(crate) fn status(head: &str) -> u16 {
 
 pub(crate) const GET: &str = "GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n";
 
-/// Long beside what a loaded machine takes for a step, short beside a test.
+/// A patience for clocks that stand: one that goes passes it on a loaded machine.
 pub(crate) const SHORT: Duration = Duration::from_millis(500);

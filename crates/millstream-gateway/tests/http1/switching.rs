@@ -1,5 +1,7 @@
 //! Connections that change their protocol.
 
+use std::sync::Arc;
+
 use http::{Request, Response, StatusCode};
 use millstream_gateway::{Body, Gateway, Limits, Route, Settings, Timeouts, Upgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -83,6 +85,34 @@ async fn a_handler_may_take_the_connection() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_connection_that_never_changes_is_let_go() {
+    let counted = Arc::new(());
+    let held = counted.clone();
+    let decline = move |request: Request<Body>| {
+        let held = held.clone();
+        let upgrade = request.extensions().get::<Upgrade>().expect("an upgrade").clone();
+        // Whoever talks may well want to know what was asked.
+        upgrade.on_upgrade(async move |_| drop((request, held)));
+        std::future::ready(Response::default())
+    };
+    let server = Gateway::new(Settings::default())
+        .route(Route::handler("decline", decline))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let mut client = connect(server.local_addr()).await;
+    client.send(ASKED).await;
+    assert_eq!(status(&client.head().await), 200);
+    within("the end of who waits", async {
+        // This one and the handler's are left.
+        while Arc::strong_count(&counted) > 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_in_a_handlers_hands_counts_against_the_limits() {
     let hold = |request: Request<Body>| {
         let upgrade = request.extensions().get::<Upgrade>().expect("an upgrade").clone();
@@ -120,7 +150,7 @@ async fn a_connection_in_a_handlers_hands_counts_against_the_limits() {
     second.ended().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_tunnel_that_is_silent_for_too_long_ends() {
     let timeouts = Timeouts { tunnel: SHORT, ..Timeouts::default() };
     let scene = scene(Settings { timeouts, ..Settings::default() }).await;

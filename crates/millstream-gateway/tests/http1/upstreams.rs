@@ -100,7 +100,7 @@ async fn requests_go_to_the_server_with_the_fewest_in_flight() {
     assert_eq!(in_flight, [3, 3]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_idle_connection_to_an_upstream_is_closed_though_nobody_needs_another() {
     let timeouts = Timeouts { keep_alive: SHORT, ..Timeouts::default() };
     let scene = scene(Settings { timeouts, ..Settings::default() }).await;
@@ -126,7 +126,7 @@ async fn as_many_idle_connections_are_kept_as_the_limit_says() {
     scene.end().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_upstream_that_does_not_take_a_connection_in_time_is_out_of_reach() {
     // A listener that accepts nothing, and whose row is full: the system leaves further connections unanswered.
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");

@@ -10,6 +10,7 @@ use millstream_gateway::{Body, Gateway, Limits, Route, Settings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::raw::*;
 use crate::support::*;
 
 #[tokio::test]
@@ -86,4 +87,30 @@ async fn a_server_that_is_asked_about_itself_is_asked_for_no_path() {
         within(client.read_to_string(&mut answer)).await.expect("an answer");
         assert!(answer.contains(" * Some(\"h\")"), "{scheme}: {answer}");
     }
+}
+
+#[tokio::test]
+async fn a_refusal_has_no_body_where_only_a_head_was_asked_for() {
+    let limits = Limits { target_bytes: 10, ..Limits::default() };
+    let gateway = Gateway::new(Settings { limits, ..Settings::default() })
+        .route(Route::handler("echo", echo).path("/echo"))
+        .listen(any())
+        .await
+        .expect("a port");
+    let mut raw = Raw::greeted(gateway.local_addr()).await;
+    for (stream, path) in [(1, "/nowhere"), (3, "/further-than-that")] {
+        let path_length = path.len() as u8;
+        let head =
+            [&[2, 4][..], b"HEAD", &[0x86, 4, path_length], path.as_bytes(), &[0x41, 1, b'h']].concat();
+        raw.send(&frame(HEADERS, END_STREAM | END_HEADERS, stream, &head)).await;
+        let answer = loop {
+            let (kind, flags, of, _) = raw.next().await.expect("the connection is open");
+            if of == stream {
+                break (kind, flags & END_STREAM);
+            }
+        };
+        assert_eq!(answer, (HEADERS, END_STREAM), "{path}");
+    }
+    let refused = gateway.snapshot().refused;
+    assert_eq!((refused["route"], refused["head_size"]), (1, 1), "{refused:?}");
 }

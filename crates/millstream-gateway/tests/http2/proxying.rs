@@ -184,9 +184,9 @@ async fn tls_is_spoken_on_both_sides_with_the_protocol_that_both_know() {
             tls.write_all(request.as_bytes()).await.expect("written");
             let mut answer = Vec::new();
             within(tls.read_to_end(&mut answer)).await.expect("read");
-            Bytes::from(answer).slice_ref(b"")
+            answer.split_off(answer.len().saturating_sub(5)).into()
         };
-        assert!(protocol != "h2" || text == "hello");
+        assert_eq!(text, "hello", "{protocol}");
     }
     let streams = gateway.snapshot().streams;
     assert_eq!((streams[0].bytes, streams[1].bytes), (10, 10));
@@ -200,7 +200,7 @@ async fn tls_is_spoken_on_both_sides_with_the_protocol_that_both_know() {
     assert_eq!(gateway.snapshot().refused["tls"], 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_may_not_ask_more_often_than_its_rate() {
     let upstream = echo_server().await;
     let limits = Limits { client_rate: Some(1), client_burst: 3, ..Limits::default() };

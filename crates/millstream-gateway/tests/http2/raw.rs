@@ -61,6 +61,8 @@ pub(crate) struct Raw(pub(crate) TcpStream);
 impl Raw {
     pub(crate) async fn greeted(to: SocketAddr) -> Raw {
         let mut raw = Raw(within(TcpStream::connect(to)).await.expect("connected"));
+        // What waits for an acknowledgement is nothing to wait for, to a clock that stands.
+        raw.0.set_nodelay(true).expect("a socket");
         let both = [frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, ACK, 0, &[])].concat();
         raw.send(&[PREFACE, &both].concat()).await;
         raw

@@ -43,15 +43,6 @@ async fn endless() -> Server {
         .expect("a port")
 }
 
-async fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let waiting = async {
-        while !is() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_reader_over_tls_is_seen_and_holds_no_buffer() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
@@ -97,6 +88,27 @@ async fn an_answer_that_is_given_up_while_its_client_takes_nothing_is_reset() {
     // The connection serves on.
     raw.send(&frame(HEADERS, END_STREAM | END_HEADERS, 3, GET)).await;
     assert_eq!(raw.hears().await, Heard::Answered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_breaks_off_before_anybody_takes_it_is_reset() {
+    let upstream = TcpListener::bind(any()).await.expect("a port");
+    let url = format!("http://{}", upstream.local_addr().expect("an address"));
+    let gateway = proxy(&[url], patient(SECOND, 100 * SECOND)).await;
+    let mut raw = Raw::greeted(gateway.local_addr()).await;
+    raw.send(&[window(0), frame(HEADERS, END_STREAM | END_HEADERS, 1, GET)].concat()).await;
+    let (mut up, _) = within(upstream.accept()).await.expect("accepted");
+    within(up.read_exact(&mut [0; 4])).await.expect("a head");
+    // All at once: the exchange ends before hyper's task has seen its answer.
+    up.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").await.expect("written");
+    up.shutdown().await.expect("closed");
+    let mut heard = raw.hears().await;
+    // The reset may overtake the head.
+    if heard == Heard::Answered {
+        heard = raw.hears().await;
+    }
+    assert!(matches!(heard, Heard::Reset(_)), "{heard:?}");
+    until("every buffer is back", || gateway.snapshot().pool.in_use == 0).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,9 +213,7 @@ async fn a_slow_reader_over_http_2_holds_few_buffers() {
         }
         let response = || gateway.snapshot().streams[1].clone();
         until("backpressure", || response().backpressure_events >= STREAMS).await;
-        // Nothing moves any more.
-        let mut before = 0;
-        until("silence", || std::mem::replace(&mut before, response().bytes) == response().bytes).await;
+        silence(|| response().bytes).await;
         let pool = gateway.snapshot().pool;
         let held: u64 = pool.tiers.iter().map(|tier| tier.size * tier.in_use).sum();
         assert!(held <= STREAMS * 7 * (16 << 10), "{} bytes a stream: {pool:?}", held / STREAMS);

@@ -16,6 +16,27 @@ pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, future).await.expect("in time")
 }
 
+pub(crate) async fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let waiting = async {
+        while !is() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+/// Waits until nothing moves any more: on a loaded machine a few looks may see the same while everything does.
+pub(crate) async fn silence<T: PartialEq>(mut look: impl FnMut() -> T) {
+    let (mut before, mut same) = (look(), 0);
+    until("silence", || {
+        let now = look();
+        same = if now == before { same + 1 } else { 0 };
+        before = now;
+        same == 10
+    })
+    .await;
+}
+
 pub(crate) fn any() -> SocketAddr {
     "127.0.0.1:0".parse().expect("an address")
 }

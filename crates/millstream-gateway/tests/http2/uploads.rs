@@ -60,15 +60,8 @@ async fn an_upload_takes_constant_memory_whoever_is_slow() {
             });
             let request = || gateway.snapshot().streams[0].clone();
             let what = format!("HTTP/{version} to {scheme}");
-            within(async {
-                let mut before = (0, 0);
-                // Until nothing moves any more.
-                while before.0 == 0 || before != (request().backpressure_events, request().bytes) {
-                    before = (request().backpressure_events, request().bytes);
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                }
-            })
-            .await;
+            until("backpressure", || request().backpressure_events > 0).await;
+            silence(|| (request().backpressure_events, request().bytes)).await;
             assert!(request().bytes < SIZE as u64, "{what}");
             begin.notify_one();
             assert_eq!(within(asking).await.expect("no panic"), SIZE.to_string(), "{what}");

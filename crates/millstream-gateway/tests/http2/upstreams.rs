@@ -88,7 +88,7 @@ async fn requests_that_come_at_once_wait_for_one_connection_at_the_start_and_whe
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn requests_that_wait_for_a_connection_are_told_in_time_that_there_is_none() {
     // It accepts and never speaks.
     let silent = TcpListener::bind(any()).await.expect("a port");

@@ -28,6 +28,7 @@ use crate::support::*;
 /// Asks for another protocol over a stream; the answer, and the stream if it is a change.
 async fn ask(to: SocketAddr, protocol: &'static str) -> Response<Incoming> {
     let stream = TcpStream::connect(to).await.expect("connected");
+    stream.set_nodelay(true).expect("a socket");
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut sender, mut connection) = within(handshake).await.expect("HTTP/2");
     // The server's settings say that it knows how. Nothing wakes whoever waits for that.
@@ -73,17 +74,17 @@ async fn upstream_and_gateway() -> (TcpListener, millstream_gateway::Server) {
     let upstream = TcpListener::bind(any()).await.expect("a port");
     let url = format!("http://{}", upstream.local_addr().expect("an address"));
     let timeouts = Timeouts {
-        tunnel: Duration::from_secs(2),
+        tunnel: Duration::from_secs(20),
         // Whoever has a tunnel is not idle.
-        keep_alive: Duration::from_millis(100),
-        idle: Duration::from_millis(100),
+        keep_alive: Duration::from_secs(1),
+        idle: Duration::from_secs(1),
         ..Timeouts::default()
     };
     let gateway = proxy(&[url], Settings { timeouts, ..Settings::default() }).await;
     (upstream, gateway)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_websocket_over_a_stream_is_one_over_a_connection_to_the_upstream() {
     let (upstream, gateway) = upstream_and_gateway().await;
     let asking = tokio::spawn(ask(gateway.local_addr(), "websocket"));
@@ -112,10 +113,10 @@ async fn a_websocket_over_a_stream_is_one_over_a_connection_to_the_upstream() {
     assert_eq!((streams[2].route.as_str(), streams[2].bytes), ("(tunnels)", 5));
     let mut rest = Vec::new();
     let _ = within(up.read_to_end(&mut rest)).await;
-    assert!(started.elapsed() > Duration::from_secs(1), "{:?}", started.elapsed());
+    assert!(started.elapsed() > Duration::from_secs(10), "{:?}", started.elapsed());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_is_dropped_ends_the_upstreams_connection() {
     let (upstream, gateway) = upstream_and_gateway().await;
     let asking = tokio::spawn(ask(gateway.local_addr(), "websocket"));
@@ -127,7 +128,7 @@ async fn a_stream_that_is_dropped_ends_the_upstreams_connection() {
     let _ = within(up.read_to_end(&mut rest)).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_upstream_that_does_not_change_the_protocol_never_looks_as_if_it_had() {
     let unaccepted = "101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket";
     for (answer, code) in [("200 OK", 501), ("426 Upgrade Required", 426), (unaccepted, 502)] {
@@ -148,6 +149,7 @@ async fn http2_without_websockets() -> SocketAddr {
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.expect("accepted");
+            stream.set_nodelay(true).expect("a socket");
             let service =
                 service_fn(async |_| Ok::<_, std::convert::Infallible>(Response::new(Empty::<Bytes>::new())));
             let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -246,7 +248,7 @@ async fn what_an_upstream_answers_over_http_2_instead_is_passed_on() {
     assert!(error.to_string().contains("403"), "{error}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_server_that_rightly_does_not_change_the_protocol_is_not_left_alone_for_it() {
     let upstream = echo_server().await;
     let unable = http2_without_websockets().await;
@@ -255,7 +257,7 @@ async fn a_server_that_rightly_does_not_change_the_protocol_is_not_left_alone_fo
         let url = format!("{scheme}://{to}").parse().expect("a url");
         let servers = Upstreams::new([url]).breaker(&BreakerSettings::default().calls_min(3));
         let route = Route::to("up", Target::Proxy(Arc::new(servers)));
-        let timeouts = Timeouts { connect: Duration::from_millis(500), ..Timeouts::default() };
+        let timeouts = Timeouts { connect: Duration::from_secs(5), ..Timeouts::default() };
         let settings = Settings { timeouts, ..Settings::default() };
         let gateway = Gateway::new(settings).route(route).listen(any()).await.expect("a port");
         for _ in 0..6 {
@@ -268,7 +270,7 @@ async fn a_server_that_rightly_does_not_change_the_protocol_is_not_left_alone_fo
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn other_protocols_are_refused() {
     let (_upstream, gateway) = upstream_and_gateway().await;
     assert_eq!(ask(gateway.local_addr(), "connect-udp").await.status(), StatusCode::NOT_IMPLEMENTED);

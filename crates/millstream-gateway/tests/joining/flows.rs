@@ -102,6 +102,36 @@ async fn bodies_that_are_published_wait_for_room_in_the_pool_and_are_refused_if_
     assert_eq!((waits(), broker.stats("q").await.expect("a queue").ready), (2, 2));
 }
 
+#[tokio::test(start_paused = true)]
+async fn bodies_that_wait_for_room_in_the_pool_take_none_from_one_another() {
+    const CLIENTS: u64 = 80;
+    let broker = memory().await;
+    broker.declare_queue(Queue::durable("q")).await.expect("a queue");
+    let to = PublishTo::new(broker.clone(), Address::queue("q"), 512 << 10);
+    let pool = PoolSettings { bytes_max: 256 << 10, ..PoolSettings::default() };
+    let server = Gateway::new(Settings { pool, ..Settings::default() })
+        .route(Route::handler("q", to))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let (begun, rest) = ("x".repeat(60 << 10), "x".repeat(40 << 10));
+    let post = format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{begun}", 100 << 10);
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(Client::asks(server.local_addr(), &post).await);
+    }
+    until(|| server.snapshot().streams[0].started == CLIENTS).await;
+    for client in &mut clients {
+        client.0.write_all(rest.as_bytes()).await.expect("written");
+    }
+    for client in &mut clients {
+        let answer = client.until("\r\n").await;
+        assert!(answer.contains(" 202 "), "{answer}");
+    }
+    assert_eq!(broker.stats("q").await.expect("a queue").ready, CLIENTS);
+    assert_eq!(server.snapshot().pool.in_use, 0);
+}
+
 #[tokio::test]
 async fn a_flow_is_served_as_events() {
     let ticks = |_: Request<Body>| {
