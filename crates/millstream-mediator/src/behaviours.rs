@@ -19,11 +19,9 @@ mod tower;
 
 pub use admission::{Admission, Memory, Reserved};
 pub use breaker::Breaker;
-pub(crate) use breaker::{
-    BreakerCounted, REJECTED, breaker_counted, breaker_of, register_breakers, register_own,
-};
+pub(crate) use breaker::Judge;
 pub use bulkhead::Bulkhead;
-pub(crate) use bulkhead::register as register_places;
+pub(crate) use bulkhead::{Places, full};
 pub use cache::{Cache, Dedupe};
 pub use checks::{Authorize, Check};
 pub use fallback::Fallback;
@@ -34,7 +32,7 @@ pub(crate) use logging::log;
 pub use rate_limit::RateLimit;
 pub(crate) use retries::Counted;
 pub use retries::Retries;
-pub(crate) use sharing::{Sharing, Who};
+pub(crate) use sharing::Who;
 pub use timeout::Timeout;
 pub use timing::Timing;
 #[cfg(feature = "tower")]

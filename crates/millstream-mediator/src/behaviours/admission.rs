@@ -9,11 +9,12 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use super::bulkhead::register_resource;
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, Request};
-use crate::metrics::{Combine, Counter, MetricKind, nanoseconds};
+use crate::metrics::{WeakCounter, nanoseconds};
 
 /// A budget of memory: what is known to be held ([reserved](Memory::reserve) bytes, those of streams' buffers among them), and what
 /// a probe finds that the process uses. Clones are the same budget.
@@ -45,9 +46,9 @@ struct Budget {
     above: AtomicBool,
     /// That, or it grows too fast.
     short: AtomicBool,
-    /// What to do when it becomes short, and who counts how often that was done: each mediator once.
+    /// What to do when it becomes short, and who counts how often that was done: each mediator once, as long as it is there.
     shrink: Vec<Box<dyn Fn() + Send + Sync>>,
-    shrunk: Mutex<Vec<Counter>>,
+    shrunk: Mutex<Vec<WeakCounter>>,
     released: Notify,
 }
 
@@ -207,14 +208,14 @@ impl Memory {
     fn shrink(&self, used: u64) {
         tracing::warn!(used, limit = self.0.limit, "memory is short: calls are held back");
         for shrink in &self.0.shrink {
-            for counter in &*self.counters() {
+            for counter in self.counters().iter().filter_map(WeakCounter::get) {
                 counter.add(1);
             }
             shrink();
         }
     }
 
-    fn counters(&self) -> MutexGuard<'_, Vec<Counter>> {
+    fn counters(&self) -> MutexGuard<'_, Vec<WeakCounter>> {
         self.0.shrunk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -237,35 +238,13 @@ impl Memory {
     }
 
     pub(crate) fn register(&self, about: &About) {
-        let (metrics, labels) = (about.metrics(), [("type", about.label()), ("resource", "memory")]);
         let memory = self.clone();
-        let help = "Of a resource, how much is free: places for calls, bytes of memory.";
-        let least = Combine::Least;
-        metrics.read_combined(
-            "mediator_resources_available",
-            help,
-            MetricKind::Gauge,
-            &labels,
-            least,
-            move || memory.limit().saturating_sub(memory.used()) as f64,
-        );
-        let memory = self.clone();
-        let help = "Of a resource, the part that is used, from 0 to 1.";
-        let most = Combine::Most;
-        metrics.read_combined(
-            "mediator_resources_utilization",
-            help,
-            MetricKind::Gauge,
-            &labels,
-            most,
-            move || memory.used() as f64 / memory.limit() as f64,
-        );
+        register_resource(about, "memory", move || (memory.limit() as f64, memory.used() as f64));
         let help = "How often something was shrunk because memory was short.";
-        let counter = metrics.counter("mediator_resource_cleanup_triggered_total", help, &[]);
+        let counter = about.metrics().counter("mediator_resource_cleanup_triggered_total", help, &[]);
         let mut counters = self.counters();
-        if !counters.iter().any(|known| known.is(&counter)) {
-            counters.push(counter);
-        }
+        counters.retain(|known| known.get().is_some() && !known.is(&counter));
+        counters.push(counter.weak());
     }
 }
 

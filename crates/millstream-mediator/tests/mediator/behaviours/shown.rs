@@ -20,6 +20,23 @@ async fn two_breakers_around_one_type_show_as_the_worse_one_and_their_calls_as_a
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_breaker_that_is_a_handlers_own_and_a_shared_one_are_counted_together() {
+    for own_outside in [true, false] {
+        let own = Breaker::new(settings().calls_min(9));
+        let shared = Breaker::shared(CircuitBreaker::new(settings().calls_min(9)));
+        let (outer, inner) = if own_outside { (own, shared) } else { (shared, own) };
+        let (_, handler) = failing(2, 0);
+        let mediator =
+            Mediator::builder().behaviour(outer).behaviour(inner).request(handler).build().unwrap();
+        for _ in 0..2 {
+            assert!(mediator.send(Ask(1)).await.is_err());
+        }
+        let failed = [("type", "Ask"), ("outcome", "failed")];
+        assert_eq!(number(&mediator, "mediator_circuit_operations", &failed), 4.0, "{own_outside}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_breakers_calls_are_counted_by_how_they_ended() {
     let (_, handler) = failing(2, 0);
     let mediator = Mediator::builder()
