@@ -130,7 +130,21 @@ impl Hedge {
     where
         F: Future<Output = Result<T, E>>,
     {
-        let mut first = pin!(call());
+        self.call_while(call(), || Some(call())).await
+    }
+
+    /// The same with the first call, and extra ones as long as there are some: what cannot be repeated at will.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    ///
+    /// # Cancel safety
+    /// As [`call`](Self::call).
+    pub async fn call_while<T, E, F>(&self, first: F, mut again: impl FnMut() -> Option<F>) -> Result<T, E>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        let mut first = pin!(first);
         // Most calls end here, or before their delay has passed.
         let result = poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx))).await;
         if let Poll::Ready(result) = result {
@@ -149,9 +163,13 @@ impl Hedge {
                     hedges = 0;
                     break;
                 }
+                let Some(extra) = again() else {
+                    hedges = 0;
+                    break;
+                };
                 hedges -= 1;
                 self.0.made.fetch_add(1, Ordering::Relaxed);
-                race.extra.push(Box::pin(call()));
+                race.extra.push(Box::pin(extra));
                 timer.as_mut().reset(later(Instant::now(), delay));
                 if let Poll::Ready(ended) = race.poll(cx) {
                     return Poll::Ready(ended);
