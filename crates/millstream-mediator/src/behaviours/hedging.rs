@@ -39,16 +39,14 @@ impl Behaviour for Hedging {
         request: R,
         next: &N,
     ) -> Result<R::Response, Error> {
-        let Some(mut spare) = request.repeat() else { return next.call(call, request).await };
-        let mut first = Some(request);
-        self.hedge
-            .call(|| {
-                let request = first.take().unwrap_or_else(|| {
-                    let again = spare.repeat().expect("what may be repeated once may be repeated");
-                    std::mem::replace(&mut spare, again)
-                });
-                next.call(call, request)
-            })
-            .await
+        let Some(spare) = request.repeat() else { return next.call(call, request).await };
+        // Of what may not be repeated once more this is the last.
+        let mut spare = Some(spare);
+        let again = || {
+            let request = spare.take()?;
+            spare = request.repeat();
+            Some(next.call(call, request))
+        };
+        self.hedge.call_while(next.call(call, request), again).await
     }
 }

@@ -180,3 +180,33 @@ async fn what_keys_without_a_place_share_is_shown_too_and_named_after_none_of_th
     let words = millstream_flow::chain(&error);
     assert!(words.contains("others is open"), "{words}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn each_call_that_was_tried_again_has_one_outcome() {
+    const BUSY: Class = Class::Transient;
+    const WRONG: Class = Class::Permanent;
+    for (errors, again, outcome) in [
+        (&[WRONG][..], None, None),
+        (&[BUSY], Some(1.0), Some("saved")),
+        (&[BUSY, WRONG], Some(1.0), Some("given_up")),
+        (&[BUSY, BUSY], Some(1.0), Some("unrepeatable")),
+    ] {
+        let count = AtomicU32::new(0);
+        let mediator = Mediator::builder()
+            .behaviour(retry(5))
+            .request(move |_: Once| {
+                let error = errors.get(count.fetch_add(1, Ordering::SeqCst) as usize);
+                std::future::ready(error.map_or(Ok(0), |class| Err(Classified::new(*class, "no"))))
+            })
+            .build()
+            .unwrap();
+        assert_eq!(mediator.send(Once(true)).await.is_ok(), outcome == Some("saved"));
+        let attempts = |outcome| {
+            mediator.metrics().snapshot().number("mediator_retry_attempts_total", &[("outcome", outcome)])
+        };
+        assert_eq!(attempts("again"), again, "{errors:?}");
+        for word in ["saved", "given_up", "unrepeatable"] {
+            assert_eq!(attempts(word), (outcome == Some(word)).then_some(1.0), "{errors:?}: {word}");
+        }
+    }
+}
