@@ -210,3 +210,28 @@ async fn each_call_that_was_tried_again_has_one_outcome() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn of_two_timings_around_one_handler_one_is_shown_and_both_warn() {
+    let mediator = Mediator::builder()
+        .behaviour(Timing::new().slow(3 * SECOND))
+        .behaviour(Timing::new().slow(SECOND))
+        .request(async |ask: Ask| {
+            sleep(SECOND * ask.0 as u32).await;
+            if ask.0 == 9 { Err("nine") } else { Ok(ask.0) }
+        })
+        .build()
+        .unwrap();
+    for n in [0, 2, 9] {
+        let _ = mediator.send(Ask(n)).await;
+    }
+    let total = |status| number(&mediator, "mediator_requests_total", &[("type", "Ask"), ("status", status)]);
+    assert_eq!((total("ok"), total("failed")), (2.0, 1.0));
+    assert_eq!(number(&mediator, "mediator_request_duration_seconds", &[]), 3.0);
+    assert_eq!(number(&mediator, "mediator_active_requests", &[]), 0.0);
+    assert_eq!(
+        number(&mediator, "mediator_slow_requests_total", &[]),
+        3.0,
+        "one of the outer, two of the inner"
+    );
+}

@@ -126,3 +126,81 @@ async fn a_hook_that_panics_at_an_error_takes_it_from_nobody() {
     assert!(all(mediator.stream(Count(0)).await.unwrap()).await.1.is_some());
     assert_eq!(attempts(&mediator)[0], Some(2.0), "who stands around hears of the failure");
 }
+
+#[tokio::test(start_paused = true)]
+async fn ways_to_fail_that_no_stream_knew_have_no_series() {
+    let mediator = mediator(StreamTiming::new(), |_, to| if to == 0 { breaks_at(0, 2) } else { at_once(to) });
+    let total = |status| {
+        mediator
+            .metrics()
+            .snapshot()
+            .number("mediator_streams_total", &[("type", "Count"), ("status", status)])
+    };
+    assert_eq!(["ok", "failed", "timed_out", "cancelled"].map(total), [Some(0.0), None, None, None]);
+    all(mediator.stream(Count(0)).await.unwrap()).await;
+    assert_eq!(["ok", "failed", "timed_out", "cancelled"].map(total), [Some(0.0), Some(1.0), None, None]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_buffers_around_one_type_show_all_that_waits_and_the_fuller_of_them() {
+    let mediator = Mediator::builder()
+        .stream_behaviour(Backpressure::new(Strategy::Buffer, 100))
+        .stream_behaviour(Backpressure::new(Strategy::Buffer, 10))
+        .stream(async |to: Count| Ok::<_, Error>(at_once(to.0)))
+        .build()
+        .unwrap();
+    let mut stream = mediator.stream(Count(1000)).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    sleep(SECOND).await;
+    let labels = [("type", "Count")];
+    let (size, usage) = ("mediator_stream_buffer_size", "mediator_stream_buffer_usage");
+    let size = number(&mediator, size, &labels);
+    assert!((105.0..=110.0).contains(&size), "{size} items wait");
+    assert_eq!(number(&mediator, usage, &labels), 100.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_timings_around_one_type_one_is_shown_and_both_warn() {
+    let timing = |seconds| StreamTiming::new().interval(seconds * SECOND).first_item(SECOND);
+    let mediator = Mediator::builder()
+        .stream_behaviour(timing(1000))
+        .stream_behaviour(timing(10))
+        .stream(async |to: Count| Ok::<_, Error>(each(2 * SECOND, to.0)))
+        .build()
+        .unwrap();
+    let mut stream = mediator.stream(Count(10)).await.unwrap();
+    for _ in 0..8 {
+        stream.next().await.unwrap().unwrap();
+    }
+    let shown = |name: &str| number(&mediator, &format!("mediator_{name}"), &[("type", "Count")]);
+    assert_eq!((shown("active_streams"), shown("streams_opened_total")), (1.0, 1.0));
+    assert_eq!(shown("stream_items_total"), 8.0);
+    assert!((0.4..=0.5).contains(&shown("stream_throughput")), "{} items/s", shown("stream_throughput"));
+    assert_eq!(shown("stream_latency"), 2000.0);
+    assert_eq!(number(&mediator, "mediator_slow_streams_total", &[("warning", "first_item")]), 2.0);
+    drop(stream);
+    assert_eq!(number(&mediator, "mediator_streams_total", &[("status", "cancelled")]), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_item_that_is_told_is_waited_for_from_when_somebody_asks() {
+    let mediator = mediator(StreamLogging::new(), |_, to| each(2 * SECOND, to));
+    let (text, _guard) = logged(tracing::Level::INFO);
+    let stream = mediator.stream(Count(1)).await.unwrap();
+    sleep(10 * SECOND).await;
+    all(stream).await;
+    assert!(text().contains("first=Some(2s)"), "{}", text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_that_passed_before_a_behaviour_panicked_are_counted() {
+    let mediator = Mediator::builder()
+        .stream_behaviour(StreamTiming::new())
+        .stream_behaviour(StreamIntercept::new(NoEnd))
+        .stream(async |to: Count| Ok::<_, Error>(at_once(to.0)))
+        .build()
+        .unwrap();
+    let (items, error) = all(mediator.stream(Count(4)).await.unwrap()).await;
+    assert_eq!((items.len(), error.unwrap().error().kind()), (4, &ErrorKind::Panicked));
+    assert_eq!(number(&mediator, "mediator_stream_items_total", &[("type", "Count")]), 4.0);
+}
