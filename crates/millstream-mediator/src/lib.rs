@@ -41,8 +41,8 @@
 //! # What it is not
 //!
 //! It sends nothing to other processes (a handler of a notification does that, see `millstream::mediator::to_broker`), finds no
-//! handlers by itself, and holds no global state: two mediators know nothing of each other. It knows no socket and no file:
-//! whoever wants `/metrics` prints a [snapshot](metrics::Snapshot).
+//! handlers by itself, and holds no global state but which threads have counters of their own: two mediators know nothing of
+//! each other. It knows no socket and no file: whoever wants `/metrics` prints a [snapshot](metrics::Snapshot).
 //!
 //! # Features
 //!
