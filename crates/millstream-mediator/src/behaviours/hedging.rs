@@ -10,7 +10,8 @@ use crate::error::Error;
 use crate::message::{About, Request};
 
 /// Makes a slow call a second time and takes the answer that comes first, if its request
-/// [may be repeated](Request::repeat): others pass as if it were not there. When and how often, says a [`Hedge`].
+/// [may be repeated](Request::repeat): others pass as if it were not there. When and how often, says a [`Hedge`], and no more often than
+/// the request may be.
 #[derive(Debug, Clone)]
 pub struct Hedging {
     hedge: Hedge,
