@@ -1,4 +1,4 @@
-//! The behaviours that come with the crate, a file each.
+//! The behaviours that come with the crate, a file each; beside them who shares what they hold.
 
 mod admission;
 mod breaker;
@@ -17,11 +17,11 @@ mod timing;
 #[cfg(feature = "tower")]
 mod tower;
 
-pub use admission::{Admission, Memory, Reserved};
+pub use admission::Admission;
 pub use breaker::Breaker;
 pub(crate) use breaker::Judge;
 pub use bulkhead::Bulkhead;
-pub(crate) use bulkhead::{Places, full};
+pub(crate) use bulkhead::{Places, full, register_resource};
 pub use cache::{Cache, Dedupe};
 pub use checks::{Authorize, Check};
 pub use fallback::Fallback;

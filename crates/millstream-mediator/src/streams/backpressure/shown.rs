@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use hashbrown::HashMap;
 
+use super::shelf::Shelf;
 use crate::message::About;
 use crate::metrics::{Combine, MetricKind};
-use crate::streams::shelf::Shelf;
 
 /// The buffers of the open streams of a type, by their place in memory. They are asked when somebody reads the numbers, so that
 /// nothing is paid for it where items move.
