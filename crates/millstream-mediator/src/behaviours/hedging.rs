@@ -41,13 +41,16 @@ impl Behaviour for Hedging {
         next: &N,
     ) -> Result<R::Response, Error> {
         let Some(spare) = request.repeat() else { return next.call(call, request).await };
-        // Of what may not be repeated once more this is the last.
-        let mut spare = Some(spare);
-        let again = || {
-            let request = spare.take()?;
-            spare = request.repeat();
-            Some(next.call(call, request))
+        let (mut first, mut spare) = (Some(request), Some(spare));
+        let make = || {
+            let request = first.take().or_else(|| {
+                let request = spare.take()?;
+                // Of what may not be repeated once more this is the last.
+                spare = request.repeat();
+                Some(request)
+            });
+            request.map(|request| next.call(call, request))
         };
-        self.hedge.call_while(next.call(call, request), again).await
+        self.hedge.call_while(make).await.expect("there is a first call")
     }
 }
