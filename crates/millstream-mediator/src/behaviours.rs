@@ -1,4 +1,4 @@
-//! The behaviours that come with the crate, a file each.
+//! The behaviours that come with the crate, a file each; beside them who shares what they hold.
 
 mod admission;
 mod breaker;
@@ -17,13 +17,11 @@ mod timing;
 #[cfg(feature = "tower")]
 mod tower;
 
-pub use admission::{Admission, Memory, Reserved};
+pub use admission::Admission;
 pub use breaker::Breaker;
-pub(crate) use breaker::{
-    BreakerCounted, REJECTED, breaker_counted, breaker_of, register_breakers, register_own,
-};
+pub(crate) use breaker::Judge;
 pub use bulkhead::Bulkhead;
-pub(crate) use bulkhead::register as register_places;
+pub(crate) use bulkhead::{Places, full, register_resource};
 pub use cache::{Cache, Dedupe};
 pub use checks::{Authorize, Check};
 pub use fallback::Fallback;
@@ -34,7 +32,7 @@ pub(crate) use logging::log;
 pub use rate_limit::RateLimit;
 pub(crate) use retries::Counted;
 pub use retries::Retries;
-pub(crate) use sharing::{Sharing, Who};
+pub(crate) use sharing::Who;
 pub use timeout::Timeout;
 pub use timing::Timing;
 #[cfg(feature = "tower")]

@@ -89,6 +89,16 @@ impl ErrorKind {
         "malformed",
     ];
 
+    /// How what does not end well ends: by the kind of its error, or because who waits for it has gone.
+    pub(crate) const ENDS: [&'static str; Self::WORDS.len() + 1] = {
+        let mut words = ["cancelled"; Self::WORDS.len() + 1];
+        let (kinds, _) = words.split_at_mut(Self::WORDS.len());
+        kinds.copy_from_slice(&Self::WORDS);
+        words
+    };
+    /// Where among [`ENDS`](Self::ENDS) that stands.
+    pub(crate) const CANCELLED: usize = Self::WORDS.len();
+
     /// The kind in one word, as metrics and logs show it.
     pub fn word(&self) -> &'static str {
         Self::WORDS[self.index()]

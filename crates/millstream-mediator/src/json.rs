@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use millstream_flow::chain;
+use millstream_flow::{BoxError, Panicked, chain};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -30,8 +31,10 @@ pub(crate) struct Doors {
     pub(crate) streams: BTreeMap<String, Arc<dyn StreamDoor>>,
 }
 
+type Entered<'a, T> = BoxFuture<'a, Result<T, Behind>>;
+
 pub(crate) trait RequestDoor: Send + Sync {
-    fn send<'a>(&'a self, context: &'a Context, request: Value) -> BoxFuture<'a, Result<Value, Error>>;
+    fn send<'a>(&'a self, context: &'a Context, request: Value) -> Entered<'a, Value>;
 }
 
 pub(crate) trait NotificationDoor: Send + Sync {
@@ -40,25 +43,46 @@ pub(crate) trait NotificationDoor: Send + Sync {
         mediator: &'a Mediator,
         context: &'a Context,
         notification: Value,
-    ) -> BoxFuture<'a, Result<Published, Error>>;
+    ) -> Entered<'a, Published>;
 }
 
 pub(crate) trait StreamDoor: Send + Sync {
-    fn stream<'a>(
-        &'a self,
-        context: &'a Context,
-        request: Value,
-    ) -> BoxFuture<'a, Result<Streaming<Value>, Error>>;
+    fn stream<'a>(&'a self, context: &'a Context, request: Value) -> Entered<'a, Streaming<Value>>;
 }
 
 pub(crate) struct ToRequest<R: Request>(pub(crate) Arc<dyn Dispatch<R>>);
 
-fn read<T: DeserializeOwned>(about: &About, value: Value) -> Result<T, Error> {
-    serde_json::from_value(value).map_err(|error| Error::new(about, ErrorKind::Malformed).because(error))
+/// Why JSON does not fit, or what the message's own code for it panicked with.
+type Misfit = (ErrorKind, BoxError);
+
+/// Reads or writes JSON by code of the message's own, which may panic.
+fn convert<T>(convert: impl FnOnce() -> serde_json::Result<T>) -> Result<T, Misfit> {
+    match catch_unwind(AssertUnwindSafe(convert)) {
+        Ok(converted) => converted.map_err(|error| (ErrorKind::Malformed, error.into())),
+        Err(payload) => Err((ErrorKind::Panicked, Panicked::new(payload).into())),
+    }
+}
+
+/// What went wrong behind a door.
+pub(crate) enum Behind {
+    /// The door itself: the message could not be read.
+    Unread(Error),
+    Failed(Error),
+}
+
+impl From<Error> for Behind {
+    fn from(error: Error) -> Self {
+        Behind::Failed(error)
+    }
+}
+
+fn read<T: DeserializeOwned>(about: &About, value: Value) -> Result<T, Behind> {
+    let misfit = |(kind, cause): Misfit| Behind::Unread(Error::new(about, kind).because(cause));
+    convert(|| serde_json::from_value(value)).map_err(misfit)
 }
 
 fn write<T: Serialize>(about: &About, value: &T) -> Result<Value, Error> {
-    serde_json::to_value(value).map_err(|error| Error::new(about, ErrorKind::Malformed).because(error))
+    convert(|| serde_json::to_value(value)).map_err(|(kind, cause)| Error::new(about, kind).because(cause))
 }
 
 impl<R> RequestDoor for ToRequest<R>
@@ -66,11 +90,11 @@ where
     R: Request + DeserializeOwned,
     R::Response: Serialize,
 {
-    fn send<'a>(&'a self, context: &'a Context, request: Value) -> BoxFuture<'a, Result<Value, Error>> {
+    fn send<'a>(&'a self, context: &'a Context, request: Value) -> Entered<'a, Value> {
         Box::pin(async move {
             let about = self.0.about();
             let response = self.0.dispatch(context, read(about, request)?).await?;
-            write(about, &response)
+            Ok(write(about, &response)?)
         })
     }
 }
@@ -83,10 +107,10 @@ impl<N: Notification + DeserializeOwned> NotificationDoor for ToTopic<N> {
         mediator: &'a Mediator,
         context: &'a Context,
         notification: Value,
-    ) -> BoxFuture<'a, Result<Published, Error>> {
+    ) -> Entered<'a, Published> {
         Box::pin(async move {
-            let notification: N = serde_json::from_value(notification)
-                .map_err(|error| Error::unhandled(ErrorKind::Malformed, N::name()).because(error))?;
+            let misfit = |(kind, cause)| Behind::Unread(Error::unhandled(kind, N::name()).because(cause));
+            let notification: N = convert(|| serde_json::from_value(notification)).map_err(misfit)?;
             Ok(mediator.publish_in(context, notification).await)
         })
     }
@@ -99,11 +123,7 @@ where
     R: StreamRequest + DeserializeOwned,
     R::Item: Serialize,
 {
-    fn stream<'a>(
-        &'a self,
-        context: &'a Context,
-        request: Value,
-    ) -> BoxFuture<'a, Result<Streaming<Value>, Error>> {
+    fn stream<'a>(&'a self, context: &'a Context, request: Value) -> Entered<'a, Streaming<Value>> {
         Box::pin(async move {
             let about = self.0.about().clone();
             let request = Opening(read(&about, request)?);
@@ -140,7 +160,8 @@ impl Mediator {
     ///
     /// # Errors
     /// [`ErrorKind::NoHandler`] if no request of this name was [opened](crate::Builder::json) to JSON,
-    /// [`ErrorKind::Malformed`] if the JSON does not fit; else as [`send`](Mediator::send).
+    /// [`ErrorKind::Malformed`] if the JSON does not fit, or the response cannot be written; [`ErrorKind::Panicked`] if the message's
+    /// own code for that panics; else as [`send`](Mediator::send).
     pub async fn send_json(&self, name: &str, request: Value) -> Result<Value, Error> {
         self.send_json_in(&Context::new(), name, request).await
     }
@@ -205,26 +226,25 @@ impl Mediator {
         &'a self,
         name: &'a str,
         door: Option<&'a Arc<D>>,
-        call: impl FnOnce(&'a D) -> BoxFuture<'a, Result<T, Error>>,
+        call: impl FnOnce(&'a D) -> Entered<'a, T>,
     ) -> Result<T, Error> {
         let ended = match door {
             Some(door) => call(&**door).await,
-            None => Err(unhandled(name.to_owned().into())),
+            None => Err(Behind::Unread(unhandled(name.to_owned().into()))),
         };
-        let at_the_door = |error: &Error| match error.kind() {
-            ErrorKind::NoHandler => door.is_none(),
-            kind => *kind == ErrorKind::Malformed && error.message() == name,
-        };
-        if let Some(error) = ended.as_ref().err().filter(|error| at_the_door(error)) {
-            self.refused(door.map(|_| name), name, error);
-        }
-        ended
+        ended.map_err(|behind| match behind {
+            Behind::Failed(error) => error,
+            Behind::Unread(error) => {
+                self.refused(door.map(|_| name), name, &error);
+                error
+            }
+        })
     }
 
     #[cold]
     fn refused(&self, known: Option<&str>, name: &str, error: &Error) {
         let status = error.kind().word();
-        let help = "Calls by name that nobody handles, or whose JSON does not fit.";
+        let help = "Calls by name that nobody handles, or whose JSON cannot be read.";
         // What is asked for by strangers has no bound.
         let labels = [("type", known.unwrap_or("")), ("status", status)];
         self.metrics().counter("mediator_json_refusals_total", help, &labels).add(1);

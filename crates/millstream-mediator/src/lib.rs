@@ -41,8 +41,8 @@
 //! # What it is not
 //!
 //! It sends nothing to other processes (a handler of a notification does that, see `millstream::mediator::to_broker`), finds no
-//! handlers by itself, and holds no global state: two mediators know nothing of each other. It knows no socket and no file:
-//! whoever wants `/metrics` prints a [snapshot](metrics::Snapshot).
+//! handlers by itself, and holds no global state but which threads have counters of their own: two mediators know nothing of
+//! each other. It knows no socket and no file: whoever wants `/metrics` prints a [snapshot](metrics::Snapshot).
 //!
 //! # Features
 //!
@@ -60,6 +60,7 @@ mod error;
 mod handler;
 mod json;
 mod mediator;
+mod memory;
 mod message;
 pub mod metrics;
 mod notify;
@@ -72,7 +73,7 @@ mod typed;
 pub use behaviour::{Behaviour, Next, Scope};
 pub use behaviours::{
     Admission, Authorize, Breaker, Bulkhead, Cache, Check, Dedupe, Fallback, Hedging, Intercept,
-    InterceptAll, Interceptor, InterceptorOf, Logging, Memory, RateLimit, Reserved, Retries, Timeout, Timing,
+    InterceptAll, Interceptor, InterceptorOf, Logging, RateLimit, Retries, Timeout, Timing,
 };
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
@@ -83,6 +84,7 @@ pub use describe::{Description, Line};
 pub use error::{Error, ErrorKind};
 pub use handler::{Handler, Notified};
 pub use mediator::{Handle, Mediator};
+pub use memory::{Memory, Reserved};
 pub use message::{About, Kind, Notification, Request, StreamRequest};
 pub use metrics::Metrics;
 pub use notify::{Full, Notifications, Outcome, Publish, PublishError, Published, Subscribe, Undelivered};

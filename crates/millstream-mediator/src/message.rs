@@ -3,7 +3,7 @@
 use std::any::{TypeId, type_name};
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::metrics::Metrics;
 
@@ -153,6 +153,8 @@ pub struct About {
     dispatched: TypeId,
     label: Arc<str>,
     metrics: Metrics,
+    /// Metrics of which there may be only one for this handler.
+    taken: Arc<Mutex<Vec<&'static str>>>,
 }
 
 impl About {
@@ -169,7 +171,18 @@ impl About {
             Kind::Query | Kind::Command | Kind::Stream => name.clone(),
         };
         let (message, dispatched) = (TypeId::of::<M>(), TypeId::of::<R>());
-        About { name, kind, handler, message, dispatched, label, metrics: metrics.clone() }
+        let (metrics, taken) = (metrics.clone(), Arc::default());
+        About { name, kind, handler, message, dispatched, label, metrics, taken }
+    }
+
+    /// True for the first behaviour around the handler that asks for this metric: two would count each call twice.
+    pub(crate) fn takes(&self, metric: &'static str) -> bool {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = !taken.contains(&metric);
+        if first {
+            taken.push(metric);
+        }
+        first
     }
 
     /// Whether it is about this type of message, which may also be said as [`Notified`](crate::Notified) or

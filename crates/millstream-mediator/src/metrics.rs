@@ -1,25 +1,28 @@
 //! Numbers by name: counted where things happen, read when somebody asks.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 mod calls;
 mod lanes;
+mod numbers;
 mod rare;
 mod snapshot;
 mod source;
 
 pub(crate) use calls::Calls;
+use numbers::buckets;
+pub use numbers::{Counter, Gauge, Histogram};
+pub(crate) use numbers::{WeakCounter, nanoseconds};
 pub(crate) use rare::Rare;
 pub use snapshot::{Metric, Snapshot, Value};
 pub use source::Combine;
-use source::{Read, Source};
+use source::{Read, Reads, Source};
 
 /// The most series that one metric shows. Labels are names of registered types and fixed words, and a series for each word is
-/// there from its first count on, so that a mediator reaches this only by being very large; what does not fit is counted in
-/// [`Snapshot::omitted`].
+/// there from its first count on, so that a mediator reaches this only by being very large; how often one was asked for that did
+/// not fit, [`Snapshot::omitted`] says.
 pub const SERIES_MAX: usize = 500;
 
 /// The numbers of a mediator. Behaviours register theirs when they are made for a type; [`snapshot`](Metrics::snapshot)
@@ -53,134 +56,6 @@ pub enum MetricKind {
     Histogram,
 }
 
-/// A number that only grows.
-#[derive(Debug, Clone, Default)]
-pub struct Counter(Arc<AtomicU64>);
-
-impl Counter {
-    /// Counts so many more.
-    #[inline]
-    pub fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-    /// The count.
-    pub fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-    /// Whether the other is the same number, not an equal one.
-    pub(crate) fn is(&self, other: &Counter) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-/// A number that goes up and down.
-#[derive(Debug, Clone, Default)]
-pub struct Gauge(Arc<AtomicU64>);
-
-impl Gauge {
-    /// Sets it.
-    #[inline]
-    pub fn set(&self, value: f64) {
-        self.0.store(value.to_bits(), Ordering::Relaxed);
-    }
-    /// What it was set to last, 0 at first.
-    pub fn value(&self) -> f64 {
-        f64::from_bits(self.0.load(Ordering::Relaxed))
-    }
-}
-
-/// Durations, counted by how long they are.
-#[derive(Clone)]
-pub struct Histogram(Arc<Buckets>);
-
-struct Buckets {
-    /// The longest duration of each bucket, in nanoseconds, ascending; one bucket more takes the rest.
-    bounds: Box<[u64]>,
-    counts: Box<[AtomicU64]>,
-    nanoseconds: AtomicU64,
-}
-
-impl Histogram {
-    /// From 10 µs to 10 s, two or three a decade.
-    pub const BOUNDS: [Duration; 14] = [
-        Duration::from_micros(10),
-        Duration::from_micros(50),
-        Duration::from_micros(100),
-        Duration::from_micros(500),
-        Duration::from_millis(1),
-        Duration::from_micros(2_500),
-        Duration::from_millis(5),
-        Duration::from_millis(10),
-        Duration::from_millis(50),
-        Duration::from_millis(100),
-        Duration::from_millis(500),
-        Duration::from_secs(1),
-        Duration::from_secs(5),
-        Duration::from_secs(10),
-    ];
-
-    /// From 10 ms to an hour, for what takes long: streams, and calls that are retried.
-    pub const LONG_BOUNDS: [Duration; 12] = [
-        Duration::from_millis(10),
-        Duration::from_millis(100),
-        Duration::from_millis(500),
-        Duration::from_secs(1),
-        Duration::from_secs(5),
-        Duration::from_secs(10),
-        Duration::from_secs(30),
-        Duration::from_secs(60),
-        Duration::from_secs(300),
-        Duration::from_secs(600),
-        Duration::from_secs(1_800),
-        Duration::from_secs(3_600),
-    ];
-
-    fn new(bounds: &[Duration]) -> Self {
-        let bounds: Box<[u64]> = bounds.iter().map(|bound| nanoseconds(*bound)).collect();
-        let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
-        Histogram(Arc::new(Buckets { bounds, counts, nanoseconds: AtomicU64::new(0) }))
-    }
-
-    /// Counts one duration.
-    #[inline]
-    pub fn observe(&self, duration: Duration) {
-        self.observe_many(duration, 1);
-    }
-
-    /// Counts one duration for `count` of which it is a sample.
-    #[inline]
-    pub fn observe_many(&self, duration: Duration, count: u64) {
-        let Buckets { bounds, counts, nanoseconds: sum } = &*self.0;
-        let length = nanoseconds(duration);
-        let at = bounds.iter().position(|bound| length <= *bound).unwrap_or(bounds.len());
-        counts[at].fetch_add(count, Ordering::Relaxed);
-        sum.fetch_add(length.saturating_mul(count), Ordering::Relaxed);
-    }
-
-    /// How many were counted.
-    pub fn count(&self) -> u64 {
-        self.0.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
-    }
-
-    fn read(&self) -> Value {
-        let Buckets { bounds, counts, nanoseconds } = &*self.0;
-        let counts = counts.iter().map(|count| count.load(Ordering::Relaxed));
-        buckets(bounds, counts, nanoseconds.load(Ordering::Relaxed))
-    }
-}
-
-/// A histogram's value of what each bucket counts for itself.
-fn buckets(bounds: &[u64], counts: impl Iterator<Item = u64>, nanoseconds: u64) -> Value {
-    let mut total = 0;
-    let bounds = bounds.iter().map(|bound| *bound as f64 / 1e9).chain([f64::INFINITY]);
-    let buckets = bounds.zip(counts).map(|(bound, count)| {
-        total += count;
-        (bound, total)
-    });
-    let buckets = buckets.collect();
-    Value::Histogram { buckets, count: total, sum: nanoseconds as f64 / 1e9 }
-}
-
 /// Items of a stream that were not delivered, and why: part of what every stream has.
 pub(crate) fn stream_dropped(about: &crate::message::About, reason: &str) -> Counter {
     let help = "Items of streams that were not delivered.";
@@ -191,22 +66,13 @@ pub(crate) fn stream_dropped(about: &crate::message::About, reason: &str) -> Cou
     )
 }
 
-pub(crate) fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-impl fmt::Debug for Histogram {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Histogram").field("count", &self.count()).finish_non_exhaustive()
-    }
-}
-
 impl Metrics {
     fn families(&self) -> MutexGuard<'_, Vec<Family>> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// A counter, or the one that is already there with this name and these labels.
+    /// A counter, or the one that is already there with this name and these labels. Beside numbers that are
+    /// [read](Metrics::read) elsewhere and added up it is one more of them.
     pub fn counter(
         &self,
         name: &'static str,
@@ -216,6 +82,9 @@ impl Metrics {
         let make = || Source::Counter(Counter::default());
         self.source(name, help, MetricKind::Counter, labels, make, |source| match source {
             Source::Counter(counter) => Some(counter.clone()),
+            Source::Read(Reads { combine: Combine::Sum, counter, .. }) => {
+                Some(counter.get_or_insert_default().clone())
+            }
             _ => None,
         })
         .unwrap_or_default()
@@ -272,15 +141,15 @@ impl Metrics {
         labels: &[(&'static str, &str)],
         read: impl Fn() -> f64 + Send + Sync + 'static,
     ) {
-        let read = Source::Read(Combine::Sum, vec![Arc::new(read)]);
+        let read = Source::Read(Reads::new(Combine::Sum, vec![Arc::new(read)]));
         let none = || Source::Gauge(Gauge::default());
         let replaced =
             self.source(name, help, kind, labels, none, |source| Some(std::mem::replace(source, read)));
         drop(replaced); // after the lock: what it reads may do anything when it is dropped
     }
 
-    /// As [`read`](Metrics::read), beside those that are already there: they are shown as one, combined. It is kept as long as
-    /// the metrics are.
+    /// As [`read`](Metrics::read), beside those that are already there, a counter among them if they are added up: they are shown
+    /// as one, combined. It is kept as long as the metrics are.
     pub fn read_combined(
         &self,
         name: &'static str,
@@ -291,13 +160,19 @@ impl Metrics {
         read: impl Fn() -> f64 + Send + Sync + 'static,
     ) {
         let read: Read = Arc::new(read);
-        let none = || Source::Read(combine, Vec::new());
+        let none = || Source::Read(Reads::new(combine, Vec::new()));
         let replaced = self.source(name, help, kind, labels, none, |source| match source {
-            Source::Read(_, reads) => {
+            Source::Read(Reads { reads, .. }) => {
                 reads.push(read);
                 None
             }
-            other => Some(std::mem::replace(other, Source::Read(combine, vec![read]))),
+            other => {
+                let mut reads = Reads::new(combine, vec![read]);
+                if let (Source::Counter(counter), Combine::Sum) = (&*other, combine) {
+                    reads.counter = Some(counter.clone());
+                }
+                Some(std::mem::replace(other, Source::Read(reads)))
+            }
         });
         drop(replaced);
     }
@@ -385,7 +260,7 @@ mod tests {
              a_seconds_bucket{le=\"0.005\"} 1\na_seconds_bucket{le=\"+Inf\"} 2\na_seconds_sum 0.011\na_seconds_count 2\n\
              # HELP b_total Of b.\n# TYPE b_total counter\nb_total{type=\"a\\\"\\\\\\n\"} 2\n\
              # HELP c Of c.\n# TYPE c gauge\nc 0.5\n\
-             # HELP mediator_metrics_series_omitted Series that did not fit into their metric.\n\
+             # HELP mediator_metrics_series_omitted How often a series was asked for that did not fit.\n\
              # TYPE mediator_metrics_series_omitted gauge\nmediator_metrics_series_omitted 0\n"
         );
     }

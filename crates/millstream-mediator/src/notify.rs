@@ -13,7 +13,7 @@ use crate::handler::Notified;
 use crate::mediator::Dispatch;
 use crate::message::Notification;
 use crate::metrics::Counter;
-use crate::supervise::Supervisor;
+use crate::supervise::{Room, Supervisor};
 
 mod subscribe;
 
@@ -60,7 +60,8 @@ impl Publish {
 
     /// All handlers in one task that the caller does not wait for. The mediator does: it bounds
     /// [how many there are](crate::Builder::detached_max), logs and counts what fails, [drains](crate::Mediator::drain) them,
-    /// and ends them with itself. Publishing waits while as many as may are under way.
+    /// and ends them with itself. Publishing waits while as many as may are under way, but not in the task of such a handler, which
+    /// then calls the handlers itself: it would wait for the room that it takes.
     pub const fn detached() -> Self {
         Publish { mode: Mode::Detached, stop: false }
     }
@@ -165,8 +166,15 @@ impl<N: Notification> Topic<N> {
             Mode::Sequential => handlers.in_turn(context, notification, &mut published).await,
             Mode::Parallel(limit) => handlers.at_once(context, notification, limit, &mut published).await,
             Mode::Detached => {
-                // While it drains nothing begins, and nothing counts as called.
-                let Some(room) = supervisor.room().await else { return published };
+                let room = match supervisor.room().await {
+                    Room::Own(room) => room,
+                    Room::Here => {
+                        handlers.in_turn(context, notification, &mut published).await;
+                        return published;
+                    }
+                    // While it drains nothing begins, and nothing counts as called.
+                    Room::Closed => return published,
+                };
                 published.detached = true;
                 let (handlers, context) = (handlers.clone(), context.clone());
                 supervisor.spawn(room, async move {

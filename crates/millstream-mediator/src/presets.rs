@@ -10,7 +10,8 @@ use std::time::Duration;
 use millstream_resilience::{Backoff, BreakerSettings, Retry};
 
 use crate::behaviour::Behaviour;
-use crate::behaviours::{Breaker, Memory, Retries};
+use crate::behaviours::{Breaker, Retries};
+use crate::memory::Memory;
 use crate::stream::StreamBehaviour;
 use crate::streams::{Backpressure, Health, Strategy};
 

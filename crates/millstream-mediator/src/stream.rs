@@ -10,9 +10,9 @@ use millstream_flow::flows::{BoxFlow, Either};
 use millstream_flow::{BoxError, Flow, Pipe};
 
 use crate::behaviour::{Around, Inside, Shared, Stage};
-use crate::behaviours::Memory;
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
+use crate::memory::Memory;
 use crate::message::{About, Kind, Request, StreamRequest};
 
 pub(crate) mod contained;

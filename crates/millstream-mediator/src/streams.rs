@@ -1,22 +1,20 @@
-//! The behaviours of streams that come with the crate, a file each.
+//! The behaviours of streams that come with the crate, by what they are about.
 
+mod admission;
 mod backpressure;
 mod breaker;
 mod bulkhead;
-mod gate;
 mod health;
 mod intercept;
 mod limits;
 mod logging;
 mod retry;
-mod shelf;
 mod timing;
-mod waiting;
 
+pub use admission::StreamAdmission;
 pub use backpressure::{Backpressure, Pressure, PressureEvent, Strategy};
 pub use breaker::StreamBreaker;
 pub use bulkhead::StreamBulkhead;
-pub use gate::StreamAdmission;
 pub use health::{Health, HealthBoard, Severity, StreamHealth, Warning};
 pub use intercept::{StreamIntercept, StreamInterceptor};
 pub use limits::{StreamRateLimit, StreamTimeout};
@@ -26,10 +24,10 @@ pub use timing::StreamTiming;
 
 /// The flows that behaviours make, for whoever must name their types.
 pub mod flows {
+    pub use super::admission::Gated;
     pub use super::backpressure::Pressed;
     pub use super::breaker::Judged;
     pub use super::bulkhead::Placed;
-    pub use super::gate::Gated;
     pub use super::intercept::Seen;
     pub use super::limits::Timed;
     pub use super::retry::Reopening;

@@ -3,10 +3,15 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+
+tokio::task_local! {
+    /// Whose task this is, by the place of its permits in memory.
+    static WITHIN: usize;
+}
 
 /// Begins tasks, counts them, and ends them with itself.
 pub(crate) struct Supervisor {
@@ -22,24 +27,38 @@ impl Supervisor {
         Supervisor { tasks: TaskTracker::new(), stop: CancellationToken::new(), permits }
     }
 
-    /// Room for one task, waited for. `None` once it drains.
-    pub(crate) async fn room(&self) -> Option<Room> {
+    /// Room for one task, waited for. One of its own tasks does not wait: it holds room itself, and if all did, nobody would ever
+    /// go on.
+    pub(crate) async fn room(&self) -> Room {
         // Whoever drains waits for the task from now on: what has room then begins before the end, and nothing after it.
         let counted = self.tasks.token();
-        let permit = self.permits.clone().acquire_owned().await.ok()?;
-        Some(Room { _permit: permit, _counted: counted })
+        let permit = match self.permits.clone().try_acquire_owned() {
+            Ok(permit) => Some(permit),
+            Err(TryAcquireError::Closed) => None,
+            Err(TryAcquireError::NoPermits)
+                if WITHIN.try_with(|within| *within == self.key()).unwrap_or(false) =>
+            {
+                return Room::Here;
+            }
+            Err(TryAcquireError::NoPermits) => self.permits.clone().acquire_owned().await.ok(),
+        };
+        permit.map_or(Room::Closed, |permit| Room::Own(Held { _permit: permit, _counted: counted }))
+    }
+
+    fn key(&self) -> usize {
+        Arc::as_ptr(&self.permits).addr()
     }
 
     /// Begins a task in that room. It is dropped where it is when the supervisor is.
-    pub(crate) fn spawn(&self, room: Room, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, held: Held, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
-        tokio::spawn(async move {
-            let _room = room;
+        tokio::spawn(WITHIN.scope(self.key(), async move {
+            let _held = held;
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = task => {}
             }
-        });
+        }));
     }
 
     /// Lets no more tasks begin, and waits for those there are.
@@ -50,8 +69,18 @@ impl Supervisor {
     }
 }
 
+/// Where a task may run.
+pub(crate) enum Room {
+    /// By itself.
+    Own(Held),
+    /// Where it is asked for: in one of the supervisor's tasks, while there are as many as may be.
+    Here,
+    /// Nowhere: it drains.
+    Closed,
+}
+
 /// Room for one task.
-pub(crate) struct Room {
+pub(crate) struct Held {
     _permit: OwnedSemaphorePermit,
     _counted: TaskTrackerToken,
 }
@@ -74,10 +103,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_has_room_ends_before_a_drain_does() {
         let supervisor = Supervisor::new(2);
-        let room = supervisor.room().await.unwrap();
+        let Room::Own(room) = supervisor.room().await else { panic!("there is room for two") };
         let mut drain = std::pin::pin!(supervisor.drain());
         assert!(drain.as_mut().now_or_never().is_none(), "a task may still begin");
-        assert!(supervisor.room().await.is_none(), "no other may");
+        assert!(matches!(supervisor.room().await, Room::Closed), "no other may");
         let ended = Arc::new(AtomicBool::new(false));
         let end = ended.clone();
         supervisor.spawn(room, async move {

@@ -312,6 +312,9 @@ impl fmt::Debug for CircuitBreaker {
 /// Closed, and nothing has failed lately.
 impl Idle for CircuitBreaker {
     fn is_idle(&self) -> bool {
+        if Arc::strong_count(&self.0) > 1 {
+            return false;
+        }
         let snapshot = self.snapshot();
         snapshot.state == BreakerState::Closed
             && snapshot.mode == Mode::Automatic

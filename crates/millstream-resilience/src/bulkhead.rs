@@ -39,7 +39,8 @@ struct Shared {
     held: AtomicU64,
     /// Where they wait, in their order. It has a permit for each place that was handed over and is not taken yet.
     line: Semaphore,
-    /// Held while a place is handed over, and while somebody leaves the line.
+    /// Held while a place is handed over, and while somebody leaves the line. Whoever has the place is woken meanwhile, which a
+    /// task's waker bears: it does not poll or drop the task then and there, and so does not come back here.
     hand: Mutex<()>,
     rejected: AtomicUsize,
 }
@@ -247,10 +248,10 @@ impl fmt::Debug for Bulkhead {
     }
 }
 
-/// Nothing runs and nothing waits.
+/// Nothing runs and nothing waits, and there are no clones.
 impl Idle for Bulkhead {
     fn is_idle(&self) -> bool {
-        self.running() == 0 && self.waiting() == 0
+        Arc::strong_count(&self.0) == 1 && self.running() == 0 && self.waiting() == 0
     }
 }
 

@@ -130,11 +130,26 @@ impl Hedge {
     where
         F: Future<Output = Result<T, E>>,
     {
-        let mut first = pin!(call());
+        self.call_while(|| Some(call())).await.expect("there is always another call")
+    }
+
+    /// The same for what cannot be repeated at will: extra calls are made as long as `call` has one. `None` if there is not even a
+    /// first.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    ///
+    /// # Cancel safety
+    /// As [`call`](Self::call).
+    pub async fn call_while<T, E, F>(&self, mut call: impl FnMut() -> Option<F>) -> Option<Result<T, E>>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        let mut first = pin!(call()?);
         // Most calls end here, or before their delay has passed.
         let result = poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx))).await;
         if let Poll::Ready(result) = result {
-            return self.ended(Duration::ZERO, result);
+            return Some(self.ended(Duration::ZERO, result));
         }
         let (began, delay) = (Instant::now(), self.delay());
         let mut timer = pin!(sleep(delay));
@@ -149,9 +164,13 @@ impl Hedge {
                     hedges = 0;
                     break;
                 }
+                let Some(extra) = call() else {
+                    hedges = 0;
+                    break;
+                };
                 hedges -= 1;
                 self.0.made.fetch_add(1, Ordering::Relaxed);
-                race.extra.push(Box::pin(call()));
+                race.extra.push(Box::pin(extra));
                 timer.as_mut().reset(later(Instant::now(), delay));
                 if let Poll::Ready(ended) = race.poll(cx) {
                     return Poll::Ready(ended);
@@ -161,7 +180,7 @@ impl Hedge {
         })
         .await;
         self.0.won.fetch_add(u64::from(extra && result.is_ok()), Ordering::Relaxed);
-        self.ended(began.elapsed(), result)
+        Some(self.ended(began.elapsed(), result))
     }
 
     fn ended<T, E>(&self, took: Duration, result: Result<T, E>) -> Result<T, E> {

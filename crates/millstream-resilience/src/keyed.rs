@@ -8,7 +8,8 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 /// Whether forgetting something would change what it does.
 pub trait Idle {
-    /// True if a new one would do the same from now on.
+    /// True if a new one would do the same from now on, and nobody has a clone that could still be used: beside a new one that
+    /// would be a second for one key.
     fn is_idle(&self) -> bool;
 }
 

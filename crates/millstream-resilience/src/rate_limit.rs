@@ -126,10 +126,17 @@ impl Bucket {
     }
 
     /// Says that somebody waits for what the bucket does not hold yet, and comes back then: what comes while the timer is late, up
-    /// to two milliseconds' worth, is not lost.
+    /// to two milliseconds' worth, is not lost, nor what comes in the two after that.
     #[inline]
     pub fn wait(&mut self) {
         self.grace = WAITS;
+    }
+
+    /// Says that nobody waits any more, who would come back.
+    fn leave(&mut self) {
+        if self.grace == WAITS {
+            self.grace = 0;
+        }
     }
 
     /// Takes so many tokens, also such that are not there: they are owed.
@@ -309,9 +316,12 @@ impl fmt::Debug for RateLimiter {
     }
 }
 
-/// The bucket is full.
+/// The bucket is full, and there are no clones.
 impl Idle for RateLimiter {
     fn is_idle(&self) -> bool {
+        if Arc::strong_count(&self.0) > 1 {
+            return false;
+        }
         let mut book = self.book();
         let burst = self.0.rate.burst;
         book.wanted == 0 && book.bucket.has(burst).is_ok()
@@ -331,6 +341,9 @@ impl Drop for Leave<'_> {
         }
         let mut book = self.limiter.book();
         book.wanted = book.wanted.saturating_sub(self.tokens);
+        if book.wanted == 0 {
+            book.bucket.leave();
+        }
     }
 }
 

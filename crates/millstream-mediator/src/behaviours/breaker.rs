@@ -1,10 +1,10 @@
 //! No calls to what fails too often.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::fmt;
-
-use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Class, Open};
 use std::sync::Arc;
+
+use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Class, Open, Permit};
 
 use super::sharing::Sharing;
 use crate::behaviour::{Behaviour, Next};
@@ -30,39 +30,17 @@ use crate::metrics::{Combine, MetricKind, Rare};
 /// # let _ = builder;
 /// ```
 #[derive(Clone)]
-pub struct Breaker {
-    sharing: Sharing<CircuitBreaker>,
-    settings: BreakerSettings,
-    counted: BreakerCounted,
-    classify: Option<Arc<ClassOf>>,
-    /// The handler's alone, whose book says what it counted.
-    own: bool,
-}
+pub struct Breaker(Judge);
 
 impl Breaker {
     /// One for each handler.
     pub fn new(settings: BreakerSettings) -> Self {
-        let each = settings.clone();
-        let make = move |about: &About| CircuitBreaker::new(each.clone().name(about.name.clone()));
-        Breaker {
-            sharing: Sharing::each(make),
-            settings,
-            counted: Rare::default(),
-            classify: None,
-            own: false,
-        }
+        Breaker(Judge::each(settings))
     }
 
     /// This one for all: for handlers that call the same thing, and for control by hand.
     pub fn shared(breaker: CircuitBreaker) -> Self {
-        let settings = breaker.settings();
-        Breaker {
-            sharing: Sharing::One(breaker),
-            settings,
-            counted: Rare::default(),
-            classify: None,
-            own: false,
-        }
+        Breaker(Judge::shared(breaker))
     }
 
     /// One for each of at most `keys_max` keys, which `key` tells of a call: a tenant, a host. Metrics show the worst of them, since
@@ -72,36 +50,116 @@ impl Breaker {
         settings: BreakerSettings,
         key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static,
     ) -> Self {
-        let each = settings.clone();
-        let make = move |key: Option<&str>| CircuitBreaker::new(each.clone().name(key.unwrap_or("others")));
-        let sharing = Sharing::by_key(keys_max, make, key);
-        Breaker { sharing, settings, counted: Rare::default(), classify: None, own: false }
+        Breaker(Judge::by_key(keys_max, settings, key))
     }
 
     /// Errors are of the class that this function says, instead of their own.
     #[must_use]
-    pub fn classify(mut self, classify: impl Fn(&Error) -> Class + Send + Sync + 'static) -> Self {
+    pub fn classify(self, classify: impl Fn(&Error) -> Class + Send + Sync + 'static) -> Self {
+        Breaker(self.0.classify(classify))
+    }
+}
+
+/// What breakers of calls and of streams have in common: who shares them, what fails, and what is counted of it.
+#[derive(Clone)]
+pub(crate) struct Judge {
+    sharing: Sharing<CircuitBreaker>,
+    settings: BreakerSettings,
+    classify: Option<Arc<ClassOf>>,
+    /// Beside the breakers' own books, which say no types.
+    counted: Rare<2>,
+    /// The handler's alone, whose book says what it counted.
+    own: bool,
+}
+
+const OPERATIONS: (&str, &str) = (
+    "mediator_circuit_operations",
+    "What circuit breakers counted of calls, and calls that they did not let through.",
+);
+const REJECTED: usize = 0;
+const FAILED: usize = 1;
+
+impl Judge {
+    pub(crate) fn each(settings: BreakerSettings) -> Self {
+        let each = settings.clone();
+        let make = move |about: &About| CircuitBreaker::new(each.clone().name(about.name.clone()));
+        Judge::new(Sharing::each(make), settings)
+    }
+
+    pub(crate) fn shared(breaker: CircuitBreaker) -> Self {
+        let settings = breaker.settings();
+        Judge::new(Sharing::One(breaker), settings)
+    }
+
+    pub(crate) fn by_key(
+        keys_max: usize,
+        settings: BreakerSettings,
+        key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static,
+    ) -> Self {
+        let each = settings.clone();
+        let make = move |key: Option<&str>| CircuitBreaker::new(each.clone().name(key.unwrap_or("others")));
+        Judge::new(Sharing::by_key(keys_max, make, key), settings)
+    }
+
+    fn new(sharing: Sharing<CircuitBreaker>, settings: BreakerSettings) -> Self {
+        Judge { sharing, settings, classify: None, counted: Rare::default(), own: false }
+    }
+
+    pub(crate) fn classify(mut self, classify: impl Fn(&Error) -> Class + Send + Sync + 'static) -> Self {
         self.classify = Some(Arc::new(classify));
         self
     }
 
-    fn class(&self, error: &Error) -> Class {
+    /// What it is, with what else is to be said of it.
+    pub(crate) fn name(&self, more: &str) -> Cow<'static, str> {
+        format!("breaker {}{more}{}", self.settings, self.sharing.words()).into()
+    }
+
+    /// The one for a handler, which metrics show.
+    pub(crate) fn of(&self, about: &About) -> Self {
+        let sharing = self.sharing.of(about);
+        register(about, sharing.clone());
+        let own = self.sharing.is_each();
+        if let (true, [breaker]) = (own, &*sharing.list()) {
+            register_own(about, breaker);
+        }
+        let ((name, help), labels) = (OPERATIONS, [("type", about.label()), ("outcome", "")]);
+        let counted = about.metrics().rare(name, help, &labels, "outcome", ["rejected", "failed"]);
+        Judge { sharing, counted, own, ..self.clone() }
+    }
+
+    /// The breaker for a call.
+    #[inline]
+    pub(crate) fn get(&self, call: &Call<'_>) -> Cow<'_, CircuitBreaker> {
+        self.sharing.get(call)
+    }
+
+    /// A call that was not let through.
+    #[cold]
+    pub(crate) fn rejected(&self, about: &About, open: Open) -> Error {
+        self.counted.add(REJECTED, 1);
+        Error::new(about, ErrorKind::CircuitOpen { retry_after: open.retry_after }).because(open)
+    }
+
+    /// What an error is to the breaker.
+    #[cold]
+    pub(crate) fn class(&self, error: &Error) -> Class {
         self.classify.as_ref().map_or_else(|| error.class_for_breakers(), |classify| classify(error))
+    }
+
+    /// A call has ended: well, or with an error of this class.
+    #[inline]
+    pub(crate) fn ended<B: Borrow<CircuitBreaker>>(&self, permit: Permit<B>, error: Option<Class>) {
+        if error.is_some_and(Class::is_retryable) && !self.own {
+            self.counted.add(FAILED, 1);
+        }
+        permit.end(error);
     }
 }
 
-/// A call that a breaker did not let through.
-#[cold]
-pub(crate) fn breaker_of(about: &About, open: Open) -> Error {
-    Error::new(about, ErrorKind::CircuitOpen { retry_after: open.retry_after }).because(open)
-}
-
-/// Shows in the metrics what breakers do: of several, the state that lets fewest calls through, and the highest rate. Several
-/// around one type show as one in the same way.
-pub(crate) fn register_breakers(
-    about: &About,
-    breakers: impl Fn() -> Vec<CircuitBreaker> + Clone + Send + Sync + 'static,
-) {
+/// Shows what breakers do: of several, the state that lets fewest calls through, and the highest rate. Several around one type
+/// show as one in the same way.
+fn register(about: &About, breakers: Sharing<CircuitBreaker>) {
     let (metrics, labels) = (about.metrics(), [("type", about.label())]);
     let states = breakers.clone();
     let help = "What the circuit breaker does: 0 closed, 1 half-open, 2 open.";
@@ -112,31 +170,16 @@ pub(crate) fn register_breakers(
             BreakerState::HalfOpen => 1.0,
             BreakerState::Open => 2.0,
         };
-        states().iter().map(state).fold(0.0, f64::max)
+        states.list().iter().map(state).fold(0.0, f64::max)
     });
     let help = "The part of the calls in the circuit breaker's window that failed.";
     metrics.read_combined("mediator_circuit_failure_rate", help, gauge, &labels, most, move || {
-        breakers().iter().map(|breaker| breaker.snapshot().failure_rate()).fold(0.0, f64::max)
+        breakers.list().iter().map(|breaker| breaker.snapshot().failure_rate()).fold(0.0, f64::max)
     });
 }
 
-const OPERATIONS: (&str, &str) = (
-    "mediator_circuit_operations",
-    "What circuit breakers counted of calls, and calls that they did not let through.",
-);
-
-/// What is counted beside the breakers' own books, which say no types.
-pub(crate) type BreakerCounted = Rare<2>;
-pub(crate) const REJECTED: usize = 0;
-const FAILED: usize = 1;
-
-pub(crate) fn breaker_counted(about: &About) -> BreakerCounted {
-    let labels = [("type", about.label()), ("outcome", "")];
-    about.metrics().rare(OPERATIONS.0, OPERATIONS.1, &labels, "outcome", ["rejected", "failed"])
-}
-
 /// Shows how many calls a breaker that is one handler's own has counted: it keeps that itself, which costs calls nothing.
-pub(crate) fn register_own(about: &About, breaker: &CircuitBreaker) {
+fn register_own(about: &About, breaker: &CircuitBreaker) {
     let (metrics, (name, help), sum) = (about.metrics(), OPERATIONS, Combine::Sum);
     let (labels, book) = ([("type", about.label()), ("outcome", "succeeded")], breaker.clone());
     metrics.read_combined(name, help, MetricKind::Counter, &labels, sum, move || {
@@ -151,19 +194,11 @@ pub(crate) fn register_own(about: &About, breaker: &CircuitBreaker) {
 
 impl Behaviour for Breaker {
     fn name(&self) -> Cow<'static, str> {
-        format!("breaker {}{}", self.settings, self.sharing.words()).into()
+        self.0.name("")
     }
 
     fn of(&self, about: &About) -> Self {
-        let sharing = self.sharing.of(about);
-        let breakers = sharing.clone();
-        register_breakers(about, move || breakers.list());
-        let own = self.sharing.is_each();
-        if let (true, [breaker]) = (own, &*sharing.list()) {
-            register_own(about, breaker);
-        }
-        let counted = breaker_counted(about);
-        Breaker { sharing, settings: self.settings.clone(), counted, classify: self.classify.clone(), own }
+        Breaker(self.0.of(about))
     }
 
     #[inline]
@@ -173,26 +208,20 @@ impl Behaviour for Breaker {
         request: R,
         next: &N,
     ) -> Result<R::Response, Error> {
-        let breaker = self.sharing.get(call);
+        let judge = &self.0;
+        let breaker = judge.get(call);
         let permit = match breaker.try_acquire() {
             Ok(permit) => permit,
-            Err(open) => {
-                self.counted.add(REJECTED, 1);
-                return Err(breaker_of(call.about(), open));
-            }
+            Err(open) => return Err(judge.rejected(call.about(), open)),
         };
         let ended = next.call(call, request).await;
-        let class = ended.as_ref().err().map(|error| self.class(error));
-        if class.is_some_and(Class::is_retryable) && !self.own {
-            self.counted.add(FAILED, 1);
-        }
-        permit.end(class);
+        judge.ended(permit, ended.as_ref().err().map(|error| judge.class(error)));
         ended
     }
 }
 
 impl fmt::Debug for Breaker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Breaker").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Breaker").field("settings", &self.0.settings).finish_non_exhaustive()
     }
 }

@@ -10,7 +10,8 @@ use crate::error::Error;
 use crate::message::{About, Request};
 
 /// Makes a slow call a second time and takes the answer that comes first, if its request
-/// [may be repeated](Request::repeat): others pass as if it were not there. When and how often, says a [`Hedge`].
+/// [may be repeated](Request::repeat): others pass as if it were not there. When and how often, says a [`Hedge`], and no more often than
+/// the request may be.
 #[derive(Debug, Clone)]
 pub struct Hedging {
     hedge: Hedge,
@@ -39,16 +40,17 @@ impl Behaviour for Hedging {
         request: R,
         next: &N,
     ) -> Result<R::Response, Error> {
-        let Some(mut spare) = request.repeat() else { return next.call(call, request).await };
-        let mut first = Some(request);
-        self.hedge
-            .call(|| {
-                let request = first.take().unwrap_or_else(|| {
-                    let again = spare.repeat().expect("what may be repeated once may be repeated");
-                    std::mem::replace(&mut spare, again)
-                });
-                next.call(call, request)
-            })
-            .await
+        let Some(spare) = request.repeat() else { return next.call(call, request).await };
+        let (mut first, mut spare) = (Some(request), Some(spare));
+        let make = || {
+            let request = first.take().or_else(|| {
+                let request = spare.take()?;
+                // Of what may not be repeated once more this is the last.
+                spare = request.repeat();
+                Some(request)
+            });
+            request.map(|request| next.call(call, request))
+        };
+        self.hedge.call_while(make).await.expect("there is a first call")
     }
 }

@@ -104,14 +104,20 @@ impl Counted {
         }
     }
 
-    pub(crate) fn given_up(&self, stop: Stop) {
-        if !matches!(stop, Stop::Permanent | Stop::Cancelled) {
+    /// No try follows. What could not be tried again by its error's class counts only if it was `tried` again before.
+    pub(crate) fn given_up(&self, stop: Stop, tried: bool) {
+        if tried || !matches!(stop, Stop::Permanent | Stop::Cancelled) {
             self.ended.add(1, 1);
         }
     }
 
-    pub(crate) fn unrepeatable(&self) {
-        self.ended.add(2, 1);
+    /// No try follows an error of this class, because the request may not be repeated once more.
+    pub(crate) fn unrepeatable(&self, class: Class, tried: bool) {
+        if class.is_retryable() {
+            self.ended.add(2, 1);
+        } else if tried {
+            self.ended.add(1, 1);
+        }
     }
 }
 
@@ -142,21 +148,22 @@ impl Behaviour for Retries {
             Err(error) => error,
         };
         let Some(mut again) = again else {
-            if self.retry.attempts_max() > 1 && self.class(&error).is_retryable() {
-                self.counted.unrepeatable();
+            if self.retry.attempts_max() > 1 {
+                self.counted.unrepeatable(self.class(&error), false);
             }
             return Err(error);
         };
-        let mut attempts = self.retry.attempts(began);
+        let (mut attempts, mut tried) = (self.retry.attempts(began), false);
         loop {
             let class = self.class(&error);
             let delay = match attempts.failed(&self.retry, class) {
                 Ok(delay) => delay,
                 Err(stop) => {
-                    self.counted.given_up(stop);
+                    self.counted.given_up(stop, tried);
                     return Err(error);
                 }
             };
+            tried = true;
             self.counted.again(class);
             sleep(delay).await;
             let next_one = again.repeat();
@@ -170,7 +177,10 @@ impl Behaviour for Retries {
             }
             match next_one {
                 Some(next_one) => again = next_one,
-                None => return Err(error),
+                None => {
+                    self.counted.unrepeatable(self.class(&error), tried);
+                    return Err(error);
+                }
             }
         }
     }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use tokio::time::{Instant, sleep};
 
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
-use crate::error::Error;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::message::{About, Request};
-use crate::metrics::{Calls, Counter, Histogram, MetricKind, nanoseconds};
+use crate::metrics::{Calls, Counter, Histogram, MetricKind, Rare, nanoseconds};
 
 /// Counts calls by how they end, those that are under way, and how long they take; warns while one is slow, before it ends.
 ///
 /// Calls that fail and calls that are dropped are measured like others. A call that never waits is timed by the
-/// processor's clock, one that waits by tokio's, which tests can pause.
+/// processor's clock, one that waits by tokio's, which tests can pause. Of several around one handler the innermost is shown;
+/// the others only warn.
 ///
 /// ```
 /// use millstream_mediator::{Mediator, Timing};
@@ -39,64 +39,44 @@ pub struct Timing {
 }
 
 struct Stats {
-    about: About,
     calls: Arc<Calls>,
-    /// Registered when the first call ends so: most handlers know one or two ways to fail.
-    failed: [OnceLock<Counter>; ErrorKind::WORDS.len()],
-    cancelled: OnceLock<Counter>,
+    /// By how they ended: most handlers know one or two ways to fail.
+    otherwise: Rare<{ ErrorKind::ENDS.len() }>,
     slow: Counter,
 }
 
 impl Stats {
     fn new(about: &About, bounds: &[Duration]) -> Self {
         let (metrics, labels) = (about.metrics(), [("type", about.label())]);
-        let help = "How long calls take.";
-        Stats {
-            calls: metrics.calls("mediator_request_duration_seconds", help, &labels, bounds),
-            failed: Default::default(),
-            cancelled: OnceLock::new(),
-            slow: metrics.counter(
-                "mediator_slow_requests_total",
-                "Calls that took longer than they should.",
-                &labels,
-            ),
-            about: about.clone(),
+        let help = "Calls that took longer than they should.";
+        let slow = metrics.counter("mediator_slow_requests_total", help, &labels);
+        let (name, help) = ("mediator_requests_total", "Calls that have ended, by how.");
+        if !about.takes(name) {
+            // What it counts is shown already.
+            return Stats { calls: Arc::new(Calls::new(bounds)), otherwise: Rare::default(), slow };
         }
-    }
-
-    /// Shows what no series of its own shows.
-    fn register(&self) {
-        let (metrics, label) = (self.about.metrics(), self.about.label());
+        let ended = |status| [("type", about.label()), ("status", status), ("kind", about.kind.word())];
+        let otherwise = metrics.rare(name, help, &ended(""), "status", ErrorKind::ENDS);
+        let duration = ("mediator_request_duration_seconds", "How long calls take.");
+        let calls = metrics.calls(duration.0, duration.1, &labels, bounds);
         // The calls alone: what reads them belongs to the metrics, which belong to the rest.
-        let calls = self.calls.clone();
-        metrics.read(ENDED, ENDED_HELP, MetricKind::Counter, &self.labels("ok"), move || calls.ok() as f64);
-        let (calls, help) = (self.calls.clone(), "Calls that are under way.");
-        metrics.read("mediator_active_requests", help, MetricKind::Gauge, &[("type", label)], move || {
-            calls.underway() as f64
+        let (ok, active) = (calls.clone(), calls.clone());
+        metrics.read(name, help, MetricKind::Counter, &ended("ok"), move || ok.ok() as f64);
+        let help = "Calls that are under way.";
+        metrics.read("mediator_active_requests", help, MetricKind::Gauge, &labels, move || {
+            active.underway() as f64
         });
-    }
-
-    fn labels<'a>(&'a self, status: &'a str) -> [(&'static str, &'a str); 3] {
-        [("type", self.about.label()), ("status", status), ("kind", self.about.kind.word())]
-    }
-
-    #[cold]
-    fn count(&self, counter: &OnceLock<Counter>, status: &str) {
-        counter.get_or_init(|| self.about.metrics().counter(ENDED, ENDED_HELP, &self.labels(status))).add(1);
+        Stats { calls, otherwise, slow }
     }
 
     #[inline]
     fn end<T>(&self, ended: &Result<T, Error>, took: Option<u64>, stands_for: u64) {
         self.calls.end(ended.is_ok(), took, stands_for);
         if let Err(error) = ended {
-            let kind = error.kind();
-            self.count(&self.failed[kind.index()], kind.word());
+            self.otherwise.add(error.kind().index(), 1);
         }
     }
 }
-
-const ENDED: &str = "mediator_requests_total";
-const ENDED_HELP: &str = "Calls that have ended, by how.";
 
 impl Timing {
     /// Times every call, without a warning.
@@ -147,7 +127,7 @@ struct Underway<'a>(&'a Stats);
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
         self.0.calls.cancel();
-        self.0.count(&self.0.cancelled, "cancelled");
+        self.0.otherwise.add(ErrorKind::CANCELLED, 1);
     }
 }
 
@@ -160,9 +140,7 @@ impl Behaviour for Timing {
     }
 
     fn of(&self, about: &About) -> Self {
-        let stats = Arc::new(Stats::new(about, &self.bounds));
-        stats.register();
-        Timing { stats: Some(stats), ..self.clone() }
+        Timing { stats: Some(Arc::new(Stats::new(about, &self.bounds))), ..self.clone() }
     }
 
     #[expect(
@@ -211,7 +189,12 @@ impl Behaviour for Timing {
                         poll
                     });
                     let ended = ended.await;
-                    stats.end(&ended, Some(nanoseconds(before + since.elapsed())), 1);
+                    let took = before + since.elapsed();
+                    // It came when it was late already, and nobody has looked since it waited.
+                    if late.is_some() && self.slow.is_some_and(|slow| took > slow) {
+                        warn(call, stats, took);
+                    }
+                    stats.end(&ended, Some(nanoseconds(took)), 1);
                     ended
                 }
             };

@@ -21,7 +21,7 @@ const NANOSECONDS: usize = 3;
 const BUCKETS: usize = 4;
 
 impl Calls {
-    pub(super) fn new(bounds: &[Duration]) -> Self {
+    pub(crate) fn new(bounds: &[Duration]) -> Self {
         let bounds: Box<[u64]> = bounds.iter().map(|bound| nanoseconds(*bound)).collect();
         let lanes = Lanes::new(BUCKETS + bounds.len() + 1);
         Calls { bounds, lanes }

@@ -12,7 +12,7 @@ const SHARED: u8 = OWN as u8;
 /// No lane was asked for yet.
 const NONE: u8 = u8::MAX;
 
-/// The lanes that belong to threads, a bit each.
+/// The lanes that belong to threads, a bit each: for all mediators of the process, as a thread is for all of them.
 static TAKEN: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {

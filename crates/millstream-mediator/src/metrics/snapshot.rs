@@ -9,7 +9,7 @@ use super::{Labels, MetricKind};
 pub struct Snapshot {
     /// By name, in its order.
     pub metrics: Vec<Metric>,
-    /// How many series did not fit: see [`SERIES_MAX`](super::SERIES_MAX).
+    /// How often a series was asked for that did not fit: see [`SERIES_MAX`](super::SERIES_MAX).
     pub omitted: u64,
 }
 
@@ -83,7 +83,10 @@ impl fmt::Display for Snapshot {
                 }
             }
         }
-        writeln!(f, "# HELP mediator_metrics_series_omitted Series that did not fit into their metric.")?;
+        writeln!(
+            f,
+            "# HELP mediator_metrics_series_omitted How often a series was asked for that did not fit."
+        )?;
         writeln!(f, "# TYPE mediator_metrics_series_omitted gauge")?;
         writeln!(f, "mediator_metrics_series_omitted {}", self.omitted)
     }

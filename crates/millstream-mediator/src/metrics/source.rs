@@ -11,17 +11,38 @@ pub(super) enum Source {
     Gauge(Gauge),
     Histogram(Histogram),
     Calls(Arc<Calls>),
-    Read(Combine, Vec<Read>),
+    Read(Reads),
 }
 
 pub(super) type Read = Arc<dyn Fn() -> f64 + Send + Sync>;
+
+/// Numbers that are read elsewhere and shown as one.
+#[derive(Clone)]
+pub(super) struct Reads {
+    pub(super) combine: Combine,
+    pub(super) reads: Vec<Read>,
+    /// What is counted beside a sum of them.
+    pub(super) counter: Option<Counter>,
+}
+
+impl Reads {
+    pub(super) fn new(combine: Combine, reads: Vec<Read>) -> Self {
+        Reads { combine, reads, counter: None }
+    }
+
+    fn all(&self) -> f64 {
+        let numbers = self.reads.iter().map(|read| read());
+        let counted = self.counter.iter().map(|counter| counter.value() as f64);
+        self.combine.all(numbers.chain(counted))
+    }
+}
 
 impl Source {
     pub(super) fn value(&self) -> Value {
         match self {
             Source::Counter(counter) => Value::Number(counter.value() as f64),
             Source::Gauge(gauge) => Value::Number(gauge.value()),
-            Source::Read(combine, reads) => Value::Number(combine.all(reads)),
+            Source::Read(reads) => Value::Number(reads.all()),
             Source::Histogram(histogram) => histogram.read(),
             Source::Calls(calls) => calls.read(),
         }
@@ -40,8 +61,7 @@ pub enum Combine {
 }
 
 impl Combine {
-    fn all(self, reads: &[Read]) -> f64 {
-        let numbers = reads.iter().map(|read| read());
+    fn all(self, numbers: impl Iterator<Item = f64>) -> f64 {
         match self {
             Combine::Sum => numbers.sum(),
             Combine::Least => numbers.reduce(f64::min).unwrap_or(0.0),
@@ -80,5 +100,26 @@ mod tests {
         }
         metrics.read("sum", "Of it.", MetricKind::Gauge, &[], || 1.0);
         assert_eq!(metrics.snapshot().number("sum", &[]), Some(1.0), "it takes the place of all");
+    }
+
+    #[test]
+    fn what_is_counted_and_what_is_read_of_one_name_are_added_whichever_comes_first() {
+        for counted_first in [true, false] {
+            let metrics = Metrics::default();
+            let count = || metrics.counter("sum", "Of it.", &[]).add(1);
+            let read = |number: f64| {
+                let kind = MetricKind::Counter;
+                metrics.read_combined("sum", "Of it.", kind, &[], Combine::Sum, move || number);
+            };
+            if counted_first {
+                count();
+            }
+            read(2.0);
+            count();
+            read(3.0);
+            count();
+            let counted = if counted_first { 3.0 } else { 2.0 };
+            assert_eq!(metrics.snapshot().number("sum", &[]), Some(5.0 + counted), "{counted_first}");
+        }
     }
 }

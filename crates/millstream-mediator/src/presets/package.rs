@@ -6,8 +6,8 @@ use millstream_resilience::{Backoff, BreakerSettings, Retry};
 
 use super::{BackpressurePreset, HealthPreset, s};
 use crate::behaviour::{Bare, Behaviours, Inside};
-use crate::behaviours::Memory;
 use crate::builder::Builder;
+use crate::memory::Memory;
 use crate::stream::{StreamBehaviour, StreamBehaviours};
 use crate::streams::{
     Backpressure, Health, Resume, StreamAdmission, StreamBreaker, StreamLogging, StreamRetries, StreamTiming,

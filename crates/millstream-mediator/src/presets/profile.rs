@@ -7,8 +7,9 @@ use tracing::Level;
 
 use super::{BreakerPreset, ResourcePreset, RetryPreset};
 use crate::behaviour::{Bare, Behaviour, Behaviours, Inside};
-use crate::behaviours::{Admission, Breaker, Logging, Memory, Retries, Timeout, Timing};
+use crate::behaviours::{Admission, Breaker, Logging, Retries, Timeout, Timing};
 use crate::builder::Builder;
+use crate::memory::Memory;
 use crate::stream::StreamBehaviours;
 
 /// What kind of service it is.

@@ -93,6 +93,7 @@ where
             left_out,
             position: 0,
             delivered: 0,
+            panicked: None,
         }))
     }
 
@@ -160,6 +161,8 @@ pub struct Failing<T, F> {
     left_out: LeftOut,
     position: u64,
     delivered: u64,
+    /// What it ends with, while there was no room to say so.
+    panicked: Option<StreamError>,
 }
 
 impl<T, F> Failing<T, F> {
@@ -183,10 +186,16 @@ where
     where
         S: FnMut(Self::Item, ()) -> ControlFlow<()>,
     {
-        let Some(mut upstream) = self.upstream.take() else { return Poll::Ready(Step::End) };
+        let Some(mut upstream) = self.upstream.take() else {
+            if let Some(panicked) = self.panicked.take() {
+                let _ = sink(Err(panicked), ());
+            }
+            return Poll::Ready(Step::End);
+        };
         let (mut position, mut delivered) = (self.position, self.delivered);
         let mut left_out = self.left_out.items();
         let mut failed = None;
+        let mut room = max;
         // A panic further down is not this flow's to catch.
         let mut below = false;
         let driven = catch_unwind(AssertUnwindSafe(|| {
@@ -217,9 +226,13 @@ where
                 };
                 position += 1;
                 delivered += 1;
+                room = room.saturating_sub(1);
                 below = true;
                 let flow = sink(Ok(item), ());
                 below = false;
+                if flow.is_break() {
+                    room = 0;
+                }
                 flow
             })
         }));
@@ -233,6 +246,10 @@ where
             Err(payload) => {
                 let payload: Box<dyn Any + Send> = payload;
                 let broken = self.broken(ErrorKind::Panicked, Panicked::new(payload).into(), true);
+                if room == 0 {
+                    self.panicked = Some(broken);
+                    return Poll::Ready(Step::More);
+                }
                 let _ = sink(Err(broken), ());
                 return Poll::Ready(Step::End);
             }

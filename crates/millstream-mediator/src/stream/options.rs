@@ -71,17 +71,19 @@ impl<T> StreamOptions<T> {
         Fut: Future<Output = Result<T, BoxError>> + Send + 'static,
     {
         self.each = Some((concurrency.into(), Arc::new(move |item| Box::pin(each(item)))));
+        self.each_item = None;
         self
     }
 
     /// As [`each`](StreamOptions::each), with as many in flight as the mediator says for
-    /// [all streams](crate::Builder::stream_concurrency); one after the other if it says nothing.
+    /// [all streams](crate::Builder::stream_concurrency); one after the other if it says nothing. Of the two the last said holds.
     pub fn each_item<F, Fut>(mut self, each: F) -> Self
     where
         F: Fn(T) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<T, BoxError>> + Send + 'static,
     {
         self.each_item = Some(Arc::new(move |item| Box::pin(each(item))));
+        self.each = None;
         self
     }
 

@@ -12,23 +12,25 @@ use std::time::Duration;
 
 use millstream_flow::{Flow, Pipe, Step};
 
-use super::shelf::{CHUNK, Marks, Shelf};
-use super::waiting::{Says, Waiting};
-use crate::behaviours::Memory;
 use crate::call::Call;
 use crate::error::Error;
+use crate::memory::Memory;
 use crate::message::{About, StreamRequest};
 use crate::metrics::{Counter, stream_dropped};
 use crate::stream::progress::{LeftOut, Task};
 use crate::stream::{ItemFlow, StreamBehaviour, StreamError, StreamNext};
 
 mod pump;
+mod shelf;
 mod shown;
 mod strategy;
+mod waiting;
 
 use pump::Pump;
+use shelf::{CHUNK, Marks, Shelf};
 use shown::{Buffers, Place};
 pub use strategy::{Pressure, PressureEvent, Strategy};
+use waiting::{Says, Waiting};
 
 type Trigger = dyn Fn(&Pressure) -> bool + Send + Sync;
 type Tell = dyn Fn(&About, &PressureEvent) + Send + Sync;

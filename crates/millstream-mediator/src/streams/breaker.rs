@@ -9,11 +9,9 @@ use std::task::{Context, Poll};
 use millstream_flow::{Flow, Pipe, Step};
 use millstream_resilience::{BreakerSettings, CircuitBreaker, Class, Permit};
 
-use crate::behaviours::{
-    BreakerCounted, REJECTED, Sharing, breaker_counted, breaker_of, register_breakers, register_own,
-};
+use crate::behaviours::Judge;
 use crate::call::Call;
-use crate::error::{ClassOf, Error};
+use crate::error::Error;
 use crate::message::{About, StreamRequest};
 use crate::stream::{StreamBehaviour, StreamError, StreamNext};
 
@@ -32,40 +30,25 @@ use crate::stream::{StreamBehaviour, StreamError, StreamNext};
 /// # let _ = builder;
 /// ```
 #[derive(Clone)]
-pub struct StreamBreaker {
-    sharing: Sharing<CircuitBreaker>,
-    settings: BreakerSettings,
-    rule: Rule,
-    counted: BreakerCounted,
-}
+pub struct StreamBreaker(Rule);
 
 /// What a stream is judged by.
 #[derive(Clone)]
 struct Rule {
+    judge: Arc<Judge>,
     enough: u64,
     failed_max: Option<f64>,
-    classify: Option<Arc<ClassOf>>,
-}
-
-impl Rule {
-    #[cold]
-    fn class(&self, error: &Error) -> Class {
-        self.classify.as_ref().map_or_else(|| error.class_for_breakers(), |classify| classify(error))
-    }
 }
 
 impl StreamBreaker {
     /// One for each handler.
     pub fn new(settings: BreakerSettings) -> Self {
-        let each = settings.clone();
-        let make = move |about: &About| CircuitBreaker::new(each.clone().name(about.name.clone()));
-        StreamBreaker::with(Sharing::each(make), settings)
+        StreamBreaker::with(Judge::each(settings))
     }
 
     /// This one for all.
     pub fn shared(breaker: CircuitBreaker) -> Self {
-        let settings = breaker.settings();
-        StreamBreaker::with(Sharing::One(breaker), settings)
+        StreamBreaker::with(Judge::shared(breaker))
     }
 
     /// One for each of at most `keys_max` keys, which `key` tells of a stream's call. Metrics show the worst of them.
@@ -74,20 +57,17 @@ impl StreamBreaker {
         settings: BreakerSettings,
         key: impl Fn(&Call<'_>) -> String + Send + Sync + 'static,
     ) -> Self {
-        let each = settings.clone();
-        let make = move |key: Option<&str>| CircuitBreaker::new(each.clone().name(key.unwrap_or("others")));
-        StreamBreaker::with(Sharing::by_key(keys_max, make, key), settings)
+        StreamBreaker::with(Judge::by_key(keys_max, settings, key))
     }
 
-    fn with(sharing: Sharing<CircuitBreaker>, settings: BreakerSettings) -> Self {
-        let rule = Rule { enough: u64::MAX, failed_max: None, classify: None };
-        StreamBreaker { sharing, settings, rule, counted: BreakerCounted::default() }
+    fn with(judge: Judge) -> Self {
+        StreamBreaker(Rule { judge: Arc::new(judge), enough: u64::MAX, failed_max: None })
     }
 
     /// A stream that fails after so many items has still succeeded. Without it none has.
     #[must_use]
     pub fn success_after(mut self, items: u64) -> Self {
-        self.rule.enough = items;
+        self.0.enough = items;
         self
     }
 
@@ -99,14 +79,14 @@ impl StreamBreaker {
     #[must_use]
     pub fn item_failures(mut self, part: f64) -> Self {
         assert!((0.0..=1.0).contains(&part), "a part of the items is between 0 and 1, not {part}");
-        self.rule.failed_max = Some(part);
+        self.0.failed_max = Some(part);
         self
     }
 
     /// Errors are of the class that this function says, instead of their own.
     #[must_use]
     pub fn classify(mut self, classify: impl Fn(&Error) -> Class + Send + Sync + 'static) -> Self {
-        self.rule.classify = Some(Arc::new(classify));
+        self.0.judge = Arc::new(Arc::unwrap_or_clone(self.0.judge).classify(classify));
         self
     }
 }
@@ -115,24 +95,18 @@ impl StreamBehaviour for StreamBreaker {
     type Flow<R: StreamRequest, N: StreamNext<R>> = Judged<N::Flow>;
 
     fn name(&self) -> Cow<'static, str> {
-        let mut name = format!("breaker {}", self.settings);
-        if self.rule.enough < u64::MAX {
-            name += &format!(", success after {} items", self.rule.enough);
+        let mut more = String::new();
+        if self.0.enough < u64::MAX {
+            more += &format!(", success after {} items", self.0.enough);
         }
-        if let Some(part) = self.rule.failed_max {
-            name += &format!(", failure above {}% of the items", part * 100.0);
+        if let Some(part) = self.0.failed_max {
+            more += &format!(", failure above {}% of the items", part * 100.0);
         }
-        (name + self.sharing.words()).into()
+        self.0.judge.name(&more)
     }
 
     fn of(&self, about: &About) -> Self {
-        let sharing = self.sharing.of(about);
-        let breakers = sharing.clone();
-        register_breakers(about, move || breakers.list());
-        if let (true, [breaker]) = (self.sharing.is_each(), &*sharing.list()) {
-            register_own(about, breaker);
-        }
-        StreamBreaker { sharing, counted: breaker_counted(about), ..self.clone() }
+        StreamBreaker(Rule { judge: Arc::new(self.0.judge.of(about)), ..self.0.clone() })
     }
 
     async fn open<R: StreamRequest, N: StreamNext<R>>(
@@ -141,20 +115,18 @@ impl StreamBehaviour for StreamBreaker {
         request: R,
         next: &N,
     ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
-        let permit = match self.sharing.get(call).try_acquire_owned() {
+        let judge = &self.0.judge;
+        let permit = match judge.get(call).try_acquire_owned() {
             Ok(permit) => permit,
-            Err(open) => {
-                self.counted.add(REJECTED, 1);
-                return Err(breaker_of(call.about(), open));
-            }
+            Err(open) => return Err(judge.rejected(call.about(), open)),
         };
         match next.open(call, request).await {
             Ok(pipe) => {
-                let (permit, rule) = (Some(permit), self.rule.clone());
+                let (permit, rule) = (Some(permit), self.0.clone());
                 Ok(pipe.via("breaker", |upstream| Judged { upstream, permit, rule, items: 0, failed: 0 }))
             }
             Err(error) => {
-                permit.end(Some(self.rule.class(&error)));
+                judge.ended(permit, Some(judge.class(&error)));
                 Err(error)
             }
         }
@@ -191,7 +163,7 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Judged<F> {
             match &item {
                 Ok(_) => *items += 1,
                 Err(error) if error.is_last() => {
-                    judge(permit, (*items < rule.enough).then(|| rule.class(error.error())))
+                    rule.ended(permit, (*items < rule.enough).then(|| rule.judge.class(error.error())))
                 }
                 Err(_) => *failed += 1,
             }
@@ -200,14 +172,17 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Judged<F> {
         if step == Poll::Ready(Step::End) {
             let all = (*items + *failed) as f64;
             let too_many = rule.failed_max.is_some_and(|most| *failed as f64 > most * all);
-            judge(permit, too_many.then_some(Class::Transient));
+            rule.ended(permit, too_many.then_some(Class::Transient));
         }
         step
     }
 }
 
-fn judge(permit: &mut Option<Permit>, failed: Option<Class>) {
-    if let Some(permit) = permit.take() {
-        permit.end(failed);
+impl Rule {
+    /// Tells how the stream ended, once.
+    fn ended(&self, permit: &mut Option<Permit>, failed: Option<Class>) {
+        if let Some(permit) = permit.take() {
+            self.judge.ended(permit, failed);
+        }
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use millstream_flow::Pipe;
 
-use crate::behaviours::Memory;
 use crate::call::Call;
 use crate::error::Error;
+use crate::memory::Memory;
 use crate::message::{About, StreamRequest};
 use crate::stream::progress::{Ended, Progress, Task, Watch, Watched};
 use crate::stream::{StreamBehaviour, StreamNext};

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use millstream_flow::{BoxError, Flow, Pipe, Step};
+use millstream_flow::{BoxError, Flow, Panicked, Pipe, Step};
 
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
@@ -34,7 +34,8 @@ pub trait StreamInterceptor: Send + Sync + 'static {
     /// [`ErrorKind::Panicked`] in the place of the item.
     fn item(&self, _call: &Call<'_>, _item: &mut dyn Any) {}
 
-    /// The stream has ended: well, or with this error. It is not called for one that is dropped.
+    /// The stream has ended: well, or with this error. It is not called for one that is dropped. If it panics at a good end, the
+    /// stream's last item is [`ErrorKind::Panicked`]; at an error that is logged, and the error goes on as it is.
     fn end(&self, _call: &Call<'_>, _error: Option<&StreamError>) {}
 }
 
@@ -122,7 +123,12 @@ where
                 && error.is_last()
                 && !std::mem::replace(over, true)
             {
-                interceptor.end(&reached.call(), Some(error));
+                let call = reached.call();
+                // The handler's failure is what retries and breakers are to hear of.
+                let told = catch_unwind(AssertUnwindSafe(|| interceptor.end(&call, Some(error))));
+                if let Err(payload) = told {
+                    panicked(&call, payload);
+                }
             }
             reached.passes(&item);
             let flow = sink(item, ());
@@ -137,4 +143,10 @@ where
         }
         step
     }
+}
+
+#[cold]
+fn panicked(call: &Call<'_>, payload: Box<dyn Any + Send>) {
+    let panicked = Panicked::new(payload);
+    tracing::error!(target: "millstream_mediator::stream", stream = %call.about().name, %panicked, "an interceptor panicked at a stream's error");
 }

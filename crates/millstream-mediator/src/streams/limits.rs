@@ -170,11 +170,16 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Timed<F> {
             return Poll::Ready(Step::End);
         }
         let (mut items, mut failed) = (0, 0);
+        // Whoever has had enough takes no error either.
+        let mut enough = false;
         let step = upstream.poll_drive(cx, max, &mut |item, ()| {
             items += 1;
             failed += u64::from(item.is_err());
-            sink(item, ())
+            let flow = sink(item, ());
+            enough = flow.is_break();
+            flow
         });
+        enough |= items == max as u64;
         self.items += items;
         self.failed += failed;
         if step.is_ready() {
@@ -185,7 +190,7 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Timed<F> {
                 .filter(|total| step != Poll::Ready(Step::End) && self.opened.elapsed() > *total);
             let Some(limit) = over else { return step };
             // Busy all the time, so that no timer was ever polled.
-            if items == max as u64 {
+            if enough {
                 self.over = over;
                 return step;
             }
@@ -203,7 +208,7 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Timed<F> {
         if !due {
             return Poll::Pending;
         }
-        if items == max as u64 {
+        if enough {
             cx.waker().wake_by_ref(); // no room for it now
             return Poll::Pending;
         }

@@ -16,7 +16,7 @@ use crate::stream::progress::{Ended, Progress, Task, Watch, Watched, per_second}
 use crate::stream::{StreamBehaviour, StreamNext};
 
 /// Tells when a stream opens, how it gets on by items and by time, and how it ends: with items, items a second, time to the
-/// first item, and the correlation of its call. By time also when nothing comes.
+/// first item from when somebody asked for it, and the correlation of its call. By time also when nothing comes.
 ///
 /// Target is `millstream_mediator::stream`.
 ///
@@ -114,7 +114,7 @@ impl Watch for Logger {
     fn passed(&mut self, progress: &Progress) {
         let items = progress.items();
         if items > 0 && self.first.is_none() {
-            self.first = Some(progress.elapsed());
+            self.first = progress.asked().map(|asked| asked.elapsed());
         }
         if self.every_items > 0 && items / self.every_items > self.told {
             self.told = items / self.every_items;

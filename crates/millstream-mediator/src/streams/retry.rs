@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use futures_core::Stream;
 use futures_util::future::BoxFuture;
 use millstream_flow::{Flow, Pipe, Step};
-use millstream_resilience::{Class, Classify, Retry};
+use millstream_resilience::{Attempts, Class, Classify, Retry};
 use tokio::time::{Instant, sleep};
 
 use crate::behaviours::Counted;
@@ -140,36 +140,30 @@ impl StreamBehaviour for StreamRetries {
         let (left_out, behind) = (LeftOut::of(call), LeftOut::default());
         let detached = behind.beside(call);
         let call = &detached.call();
-        let mut spare = self.resume.anew(&request);
-        let mut request = Some(request);
-        let (began, mut attempts) = (Instant::now(), None);
+        let spare = self.resume.anew(&request);
+        let (mut asked, began) = (request, Instant::now());
+        let mut attempts: Option<Attempts> = None;
         let pipe = loop {
-            let Some(asked) = request.take() else { unreachable!("it is there for each try") };
             let error = match next.open(call, asked).await {
                 Ok(pipe) => break pipe,
                 Err(error) => error,
             };
-            let class = self.class(&error);
-            let Some(again) = &spare else {
-                if class.is_retryable() {
-                    self.counted.unrepeatable();
-                }
+            let (class, tried) = (self.class(&error), attempts.is_some());
+            let Some(again) = spare.as_ref().and_then(|spare| self.resume.anew(spare)) else {
+                self.counted.unrepeatable(class, tried);
                 return Err(error);
             };
             let attempts = attempts.get_or_insert_with(|| self.retry.attempts(Some(began)));
             match attempts.failed(&self.retry, class) {
                 Ok(delay) => {
                     self.counted.again(class);
-                    request = self.resume.anew(again);
+                    asked = again;
                     sleep(delay).await;
                 }
                 Err(stop) => {
-                    self.counted.given_up(stop);
+                    self.counted.given_up(stop, tried);
                     return Err(error);
                 }
-            }
-            if request.is_none() {
-                return Err(error);
             }
         };
         let account = Account {
@@ -188,7 +182,7 @@ impl StreamBehaviour for StreamRetries {
         account.tell();
         let next = next.clone();
         Ok(pipe.via("retry", |first| Reopening {
-            request: spare.take(),
+            request: spare,
             next,
             call: detached,
             state: State::First(first),
@@ -264,7 +258,12 @@ impl<R: StreamRequest, N: StreamNext<R>> Reopening<R, N> {
                             None => ControlFlow::Continue(()),
                         },
                     });
-                    let Some(broken) = broken else { return step };
+                    let Some(broken) = broken else {
+                        if step == Poll::Ready(Step::End) {
+                            account.ended_well();
+                        }
+                        return step;
+                    };
                     broken
                 }
                 State::Opening(opening) => match opening.as_mut().poll(cx) {
@@ -278,7 +277,10 @@ impl<R: StreamRequest, N: StreamNext<R>> Reopening<R, N> {
                 State::Again(pipe) => {
                     let item = match Pin::new(pipe).poll_next(cx) {
                         Poll::Pending => return Poll::Pending,
-                        Poll::Ready(None) => return Poll::Ready(Step::End),
+                        Poll::Ready(None) => {
+                            account.ended_well();
+                            return Poll::Ready(Step::End);
+                        }
                         Poll::Ready(Some(item)) => item,
                     };
                     match item {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
 use crate::message::{About, StreamRequest};
-use crate::metrics::{Counter, Histogram, MetricKind, nanoseconds};
+use crate::metrics::{Counter, Histogram, MetricKind, Metrics, Rare, nanoseconds};
 use crate::stream::progress::{Ended, Progress, Task, Watch, Watched, per_second};
 use crate::stream::{StreamBehaviour, StreamNext};
 
@@ -24,7 +24,8 @@ use window::Window;
 ///
 /// Throughput and latency are those of all open streams of a type together, in the last interval, and 0 once an interval has passed
 /// without any; the latency is the mean time that an item was waited for. The last stream to end shows what there was of its
-/// interval, so that streams that are shorter are seen, too. Time before a stream's first item is asked for is nobody's.
+/// interval, so that streams that are shorter are seen, too. Time before a stream's first item is asked for is nobody's. Of
+/// several around one type the innermost is shown; the others only warn.
 ///
 /// ```
 /// use millstream_mediator::{Mediator, StreamTiming};
@@ -55,8 +56,7 @@ struct Stats {
     opened: Counter,
     items: Counter,
     ok: Counter,
-    failed: [Counter; ErrorKind::WORDS.len()],
-    cancelled: Counter,
+    otherwise: Rare<{ ErrorKind::ENDS.len() }>,
     /// Nanoseconds of waiting for items.
     waited: Counter,
     window: Window,
@@ -186,11 +186,13 @@ impl Watch for Timer {
     }
 
     fn ended(&mut self, progress: &Progress, how: &Ended) {
+        // A quantum that a panic cut short has not been looked at.
+        self.passed(progress);
         let Some(stats) = &self.stats else { return };
         match how {
             Ended::Well => stats.ok.add(1),
-            Ended::Failed(kind, _) => stats.failed[kind.index()].add(1),
-            Ended::Dropped => stats.cancelled.add(1),
+            Ended::Failed(kind, _) => stats.otherwise.add(kind.index(), 1),
+            Ended::Dropped => stats.otherwise.add(ErrorKind::CANCELLED, 1),
         }
         stats.durations.observe(progress.elapsed());
         stats.waits.observe_many(Duration::ZERO, std::mem::take(&mut self.ready));
@@ -199,6 +201,20 @@ impl Watch for Timer {
 }
 
 impl Stats {
+    /// Shows how fast streams flow.
+    fn show(self: &Arc<Self>, about: &About) {
+        let labels = [("type", about.label())];
+        let show = |name, help, read: fn(&Window) -> f64| {
+            let stats = self.clone();
+            about.metrics().read(name, help, MetricKind::Gauge, &labels, move || read(&stats.window));
+        };
+        show("mediator_active_streams", "Streams that are open.", |window| window.open() as f64);
+        let help = "Items a second, in the last interval.";
+        show("mediator_stream_throughput", help, |window| window.shown().throughput);
+        let help = "Milliseconds that an item was waited for, on average in the last interval.";
+        show("mediator_stream_latency", help, |window| window.shown().latency);
+    }
+
     fn warn(&self, about: &About, which: usize, progress: &Progress, limit: impl std::fmt::Debug) {
         self.warnings[which].add(1);
         let (items, elapsed) = (progress.items(), progress.elapsed());
@@ -208,6 +224,42 @@ impl Stats {
 }
 
 impl StreamTiming {
+    /// The numbers of a type of stream: those of warnings among its own, the others among these.
+    fn stats(&self, about: &About, metrics: &Metrics) -> Stats {
+        let labels = [("type", about.label())];
+        let (name, help) = ("mediator_streams_total", "Streams that have ended, by how.");
+        let ended = |status| [("type", about.label()), ("status", status)];
+        let warn = |warning| {
+            let help = "Warnings of slow streams.";
+            let labels = [("type", about.label()), ("warning", warning)];
+            about.metrics().counter("mediator_slow_streams_total", help, &labels)
+        };
+        let histogram = |name, help, bounds| metrics.histogram(name, help, &labels, bounds);
+        let items =
+            metrics.counter("mediator_stream_items_total", "Items that streams have delivered.", &labels);
+        let waited = Counter::default();
+        Stats {
+            opened: metrics.counter("mediator_streams_opened_total", "Streams that were opened.", &labels),
+            ok: metrics.counter(name, help, &ended("ok")),
+            otherwise: metrics.rare(name, help, &ended(""), "status", ErrorKind::ENDS),
+            window: Window::new(self.interval, items.clone(), waited.clone()),
+            items,
+            waited,
+            durations: histogram("mediator_stream_duration_seconds", "How long streams flow.", &self.bounds),
+            first_items: histogram(
+                "mediator_stream_first_item_seconds",
+                "How long the first item of a stream takes.",
+                &self.item_bounds,
+            ),
+            waits: histogram(
+                "mediator_stream_item_wait_seconds",
+                "How long each item of a stream was waited for.",
+                &self.item_bounds,
+            ),
+            warnings: WARNINGS.map(warn),
+        }
+    }
+
     /// Looks at a stream by the clock until it ends.
     async fn watch(self, stats: Arc<Stats>, about: Arc<About>, progress: Arc<Progress>) {
         let opened = progress.opened();
@@ -265,53 +317,13 @@ impl StreamBehaviour for StreamTiming {
     }
 
     fn of(&self, about: &About) -> Self {
-        let (metrics, labels) = (about.metrics(), [("type", about.label())]);
-        let count = |status| {
-            let help = "Streams that have ended, by how.";
-            metrics.counter("mediator_streams_total", help, &[("type", about.label()), ("status", status)])
-        };
-        let warn = |warning| {
-            let help = "Warnings of slow streams.";
-            metrics.counter(
-                "mediator_slow_streams_total",
-                help,
-                &[("type", about.label()), ("warning", warning)],
-            )
-        };
-        let histogram = |name, help, bounds| metrics.histogram(name, help, &labels, bounds);
-        let items =
-            metrics.counter("mediator_stream_items_total", "Items that streams have delivered.", &labels);
-        let waited = Counter::default();
-        let stats = Arc::new(Stats {
-            opened: metrics.counter("mediator_streams_opened_total", "Streams that were opened.", &labels),
-            ok: count("ok"),
-            failed: ErrorKind::WORDS.map(count),
-            cancelled: count("cancelled"),
-            window: Window::new(self.interval, items.clone(), waited.clone()),
-            items,
-            waited,
-            durations: histogram("mediator_stream_duration_seconds", "How long streams flow.", &self.bounds),
-            first_items: histogram(
-                "mediator_stream_first_item_seconds",
-                "How long the first item of a stream takes.",
-                &self.item_bounds,
-            ),
-            waits: histogram(
-                "mediator_stream_item_wait_seconds",
-                "How long each item of a stream was waited for.",
-                &self.item_bounds,
-            ),
-            warnings: WARNINGS.map(warn),
-        });
-        let show = |name, help, read: fn(&Window) -> f64| {
-            let stats = stats.clone();
-            metrics.read(name, help, MetricKind::Gauge, &labels, move || read(&stats.window));
-        };
-        show("mediator_active_streams", "Streams that are open.", |window| window.open() as f64);
-        let help = "Items a second, in the last interval.";
-        show("mediator_stream_throughput", help, |window| window.shown().throughput);
-        let help = "Milliseconds that an item was waited for, on average in the last interval.";
-        show("mediator_stream_latency", help, |window| window.shown().latency);
+        let first = about.takes("mediator_streams_total");
+        // Of another one only the warnings are shown: the rest is shown already.
+        let unseen = Metrics::default();
+        let stats = Arc::new(self.stats(about, if first { about.metrics() } else { &unseen }));
+        if first {
+            stats.show(about);
+        }
         StreamTiming { stats: Some(stats), ..self.clone() }
     }
 

@@ -55,6 +55,16 @@ fn retry(attempts: u32) -> Retries {
     Retries::new(Retry::new(attempts).backoff(Backoff::fixed(SECOND)))
 }
 
+/// May be repeated once.
+struct Once(bool);
+
+impl Request for Once {
+    type Response = u64;
+    fn repeat(&self) -> Option<Self> {
+        self.0.then_some(Once(false))
+    }
+}
+
 fn settings() -> BreakerSettings {
     BreakerSettings::default().calls_min(2).probes(1).pause(10 * SECOND)
 }

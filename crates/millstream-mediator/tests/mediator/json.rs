@@ -181,3 +181,52 @@ async fn what_the_door_refuses_is_counted_and_logged() {
     assert_eq!(text.matches("a call by name was refused").count(), 5, "{text}");
     assert!(text.contains("invalid type: integer"), "{text}");
 }
+
+#[tokio::test]
+async fn a_panic_at_a_message_or_a_response_is_an_error_and_an_unwritten_response_no_refusal() {
+    struct Odd(u32);
+    impl<'de> Deserialize<'de> for Odd {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let n = u32::deserialize(deserializer)?;
+            assert!(n != 1, "not one");
+            Ok(Odd(n))
+        }
+    }
+    struct Word(u32);
+    impl Serialize for Word {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            assert!(self.0 != 2, "not two");
+            if self.0 == 3 {
+                Err(serde::ser::Error::custom("not three"))
+            } else {
+                serializer.serialize_u32(self.0)
+            }
+        }
+    }
+    impl Request for Odd {
+        type Response = Word;
+    }
+    #[derive(Deserialize)]
+    struct Seen(#[expect(dead_code, reason = "read, and then not looked at")] Odd);
+    impl Notification for Seen {}
+    let mediator = Mediator::builder()
+        .request(async |odd: Odd| Ok::<_, BoxError>(Word(odd.0)))
+        .notification(async |_: Arc<Seen>| Ok::<_, BoxError>(()))
+        .json::<Odd>()
+        .json_notification::<Seen>()
+        .build()
+        .unwrap();
+    assert_eq!(mediator.send_json("Odd", json!(0)).await.unwrap(), json!(0));
+    for (n, kind) in [(1, ErrorKind::Panicked), (2, ErrorKind::Panicked), (3, ErrorKind::Malformed)] {
+        assert_eq!(mediator.send_json("Odd", json!(n)).await.unwrap_err().kind(), &kind, "{n}");
+    }
+    assert_eq!(mediator.publish_json("Seen", json!(1)).await.unwrap_err().kind(), &ErrorKind::Panicked);
+    for (status, count) in [("panicked", Some(1.0)), ("malformed", None)] {
+        let labels = [("type", "Odd"), ("status", status)];
+        assert_eq!(
+            mediator.metrics().snapshot().number("mediator_json_refusals_total", &labels),
+            count,
+            "{status}"
+        );
+    }
+}

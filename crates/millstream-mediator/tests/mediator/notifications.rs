@@ -1,5 +1,5 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -277,4 +277,37 @@ async fn who_is_told_of_failures_may_panic_and_the_other_handlers_are_called() {
         .build()
         .unwrap();
     assert_eq!(words(&mediator.publish(Placed(0)).await), ["bill failed", "mail done"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_detached_handler_that_publishes_does_not_wait_for_the_room_that_it_takes() {
+    struct Billed(u32);
+    impl Notification for Billed {}
+    let (itself, billed) = (Arc::new(OnceLock::<Mediator>::new()), Arc::<Mutex<Vec<u32>>>::default());
+    let (publisher, log) = (itself.clone(), billed.clone());
+    let mediator = Mediator::builder()
+        .notification(move |placed: Arc<Placed>| {
+            let publisher = publisher.clone();
+            async move {
+                let _ = publisher.get().unwrap().publish(Billed(placed.0)).await;
+                Ok::<_, BoxError>(())
+            }
+        })
+        .notification(move |billed: Arc<Billed>| {
+            log.lock().unwrap().push(billed.0);
+            std::future::ready(Ok::<_, BoxError>(()))
+        })
+        .publish_default(Publish::detached())
+        .detached_max(1)
+        .build()
+        .unwrap();
+    assert!(itself.set(mediator.clone()).is_ok());
+    let all = async {
+        for n in 0..3 {
+            let _ = mediator.publish(Placed(n)).await;
+        }
+        sleep(Duration::from_secs(1)).await;
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(60), all).await.is_ok(), "each waits for the other");
+    assert_eq!(*billed.lock().unwrap(), [0, 1, 2]);
 }

@@ -8,6 +8,7 @@ mod options;
 mod pressure;
 mod seen;
 mod shedding;
+mod together;
 
 use std::any::Any;
 use std::num::NonZeroU64;

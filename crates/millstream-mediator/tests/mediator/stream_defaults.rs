@@ -110,3 +110,29 @@ fn a_declared_stream_needs_a_handler() {
     let count = async |to: Count| Ok::<_, Error>(Pipe::from_iter(0..to.0).map(Ok::<_, Error>));
     assert!(Mediator::builder().declare_stream::<Count>().stream(count).build().is_ok());
 }
+
+#[tokio::test]
+async fn of_what_is_done_with_each_item_the_last_said_is_done() {
+    for (options, item) in [
+        (
+            StreamOptions::new()
+                .each(Concurrency::ordered(2), async |n| Ok(n + 10))
+                .each_item(async |n| Ok(n + 20)),
+            20,
+        ),
+        (
+            StreamOptions::new()
+                .each_item(async |n| Ok(n + 20))
+                .each(Concurrency::ordered(2), async |n| Ok(n + 10)),
+            10,
+        ),
+    ] {
+        let mediator = Mediator::builder()
+            .stream_options::<Count>(options)
+            .stream(async |_: Count| Ok::<_, Error>(Pipe::from_iter([0]).map(Ok::<_, Error>)))
+            .build()
+            .unwrap();
+        let (items, _) = mediator.stream(Count(1)).await.unwrap().collect().await.unwrap();
+        assert_eq!(items.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [item]);
+    }
+}

@@ -1,9 +1,11 @@
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use millstream_flow::{BoxError, Concurrency, Pipe};
+use millstream_flow::{BoxError, Concurrency, Flow, Pipe, Step};
 use millstream_mediator::{
     Error, ErrorKind, ItemErrors, Kind, Mediator, Scope, StreamOptions, StreamRequest, Timeout,
 };
@@ -18,9 +20,7 @@ impl StreamRequest for Count {
     }
 }
 
-async fn count(
-    to: Count,
-) -> Result<Pipe<impl millstream_flow::Flow<Item = Result<u64, BoxError>, Token = ()>>, Error> {
+async fn count(to: Count) -> Result<Pipe<impl Flow<Item = Result<u64, BoxError>, Token = ()>>, Error> {
     Ok(Pipe::from_iter(0..to.0).map(|n| if n % 10 == 3 { Err("three".into()) } else { Ok(n) }))
 }
 
@@ -114,6 +114,41 @@ async fn a_panic_ends_the_stream_as_an_error_and_not_its_reader() {
     let error = items.into_iter().next_back().unwrap().unwrap_err();
     assert_eq!((error.error().kind(), error.position()), (&ErrorKind::Panicked, 2));
     assert!(millstream_flow::chain(&error).ends_with("two is too many"));
+}
+
+/// Gives all items that it is asked for, and panics then.
+struct Breaks;
+
+impl Flow for Breaks {
+    type Item = Result<u64, BoxError>;
+    type Token = ();
+
+    fn poll_drive<S>(&mut self, _: &mut Context<'_>, max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(Self::Item, ()) -> ControlFlow<()>,
+    {
+        for n in 0..max as u64 {
+            if sink(Ok(n), ()).is_break() {
+                break;
+            }
+        }
+        panic!("no more")
+    }
+}
+
+#[tokio::test]
+async fn a_panic_when_there_is_no_more_room_comes_after_the_items() {
+    let mediator = Mediator::builder()
+        .stream(async |_: Count| Ok::<_, Error>(Pipe::from_iter([0]).via("breaks", |_| Breaks)))
+        .build()
+        .unwrap();
+    let mut stream = mediator.stream(Count(1)).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 0);
+    let error = stream.next().await.unwrap().unwrap_err();
+    assert_eq!((error.error().kind(), error.position()), (&ErrorKind::Panicked, 1));
+    assert!(stream.next().await.is_none());
+    let (mut items, _) = mediator.stream(Count(1)).await.unwrap().collect().await.unwrap();
+    assert!(items.pop().is_some_and(|last| last.is_err()), "the last of all is the panic");
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! One of something for each key: what those have that found no place.
 
-use millstream_resilience::{BreakerSettings, Bulkhead, CircuitBreaker, Keyed};
+use std::time::Duration;
+
+use millstream_resilience::{BreakerSettings, Bulkhead, CircuitBreaker, Keyed, Rate, RateLimiter};
 
 #[tokio::test(start_paused = true)]
 async fn what_keys_without_a_place_share_can_be_seen_and_has_a_name_of_its_own() {
@@ -25,4 +27,27 @@ async fn what_is_made_by_key_alone_is_made_for_the_first_that_finds_no_place() {
     assert_eq!(bulkheads.others().map(|others| others.running()), Some(0));
     let _place = shared.try_acquire().unwrap();
     assert_eq!(bulkheads.others().map(|others| others.running()), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_still_has_is_not_forgotten() {
+    let bulkheads = Keyed::new(1, |_: &str| Bulkhead::new(1));
+    let (first, _) = (bulkheads.of("a"), bulkheads.of("b"));
+    let _place = first.try_acquire().unwrap();
+    assert!(bulkheads.of("a").try_acquire().is_none(), "two places for one key");
+
+    let limiters = Keyed::new(1, |_: &str| RateLimiter::new(Rate::new(1, Duration::from_secs(1))));
+    let (first, _) = (limiters.of("a"), limiters.of("b"));
+    first.try_acquire(1).unwrap();
+    assert!(limiters.of("a").try_acquire(1).is_err(), "twice the rate for one key");
+
+    let breakers = Keyed::new(1, |_: &str| CircuitBreaker::new(BreakerSettings::default()));
+    let (first, _) = (breakers.of("a"), breakers.of("b"));
+    first.trip();
+    assert!(breakers.of("a").try_acquire().is_err(), "a second breaker for one key");
+
+    let bulkheads = Keyed::new(1, |_: &str| Bulkhead::new(1));
+    drop(bulkheads.of("a"));
+    drop(bulkheads.of("b"));
+    assert_eq!(bulkheads.list()[0].0, "b", "what nobody has any more is forgotten");
 }

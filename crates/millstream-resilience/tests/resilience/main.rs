@@ -7,5 +7,6 @@ mod classes;
 mod generic;
 mod keyed;
 mod limits;
+mod rates;
 mod retry;
 mod together;

@@ -10,13 +10,13 @@ use std::task::Poll;
 use millstream_flow::{BoxError, Panicked, Step};
 use tokio::time::{sleep, sleep_until};
 
+use super::shelf::{CHUNK, Shelf};
 use super::{Backpressure, Pressure, PressureEvent, Strategy};
 use crate::error::{Error, ErrorKind};
 use crate::handler::Catching;
 use crate::message::About;
 use crate::stream::progress::Task;
 use crate::stream::{ItemFlow, StreamError};
-use crate::streams::shelf::{CHUNK, Shelf};
 
 type TellShed<T> = Box<dyn FnMut(&[Result<T, StreamError>]) + Send>;
 

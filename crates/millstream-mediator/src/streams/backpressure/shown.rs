@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use hashbrown::HashMap;
 
+use super::shelf::Shelf;
 use crate::message::About;
-use crate::metrics::MetricKind;
-use crate::streams::shelf::Shelf;
+use crate::metrics::{Combine, MetricKind};
 
 /// The buffers of the open streams of a type, by their place in memory. They are asked when somebody reads the numbers, so that
 /// nothing is paid for it where items move.
@@ -24,21 +24,21 @@ impl<T: Send> Buffer for Shelf<T> {
 }
 
 impl Buffers {
-    /// Shows them, each of which may hold so many items.
+    /// Shows them, each of which may hold so many items: those of several behaviours around one type as one.
     pub(super) fn of(about: &About, capacity: usize) -> Self {
         let buffers = Buffers::default();
         let labels = [("type", about.label()), ("handler", &*about.handler)];
-        let show = |name, help, read: fn(&Buffers) -> usize, part: f64| {
+        let show = |name, help, combine, read: fn(&Buffers) -> usize, part: f64| {
             let buffers = buffers.clone();
-            about
-                .metrics()
-                .read(name, help, MetricKind::Gauge, &labels, move || read(&buffers) as f64 * part);
+            let read = move || read(&buffers) as f64 * part;
+            about.metrics().read_combined(name, help, MetricKind::Gauge, &labels, combine, read);
         };
         let help = "Items that wait in the buffers of open streams.";
-        show("mediator_stream_buffer_size", help, |buffers| buffers.lens(|lens| lens.sum()), 1.0);
+        let all: fn(&Buffers) -> usize = |buffers| buffers.lens(|lens| lens.sum());
+        show("mediator_stream_buffer_size", help, Combine::Sum, all, 1.0);
         let help = "Items that wait in the fullest of them, in percent of what may.";
         let fullest: fn(&Buffers) -> usize = |buffers| buffers.lens(|lens| lens.max().unwrap_or(0));
-        show("mediator_stream_buffer_usage", help, fullest, 100.0 / capacity as f64);
+        show("mediator_stream_buffer_usage", help, Combine::Most, fullest, 100.0 / capacity as f64);
         buffers
     }
 

@@ -87,6 +87,7 @@ pub enum PressureEvent {
     Left(Pressure),
     /// It has lasted so long that another strategy follows.
     FellBack(Strategy, Pressure),
-    /// The stream has ended, or its reader has dropped it: how it was in all. The last that is told.
+    /// The stream has ended, or its reader has dropped it: how it was in all. The last that is told; of a reader that leaves just
+    /// as the pressure changes, that may come after it.
     Ended(Pressure),
 }

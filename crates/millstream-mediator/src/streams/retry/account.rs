@@ -109,6 +109,14 @@ impl Account {
         }
     }
 
+    /// The stream is complete, of which the present try may have brought nothing that was missing.
+    pub(super) fn ended_well(&mut self) {
+        if self.fresh == 0 && self.attempts.is_some() {
+            self.succeeded();
+            self.attempts = None;
+        }
+    }
+
     /// Begins another try after an error at this position of the handler, at its delay, or says that there is none.
     pub(super) fn again<R: StreamRequest>(
         &mut self,
@@ -119,15 +127,15 @@ impl Account {
         let StreamRetries { retry, resume, counted, .. } = &self.rule;
         let (resume, class) = (*resume, self.rule.class(broken));
         let goes_on = resume == Resume::Position && position > 0;
+        // Of which nothing has come of the last.
+        let tried = self.attempts.is_some() && self.fresh == 0;
         let again = match resume {
-            Resume::Never if self.given > 0 => return None,
+            Resume::Never if self.given > 0 => None,
             _ if goes_on => request.and_then(|request| request.resume(position)),
             _ => request.and_then(|request| resume.anew(request)),
         };
         let Some(again) = again else {
-            if class.is_retryable() {
-                counted.unrepeatable();
-            }
+            counted.unrepeatable(class, tried);
             return None;
         };
         let attempts = self.attempts.get_or_insert_with(|| retry.attempts(None));
@@ -141,7 +149,7 @@ impl Account {
                 Some((again, delay))
             }
             Err(stop) => {
-                counted.given_up(stop);
+                counted.given_up(stop, tried);
                 None
             }
         }

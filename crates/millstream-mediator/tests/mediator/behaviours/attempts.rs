@@ -324,6 +324,25 @@ async fn a_hedge_calls_a_second_time_what_is_slow_and_may_be_repeated() {
     assert_eq!((calls.load(Ordering::SeqCst), began.elapsed()), (2, 2 * SECOND));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_hedge_makes_no_more_calls_than_the_request_may_be_repeated() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = calls.clone();
+    let mediator = Mediator::builder()
+        .behaviour(Hedging::new(Hedge::after(SECOND).extra(3)))
+        .request(move |_: Once| {
+            count.fetch_add(1, Ordering::SeqCst);
+            async {
+                sleep(10 * SECOND).await;
+                Ok::<_, BoxError>(7)
+            }
+        })
+        .build()
+        .unwrap();
+    assert_eq!(mediator.send(Once(true)).await.unwrap(), 7);
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
+}
+
 #[tokio::test]
 async fn a_fallback_answers_what_it_is_for() {
     let mediator = Mediator::builder()

@@ -86,3 +86,28 @@ async fn logging_tells_how_a_call_ended_at_the_declared_levels() {
         assert!(line.contains("message_type=Ask") && line.contains("correlation=000000000000beef"), "{line}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_late_and_ends_when_it_is_next_looked_at_is_warned_of_too() {
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let ended = std::sync::Mutex::new(Some(ended));
+    let mediator = Mediator::builder()
+        .behaviour(Timing::new().slow(2 * SECOND))
+        .request(move |ask: Ask| {
+            let ended = ended.lock().unwrap().take();
+            async move {
+                if let Some(ended) = ended {
+                    ended.await?;
+                }
+                Ok::<_, BoxError>(ask.0)
+            }
+        })
+        .build()
+        .unwrap();
+    let mut call = std::pin::pin!(mediator.send(Ask(1)));
+    assert!(futures_util::poll!(call.as_mut()).is_pending());
+    tokio::time::advance(20 * SECOND).await;
+    end.send(()).unwrap();
+    assert!(futures_util::poll!(call.as_mut()).is_ready());
+    assert_eq!(number(&mediator, "mediator_slow_requests_total", &[]), 1.0);
+}

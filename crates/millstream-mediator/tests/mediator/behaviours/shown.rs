@@ -20,6 +20,23 @@ async fn two_breakers_around_one_type_show_as_the_worse_one_and_their_calls_as_a
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_breaker_that_is_a_handlers_own_and_a_shared_one_are_counted_together() {
+    for own_outside in [true, false] {
+        let own = Breaker::new(settings().calls_min(9));
+        let shared = Breaker::shared(CircuitBreaker::new(settings().calls_min(9)));
+        let (outer, inner) = if own_outside { (own, shared) } else { (shared, own) };
+        let (_, handler) = failing(2, 0);
+        let mediator =
+            Mediator::builder().behaviour(outer).behaviour(inner).request(handler).build().unwrap();
+        for _ in 0..2 {
+            assert!(mediator.send(Ask(1)).await.is_err());
+        }
+        let failed = [("type", "Ask"), ("outcome", "failed")];
+        assert_eq!(number(&mediator, "mediator_circuit_operations", &failed), 4.0, "{own_outside}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_breakers_calls_are_counted_by_how_they_ended() {
     let (_, handler) = failing(2, 0);
     let mediator = Mediator::builder()
@@ -162,4 +179,59 @@ async fn what_keys_without_a_place_share_is_shown_too_and_named_after_none_of_th
     let error = mediator.send_in(&contexts[2], Ask(0)).await.unwrap_err();
     let words = millstream_flow::chain(&error);
     assert!(words.contains("others is open"), "{words}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_call_that_was_tried_again_has_one_outcome() {
+    const BUSY: Class = Class::Transient;
+    const WRONG: Class = Class::Permanent;
+    for (errors, again, outcome) in [
+        (&[WRONG][..], None, None),
+        (&[BUSY], Some(1.0), Some("saved")),
+        (&[BUSY, WRONG], Some(1.0), Some("given_up")),
+        (&[BUSY, BUSY], Some(1.0), Some("unrepeatable")),
+    ] {
+        let count = AtomicU32::new(0);
+        let mediator = Mediator::builder()
+            .behaviour(retry(5))
+            .request(move |_: Once| {
+                let error = errors.get(count.fetch_add(1, Ordering::SeqCst) as usize);
+                std::future::ready(error.map_or(Ok(0), |class| Err(Classified::new(*class, "no"))))
+            })
+            .build()
+            .unwrap();
+        assert_eq!(mediator.send(Once(true)).await.is_ok(), outcome == Some("saved"));
+        let attempts = |outcome| {
+            mediator.metrics().snapshot().number("mediator_retry_attempts_total", &[("outcome", outcome)])
+        };
+        assert_eq!(attempts("again"), again, "{errors:?}");
+        for word in ["saved", "given_up", "unrepeatable"] {
+            assert_eq!(attempts(word), (outcome == Some(word)).then_some(1.0), "{errors:?}: {word}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_timings_around_one_handler_one_is_shown_and_both_warn() {
+    let mediator = Mediator::builder()
+        .behaviour(Timing::new().slow(3 * SECOND))
+        .behaviour(Timing::new().slow(SECOND))
+        .request(async |ask: Ask| {
+            sleep(SECOND * ask.0 as u32).await;
+            if ask.0 == 9 { Err("nine") } else { Ok(ask.0) }
+        })
+        .build()
+        .unwrap();
+    for n in [0, 2, 9] {
+        let _ = mediator.send(Ask(n)).await;
+    }
+    let total = |status| number(&mediator, "mediator_requests_total", &[("type", "Ask"), ("status", status)]);
+    assert_eq!((total("ok"), total("failed")), (2.0, 1.0));
+    assert_eq!(number(&mediator, "mediator_request_duration_seconds", &[]), 3.0);
+    assert_eq!(number(&mediator, "mediator_active_requests", &[]), 0.0);
+    assert_eq!(
+        number(&mediator, "mediator_slow_requests_total", &[]),
+        3.0,
+        "one of the outer, two of the inner"
+    );
 }

@@ -4,8 +4,8 @@ use super::*;
 
 /// Counts from a position, and tells items apart by themselves.
 #[derive(Clone)]
-struct Numbers {
-    from: u64,
+pub(super) struct Numbers {
+    pub(super) from: u64,
 }
 
 impl StreamRequest for Numbers {

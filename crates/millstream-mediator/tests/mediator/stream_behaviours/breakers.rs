@@ -44,3 +44,28 @@ async fn retries_inside_a_breaker_retry_what_the_handler_failed_with() {
     }
     assert_eq!(number(&mediator, "mediator_circuit_failure_rate", &[]), 0.0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_that_fails_is_counted_whoever_shares_the_breaker() {
+    let settings = || BreakerSettings::default().calls_min(9);
+    for breaker in [
+        StreamBreaker::new(settings()),
+        StreamBreaker::shared(CircuitBreaker::new(settings())),
+        StreamBreaker::by_key(9, settings(), |_| String::new()),
+    ] {
+        let name = format!("{breaker:?}");
+        let mediator = Mediator::builder()
+            .stream_behaviour(breaker)
+            .stream(async |to: Count| {
+                let class = if to.0 == 0 { Class::Transient } else { Class::Permanent };
+                Err::<Items, _>(Classified::new(class, "closed"))
+            })
+            .build()
+            .unwrap();
+        for to in [0, 1, 0] {
+            assert!(mediator.stream(Count(to)).await.is_err());
+        }
+        let failed = [("type", "Count"), ("outcome", "failed")];
+        assert_eq!(number(&mediator, "mediator_circuit_operations", &failed), 2.0, "{name}");
+    }
+}

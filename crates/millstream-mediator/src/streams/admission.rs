@@ -7,9 +7,9 @@ use std::task::{Context, Poll, ready};
 use futures_util::future::BoxFuture;
 use millstream_flow::{Flow, Pipe, Step};
 
-use crate::behaviours::Memory;
 use crate::call::Call;
 use crate::error::Error;
+use crate::memory::Memory;
 use crate::message::{About, StreamRequest};
 use crate::metrics::Counter;
 use crate::stream::{StreamBehaviour, StreamNext};

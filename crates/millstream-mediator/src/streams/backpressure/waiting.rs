@@ -5,7 +5,7 @@ use std::mem::{needs_drop, replace};
 
 use hashbrown::HashMap;
 
-use super::backpressure::Strategy;
+use super::Strategy;
 use crate::message::StreamRequest;
 use crate::stream::StreamError;
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 use millstream_resilience::later;
 use tokio::time::Instant;
 
-use super::backpressure::{Pressure, Strategy};
 use super::waiting::Waiting;
-use crate::behaviours::Reserved;
+use super::{Pressure, Strategy};
+use crate::memory::Reserved;
 use crate::stream::StreamError;
 
 /// How it is set: what does not change while a stream flows.
