@@ -50,8 +50,8 @@ metrics! {
     ANSWERS: ByClass<'static> = counter "answers_total" "Answers, by the first digit of their status.";
     STREAMS: Stream = counter "streams_total" "Bodies that began, by direction.";
     STREAMS_ENDED: ByOutcome<'static> = counter "streams_ended_total" "Bodies that ended, by outcome.";
-    STREAM_BYTES: Stream = counter "stream_bytes_total" "Payload bytes handed on.";
-    STREAM_CHUNKS: Stream = counter "stream_chunks_total" "Chunks handed on.";
+    STREAM_BYTES: Stream = counter "stream_bytes_total" "Payload bytes read to be handed on.";
+    STREAM_CHUNKS: Stream = counter "stream_chunks_total" "Chunks read to be handed on.";
     BACKPRESSURE_EVENTS: Stream =
         counter "stream_backpressure_events_total" "Times that a receiver was not ready to take more.";
     BACKPRESSURE_SECONDS: Stream =

@@ -84,9 +84,9 @@ pub struct StreamsSnapshot {
     pub started: u64,
     /// Streams that ended, by outcome.
     pub ended: BTreeMap<&'static str, u64>,
-    /// Payload bytes handed on.
+    /// Payload bytes read to be handed on.
     pub bytes: u64,
-    /// Chunks handed on.
+    /// Chunks read to be handed on.
     pub chunks: u64,
     /// How often a receiver was not ready.
     pub backpressure_events: u64,
