@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use self::handles::{Handle, Source};
+use self::handles::{Handle, Source, settle_taken};
 pub(crate) use self::intake::FirstWords;
 use self::intake::Intake;
 use crate::broker::ConsumerStatistics;
@@ -371,15 +371,17 @@ impl ConsumerCore {
             self.hub.delay(&self.queue, delays::rounded(*delay));
         }
         let settled = self.settle(|state| {
-            let State { unsettled, bytes, .. } = state;
-            let settled = unsettled.park(tags, |tag, kept| {
-                *bytes -= kept.bytes;
-                let Kept { message, address, redeliveries, .. } = kept;
-                let consumer = self.clone();
-                errands.push(Errand { consumer, tag, message, address, redeliveries, way: way.clone() });
-            });
-            state.nacked += settled.applied;
-            settled
+            settle_taken(state, tags, |state, tags| {
+                let State { unsettled, bytes, .. } = state;
+                let settled = unsettled.park(tags, |tag, kept| {
+                    *bytes -= kept.bytes;
+                    let Kept { message, address, redeliveries, .. } = kept;
+                    let consumer = self.clone();
+                    errands.push(Errand { consumer, tag, message, address, redeliveries, way: way.clone() });
+                });
+                state.nacked += settled.applied;
+                settled
+            })
         });
         self.hub.send(errands);
         settled

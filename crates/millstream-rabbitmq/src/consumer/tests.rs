@@ -65,3 +65,19 @@ async fn who_was_stopped_while_a_channel_was_opened_does_not_consume_on_it() {
     assert!(matches!(core.opened(CHANNEL), Err(CallError::Lost)));
     assert!(core.channel().is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_and_nobody_has_taken_is_not_settled_by_a_range_that_covers_it() {
+    let core = core(ConsumeOptions::default());
+    let mut consumer = core.consumer();
+    core.opened(CHANNEL).expect("it begins");
+    for offset in 0..3 {
+        deliver(&core, offset);
+    }
+    let acker = consumer.acker();
+    let first = consumer.next_chunk(1).await.expect("it is here");
+    assert_eq!(acker.ack_range(0..u64::MAX), Settled { applied: 1, stale: u64::MAX - 1 });
+    assert!(!first[0].ack());
+    let rest = consumer.next_chunk(3).await.expect("they are here");
+    assert!(rest.len() == 2 && rest.iter().all(millstream_message::Delivery::ack));
+}
