@@ -216,8 +216,9 @@ async fn answered(mut asking: Pin<&mut impl Future>, answers: usize) {
     }
 }
 
-/// Between the broker's answers and the turn of the task that waits for them there is time for anything.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// Between the broker's answers and the turn of the task that waits for them there is time for anything. On one thread no answer
+/// comes while it is polled.
+#[tokio::test]
 async fn a_consumer_whose_connection_is_lost_as_it_begins_is_there_and_leaves_nothing_behind() {
     let proxy = Proxy::to(shared().await.port).await;
     let broker = RabbitMq::connect(&proxy.url()).await.expect("connected");
