@@ -58,8 +58,17 @@ impl Proxy {
                 }
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
-                tokio::spawn(pass(shared.clone(), from_client, to_server, false));
-                tokio::spawn(pass(shared.clone(), from_server, to_client, true));
+                // Where one direction has ended the other one ends.
+                let pair = Arc::new(watch::channel(()).0);
+                for (from, to, is_server) in [(from_client, to_server, false), (from_server, to_client, true)]
+                {
+                    let (shared, pair) = (shared.clone(), pair.clone());
+                    let (cuts, ended) = (shared.cuts.subscribe(), pair.subscribe());
+                    tokio::spawn(async move {
+                        pass(&shared, cuts, ended, from, to, is_server).await;
+                        pair.send_replace(());
+                    });
+                }
             }
         });
         proxy
@@ -96,17 +105,26 @@ impl Proxy {
     }
 }
 
-async fn pass(shared: Arc<Shared>, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_server: bool) {
-    let mut cuts = shared.cuts.subscribe();
+async fn pass(
+    shared: &Shared,
+    mut cuts: watch::Receiver<u64>,
+    mut ended: watch::Receiver<()>,
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    is_server: bool,
+) {
     let mut buffer = vec![0; 16 << 10];
     loop {
+        // What was cut first: the end of its other direction, seen late, is not another cut.
         let read = tokio::select! {
-            read = from.read(&mut buffer) => read.unwrap_or(0),
+            biased;
             _ = cuts.changed() => return,
+            _ = ended.changed() => return,
+            read = from.read(&mut buffer) => read.unwrap_or(0),
         };
         while shared.frozen.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(5)).await;
-            if cuts.has_changed().unwrap_or(true) {
+            if cuts.has_changed().unwrap_or(true) || ended.has_changed().unwrap_or(true) {
                 return;
             }
         }
@@ -117,11 +135,22 @@ async fn pass(shared: Arc<Shared>, mut from: OwnedReadHalf, mut to: OwnedWriteHa
                 pass = read.min(usize::try_from(before).unwrap_or(usize::MAX));
             }
         }
-        if pass > 0 && to.write_all(&buffer[..pass]).await.is_err() {
+        if pass > 0 {
+            let written = tokio::select! {
+                biased;
+                _ = cuts.changed() => return,
+                _ = ended.changed() => return,
+                written = to.write_all(&buffer[..pass]) => written,
+            };
+            if written.is_err() {
+                return;
+            }
+        }
+        if pass < read {
+            shared.cuts.send_modify(|cuts| *cuts += 1);
             return;
         }
-        if read == 0 || pass < read {
-            shared.cuts.send_modify(|cuts| *cuts += 1);
+        if read == 0 {
             return;
         }
     }

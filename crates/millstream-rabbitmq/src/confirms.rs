@@ -58,11 +58,7 @@ impl Confirms {
     }
 
     fn is_settled(&self, number: u64) -> bool {
-        if number < self.first {
-            return true;
-        }
-        let at = number - self.base;
-        self.settled.get((at / 64) as usize).is_some_and(|word| word & (1 << (at % 64)) != 0)
+        is_settled(self.first, self.base, &self.settled, number)
     }
 
     fn settle(&mut self, number: u64) {
@@ -127,9 +123,9 @@ impl Confirms {
             let entry = &mut self.entries[at];
             let index = (number - entry.first) as usize;
             let place = entry.place(index);
-            let refusal = full(&entry.publishes()[index].to);
-            if !entry.others.iter().any(|(other, _)| *other == place) {
-                entry.others.push((place, PublishOutcome::Refused(refusal)));
+            if !entry.is_told(place) {
+                let refusal = full(&entry.publishes()[index].to);
+                entry.tell(place, PublishOutcome::Refused(refusal));
             }
         }
         self.advance();
@@ -157,7 +153,7 @@ impl Confirms {
         let mut publish = entry.publishes()[index].clone();
         publish.to = meant.unwrap_or(publish.to);
         let returned = Returned { publish, reason: reason.to_owned() };
-        entry.others.push((place, PublishOutcome::Unroutable(Box::new(returned))));
+        entry.tell(place, PublishOutcome::Unroutable(Box::new(returned)));
         true
     }
 
@@ -168,7 +164,7 @@ impl Confirms {
             for (index, Publish { to, message }) in entry.publishes().iter().enumerate() {
                 let number = entry.first + index as u64;
                 let same = to.key() == key && to.exchange() == exchange && message.body() == body;
-                let told = || entry.others.iter().any(|(place, _)| *place == entry.place(index));
+                let told = || entry.is_told(entry.place(index));
                 if number >= from && same && !self.is_settled(number) && !told() {
                     return Some((at, index));
                 }
@@ -184,11 +180,7 @@ impl Confirms {
         of_it: impl Fn(&Publish) -> bool,
         mut why: impl FnMut(&Publish) -> PublishOutcome,
     ) -> bool {
-        let (first, settled, base) = (self.first, &self.settled, self.base);
-        let is_settled = |number: u64| {
-            let at = number.saturating_sub(base);
-            number < first || settled.get((at / 64) as usize).is_some_and(|word| word & (1 << (at % 64)) != 0)
-        };
+        let is_settled = |number: u64| is_settled(self.first, self.base, &self.settled, number);
         let mut any = false;
         for entry in self.entries.iter_mut().rev() {
             for index in (0..entry.publishes().len()).rev() {
@@ -196,7 +188,7 @@ impl Confirms {
                 let publish = &entry.publishes()[index];
                 if of_it(publish) && !entry.is_told(place) && !is_settled(entry.first + index as u64) {
                     let outcome = why(publish);
-                    entry.others.push((place, outcome));
+                    entry.tell(place, outcome);
                     any = true;
                 }
             }
@@ -214,7 +206,7 @@ impl Confirms {
             if let Some(index) = (0..entry.publishes().len()).find(open) {
                 let refusal = PublishOutcome::Refused(why(&entry.publishes()[index]));
                 let place = entry.place(index);
-                self.entries[at].others.push((place, refusal));
+                self.entries[at].tell(place, refusal);
                 return;
             }
         }
@@ -238,24 +230,27 @@ impl Confirms {
 
     /// Takes the batches out of which all is known, wherever they are. Their numbers stay settled.
     pub(crate) fn take_known(&mut self) -> Vec<Entry> {
-        let entries = std::mem::take(&mut self.entries);
         let is_known = |entry: &Entry| (entry.first..entry.end()).all(|number| self.is_settled(number));
-        let (known, open) = entries.into_iter().partition::<Vec<_>, _>(is_known);
-        self.entries = open.into();
+        // Those before the first of them, which may be many that wait for the same thing, stay where they are.
+        let Some(begin) = self.entries.iter().position(is_known) else { return Vec::new() };
+        let (known, open) =
+            self.entries.split_off(begin).into_iter().partition::<Vec<_>, _>(|entry| {
+                (entry.first..entry.end()).all(|number| self.is_settled(number))
+            });
+        self.entries.extend(open);
         known
     }
 
     /// Gives up the first batch: nothing will be known of what is not known by now. Its numbers count as settled.
     pub(crate) fn give_up_first(&mut self, error: &BrokerError) -> Option<GivenUp> {
         let mut entry = self.entries.pop_front()?;
-        let (mut known, told) = (0, entry.others.len());
+        let mut known = 0;
         for index in 0..entry.publishes().len() {
             let place = entry.place(index);
-            let is_told = entry.others[..told].iter().any(|(other, _)| *other == place);
-            if is_told || self.is_settled(entry.first + index as u64) {
+            if entry.is_told(place) || self.is_settled(entry.first + index as u64) {
                 known += 1;
             } else {
-                entry.others.push((place, PublishOutcome::Unconfirmed(error.clone())));
+                entry.tell(place, PublishOutcome::Unconfirmed(error.clone()));
             }
         }
         self.first = self.first.max(entry.end());
@@ -271,11 +266,10 @@ impl Confirms {
             let begin = entry.first;
             let places = entry.places.clone();
             let settled: Vec<bool> = (begin..entry.end()).map(|number| self.is_settled(number)).collect();
-            let told = |place: usize| entry.others.iter().any(|(other, _)| *other == place);
             let keep: Vec<usize> = (0..settled.len())
                 .map(|at| (at, places.as_ref().map_or(at, |places| places[at] as usize)))
                 // What is told already, but not settled, would only be told again.
-                .filter_map(|(at, place)| (!settled[at] && !told(place)).then_some(place))
+                .filter_map(|(at, place)| (!settled[at] && !entry.is_told(place)).then_some(place))
                 .collect();
             if keep.len() < settled.len() {
                 entry.retain(|place| keep.binary_search(&place).is_ok());
@@ -303,6 +297,15 @@ impl Confirms {
         let set: u32 = self.settled.iter().map(|word| word.count_ones()).sum();
         self.next - self.first - u64::from(set - below)
     }
+}
+
+/// Whether a number is below the mark, or has its bit.
+fn is_settled(first: u64, base: u64, settled: &VecDeque<u64>, number: u64) -> bool {
+    if number < first {
+        return true;
+    }
+    let at = number - base;
+    settled.get((at / 64) as usize).is_some_and(|word| word & (1 << (at % 64)) != 0)
 }
 
 /// What a `basic.nack` of a publish means, nearly always.

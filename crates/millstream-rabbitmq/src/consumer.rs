@@ -16,7 +16,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use self::handles::{Handle, Source};
+use self::handles::{Handle, Source, settle_taken};
+pub(crate) use self::intake::FirstWords;
 use self::intake::Intake;
 use crate::broker::ConsumerStatistics;
 use crate::credit::Credit;
@@ -129,6 +130,10 @@ impl State {
             && (items == 0 || bytes + next.kept.bytes <= options.prefetch_bytes.get() as u64)
     }
 
+    fn goes_on(&self) -> bool {
+        !self.abandoned && self.end.is_none() && self.cancel == Cancel::No
+    }
+
     /// How many deliveries are with users.
     fn in_hand(&self) -> usize {
         self.unsettled.live() - self.ready.len()
@@ -205,16 +210,7 @@ impl ConsumerCore {
 
     /// Whether it wants to go on on another channel.
     pub(crate) fn goes_on(&self) -> bool {
-        let state = self.state.lock();
-        !state.abandoned && state.end.is_none() && state.cancel == Cancel::No
-    }
-
-    /// It has this channel from now on.
-    pub(crate) fn opened(&self, channel: Channel) {
-        let mut state = self.state.lock();
-        state.channel = Some(channel);
-        state.intake = Intake::Opening;
-        state.offset = state.unsettled.next() - 1;
+        self.state.lock().goes_on()
     }
 
     pub(crate) fn channel(&self) -> Option<Channel> {
@@ -247,13 +243,12 @@ impl ConsumerCore {
         state.bytes += bytes;
         state.credit.came(bytes);
         if (state.end.is_some() && !state.leaving) || state.abandoned {
-            if self.one_active {
-                // It would come again at once: it goes back with the channel.
-                return None;
+            // It was on its way when the intake ended. The cancel is before this in the channel: it does not come again. To the one
+            // active consumer it would, at once: there it goes back with the channel.
+            if !self.one_active {
+                let State { unsettled, bytes, .. } = &mut *state;
+                unsettled.nack(&one(tag), true, |kept| *bytes -= kept.bytes);
             }
-            // It was on its way when the intake ended. The cancel is before this in the channel: it does not come again.
-            let State { unsettled, bytes, .. } = &mut *state;
-            unsettled.nack(&one(tag), true, |kept| *bytes -= kept.bytes);
             if self.talks(&mut state) {
                 self.link.has_words(self.clone());
             }
@@ -376,15 +371,17 @@ impl ConsumerCore {
             self.hub.delay(&self.queue, delays::rounded(*delay));
         }
         let settled = self.settle(|state| {
-            let State { unsettled, bytes, .. } = state;
-            let settled = unsettled.park(tags, |tag, kept| {
-                *bytes -= kept.bytes;
-                let Kept { message, address, redeliveries, .. } = kept;
-                let consumer = self.clone();
-                errands.push(Errand { consumer, tag, message, address, redeliveries, way: way.clone() });
-            });
-            state.nacked += settled.applied;
-            settled
+            settle_taken(state, tags, |state, tags| {
+                let State { unsettled, bytes, .. } = state;
+                let settled = unsettled.park(tags, |tag, kept| {
+                    *bytes -= kept.bytes;
+                    let Kept { message, address, redeliveries, .. } = kept;
+                    let consumer = self.clone();
+                    errands.push(Errand { consumer, tag, message, address, redeliveries, way: way.clone() });
+                });
+                state.nacked += settled.applied;
+                settled
+            })
         });
         self.hub.send(errands);
         settled
@@ -395,3 +392,6 @@ impl ConsumerCore {
 fn one(tag: Tag) -> [Range<Tag>; 1] {
     std::array::from_fn(|_| tag..tag + 1)
 }
+
+#[cfg(test)]
+mod tests;

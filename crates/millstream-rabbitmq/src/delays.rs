@@ -27,9 +27,17 @@ pub(crate) struct Delays {
     known: Arc<Known>,
 }
 
-/// Queues that are there: when each was last declared, and where its messages go.
+/// Queues that were declared not long ago.
 #[derive(Default)]
-pub(crate) struct Declared(Mutex<HashMap<String, (Instant, Address)>>);
+pub(crate) struct Declared(Mutex<HashMap<String, Place>>);
+
+struct Place {
+    declared: Instant,
+    /// Where its messages go.
+    to: Address,
+    /// Somebody has deleted it since.
+    gone: bool,
+}
 
 /// Where a message waits.
 pub(crate) struct Waiting {
@@ -62,20 +70,24 @@ pub(crate) fn rounded(delay: Duration) -> Duration {
 
 impl Declared {
     fn is_fresh(&self, name: &str) -> bool {
-        self.0.lock().get(name).is_some_and(|(declared, _)| declared.elapsed() < RENEW)
+        self.0.lock().get(name).is_some_and(|place| !place.gone && place.declared.elapsed() < RENEW)
     }
 
     /// It has been declared just now.
     pub(crate) fn add(&self, name: &str, to: &Address) {
         let mut declared = self.0.lock();
-        // What is to be declared again anyway need not be remembered.
-        declared.retain(|_, (declared, _)| declared.elapsed() < RENEW);
-        declared.insert(name.to_owned(), (Instant::now(), to.clone()));
+        // What is to be declared again anyway is remembered for as long only as messages may be on their way to it.
+        declared.retain(|_, place| place.declared.elapsed() < 2 * RENEW);
+        let place = Place { declared: Instant::now(), to: to.clone(), gone: false };
+        declared.insert(name.to_owned(), place);
     }
 
-    /// It is not there. Where its messages were to go.
+    /// It is not there. Where its messages were to go: all of those that come back.
     pub(crate) fn gone(&self, name: &str) -> Option<Address> {
-        self.0.lock().remove(name).map(|(_, to)| to)
+        let mut declared = self.0.lock();
+        let place = declared.get_mut(name)?;
+        place.gone = true;
+        Some(place.to.clone())
     }
 }
 
@@ -176,6 +188,12 @@ mod tests {
         declared.add(&first.queue, &to);
         tokio::time::advance(RENEW).await;
         assert!(ask().declare.is_some());
+        // Where messages were to go is known for a while longer, and then forgotten.
+        declared.add("other", &to);
+        assert_eq!(declared.gone(&first.queue), Some(to.clone()));
+        tokio::time::advance(RENEW).await;
+        declared.add("other", &to);
+        assert_eq!(declared.gone(&first.queue), None);
     }
 
     /// RabbitMQ counts the expiry of a quorum queue from when it was first declared.

@@ -73,7 +73,8 @@ pub(crate) enum CallError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Channel {
     pub(crate) number: u16,
-    life: u64,
+    /// No other channel of the link has it, ever. Numbers are given out again.
+    pub(crate) serial: u64,
 }
 
 /// Who a channel belongs to.
@@ -96,6 +97,7 @@ impl Waiter {
 }
 
 struct Use {
+    serial: u64,
     role: Role,
     waiting: VecDeque<Waiter>,
 }
@@ -116,7 +118,8 @@ pub(crate) enum Waiter {
 /// What the socket's task and everybody else share.
 pub(crate) struct State {
     pub(crate) connection: Option<Connection>,
-    life: u64,
+    /// How many channels were opened.
+    serial: u64,
     channels: HashMap<u16, Use>,
     /// The channel on which this link publishes, and what is on its way.
     pub(crate) outbox: Outbox,
@@ -129,9 +132,6 @@ pub(crate) struct State {
     /// Why the life ended, if the server said so.
     end: Option<String>,
 }
-
-/// What comes when a method is answered.
-type Answer = oneshot::Receiver<Result<Method, CallError>>;
 
 /// Figures of a connection since it was first made.
 #[derive(Debug, Default)]
@@ -187,7 +187,7 @@ impl Link {
             name,
             state: Mutex::new(State {
                 connection: None,
-                life: 0,
+                serial: 0,
                 channels: HashMap::new(),
                 outbox,
                 publisher: None,
@@ -342,10 +342,9 @@ impl Link {
         self.repair.notify_one();
     }
 
-    /// Whether a channel is of this life of the connection.
+    /// Whether a channel is still open.
     pub(crate) fn is_current(&self, channel: Channel) -> bool {
-        let state = self.state();
-        state.life == channel.life && state.channels.contains_key(&channel.number)
+        self.state().has(channel)
     }
 
     /// Consumers whose channels the server closed, to be opened again.
@@ -381,3 +380,6 @@ impl Link {
 pub(crate) fn closed_error() -> BrokerError {
     BrokerError::new(BrokerErrorKind::Unavailable, "the broker handle is closed")
 }
+
+#[cfg(test)]
+mod tests;

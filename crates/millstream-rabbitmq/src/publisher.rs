@@ -31,6 +31,8 @@ pub(crate) struct Outbox {
     closes: (u64, u32),
     /// When to look next whether something holds up what is known behind it, and the first that was not settled at the last look.
     look: (Option<Duration>, u64),
+    /// The first that was not settled, if a look found that it holds up what is behind it: until it is settled that is told at once.
+    stuck: Option<u64>,
 }
 
 /// What is known is told in order, for that costs next to nothing. What has held it up for so long does so no longer.
@@ -74,7 +76,7 @@ impl Window {
 impl Outbox {
     pub(crate) fn new(window: Arc<Window>, known: Arc<Known>) -> Outbox {
         let (confirms, board) = (Confirms::default(), Arc::default());
-        Outbox { confirms, window, board, known, batches: 0, closes: (0, 0), look: (None, 0) }
+        Outbox { confirms, window, board, known, batches: 0, closes: (0, 0), look: (None, 0), stuck: None }
     }
 
     /// Takes a batch, and sends it if there is a channel. What will become of it.
@@ -95,6 +97,8 @@ impl Outbox {
         for entry in self.confirms.restart() {
             send(entry, &self.known, connection, channel);
         }
+        // Numbers begin again.
+        self.stuck = None;
         self.resolve();
     }
 
@@ -139,6 +143,10 @@ impl Outbox {
             self.window.release((items, bytes));
             self.board.tell(self.mark(), others);
         }
+        let (first, next) = self.confirms.open();
+        if self.stuck == Some(first) && next - first < BEHIND_MAX {
+            self.tell_early();
+        }
     }
 
     /// Below it all batches are known.
@@ -154,19 +162,30 @@ impl Outbox {
             return;
         }
         let (first, next) = self.confirms.open();
-        if at.is_some() && first == before && next - first < BEHIND_MAX {
-            let (mut count, mut items, mut bytes) = (0, 0, 0);
-            let told = self.confirms.take_known().into_iter().map(|entry| {
-                count += entry.publishes().len() as u64;
-                items += entry.permits.0 as usize;
-                bytes += entry.permits.1 as usize;
-                (entry.batch, entry.outcomes())
-            });
-            self.board.tell_early(told.collect());
-            self.window.confirmed.fetch_add(count, Ordering::Relaxed);
-            self.window.release((items, bytes));
+        let stuck = at.is_some() && first == before && next > first;
+        if stuck && next - first < BEHIND_MAX {
+            self.tell_early();
         }
+        self.stuck = stuck.then_some(first);
         self.look = (self.confirms.first_batch().map(|_| now + LOOK), first);
+    }
+
+    /// Tells what is known behind the first that is not.
+    fn tell_early(&mut self) {
+        let entries = self.confirms.take_known();
+        if entries.is_empty() {
+            return;
+        }
+        let (mut count, mut items, mut bytes) = (0, 0, 0);
+        let told = entries.into_iter().map(|entry| {
+            count += entry.publishes().len() as u64;
+            items += entry.permits.0 as usize;
+            bytes += entry.permits.1 as usize;
+            (entry.batch, entry.outcomes())
+        });
+        self.board.tell_early(told.collect());
+        self.window.confirmed.fetch_add(count, Ordering::Relaxed);
+        self.window.release((items, bytes));
     }
 
     /// The server closed the channel. What it did not like is refused; the rest will be sent again.

@@ -139,7 +139,7 @@ impl Consuming {
                 }
                 Ok(())
             }
-            // Its last handle went meanwhile, and its channel with it.
+            // It was stopped meanwhile, or its last handle went: its channel goes with it.
             Err(CallError::Lost) if !consumer.goes_on() => Ok(()),
             other => other,
         }
@@ -149,8 +149,7 @@ impl Consuming {
 /// Opens a channel with its prefetch, and consumes on it.
 pub(crate) async fn open(link: &Arc<Link>, consumer: &Arc<ConsumerCore>) -> Result<(), CallError> {
     let channel = link.open_channel(Role::Consumer(consumer.clone())).await?;
-    consumer.opened(channel);
-    let words = consumer.first_words();
+    let words = link.hand_over(channel, consumer)?;
     for method in words.iter().flat_map(|(_, methods)| methods) {
         link.call(channel, method).await?;
     }

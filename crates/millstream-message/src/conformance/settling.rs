@@ -78,7 +78,8 @@ async fn what_nobody_can_settle_any_more_comes_back(bench: &mut Bench<'_>) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b", "c"]).await;
     let mut consumer = bench.consumer(&queue).await;
-    let taken = bench.take(&mut consumer, 2).await;
+    // All of them: what is on its way and nobody has taken goes back at once.
+    let taken = bench.take(&mut consumer, 3).await;
     drop(consumer);
     bench.until(&queue, 0, 3, 0).await;
     assert!(taken[0].ack(), "a delivery can be settled after its consumer is gone");
@@ -260,14 +261,20 @@ async fn a_consumer_can_end_when_the_queue_is_empty(bench: &mut Bench<'_>) {
 }
 
 async fn a_message_requeued_with_a_delay_comes_back_later(bench: &mut Bench<'_>) {
+    // Of the one that is looked at the time does not come, however long that takes.
+    let far = bench.queue(Queue::durable).await;
+    bench.publish(&far, &["far"]).await;
+    let delivery = bench.take(&mut bench.consumer(&far).await, 1).await.remove(0);
+    assert!(delivery.nack(&Nack::RequeueAfter(Duration::from_secs(3600))));
+    let stats = bench.broker().stats(&far).await.expect("the queue is there");
+    assert_eq!((stats.ready, stats.delayed), (0, 1));
+
     let queue = bench.queue(Queue::durable).await;
     // One that could expire, too, though not before this.
     bench.send(&queue, [Message::new("a").with_ttl(Duration::from_secs(3600))]).await;
     let mut consumer = bench.consumer(&queue).await;
     let first = bench.take(&mut consumer, 1).await.remove(0);
     assert!(first.nack(&Nack::RequeueAfter(Duration::from_millis(100))));
-    let stats = bench.broker().stats(&queue).await.expect("the queue is there");
-    assert_eq!((stats.ready, stats.delayed), (0, 1));
     let again = bench.take(&mut consumer, 1).await.remove(0);
     assert_eq!((text(&again).as_str(), again.redeliveries), ("a", 1));
 }
@@ -276,8 +283,11 @@ async fn a_lease_ends_and_its_late_ack_changes_nothing(bench: &mut Bench<'_>) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a"]).await;
     let lease = ConsumeOptions::default().lease(Duration::from_millis(60));
-    let mut consumer = bench.consume(&queue, lease).await;
-    let first = bench.take(&mut consumer, 1).await.remove(0);
+    let mut leased = bench.consume(&queue, lease).await;
+    let first = bench.take(&mut leased, 1).await.remove(0);
+    // One without a lease gets it next, and may take its time: the first takes no more.
+    leased.acker().stop(StopWhen::Now);
+    let mut consumer = bench.consumer(&queue).await;
     let again = bench.take(&mut consumer, 1).await.remove(0);
     assert_eq!((text(&again).as_str(), again.redeliveries), ("a", 1));
     assert!(!first.ack(), "its lease has ended");

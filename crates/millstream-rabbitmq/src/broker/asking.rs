@@ -32,8 +32,9 @@ impl Inner {
         std::iter::once(&self.main).chain(own.into_iter().flatten()).chain(others)
     }
 
-    /// A further link, unless the handle was closed meanwhile, and nobody closes this one.
-    fn unless_closed(&self, link: Arc<Link>) -> Result<Arc<Link>, BrokerError> {
+    /// A further link that was made just now, unless the handle was closed before it was among [`links`](Inner::links): nobody
+    /// else closes it then.
+    fn unless_closed<'a>(&self, link: &'a Arc<Link>) -> Result<&'a Arc<Link>, BrokerError> {
         if self.main.is_closing() {
             link.close();
             return Err(self.main.closed_error());
@@ -51,9 +52,12 @@ impl Inner {
             let link = Link::new(self.options.clone(), name, self.hub.known.clone());
             let (declaring, replying) = (Arc::downgrade(&self.main), self.replying.clone());
             link.join(Arc::new(Publishing { declaring, replying })).await?;
-            self.unless_closed(link)
+            Ok(link)
         };
-        self.publishing.get_or_try_init(|| connect).await
+        if let Some(link) = self.publishing.get() {
+            return Ok(link);
+        }
+        self.unless_closed(self.publishing.get_or_try_init(|| connect).await?)
     }
 
     /// The link on which replies come, connected when somebody first waits for some.
@@ -65,9 +69,9 @@ impl Inner {
             let name = format!("{} (replies)", self.options.name);
             let link = Link::for_replies(self.options.clone(), name, self.hub.known.clone());
             link.join(Arc::new(Replying)).await?;
-            self.unless_closed(link)
+            Ok(link)
         };
-        self.replying.get_or_try_init(|| connect).await
+        self.unless_closed(self.replying.get_or_try_init(|| connect).await?)
     }
 
     /// The link for a new consumer: they take turns.
@@ -80,9 +84,9 @@ impl Inner {
             let name = format!("{} ({})", self.options.name, turn + 1);
             let link = Link::new(self.options.clone(), name, self.hub.known.clone());
             link.join(Arc::new(Consuming::after(self.main.clone(), self.hub.clone()))).await?;
-            self.unless_closed(link)
+            Ok(link)
         };
-        other.get_or_try_init(|| connect).await
+        self.unless_closed(other.get_or_try_init(|| connect).await?)
     }
 
     /// Has a method answered on the control channel, over losses of the connection.

@@ -64,6 +64,10 @@ impl Inner {
             match restore::open(&link, &core).await {
                 Ok(()) => {
                     self.hub.add_consumer(&core);
+                    // Lost since it was taken, and before anybody who restores consumers knew of it.
+                    if !core.channel().is_some_and(|channel| link.is_current(channel)) {
+                        link.mend(core.clone());
+                    }
                     tokio::spawn(watch_for_the_end(core));
                     return Ok(consumer);
                 }

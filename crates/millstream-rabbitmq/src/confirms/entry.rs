@@ -15,7 +15,9 @@ pub(crate) struct Entry {
     pub(super) places: Option<Vec<u32>>,
     /// How many the batch had.
     total: usize,
-    pub(super) others: Vec<(usize, PublishOutcome)>,
+    others: Vec<(usize, PublishOutcome)>,
+    /// A bit for each place that is among the others; none as long as nothing is.
+    told: Vec<u64>,
     /// When the one who waits is told that nothing is known.
     pub(crate) deadline: Option<Duration>,
     /// Its number among all that were handed over.
@@ -75,6 +77,7 @@ impl Entry {
             places: None,
             total,
             others: Vec::new(),
+            told: Vec::new(),
             deadline,
             batch: 0,
             permits,
@@ -132,8 +135,20 @@ impl Entry {
         Outcomes::with_others(self.total, self.others)
     }
 
+    /// What became of the publish that has this place, if it is anything but confirmed. What was told first holds.
+    pub(super) fn tell(&mut self, place: usize, outcome: PublishOutcome) {
+        if self.is_told(place) {
+            return;
+        }
+        if self.told.is_empty() {
+            self.told.resize(self.total.div_ceil(64), 0);
+        }
+        self.told[place / 64] |= 1 << (place % 64);
+        self.others.push((place, outcome));
+    }
+
     /// Whether it was told what became of the publish that has this place.
     pub(super) fn is_told(&self, place: usize) -> bool {
-        self.others.iter().any(|(other, _)| *other == place)
+        self.told.get(place / 64).is_some_and(|word| word & (1 << (place % 64)) != 0)
     }
 }

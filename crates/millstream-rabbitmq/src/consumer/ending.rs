@@ -11,9 +11,11 @@ use crate::proto::Closed;
 impl ConsumerCore {
     /// The connection is lost: the broker gives what is unsettled to somebody again.
     pub(crate) fn lost(&self) {
+        // Asked before this consumer is locked: a link's lock comes first.
+        let closing = self.link.is_closing();
         let mut state = self.state.lock();
         self.forget(&mut state);
-        if self.link.is_closing() {
+        if closing {
             state.end.get_or_insert(Ok(()));
         }
         let waker = state.waker.take();
@@ -29,7 +31,9 @@ impl ConsumerCore {
         if state.is_stream {
             // Of what is not settled the oldest; or what comes behind everything that came.
             let oldest = state.unsettled.iter().find_map(|kept| kept.offset());
-            state.resume = oldest.or(state.last.map(|last| last + 1)).or(state.resume);
+            // The last one is taken: lost once more before anything has come, it goes on where it would have gone on.
+            let behind = state.last.take().map(|last| last + 1);
+            state.resume = oldest.or(behind).or(state.resume);
         }
         state.ready.clear();
         state.unsettled.forget();

@@ -15,18 +15,40 @@ use crate::hub::Way;
 /// What deliveries, ackers and the consumer hold: when the last one goes, what is unsettled goes back.
 pub(super) struct Handle(pub(super) Arc<ConsumerCore>);
 
-fn ack(state: &mut State, tags: &[Range<Tag>]) -> Settled {
-    let State { unsettled, bytes, .. } = state;
-    let settled = unsettled.ack(tags, |kept| *bytes -= kept.bytes);
-    state.acked += settled.applied;
+/// Settles of some tags those that somebody has taken. What came and waits has a tag, too, and is nobody's to settle yet.
+pub(super) fn settle_taken(
+    state: &mut State,
+    tags: &[Range<Tag>],
+    settle: impl FnOnce(&mut State, &[Range<Tag>]) -> Settled,
+) -> Settled {
+    let untaken = state.ready.front().map(|first| first.tag);
+    let Some(untaken) = untaken.filter(|first| tags.iter().any(|range| range.end > *first)) else {
+        return settle(state, tags);
+    };
+    let taken: Vec<_> = tags.iter().map(|range| range.start..range.end.min(untaken)).collect();
+    let mut settled = settle(state, &taken);
+    let count = |range: &Range<Tag>| range.end.saturating_sub(range.start);
+    let named = tags.iter().map(count).fold(0, u64::saturating_add);
+    settled.stale = named.saturating_sub(settled.applied);
     settled
 }
 
+fn ack(state: &mut State, tags: &[Range<Tag>]) -> Settled {
+    settle_taken(state, tags, |state, tags| {
+        let State { unsettled, bytes, .. } = state;
+        let settled = unsettled.ack(tags, |kept| *bytes -= kept.bytes);
+        state.acked += settled.applied;
+        settled
+    })
+}
+
 fn nack(state: &mut State, tags: &[Range<Tag>], requeue: bool) -> Settled {
-    let State { unsettled, bytes, .. } = state;
-    let settled = unsettled.nack(tags, requeue, |kept| *bytes -= kept.bytes);
-    state.nacked += settled.applied;
-    settled
+    settle_taken(state, tags, |state, tags| {
+        let State { unsettled, bytes, .. } = state;
+        let settled = unsettled.nack(tags, requeue, |kept| *bytes -= kept.bytes);
+        state.nacked += settled.applied;
+        settled
+    })
 }
 
 impl Drop for Handle {

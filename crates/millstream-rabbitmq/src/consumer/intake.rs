@@ -6,8 +6,11 @@ use std::time::SystemTime;
 use millstream_message::{Headers, StreamFrom, Value};
 
 use super::{Cancel, ConsumerCore, STREAM_OFFSET, State};
-use crate::link::Waiter;
+use crate::link::{CallError, Channel, Waiter};
 use crate::proto::{Connection, Method};
+
+/// What is said first on a channel, and up to how many deliveries it asks for.
+pub(crate) type FirstWords = (u16, [Method; 2]);
 
 /// What the broker was asked to do on the channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +44,21 @@ impl State {
 }
 
 impl ConsumerCore {
-    /// What has the broker deliver, on a channel that was opened just now; nothing while it is paused.
-    pub(crate) fn first_words(&self) -> Option<(u16, [Method; 2])> {
+    /// It has this channel from now on, which was opened just now. What has the broker deliver on it; nothing while it is paused.
+    ///
+    /// # Errors
+    /// `Lost` if it wants none any more: it was stopped, or its last handle went, while the channel was being opened.
+    pub(crate) fn opened(&self, channel: Channel) -> Result<Option<FirstWords>, CallError> {
         let mut state = self.state.lock();
+        if !state.goes_on() {
+            return Err(CallError::Lost);
+        }
+        state.channel = Some(channel);
+        state.intake = Intake::Opening;
+        state.offset = state.unsettled.next() - 1;
         let count = state.credit.first();
         state.asking = !state.paused;
-        state.asking.then(|| (count, self.ask(&mut state, count)))
+        Ok(state.asking.then(|| (count, self.ask(&mut state, count))))
     }
 
     /// The broker has taken it, and was asked so.

@@ -6,9 +6,10 @@ use millstream_message::Message;
 use tokio::sync::oneshot;
 
 use super::io::WRITE;
-use super::{Answer, CallError, Channel, Link, Role, State, Use, Waiter};
+use super::{CallError, Channel, Link, Role, State, Use, Waiter};
 use crate::confirms::Entry;
-use crate::proto::Method;
+use crate::consumer::{ConsumerCore, FirstWords};
+use crate::proto::{Connection, Method};
 use crate::replies;
 use crate::told::Told;
 
@@ -27,17 +28,23 @@ impl Drop for Unclaimed<'_> {
 }
 
 impl State {
-    /// Writes a method whose answer somebody waits for.
-    fn send_call(&mut self, channel: Channel, method: &Method) -> Result<Answer, CallError> {
-        let (caller, answer) = oneshot::channel();
-        let State { connection: Some(connection), channels, life, .. } = self else {
-            return Err(CallError::Lost);
-        };
-        let used =
-            channels.get_mut(&channel.number).filter(|_| *life == channel.life).ok_or(CallError::Lost)?;
-        used.waiting.push_back(Waiter::Call(caller));
-        connection.send(channel.number, method);
-        Ok(answer)
+    /// Whether a channel is still open: neither was its connection lost nor did the server close it.
+    pub(super) fn has(&self, channel: Channel) -> bool {
+        self.channels.get(&channel.number).is_some_and(|used| used.serial == channel.serial)
+    }
+
+    /// Writes on a channel, and has somebody wait for the answer.
+    fn send_with(
+        &mut self,
+        channel: Channel,
+        waiter: Waiter,
+        write: impl FnOnce(&mut Connection, u16),
+    ) -> Result<(), CallError> {
+        let State { connection: Some(connection), channels, .. } = self else { return Err(CallError::Lost) };
+        let used = channels.get_mut(&channel.number).filter(|used| used.serial == channel.serial);
+        used.ok_or(CallError::Lost)?.waiting.push_back(waiter);
+        write(connection, channel.number);
+        Ok(())
     }
 }
 
@@ -50,13 +57,14 @@ impl Link {
         let (caller, answer) = oneshot::channel();
         let channel = {
             let mut state = self.state();
-            let life = state.life;
             let connection = state.connection.as_mut().ok_or(CallError::Lost)?;
             let most = connection.server().channel_max;
             let number = connection.open_channel().ok_or(CallError::NoChannel(most))?;
+            state.serial += 1;
+            let serial = state.serial;
             let waiting = VecDeque::from([Waiter::Call(caller)]);
-            state.channels.insert(number, Use { role, waiting });
-            Channel { number, life }
+            state.channels.insert(number, Use { serial, role, waiting });
+            Channel { number, serial }
         };
         self.wake();
         let mut unclaimed = Unclaimed { link: self, channel: Some(channel) };
@@ -65,24 +73,43 @@ impl Link {
         opened.map(|_| channel)
     }
 
+    /// Gives a consumer the channel that was opened for it. What has the broker deliver on it.
+    ///
+    /// # Errors
+    /// `Lost` if the channel is not there any more, or the consumer wants none: then it is closed.
+    pub(crate) fn hand_over(
+        &self,
+        channel: Channel,
+        consumer: &ConsumerCore,
+    ) -> Result<Option<FirstWords>, CallError> {
+        let handed = {
+            // As long as this is locked the channel stays: the consumer hears of its loss after it has heard of it.
+            let state = self.state();
+            if state.has(channel) { consumer.opened(channel) } else { Err(CallError::Lost) }
+        };
+        if handed.is_err() {
+            self.close_channel(channel);
+        }
+        handed
+    }
+
     /// Sends a method and waits for its answer.
     ///
     /// # Cancel safety
     /// A method that was sent takes effect whether anybody waits for its answer or not.
     pub(crate) async fn call(&self, channel: Channel, method: &Method) -> Result<Method, CallError> {
-        let answer = self.send_call(channel, method)?;
+        let (caller, answer) = oneshot::channel();
+        self.state().send_with(channel, Waiter::Call(caller), |connection, number| {
+            connection.send(number, method);
+        })?;
         self.wake();
         answer.await.unwrap_or(Err(CallError::Lost))
-    }
-
-    fn send_call(&self, channel: Channel, method: &Method) -> Result<Answer, CallError> {
-        self.state().send_call(channel, method)
     }
 
     /// Has a channel closed; nobody waits for it.
     pub(crate) fn close_channel(&self, channel: Channel) {
         let mut state = self.state();
-        if state.life == channel.life
+        if state.has(channel)
             && let Some(connection) = &mut state.connection
         {
             connection.close_channel(channel.number);
@@ -94,8 +121,9 @@ impl Link {
     /// Makes this channel the one that everything is published on, and sends what was not confirmed.
     pub(crate) fn publish_on(&self, channel: Channel) {
         let mut state = self.state();
-        let State { connection: Some(connection), life, outbox, publisher, .. } = &mut *state else { return };
-        if *life == channel.life {
+        let is_open = state.has(channel);
+        let State { connection: Some(connection), outbox, publisher, .. } = &mut *state else { return };
+        if is_open {
             *publisher = Some(channel.number);
             outbox.restart(connection, channel.number);
         }
@@ -106,24 +134,16 @@ impl Link {
     /// Has replies come on a channel, and learns their address: see [`replies`](crate::replies).
     pub(crate) async fn reply_on(&self, channel: Channel) -> Result<(), CallError> {
         self.call(channel, &replies::consume()).await?;
-        let answer = {
-            let (caller, answer) = oneshot::channel();
-            let mut state = self.state();
-            let State { connection: Some(connection), channels, life, .. } = &mut *state else {
-                return Err(CallError::Lost);
-            };
-            let used =
-                channels.get_mut(&channel.number).filter(|_| *life == channel.life).ok_or(CallError::Lost)?;
-            used.waiting.push_back(Waiter::Address(caller));
-            let nowhere = format!("millstream.nowhere.{:032x}", fastrand::u128(..));
-            let asking = Message::new("").with_reply_to(replies::REPLY_TO);
-            connection.publish(channel.number, "", &nowhere, &asking);
-            answer
-        };
+        let (caller, answer) = oneshot::channel();
+        let nowhere = format!("millstream.nowhere.{:032x}", fastrand::u128(..));
+        let asking = Message::new("").with_reply_to(replies::REPLY_TO);
+        self.state().send_with(channel, Waiter::Address(caller), |connection, number| {
+            connection.publish(number, "", &nowhere, &asking);
+        })?;
         self.wake();
         let address = answer.await.unwrap_or(Err(CallError::Lost))?;
         let mut state = self.state();
-        if state.life == channel.life {
+        if state.has(channel) {
             state.replying = true;
             self.known.replies.received_at(address);
         }

@@ -223,7 +223,7 @@ impl Io {
                     }
                 }
                 Event::ChannelClosed(channel, closed) => {
-                    let Some(Use { role, waiting }) = channels.remove(&channel) else { return };
+                    let Some(Use { role, waiting, .. }) = channels.remove(&channel) else { return };
                     // The first one is what the server did not like, or at least the one that is told.
                     let mut why = CallError::Refused(closed.clone());
                     for waiter in waiting {

@@ -65,14 +65,7 @@ impl Link {
             let error = end.to_string();
             tracing::warn!(connection = %self.name, attempts, %error, "the connection to RabbitMQ is away");
             self.status.send_replace(ConnectionState::Reconnecting { attempts, error });
-            let mut delay = pin!(sleep(delays.next_delay()));
-            let closed = poll_fn(|cx| {
-                self.waker.register(cx.waker());
-                self.woken.store(false, Ordering::Release);
-                self.expire();
-                if self.state().closing { Poll::Ready(true) } else { delay.as_mut().poll(cx).map(|()| false) }
-            });
-            if closed.await {
+            if self.unless_closed(sleep(delays.next_delay())).await.is_none() {
                 break;
             }
         }
@@ -84,6 +77,18 @@ impl Link {
         }
         self.end_consumers();
         self.status.send_replace(ConnectionState::Closed);
+    }
+
+    /// Waits for something while there is no connection; `None` if the link is closed before.
+    async fn unless_closed<T>(&self, something: impl Future<Output = T>) -> Option<T> {
+        let mut something = pin!(something);
+        poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            self.woken.store(false, Ordering::Release);
+            self.expire();
+            if self.state().closing { Poll::Ready(None) } else { something.as_mut().poll(cx).map(Some) }
+        })
+        .await
     }
 
     /// One life: from connecting to the loss.
@@ -98,10 +103,11 @@ impl Link {
         let place = format!("{host}:{port}");
         let connecting =
             timeout(self.options.connection_timeout, Socket::connect(&self.options, host, *port));
-        let socket = match connecting.await {
-            Ok(Ok(socket)) => socket,
-            Ok(Err(error)) => return unreachable_host(&place, error),
-            Err(_) => {
+        let socket = match self.unless_closed(connecting).await {
+            None => return self.closed_error(),
+            Some(Ok(Ok(socket))) => socket,
+            Some(Ok(Err(error))) => return unreachable_host(&place, error),
+            Some(Err(_)) => {
                 let error = Error::new(ErrorKind::TimedOut, "no answer within `connection_timeout`");
                 return unreachable_host(&place, error);
             }
@@ -117,7 +123,6 @@ impl Link {
         };
         {
             let mut state = self.state();
-            state.life += 1;
             state.connection = Some(Connection::new(settings, self.now()));
             state.opened = false;
             state.end = None;
@@ -200,7 +205,7 @@ impl Link {
             state.blocked = false;
             std::mem::take(&mut state.channels)
         };
-        for (_, Use { role, waiting }) in channels {
+        for (_, Use { role, waiting, .. }) in channels {
             for waiter in waiting {
                 waiter.fail(CallError::Lost);
             }

@@ -58,17 +58,20 @@ fn what_was_confirmed_behind_what_is_given_up_is_told_as_confirmed() {
 }
 
 #[test]
-fn a_message_whose_delay_queue_has_gone_comes_back_from_where_it_was_to_go() {
+fn messages_whose_delay_queue_has_gone_come_back_from_where_they_were_to_go() {
     let known = Arc::<Known>::default();
     let (mut outbox, queue, to) = (outbox(&known), "millstream.delay.5.1..q", Address::queue("q"));
     known.waiting.add(queue, &to);
-    let told = sent(&mut outbox, Address::queue(queue), None);
-    outbox.returned("", queue, b"x", "NO_ROUTE");
-    outbox.ack(1, false);
+    let told = [0; 2].map(|_| sent(&mut outbox, Address::queue(queue), None));
+    for tag in 1..3 {
+        outbox.returned("", queue, b"x", "NO_ROUTE");
+        outbox.ack(tag, false);
+    }
     outbox.resolve();
-    let PublishOutcome::Unroutable(returned) = outcome(told) else { panic!("it came back") };
-    assert_eq!(returned.publish.to, to);
-    assert_eq!(known.waiting.gone(queue), None, "the next one declares it");
+    for outcome in told.map(outcome) {
+        let PublishOutcome::Unroutable(returned) = outcome else { panic!("it came back") };
+        assert_eq!(returned.publish.to, to);
+    }
 }
 
 #[test]
@@ -86,12 +89,18 @@ fn what_a_queue_does_not_confirm_holds_up_nobody_else() {
     assert!(matches!(outcome(refused), PublishOutcome::Refused(_)));
     assert!(outcome(second).is_confirmed());
     assert_eq!(window.items.available_permits(), room + 2, "there is room again");
+    // As long as it is stuck nobody behind it waits for the next look.
+    let behind = [0; 2].map(|_| sent(&mut outbox, Address::queue("other"), None));
+    outbox.ack(5, false);
+    outbox.resolve();
+    let [open, known] = behind.map(FutureExt::now_or_never);
+    assert!(open.is_none() && known.is_some_and(|known| known.all_confirmed()));
     // It goes on behind what is stuck.
     let last = sent(&mut outbox, Address::queue("q"), None);
     outbox.ack(1, false);
     outbox.resolve();
     assert!(outcome(stuck).is_confirmed());
-    outbox.ack(4, false);
+    outbox.ack(6, true);
     outbox.resolve();
     assert!(outcome(last).is_confirmed());
     outbox.expire(3 * LOOK);

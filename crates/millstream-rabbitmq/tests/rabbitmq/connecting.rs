@@ -10,6 +10,8 @@ use millstream_testing::{Certificates, Node, Proxy, Setup, free_port, shared, un
 use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// For what surely comes.
+const LONG: Duration = Duration::from_secs(60);
 
 async fn connected(options: &str) -> RabbitMq {
     let url = format!("{}?{options}", shared().await.url());
@@ -72,7 +74,7 @@ async fn the_first_host_that_answers_is_taken_and_the_next_one_when_it_is_lost()
         refusing.cut();
         let to = Address::queue(&queue);
         let published = broker.publish(&to, Message::new("x"));
-        let outcome = timeout(10 * SECOND, published).await.expect("by the other one").expect("taken");
+        let outcome = timeout(LONG, published).await.expect("by the other one").expect("taken");
         assert!(outcome.is_confirmed());
     }
 }
@@ -124,7 +126,7 @@ async fn consumers_are_spread_over_connections() {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(20 * SECOND, gone).await.expect("a handle that is dropped closes its connections");
+    timeout(LONG, gone).await.expect("a handle that is dropped closes its connections");
 }
 
 #[tokio::test]
@@ -181,24 +183,16 @@ async fn a_broker_that_is_away_is_waited_for_as_long_as_was_said() {
     let mut state = broker.state();
     let several =
         state.wait_for(|state| matches!(state, ConnectionState::Reconnecting { attempts: 3.., .. }));
-    timeout(5 * SECOND, several).await.expect("it goes on trying").expect("it is open");
+    timeout(LONG, several).await.expect("it goes on trying").expect("it is open");
 
     let asked = Instant::now();
     let error = broker.declare_queue(Queue::durable("any")).await.expect_err("nobody is there");
     assert_eq!(error.kind(), BrokerErrorKind::Unavailable);
-    assert!(
-        asked.elapsed() >= Duration::from_millis(290) && asked.elapsed() < 3 * SECOND,
-        "{:?}",
-        asked.elapsed()
-    );
+    assert!((Duration::from_millis(290)..LONG).contains(&asked.elapsed()), "{:?}", asked.elapsed());
     let asked = Instant::now();
     let outcome = broker.publish(&to, Message::new("late")).await.expect("taken");
     assert!(matches!(outcome, PublishOutcome::Unconfirmed(_)), "{outcome:?}");
-    assert!(
-        asked.elapsed() >= Duration::from_millis(490) && asked.elapsed() < 3 * SECOND,
-        "{:?}",
-        asked.elapsed()
-    );
+    assert!((Duration::from_millis(490)..LONG).contains(&asked.elapsed()), "{:?}", asked.elapsed());
 
     proxy.refuse(false);
     let connected = broker.state().wait_for(|state| *state == ConnectionState::Connected).await.is_ok();
@@ -228,7 +222,7 @@ async fn what_is_not_confirmed_takes_no_more_bytes_than_were_said() {
     // One that is larger than the window takes all of it, and goes alone.
     confirms.push(broker.submit(Batch::to(&to, [Message::new(vec![0; 50_000])])).await.expect("taken"));
     for confirm in confirms {
-        assert!(timeout(5 * SECOND, confirm).await.expect("it goes on").all_confirmed());
+        assert!(timeout(LONG, confirm).await.expect("it goes on").all_confirmed());
     }
 }
 
@@ -278,7 +272,7 @@ async fn tls_checks_the_broker_and_shows_the_client() {
         assert_eq!(first.message, message);
         // What was not settled comes again, over a new connection as good as the first.
         proxy.cut();
-        let again = timeout(10 * SECOND, consumer.next()).await.expect("it comes back");
+        let again = timeout(LONG, consumer.next()).await.expect("it comes back");
         assert_eq!(again.expect("on").expect("read").message, message);
         broker.close().await.expect("closed");
     }

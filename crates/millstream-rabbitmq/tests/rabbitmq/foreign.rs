@@ -9,7 +9,8 @@ use millstream_rabbitmq::RabbitMq;
 use millstream_testing::{shared, unique};
 use tokio::time::timeout;
 
-const SECOND: Duration = Duration::from_secs(1);
+/// For what surely comes.
+const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_that_are_no_text_are_read_and_cost_nobody_the_connection() {
@@ -30,11 +31,7 @@ async fn names_that_are_no_text_are_read_and_cost_nobody_the_connection() {
     assert!(broker.publish(&to, Message::new("after")).await.expect("taken").is_confirmed());
     let mut consumer = broker.consume(&name, ConsumeOptions::default()).await.expect("consumed");
     let mut next = async || {
-        timeout(10 * SECOND, consumer.next())
-            .await
-            .expect("it comes")
-            .expect("it goes on")
-            .expect("it is read")
+        timeout(LONG, consumer.next()).await.expect("it comes").expect("it goes on").expect("it is read")
     };
     let odd = next().await;
     assert_eq!((odd.message.body(), odd.address.key()), (&"body".into(), "\u{fffd}"));
@@ -57,6 +54,6 @@ async fn the_largest_body_is_for_what_is_published_and_not_for_what_comes() {
     let large = Message::new(vec![0; 1001]);
     assert!(other.publish(&Address::queue(&name), large).await.expect("taken").is_confirmed());
     let mut consumer = small.consume(&name, ConsumeOptions::default()).await.expect("consumed");
-    let next = timeout(10 * SECOND, consumer.next()).await.expect("it comes").expect("on").expect("read");
+    let next = timeout(LONG, consumer.next()).await.expect("it comes").expect("on").expect("read");
     assert_eq!(next.message.body().len(), 1001);
 }

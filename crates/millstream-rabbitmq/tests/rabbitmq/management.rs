@@ -62,7 +62,7 @@ async fn queues_of_others_are_listed_with_their_figures_and_declarations() {
             sleep(Duration::from_millis(100)).await;
         }
     };
-    timeout(Duration::from_secs(20), figures).await.expect("the figures come in time");
+    timeout(Duration::from_secs(60), figures).await.expect("the figures come in time");
 
     // All differences at once, where AMQP tells the first.
     let asked = Declaration::Queue(Queue::durable("limited").max_items(6).dead_letter("", "dead"));

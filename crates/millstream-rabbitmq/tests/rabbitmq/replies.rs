@@ -10,7 +10,7 @@ use millstream_rabbitmq::RabbitMq;
 use millstream_testing::{shared, unique};
 use tokio::time::{sleep, timeout};
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(60);
 
 async fn connected() -> RabbitMq {
     RabbitMq::connect(&shared().await.url()).await.expect("connected")
@@ -149,7 +149,7 @@ async fn who_holds_replies_up_keeps_the_connection_alive() {
     // Nor does who holds them up keep the handle from being closed.
     answer().await;
     sleep(Duration::from_secs(1)).await;
-    timeout(Duration::from_secs(4), asking.close()).await.expect("it ends").expect("closed");
+    timeout(LONG, asking.close()).await.expect("it ends").expect("closed");
 }
 
 #[tokio::test]

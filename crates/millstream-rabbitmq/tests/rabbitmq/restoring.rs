@@ -1,6 +1,9 @@
 //! What is left when something was lost for a moment, or nobody waited for it: no more and no less than there was.
 
+use std::collections::BTreeSet;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use millstream_message::{
@@ -9,9 +12,12 @@ use millstream_message::{
 };
 use millstream_rabbitmq::{ConnectionState, RabbitMq};
 use millstream_testing::{Proxy, shared, unique};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// For what surely comes.
+const LONG: Duration = Duration::from_secs(60);
 
 async fn connected() -> RabbitMq {
     RabbitMq::connect(&shared().await.url()).await.expect("connected")
@@ -24,16 +30,12 @@ async fn queue(broker: &RabbitMq) -> String {
 }
 
 async fn publish(broker: &RabbitMq, queue: &str, message: Message) {
-    let published = timeout(20 * SECOND, broker.publish(&Address::queue(queue), message)).await;
+    let published = timeout(LONG, broker.publish(&Address::queue(queue), message)).await;
     assert!(published.expect("it is known").expect("taken").is_confirmed());
 }
 
 async fn next(consumer: &mut Consumer) -> Delivery {
-    timeout(20 * SECOND, consumer.next())
-        .await
-        .expect("it comes")
-        .expect("it goes on")
-        .expect("it can be read")
+    timeout(LONG, consumer.next()).await.expect("it comes").expect("it goes on").expect("it can be read")
 }
 
 /// Waits until so many consumers of a queue are there.
@@ -43,7 +45,7 @@ async fn consumers(broker: &RabbitMq, queue: &str, count: u64) {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(20 * SECOND, so).await.unwrap_or_else(|_| panic!("there are no {count} consumers"));
+    timeout(LONG, so).await.unwrap_or_else(|_| panic!("there are no {count} consumers"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -55,14 +57,25 @@ async fn what_is_to_be_tried_again_is_not_lost_with_the_queue_it_was_to_wait_in(
     publish(&broker, &name, Message::new("x")).await;
     // The first time declares the queue; the second finds that somebody has deleted it.
     for _ in 0..2 {
+        let slot = || {
+            #[expect(clippy::disallowed_methods, reason = "the queue's name has the time in it")]
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+            format!("millstream.delay.500.{}..{name}", now / (6 * 3600))
+        };
+        let before = slot();
         assert!(next(&mut consumer).await.nack(&Nack::RequeueAfter(delay)));
         let again = next(&mut consumer).await;
         assert!(again.nack(&Nack::Requeue));
-        #[expect(clippy::disallowed_methods, reason = "the queue's name has the time in it")]
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-        let waiting = format!("millstream.delay.500.{}..{name}", now / (6 * 3600));
-        assert_eq!(broker.stats(&waiting).await.expect("it is there").ready, 0);
-        broker.delete_queue(&waiting).await.expect("deleted");
+        let mut deleted = 0;
+        // Two, if the clock's six hours have just turned.
+        for waiting in BTreeSet::from([before, slot()]) {
+            if let Ok(stats) = broker.stats(&waiting).await {
+                assert_eq!(stats.ready, 0);
+                broker.delete_queue(&waiting).await.expect("deleted");
+                deleted += 1;
+            }
+        }
+        assert!(deleted > 0, "it waited in one of them");
     }
     assert_eq!(next(&mut consumer).await.message.body(), "x");
 }
@@ -78,15 +91,15 @@ async fn a_delayed_message_for_a_queue_that_is_not_there_is_unroutable() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_is_delayed_for_as_long_as_was_said_and_not_much_longer() {
+async fn a_message_is_delayed_for_as_long_as_was_said() {
     let broker = connected().await;
     let name = queue(&broker).await;
     let mut consumer = broker.consume(&name, ConsumeOptions::default()).await.expect("consumed");
     let (delay, began) = (Duration::from_millis(2345), Instant::now());
     publish(&broker, &name, Message::new("x").with_delay(delay)).await;
     assert!(next(&mut consumer).await.ack());
-    let took = began.elapsed();
-    assert!(took >= delay && took < 3 * delay, "{took:?}");
+    // By how much it is rounded up is a claim of its own, without a broker.
+    assert!(began.elapsed() >= delay, "{:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,7 +120,7 @@ async fn an_exclusive_consumer_that_is_refused_for_a_while_comes_back_once() {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    let taken = timeout(10 * SECOND, taken).await.expect("the lost one is gone");
+    let taken = timeout(LONG, taken).await.expect("the lost one is gone");
     proxy.refuse(false);
     // Refused again and again meanwhile.
     sleep(3 * SECOND).await;
@@ -150,7 +163,7 @@ async fn an_exclusive_queue_that_the_broker_keeps_for_a_lost_connection_is_decla
         old.refuse(true);
         state.wait_for(|state| *state == ConnectionState::Connected).await.expect("it is open");
     };
-    timeout(20 * SECOND, back).await.expect("it is back");
+    timeout(LONG, back).await.expect("it is back");
     sleep(SECOND).await;
     old.cut();
     publish_until_there(&broker, &name).await;
@@ -159,7 +172,7 @@ async fn an_exclusive_queue_that_the_broker_keeps_for_a_lost_connection_is_decla
 
 /// Publishes again until the queue is there.
 async fn publish_until_there(broker: &RabbitMq, queue: &str) {
-    let until = Instant::now() + 20 * SECOND;
+    let until = Instant::now() + LONG;
     loop {
         let outcome = broker.publish(&Address::queue(queue), Message::new("x")).await.expect("taken");
         if outcome.is_confirmed() {
@@ -181,6 +194,59 @@ async fn nobody_consumes_for_who_does_not_wait_for_it() {
     consumers(&broker, &name, 0).await;
     publish(&broker, &name, Message::new("x")).await;
     assert_eq!(broker.stats(&name).await.expect("there").ready, 1, "nobody took it");
+}
+
+/// Notes that a task was woken.
+struct Woken(Notify);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
+}
+
+/// Polls something until so many answers have come for it, and does not let it see the last one.
+async fn answered(mut asking: Pin<&mut impl Future>, answers: usize) {
+    let woken = Arc::new(Woken(Notify::new()));
+    let waker = Waker::from(woken.clone());
+    for _ in 0..answers {
+        let waits = asking.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
+        assert!(waits, "it takes more answers");
+        timeout(LONG, woken.0.notified()).await.expect("it is answered");
+    }
+}
+
+/// Between the broker's answers and the turn of the task that waits for them there is time for anything. On one thread no answer
+/// comes while it is polled.
+#[tokio::test]
+async fn a_consumer_whose_connection_is_lost_as_it_begins_is_there_and_leaves_nothing_behind() {
+    let proxy = Proxy::to(shared().await.port).await;
+    let broker = RabbitMq::connect(&proxy.url()).await.expect("connected");
+    let other = connected().await;
+    // The channel is open; it has its prefetch; it consumes.
+    for answers in 1..=3 {
+        let name = queue(&other).await;
+        let mut consuming = pin!(broker.consume(&name, ConsumeOptions::default()));
+        answered(consuming.as_mut(), answers).await;
+        let counted = other.stats(&name).await.expect("it is there").consumers;
+        assert_eq!(counted, u64::from(answers == 3), "after {answers} answers");
+        let connects = broker.statistics().connects;
+        proxy.cut();
+        let back = async {
+            while broker.statistics().connects == connects {
+                sleep(Duration::from_millis(5)).await;
+            }
+            let mut state = broker.state();
+            state.wait_for(|state| *state == ConnectionState::Connected).await.expect("it is open");
+        };
+        timeout(LONG, back).await.expect("it connects again");
+        let mut consumer = timeout(LONG, consuming).await.expect("it ends").expect("consumed");
+        publish(&other, &name, Message::new("x")).await;
+        assert!(next(&mut consumer).await.ack(), "after {answers} answers");
+        // Nobody is taken for one that is still being cancelled.
+        let second = timeout(LONG, broker.consume(&name, ConsumeOptions::default())).await;
+        second.expect("it ends").expect("consumed");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -205,13 +271,13 @@ async fn a_first_publish_waits_for_a_broker_that_is_away() {
     proxy.cut();
     let mut state = broker.state();
     let lost = |state: &ConnectionState| matches!(state, ConnectionState::Reconnecting { .. });
-    timeout(5 * SECOND, state.wait_for(lost)).await.expect("it is lost").expect("it is open");
+    timeout(LONG, state.wait_for(lost)).await.expect("it is lost").expect("it is open");
     let (publisher, to) = (broker.clone(), Address::queue(&name));
     let publishing = tokio::spawn(async move { publisher.publish(&to, Message::new("x")).await });
     sleep(SECOND / 2).await;
     assert!(!publishing.is_finished());
     proxy.refuse(false);
-    let outcome = timeout(10 * SECOND, publishing).await.expect("it goes on").expect("no panic");
+    let outcome = timeout(LONG, publishing).await.expect("it goes on").expect("no panic");
     assert!(outcome.expect("taken").is_confirmed());
 }
 
@@ -225,11 +291,11 @@ async fn closing_a_handle_whose_broker_is_silent_ends_and_says_what_is_not_confi
     proxy.freeze(true);
     let batch = Batch::to(&Address::queue(&name), ["a", "b"].map(Message::new));
     let confirm = broker.submit(batch).await.expect("taken");
-    let closing = timeout(10 * SECOND, broker.close()).await.expect("it ends");
+    let closing = timeout(LONG, broker.close()).await.expect("it ends");
     let error = closing.expect_err("something is not confirmed");
     assert_eq!(error.kind(), BrokerErrorKind::Unavailable);
     assert!(error.to_string().contains("2 publishes"), "{error}");
-    let outcomes = timeout(SECOND, confirm).await.expect("nothing waits for ever");
+    let outcomes = timeout(LONG, confirm).await.expect("nothing waits for ever");
     assert!(matches!(outcomes.get(1), PublishOutcome::Unconfirmed(_)));
     assert_eq!(*broker.state().borrow(), ConnectionState::Closed);
 }
@@ -279,5 +345,5 @@ async fn a_queue_that_does_not_confirm_holds_up_no_other() {
         publish(&broker, &other, Message::new("x")).await;
     }
     tell("resume").await;
-    assert!(timeout(20 * SECOND, waiting).await.expect("it goes on").all_confirmed());
+    assert!(timeout(LONG, waiting).await.expect("it goes on").all_confirmed());
 }

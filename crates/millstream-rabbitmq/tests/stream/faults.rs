@@ -185,7 +185,7 @@ async fn patience_ends() {
         }
     };
     assert!(
-        tokio::time::timeout(Duration::from_secs(20), back).await.expect("it comes back").all_confirmed()
+        tokio::time::timeout(Duration::from_secs(60), back).await.expect("it comes back").all_confirmed()
     );
 }
 
@@ -199,7 +199,7 @@ async fn a_stream_that_is_deleted_ends_its_producers_and_readers() {
     let mut reader = open(&client, &stream, StreamFrom::First).await;
     take(&mut reader, 10).await;
     client.delete_stream(&stream).await.expect("deleted");
-    let end = tokio::time::timeout(Duration::from_secs(10), reader.next_chunk(1)).await.expect("ends");
+    let end = tokio::time::timeout(Duration::from_secs(60), reader.next_chunk(1)).await.expect("ends");
     assert_eq!(end.expect_err("gone").kind(), BrokerErrorKind::NotFound);
     let end = async {
         loop {
@@ -209,7 +209,7 @@ async fn a_stream_that_is_deleted_ends_its_producers_and_readers() {
             }
         }
     };
-    let end = tokio::time::timeout(Duration::from_secs(10), end).await.expect("ends");
+    let end = tokio::time::timeout(Duration::from_secs(60), end).await.expect("ends");
     assert_eq!(end.kind(), BrokerErrorKind::NotFound);
 }
 
