@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use http::{Method, Request, Response};
-use millstream_gateway::{Body, Drained, ExchangeReport, Gateway, Route, Server, client_tls, server_tls};
+use millstream_gateway::{Body, ExchangeReport, Gateway, Route, Server, client_tls, server_tls};
 use millstream_observe::BindError;
 use millstream_pipeline::{nearest, show_duration};
 
@@ -69,10 +69,8 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
         admin.shutdown(ADMIN_DRAIN).await;
     }
     let closed = brokers.close().await.map_err(Failure::Failed);
-    if let Some(Drained { broken_off, .. }) = drained.filter(|drained| drained.broken_off > 0) {
-        writer.line(format!("{broken_off} connections were broken off"));
-    }
-    writer.finish();
+    let broken_off = drained.map_or(0, |drained| drained.broken_off);
+    writer.finish((broken_off > 0).then(|| format!("{broken_off} connections were broken off")));
     closed?;
     Err(Failure::Signal(signal))
 }

@@ -6,7 +6,7 @@ mod support;
 use std::process::Child;
 use std::time::Duration;
 
-use support::{Place, signal};
+use support::{Place, signal, taken};
 
 /// What a process may take besides its items: code, runtime, what the allocator keeps.
 const BASE: u64 = 64 << 20;
@@ -16,22 +16,12 @@ fn digits(rows: usize) -> String {
     (0..rows).map(|row| format!("{}\n", row % 10)).collect()
 }
 
-/// The most memory that the process has taken so far, code left out: that of a build for tests is not what is shipped.
-/// `None` when the process is gone.
-fn taken(child: &Child) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
-    let kib = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    };
-    Some((kib("VmHWM")?.saturating_sub(kib("RssFile")?)) << 10)
-}
-
-/// The most that the process takes until it ends, or has taken no more for half a second once it holds `least`: on a
+/// The most that the process takes until it ends, or has taken no more for two seconds once it holds `least`: on a
 /// machine that is busy otherwise, it may take its time to begin.
 fn peak(child: &mut Child, least: u64) -> u64 {
     let (mut peak, mut same) = (0, 0);
-    while (same < 25 || peak < least && same < 1500) && child.try_wait().expect("it is a child").is_none() {
+    while (same < 100 || peak < least && same < 15_000) && child.try_wait().expect("it is a child").is_none()
+    {
         let now = taken(child).unwrap_or(peak);
         same = if now > peak { 0 } else { same + 1 };
         peak = peak.max(now);

@@ -173,7 +173,7 @@ async fn queues_and_dead_letters_are_listed_by_the_management() {
             tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), listed).await.expect("the letter arrives");
+    tokio::time::timeout(std::time::Duration::from_secs(300), listed).await.expect("the letter arrives");
     // A queue that is exclusive to another connection is there, and lets nobody look into it.
     let parsed = url.parse().expect("a URL");
     let owner = millstream_pipeline::open_broker(&parsed, 1 << 20).await.expect("connected");

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 
 use serde_json::Value;
-use support::{Ended, Place, ended, signal};
+use support::{Ended, Place, ended, signal, watched};
 
 /// Lines of JSON from standard input to standard output, through nothing.
 const ECHO: &str = "name: echo\nsource: { stdin: { format: ndjson } }\noutput: { stdout: }\n";
@@ -231,7 +231,7 @@ fn a_signal_ends_a_start_that_takes_its_time() {
     place.write(
         "late.yaml",
         &format!(
-            "name: late\nsource: {{ queue: {{ broker: 'amqp://127.0.0.1:{port}', name: q }} }}\noutput: {{ stdout: }}\n"
+            "name: late\nsource: {{ queue: {{ broker: 'amqp://127.0.0.1:{port}?connection_timeout=300000', name: q }} }}\noutput: {{ stdout: }}\n"
         ),
     );
     let child = place.command(&["run", "late.yaml", "--report", "report.json"]).spawn().expect("it starts");
@@ -308,8 +308,10 @@ fn the_status_page_metrics_and_health_are_served_while_it_runs() {
     };
     // The item is out a moment before it counts as completed.
     let completed = "millstream_items_completed_total{pipeline=\"echo\"} 1";
-    let metrics = (0..1000).map(|_| get("/metrics")).find(|metrics| metrics.contains(completed));
-    let metrics = metrics.expect("it is completed");
+    let (done, _watch) = watched(&child);
+    let metrics = std::iter::repeat_with(|| get("/metrics")).find(|metrics| metrics.contains(completed));
+    let metrics = metrics.expect("it goes on until then");
+    drop(done);
     assert!(metrics.contains("millstream_items_received_total{pipeline=\"echo\"} 1"), "{metrics}");
     assert!(metrics.contains("millstream_stage_items_out_total{pipeline=\"echo\",stage="), "{metrics}");
     assert!(get("/health/ready").starts_with("HTTP/1.1 200"));

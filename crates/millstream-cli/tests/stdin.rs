@@ -3,9 +3,9 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
-use support::Place;
+use support::{Place, taken};
 
 #[test]
 fn rows_are_read_and_written_as_the_file_says() {
@@ -23,16 +23,6 @@ fn rows_are_read_and_written_as_the_file_says() {
     let end = place.run_with_input(&["run", "rows.yaml"], b"a;c\n1;2\n");
     assert_eq!(end.code, Some(1));
     assert!(end.err.contains("unknown column `c`"), "{}", end.err);
-}
-
-/// The most memory that the process has taken so far, code left out.
-fn taken(child: &Child) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("it runs");
-    let kib = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("linux tells it");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number")
-    };
-    kib("VmHWM").saturating_sub(kib("RssFile")) << 10
 }
 
 /// It is that item's error, with its line and column, and is passed over as it comes.
@@ -62,7 +52,7 @@ fn a_line_of_100_mb_is_an_items_error_and_is_never_held_in_memory() {
         let mut line = String::new();
         out.read_line(&mut line).expect("it is text");
         assert!(line.contains("17"), "{line}");
-        let taken = taken(&child);
+        let taken = taken(&child).expect("it runs");
         assert!(taken < 64 << 20, "{format}: {} KiB", taken >> 10);
         drop(input);
         assert_eq!(child.wait().expect("it ends").code(), Some(0));

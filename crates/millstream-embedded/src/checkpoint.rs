@@ -1,6 +1,7 @@
 //! Checkpoints: writing down what the queues hold, giving old segments free, and copying forward the few messages
 //! that hold them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use millstream_message::{BrokerError, BrokerErrorKind, Publish};
@@ -111,8 +112,8 @@ impl Captured {
     }
 }
 
-/// Copies the oldest messages forward, ready, delayed, held, or dead and on their way, about `bytes` of them, when what lives is so little against what the log
-/// spans that it is cheaper to copy it than to keep the disk.
+/// Copies the oldest messages forward, about `bytes` of them, when what lives is so little against what the log spans that
+/// it is cheaper to copy it than to keep the disk: those that are ready, delayed, held, or dead letters on their way.
 pub(crate) async fn relocate(
     core: &Core,
     journal: &Journal,
@@ -120,59 +121,102 @@ pub(crate) async fn relocate(
     bytes: u64,
 ) -> Result<(), BrokerError> {
     let mut left = bytes;
-    for queue in core.all_queues().into_iter().filter(|queue| queue.durable) {
-        let held = queue.lock().old_held(before, left);
-        let mut moved = Vec::with_capacity(held.len());
-        for (session, tag, taken) in held {
-            left = left.saturating_sub(u64::from(taken.size));
-            let appended = append(core, journal, &queue, taken.seq, &taken.publish).await?;
-            moved.push((session, tag, appended));
-        }
-        for (session, tag, (position, commit)) in moved {
-            commit.await.map_err(|error| crate::journal::storage(&error))?;
-            queue.lock().held_moved(session, tag, position);
-        }
-        let dead = queue.lock().old_dead(before, left);
-        for taken in dead {
-            left = left.saturating_sub(u64::from(taken.size));
-            let (position, commit) = append(core, journal, &queue, taken.seq, &taken.publish).await?;
-            commit.await.map_err(|error| crate::journal::storage(&error))?;
-            queue.lock().dead_moved(taken.seq, position);
-        }
+    let queues: Vec<_> = core.all_queues().into_iter().filter(|queue| queue.durable).collect();
+    for queue in &queues {
+        relocate_singles(core, journal, queue, before, &mut left).await?;
     }
-    for queue in core.all_queues().into_iter().filter(|queue| queue.durable) {
-        while left > 0 {
-            let Some((due, run)) = queue.oldest_run(before) else { break };
+    for queue in &queues {
+        relocate_runs(core, journal, queue, before, &mut left).await?;
+    }
+    Ok(())
+}
+
+/// What consumers hold of a queue, and its dead letters on their way.
+async fn relocate_singles(
+    core: &Core,
+    journal: &Journal,
+    queue: &Queue,
+    before: u64,
+    left: &mut u64,
+) -> Result<(), BrokerError> {
+    // All are appended before the first is waited for, so that one sync may do for them.
+    let held = queue.lock().old_held(before, *left);
+    let mut moved = Vec::with_capacity(held.len());
+    for (session, tag, taken) in held {
+        *left = left.saturating_sub(u64::from(taken.size));
+        let (position, commit) = append(core, journal, queue, taken.seq, &taken.publish).await?;
+        moved.push((session, tag, position, commit));
+    }
+    let dead = queue.lock().old_dead(before, *left);
+    let mut letters = Vec::with_capacity(dead.len());
+    for taken in dead {
+        *left = left.saturating_sub(u64::from(taken.size));
+        let (position, commit) = append(core, journal, queue, taken.seq, &taken.publish).await?;
+        letters.push((taken.seq, position, commit));
+    }
+    for (session, tag, position, commit) in moved {
+        commit.await.map_err(|error| crate::journal::storage(&error))?;
+        queue.lock().held_moved(session, tag, position);
+    }
+    let mut arrived = HashMap::with_capacity(letters.len());
+    for (seq, position, commit) in letters {
+        commit.await.map_err(|error| crate::journal::storage(&error))?;
+        arrived.insert(seq, position);
+    }
+    if !arrived.is_empty() {
+        queue.lock().dead_moved(&arrived);
+    }
+    Ok(())
+}
+
+/// What is ready or delayed in a queue.
+async fn relocate_runs(
+    core: &Core,
+    journal: &Journal,
+    queue: &Arc<Queue>,
+    before: u64,
+    left: &mut u64,
+) -> Result<(), BrokerError> {
+    let mut from = (0, 0);
+    while *left > 0 {
+        let runs = queue.old_runs(before, *left, &mut from);
+        // A run that has changed or gone meanwhile is left to the next checkpoint.
+        let mut settled = !runs.is_empty();
+        let mut moved = Vec::with_capacity(runs.len());
+        for (due, run) in runs {
             let publishes = match run.publishes() {
                 Some(here) => here.to_vec(),
                 None => {
                     let positions: Vec<u64> = (0..run.count).map(|i| run.slot(i).0).collect();
                     let read = journal.read(&positions)?;
                     if read.iter().any(Option::is_none) {
-                        if due > 0 {
-                            // It is taken off the queue when it is due.
-                            break;
-                        }
                         // Takes off the queue what is damaged, and leaves the others in memory, from where they are copied.
-                        queue.load(run)?;
+                        settled &= queue.reload(due, &run)?;
+                        if due > 0 {
+                            from = from.min((due, run.order));
+                        }
                         continue;
                     }
                     read.into_iter().flatten().collect()
                 }
             };
-            let mut moved = Vec::with_capacity(publishes.len());
+            let mut copies = Vec::with_capacity(publishes.len());
             for (seq, publish) in (run.seq..).zip(publishes) {
-                moved.push(append(core, journal, &queue, seq, &publish).await?);
+                copies.push(append(core, journal, queue, seq, &publish).await?);
             }
-            let mut new = Vec::with_capacity(moved.len());
-            for (position, commit) in moved {
+            moved.push((due, run, copies));
+        }
+        for (due, run, copies) in moved {
+            let mut new = Vec::with_capacity(copies.len());
+            for (position, commit) in copies {
                 commit.await.map_err(|error| crate::journal::storage(&error))?;
                 new.push(position);
             }
-            left = left.saturating_sub(run.bytes.max(1));
-            if !queue.moved(due, &run, new) {
-                break;
-            }
+            *left = left.saturating_sub(run.bytes.max(1));
+            settled &= queue.moved(due, &run, new);
+        }
+        if !settled {
+            break;
         }
     }
     Ok(())

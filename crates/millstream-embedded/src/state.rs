@@ -11,6 +11,7 @@ use crate::record::Mark;
 use crate::run::{Bare, Items, Run, Taken};
 
 mod delayed;
+mod moving;
 
 /// A message on its way to the dead-letter exchange. It still belongs to the queue until it has arrived.
 #[derive(Debug, Clone)]
@@ -215,6 +216,18 @@ impl State {
         Some(Ok(taken))
     }
 
+    /// Removes a ready run that is only in the log, wherever it is; `None` when it has changed or gone.
+    pub(crate) fn take_ready(&mut self, run: &Run) -> Option<Run> {
+        let level = &mut self.levels[usize::from(run.traits.level)];
+        let at = level.iter().position(|known| known.seq == run.seq)?;
+        if level[at].count != run.count || !level[at].items.same(&run.items) {
+            return None;
+        }
+        let old = level.remove(at)?;
+        self.ready.sub(u64::from(old.count), old.bytes);
+        Some(old)
+    }
+
     /// Removes the run at the head of a level whole.
     pub(crate) fn pop_run(&mut self, level: usize) -> Option<Run> {
         let run = self.levels[level].pop_front()?;
@@ -246,57 +259,6 @@ impl State {
         singles.extend(self.outbox.iter().map(|dead| dead.taken.bare()));
         singles.retain(|bare| bare.position != 0);
         (runs, singles)
-    }
-
-    /// Held deliveries whose records begin before this position of the log: their session, tag and message, about
-    /// `bytes` of them.
-    pub(crate) fn old_held(&self, before: u64, bytes: u64) -> Vec<(u64, u64, Taken)> {
-        let mut left = bytes;
-        let mut out = Vec::new();
-        for session in &self.sessions {
-            for (tag, held) in (session.first_tag..).zip(&session.held) {
-                let Some(Held { taken, .. }) = held else { continue };
-                if taken.position == 0 || taken.position >= before {
-                    continue;
-                }
-                if left == 0 {
-                    return out;
-                }
-                // A record costs more than its message.
-                left = left.saturating_sub(u64::from(taken.size) + 100);
-                out.push((session.id, tag, taken.clone()));
-            }
-        }
-        out
-    }
-
-    /// Dead letters on their way whose records begin before this position of the log, about `bytes` of them.
-    pub(crate) fn old_dead(&self, before: u64, bytes: u64) -> Vec<Taken> {
-        let mut left = bytes;
-        let old = self.outbox.iter().map(|dead| &dead.taken);
-        let old = old.filter(|taken| taken.position != 0 && taken.position < before);
-        let some = old.take_while(|taken| {
-            let more = left > 0;
-            left = left.saturating_sub(u64::from(taken.size) + 100);
-            more
-        });
-        some.cloned().collect()
-    }
-
-    /// The record of a dead letter on its way is at this position now.
-    pub(crate) fn dead_moved(&mut self, seq: u64, position: u64) {
-        if let Some(dead) = self.outbox.iter_mut().find(|dead| dead.taken.seq == seq) {
-            dead.taken.position = position;
-        }
-    }
-
-    /// A held delivery's record is at this position now.
-    pub(crate) fn held_moved(&mut self, session: u64, tag: u64, position: u64) {
-        let Some(session) = self.session(session) else { return };
-        let index = tag.checked_sub(session.first_tag).and_then(|index| usize::try_from(index).ok());
-        if let Some(Some(held)) = index.and_then(|index| session.held.get_mut(index)) {
-            held.taken.position = position;
-        }
     }
 
     /// When something happens by itself next: a head expires, a delay or a lease ends.

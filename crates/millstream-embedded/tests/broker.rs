@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_embedded::log::{Fault, SimDisk};
@@ -11,21 +10,7 @@ use millstream_message::{
     Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Message, Nack, Overflow, PublishOutcome, Queue,
     Refusal, StreamFrom, StreamSpec, stream_extent,
 };
-use support::ProcessDisk;
-
-fn small() -> Settings {
-    Settings {
-        memory_bytes: 64 << 10,
-        message_bytes_max: 16 << 10,
-        segment_bytes: 256 << 10,
-        pending_bytes_max: 128 << 10,
-        ..Settings::default()
-    }
-}
-
-async fn on(disk: &ProcessDisk, settings: Settings) -> EmbeddedBroker {
-    EmbeddedBroker::open_on("/sim", settings, Arc::new(disk.clone())).await.expect("opens")
-}
+use support::{ProcessDisk, on, small};
 
 async fn send(broker: &EmbeddedBroker, queue: &str, count: u32, len: usize) {
     let messages = (0..count).map(|i| Message::new([&i.to_le_bytes()[..], &vec![7; len]].concat()));
@@ -93,7 +78,7 @@ async fn a_memory_broker_that_is_full_waits_for_its_consumers() {
 #[tokio::test(start_paused = true)]
 async fn a_queue_much_larger_than_memory_keeps_to_its_budget_and_its_order() {
     let disk = ProcessDisk::new(&SimDisk::new());
-    let broker = on(&disk, small()).await;
+    let broker = on(&disk).await;
     broker.declare_queue(Queue::durable("q")).await.expect("declared");
     for _ in 0..50 {
         send(&broker, "q", 20, 2000).await;
@@ -115,7 +100,7 @@ async fn a_queue_much_larger_than_memory_keeps_to_its_budget_and_its_order() {
 #[tokio::test(start_paused = true)]
 async fn disk_comes_back_when_everything_is_acked() {
     let disk = ProcessDisk::new(&SimDisk::new());
-    let broker = on(&disk, small()).await;
+    let broker = on(&disk).await;
     broker.declare_queue(Queue::durable("q")).await.expect("declared");
     let mut consumer = broker.consume("q", ConsumeOptions::default()).await.expect("consumes");
     for _ in 0..100 {
@@ -136,7 +121,7 @@ async fn disk_comes_back_when_everything_is_acked() {
 #[tokio::test(start_paused = true)]
 async fn a_few_old_messages_do_not_hold_the_disk() {
     let disk = ProcessDisk::new(&SimDisk::new());
-    let broker = on(&disk, small()).await;
+    let broker = on(&disk).await;
     broker.declare_queue(Queue::durable("slow")).await.expect("declared");
     broker.declare_queue(Queue::durable("busy")).await.expect("declared");
     send(&broker, "slow", 5, 1000).await;
@@ -149,7 +134,7 @@ async fn a_few_old_messages_do_not_hold_the_disk() {
     let bytes = broker.log_stats().expect("a log").disk_bytes;
     assert!(bytes <= 9 * small().segment_bytes, "{bytes} bytes of disk for five messages, after 8 MB");
     drop(broker);
-    let broker = on(&disk, small()).await;
+    let broker = on(&disk).await;
     let mut consumer = broker.consume("slow", ConsumeOptions::default()).await.expect("consumes");
     let chunk = consumer.next_chunk(5).await.expect("reads");
     let numbers: Vec<_> = chunk.iter().map(|delivery| delivery.message.body()[0]).collect();
@@ -160,7 +145,7 @@ async fn a_few_old_messages_do_not_hold_the_disk() {
 async fn a_full_disk_refuses_and_the_broker_goes_on_when_there_is_room() {
     let sim = SimDisk::new();
     let disk = ProcessDisk::new(&sim);
-    let broker = on(&disk, small()).await;
+    let broker = on(&disk).await;
     broker.declare_queue(Queue::durable("q")).await.expect("declared");
     send(&broker, "q", 1, 10).await;
     sim.set_capacity(1);
@@ -189,14 +174,14 @@ async fn a_full_disk_refuses_and_the_broker_goes_on_when_there_is_room() {
 async fn a_failed_sync_loses_nothing_that_was_confirmed() {
     let sim = SimDisk::new();
     let disk = ProcessDisk::new(&sim);
-    let broker = on(&disk, small()).await;
+    let broker = on(&disk).await;
     broker.declare_queue(Queue::durable("q")).await.expect("declared");
     sim.inject(Fault::Sync, 1);
     send(&broker, "q", 5, 100).await;
     disk.die();
     drop(broker);
     sim.crash(3);
-    let broker = on(&ProcessDisk::new(&sim), small()).await;
+    let broker = on(&ProcessDisk::new(&sim)).await;
     assert_eq!(broker.stats("q").await.expect("stats").ready, 5);
 }
 
@@ -236,7 +221,7 @@ async fn dropping_heads_never_outruns_the_dead_letters() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_forgets_what_is_older_than_its_age_and_nothing_younger() {
-    let on_disk = on(&ProcessDisk::new(&SimDisk::new()), small()).await;
+    let on_disk = on(&ProcessDisk::new(&SimDisk::new())).await;
     let in_memory = EmbeddedBroker::memory(Settings::memory()).expect("opens");
     for (broker, by_segments) in [(&in_memory, false), (&on_disk, true)] {
         let hour = StreamSpec::new("s").max_age(Duration::from_secs(3600));
@@ -308,14 +293,14 @@ async fn what_a_limit_drives_out_has_left_when_the_broker_is_closed() {
 async fn a_limit_holds_as_soon_as_a_directory_is_opened_after_a_crash() {
     let sim = SimDisk::new();
     let disk = ProcessDisk::new(&sim);
-    let broker = on(&disk, small()).await;
+    let broker = on(&disk).await;
     declare_chain(&broker).await;
     send(&broker, "q", 1, 10).await;
     send(&broker, "q", 1, 10).await;
     disk.die();
     drop(broker);
     sim.crash(1);
-    let broker = on(&ProcessDisk::new(&sim), small()).await;
+    let broker = on(&ProcessDisk::new(&sim)).await;
     assert_eq!(broker.stats("q").await.expect("stats").ready, 1);
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(broker.stats("q").await.expect("stats").total(), 1);
@@ -330,7 +315,7 @@ async fn a_limit_holds_as_soon_as_a_directory_is_opened_after_a_crash() {
 async fn redeliveries_are_counted_over_a_crash() {
     let sim = SimDisk::new();
     let mut disk = ProcessDisk::new(&sim);
-    let mut broker = on(&disk, small()).await;
+    let mut broker = on(&disk).await;
     let poison = Queue::durable("q").delivery_limit(2).dead_letter("", "dead");
     broker.declare_queue(Queue::durable("dead")).await.expect("declared");
     broker.declare_queue(poison).await.expect("declared");
@@ -345,7 +330,7 @@ async fn redeliveries_are_counted_over_a_crash() {
         drop((delivery, consumer, broker));
         sim.crash(u64::from(crash));
         disk = ProcessDisk::new(&sim);
-        broker = on(&disk, small()).await;
+        broker = on(&disk).await;
     }
     let mut consumer = broker.consume("q", ConsumeOptions::default()).await.expect("consumes");
     let fourth = tokio::time::timeout(Duration::from_secs(1), consumer.next()).await;
@@ -359,7 +344,7 @@ async fn redeliveries_are_counted_over_a_crash() {
 async fn a_damaged_message_is_counted_and_the_others_go_on() {
     let sim = SimDisk::new();
     let disk = ProcessDisk::new(&sim);
-    let broker = on(&disk, small()).await;
+    let broker = on(&disk).await;
     broker.declare_queue(Queue::durable("q")).await.expect("declared");
     send(&broker, "q", 5, 4000).await;
     broker.close().await.expect("closes");
@@ -371,7 +356,7 @@ async fn a_damaged_message_is_counted_and_the_others_go_on() {
         bytes[at + 1000] ^= 1;
     };
     sim.tamper(&segment, third).expect("the segment is there");
-    let broker = on(&ProcessDisk::new(&sim), small()).await;
+    let broker = on(&ProcessDisk::new(&sim)).await;
     let mut consumer =
         broker.consume("q", ConsumeOptions::default().stop_when_empty()).await.expect("consumes");
     let mut got = Vec::new();
@@ -418,7 +403,7 @@ async fn a_queue_with_one_active_consumer_is_not_handed_on_while_anything_of_it_
 #[tokio::test(start_paused = true)]
 async fn a_stream_is_drained_though_its_last_append_was_refused() {
     let sim = SimDisk::new();
-    let broker = on(&ProcessDisk::new(&sim), small()).await;
+    let broker = on(&ProcessDisk::new(&sim)).await;
     broker.declare_stream(StreamSpec::new("s")).await.expect("declared");
     let messages = |count: usize| (0..count).map(|_| Message::new(vec![7; 4000])).collect::<Vec<_>>();
     broker.append("s", messages(3)).await.expect("appended");
@@ -447,7 +432,7 @@ async fn a_stream_is_drained_though_its_last_append_was_refused() {
     sim.set_capacity(u64::MAX);
     let _ = broker.close().await;
     drop(broker);
-    let broker = on(&ProcessDisk::new(&sim), small()).await;
+    let broker = on(&ProcessDisk::new(&sim)).await;
     assert_eq!(drained(&broker).await.0, count);
     broker.append("s", messages(2)).await.expect("appended");
     assert_eq!(drained(&broker).await.0, count + 2);

@@ -2,29 +2,14 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use millstream_embedded::EmbeddedBroker;
 use millstream_embedded::log::SimDisk;
-use millstream_embedded::{EmbeddedBroker, Settings};
 use millstream_message::{Address, Batch, Broker, ConsumeOptions, Message, Nack, Queue};
-use support::ProcessDisk;
+use support::{ProcessDisk, on, small};
 
 const HOUR: Duration = Duration::from_secs(3600);
-
-fn small() -> Settings {
-    Settings {
-        memory_bytes: 64 << 10,
-        message_bytes_max: 16 << 10,
-        segment_bytes: 256 << 10,
-        pending_bytes_max: 128 << 10,
-        ..Settings::default()
-    }
-}
-
-async fn on(disk: &ProcessDisk) -> EmbeddedBroker {
-    EmbeddedBroker::open_on("/sim", small(), Arc::new(disk.clone())).await.expect("opens")
-}
 
 /// Publishes `count` messages of 2 KB that begin with their numbers.
 async fn send(broker: &EmbeddedBroker, queue: &str, from: u32, count: u32, delay: Option<Duration>) {
@@ -103,12 +88,7 @@ async fn messages_that_are_delayed_or_cannot_leave_do_not_hold_the_disk() {
     for delivery in consumer.next_chunk(3).await.expect("reads") {
         assert!(delivery.nack(&Nack::dead_letter("no")));
     }
-    for _ in 0..400 {
-        send(&broker, "busy", 0, 10, None).await;
-        broker.purge("busy").await.expect("purges");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    rush(&broker).await;
     let bytes = broker.log_stats().expect("a log").disk_bytes;
     assert!(bytes <= 9 * small().segment_bytes, "{bytes} bytes of disk for nine messages, after 8 MB");
     drop((consumer, broker));
@@ -122,6 +102,57 @@ async fn messages_that_are_delayed_or_cannot_leave_do_not_hold_the_disk() {
     );
     let dying = broker.stats("dying").await.expect("stats");
     assert_eq!(dying.total(), 3, "{dying:?}");
+}
+
+/// Appends 8 MB of log and more, all of it acked, so that what is older must be copied forward or holds the disk.
+async fn rush(broker: &EmbeddedBroker) {
+    for _ in 0..400 {
+        send(broker, "busy", 0, 10, None).await;
+        broker.purge("busy").await.expect("purges");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+}
+
+/// Flips a bit in the body of each of these messages.
+fn damage(disk: &SimDisk, numbers: &[u32]) {
+    for (path, _) in disk.files().iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "log")) {
+        disk.tamper(path, |bytes| {
+            for number in numbers {
+                let begin = [&number.to_le_bytes()[..], &[7; 8]].concat();
+                if let Some(at) = bytes.windows(12).position(|window| window == begin) {
+                    bytes[at + 1000] ^= 1;
+                }
+            }
+        });
+    }
+}
+
+/// The first one once left 255 runs of one message at the queue's front, and the second was not looked for behind them,
+/// for ever.
+#[tokio::test(start_paused = true)]
+async fn damaged_messages_far_apart_neither_stop_the_upkeep_nor_hold_the_disk() {
+    for delay in [None, Some(HOUR)] {
+        let disk = SimDisk::new();
+        let broker = on(&ProcessDisk::new(&disk)).await;
+        broker.declare_queue(Queue::durable("slow")).await.expect("declared");
+        broker.declare_queue(Queue::durable("busy")).await.expect("declared");
+        for batch in 0..30 {
+            send(&broker, "slow", 1000 + batch * 20, 20, delay).await;
+        }
+        broker.close().await.expect("closes");
+        drop(broker);
+        damage(&disk, &[1010, 1500]);
+        let broker = on(&ProcessDisk::new(&disk)).await;
+        rush(&broker).await;
+        assert_eq!(broker.damaged_messages(), 2);
+        let bytes = broker.log_stats().expect("a log").disk_bytes;
+        // Of 600 live messages of 2 KB, and four times as much before any is copied.
+        assert!(bytes <= 7 << 20, "{bytes} bytes of disk, after 10 MB");
+        tokio::time::sleep(delay.unwrap_or_default()).await;
+        let intact = (1000..1600).filter(|number| ![1010, 1500].contains(number));
+        assert!(numbers(&broker, "slow").await.into_iter().eq(intact), "all the others, in order");
+    }
 }
 
 #[tokio::test(start_paused = true)]

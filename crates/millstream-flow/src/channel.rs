@@ -97,7 +97,7 @@ impl<T> SendError<T> {
 
 impl<T> fmt::Display for SendError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.full { "the flow is full" } else { "the flow has ended" })
+        f.write_str(if self.full { "the flow is full" } else { "the flow has ended or was stopped" })
     }
 }
 

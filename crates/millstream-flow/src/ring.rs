@@ -45,6 +45,8 @@ struct Shared<T> {
     writer: AtomicWaker,
     writer_gone: AtomicBool,
     reader_gone: AtomicBool,
+    /// How many sides are there.
+    sides: AtomicUsize,
     /// How many items may be in the ring, as the writer was last told.
     limit: AtomicUsize,
     /// A waiting writer is woken when no more than these many items and bytes are left in the ring.
@@ -69,15 +71,20 @@ impl<T> Shared<T> {
             self.reader.wake();
         }
     }
-}
 
-impl<T> Drop for Shared<T> {
-    fn drop(&mut self) {
+    /// A side goes, its slots given away. The last one drops what is left in the ring: left to the memory's end, it might be
+    /// dropped by a gauge that looks at this moment.
+    fn leave(&self) {
+        if self.sides.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
         let head = self.head.0.load(Ordering::Relaxed);
         let tail = self.tail.0.load(Ordering::Relaxed);
+        self.head.0.store(tail, Ordering::Relaxed);
         for position in head..tail {
             self.slots[position & self.mask].with_mut(|slot| {
-                // SAFETY: slots in `head..tail` are initialised, and `&mut self` means that both sides are gone.
+                // SAFETY: slots in `head..tail` are initialised, and nobody else looks at slots: the other side is gone, and
+                // what it did before is visible here (`AcqRel`). `head` is behind them by now, so each is dropped once.
                 unsafe { (*slot).assume_init_drop() }
             });
         }
@@ -103,6 +110,7 @@ pub(crate) fn ring<T>(slots: usize) -> (Writer<T>, Reader<T>) {
         writer: AtomicWaker::new(),
         writer_gone: AtomicBool::new(false),
         reader_gone: AtomicBool::new(false),
+        sides: AtomicUsize::new(2),
         limit: AtomicUsize::new(slots),
         items_low: AtomicUsize::new(0),
         bytes_low: AtomicUsize::new(0),
@@ -340,6 +348,7 @@ impl<T> Drop for Writer<T> {
         self.shared.writer_gone.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.shared.reader.wake();
+        self.shared.leave();
     }
 }
 
@@ -395,6 +404,7 @@ impl<T> Drop for Reader<T> {
         self.shared.reader_gone.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.shared.writer.wake();
+        self.shared.leave();
     }
 }
 

@@ -2,8 +2,7 @@
 
 mod common;
 
-use common::{BUFFERED, Bench};
-use std::time::Duration;
+use common::{BUFFERED, Bench, LONG, until};
 
 const OUT: &str = "output: { file: { path: out/all.ndjson } }";
 
@@ -159,7 +158,7 @@ async fn a_file_appears_only_when_it_is_whole() {
         tokio::task::yield_now().await;
     }
     assert_eq!(bench.list("out"), [".n.ndjson.partial"]);
-    let report = run.shutdown(Duration::from_secs(10)).await.expect("a clean end");
+    let report = run.shutdown(LONG).await.expect("a clean end");
     assert_eq!(bench.list("out"), ["n.ndjson"]);
     assert_eq!(bench.read("out/n.ndjson").lines().count() as u64, report.ledger.completed);
 }
@@ -205,18 +204,13 @@ async fn a_followed_file_gives_what_is_added_and_what_replaces_it() {
         "source: {{ file: {{ path: in.ndjson, follow: true }} }}\n{BUFFERED}\n{OUT}\nbatch: {{ count: 1 }}"
     );
     let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
-    let until = async |completed: u64| {
-        while run.report().ledger.completed < completed {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    until(2).await;
+    until(&run, 2).await;
     assert_eq!(run.report().ledger.completed, 2, "a line without its end is not read yet");
     bench.write("in.ndjson", "1\n2\n33\n4\n");
-    until(4).await;
+    until(&run, 4).await;
     bench.write("in.ndjson", "5\n");
-    until(5).await;
-    run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    until(&run, 5).await;
+    run.shutdown(LONG).await.expect("a clean end");
     assert_eq!(bench.read("out/all.ndjson"), "1\n2\n33\n4\n5\n");
 }
 
@@ -228,17 +222,12 @@ async fn a_followed_file_that_loses_its_name_is_read_to_its_end_and_its_successo
     let yaml =
         format!("source: {{ file: {{ path: in.ndjson, follow: true }} }}\n{OUT}\nbatch: {{ count: 1 }}");
     let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
-    let until = async |completed: u64| {
-        while run.report().ledger.completed < completed {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    until(2).await;
+    until(&run, 2).await;
     bench.write("in.ndjson", "1\n2\n3\n4");
     std::fs::rename(bench.path("in.ndjson"), bench.path("in.ndjson.1")).expect("renamed");
     bench.write("in.ndjson", "5\n6\n7\n8\n9\n");
-    until(9).await;
-    run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    until(&run, 9).await;
+    run.shutdown(LONG).await.expect("a clean end");
     assert_eq!(bench.read("out/all.ndjson"), "1\n2\n3\n4\n5\n6\n7\n8\n9\n");
 }
 
@@ -274,7 +263,7 @@ async fn two_runs_never_write_one_file_together() {
     }
     let error = bench.try_run(yaml).await.expect_err("the file is locked").to_string();
     assert!(error.contains("another process is writing it"), "{error}");
-    run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    run.shutdown(LONG).await.expect("a clean end");
 }
 
 #[cfg(target_os = "linux")]
@@ -352,7 +341,7 @@ async fn a_position_file_belongs_to_one_run_and_a_damaged_one_is_told() {
     let other = OUT.replace("out/", "other/");
     let error = bench.try_run(&format!("{REMEMBERING}\n{other}")).await.expect_err("in use").to_string();
     assert!(error.contains("p.position") && error.contains("another process is using it"), "{error}");
-    run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    run.shutdown(LONG).await.expect("a clean end");
     bench.write("state/p.position", "{ torn");
     let error = bench.try_run(&format!("{REMEMBERING}\n{other}")).await.expect_err("damaged").to_string();
     assert!(error.contains("p.position") && error.contains("move it away"), "{error}");

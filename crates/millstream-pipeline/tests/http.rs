@@ -4,25 +4,18 @@
 
 mod common;
 
-use common::{BUFFERED, Bench};
+use common::{BUFFERED, Bench, LONG, asked, until};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio_rustls::{TlsAcceptor, rustls};
-
-/// A port that was free a moment ago.
-async fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address").port()
-}
 
 /// `curl -d` and its like declare what they do not mean.
 #[tokio::test]
 async fn a_client_that_says_nothing_of_the_body_is_understood() {
     let bench = Bench::new().await;
-    let port = free_port().await;
-    let run = bench.pipeline(&source(port, "")).start(&bench.brokers()).await.expect("a run");
+    let (port, run) = bench.listening(|port| source(port, "")).await;
     for declared in
         ["application/x-www-form-urlencoded", "text/plain; charset=utf-8", "application/octet-stream", ""]
     {
@@ -33,22 +26,11 @@ async fn a_client_that_says_nothing_of_the_body_is_understood() {
             assert!(answer.contains(&format!("{{\"accepted\":{count}}}")), "{declared}: {body}: {answer}");
         }
     }
-    run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    run.shutdown(LONG).await.expect("a clean end");
 }
 
-/// POSTs and gives the status line, the headers and the body.
 async fn post(port: u16, path: &str, content_type: &str, body: &str) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: h\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).await.expect("sent");
-    // The server may refuse before it has read everything.
-    let _ = stream.write_all(body.as_bytes()).await;
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    asked(port, &format!("POST {path}"), content_type, body).await
 }
 
 fn source(port: u16, more: &str) -> String {
@@ -61,12 +43,7 @@ fn source(port: u16, more: &str) -> String {
 async fn one_item_an_array_or_lines_are_accepted_and_safe_when_answered() {
     for buffer in ["", BUFFERED] {
         let bench = Bench::new().await;
-        let port = free_port().await;
-        let run = bench
-            .pipeline(&format!("{}\n{buffer}", source(port, "")))
-            .start(&bench.brokers())
-            .await
-            .expect("a run");
+        let (port, run) = bench.listening(|port| format!("{}\n{buffer}", source(port, ""))).await;
         let json = "application/json";
         for (content_type, body, count) in [
             (json, "{\"n\":1}", 1),
@@ -79,12 +56,10 @@ async fn one_item_an_array_or_lines_are_accepted_and_safe_when_answered() {
             assert!(answer.contains(&format!("{{\"accepted\":{count}}}")), "{answer}");
         }
         if !buffer.is_empty() {
-            while run.report().ledger.completed < 5 {
-                tokio::task::yield_now().await;
-            }
+            until(&run, 5).await;
         }
         assert_eq!(run.report().ledger.completed, 5, "an answer without a buffer waits for the output");
-        run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+        run.shutdown(LONG).await.expect("a clean end");
         assert_eq!(bench.read("out.ndjson").lines().count(), 5);
     }
 }
@@ -92,9 +67,7 @@ async fn one_item_an_array_or_lines_are_accepted_and_safe_when_answered() {
 #[tokio::test]
 async fn what_cannot_be_accepted_is_refused_whole_with_its_reason() {
     let bench = Bench::new().await;
-    let port = free_port().await;
-    let yaml = source(port, ", max_body: 100B, max_pending: 2");
-    let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
+    let (port, run) = bench.listening(|port| source(port, ", max_body: 100B, max_pending: 2")).await;
     let (json, lines) = ("application/json", "application/x-ndjson");
     let long = format!("\"{}\"", "x".repeat(200));
     for (path, content_type, body, status, part) in [
@@ -116,24 +89,23 @@ async fn what_cannot_be_accepted_is_refused_whole_with_its_reason() {
             "{body}: {answer}"
         );
     }
-    let report = run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    let report = run.shutdown(LONG).await.expect("a clean end");
     assert_eq!(report.ledger.received, 0, "nothing of a refused request was accepted");
 }
 
 #[tokio::test]
 async fn a_full_source_says_when_to_come_back() {
     let bench = Bench::new().await;
-    let port = free_port().await;
     // Nothing is settled before the batch has filled or is old, so accepted items stay pending.
-    let yaml = source(port, ", max_pending: 2").replace("count: 1", "count: 2, age: 1h");
-    let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
+    let yaml = |port| source(port, ", max_pending: 2").replace("count: 1", "count: 2, age: 1h");
+    let (port, run) = bench.listening(yaml).await;
     let first = tokio::spawn(async move { post(port, "/items", "application/json", "1").await });
     while run.report().ledger.received < 1 {
         tokio::task::yield_now().await;
     }
     let answer = post(port, "/items", "application/json", "[2,3]").await;
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
-    let report = run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    let report = run.shutdown(LONG).await.expect("a clean end");
     assert_eq!(report.ledger.completed, 1, "what was accepted is finished");
     assert!(first.await.expect("an answer").starts_with("HTTP/1.1 200"));
 }
@@ -305,7 +277,10 @@ async fn a_server_that_does_not_answer_in_time_is_given_up() {
     let (port, _, _server) = server(&["hang"]).await;
     let error = bench.try_run(&sink(port, ", timeout: 50ms", "")).await.expect_err("no answer").to_string();
     assert!(error.contains("no answer from"), "{error}");
-    let error =
-        bench.try_run(&sink(free_port().await, "", "")).await.expect_err("nobody listens").to_string();
+    // Taken, so that nobody else listens there, and not listened at.
+    let silent = TcpSocket::new_v4().expect("a socket");
+    silent.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let port = silent.local_addr().expect("an address").port();
+    let error = bench.try_run(&sink(port, "", "")).await.expect_err("nobody listens").to_string();
     assert!(error.contains("cannot POST to"), "{error}");
 }

@@ -2,24 +2,14 @@
 
 mod common;
 
-use common::{BUFFERED, Bench};
+use common::{BUFFERED, Bench, LONG, until};
 use millstream_embedded::{EmbeddedBroker, Settings};
-use millstream_pipeline::Run;
+use std::io::Write;
 use std::sync::Arc;
+use std::sync::mpsc::TryRecvError;
 use std::time::Duration;
 
 const OUT: &str = "output: { file: { path: out/all.ndjson } }";
-
-/// Waits until so many items are completed.
-async fn until(run: &Run, completed: u64) {
-    let reached = async {
-        while run.report().ledger.completed < completed {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let reached = tokio::time::timeout(Duration::from_secs(600), reached).await;
-    assert!(reached.is_ok(), "only {:?}", run.report().ledger);
-}
 
 /// A csv of one header, longer than what is remembered of a file's begin.
 fn rows(value: u32) -> String {
@@ -58,7 +48,7 @@ async fn a_followed_file_may_lose_its_name_before_its_begin_is_known() {
     until(&run, 2).await;
     bench.write("in.ndjson", "3\n");
     until(&run, 3).await;
-    run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+    run.shutdown(LONG).await.expect("a clean end");
     assert_eq!(bench.read("out/all.ndjson"), "1\n2\n3\n");
 }
 
@@ -84,12 +74,81 @@ async fn all_followed_files_of_a_pattern_are_read_on_whichever_grows() {
         std::fs::rename(bench.path("in/a.log"), bench.path("in/a.log.1")).expect("renamed");
         bench.write("in/a.log", "a4\na5\na6\na7\n");
         until(&run, 10).await;
-        run.shutdown(Duration::from_secs(5)).await.expect("a clean end");
+        run.shutdown(LONG).await.expect("a clean end");
         let text = bench.read("out/all.ndjson");
         let mut lines: Vec<&str> = text.lines().map(|line| &line[9..line.len() - 2]).collect();
         lines.sort_unstable();
         assert_eq!(lines, ["a1", "a2", "a3", "a4", "a5", "a6", "a7", "b1", "b22", "c1"], "{buffer}");
     }
+}
+
+/// One of two files that are written all the time has always changed, and one that is read no faster never ends.
+#[tokio::test]
+async fn a_new_file_is_read_though_others_are_written_all_the_time() {
+    for busy in [1, 2] {
+        let bench = Bench::new().await;
+        let yaml = format!(
+            "source: {{ file: {{ path: 'in/*.log', follow: true, format: lines }} }}\n\
+             process: [ {{ filter: {{ name: new, keep: 'item.line == \"new\"' }} }} ]\n{OUT}\nbatch: {{ count: 1 }}"
+        );
+        let names: Vec<String> = (0..busy).map(|n| format!("in/{n}.log")).collect();
+        for name in &names {
+            bench.write(name, "old\n");
+        }
+        let append = |path| std::fs::OpenOptions::new().append(true).open(path).expect("a file");
+        let mut files: Vec<_> = names.iter().map(|name| append(bench.path(name))).collect();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let writing = std::thread::spawn(move || {
+            while stopped.try_recv() == Err(TryRecvError::Empty) {
+                for file in &mut files {
+                    file.write_all(b"more\n").expect("written");
+                }
+            }
+        });
+        let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
+        while run.report().ledger.received < 1000 {
+            tokio::task::yield_now().await;
+        }
+        bench.write("in/new.log", "new\n");
+        until(&run, 1).await;
+        drop(stop);
+        writing.join().expect("no panic");
+        run.shutdown(LONG).await.expect("a clean end");
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn the_place_of_a_file_is_kept_whose_name_is_not_utf_8() {
+    use std::os::unix::ffi::OsStrExt;
+    let bench = Bench::new().await;
+    let yaml = format!("source: {{ file: {{ path: 'in/*.ndjson', position: p.position }} }}\n{OUT}");
+    bench.write("in/a.ndjson", "1\n");
+    let name = std::ffi::OsStr::from_bytes(b"\xff.ndjson");
+    std::fs::write(bench.path("in").join(name), "1\n2\n").expect("a file");
+    assert_eq!(bench.run(&yaml).await.ledger.received, 3);
+    assert_eq!(bench.run(&yaml).await.ledger.received, 0);
+}
+
+/// As when a share is not mounted for a moment.
+#[tokio::test(start_paused = true)]
+async fn the_places_of_files_are_kept_while_their_directory_is_empty() {
+    let bench = Bench::new().await;
+    let yaml = |follow| {
+        format!(
+            "source: {{ file: {{ path: 'in/*.ndjson', position: p.position, follow: {follow} }} }}\n{OUT}\nbatch: {{ count: 1 }}"
+        )
+    };
+    bench.write("in/a.ndjson", "1\n2\n");
+    assert_eq!(bench.run(&yaml(false)).await.ledger.received, 2);
+    std::fs::rename(bench.path("in/a.ndjson"), bench.path("a.ndjson")).expect("renamed");
+    let run = bench.pipeline(&yaml(true)).start(&bench.brokers()).await.expect("a run");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    std::fs::rename(bench.path("a.ndjson"), bench.path("in/a.ndjson")).expect("renamed");
+    bench.write("in/b.ndjson", "3\n");
+    until(&run, 1).await;
+    let report = run.shutdown(LONG).await.expect("a clean end");
+    assert_eq!(report.ledger.received, 1);
 }
 
 #[tokio::test]

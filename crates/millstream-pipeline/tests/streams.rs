@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Bench;
+use common::{Bench, LONG};
 use millstream_message::{Message, StreamFrom, StreamSpec};
 use std::time::Duration;
 
@@ -57,6 +57,11 @@ async fn the_first_run_begins_where_it_is_told() {
         [("first", 0..5), ("3", 3..5), ("last", 4..5), ("9", 5..5), ("1h", 0..5), ("1ns", 5..5)]
     {
         let bench = with_events(5).await;
+        // Until the millisecond of the last append is over.
+        let appended = tokio::time::Instant::now();
+        while appended.elapsed() < Duration::from_millis(2) {
+            tokio::task::yield_now().await;
+        }
         let yaml = format!(
             "source: {{ stream: {{ broker: \"embedded:s\", name: events, until: drained, from: {from} }} }}\n{OUT}"
         );
@@ -81,7 +86,7 @@ async fn a_run_that_waits_for_more_gets_what_comes_and_ends_when_it_is_stopped()
         at += 1;
         tokio::task::yield_now().await;
     }
-    let report = run.shutdown(Duration::from_secs(20)).await.expect("a clean end");
+    let report = run.shutdown(LONG).await.expect("a clean end");
     assert!(report.ledger.balances() && report.ledger.completed >= 3, "{:?}", report.ledger);
     let stored = bench.broker.stored_offset("events", "p").await.expect("an offset").expect("it was stored");
     let last: serde_json::Value =

@@ -108,7 +108,7 @@ async fn on_rabbitmq_replies_need_no_queue_and_come_again_after_a_lost_connectio
     answering.close().await.expect("closed");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn no_more_requests_are_under_way_than_may_be() {
     let broker: Arc<dyn Broker> = millstream::open("memory:").await.expect("opened");
     broker.declare_queue(Queue::durable("q")).await.expect("declared");

@@ -10,11 +10,12 @@ mod worker;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use account::{Account, Verdict};
 use millstream::message::Publish;
-use millstream::prelude::{Address, Message};
+use millstream::prelude::{Address, Broker, Message};
 use millstream::rabbitmq::stream::{Partitions, ProducerOptions, Routing, StreamClient, StreamSettings};
 use millstream_testing::{Node, Setup, left_out};
 use tokio::sync::OnceCell;
@@ -23,7 +24,7 @@ const WORKERS: usize = 3;
 const KEYS: u64 = 40;
 const EACH: u64 = 100;
 /// The longest that one step may take.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(300);
 
 /// Roles of workers, and what they take from.
 const COMPETING: &str = "jobs";
@@ -95,6 +96,18 @@ fn work() -> impl Iterator<Item = (String, Message)> {
     (0..KEYS * EACH).map(|at| ((at % KEYS).to_string(), Message::new(format!("{} {}", at % KEYS, at / KEYS))))
 }
 
+/// Waits until all workers have come: one that starts when the others have done everything has no part in it.
+async fn all_take_from(broker: &Arc<dyn Broker>, role: &str) {
+    let coming = async {
+        for queue in worker::queues(role, role == KEYED) {
+            while broker.stats(&queue.name).await.expect("it is there").consumers < WORKERS as u64 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    };
+    tokio::time::timeout(LONG, coming).await.expect("all come");
+}
+
 /// Publishes while workers of this role take, and kills one when a third is done.
 async fn through_queues(role: &str, address: impl Fn(&str) -> Address) -> Verdict {
     let (url, place) = (node().await.url(), tempfile::tempdir().expect("a directory"));
@@ -102,6 +115,7 @@ async fn through_queues(role: &str, address: impl Fn(&str) -> Address) -> Verdic
     let account = Account::open(&path, KEYS, EACH).expect("opened");
     let mut team = Team::hire(role, &url, &path);
     let broker = millstream::open(&url).await.expect("opened");
+    all_take_from(&broker, role).await;
     let publishing = async {
         let work: Vec<_> = work().collect();
         for part in work.chunks(200) {

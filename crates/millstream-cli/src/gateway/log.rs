@@ -11,8 +11,8 @@ use std::time::Duration;
 /// have as many as `limits.target` allows: 8 MiB of them in the worst case by default.
 const LINES_MAX: usize = 1024;
 
-/// How long the end waits until what was said is written.
-const FINISH_MAX: Duration = Duration::from_secs(1);
+/// How long the end waits until what was said is written. Whoever reads at all has read it long before.
+const FINISH_MAX: Duration = Duration::from_secs(10);
 
 /// What writes the lines.
 #[derive(Clone)]
@@ -44,31 +44,42 @@ impl LogWriter {
         }
     }
 
-    /// Waits until what was said before is written, but not for a reader that reads no more.
-    pub(crate) fn finish(&self) {
+    /// Says this last line, if any, and waits until all that was said is written, but not for a reader that reads no more.
+    pub(crate) fn finish(&self, last: Option<String>) {
+        self.finish_within(FINISH_MAX, last);
+    }
+
+    fn finish_within(&self, limit: Duration, last: Option<String>) {
         let (done, written) = sync_channel(1);
-        if self.lines.try_send(Line::End(done)).is_ok() {
-            // After that time nobody reads it.
-            let _ = written.recv_timeout(FINISH_MAX);
-        }
+        let lines = self.lines.clone();
+        // A slow reader leaves no room for the end, and there is no sending that waits for a time only: a thread waits.
+        let _ = thread::Builder::new().name("log-end".into()).spawn(move || {
+            for line in last.map(Line::Text).into_iter().chain([Line::End(done)]) {
+                let _ = lines.send(line);
+            }
+        });
+        // After that time nobody reads it.
+        let _ = written.recv_timeout(limit);
     }
 }
 
 fn write(mut to: impl Write, waiting: &Receiver<Line>, lost: &AtomicU64) {
     for line in waiting {
         // Where standard error is closed there is nobody left to tell.
-        match line {
+        let end = match line {
             Line::Text(mut text) => {
                 text.push('\n');
                 let _ = to.write_all(text.as_bytes());
+                None
             }
-            Line::End(done) => {
-                let _ = done.try_send(());
-            }
-        }
+            Line::End(done) => Some(done),
+        };
         let lost = lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
             let _ = writeln!(to, "{lost} lines were lost, since nobody read those before them");
+        }
+        if let Some(done) = end {
+            let _ = done.try_send(());
         }
     }
 }
@@ -89,7 +100,7 @@ mod tests {
             writer.line(line.clone());
         }
         // Nor the end.
-        writer.finish();
+        writer.finish_within(Duration::from_millis(1), None);
         drop(writer);
         let mut told = BufReader::new(reader).lines().map_while(Result::ok);
         let (mut written, mut missed) = (0, 0);
@@ -109,9 +120,26 @@ mod tests {
         let writer = LogWriter::start(pipe).expect("a thread");
         writer.line("one".into());
         writer.line("two".into());
-        writer.finish();
+        writer.finish_within(10 * FINISH_MAX, None);
         let mut said = [0; 8];
         reader.read_exact(&mut said).expect("it is there");
         assert_eq!(&said, b"one\ntwo\n");
+    }
+
+    #[test]
+    fn a_reader_that_is_slow_gets_what_was_said_to_the_end() {
+        let (reader, pipe) = io::pipe().expect("a pipe");
+        let writer = LogWriter::start(pipe).expect("a thread");
+        let line = "x".repeat(1 << 10);
+        for _ in 0..4 * LINES_MAX {
+            writer.line(line.clone());
+        }
+        // Nobody has read a line by now: the channel is full.
+        let reading = thread::spawn(move || BufReader::new(reader).lines().map_while(Result::ok).collect());
+        writer.finish_within(10 * FINISH_MAX, Some("the end".into()));
+        drop(writer);
+        let said: Vec<String> = reading.join().expect("no panic");
+        assert!(said.iter().any(|line| line.contains(" lines were lost")), "{}", said.len());
+        assert!(said.iter().any(|line| line == "the end"), "{}", said.len());
     }
 }

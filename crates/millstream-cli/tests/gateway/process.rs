@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::support::{Place, ended, signal};
 
 /// No test waits longer than this for anything.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 
 /// A gateway that listens; its standard error tells where. Killed when dropped.
 pub(crate) struct Gateway {

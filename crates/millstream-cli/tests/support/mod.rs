@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// The longest that any command of these tests may run: hundreds of times what they take. One that hangs fails its
@@ -93,8 +94,8 @@ impl Place {
     }
 }
 
-/// Waits for its end, at most [`TIME_MAX`].
-pub(crate) fn ended(child: Child) -> Ended {
+/// Kills a process that still runs after [`TIME_MAX`], unless the sender is dropped before; then says whether it did.
+pub(crate) fn watched(child: &Child) -> (mpsc::Sender<()>, JoinHandle<bool>) {
     let id = child.id().to_string();
     let (done, waited) = mpsc::channel::<()>();
     let watch = std::thread::spawn(move || {
@@ -104,6 +105,23 @@ pub(crate) fn ended(child: Child) -> Ended {
         }
         hangs
     });
+    (done, watch)
+}
+
+/// The most memory that the process has taken so far, code left out: that of a build for tests is not what is shipped.
+/// `None` when the process is gone.
+pub(crate) fn taken(child: &Child) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+    let kib = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    Some((kib("VmHWM")?.saturating_sub(kib("RssFile")?)) << 10)
+}
+
+/// Waits for its end, at most [`TIME_MAX`].
+pub(crate) fn ended(child: Child) -> Ended {
+    let (done, watch) = watched(&child);
     let output = child.wait_with_output().expect("it is ours");
     drop(done);
     let end = Ended {

@@ -12,6 +12,8 @@ use crate::state::State;
 const LOAD_ITEMS: u32 = 256;
 /// And how many bytes, at least one message.
 const LOAD_BYTES: u64 = 1 << 20;
+/// How many messages are copied forward with one sync, and of bytes a load's worth.
+const SHARE_ITEMS: u32 = 4096;
 
 impl Queue {
     /// The head run to be loaded, when it is only in the log. At most a load's worth of it, the rest split off.
@@ -31,17 +33,21 @@ impl Queue {
     ///
     /// Reads from the disk on this thread: page-cache speed for what is recent, the disk's for the rest.
     pub(crate) fn load(self: &Arc<Self>, run: Run) -> Result<(), BrokerError> {
+        self.reload(0, &run).map(|_| ())
+    }
+
+    /// [`load`](Queue::load) of a run that is due then (0: it is ready). False when it had gone.
+    pub(crate) fn reload(self: &Arc<Self>, due: u64, run: &Run) -> Result<bool, BrokerError> {
         let journal = self.shared.journal.as_ref().expect("only a broker with a log puts messages out");
         let positions: Vec<u64> = (0..run.count).map(|i| run.slot(i).0).collect();
         let read = journal.read(&positions)?;
         let mut state = self.lock();
-        let level = &mut state.levels[usize::from(run.traits.level)];
-        let Some(at) = level.iter().take(64).position(|known| known.seq == run.seq) else { return Ok(()) };
-        if level[at].count != run.count || !level[at].items.same(&run.items) {
-            return Ok(());
-        }
-        let old = level.remove(at).expect("it was found there");
-        state.ready.sub(u64::from(old.count), old.bytes);
+        let taken = if due > 0 { state.take_delayed(due, run) } else { state.take_ready(run) };
+        let Some(old) = taken else { return Ok(false) };
+        let put = |state: &mut State, run| match due {
+            0 => state.insert(run),
+            due => state.insert_delayed(due, run),
+        };
         let intact = read.iter().all(Option::is_some);
         if intact {
             let publishes: Vec<Publish> = read.into_iter().flatten().collect();
@@ -49,8 +55,8 @@ impl Queue {
             let weight = publishes.iter().map(weight_of).sum();
             self.shared.budget.charge(weight);
             let items = Items::Here { batch: Arc::new(Stored { publishes, positions }), start: 0 };
-            state.insert(Run { bytes, weight, items, ..old });
-            return Ok(());
+            put(&mut state, Run { bytes, weight, items, ..old });
+            return Ok(true);
         }
         for (at, (publish, position)) in (0..).zip(read.into_iter().zip(positions)) {
             let (order, seq) = (old.order + at, old.seq + at);
@@ -59,7 +65,7 @@ impl Queue {
                     let (size, weight) = (size_of(&publish), weight_of(&publish));
                     self.shared.budget.charge(weight);
                     let one = Taken { order, seq, position, size, weight, traits: old.traits, publish };
-                    state.insert(one.into_run());
+                    put(&mut state, one.into_run());
                 }
                 None => {
                     journal.count_damaged();
@@ -67,24 +73,42 @@ impl Queue {
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// A ready or delayed run, at most a load's worth, that begins before this position of the log, and when it is due (0: it is
-    /// ready).
-    pub(crate) fn oldest_run(&self, before: u64) -> Option<(u64, Run)> {
+    /// Ready and delayed runs that begin before this position of the log, each with when it is due (0: it is ready): about
+    /// `bytes` of them, and no more than are copied forward in one go. Of delayed ones those from the key `from` on, which is
+    /// left behind the last.
+    pub(crate) fn old_runs(&self, before: u64, bytes: u64, from: &mut (u64, u64)) -> Vec<(u64, Run)> {
         let mut state = self.lock();
+        let mut left = (SHARE_ITEMS, bytes.min(LOAD_BYTES));
         let old = |run: &Run| run.is_logged() && run.slot(0).0 < before;
+        let mut runs = Vec::new();
         for level in &mut state.levels {
-            let Some(at) = level.iter().position(old) else { continue };
-            let count = load_count(&level[at]);
-            if count < level[at].count {
-                let front = level[at].split_front(count);
-                level.insert(at, front);
+            let mut at = 0;
+            while at < level.len() && left.0 > 0 && left.1 > 0 {
+                if old(&level[at]) {
+                    let count = load_count(&level[at]);
+                    if count < level[at].count {
+                        let front = level[at].split_front(count);
+                        level.insert(at, front);
+                    }
+                    let run = level[at].clone();
+                    left = (left.0.saturating_sub(run.count), left.1.saturating_sub(run.bytes.max(1)));
+                    runs.push((0, run));
+                }
+                at += 1;
             }
-            return level.get(at).cloned().map(|run| (0, run));
         }
-        state.old_delayed(old, load_count)
+        while left.0 > 0
+            && left.1 > 0
+            && let Some((due, run)) = state.old_delayed(*from, old, load_count)
+        {
+            left = (left.0.saturating_sub(run.count), left.1.saturating_sub(run.bytes.max(1)));
+            *from = (due, run.order + 1);
+            runs.push((due, run));
+        }
+        runs
     }
 
     /// The run's messages are at these positions now. False when it has changed or gone meanwhile.

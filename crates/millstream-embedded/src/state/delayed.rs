@@ -36,13 +36,26 @@ impl State {
         any
     }
 
-    /// A delayed run of which `old` holds, and when it is due; `count` says how much of it is wanted, and the rest is split off.
+    /// Removes a delayed run that is only in the log; `None` when it has changed or gone.
+    pub(crate) fn take_delayed(&mut self, due: u64, run: &Run) -> Option<Run> {
+        let key = (due, run.order);
+        self.delayed.get(&key).filter(|known| {
+            known.seq == run.seq && known.count == run.count && known.items.same(&run.items)
+        })?;
+        let old = self.delayed.remove(&key)?;
+        self.waiting.sub(u64::from(old.count), old.bytes);
+        Some(old)
+    }
+
+    /// The first delayed run from this key on of which `old` holds, and when it is due; `count` says how much of it is wanted,
+    /// and the rest is split off.
     pub(crate) fn old_delayed(
         &mut self,
+        from: (u64, u64),
         old: impl Fn(&Run) -> bool,
         count: impl Fn(&Run) -> u32,
     ) -> Option<(u64, Run)> {
-        let key = self.delayed.iter().find(|(_, run)| old(run)).map(|(key, _)| *key)?;
+        let key = self.delayed.range(from..).find(|(_, run)| old(run)).map(|(key, _)| *key)?;
         let wanted = count(&self.delayed[&key]);
         if wanted < self.delayed[&key].count {
             let mut rest = self.delayed.remove(&key)?;

@@ -1,4 +1,5 @@
-//! A disk as one process sees it: once the process is dead, none of its threads reaches the disk any more.
+//! A disk as one process sees it: once the process is dead, none of its threads reaches the disk any more. And a small
+//! broker on it.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use std::io;
@@ -6,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use millstream_embedded::log::{Disk, DiskFile, LockError, LockGuard, LockMode, SimDisk};
+use millstream_embedded::{EmbeddedBroker, Settings};
 use parking_lot::RwLock;
 
 /// One process's view of a simulated disk. Handles to files die with the disk's power by themselves; this also ends
@@ -69,4 +71,20 @@ impl Disk for ProcessDisk {
             Err(LockError::Io(io::Error::other("this process is dead")))
         }
     }
+}
+
+/// Settings with which little fills memory, and segments follow each other soon.
+pub(crate) fn small() -> Settings {
+    Settings {
+        memory_bytes: 64 << 10,
+        message_bytes_max: 16 << 10,
+        segment_bytes: 256 << 10,
+        pending_bytes_max: 128 << 10,
+        ..Settings::default()
+    }
+}
+
+/// A broker of [`small`] settings on this disk.
+pub(crate) async fn on(disk: &ProcessDisk) -> EmbeddedBroker {
+    EmbeddedBroker::open_on("/sim", small(), Arc::new(disk.clone())).await.expect("opens")
 }

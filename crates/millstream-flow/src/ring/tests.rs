@@ -26,6 +26,30 @@ fn what_is_pushed_is_seen_only_when_published() {
 }
 
 #[test]
+fn what_is_left_is_dropped_by_the_last_side_to_go_whoever_looks_at_the_ring() {
+    for reader_first in [true, false] {
+        let item = Arc::new(());
+        let (mut writer, reader) = ring(4);
+        writer.push(item.clone());
+        writer.publish(0);
+        // As a gauge does for a moment.
+        let looking = writer.shared.clone();
+        let gauge = writer.gauge();
+        if reader_first {
+            drop(reader);
+            drop(writer);
+        } else {
+            drop(writer);
+            drop(reader);
+        }
+        assert_eq!(Arc::strong_count(&item), 1);
+        assert_eq!(gauge(), Some((0, 0)));
+        drop(looking);
+        assert_eq!((gauge(), Arc::strong_count(&item)), (None, 1));
+    }
+}
+
+#[test]
 fn the_limit_holds_below_the_number_of_slots() {
     let (mut writer, mut reader) = ring(8);
     assert_eq!(writer.poll_room(&mut cx(), 3, ANY), Poll::Ready(Ok(3)));

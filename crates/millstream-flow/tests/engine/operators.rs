@@ -316,12 +316,16 @@ async fn tried_calls_of_one_key_wait_for_each_other_and_for_each_others_retries(
 async fn a_function_that_blocks_is_reported_by_its_stage() {
     #[expect(clippy::disallowed_methods, reason = "a function that blocks is what this is about")]
     let blocks = |n: u64| std::thread::sleep(Duration::from_millis(n));
-    let (_, report) = Pipe::from_iter([1, 130, 1]).map(blocks).named("call").collect().await.unwrap();
-    assert_eq!((report.stages[0].stalls, report.stages[0].working_seconds), (1, 0.0));
+    // One is counted. A few more do not tell against it: a thread that the machine stops for so long stalls, too.
+    let items = || Pipe::from_iter([0; 50].into_iter().chain([130]).chain([0; 50]));
+    let one = |stalls| (1..20).contains(&stalls);
+    let (_, report) = items().map(blocks).named("call").collect().await.unwrap();
+    assert!(one(report.stages[0].stalls), "{report:?}");
+    assert_eq!(report.stages[0].working_seconds, 0.0);
     assert!(report.stages[0].name.contains("call"));
-    let parallel = Pipe::from_iter([1, 130, 1]).parallel(1, blocks);
+    let parallel = items().parallel(1, blocks);
     let (_, report) = parallel.collect().await.unwrap();
-    assert_eq!(report.stages[1].stalls, 1, "{report:?}");
+    assert!(one(report.stages[1].stalls), "{report:?}");
     struct Blocks<F>(F);
     impl<F: FnMut(u64) + Send + 'static> Sink for Blocks<F> {
         type Item = u64;
@@ -330,8 +334,8 @@ async fn a_function_that_blocks_is_reported_by_its_stage() {
             Ok(())
         }
     }
-    let (_, report) = Pipe::from_iter([1, 130, 1]).into_sink(Blocks(blocks)).await.unwrap();
-    assert_eq!(report.stages[0].stalls, 1, "{report:?}");
+    let (_, report) = items().into_sink(Blocks(blocks)).await.unwrap();
+    assert!(one(report.stages[0].stalls), "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

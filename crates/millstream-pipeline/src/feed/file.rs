@@ -1,10 +1,12 @@
 //! Files: one, or all that a pattern names, read once and remembered.
 
+mod error;
 mod names;
 mod place;
 
+use self::error::{Opening, ReadError};
 use self::names::{matches_pattern, show};
-use self::place::{Begin, Position, is_same};
+use self::place::{Begin, Identity, Position};
 use super::lines::Lines;
 use super::{Chunk, Feed};
 use crate::bound::READ_BYTES;
@@ -12,8 +14,7 @@ use crate::codec::Framer;
 use crate::file::model::{Format, Reading};
 use bytes::Bytes;
 use millstream_flow::BoxError;
-use std::collections::{HashMap, VecDeque};
-use std::fs::Metadata;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::io::{Error, ErrorKind, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -22,37 +23,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::time::Instant;
 
-/// How often followed files are looked at for more.
+/// How often followed files are looked at for more, and how long one is read that never ends while others wait.
 const LOOK: Duration = Duration::from_millis(200);
 /// Followed files that stay open while another one is read. What is written to one of them before it loses its name is read;
 /// of others that are rotated, what was not read by then is gone with the name.
 const RESTING: usize = 128;
-
-/// A file that cannot be read, with what to do about it.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read {path}: {remedy}", path = path.display(), remedy = remedy(source))]
-struct ReadError {
-    path: PathBuf,
-    source: Error,
-}
-
-impl ReadError {
-    fn of(path: &Path) -> impl FnOnce(Error) -> ReadError {
-        move |source| ReadError { path: path.to_owned(), source }
-    }
-}
-
-fn remedy(error: &Error) -> &'static str {
-    match error.kind() {
-        ErrorKind::NotFound => "check `source.file.path`, which starts from the pipeline file's directory",
-        ErrorKind::PermissionDenied => {
-            "it is not readable for this user; change its permissions or `source.file.path`"
-        }
-        ErrorKind::IsADirectory => "it is a directory; name a file in `source.file.path`, or all by `*`",
-        _ => "check the disk, and start again",
-    }
-}
 
 /// Reads files from front to back, in the order of their names. Followed ones are looked at in turn.
 pub(crate) struct FileFeed {
@@ -68,6 +45,8 @@ pub(crate) struct FileFeed {
     current: Option<Current>,
     /// Files that were found and not opened yet.
     listed: VecDeque<PathBuf>,
+    /// When followed ones were looked for.
+    listed_at: Option<Instant>,
     /// Files of this run that were read to their end and are closed, and how long they were.
     done: HashMap<PathBuf, u64>,
     /// Followed files that are open and were read to their end, the longest ago first.
@@ -78,11 +57,16 @@ struct Current {
     path: PathBuf,
     name: String,
     file: File,
+    identity: Identity,
     lines: Lines,
     begin: Begin,
     /// Where its next bytes are read.
     at: u64,
     end: bool,
+    /// Since when it is read.
+    since: Instant,
+    /// Whether all there was has been read, if not since then.
+    caught_up: bool,
     /// Whether it has lost its name, to another file or to none: what is in it is read to the end, for nobody will
     /// write more.
     gone: bool,
@@ -113,6 +97,7 @@ impl FileFeed {
             position_name,
             current: None,
             listed: VecDeque::new(),
+            listed_at: None,
             done: HashMap::new(),
             resting: VecDeque::new(),
         };
@@ -148,20 +133,15 @@ impl FileFeed {
 
     /// The next file to read, opened: one that was not read in this run or, of followed ones, one that has changed.
     async fn next_file(&mut self) -> Result<Option<Current>, BoxError> {
-        for at in 0..self.resting.len() {
-            let resting = &self.resting[at];
-            let (named, same) = resting.named().await.map_err(ReadError::of(&resting.path))?;
-            if !same || named.is_some_and(|named| named.len() != resting.at) {
-                let Some(changed) = self.resting.remove(at) else { break };
-                return Ok(Some(changed.woken().await?));
-            }
-        }
-        if self.listed.is_empty() {
+        // Before those that have changed: where all are written all the time, there is always one of them.
+        let due = self.listed_at.is_none_or(|at| !self.follow || at.elapsed() >= LOOK);
+        if self.listed.is_empty() && due {
             let files = self.files()?;
             self.forget(&files);
             self.listed = files.into_iter().filter(|path| self.is_new(path)).collect();
+            self.listed_at = Some(Instant::now());
         }
-        let Some(path) = self.listed.pop_front() else { return Ok(None) };
+        let Some(path) = self.listed.pop_front() else { return self.changed_file().await };
         self.done.remove(&path);
         match self.open_file(&path).await {
             // Its name was taken away since it was listed; it will be looked for again.
@@ -169,6 +149,27 @@ impl FileFeed {
             Err(Opening::File(error)) => Err(ReadError::of(&path)(error).into()),
             Err(Opening::Header(error)) => Err(error),
             Ok(current) => Ok(Some(current)),
+        }
+    }
+
+    /// A resting file that has changed, or lost its name.
+    async fn changed_file(&mut self) -> Result<Option<Current>, BoxError> {
+        let resting = self.resting.iter().map(|file| (file.path.clone(), file.identity, file.at));
+        let resting: Vec<_> = resting.collect();
+        if resting.is_empty() {
+            return Ok(None);
+        }
+        let look = move || {
+            resting.iter().position(|(path, identity, at)| {
+                let named = std::fs::metadata(path);
+                !named.is_ok_and(|named| identity.is_of(&named) && named.len() == *at)
+            })
+        };
+        // All of them at once, away from the tasks.
+        let changed = tokio::task::spawn_blocking(look).await.ok().flatten();
+        match changed.and_then(|at| self.resting.remove(at)) {
+            Some(changed) => Ok(Some(changed.woken().await?)),
+            None => Ok(None),
         }
     }
 
@@ -183,22 +184,23 @@ impl FileFeed {
 
     /// Forgets files that are not there any more: the position is stored with each chunk, and does not grow for ever.
     fn forget(&mut self, files: &[PathBuf]) {
-        if !self.is_pattern() {
+        // A directory without any may be one that is not mounted at the moment.
+        if !self.is_pattern() || files.is_empty() {
             return;
         }
-        let there = |path: &Path| {
-            files.binary_search_by(|file| file.as_path().cmp(path)).is_ok()
-                || path.try_exists().unwrap_or(true)
-        };
+        // By name, which of one that is not UTF-8 does not lead to the file.
         let base = &self.base;
-        self.position.files.retain(|name, _| there(&base.join(name)));
-        self.done.retain(|path, _| there(path));
+        let names: HashSet<String> = files.iter().map(|file| show(base, file)).collect();
+        let there = |path: &Path| path.try_exists().unwrap_or(true);
+        self.position.files.retain(|name, _| names.contains(name) || there(&base.join(name)));
+        self.done.retain(|path, _| files.binary_search(path).is_ok() || there(path));
     }
 
     async fn open_file(&self, path: &Path) -> Result<Current, Opening> {
         let name = show(&self.base, path);
         let mut file = File::open(path).await?;
-        let length = file.metadata().await?.len();
+        let opened = file.metadata().await?;
+        let length = opened.len();
         let place: Arc<str> = name.as_str().into();
         let (mut offset, mut line) = (0, 1);
         if let Some(known) = self.position.files.get(&name)
@@ -211,8 +213,19 @@ impl FileFeed {
             self.read_header(&mut file, &mut lines).await?;
         }
         file.seek(SeekFrom::Start(offset)).await?;
-        let path = path.to_owned();
-        Ok(Current { path, name, file, lines, begin: Begin::default(), at: offset, end: false, gone: false })
+        Ok(Current {
+            path: path.to_owned(),
+            name,
+            file,
+            identity: Identity::of(&opened),
+            lines,
+            begin: Begin::default(),
+            at: offset,
+            end: false,
+            since: Instant::now(),
+            caught_up: false,
+            gone: false,
+        })
     }
 
     /// Reads the csv header again, of a file that goes on behind it.
@@ -271,11 +284,19 @@ impl FileFeed {
                 self.current = None;
                 continue;
             }
+            if self.follow && current.has_had_its_turn() {
+                current.since = Instant::now();
+                if let Some(next) = self.next_file().await? {
+                    self.hand_over(next);
+                }
+                continue;
+            }
             let buffer = current.lines.framer.buffer();
             buffer.reserve(READ_BYTES as usize);
             let count = current.file.read_buf(buffer).await.map_err(ReadError::of(&current.path))?;
             current.at += count as u64;
             current.end = count == 0;
+            current.caught_up |= (count as u64) < READ_BYTES;
             if current.end && self.follow {
                 self.look_again().await?;
             }
@@ -286,7 +307,8 @@ impl FileFeed {
     async fn look_again(&mut self) -> Result<(), BoxError> {
         let Some(current) = &mut self.current else { return Ok(()) };
         let (read, _) = current.lines.framer.position();
-        let (named, same) = current.named().await.map_err(ReadError::of(&current.path))?;
+        let named = tokio::fs::metadata(&current.path).await.ok();
+        let same = named.as_ref().is_some_and(|named| current.identity.is_of(named));
         if !same && !current.gone {
             // Something may have been written between its end and its end of name.
             current.gone = true;
@@ -296,13 +318,17 @@ impl FileFeed {
             self.position.files.remove(&current.name);
             self.current = None;
         } else if let Some(next) = self.next_file().await? {
-            if let Some(rested) = self.current.replace(next) {
-                self.rest(rested);
-            }
+            self.hand_over(next);
             return Ok(());
         }
         tokio::time::sleep(LOOK).await;
         Ok(())
+    }
+
+    fn hand_over(&mut self, next: Current) {
+        if let Some(rested) = self.current.replace(next) {
+            self.rest(rested);
+        }
     }
 
     /// Keeps a followed file open while others are read.
@@ -318,34 +344,18 @@ impl FileFeed {
 }
 
 impl Current {
-    /// What its name means now, and whether that is still this file.
-    async fn named(&self) -> Result<(Option<Metadata>, bool), Error> {
-        let named = tokio::fs::metadata(&self.path).await.ok();
-        let same = match &named {
-            Some(named) => is_same(named, &self.file.metadata().await?),
-            None => false,
-        };
-        Ok((named, same))
+    /// Whether others have waited long enough for one that is written so fast that it never comes to its end. What was
+    /// there when it was found is read first: files are in the order of their names.
+    fn has_had_its_turn(&self) -> bool {
+        self.caught_up && !self.end && !self.gone && self.since.elapsed() >= LOOK
     }
 
     /// Goes on after a rest.
     async fn woken(mut self) -> Result<Self, ReadError> {
         let (offset, _) = self.lines.framer.position();
         self.file.seek(SeekFrom::Start(offset)).await.map_err(ReadError::of(&self.path))?;
-        (self.at, self.end) = (offset, false);
+        (self.at, self.end, self.since, self.caught_up) = (offset, false, Instant::now(), false);
         Ok(self)
-    }
-}
-
-/// Why a file could not be opened.
-enum Opening {
-    File(Error),
-    Header(BoxError),
-}
-
-impl From<Error> for Opening {
-    fn from(error: Error) -> Self {
-        Opening::File(error)
     }
 }
 

@@ -2,10 +2,16 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use millstream_message::{Broker, Browsed};
-use millstream_pipeline::{Brokers, Pipeline, Report, RunError, StartError};
+use millstream_pipeline::{Brokers, Pipeline, Report, Run, RunError, StartError};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Longer than anything takes on a machine that is busy with something else, and its disk, too.
+pub const LONG: Duration = Duration::from_secs(300);
 
 pub struct Bench {
     pub dir: TempDir,
@@ -75,6 +81,24 @@ impl Bench {
         run.join().await.map_err(Failed::Run)
     }
 
+    /// A run of the pipeline that is written for a port, whose source listens there.
+    pub async fn listening(&self, yaml: impl Fn(u16) -> String) -> (u16, Run) {
+        for _ in 0..100 {
+            // Free a moment ago: somebody else may have it by now.
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let port = listener.local_addr().expect("an address").port();
+            drop(listener);
+            match self.pipeline(&yaml(port)).start(&self.brokers()).await {
+                Ok(run) => return (port, run),
+                Err(error) => {
+                    let error = Failed::Start(error).to_string();
+                    assert!(error.contains("is the port taken?"), "{error}");
+                }
+            }
+        }
+        panic!("no port stays free");
+    }
+
     /// Runs to the end; the ledger must add up.
     pub async fn run(&self, yaml: &str) -> Report {
         let report = self.try_run(yaml).await.unwrap_or_else(|error| panic!("{error}"));
@@ -94,3 +118,34 @@ impl Bench {
 }
 
 pub const BUFFERED: &str = "buffer: { queue: { broker: \"embedded:s\", name: q } }";
+
+/// Waits until so many items are completed.
+pub async fn until(run: &Run, completed: u64) {
+    let reached = async {
+        while run.report().ledger.completed < completed {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let reached = tokio::time::timeout(2 * LONG, reached).await;
+    assert!(reached.is_ok(), "only {:?}", run.report().ledger);
+}
+
+/// A request that is sent, and its answer not read yet.
+pub async fn send(port: u16, line: &str, content_type: &str, body: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
+    let head = format!(
+        "{line} HTTP/1.1\r\nHost: h\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    // The server may refuse before it has read everything.
+    let _ = stream.write_all(body.as_bytes()).await;
+    stream
+}
+
+/// The status line, the headers and the body of the answer.
+pub async fn asked(port: u16, line: &str, content_type: &str, body: &str) -> String {
+    let mut answer = Vec::new();
+    let _ = send(port, line, content_type, body).await.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}

@@ -47,7 +47,7 @@ pub(crate) async fn ask(server: SocketAddr) -> Result<(), BoxError> {
 async fn gone(server: SocketAddr) -> Result<(), BoxError> {
     let query = "request=%7B%22count%22%3A1%2C%22each%22%3A3600000%7D";
     drop(upgraded(server, &format!("/sockets/Ticks?{query}")).await?);
-    for _ in 0..500 {
+    for _ in 0..3000 {
         let metrics = http(server, "GET", "/metrics", "").await?;
         if metrics.contains("mediator_streams_total{type=\"Ticks\",status=\"cancelled\"} 1") {
             return Ok(());

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::Metadata;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use tokio::fs::File;
 
 /// Bytes that tell a file from another one of the same name: so many at its begin, and so many before where reading goes on.
@@ -81,23 +83,20 @@ fn read_at(file: &File, offset: u64, count: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-#[cfg(unix)]
-mod identity {
-    use std::fs::Metadata;
-    use std::os::unix::fs::MetadataExt;
+/// What tells a file from others whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    pub(super) fn of(file: &Metadata) -> Identity {
+        Identity { device: file.dev(), inode: file.ino() }
+    }
 
     /// Whether a name still means the file that was opened by it: logs are rotated by giving the name to another file.
-    pub(in super::super) fn is_same(named: &Metadata, open: &Metadata) -> bool {
-        (named.dev(), named.ino()) == (open.dev(), open.ino())
+    pub(super) fn is_of(self, named: &Metadata) -> bool {
+        self == Identity::of(named)
     }
 }
-
-#[cfg(not(unix))]
-mod identity {
-    /// Where files have no such numbers, one that is shorter than what was read of it shows that it is another one.
-    pub(in super::super) fn is_same(_: &std::fs::Metadata, _: &std::fs::Metadata) -> bool {
-        true
-    }
-}
-
-pub(super) use identity::is_same;
