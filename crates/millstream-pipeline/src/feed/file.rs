@@ -65,8 +65,8 @@ struct Current {
     end: bool,
     /// Since when it is read.
     since: Instant,
-    /// Whether all there was has been read, if not since then.
-    caught_up: bool,
+    /// How long it was when it was found: that much is read before others have their turn.
+    found: u64,
     /// Whether it has lost its name, to another file or to none: what is in it is read to the end, for nobody will
     /// write more.
     gone: bool,
@@ -223,7 +223,7 @@ impl FileFeed {
             at: offset,
             end: false,
             since: Instant::now(),
-            caught_up: false,
+            found: length,
             gone: false,
         })
     }
@@ -296,7 +296,6 @@ impl FileFeed {
             let count = current.file.read_buf(buffer).await.map_err(ReadError::of(&current.path))?;
             current.at += count as u64;
             current.end = count == 0;
-            current.caught_up |= (count as u64) < READ_BYTES;
             if current.end && self.follow {
                 self.look_again().await?;
             }
@@ -344,17 +343,17 @@ impl FileFeed {
 }
 
 impl Current {
-    /// Whether others have waited long enough for one that is written so fast that it never comes to its end. What was
+    /// Whether others have waited long enough for one that is written so fast that its end is never reached. What was
     /// there when it was found is read first: files are in the order of their names.
     fn has_had_its_turn(&self) -> bool {
-        self.caught_up && !self.end && !self.gone && self.since.elapsed() >= LOOK
+        self.at >= self.found && !self.end && !self.gone && self.since.elapsed() >= LOOK
     }
 
     /// Goes on after a rest.
     async fn woken(mut self) -> Result<Self, ReadError> {
         let (offset, _) = self.lines.framer.position();
         self.file.seek(SeekFrom::Start(offset)).await.map_err(ReadError::of(&self.path))?;
-        (self.at, self.end, self.since, self.caught_up) = (offset, false, Instant::now(), false);
+        (self.at, self.end, self.since, self.found) = (offset, false, Instant::now(), offset);
         Ok(self)
     }
 }
