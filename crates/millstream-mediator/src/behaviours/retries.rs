@@ -66,6 +66,9 @@ pub(crate) struct Counted {
 const CLASSES: [Class; 4] =
     [Class::Transient, Class::Permanent, Class::Throttled { retry_after: None }, Class::Cancelled];
 const ENDED: [&str; 3] = ["saved", "given_up", "unrepeatable"];
+const SAVED: usize = 0;
+const GIVEN_UP: usize = 1;
+const UNREPEATABLE: usize = 2;
 
 impl Counted {
     pub(crate) fn of(about: &About) -> Self {
@@ -98,7 +101,7 @@ impl Counted {
     }
 
     pub(crate) fn saved(&self, elapsed: Duration) {
-        self.ended.add(0, 1);
+        self.ended.add(SAVED, 1);
         if let Some(durations) = &self.durations {
             durations.observe(elapsed);
         }
@@ -107,16 +110,16 @@ impl Counted {
     /// No try follows. What could not be tried again by its error's class counts only if it was `tried` again before.
     pub(crate) fn given_up(&self, stop: Stop, tried: bool) {
         if tried || !matches!(stop, Stop::Permanent | Stop::Cancelled) {
-            self.ended.add(1, 1);
+            self.ended.add(GIVEN_UP, 1);
         }
     }
 
     /// No try follows an error of this class, because the request may not be repeated once more.
     pub(crate) fn unrepeatable(&self, class: Class, tried: bool) {
         if class.is_retryable() {
-            self.ended.add(2, 1);
+            self.ended.add(UNREPEATABLE, 1);
         } else if tried {
-            self.ended.add(1, 1);
+            self.ended.add(GIVEN_UP, 1);
         }
     }
 }
