@@ -81,23 +81,28 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Contained<F
             }
             return Poll::Ready(Step::End);
         };
-        let (mut room, mut last) = (max, false);
+        // Two numbers and a flag for each item; what is rare has a branch of its own.
+        let (mut items, mut failed, mut last, mut enough) = (0, 0, false, false);
         // A panic further down is not this flow's to catch.
         let mut below = false;
         let driven = catch_unwind(AssertUnwindSafe(|| {
             upstream.poll_drive(cx, max, &mut |item, ()| {
-                reached.passes(&item);
-                last |= item.as_ref().is_err_and(StreamError::is_last);
-                room -= 1;
+                items += 1;
+                if let Err(error) = &item {
+                    failed += 1;
+                    last |= error.is_last();
+                }
                 below = true;
                 let flow = sink(item, ());
                 below = false;
                 if flow.is_break() {
-                    room = 0;
+                    enough = true;
                 }
                 flow
             })
         }));
+        reached.items += items as u64;
+        reached.failed += failed;
         let payload = match driven {
             Ok(step) => return step,
             Err(payload) if below => resume_unwind(payload),
@@ -108,7 +113,7 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Contained<F
             return Poll::Ready(Step::End);
         }
         let panicked = reached.panicked(payload);
-        if room == 0 {
+        if enough || items == max {
             *broken = Some(panicked);
             return Poll::Ready(Step::More);
         }

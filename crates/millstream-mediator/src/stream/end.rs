@@ -102,6 +102,7 @@ where
     }
 }
 
+#[inline]
 fn boxed_error<T, E: Into<BoxError>>(item: Result<T, E>) -> Result<T, BoxError> {
     item.map_err(Into::into)
 }
@@ -192,10 +193,10 @@ where
             }
             return Poll::Ready(Step::End);
         };
-        let (mut position, mut delivered) = (self.position, self.delivered);
-        let mut left_out = self.left_out.items();
-        let mut failed = None;
-        let mut room = max;
+        let mut position = self.position;
+        let before = self.left_out.items();
+        let mut left_out = before;
+        let (mut failed, mut enough) = (None, false);
         // A panic further down is not this flow's to catch.
         let mut below = false;
         let driven = catch_unwind(AssertUnwindSafe(|| {
@@ -225,18 +226,18 @@ where
                     },
                 };
                 position += 1;
-                delivered += 1;
-                room = room.saturating_sub(1);
                 below = true;
                 let flow = sink(Ok(item), ());
                 below = false;
                 if flow.is_break() {
-                    room = 0;
+                    enough = true;
                 }
                 flow
             })
         }));
-        (self.position, self.delivered) = (position, delivered);
+        let delivered = position - self.position - left_out.wrapping_sub(before);
+        self.position = position;
+        self.delivered += delivered;
         let step = match driven {
             Ok(step) => step,
             Err(payload) if below => {
@@ -246,7 +247,7 @@ where
             Err(payload) => {
                 let payload: Box<dyn Any + Send> = payload;
                 let broken = self.broken(ErrorKind::Panicked, Panicked::new(payload).into(), true);
-                if room == 0 {
+                if enough || delivered >= max as u64 {
                     self.panicked = Some(broken);
                     return Poll::Ready(Step::More);
                 }

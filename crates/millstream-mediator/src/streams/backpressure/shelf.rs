@@ -127,13 +127,18 @@ impl<T> Shelf<T> {
     ) -> Vec<Result<T, StreamError>> {
         let mut shed = Vec::new();
         let mut state = self.state();
-        for item in chunk.drain(..) {
-            // What tells the end is never dropped.
-            let last = item.as_ref().is_err_and(StreamError::is_last);
-            if last {
-                state.items.push_back(item);
-            } else {
-                state.enter(item, marks, strategy, &mut shed);
+        if strategy.waits() {
+            // Nothing is dropped for those that there was room for.
+            state.entered += chunk.len() as u64;
+            state.items.append(chunk);
+        } else {
+            for item in chunk.drain(..) {
+                // What tells the end is never dropped.
+                if item.as_ref().is_err_and(StreamError::is_last) {
+                    state.items.push_back(item);
+                } else {
+                    state.enter(item, marks, strategy, &mut shed);
+                }
             }
         }
         state.dropped += shed.len() as u64;

@@ -96,6 +96,20 @@ impl<T> Waiting<T> {
         self.items.push_back(item);
     }
 
+    /// Puts all of them behind what waits.
+    pub(crate) fn append(&mut self, items: &mut Vec<Item<T>>) {
+        if self.is_plain() {
+            self.items.extend(items.drain(..));
+        } else {
+            items.drain(..).for_each(|item| self.push_back(item));
+        }
+    }
+
+    /// Nothing is looked at.
+    fn is_plain(&self) -> bool {
+        self.heap.is_none() && self.levels.is_none() && self.keys.is_none()
+    }
+
     pub(crate) fn pop_front(&mut self) -> Option<Item<T>> {
         let item = self.items.pop_front()?;
         if let Some(keys) = &mut self.keys {
@@ -112,7 +126,7 @@ impl<T> Waiting<T> {
 
     /// Takes so many, of those that there are.
     pub(crate) fn take(&mut self, count: usize, into: &mut VecDeque<Item<T>>) {
-        if self.heap.is_none() && self.levels.is_none() && self.keys.is_none() {
+        if self.is_plain() {
             into.extend(self.items.drain(..count));
             return;
         }
