@@ -190,18 +190,27 @@ impl ReadSide {
                 // An empty line before a head is a relic that is passed over (RFC 9112, 2.2).
                 chunk.advance(2);
             }
+            // Nearly all heads come whole. They are copied without what follows, which may be a whole body.
             let seen = self.begun.len();
-            self.begun.extend_from_slice(&chunk);
-            let end = end_of_head(&self.begun, seen).map_err(NoHead::Refused)?;
-            if end.unwrap_or(self.begun.len()) > max {
+            if seen > 0 {
+                self.begun.extend_from_slice(&chunk);
+            }
+            let read = if seen > 0 { &self.begun[..] } else { &chunk };
+            let (end, length) = (end_of_head(read, seen).map_err(NoHead::Refused)?, read.len());
+            if end.unwrap_or(length) > max {
                 return Err(NoHead::Refused(HeadError::TooLarge));
             }
-            if let Some(end) = end {
-                chunk.advance(end - seen);
-                self.keep(chunk);
-                self.begun.truncate(end);
-                return Ok(std::mem::take(&mut self.begun).into());
-            }
+            let Some(end) = end else {
+                if seen == 0 {
+                    self.begun.extend_from_slice(&chunk);
+                }
+                continue;
+            };
+            let head = Bytes::copy_from_slice(&read[..end]);
+            self.begun = Vec::new();
+            chunk.advance(end - seen);
+            self.keep(chunk);
+            return Ok(head);
         }
     }
 
