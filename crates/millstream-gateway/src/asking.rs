@@ -30,15 +30,19 @@ pub(crate) fn path_below<'a>(base: &str, path: &'a str) -> Cow<'a, str> {
     if base.is_empty() || path == "*" { Cow::Borrowed(path) } else { Cow::Owned(format!("{base}{path}")) }
 }
 
-/// The bytes of a request's head for an upstream.
-pub(crate) fn request_head(asked: &Asked<'_>, base: &str, switching: Option<&HeaderValue>) -> Vec<u8> {
-    let mut out = Vec::with_capacity(512);
-    write_request_line(&mut out, &asked.method, &path_below(base, path_of(&asked.target)));
+/// Appends a request's head for an upstream.
+pub(crate) fn write_request_head(
+    out: &mut Vec<u8>,
+    asked: &Asked<'_>,
+    base: &str,
+    switching: Option<&HeaderValue>,
+) {
+    write_request_line(out, &asked.method, &path_below(base, path_of(&asked.target)));
     if !asked.headers.contains_key(header::HOST) {
         // HTTP/1.0 need not say it; the upstream is asked by HTTP/1.1, which must.
         out.extend_from_slice(b"host: \r\n");
     }
-    write_headers(&mut out, &asked.headers);
+    write_headers(out, &asked.headers);
     match asked.framing {
         Framing::Chunked | Framing::UntilClose => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         Framing::Length(length) if !asked.headers.contains_key(header::CONTENT_LENGTH) => {
@@ -55,5 +59,4 @@ pub(crate) fn request_head(asked: &Asked<'_>, base: &str, switching: Option<&Hea
         out.extend_from_slice(b"\r\n");
     }
     out.extend_from_slice(b"\r\n");
-    out
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
 use crate::answer::{Answer, NoAnswer};
 use crate::client::Client;
@@ -65,6 +65,7 @@ impl Serving<'_> {
         let settings = &self.shared.settings;
         let idle = settings.timeouts.idle;
         let mut meter = Meter::start(Direction::Request, &sums.request);
+        let began = meter.started();
         let rules = Rules {
             chunk: settings.request_chunk,
             bytes_max: settings.limits.request_body_bytes,
@@ -80,7 +81,7 @@ impl Serving<'_> {
         let mut uploaded: Option<Uploaded<'a>> = None;
 
         // The head of the answer.
-        let late = sleep(settings.timeouts.response);
+        let late = sleep_until(began + settings.timeouts.response);
         tokio::pin!(late);
         let head = loop {
             let running = uploaded.is_none();
@@ -93,7 +94,7 @@ impl Serving<'_> {
                     if let Some(how) = ended.broken.as_ref().and_then(fault_of) {
                         return Conversed { source: None, how };
                     }
-                    late.as_mut().reset(Instant::now() + settings.timeouts.response);
+                    late.as_mut().reset(began + ended.report.duration + settings.timeouts.response);
                     uploaded = Some(ended);
                 }
                 head = answer.head(settings.limits.header_bytes) => match head {

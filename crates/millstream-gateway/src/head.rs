@@ -207,10 +207,13 @@ fn is_authority(text: &str) -> bool {
     let numbered = |byte: u8| byte.is_ascii_hexdigit() || b":.".contains(&byte);
     let host = match host.strip_prefix('[') {
         None => !host.is_empty() && host.bytes().all(named),
-        Some(rest) => rest.strip_suffix(']').is_some_and(|inner| inner.bytes().all(numbered)),
+        // What no URI could say cannot be asked of a server that speaks HTTP/2.
+        Some(rest) => {
+            rest.strip_suffix(']').is_some_and(|inner| inner.bytes().all(numbered))
+                && Authority::try_from(text).is_ok()
+        }
     };
-    // What no URI could say cannot be asked of a server that speaks HTTP/2.
-    host && port.bytes().all(|byte| byte.is_ascii_digit()) && Authority::try_from(text).is_ok()
+    host && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The declared length. A list is refused even where its entries agree: who forwards it may read it differently.
@@ -234,6 +237,8 @@ fn chunked(headers: &HeaderMap) -> Result<bool, HeadError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{prop_assert, proptest};
+
     use super::*;
 
     #[test]
@@ -245,6 +250,14 @@ mod tests {
             ["", ":80", "u@a", "a:b", "a\";by=evil", "a b", "a,b", "a/b", "[::1", "[x]", "[::1]x", "ä"]
         {
             assert!(!is_authority(text), "{text}");
+        }
+    }
+
+    proptest! {
+        /// A server that speaks HTTP/2 can be asked for it.
+        #[test]
+        fn every_host_is_one_of_a_uri(text in "[a-z0-9._~:\\[\\]@%-]{1,12}|[a-z0-9._~-]{1,300}(:[0-9]{0,30})?") {
+            prop_assert!(!is_authority(&text) || Authority::try_from(text.as_str()).is_ok());
         }
     }
 

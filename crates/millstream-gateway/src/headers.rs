@@ -14,6 +14,10 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
+/// Parameters of `Forwarded`.
+const HOST: &[u8] = b";host=\"";
+const PROTO: &[u8] = b";proto=";
+
 /// What always belongs to one connection.
 const HOP_BY_HOP: [HeaderName; 6] = [
     header::CONNECTION,
@@ -85,17 +89,23 @@ pub(crate) fn forward(headers: &mut HeaderMap, mode: Forwarded, peer: &Peer) {
     let host = headers.get(header::HOST).cloned();
     let (before, after): (&[u8], &[u8]) =
         if peer.address.ip().to_canonical().is_ipv4() { (b"for=", b"") } else { (b"for=\"[", b"]\"") };
-    let mut element = [before, peer.name.as_bytes(), after].concat();
+    // Of just the size that it needs, it becomes a header as it is.
+    let host_length = host.as_ref().map_or(0, |host| host.len() + HOST.len() + 1);
+    let length = before.len() + peer.name.len() + after.len() + host_length + PROTO.len() + peer.scheme.len();
+    let mut element = Vec::with_capacity(length);
+    for part in [before, peer.name.as_bytes(), after] {
+        element.extend_from_slice(part);
+    }
     append(headers, X_FORWARDED_FOR, peer.name.clone());
     headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(peer.scheme));
     if let Some(host) = host {
         // The head was checked: there is nothing in a host that could end the quotes.
-        for part in [b";host=\"", host.as_bytes(), b"\""] {
+        for part in [HOST, host.as_bytes(), b"\""] {
             element.extend_from_slice(part);
         }
         headers.entry(X_FORWARDED_HOST).or_insert(host);
     }
-    element.extend_from_slice(b";proto=");
+    element.extend_from_slice(PROTO);
     element.extend_from_slice(peer.scheme.as_bytes());
     if let Ok(element) = HeaderValue::from_maybe_shared(Bytes::from(element)) {
         append(headers, header::FORWARDED, element);

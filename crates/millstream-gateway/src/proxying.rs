@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::answer::Answer;
-use crate::asking::{path_below, path_of, request_head, size_of};
+use crate::asking::{path_below, path_of, size_of, write_request_head};
 use crate::body::Body;
 use crate::client::Client;
 use crate::converse::How;
@@ -58,7 +58,8 @@ impl Serving<'_> {
             };
             let ((reused, number), up, conversed) = match way {
                 Ok(Way::Http1(mut up)) => {
-                    up.write.pending = request_head(&asked, &url.base, switching.as_ref());
+                    debug_assert!(up.write.pending.is_empty(), "what it sent before was sent whole");
+                    write_request_head(&mut up.write.pending, &asked, &url.base, switching.as_ref());
                     let sink = Sink::Wire { write: &mut up.write, framing: asked.framing };
                     let answer = Answer::Wire { read: &mut up.read, method: asked.method.clone() };
                     let conversed =

@@ -1,13 +1,17 @@
 //! Heads of HTTP/1 messages (RFC 9112), read strictly: what two readers could understand differently is refused.
 
+use std::mem::MaybeUninit;
+
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version};
+use httparse::ParserConfig;
 
 use crate::head::{self, Framing, HEADERS_MAX, HeadError, words};
 
-/// So many more lines have room in what was read: what is said of the client, or of the connection.
-const ROOM: usize = 6;
+/// So many more lines have room in a request that was read, for what is said of the client and of the connection, and in an answer.
+const REQUEST_ROOM: usize = 6;
+const ANSWER_ROOM: usize = 2;
 
 /// Where the head ends in `bytes`, if all of it is there: after the empty line. `seen` bytes were looked at before.
 pub(crate) fn end_of_head(bytes: &[u8], seen: usize) -> Result<Option<usize>, HeadError> {
@@ -46,9 +50,10 @@ pub(crate) struct ResponseHead {
 
 /// Reads a whole request head, from its first line to its empty line.
 pub(crate) fn request(bytes: &Bytes, target_max: usize) -> Result<RequestHead, HeadError> {
-    let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut parsed = httparse::Request::new(&mut lines);
-    match parsed.parse(bytes).map_err(|error| refused(error, bytes))? {
+    let mut lines = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut []);
+    let read = parsed.parse_with_uninit_headers(bytes, &mut lines);
+    match read.map_err(|error| refused(error, bytes))? {
         httparse::Status::Complete(length) if length == bytes.len() => {}
         _ => return Err(HeadError::Malformed),
     }
@@ -60,7 +65,7 @@ pub(crate) fn request(bytes: &Bytes, target_max: usize) -> Result<RequestHead, H
     }
     let version = version(parsed.version)?;
     let target = target_of(target, bytes)?;
-    let mut headers = headers(parsed.headers, bytes)?;
+    let mut headers = headers(parsed.headers, bytes, REQUEST_ROOM)?;
     let framing = head::check(&method, &target, version, &mut headers)?;
     let keep_alive = keeps_alive(&headers, version);
     Ok(RequestHead { method, target, version, headers, framing, keep_alive })
@@ -68,15 +73,16 @@ pub(crate) fn request(bytes: &Bytes, target_max: usize) -> Result<RequestHead, H
 
 /// Reads a whole response head; `to` is the method that was asked with.
 pub(crate) fn response(bytes: &Bytes, to: &Method) -> Result<ResponseHead, HeadError> {
-    let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut parsed = httparse::Response::new(&mut lines);
-    match parsed.parse(bytes).map_err(|error| refused(error, bytes))? {
+    let mut lines = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = httparse::Response::new(&mut []);
+    let read = ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, &mut lines);
+    match read.map_err(|error| refused(error, bytes))? {
         httparse::Status::Complete(length) if length == bytes.len() => {}
         _ => return Err(HeadError::Malformed),
     }
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(HeadError::Malformed)?;
     let version = version(parsed.version)?;
-    let headers = headers(parsed.headers, bytes)?;
+    let headers = headers(parsed.headers, bytes, ANSWER_ROOM)?;
     let bodiless = status.is_informational()
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED
@@ -102,7 +108,7 @@ pub(crate) fn trailers(section: &Bytes) -> Result<HeaderMap, HeadError> {
     if length != section.len() {
         return Err(HeadError::Malformed);
     }
-    head::check_trailers(headers(parsed, section)?)
+    head::check_trailers(headers(parsed, section, 0)?)
 }
 
 fn refused(error: httparse::Error, bytes: &[u8]) -> HeadError {
@@ -130,8 +136,8 @@ fn target_of(target: &str, head: &Bytes) -> Result<Uri, HeadError> {
     Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).map_err(|_| HeadError::Target)
 }
 
-fn headers(lines: &[httparse::Header<'_>], head: &Bytes) -> Result<HeaderMap, HeadError> {
-    let mut headers = HeaderMap::with_capacity(lines.len() + ROOM);
+fn headers(lines: &[httparse::Header<'_>], head: &Bytes, room: usize) -> Result<HeaderMap, HeadError> {
+    let mut headers = HeaderMap::with_capacity(lines.len() + room);
     for line in lines {
         let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
         let value = if line.value.is_empty() { Bytes::new() } else { head.slice_ref(line.value) };

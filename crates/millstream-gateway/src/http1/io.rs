@@ -103,6 +103,10 @@ impl ReadSide {
         if let Some(carry) = self.carry.take() {
             return Poll::Ready(Ok(Some(carry)));
         }
+        if let ReadIo::Tcp(io) = &self.io {
+            // What waits needs no lease.
+            std::task::ready!(AsRef::<TcpStream>::as_ref(io).poll_read_ready(cx))?;
+        }
         let mut lease = self.pool.lease_or_smaller(want);
         let mut spare = lease.spare(want);
         let read = match &mut self.io {
