@@ -15,6 +15,7 @@ use crate::held::Held;
 use crate::knob::{Knob, Setting};
 use slots::Slab;
 
+mod ready;
 mod slots;
 
 /// How many calls run at once, and whether results keep the order of their items.

@@ -7,81 +7,10 @@ use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
-use futures_util::task::AtomicWaker;
-
+use super::ready::{Polling, Ready, Woken};
 use crate::token::Settle;
-
-/// Which slots want to be polled: a bit each.
-struct Ready {
-    words: Box<[Word]>,
-    stage: AtomicWaker,
-    /// The thread that is polling the calls, or 0. Only it can find its own number here.
-    poller: AtomicUsize,
-}
-
-/// 64 slots.
-#[derive(Default)]
-struct Word {
-    /// Set by anybody.
-    bits: AtomicU64,
-    /// Set and cleared by the poller alone, so that a call that wakes itself while it is polled needs no
-    /// read-modify-write, which would be half of its cost.
-    own: AtomicU64,
-}
-
-impl Word {
-    fn add_own(&self, bits: u64) {
-        self.own.store(self.own.load(Ordering::Relaxed) | bits, Ordering::Relaxed);
-    }
-
-    /// Takes all bits.
-    #[inline]
-    fn take(&self) -> u64 {
-        let own = self.own.load(Ordering::Relaxed);
-        if own != 0 {
-            self.own.store(0, Ordering::Relaxed);
-        }
-        if self.bits.load(Ordering::Relaxed) == 0 { own } else { own | self.bits.swap(0, Ordering::AcqRel) }
-    }
-}
-
-/// A number for this thread that no other has while it lives.
-fn this_thread() -> usize {
-    thread_local!(static HERE: u8 = const { 0 });
-    HERE.try_with(|here| ptr::from_ref(here).addr()).unwrap_or(usize::MAX)
-}
-
-/// While alive, calls that wake themselves say so without the others' bits.
-pub(super) struct Polling(Arc<Ready>);
-
-impl Drop for Polling {
-    fn drop(&mut self) {
-        self.0.poller.store(0, Ordering::Relaxed);
-    }
-}
-
-struct SlotWaker {
-    ready: Arc<Ready>,
-    slot: usize,
-}
-
-impl Wake for SlotWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-    fn wake_by_ref(self: &Arc<Self>) {
-        let (word, bit) = (&self.ready.words[self.slot / 64], 1 << (self.slot % 64));
-        if self.ready.poller.load(Ordering::Relaxed) == this_thread() {
-            word.add_own(bit);
-        } else if word.bits.fetch_or(bit, Ordering::AcqRel) == 0 {
-            // Otherwise whoever set the first bit has woken the stage, which has not looked at the word since.
-            self.ready.stage.wake();
-        }
-    }
-}
 
 /// Where a future lives: it must not move, so this stays where it was allocated while the slab lives.
 struct Home<Fut> {
@@ -189,7 +118,6 @@ impl<Fut: Future, K> Drop for Slab<Fut, K> {
 
 impl<Fut: Future, K: Settle> Slab<Fut, K> {
     pub(super) fn new(slots: usize, unordered: bool) -> Self {
-        let words = (0..slots.div_ceil(64)).map(|_| Word::default()).collect();
         Slab {
             slots: Vec::new(),
             free: Vec::new(),
@@ -198,7 +126,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             in_flight: 0,
             calls_ended: 0,
             unordered,
-            ready: Arc::new(Ready { words, stage: AtomicWaker::new(), poller: AtomicUsize::new(0) }),
+            ready: Ready::new(slots),
         }
     }
 
@@ -215,15 +143,14 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
     pub(super) fn begin(&self, stage: &Waker) -> Polling {
         if self.in_flight > 0 {
             // Before the bits are read: a wake after this finds the stage, one before it has set its bit.
-            self.ready.stage.register(stage);
+            self.ready.register(stage);
         }
-        self.ready.poller.store(this_thread(), Ordering::Relaxed);
-        Polling(self.ready.clone())
+        self.ready.polling()
     }
 
     /// Nothing more can be done now; but calls that woke themselves want to be polled again after others had their turn.
     pub(super) fn pending<T>(&self, stage: &Waker) -> Poll<T> {
-        if self.ready.words.iter().any(|word| word.own.load(Ordering::Relaxed) != 0) {
+        if self.ready.any_own() {
             stage.wake_by_ref();
         }
         Poll::Pending
@@ -241,7 +168,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
     fn make_spare(&mut self) -> usize {
         let slot = self.free.pop().unwrap_or_else(|| {
             let slot = self.slots.len();
-            let waker = Waker::from(Arc::new(SlotWaker { ready: self.ready.clone(), slot }));
+            let waker = self.ready.waker(slot);
             let home = Box::into_raw(Box::new(Home { waker, future: MaybeUninit::uninit() }));
             // SAFETY: a box is not null.
             let home = unsafe { NonNull::new_unchecked(home) };
@@ -264,9 +191,9 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             Poll::Ready(output) => *done = Some(output),
         }
         if self.in_flight == 0 {
-            self.ready.stage.register(stage);
+            self.ready.register(stage);
             // A wake before the registration found nobody, and one after it wakes nobody if another left its bit.
-            if self.ready.words.iter().any(|word| word.bits.load(Ordering::Acquire) != 0) {
+            if self.ready.any_others() {
                 stage.wake_by_ref();
             }
         }
@@ -307,7 +234,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
         if !self.unordered {
             self.release_in_order(room, sink)?;
         }
-        for (at, word) in ready.words.iter().enumerate() {
+        for (at, word) in ready.words().enumerate() {
             let mut woken = Woken { word, bits: word.take() };
             while woken.bits != 0 {
                 if self.unordered && *room == 0 {
@@ -378,22 +305,6 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             sink(output, token)?;
         }
         ControlFlow::Continue(())
-    }
-}
-
-/// Slots that were woken and not polled yet. What a break or a panic leaves of them is put back, else nobody
-/// would wake those calls again.
-struct Woken<'a> {
-    word: &'a Word,
-    bits: u64,
-}
-
-impl Drop for Woken<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if self.bits != 0 {
-            self.word.add_own(self.bits);
-        }
     }
 }
 
