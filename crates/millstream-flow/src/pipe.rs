@@ -254,8 +254,9 @@ impl<F: Flow> Pipe<F> {
         self
     }
 
-    /// What becomes of the run when a function of the user panics where no error is expected, as in
-    /// [`map`](Pipe::map). [`try_map`](Pipe::try_map) makes a panic the item's error instead.
+    /// What becomes of the run when a function of the user panics, or takes longer than its
+    /// [limit](crate::Concurrency::time_limit), where no error is expected, as in [`map`](Pipe::map) and
+    /// [`map_async`](Pipe::map_async). [`try_map`](Pipe::try_map) and its kin make it the item's error instead.
     pub fn on_panic(self, policy: PanicPolicy) -> Self {
         self.scope.set_panic_policy(policy);
         self

@@ -1,11 +1,13 @@
 //! Async functions, with many calls in flight.
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::hash::Hash;
+use std::pin::pin;
 use std::sync::Arc;
 
 use super::Pipe;
 use crate::flow::Flow;
+use crate::op::map_async::limit::{Deadlines, Limit, Since, within};
 use crate::op::map_async::{Concurrency, MapAsync};
 use crate::op::turns::Turns;
 use crate::scope::Scope;
@@ -21,14 +23,18 @@ impl<F: Flow> Pipe<F> {
     /// At most the limit is in flight, waiting results of an ordered one included. No item allocates: calls live
     /// in slots that are made once.
     ///
-    /// # Panics
-    /// A call that panics is taken out; the run's [`PanicPolicy`] decides.
+    /// # Errors
+    /// A call that panics, or takes longer than its [`time_limit`](Concurrency::time_limit), is taken out; the run's
+    /// [`PanicPolicy`](crate::PanicPolicy) decides. To hear of such an item, use [`try_map_async`](Pipe::try_map_async).
+    ///
+    /// # Cancel safety
+    /// Calls are dropped where they wait when their time is over or the run is dropped.
     pub fn map_async<M, Fut>(self, concurrency: impl Into<Concurrency>, map: M) -> Pipe<MapAsync<F, M, Fut>>
     where
         M: FnMut(F::Item) -> Fut,
         Fut: Future,
     {
-        self.calls("map_async", concurrency.into(), |_, _| map)
+        self.calls("map_async", concurrency.into(), Since::Waiting, |_, _, _| map)
     }
 
     /// An operator that calls what `build` makes, in flight at once.
@@ -36,7 +42,8 @@ impl<F: Flow> Pipe<F> {
         self,
         kind: &'static str,
         concurrency: Concurrency,
-        build: impl FnOnce(Arc<OpStats>, &Arc<Scope>) -> M,
+        since: Since,
+        build: impl FnOnce(Arc<OpStats>, &Arc<Scope>, Option<Arc<Limit>>) -> M,
     ) -> Pipe<MapAsync<F, M, Fut>>
     where
         M: FnMut(F::Item) -> Fut,
@@ -44,10 +51,15 @@ impl<F: Flow> Pipe<F> {
     {
         self.then(kind, |upstream, op, scope| {
             let limit = concurrency.knob(format!("{} in flight", op.name()));
-            let call = size_of::<Fut>() + size_of::<Option<Fut::Output>>();
+            let mut call = size_of::<Fut>() + size_of::<Option<Fut::Output>>();
+            let time_limit = concurrency.time_limit.map(Limit::new);
+            let deadlines = time_limit.clone().map(|limit| {
+                call += Deadlines::CALL_BYTES;
+                Deadlines::new(limit, since, op.clone(), scope.clone())
+            });
             scope.add_memory(kind.into(), limit.bounds().1.saturating_mul(call));
             scope.add_knob(limit.clone());
-            MapAsync::new(upstream, build(op, scope), limit, concurrency.unordered)
+            MapAsync::new(upstream, build(op, scope, time_limit), limit, concurrency.unordered, deadlines)
         })
     }
 
@@ -61,6 +73,9 @@ impl<F: Flow> Pipe<F> {
     ///
     /// # Backpressure
     /// A call that waits for another of its key counts as in flight.
+    ///
+    /// # Errors
+    /// As [`map_async`](Pipe::map_async). The next call of a key begins when the one before is taken out.
     ///
     /// ```
     /// # use millstream_flow::{Concurrency, Pipe};
@@ -89,14 +104,21 @@ impl<F: Flow> Pipe<F> {
         M: AsyncFn(F::Item) -> U + 'static,
     {
         let concurrency = concurrency.into();
-        let (turns, map) = (Turns::new(&concurrency, &self.scope, "map_async_by_key"), Arc::new(map));
-        let call = move |item| {
-            let (turn, map) = (turns.of(&key(&item)), map.clone());
-            async move {
-                let _turn = turn.wait().await;
-                map(item).await
+        self.calls("map_async_by_key", concurrency, Since::Said, |_, scope, limit| {
+            let (turns, shared) =
+                (Turns::new(&concurrency, scope, "map_async_by_key"), Arc::new((map, limit)));
+            move |item| {
+                let (turn, shared) = (turns.of(&key(&item)), shared.clone());
+                async move {
+                    let _turn = turn.wait().await;
+                    let (map, limit) = &*shared;
+                    match within(limit.as_deref(), pin!(map(item))).await {
+                        Ok(output) => output,
+                        // Its item is settled by whoever drops this.
+                        Err(_) => pending().await,
+                    }
+                }
             }
-        };
-        self.calls("map_async_by_key", concurrency, |_, _| call)
+        })
     }
 }

@@ -4,8 +4,10 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
+use tokio::time::Instant;
 
 /// Which slots want to be polled: a bit each.
 pub(super) struct Ready {
@@ -13,12 +15,21 @@ pub(super) struct Ready {
     stage: AtomicWaker,
     /// The thread that is polling the calls, or 0. Only it can find its own number here.
     poller: AtomicUsize,
+    /// Of calls that may take only so long: what moments are counted from.
+    origin: Option<Instant>,
+    /// When a call was woken first since [`take_woken`](Ready::take_woken), in nanoseconds; or 0.
+    woken: AtomicU64,
 }
 
 impl Ready {
-    pub(super) fn new(slots: usize) -> Arc<Self> {
-        let words = (0..slots.div_ceil(64)).map(|_| Word::default()).collect();
-        Arc::new(Ready { words, stage: AtomicWaker::new(), poller: AtomicUsize::new(0) })
+    pub(super) fn new(slots: usize, limited: bool) -> Arc<Self> {
+        Arc::new(Ready {
+            words: (0..slots.div_ceil(64)).map(|_| Word::default()).collect(),
+            stage: AtomicWaker::new(),
+            poller: AtomicUsize::new(0),
+            origin: limited.then(Instant::now),
+            woken: AtomicU64::new(0),
+        })
     }
 
     /// 64 slots each, the first ones first.
@@ -50,6 +61,31 @@ impl Ready {
     #[inline]
     pub(super) fn any_others(&self) -> bool {
         self.words.iter().any(|word| word.bits.load(Ordering::Acquire) != 0)
+    }
+
+    /// Whether the call of a slot was woken and has not been polled since.
+    pub(super) fn is_woken(&self, slot: usize) -> bool {
+        let (word, bit) = (&self.words[slot / 64], 1 << (slot % 64));
+        (word.own.load(Ordering::Relaxed) | word.bits.load(Ordering::Acquire)) & bit != 0
+    }
+
+    /// When a call was woken by another first since this was asked. Kept only if calls may take only so long.
+    pub(super) fn take_woken(&self) -> Option<Instant> {
+        let woken = self.woken.load(Ordering::Relaxed);
+        if woken == 0 {
+            return None;
+        }
+        self.woken.store(0, Ordering::Relaxed);
+        Some(self.origin? + Duration::from_nanos(woken))
+    }
+
+    fn note_woken(&self) {
+        if let Some(origin) = self.origin
+            && self.woken.load(Ordering::Relaxed) == 0
+        {
+            let nanos = u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.woken.store(nanos.max(1), Ordering::Relaxed);
+        }
     }
 
     /// What wakes the call of a slot.
@@ -114,7 +150,10 @@ impl Wake for SlotWaker {
         let (word, bit) = (&self.ready.words[self.slot / 64], 1 << (self.slot % 64));
         if self.ready.poller.load(Ordering::Relaxed) == this_thread() {
             word.add_own(bit);
-        } else if word.bits.fetch_or(bit, Ordering::AcqRel) == 0 {
+            return;
+        }
+        self.ready.note_woken();
+        if word.bits.fetch_or(bit, Ordering::AcqRel) == 0 {
             // Otherwise whoever set the first bit has woken the stage, which has not looked at the word since.
             self.ready.stage.wake();
         }

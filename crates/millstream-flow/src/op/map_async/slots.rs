@@ -9,7 +9,9 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use super::limit::Deadlines;
 use super::ready::{Polling, Ready, Woken};
+use crate::flow::Step;
 use crate::token::Settle;
 
 /// Where a future lives: it must not move, so this stays where it was allocated while the slab lives.
@@ -73,6 +75,15 @@ impl<Fut: Future> Place<Fut> {
         }
         result
     }
+
+    /// Drops the future that is here; leaves the place free, also if that panics.
+    ///
+    /// # Safety
+    /// The slab is alive and a future is here.
+    unsafe fn discard(self) {
+        // SAFETY: the home is alive, and the future is initialised.
+        drop(Ended(unsafe { (&raw mut (*self.0.as_ptr()).future).cast::<Fut>() }));
+    }
 }
 
 /// A call in flight, or the place for one.
@@ -97,10 +108,15 @@ pub(super) struct Slab<Fut: Future, K> {
     calls_ended: u64,
     unordered: bool,
     ready: Arc<Ready>,
+    /// Of calls that may take only so long.
+    deadlines: Option<Box<Deadlines>>,
 }
 
+// What the next line says of the slab, the compiler says of its deadlines.
+const _: fn(Deadlines) -> Box<dyn Send> = |deadlines| Box::new(deadlines);
+
 // SAFETY: the slab owns what its homes hold, as a box would: futures (sent as `Fut: Send` says), and wakers, which are
-// `Send` and `Sync`.
+// `Send` and `Sync`. The deadlines are `Send` by themselves.
 unsafe impl<Fut: Future + Send, K: Send> Send for Slab<Fut, K> where Fut::Output: Send {}
 
 impl<Fut: Future, K> Drop for Slab<Fut, K> {
@@ -117,7 +133,7 @@ impl<Fut: Future, K> Drop for Slab<Fut, K> {
 }
 
 impl<Fut: Future, K: Settle> Slab<Fut, K> {
-    pub(super) fn new(slots: usize, unordered: bool) -> Self {
+    pub(super) fn new(slots: usize, unordered: bool, deadlines: Option<Deadlines>) -> Self {
         Slab {
             slots: Vec::new(),
             free: Vec::new(),
@@ -126,7 +142,8 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             in_flight: 0,
             calls_ended: 0,
             unordered,
-            ready: Ready::new(slots),
+            ready: Ready::new(slots, deadlines.is_some()),
+            deadlines: deadlines.map(Box::new),
         }
     }
 
@@ -149,7 +166,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
     }
 
     /// Nothing more can be done now; but calls that woke themselves want to be polled again after others had their turn.
-    pub(super) fn pending<T>(&self, stage: &Waker) -> Poll<T> {
+    fn pending<T>(&self, stage: &Waker) -> Poll<T> {
         if self.ready.any_own() {
             stage.wake_by_ref();
         }
@@ -187,7 +204,12 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
         let Slot { live, token: place, done, .. } = &mut self.slots[slot];
         *place = Some(token);
         match begun {
-            Poll::Pending => *live = true,
+            Poll::Pending => {
+                *live = true;
+                if let Some(deadlines) = &mut self.deadlines {
+                    deadlines.waits(slot, true);
+                }
+            }
             Poll::Ready(output) => *done = Some(output),
         }
         if self.in_flight == 0 {
@@ -272,9 +294,13 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             Poll::Pending => {
                 place.live = true;
                 place.token = Some(token);
+                if let Some(deadlines) = &mut self.deadlines {
+                    deadlines.waits(slot, false);
+                }
                 ControlFlow::Continue(())
             }
             Poll::Ready(output) if self.unordered => {
+                self.end_time(slot);
                 self.vacate(slot);
                 *room -= 1;
                 sink(output, token)
@@ -282,9 +308,89 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             Poll::Ready(output) => {
                 place.token = Some(token);
                 place.done = Some(output);
+                self.end_time(slot);
                 ControlFlow::Continue(())
             }
         }
+    }
+
+    /// The call has ended: its time is not watched any more.
+    #[inline]
+    fn end_time(&mut self, slot: usize) {
+        if let Some(deadlines) = &mut self.deadlines {
+            deadlines.remove(slot);
+        }
+    }
+
+    /// Ends the calls that have had their time. Each is polled once more: then it is ready, or says itself that it was late,
+    /// or is dropped. Returns whether an item that was late has failed the run.
+    pub(super) fn end_late(
+        &mut self,
+        room: &mut usize,
+        sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
+    ) -> ControlFlow<(), bool> {
+        let Some(deadlines) = &mut self.deadlines else { return ControlFlow::Continue(false) };
+        let Some((now, held)) = deadlines.enter(self.ready.take_woken()) else {
+            return ControlFlow::Continue(self.failed());
+        };
+        // A result needs room at once if nobody asked for order.
+        while (!self.unordered || *room > 0) && !self.failed() {
+            let Some(deadlines) = &mut self.deadlines else { break };
+            let Some(slot) = deadlines.take_due(now) else { break };
+            if held && self.ready.is_woken(slot) {
+                deadlines.renew(slot);
+                continue;
+            }
+            let over = deadlines.over();
+            self.poll_woken(slot, room, sink)?;
+            drop(over);
+            if let Some(token) = self.discard(slot)
+                && let Some(deadlines) = &mut self.deadlines
+            {
+                deadlines.late(token);
+            }
+        }
+        ControlFlow::Continue(self.failed())
+    }
+
+    fn failed(&self) -> bool {
+        self.deadlines.as_ref().is_some_and(|deadlines| deadlines.failed())
+    }
+
+    /// Drops a call that is still under way, and gives its token.
+    #[cold]
+    fn discard(&mut self, slot: usize) -> Option<K> {
+        let place = self.slots.get_mut(slot).filter(|place| place.live)?;
+        // As in `poll_woken`, if the call panics as it goes.
+        let token = place.token.take()?;
+        let home = Place(place.home);
+        place.live = false;
+        let _book = Book { slab: self, slot };
+        // SAFETY: the slot was live, so a future is there.
+        unsafe { home.discard() };
+        Some(token)
+    }
+
+    /// Returns, though more could be done now.
+    #[inline]
+    pub(super) fn more(&mut self) -> Poll<Step> {
+        if let Some(deadlines) = &mut self.deadlines {
+            deadlines.leave();
+        }
+        Poll::Ready(Step::More)
+    }
+
+    /// As [`pending`](Self::pending), unless there are calls that have had their time: then the stage is to go on.
+    pub(super) fn pending_until(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        if let Some(deadlines) = &mut self.deadlines {
+            if deadlines.poll_due(cx).is_ready() {
+                return Poll::Ready(Step::More);
+            }
+            if self.ready.any_own() {
+                deadlines.leave();
+            }
+        }
+        self.pending(cx.waker())
     }
 
     fn release_in_order(
@@ -308,7 +414,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
     }
 }
 
-/// Takes a slot whose call panics out of the book.
+/// Takes a slot whose call panics, or is dropped, out of the book.
 struct Book<'a, Fut: Future, K: Settle> {
     slab: &'a mut Slab<Fut, K>,
     slot: usize,
@@ -317,7 +423,13 @@ struct Book<'a, Fut: Future, K: Settle> {
 impl<Fut: Future, K: Settle> Drop for Book<'_, Fut, K> {
     fn drop(&mut self) {
         let slot = self.slot;
-        self.slab.order.retain(|&other| other != slot);
+        // Calls that run out of time are the oldest.
+        if self.slab.order.front() == Some(&slot) {
+            self.slab.order.pop_front();
+        } else {
+            self.slab.order.retain(|&other| other != slot);
+        }
+        self.slab.end_time(slot);
         self.slab.vacate(slot);
     }
 }
