@@ -367,6 +367,59 @@ async fn a_damaged_message_is_counted_and_the_others_go_on() {
     assert_eq!(broker.damaged_messages(), 1);
 }
 
+/// Readers pass over what is damaged in a stream, and somebody must hear of it: it counts once, whoever reads and how often.
+#[tokio::test(start_paused = true)]
+async fn damage_in_a_stream_is_counted_by_place_and_told_and_the_rest_is_read() {
+    for closes in [true, false] {
+        let sim = SimDisk::new();
+        let broker = on(&ProcessDisk::new(&sim)).await;
+        for name in ["s", "sound"] {
+            broker.declare_stream(StreamSpec::new(name)).await.expect("declared");
+            for body in 1..=6u8 {
+                broker.append(name, vec![Message::new(vec![body; 4000])]).await.expect("appended");
+            }
+        }
+        if closes {
+            // A checkpoint covers the records: the next opening does not read them.
+            broker.close().await.expect("closes");
+        }
+        drop(broker);
+        let (segment, _) = sim
+            .files()
+            .into_iter()
+            .filter(|(path, _)| path.extension().is_some_and(|e| e == "log"))
+            .find(|(path, _)| path.to_string_lossy().contains("streams"))
+            .expect("the first stream's");
+        let flip = |bytes: &mut Vec<u8>| {
+            for body in [2, 5] {
+                let at = bytes.windows(9).position(|window| window == [body; 9]).expect("the body");
+                bytes[at + 1000] ^= 1;
+            }
+        };
+        sim.tamper(&segment, flip).expect("the segment is there");
+        let broker = on(&ProcessDisk::new(&sim)).await;
+        for _ in 0..3 {
+            let held = stream_extent(&broker, "s", StreamFrom::First).await.expect("known");
+            let mut reader = broker.read("s", StreamFrom::First).await.expect("readable").until(held);
+            let mut got = Vec::new();
+            loop {
+                let chunk = reader.next_chunk(100).await.expect("reads");
+                if chunk.is_empty() {
+                    break;
+                }
+                got.extend(chunk.iter().map(|item| (item.offset, item.message.body()[0])));
+            }
+            assert_eq!(got, [(0, 1), (2, 3), (3, 4), (5, 6)], "closed: {closes}");
+        }
+        assert_eq!(broker.damaged_streams(), [("s".to_owned(), 2)].into(), "closed: {closes}");
+        let told = broker.damage();
+        assert!(
+            matches!(&told[..], [one] if one.contains("the stream `s` of ") && one.contains("damaged in 2 places")),
+            "{told:?}"
+        );
+    }
+}
+
 /// Order by key outlives a run that ends: what it had in hand goes before what comes later.
 #[tokio::test(start_paused = true)]
 async fn a_queue_with_one_active_consumer_is_not_handed_on_while_anything_of_it_is_in_hand() {
