@@ -216,6 +216,7 @@ impl EmbeddedBroker {
         if self.core.shared.closed.swap(true, Ordering::AcqRel) {
             return false;
         }
+        self.core.shared.budget.end();
         self.core.all_queues().iter().for_each(|queue| queue.wake_all());
         self.core.streams.all().iter().for_each(|stream| stream.wake());
         self.core.shared.bell.ring.notify_one();

@@ -7,8 +7,8 @@ use std::time::Duration;
 use millstream_embedded::log::{Fault, SimDisk};
 use millstream_embedded::{EmbeddedBroker, Settings, open};
 use millstream_message::{
-    Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Message, Nack, Overflow, PublishOutcome, Queue,
-    Refusal, StreamFrom, StreamSpec, stream_extent,
+    Address, Batch, Binding, Broker, BrokerErrorKind, ConsumeOptions, Exchange, ExchangeKind, Message, Nack,
+    Overflow, PublishOutcome, Queue, Refusal, StreamFrom, StreamSpec, stream_extent,
 };
 use support::{ProcessDisk, on, small};
 
@@ -73,6 +73,42 @@ async fn a_memory_broker_that_is_full_waits_for_its_consumers() {
     let chunk = consumer.next_chunk(1).await.expect("reads");
     assert!(chunk[0].ack());
     third.await;
+}
+
+/// A transient queue of a durable broker has its messages in memory alone, persistent ones too, and once grew without end.
+#[tokio::test(start_paused = true)]
+async fn a_transient_queue_that_fills_the_memory_holds_up_those_who_publish_to_it_and_nobody_else() {
+    let disk = ProcessDisk::new(&SimDisk::new());
+    let broker = on(&disk).await;
+    broker.declare_queue(Queue::transient("t")).await.expect("declared");
+    broker.declare_queue(Queue::durable("d")).await.expect("declared");
+    broker.declare_exchange(Exchange::transient("all", ExchangeKind::Fanout)).await.expect("declared");
+    for queue in ["t", "d"] {
+        broker.bind(Binding::new("all", "", queue)).await.expect("bound");
+    }
+    let limit = small().memory_bytes;
+    let waits = async |to: Address| {
+        let batch = Batch::to(&to, vec![Message::new(vec![7; 2000]); 20]);
+        tokio::time::timeout(Duration::from_secs(60), broker.publish_batch(batch)).await.is_err()
+    };
+    let mut batches = 0;
+    while !waits(Address::queue("t")).await {
+        batches += 1;
+        assert!(batches < 1000, "{} bytes of {limit}", broker.memory_used());
+    }
+    assert!(broker.memory_used() < limit + 100_000, "{} bytes of {limit}", broker.memory_used());
+    assert!(waits(Address::new("all", "")).await, "by an exchange, too");
+    assert!(!waits(Address::queue("d")).await);
+    let mut consumer = broker.consume("t", ConsumeOptions::default()).await.expect("consumes");
+    for _ in 0..40 {
+        assert!(consumer.next().await.expect("goes on").expect("reads").ack());
+    }
+    assert!(!waits(Address::queue("t")).await, "there is room again");
+    while !waits(Address::queue("t")).await {}
+    let batch = Batch::to(&Address::queue("t"), [Message::new("x")]);
+    let (late, closed) = tokio::join!(broker.publish_batch(batch), broker.close());
+    assert_eq!(late.expect_err("it is closed").kind(), BrokerErrorKind::Unavailable);
+    closed.expect("closes");
 }
 
 #[tokio::test(start_paused = true)]
