@@ -92,6 +92,11 @@ impl Concurrency {
         self
     }
 
+    /// How long the call for one item may take, if that is limited.
+    pub fn time_limit_used(&self) -> Option<Duration> {
+        self.time_limit
+    }
+
     pub(crate) fn knob(&self, name: String) -> Knob {
         let max = match self.limit {
             Setting::Fixed(limit) => limit,
