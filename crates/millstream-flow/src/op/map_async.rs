@@ -65,7 +65,8 @@ impl Concurrency {
     /// blocks its thread cannot be interrupted by anybody ([`StageReport::stalls`](crate::StageReport::stalls) counts those). It
     /// holds for all attempts of a call together, with the delays between them, while
     /// [`Retry::timeout`](crate::Retry::timeout) is for one. Waiting for the turn of a key, or for what another item looks up,
-    /// takes none of it. All calls of an operator share one timer.
+    /// takes none of it, and a call that could have gone on while nobody asked for results, because what comes after is slow,
+    /// begins its time anew. All calls of an operator share one timer.
     ///
     /// # Panics
     /// If the limit is zero.
