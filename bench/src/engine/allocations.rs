@@ -59,6 +59,10 @@ pub(crate) fn cases() -> Vec<Case> {
         none("allocations: map_async(50) unordered", |items| {
             Pipe::from_iter(0..items).map_async(Concurrency::unordered(50), yielding).fold(0, count)
         }),
+        none("allocations: map_async(50) with a time limit", |items| {
+            let calls = Concurrency::ordered(50).time_limit(SECOND);
+            Pipe::from_iter(0..items).map_async(calls, yielding).fold(0, count)
+        }),
         none("allocations: buffer", |items| Pipe::from_iter(0..items).buffer(1024).fold(0, count)),
         none("allocations: merge", |items| {
             let pipe = Pipe::from_iter(0..items / 2).buffer(1024);

@@ -3,6 +3,7 @@
 mod checks;
 mod operations;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -136,8 +137,15 @@ impl EmbeddedBroker {
         self.core.shared.journal.as_ref().map_or(0, Journal::damaged)
     }
 
+    /// The streams whose logs are known to be damaged, and in how many places each: what opening found, and what readers met
+    /// since. Readers pass over such a place, and its messages are missing from the offsets. A place that nobody has come to
+    /// is not known; [`verify`](crate::log::verify) reads them all.
+    pub fn damaged_streams(&self) -> BTreeMap<String, u64> {
+        self.core.streams.damaged()
+    }
+
     /// What of this broker's directory is known to be damaged, in sentences for whoever runs it: what opening found,
-    /// and messages that were taken off their queues since. Empty if nothing is.
+    /// and messages that were taken off their queues, or passed over in their streams, since. Empty if nothing is.
     pub fn damage(&self) -> Vec<String> {
         let mut known = Vec::new();
         let url = &self.url;
@@ -159,6 +167,12 @@ impl EmbeddedBroker {
                 "{} of `{url}` cannot be read, because the log is damaged, and came off the queue unread; \
                  publish them again if their senders still have them",
                 counted(messages, "message", "messages")
+            ));
+        }
+        for (stream, places) in self.damaged_streams() {
+            known.push(format!(
+                "the stream `{stream}` of `{url}` is damaged in {}; readers pass over what cannot be read there",
+                counted(places, "place", "places")
             ));
         }
         known
@@ -202,6 +216,7 @@ impl EmbeddedBroker {
         if self.core.shared.closed.swap(true, Ordering::AcqRel) {
             return false;
         }
+        self.core.shared.budget.end();
         self.core.all_queues().iter().for_each(|queue| queue.wake_all());
         self.core.streams.all().iter().for_each(|stream| stream.wake());
         self.core.shared.bell.ring.notify_one();

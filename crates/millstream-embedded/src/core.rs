@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
 use crate::checkpoint;
-use crate::exchange::Topology;
+use crate::exchange::{Route, Topology};
 use crate::journal::{self, Journal, Submission};
 use crate::log::{Disk, LogSettings};
 use crate::plan::{Plan, plan};
@@ -225,9 +225,13 @@ impl Core {
     /// Waits while messages that cannot be put out fill the memory, and while dead letters dam up.
     async fn wait_for_room(&self, publishes: &[Publish]) -> Result<(), BrokerError> {
         let Some(first) = publishes.first() else { return Ok(()) };
+        let budget = &self.shared.budget;
         if self.shared.journal.is_none() || !first.message.properties().persistent {
-            self.shared.budget.room().await;
+            budget.room().await;
+        } else if budget.is_full_of_transient() && self.reaches_transient(publishes) {
+            budget.room_for_transient().await;
         }
+        self.shared.check_open()?;
         let queue = if first.to.exchange().is_empty() { self.queue(first.to.key()) } else { None };
         let Some(queue) = queue.filter(|queue| queue.dead_letters()) else { return Ok(()) };
         loop {
@@ -240,6 +244,26 @@ impl Core {
             sent.await;
             self.shared.check_open()?;
         }
+    }
+
+    /// Whether something of the batch goes to a queue that is in memory alone.
+    #[cold]
+    fn reaches_transient(&self, publishes: &[Publish]) -> bool {
+        let topology = self.topology.read();
+        let mut last: Option<&Publish> = None;
+        publishes.iter().any(|publish| {
+            let known = last.is_some_and(|last| last.to.same(&publish.to) || last.to == publish.to);
+            if known {
+                return false;
+            }
+            match topology.route(&publish.to, &publish.message) {
+                Route::Queues { queues, by_headers } => {
+                    last = Some(publish).filter(|_| !by_headers);
+                    queues.iter().any(|queue| !queue.durable)
+                }
+                Route::NoExchange | Route::Internal => false,
+            }
+        })
     }
 
     /// Hands what is durable to the queues and tells the publisher. Called in the order of the log.

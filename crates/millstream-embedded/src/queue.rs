@@ -120,7 +120,7 @@ impl Queue {
                 }
             }
         }
-        self.shared.budget.charge(weight);
+        self.charge(weight);
         let dropped = self.drop_overflow(&mut state);
         self.put_out_excess(&mut state);
         state.wakers(&mut wakers);
@@ -132,11 +132,21 @@ impl Queue {
         }
     }
 
+    /// Charges the memory of the broker for messages that came into memory.
+    pub(crate) fn charge(&self, bytes: u64) {
+        self.shared.budget.charge(bytes, self.durable);
+    }
+
+    /// Messages have left the memory.
+    pub(crate) fn refund(&self, bytes: u64) {
+        self.shared.budget.refund(bytes, self.durable);
+    }
+
     /// Leaves to the log alone what is more than the broker may keep in memory.
     pub(crate) fn put_out_excess(&self, state: &mut State) {
         let excess = if self.durable { self.shared.budget.excess() } else { 0 };
         if excess > 0 {
-            self.shared.budget.refund(state.put_out(excess));
+            self.refund(state.put_out(excess));
         }
     }
 

@@ -334,7 +334,7 @@ impl Settle for Handle {
     fn ack(&self, tags: &[Range<Tag>]) -> Settled {
         self.settle(tags, |state, taken| {
             taken.iter().for_each(|one| state.unacked.sub(one));
-            self.queue.shared.budget.refund(taken.iter().map(|one| one.weight).sum());
+            self.queue.refund(taken.iter().map(|one| one.weight).sum());
             let mut owed = 0;
             for one in taken.iter().filter(|one| one.position != 0) {
                 self.queue.note_settled(state, one.seq..one.seq + 1);

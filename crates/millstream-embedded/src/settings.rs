@@ -11,7 +11,8 @@ use crate::log::LogSettings;
 pub struct Settings {
     /// Bytes of messages kept in memory ([`Message::footprint`](millstream_message::Message::footprint)), over all
     /// queues. A durable queue beyond it keeps only where its messages are (about 10 bytes each) and reads them back from the log when a consumer comes to them. Messages
-    /// that are only in memory (`memory:`, transient ones) cannot be put out: when they fill it, publishing waits.
+    /// that are only in memory (`memory:`, transient ones, and all in a transient queue) cannot be put out: when they fill
+    /// it, publishing to where they are waits, and what is persistent and for durable queues goes on.
     /// Default 64 MiB for `embedded:`, 256 MiB for `memory:`.
     pub memory_bytes: u64,
     /// The largest message in bytes, properties included. Default 8 MiB.

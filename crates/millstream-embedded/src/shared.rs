@@ -41,25 +41,50 @@ pub(crate) fn closed() -> BrokerError {
 /// Bytes of messages in memory, with all that keeps them there, over all queues.
 pub(crate) struct Budget {
     used: AtomicU64,
+    /// Of these, bytes in queues that are in memory alone.
+    transient: AtomicU64,
     limit: u64,
     waiting: AtomicU64,
     room: Notify,
+    /// Nobody waits any more: the broker is closed.
+    ended: AtomicBool,
 }
 
 impl Budget {
     pub(crate) fn new(limit: u64) -> Budget {
-        Budget { used: AtomicU64::new(0), limit, waiting: AtomicU64::new(0), room: Notify::new() }
+        Budget {
+            used: AtomicU64::new(0),
+            transient: AtomicU64::new(0),
+            limit,
+            waiting: AtomicU64::new(0),
+            room: Notify::new(),
+            ended: AtomicBool::new(false),
+        }
     }
 
-    pub(crate) fn charge(&self, bytes: u64) {
+    /// Lets go all who wait for room, now and later.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        self.room.notify_waiters();
+    }
+
+    /// For a queue that is `durable` or in memory alone.
+    pub(crate) fn charge(&self, bytes: u64, durable: bool) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
+        if !durable {
+            self.transient.fetch_add(bytes, Ordering::Relaxed);
+        }
     }
 
-    pub(crate) fn refund(&self, bytes: u64) {
+    /// What such a queue was charged for.
+    pub(crate) fn refund(&self, bytes: u64, durable: bool) {
         if bytes == 0 {
             return;
         }
         self.used.fetch_sub(bytes, Ordering::SeqCst);
+        if !durable {
+            self.transient.fetch_sub(bytes, Ordering::SeqCst);
+        }
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.room.notify_waiters();
         }
@@ -74,10 +99,24 @@ impl Budget {
         self.used.load(Ordering::Relaxed).saturating_sub(self.limit)
     }
 
+    /// Whether what is in memory alone exceeds the limit.
+    pub(crate) fn is_full_of_transient(&self) -> bool {
+        self.transient.load(Ordering::Relaxed) > self.limit
+    }
+
     /// Waits until the limit is not exceeded. A batch may then exceed it once by its own size, so that no batch is
     /// too large to ever pass.
     pub(crate) async fn room(&self) {
-        if self.used.load(Ordering::Relaxed) <= self.limit {
+        self.wait_below(&self.used).await;
+    }
+
+    /// The same of what is in memory alone: whoever adds to it does not wait for what durable queues have in hand.
+    pub(crate) async fn room_for_transient(&self) {
+        self.wait_below(&self.transient).await;
+    }
+
+    async fn wait_below(&self, bytes: &AtomicU64) {
+        if bytes.load(Ordering::Relaxed) <= self.limit {
             return;
         }
         let _waiting = Waiting::enter(&self.waiting);
@@ -86,7 +125,7 @@ impl Budget {
             tokio::pin!(notified);
             // Registered before looking, so that a refund in between is not missed.
             notified.as_mut().enable();
-            if self.used.load(Ordering::SeqCst) <= self.limit {
+            if bytes.load(Ordering::SeqCst) <= self.limit || self.ended.load(Ordering::SeqCst) {
                 return;
             }
             notified.await;

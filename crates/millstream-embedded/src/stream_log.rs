@@ -1,5 +1,6 @@
 //! Streams on disk: a log of their own each, in `streams/NUMBER` of the broker's directory.
 
+mod damage;
 mod reader;
 pub(crate) mod record;
 
@@ -12,6 +13,7 @@ use millstream_message::{
 };
 use parking_lot::{Mutex, RwLock};
 
+use self::damage::Damage;
 use self::reader::LogReader;
 use self::record::{encode, head};
 use crate::clock::{millis, unix_millis};
@@ -37,6 +39,7 @@ pub(crate) struct LoggedStream {
     /// Held while offsets are given out, so that they are in the order of the log.
     appending: tokio::sync::Mutex<()>,
     index: Mutex<Index>,
+    damage: Mutex<Damage>,
 }
 
 /// Where offsets are.
@@ -158,6 +161,7 @@ impl LoggedStream {
         })
         .map_err(broker_error)?;
         index.covered = recovery.checkpoint.map_or(0, |position| position.get());
+        let damage = Damage::found(&recovery);
         let stream = LoggedStream {
             id,
             spec,
@@ -167,6 +171,7 @@ impl LoggedStream {
             log: RwLock::new(Some(Arc::new(log))),
             appending: tokio::sync::Mutex::new(()),
             index: Mutex::new(index),
+            damage: Mutex::new(damage),
         };
         stream.find_first(&*stream.log()?);
         Ok(stream)
@@ -271,7 +276,8 @@ impl LoggedStream {
                     }
                 }
                 Ok(None) | Err(ReadError::Io(..)) => break None,
-                Err(_) => {}
+                Err(ReadError::Damaged(range)) => self.damage.lock().note(range),
+                Err(ReadError::Gone(_) | ReadError::NotDurable(_)) => {}
             }
         };
         let mut index = self.index.lock();
@@ -287,6 +293,11 @@ impl LoggedStream {
         let index = self.index.lock();
         let bytes = log.end().get().saturating_sub(log.start().get());
         Ok(StreamStats { first: index.first, next: index.next, bytes })
+    }
+
+    /// In how many places it is known to be damaged.
+    pub(crate) fn damaged(&self) -> u64 {
+        self.damage.lock().places()
     }
 
     pub(crate) fn delete(&self) {

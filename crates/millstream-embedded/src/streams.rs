@@ -42,6 +42,17 @@ impl Streams {
         self.by_name.lock().values().cloned().collect()
     }
 
+    /// In how many places each is known to be damaged, of those that are.
+    pub(crate) fn damaged(&self) -> BTreeMap<String, u64> {
+        let places = |(name, stream): (&String, &Arc<Stream>)| match &**stream {
+            Stream::Logged(logged) => {
+                Some((name.clone(), logged.damaged())).filter(|(_, places)| *places > 0)
+            }
+            Stream::Memory(_) => None,
+        };
+        self.by_name.lock().iter().filter_map(places).collect()
+    }
+
     /// Those that are in the log, by number.
     pub(crate) fn logged(&self) -> BTreeMap<u32, StreamSpec> {
         let logged = |stream: &Arc<Stream>| match &**stream {

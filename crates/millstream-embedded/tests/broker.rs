@@ -7,8 +7,8 @@ use std::time::Duration;
 use millstream_embedded::log::{Fault, SimDisk};
 use millstream_embedded::{EmbeddedBroker, Settings, open};
 use millstream_message::{
-    Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Message, Nack, Overflow, PublishOutcome, Queue,
-    Refusal, StreamFrom, StreamSpec, stream_extent,
+    Address, Batch, Binding, Broker, BrokerErrorKind, ConsumeOptions, Exchange, ExchangeKind, Message, Nack,
+    Overflow, PublishOutcome, Queue, Refusal, StreamFrom, StreamSpec, stream_extent,
 };
 use support::{ProcessDisk, on, small};
 
@@ -73,6 +73,42 @@ async fn a_memory_broker_that_is_full_waits_for_its_consumers() {
     let chunk = consumer.next_chunk(1).await.expect("reads");
     assert!(chunk[0].ack());
     third.await;
+}
+
+/// A transient queue of a durable broker has its messages in memory alone, persistent ones too, and once grew without end.
+#[tokio::test(start_paused = true)]
+async fn a_transient_queue_that_fills_the_memory_holds_up_those_who_publish_to_it_and_nobody_else() {
+    let disk = ProcessDisk::new(&SimDisk::new());
+    let broker = on(&disk).await;
+    broker.declare_queue(Queue::transient("t")).await.expect("declared");
+    broker.declare_queue(Queue::durable("d")).await.expect("declared");
+    broker.declare_exchange(Exchange::transient("all", ExchangeKind::Fanout)).await.expect("declared");
+    for queue in ["t", "d"] {
+        broker.bind(Binding::new("all", "", queue)).await.expect("bound");
+    }
+    let limit = small().memory_bytes;
+    let waits = async |to: Address| {
+        let batch = Batch::to(&to, vec![Message::new(vec![7; 2000]); 20]);
+        tokio::time::timeout(Duration::from_secs(60), broker.publish_batch(batch)).await.is_err()
+    };
+    let mut batches = 0;
+    while !waits(Address::queue("t")).await {
+        batches += 1;
+        assert!(batches < 1000, "{} bytes of {limit}", broker.memory_used());
+    }
+    assert!(broker.memory_used() < limit + 100_000, "{} bytes of {limit}", broker.memory_used());
+    assert!(waits(Address::new("all", "")).await, "by an exchange, too");
+    assert!(!waits(Address::queue("d")).await);
+    let mut consumer = broker.consume("t", ConsumeOptions::default()).await.expect("consumes");
+    for _ in 0..40 {
+        assert!(consumer.next().await.expect("goes on").expect("reads").ack());
+    }
+    assert!(!waits(Address::queue("t")).await, "there is room again");
+    while !waits(Address::queue("t")).await {}
+    let batch = Batch::to(&Address::queue("t"), [Message::new("x")]);
+    let (late, closed) = tokio::join!(broker.publish_batch(batch), broker.close());
+    assert_eq!(late.expect_err("it is closed").kind(), BrokerErrorKind::Unavailable);
+    closed.expect("closes");
 }
 
 #[tokio::test(start_paused = true)]
@@ -365,6 +401,59 @@ async fn a_damaged_message_is_counted_and_the_others_go_on() {
     }
     assert_eq!(got, [0, 1, 3, 4]);
     assert_eq!(broker.damaged_messages(), 1);
+}
+
+/// Readers pass over what is damaged in a stream, and somebody must hear of it: it counts once, whoever reads and how often.
+#[tokio::test(start_paused = true)]
+async fn damage_in_a_stream_is_counted_by_place_and_told_and_the_rest_is_read() {
+    for closes in [true, false] {
+        let sim = SimDisk::new();
+        let broker = on(&ProcessDisk::new(&sim)).await;
+        for name in ["s", "sound"] {
+            broker.declare_stream(StreamSpec::new(name)).await.expect("declared");
+            for body in 1..=6u8 {
+                broker.append(name, vec![Message::new(vec![body; 4000])]).await.expect("appended");
+            }
+        }
+        if closes {
+            // A checkpoint covers the records: the next opening does not read them.
+            broker.close().await.expect("closes");
+        }
+        drop(broker);
+        let (segment, _) = sim
+            .files()
+            .into_iter()
+            .filter(|(path, _)| path.extension().is_some_and(|e| e == "log"))
+            .find(|(path, _)| path.to_string_lossy().contains("streams"))
+            .expect("the first stream's");
+        let flip = |bytes: &mut Vec<u8>| {
+            for body in [2, 5] {
+                let at = bytes.windows(9).position(|window| window == [body; 9]).expect("the body");
+                bytes[at + 1000] ^= 1;
+            }
+        };
+        sim.tamper(&segment, flip).expect("the segment is there");
+        let broker = on(&ProcessDisk::new(&sim)).await;
+        for _ in 0..3 {
+            let held = stream_extent(&broker, "s", StreamFrom::First).await.expect("known");
+            let mut reader = broker.read("s", StreamFrom::First).await.expect("readable").until(held);
+            let mut got = Vec::new();
+            loop {
+                let chunk = reader.next_chunk(100).await.expect("reads");
+                if chunk.is_empty() {
+                    break;
+                }
+                got.extend(chunk.iter().map(|item| (item.offset, item.message.body()[0])));
+            }
+            assert_eq!(got, [(0, 1), (2, 3), (3, 4), (5, 6)], "closed: {closes}");
+        }
+        assert_eq!(broker.damaged_streams(), [("s".to_owned(), 2)].into(), "closed: {closes}");
+        let told = broker.damage();
+        assert!(
+            matches!(&told[..], [one] if one.contains("the stream `s` of ") && one.contains("damaged in 2 places")),
+            "{told:?}"
+        );
+    }
 }
 
 /// Order by key outlives a run that ends: what it had in hand goes before what comes later.

@@ -106,7 +106,7 @@ pub use report::{HopReport, Ledger, OpReport, Report, StageReport};
 pub use retry::Retry;
 pub use run::{Ended, Monitor, Plan, Run, RunError};
 pub use scope::{MemoryUse, PanicPolicy, RunErrorKind};
-pub use sink::{Sink, SinkError};
+pub use sink::{Sink, SinkError, TimeLimited};
 pub use token::{Account, Outcome, Settle, Settler, Shares, Token, TokenRuns, Tracked, Tracker};
 
 #[doc = include_str!("../docs/operators.md")]

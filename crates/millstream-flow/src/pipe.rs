@@ -2,8 +2,6 @@
 
 use std::convert::identity;
 use std::fmt;
-use std::future::Future;
-use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -19,9 +17,7 @@ use crate::op::batch::{Batch, Batched};
 use crate::op::boxed::{self, BoxFlow};
 use crate::op::flat_map::{FlatMap, Unbatch};
 use crate::op::inputs::{Changing, Inputs};
-use crate::op::map_async::{Concurrency, MapAsync};
 use crate::op::meter::{Meter, Metered};
-use crate::op::turns::Turns;
 use crate::replay::{Recorded, Replay};
 use crate::run::Monitor;
 use crate::scope::{PanicPolicy, Scope};
@@ -30,6 +26,7 @@ use crate::stats::OpStats;
 use crate::token::{Account, Settle, Tracked};
 
 mod boundaries;
+mod calls;
 mod contexts;
 mod ends;
 mod failing;
@@ -257,8 +254,9 @@ impl<F: Flow> Pipe<F> {
         self
     }
 
-    /// What becomes of the run when a function of the user panics where no error is expected, as in
-    /// [`map`](Pipe::map). [`try_map`](Pipe::try_map) makes a panic the item's error instead.
+    /// What becomes of the run when a function of the user panics, or takes longer than its
+    /// [limit](crate::Concurrency::time_limit), where no error is expected, as in [`map`](Pipe::map) and
+    /// [`map_async`](Pipe::map_async). [`try_map`](Pipe::try_map) and its kin make it the item's error instead.
     pub fn on_panic(self, policy: PanicPolicy) -> Self {
         self.scope.set_panic_policy(policy);
         self
@@ -353,94 +351,6 @@ impl<F: Flow> Pipe<F> {
         F: Flow<Item = Vec<T>>,
     {
         self.then("unbatch", |upstream, op, scope| Unbatch::new(upstream, op, scope.clone()))
-    }
-
-    /// Calls an async function for each item, with many calls in flight in this stage's task.
-    ///
-    /// # Ordering
-    /// As [`Concurrency`] says: in order, or as results come.
-    ///
-    /// # Backpressure
-    /// At most the limit is in flight, waiting results of an ordered one included. No item allocates: calls live
-    /// in slots that are made once.
-    ///
-    /// # Panics
-    /// A call that panics is taken out; the run's [`PanicPolicy`] decides.
-    pub fn map_async<M, Fut>(self, concurrency: impl Into<Concurrency>, map: M) -> Pipe<MapAsync<F, M, Fut>>
-    where
-        M: FnMut(F::Item) -> Fut,
-        Fut: Future,
-    {
-        self.calls("map_async", concurrency.into(), |_, _| map)
-    }
-
-    /// An operator that calls what `build` makes, in flight at once.
-    fn calls<M, Fut>(
-        self,
-        kind: &'static str,
-        concurrency: Concurrency,
-        build: impl FnOnce(Arc<OpStats>, &Arc<Scope>) -> M,
-    ) -> Pipe<MapAsync<F, M, Fut>>
-    where
-        M: FnMut(F::Item) -> Fut,
-        Fut: Future,
-    {
-        self.then(kind, |upstream, op, scope| {
-            let limit = concurrency.knob(format!("{} in flight", op.name()));
-            let call = size_of::<Fut>() + size_of::<Option<Fut::Output>>();
-            scope.add_memory(kind.into(), limit.bounds().1.saturating_mul(call));
-            scope.add_knob(limit.clone());
-            MapAsync::new(upstream, build(op, scope), limit, concurrency.unordered)
-        })
-    }
-
-    /// As [`map_async`](Pipe::map_async), with calls for one key one after the other, in the order of their items.
-    ///
-    /// Keys are told apart by their hash, into sixteen times as many groups as calls may be in flight; keys of one group
-    /// wait for each other like one key.
-    ///
-    /// # Ordering
-    /// Calls and results of one key keep their order. Results of different keys as [`Concurrency`] says.
-    ///
-    /// # Backpressure
-    /// A call that waits for another of its key counts as in flight.
-    ///
-    /// ```
-    /// # use millstream_flow::{Concurrency, Pipe};
-    /// # use std::time::Duration;
-    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-    /// # async fn main() {
-    /// let updates = [("a", 3), ("a", 1), ("b", 1)];
-    /// let (done, _) = Pipe::from_iter(updates)
-    ///     .map_async_by_key(Concurrency::unordered(8), |update| update.0, async |(key, seconds)| {
-    ///         tokio::time::sleep(Duration::from_secs(seconds)).await;
-    ///         (key, seconds)
-    ///     })
-    ///     .collect()
-    ///     .await
-    ///     .unwrap();
-    /// assert_eq!(done, [("b", 1), ("a", 3), ("a", 1)]);
-    /// # }
-    /// ```
-    pub fn map_async_by_key<Q: Hash, U, M>(
-        self,
-        concurrency: impl Into<Concurrency>,
-        mut key: impl FnMut(&F::Item) -> Q,
-        map: M,
-    ) -> Pipe<impl Flow<Item = U, Token = F::Token>>
-    where
-        M: AsyncFn(F::Item) -> U + 'static,
-    {
-        let concurrency = concurrency.into();
-        let (turns, map) = (Turns::new(&concurrency, &self.scope, "map_async_by_key"), Arc::new(map));
-        let call = move |item| {
-            let (turn, map) = (turns.of(&key(&item)), map.clone());
-            async move {
-                let _turn = turn.wait().await;
-                map(item).await
-            }
-        };
-        self.calls("map_async_by_key", concurrency, |_, _| call)
     }
 
     /// Tells how many items passed in each interval, from the first item on and a last time at the end, as long as the flow is

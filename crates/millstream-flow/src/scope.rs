@@ -13,7 +13,8 @@ use crate::knob::Knob;
 use crate::stats::{HopStats, OpStats, StageStats};
 use crate::token::Account;
 
-/// What becomes of a run when a user's function panics outside of an operator that declares it.
+/// What becomes of a run when a user's function panics, or an async one has had its
+/// [time](crate::Concurrency::time_limit), outside of an operator that declares it.
 ///
 /// The process goes on in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

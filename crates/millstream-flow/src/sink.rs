@@ -4,6 +4,9 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_resilience::Timeout;
 
 use crate::failure::BoxError;
 
@@ -60,6 +63,49 @@ pub trait Sink: Send + 'static {
     /// The most items of one write. A busy flow brings this many, an idle one what there is.
     fn chunk(&self) -> usize {
         256
+    }
+
+    /// This sink with a limit for how long each write, and the close, may take. One that takes longer is dropped where it
+    /// waits and fails the run with [`TimedOut`](crate::TimedOut): what was written of it nobody knows, so all of its items are
+    /// given back to their source. Without a limit a write that never returns holds the flow for ever.
+    ///
+    /// # Panics
+    /// If `limit` is zero.
+    fn time_limit(self, limit: Duration) -> TimeLimited<Self>
+    where
+        Self: Sized,
+    {
+        TimeLimited { sink: self, timeout: Timeout::new(limit) }
+    }
+}
+
+/// See [`Sink::time_limit`].
+#[derive(Debug)]
+pub struct TimeLimited<S> {
+    sink: S,
+    timeout: Timeout,
+}
+
+impl<S> TimeLimited<S> {
+    /// The sink itself.
+    pub fn into_inner(self) -> S {
+        self.sink
+    }
+}
+
+impl<S: Sink> Sink for TimeLimited<S> {
+    type Item = S::Item;
+
+    async fn write(&mut self, items: &mut Vec<S::Item>) -> Result<(), SinkError> {
+        self.timeout.wrap(self.sink.write(items)).await
+    }
+
+    async fn close(&mut self) -> Result<(), BoxError> {
+        self.timeout.wrap(self.sink.close()).await
+    }
+
+    fn chunk(&self) -> usize {
+        self.sink.chunk()
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use millstream_flow::{BoxError, Panicked, chain};
+use millstream_flow::{BoxError, Failed, Panicked, TimedOut, chain};
 use serde_json::Value as Json;
 
 use crate::item::{Record, Reporter};
@@ -56,7 +56,7 @@ impl Handlers {
     /// item's, for `on_error`, and so is its panic.
     ///
     /// # Cancel safety
-    /// It may be dropped at any await, when the run is aborted.
+    /// It may be dropped at any await, when the run is aborted or the step's `timeout` is over.
     #[must_use]
     pub fn handler<F, Fut>(mut self, name: impl Into<String>, handle: F) -> Self
     where
@@ -111,6 +111,22 @@ impl Sending {
             Err(reason) => return Err(self.reporter.failure(record.letter(), reason, &self.name)),
         }
         Ok(record)
+    }
+
+    /// Sends an item, and gives what comes of it.
+    pub(crate) async fn answered(&self, record: &Record) -> Result<Record, String> {
+        let value = self.answer(record).await?;
+        Ok(Record { value, ..record.clone() })
+    }
+
+    /// An item that was not answered, or had failed before.
+    pub(crate) fn failed(&self, failed: Failed<Passing>) -> Passing {
+        let record = failed.input?;
+        let reason = match failed.error.downcast_ref::<TimedOut>() {
+            Some(late) => format!("the handler did not answer within {:?}", late.limit),
+            None => chain(&*failed.error),
+        };
+        Err(self.reporter.failure(record.letter(), reason, &self.name))
     }
 
     async fn answer(&self, record: &Record) -> Result<Value, String> {

@@ -8,8 +8,9 @@ use crate::file::model::{Output, Route, Setting, Step};
 use crate::handlers::Sending;
 use crate::item::{Failure, Raw, Record, Reporter};
 use millstream_flow::flows::BoxFlow;
-use millstream_flow::{Concurrency, Pipe, Token, Workers};
+use millstream_flow::{BoxError, Concurrency, Pipe, Retry, Token, Workers};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An item between two steps.
 pub(crate) type Passing = Result<Record, Failure>;
@@ -28,15 +29,20 @@ pub(crate) fn add(mut pipe: Passage, steps: &[Step], reporter: &Arc<Reporter>) -
             Step::Parallel { workers, ordered, steps, .. } => {
                 parallel(pipe, workers, ordered.value, steps, reporter)
             }
-            Step::Send { name, handler, at_once, into, .. } => {
+            Step::Send { name, handler, at_once, into, timeout, .. } => {
                 let sending = Sending {
                     name: name.value.as_str().into(),
                     handler: handler.clone(),
                     into: into.as_deref().map(Arc::from),
                     reporter: reporter.clone(),
                 };
-                let send = move |passing| sending.clone().apply(passing);
-                pipe.map_async(Concurrency::ordered(*at_once), send).named(&name.value).boxed()
+                match timeout {
+                    None => {
+                        let send = move |passing| sending.clone().apply(passing);
+                        pipe.map_async(Concurrency::ordered(*at_once), send).named(&name.value).boxed()
+                    }
+                    Some(timeout) => send_within(pipe, *timeout, *at_once, sending),
+                }
             }
             // Refused by the check.
             Step::Misplaced { .. } => pipe,
@@ -51,6 +57,26 @@ pub(crate) fn add(mut pipe: Passage, steps: &[Step], reporter: &Arc<Reporter>) -
     }
     pipe
 }
+
+/// Sends items to a handler that may take only so long for each: what failed by that must still be known, so it is kept
+/// beside the call.
+fn send_within(pipe: Passage, timeout: Duration, at_once: usize, sending: Sending) -> Passage {
+    let calls = Concurrency::ordered(at_once).time_limit(timeout);
+    let (name, later) = (sending.name.clone(), sending.clone());
+    pipe.try_map_async(calls, Retry::never(), async move |passing: &Passing| match passing {
+        Ok(record) => sending.answered(record).await.map_err(BoxError::from),
+        Err(_) => Err(FailedBefore.into()),
+    })
+    .named(&name)
+    .map(move |sent| sent.or_else(|failed| later.failed(failed)))
+    .named(&name)
+    .boxed()
+}
+
+/// Why an item was not sent.
+#[derive(Debug, thiserror::Error)]
+#[error("it has failed before")]
+struct FailedBefore;
 
 /// What came out of the steps inside `parallel`.
 enum Worked {

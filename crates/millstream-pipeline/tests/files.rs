@@ -332,6 +332,34 @@ async fn a_run_that_has_failed_has_let_go_of_its_files() {
     }
 }
 
+/// Names that are not UTF-8 look alike as text, and once shared one place: each run read one of the files anew.
+#[tokio::test]
+async fn files_whose_names_are_not_utf8_and_look_alike_each_have_their_place() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let bench = Bench::new().await;
+    let yaml = format!("source: {{ file: {{ path: 'in-*.ndjson', position: state/p.position }} }}\n{OUT}");
+    let write = |name: &[u8], text: &str| {
+        std::fs::write(bench.dir.path().join(OsStr::from_bytes(name)), text).expect("written");
+    };
+    write(b"in-\xfe.ndjson", "1\n2\n");
+    write(b"in-\xff.ndjson", "30\n");
+    bench.write("in-plain.ndjson", "400\n");
+    assert_eq!(bench.run(&yaml).await.ledger.received, 4);
+    assert_eq!(bench.run(&yaml).await.ledger.received, 0, "all of them are settled");
+    write(b"in-\xfe.ndjson", "1\n2\n5\n");
+    assert_eq!(bench.run(&yaml).await.ledger.received, 1);
+    // The place of one that is gone is forgotten, and what earlier versions knew of the other is still known.
+    std::fs::remove_file(bench.dir.path().join(OsStr::from_bytes(b"in-\xfe.ndjson"))).expect("removed");
+    write(b"in-\xff.ndjson", "30\n31\n");
+    assert_eq!(bench.run(&yaml).await.ledger.received, 1);
+    let position = bench.read("state/p.position");
+    assert!(position.contains("in-\\u0000ff.ndjson") && !position.contains("in-\\u0000fe"), "{position}");
+    bench.write("state/p.position", position.replace("in-\\u0000ff", "in-\u{fffd}"));
+    write(b"in-\xff.ndjson", "30\n31\n32\n");
+    assert_eq!(bench.run(&yaml).await.ledger.received, 1);
+}
+
 #[tokio::test]
 async fn a_position_file_belongs_to_one_run_and_a_damaged_one_is_told() {
     let bench = Bench::new().await;

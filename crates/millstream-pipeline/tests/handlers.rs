@@ -100,6 +100,32 @@ async fn a_handler_that_panics_fails_its_item_like_one_that_errs() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_does_not_answer_in_time_fails_its_item_and_is_dropped() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let handlers = Handlers::new().handler("Ask", async |item: Value| match item["n"].as_u64() {
+        Some(3) => std::future::pending().await,
+        Some(5) => Err("five is refused".into()),
+        n => {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok(json!(n))
+        }
+    });
+    // What a step before it has failed passes, and comes to no handler.
+    let steps = "map: 'if .n == 1 then error(\"one\") else . end'\n  - send: { name: ask, request: Ask, at_once: 2, timeout: 5s }";
+    let began = tokio::time::Instant::now();
+    let (items, report) = run(dir.path(), steps, &handlers).await;
+    assert_eq!(items, [0, 2, 4, 6, 7].map(Value::from));
+    assert_eq!(report.dropped()["errors"], 3, "{report:?}");
+    let failed = format!("{:?}", report.errors);
+    for reason in ["the handler did not answer within 5s", "five is refused", "one"] {
+        assert!(failed.contains(reason), "{failed}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    let problems = refused("send: { request: Ask, timeout: 0s }", &handlers);
+    assert!(problems.to_string().contains("timeout"), "{problems}");
+}
+
 #[tokio::test]
 async fn a_response_cannot_be_put_into_what_is_no_object() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -126,6 +126,26 @@ async fn what_fails_is_tried_again_and_its_letter_tells_of_it(url: &str) {
     place.broker.close().await.expect("closed");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_limit_of_the_concurrency_is_one_attempts() {
+    let place = Place::at("memory:").await;
+    place.publish([r#""hangs""#, r#""fine""#]).await;
+    let run = Work::new(Json)
+        .concurrency(Concurrency::unordered(8).time_limit(SECOND / 10))
+        .retry(retry(2))
+        .start(place.broker.clone(), place.consumer().await, async |job: &Job<String>| {
+            if job.value == "hangs" { pending().await } else { Ok(()) }
+        })
+        .for_each(drop)
+        .start();
+    let letters = place.letters(1).await;
+    let ledger = run.shutdown(LONG).await.expect("no failure").1.ledger;
+    let detail = letters[r#""hangs""#].header(DETAIL).and_then(Value::as_text).unwrap_or("");
+    assert!(detail.contains("100ms"), "{letters:?}");
+    assert_eq!((ledger.completed, ledger.dead, ledger.dropped_total()), (1, 1, 1), "{ledger:?}");
+    place.broker.close().await.expect("closed");
+}
+
 async fn what_is_given_back_comes_again_and_is_no_attempt(url: &str) {
     let place = Place::at(url).await;
     place.publish([r#""a""#]).await;

@@ -23,7 +23,7 @@ impl Queue {
 
     /// A run leaves for good: its memory is given back and its end noted for the log.
     pub(crate) fn forget(self: &Arc<Self>, state: &mut State, run: &Run) {
-        self.shared.budget.refund(run.weight);
+        self.refund(run.weight);
         if run.is_logged() {
             self.note_settled(state, run.seq..run.seq + u64::from(run.count));
         }
@@ -31,7 +31,7 @@ impl Queue {
 
     /// A single message leaves for good.
     pub(crate) fn forget_one(self: &Arc<Self>, state: &mut State, taken: &Taken) {
-        self.shared.budget.refund(taken.weight);
+        self.refund(taken.weight);
         if taken.position != 0 {
             self.note_settled(state, taken.seq..taken.seq + 1);
         }

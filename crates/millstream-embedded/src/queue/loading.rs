@@ -53,7 +53,7 @@ impl Queue {
             let publishes: Vec<Publish> = read.into_iter().flatten().collect();
             let bytes = publishes.iter().map(|publish| u64::from(size_of(publish))).sum();
             let weight = publishes.iter().map(weight_of).sum();
-            self.shared.budget.charge(weight);
+            self.charge(weight);
             let items = Items::Here { batch: Arc::new(Stored { publishes, positions }), start: 0 };
             put(&mut state, Run { bytes, weight, items, ..old });
             return Ok(true);
@@ -63,7 +63,7 @@ impl Queue {
             match publish {
                 Some(publish) => {
                     let (size, weight) = (size_of(&publish), weight_of(&publish));
-                    self.shared.budget.charge(weight);
+                    self.charge(weight);
                     let one = Taken { order, seq, position, size, weight, traits: old.traits, publish };
                     put(&mut state, one.into_run());
                 }
@@ -116,13 +116,13 @@ impl Queue {
         let mut state = self.lock();
         if due > 0 {
             let gone = state.delayed_moved(due, run, positions);
-            return gone.map(|weight| self.shared.budget.refund(weight)).is_some();
+            return gone.map(|weight| self.refund(weight)).is_some();
         }
         let level = &mut state.levels[usize::from(run.traits.level)];
         let Some(at) = level.iter().position(|known| known.seq == run.seq && known.count == run.count) else {
             return false;
         };
-        self.shared.budget.refund(level[at].relocate(positions));
+        self.refund(level[at].relocate(positions));
         true
     }
 }

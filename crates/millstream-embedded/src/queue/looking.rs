@@ -91,7 +91,7 @@ impl Queue {
         let ready = state.ready.items;
         let runs = state.levels.iter().flatten().chain(state.delayed.values());
         let runs: u64 = runs.map(|run| run.weight).sum();
-        self.shared.budget.refund(runs + state.unacked.weight);
+        self.refund(runs + state.unacked.weight);
         let old = std::mem::replace(&mut *state, State::new(&self.spec));
         state.deleted = true;
         state.next_seq = old.next_seq;

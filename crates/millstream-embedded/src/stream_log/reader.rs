@@ -12,7 +12,7 @@ use millstream_message::{BrokerError, BrokerErrorKind, StreamItem, StreamSource}
 use super::LoggedStream;
 use super::record::decode;
 use crate::clock::system_time;
-use crate::log::{Commit, ReadError, Reader};
+use crate::log::{Commit, Position, ReadError, Reader};
 use crate::record::APPENDED;
 use crate::streams::deleted;
 
@@ -42,7 +42,11 @@ impl LogReader {
         let record = match self.reader.next() {
             Ok(None) => return Ok(false),
             // Damage shows as a gap in the offsets.
-            Err(ReadError::Damaged(_) | ReadError::Gone(_) | ReadError::NotDurable(_)) => return Ok(true),
+            Err(ReadError::Damaged(range)) => {
+                self.stream.damage.lock().note(range);
+                return Ok(true);
+            }
+            Err(ReadError::Gone(_) | ReadError::NotDurable(_)) => return Ok(true),
             Err(error) => {
                 let text = format!("stream `{}` cannot be read now", self.stream.spec.name);
                 return Err(BrokerError::with_source(BrokerErrorKind::Storage, text, error));
@@ -52,16 +56,19 @@ impl LogReader {
         if record.kind != APPENDED || record.time < self.not_before {
             return Ok(true);
         }
-        let time = system_time(record.time);
+        let (time, position) = (system_time(record.time), record.position);
         let (at, ready) = (&mut self.at, &mut self.ready);
         let body = Bytes::copy_from_slice(record.body);
         // A record that passed its checksum and makes no sense is a gap too.
-        let _ = decode(&body, |offset, message| {
+        let made_sense = decode(&body, |offset, message| {
             if offset >= *at {
                 *at = offset + 1;
                 ready.push_back(StreamItem { offset, time, message });
             }
         });
+        if made_sense.is_err() {
+            self.stream.damage.lock().note(position..Position::new(position.get() + 1));
+        }
         Ok(true)
     }
 }

@@ -114,7 +114,7 @@ pub struct Reject<F> {
 }
 
 /// Counts a dead item of a flow without tokens, or settles it with its reason.
-fn settle_dead<K: Settle>(token: K, failure: Failure, scope: &Scope) {
+pub(crate) fn settle_dead<K: Settle>(token: K, failure: Failure, scope: &Scope) {
     if K::TRACKED {
         token.settle(&Outcome::Dead(Arc::new(failure)));
     } else {

@@ -7,23 +7,28 @@
 use std::future::Future;
 use std::ops::ControlFlow;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::flow::{Flow, Step};
 use crate::held::Held;
 use crate::knob::{Knob, Setting};
+use limit::Deadlines;
 use slots::Slab;
 
+pub(crate) mod limit;
+mod ready;
 mod slots;
 
-/// How many calls run at once, and whether results keep the order of their items.
+/// How many calls run at once, whether results keep the order of their items, and how long a call may take.
 ///
-/// `map_async(8, ..)` is eight in flight, in order.
+/// `map_async(8, ..)` is eight in flight, in order, for as long as they take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Concurrency {
     pub(crate) limit: Setting,
     pub(crate) unordered: bool,
+    pub(crate) time_limit: Option<Duration>,
 }
 
 impl Concurrency {
@@ -34,7 +39,7 @@ impl Concurrency {
     /// If `limit` is 0 or above 65,536.
     pub fn ordered(limit: usize) -> Self {
         assert!((1..=LIMIT_MAX).contains(&limit), "calls in flight are 1 to {LIMIT_MAX}, not {limit}");
-        Concurrency { limit: limit.into(), unordered: false }
+        Concurrency { limit: limit.into(), unordered: false, time_limit: None }
     }
 
     /// Up to `limit` calls at once; results as they come.
@@ -49,6 +54,48 @@ impl Concurrency {
     /// they took what makes a thousand items a second, up to 256.
     pub fn auto() -> Self {
         Concurrency::default()
+    }
+
+    /// How long the call for one item may take; `None` is the default, for ever. A call that takes longer is dropped where it
+    /// waits, and that item has failed: with [`TimedOut`](crate::TimedOut) in a [`Failed`](crate::Failed) that holds the input,
+    /// where the function may fail; else by the run's [`PanicPolicy`](crate::PanicPolicy), like one whose call panics. Other
+    /// items go on, in their order.
+    ///
+    /// The time runs from when the function first waits: a call that is ready at once costs no look at the clock, and one that
+    /// blocks its thread cannot be interrupted by anybody ([`StageReport::stalls`](crate::StageReport::stalls) counts those). It
+    /// holds for all attempts of a call together, with the delays between them, while
+    /// [`Retry::timeout`](crate::Retry::timeout) is for one. Waiting for the turn of a key, or for what another item looks up,
+    /// takes none of it, and a call that could have gone on while nobody asked for results, because what comes after is slow,
+    /// begins its time anew. All calls of an operator share one timer.
+    ///
+    /// # Panics
+    /// If the limit is zero.
+    ///
+    /// ```
+    /// use millstream_flow::{Concurrency, PanicPolicy, Pipe};
+    /// use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let calls = Concurrency::ordered(8).time_limit(Duration::from_secs(5));
+    /// let (done, report) = Pipe::from_iter(1..=5)
+    ///     .on_panic(PanicPolicy::Dead)
+    ///     .map_async(calls, async |n| if n == 3 { std::future::pending().await } else { n })
+    ///     .collect()
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!((done, report.ledger.dead), (vec![1, 2, 4, 5], 1));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn time_limit(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.time_limit = limit.into();
+        assert!(self.time_limit != Some(Duration::ZERO), "nothing can be done in no time");
+        self
+    }
+
+    /// How long the call for one item may take, if that is limited.
+    pub fn time_limit_used(&self) -> Option<Duration> {
+        self.time_limit
     }
 
     pub(crate) fn knob(&self, name: String) -> Knob {
@@ -115,8 +162,14 @@ pub struct MapAsync<F: Flow, M, Fut: Future> {
 }
 
 impl<F: Flow, M, Fut: Future> MapAsync<F, M, Fut> {
-    pub(crate) fn new(upstream: F, map: M, limit: Knob, unordered: bool) -> Self {
-        let slab = Slab::new(limit.bounds().1, unordered);
+    pub(crate) fn new(
+        upstream: F,
+        map: M,
+        limit: Knob,
+        unordered: bool,
+        deadlines: Option<Deadlines>,
+    ) -> Self {
+        let slab = Slab::new(limit.bounds().1, unordered, deadlines);
         let service_time = if limit.is_frozen() { ServiceTime::Done } else { ServiceTime::Waiting };
         MapAsync { upstream, map, limit, slab, service_time, ended: false }
     }
@@ -145,18 +198,23 @@ where
         let slab = &mut *slab;
         let stage = cx.waker();
         let polling = slab.begin(stage);
+        match slab.end_late(&mut room, sink) {
+            ControlFlow::Break(()) => return slab.more(),
+            ControlFlow::Continue(true) => return Poll::Ready(Step::End),
+            ControlFlow::Continue(false) => {}
+        }
         loop {
             if slab.poll_ready(&polling, &mut room, sink).is_break() {
-                return Poll::Ready(Step::More);
+                return slab.more();
             }
             if *ended {
-                return if slab.in_flight() == 0 { Poll::Ready(Step::End) } else { slab.pending(stage) };
+                return if slab.in_flight() == 0 { Poll::Ready(Step::End) } else { slab.pending_until(cx) };
             }
             if slab.in_flight() >= limit {
                 if !matches!(service_time, ServiceTime::Done) {
                     service_time.look(slab.calls_ended(), knob);
                 }
-                return slab.pending(stage);
+                return slab.pending_until(cx);
             }
             let mut broke = false;
             let (mut spare, mut straight) = slab.next_place();
@@ -184,14 +242,14 @@ where
             *ended = step == Poll::Ready(Step::End);
             if broke || room == 0 {
                 let over = *ended && slab.in_flight() == 0;
-                return Poll::Ready(if over { Step::End } else { Step::More });
+                return if over { Poll::Ready(Step::End) } else { slab.more() };
             }
             match step {
                 Poll::Pending => {
                     let flow = slab.poll_ready(&polling, &mut room, sink);
-                    return if flow.is_break() { Poll::Ready(Step::More) } else { slab.pending(stage) };
+                    return if flow.is_break() { slab.more() } else { slab.pending_until(cx) };
                 }
-                Poll::Ready(Step::More) if slab.in_flight() < limit => return Poll::Ready(Step::More),
+                Poll::Ready(Step::More) if slab.in_flight() < limit => return slab.more(),
                 // Full, or upstream has ended: what is in flight decides. Calls may have woken themselves.
                 Poll::Ready(_) => {}
             }

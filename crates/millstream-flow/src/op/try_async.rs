@@ -7,17 +7,21 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::thread;
 
-use millstream_resilience::{Attempts, Timeout, noting};
+use millstream_resilience::{Timeout, noting};
 use tokio::time::{Instant, sleep};
 
 use crate::failure::{BoxError, Failed, History, Panicked};
+use crate::op::map_async::limit::{Limit, within};
 use crate::retry::Retry;
 use crate::scope::Scope;
 use crate::stats::OpStats;
 
-/// Calls until it succeeds or `retry` gives up.
+/// What all calls of an operator share.
+pub(crate) type Shared<M> = Arc<(M, Retry, Arc<OpStats>, Option<Arc<Limit>>)>;
+
+/// Calls until it succeeds or `retry` gives up, or its time is over.
 pub(crate) async fn call<T, U, E, M>(
-    shared: Arc<(M, Retry, Arc<OpStats>)>,
+    shared: Shared<M>,
     scope: Arc<Scope>,
     input: T,
     position: u64,
@@ -26,29 +30,40 @@ where
     M: AsyncFn(&T) -> Result<U, E>,
     E: Into<BoxError>,
 {
-    let (map, retry, op) = &*shared;
+    let (map, retry, op, limit) = &*shared;
     let mut history = History::default();
+    let mut made = 0;
     let failed = |error: BoxError, attempts| {
         Failed::new((), error, op.name(), scope.clock().now()).counted(position, attempts)
     };
-    let mut began = None;
-    let mut attempts = None;
-    let (error, made) = loop {
-        let error = match attempt(async || map(&input).await, retry, &mut began).await {
-            Ok(output) => {
-                retry.succeeded();
-                return Ok(output);
+    let tried = {
+        let trying = pin!(async {
+            let mut began = None;
+            let mut attempts = None;
+            loop {
+                made += 1;
+                let error = match attempt(async || map(&input).await, retry, &mut began).await {
+                    Ok(output) => {
+                        retry.succeeded();
+                        return Ok(output);
+                    }
+                    Err(error) => error,
+                };
+                if attempts.is_none() {
+                    attempts = retry.begin(began);
+                }
+                let delay = attempts.as_mut().and_then(|attempts| retry.failed(attempts, &*error));
+                let Some(delay) = delay else { return Err(error) };
+                history.add(failed(error, made).failure());
+                sleep(delay).await;
             }
-            Err(error) => error,
-        };
-        if attempts.is_none() {
-            attempts = retry.begin(began);
-        }
-        let delay = attempts.as_mut().and_then(|attempts| retry.failed(attempts, &*error));
-        let made = attempts.as_ref().map_or(1, Attempts::made);
-        let Some(delay) = delay else { break (error, made) };
-        history.add(failed(error, made).failure());
-        sleep(delay).await;
+        });
+        within(limit.as_deref(), trying).await
+    };
+    let error = match tried {
+        Ok(Ok(output)) => return Ok(output),
+        Ok(Err(error)) => error,
+        Err(late) => late.into(),
     };
     op.add_failed(1);
     Err(failed(error, made).map_input(|()| input).with_history(history))

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::hash::Hash;
+use std::pin::pin;
 use std::sync::Arc;
 
 use super::Pipe;
@@ -11,6 +12,7 @@ use crate::memo::Memo;
 use crate::op::basic::{Inspect, Map};
 use crate::op::errors::{DeadLetter, FailFast, Fallback, Reject, SkipErrors};
 use crate::op::map_async::Concurrency;
+use crate::op::map_async::limit::{Since, within};
 use crate::op::try_async::catching;
 use crate::op::try_map::TryMap;
 use crate::op::turns::Turns;
@@ -218,6 +220,13 @@ where
     /// # Ordering
     /// As [`Concurrency`] says.
     ///
+    /// # Errors
+    /// Of an item: the function's, its panic as [`Panicked`](crate::Panicked), and [`TimedOut`](crate::TimedOut) if an attempt
+    /// takes longer than [`Retry::timeout`] or the whole call longer than its [`time_limit`](Concurrency::time_limit).
+    ///
+    /// # Cancel safety
+    /// Calls are dropped where they wait when their time is over or the run is dropped.
+    ///
     /// ```
     /// use millstream_flow::{Concurrency, Pipe, Retry};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -244,8 +253,8 @@ where
         M: AsyncFn(&F::Item) -> Result<U, E> + 'static,
         E: Into<BoxError>,
     {
-        self.calls("try_map_async", concurrency.into(), |op, scope| {
-            let (scope, shared, mut position) = (scope.clone(), Arc::new((map, retry, op)), 0);
+        self.calls("try_map_async", concurrency.into(), Since::Said, |op, scope, limit| {
+            let (scope, shared, mut position) = (scope.clone(), Arc::new((map, retry, op, limit)), 0);
             move |input| {
                 let at = position;
                 position += 1;
@@ -299,9 +308,9 @@ where
         E: Into<BoxError>,
     {
         let concurrency = concurrency.into();
-        self.calls("try_map_async_by_key", concurrency, |op, scope| {
+        self.calls("try_map_async_by_key", concurrency, Since::Said, |op, scope, limit| {
             let turns = Turns::new(&concurrency, scope, "try_map_async_by_key");
-            let (scope, shared, mut position) = (scope.clone(), Arc::new((map, retry, op)), 0);
+            let (scope, shared, mut position) = (scope.clone(), Arc::new((map, retry, op, limit)), 0);
             move |input| {
                 let (turn, shared, scope, at) =
                     (turns.of(&key(&input)), shared.clone(), scope.clone(), position);
@@ -320,8 +329,10 @@ where
     /// # Ordering
     /// As [`Concurrency`] says.
     ///
-    /// # Panics
-    /// A panic of `look_up` is that item's failure, with [`Panicked`](crate::Panicked) as its error.
+    /// # Errors
+    /// Of an item: those of `look_up`, its panic as [`Panicked`](crate::Panicked), and [`TimedOut`](crate::TimedOut) if it takes
+    /// longer than its [`time_limit`](Concurrency::time_limit). Another item that waited for the same value looks up for itself
+    /// then, in a time of its own.
     ///
     /// ```
     /// # use millstream_flow::{Memo, Pipe};
@@ -354,18 +365,21 @@ where
         M: AsyncFn(&Q) -> Result<V, E> + 'static,
         E: Into<BoxError>,
     {
-        self.calls("memoize", concurrency.into(), |op, scope| {
+        self.calls("memoize", concurrency.into(), Since::Said, |op, scope, limit| {
             scope.add_memory("memoize".into(), memo.memory());
-            let (shared, mut position) = (Arc::new((memo, look_up, op, scope.clone())), 0);
+            let (shared, mut position) = (Arc::new((memo, look_up, op, scope.clone(), limit)), 0);
             move |item| {
                 let (key, shared, at) = (key(&item), shared.clone(), position);
                 position += 1;
                 async move {
-                    let (memo, look_up, op, scope) = &*shared;
-                    let looked_up = catching(memo.get(key, async |key| look_up(key).await)).await;
-                    let error = match looked_up {
+                    let (memo, look_up, op, scope, limit) = &*shared;
+                    let look_up = async |key: &Q| match within(limit.as_deref(), pin!(look_up(key))).await {
+                        Ok(found) => found.map_err(Into::into),
+                        Err(late) => Err(BoxError::from(late)),
+                    };
+                    let error = match catching(memo.get(key, look_up)).await {
                         Ok(Ok(value)) => return Ok((item, value)),
-                        Ok(Err(error)) => error.into(),
+                        Ok(Err(error)) => error,
                         Err(panicked) => panicked.into(),
                     };
                     op.add_failed(1);

@@ -1,12 +1,13 @@
 //! Random chains of operators, as data and as the flow they stand for.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use millstream_flow::{
-    Batch, Capacity, Concurrency, Debounce, Dedupe, EventTime, Failed, Flow, Pipe, RateLimit, Replay, Retry,
-    Sample, Sum, Throttle, TimeOf, Window, Workers,
+    Batch, BoxError, Capacity, Concurrency, Debounce, Dedupe, EventTime, Failed, Flow, Pipe, RateLimit,
+    Replay, Retry, Sample, Sum, Throttle, TimeOf, Window, Workers,
 };
 use proptest::prelude::*;
 
@@ -57,8 +58,17 @@ pub(crate) enum Op {
         unordered: bool,
         waits: u64,
     },
+    /// Calls that never return at numbers divisible by this, and have a limit.
+    LateAsync {
+        every: u64,
+        limit: usize,
+        unordered: bool,
+        by_key: bool,
+    },
     TryMap(u64, Policy),
     TryMapAsync(u64, usize, Policy),
+    /// Calls that never return, as above.
+    TryLate(u64, usize, Policy),
     /// Numbers divisible by this need a second attempt.
     Retry(u64),
     Boxed,
@@ -166,6 +176,7 @@ impl Op {
         matches!(
             self,
             Op::MapAsync { unordered: true, .. }
+                | Op::LateAsync { unordered: true, .. }
                 | Op::PanicAsync { unordered: true, .. }
                 | Op::Parallel { unordered: true, .. }
                 | Op::PerKey(_)
@@ -232,6 +243,10 @@ fn plain_op() -> impl Strategy<Value = Op> {
         ((2..9u64), policy()).prop_map(|(every, policy)| Op::TryMap(every, policy)),
         ((2..9u64), (1..9usize), policy())
             .prop_map(|(every, limit, policy)| Op::TryMapAsync(every, limit, policy)),
+        ((2..9u64), (1..9usize), any::<bool>(), any::<bool>())
+            .prop_map(|(every, limit, unordered, by_key)| Op::LateAsync { every, limit, unordered, by_key }),
+        ((2..9u64), (1..9usize), policy())
+            .prop_map(|(every, limit, policy)| Op::TryLate(every, limit, policy)),
         (2..9u64).prop_map(Op::Retry),
         Just(Op::Boxed),
         Just(Op::Replay),
@@ -344,6 +359,27 @@ pub(crate) fn link<K: Issue>(pipe: Link<K>, op: Op, name: &str) -> Link<K> {
                 n + 1
             };
             checked(pipe.map_async(calls, call), name)
+        }
+        Op::LateAsync { every, limit, unordered, by_key } => {
+            let calls = if unordered { Concurrency::unordered(limit) } else { Concurrency::ordered(limit) };
+            let calls = calls.time_limit(Duration::from_millis(5));
+            let call = move |n: u64| async move {
+                yields(n % 3).await;
+                if n.is_multiple_of(every) { pending().await } else { n + 1 }
+            };
+            if by_key {
+                via_box(pipe.map_async_by_key(calls, |n| n % 3, call))
+            } else {
+                checked(pipe.map_async(calls, call), name)
+            }
+        }
+        Op::TryLate(m, limit, policy) => {
+            let calls = Concurrency::ordered(limit).time_limit(Duration::from_millis(5));
+            let call = async move |n: &u64| {
+                yields(n % 3).await;
+                if n.is_multiple_of(m) { pending().await } else { Ok::<_, BoxError>(n + 1) }
+            };
+            handled(via_box(pipe.try_map_async(calls, Retry::never(), call)), policy, name)
         }
         Op::TryMap(m, policy) => {
             let tried = pipe.try_map(move |n| match n % m {

@@ -23,6 +23,7 @@ mod statements;
 mod streamz;
 mod support;
 mod threads;
+mod time_limits;
 mod timing;
 mod unread;
 mod windows;

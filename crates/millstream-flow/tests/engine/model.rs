@@ -112,7 +112,7 @@ impl Expected {
                 };
                 return batches(flow, count, usize::MAX).flat_map(short).collect();
             }
-            Op::TryMap(m, policy) | Op::TryMapAsync(m, _, policy) => {
+            Op::TryMap(m, policy) | Op::TryMapAsync(m, _, policy) | Op::TryLate(m, _, policy) => {
                 for e in flow {
                     match policy {
                         _ if e.number % m != 0 => pass(e.clone(), e.number + 1),
@@ -122,7 +122,7 @@ impl Expected {
                     }
                 }
             }
-            Op::Panic(m) | Op::PanicAsync { every: m, .. } => {
+            Op::Panic(m) | Op::PanicAsync { every: m, .. } | Op::LateAsync { every: m, .. } => {
                 for e in flow {
                     match e.number % m {
                         0 => self.end(&e, &dead),

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use millstream_flow::flows::{Either, Hop, Map, MapAsync};
 use millstream_flow::{BoxError, Flow, Panicked, Pipe, Step, Unmeasured};
+use millstream_resilience::Timeout;
 
 use super::options::{Each, ItemErrors, Policy, StreamOptions};
 use super::progress::LeftOut;
@@ -74,11 +75,14 @@ where
         let pipe = match each {
             Some((concurrency, each)) => {
                 let each: Arc<Each<R::Item>> = each.clone();
-                let call: EachFn<R::Item> = Box::new(move |item| match item {
-                    Ok(item) => each(item),
-                    Err(error) => Box::pin(std::future::ready(Err(error))),
+                // A late call is an item that failed, not the end of a run, which the reader would take for the stream's.
+                let timeout = concurrency.time_limit_used().map(Timeout::new);
+                let call: EachFn<R::Item> = Box::new(move |item| match (item, timeout) {
+                    (Ok(item), None) => each(item),
+                    (Ok(item), Some(timeout)) => Box::pin(timeout.wrap(each(item))),
+                    (Err(error), _) => Box::pin(std::future::ready(Err(error))),
                 });
-                pipe.map_async(*concurrency, call).named("each").via("each", Either::Left)
+                pipe.map_async(concurrency.time_limit(None), call).named("each").via("each", Either::Left)
             }
             None => pipe.via("all", Either::Right),
         };

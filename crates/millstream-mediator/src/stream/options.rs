@@ -63,8 +63,8 @@ impl<T> StreamOptions<T> {
         self
     }
 
-    /// Does something with each item before behaviours see it, with so many in flight at once. One that fails is an item that
-    /// failed.
+    /// Does something with each item before behaviours see it, with so many in flight at once. One that fails, or takes longer
+    /// than the [time limit](Concurrency::time_limit), is an item that failed.
     pub fn each<F, Fut>(mut self, concurrency: impl Into<Concurrency>, each: F) -> Self
     where
         F: Fn(T) -> Fut + Send + Sync + 'static,

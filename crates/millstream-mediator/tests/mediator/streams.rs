@@ -194,6 +194,28 @@ async fn buffer_and_concurrency_are_options_of_the_type() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_item_that_takes_too_long_in_each_has_failed_and_the_stream_says_so() {
+    let began = Instant::now();
+    let calls = Concurrency::ordered(2).time_limit(Duration::from_secs(5));
+    let options =
+        StreamOptions::new().each(calls, async |n| if n == 3 { std::future::pending().await } else { Ok(n) });
+    let mediator = Mediator::builder()
+        .stream_options::<Count>(options)
+        .stream(async |to: Count| Ok::<_, Error>(Pipe::from_iter(0..to.0).map(Ok::<_, Error>)))
+        .build()
+        .unwrap();
+    let mut stream = mediator.stream(Count(20)).await.unwrap();
+    let mut items = Vec::new();
+    while let Some(item) = stream.next().await {
+        items.push(item);
+    }
+    let error = items.pop().unwrap().unwrap_err();
+    assert_eq!((items.len(), error.position(), error.is_last()), (3, 3, true));
+    assert!(millstream_flow::chain(&error).ends_with("it took longer than 5s"), "{error}");
+    assert_eq!(began.elapsed().as_secs(), 5);
+}
+
+#[tokio::test(start_paused = true)]
 async fn behaviours_of_requests_stand_around_the_opening_of_a_stream() {
     let mediator = Mediator::builder()
         .behaviour_for(Scope::kind(Kind::Stream), Timeout::new(Duration::from_secs(1)))

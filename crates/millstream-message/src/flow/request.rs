@@ -238,7 +238,7 @@ async fn receive(mut consumer: Consumer, prefix: String, waiting: Arc<Mutex<Wait
 }
 
 /// Answers the requests of a queue: a flow of nothing that calls `handle` for each, up to `concurrency` at once. What `handle`
-/// fails with, by an error or a panic, is the reply's [`ERROR`].
+/// fails with, by an error, a panic or the time limit of `concurrency`, is the reply's [`ERROR`].
 ///
 /// A request is acknowledged when its reply is stored, or nobody waits for one any more: a request that was in hand when the
 /// process died is answered by another.
@@ -268,7 +268,7 @@ where
                 addressed(&failed.input, Message::new("").with_header(ERROR, reason))
             }
         })
-        .try_map_async(concurrency, Retry::never(), async move |reply: &Option<Publish>| {
+        .try_map_async(concurrency.time_limit(None), Retry::never(), async move |reply: &Option<Publish>| {
             let Some(Publish { to, message }) = reply else { return Ok(()) };
             match broker.publish(to, message.clone()).await? {
                 // Whoever asked is gone, or has no room.

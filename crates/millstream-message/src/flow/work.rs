@@ -213,8 +213,8 @@ impl<C> Work<C> {
         Work { codec, concurrency: Concurrency::ordered(1), retry: Retry::never() }
     }
 
-    /// How many calls of the handler run at once, and whether their results keep the order of the queue. The consumer's
-    /// prefetch must not be less.
+    /// How many calls of the handler run at once, whether their results keep the order of the queue, and how long one may
+    /// take, as [`Retry::timeout`] does. The consumer's prefetch must not be less than their number.
     #[must_use]
     pub fn concurrency(mut self, concurrency: impl Into<Concurrency>) -> Self {
         self.concurrency = concurrency.into();
@@ -330,7 +330,8 @@ where
     F: Flow<Item = Result<U, Failed<Job<T>>>, Token = Token>,
 {
     let shared = Arc::new((broker, retry));
-    done.map_async(concurrency, move |done| {
+    // The limit is the handler's: a message that is neither done nor put back is not to be lost.
+    done.map_async(concurrency.time_limit(None), move |done| {
         let shared = shared.clone();
         async move {
             match done {

@@ -5,7 +5,7 @@ mod names;
 mod place;
 
 use self::error::{Opening, ReadError};
-use self::names::{matches_pattern, show};
+use self::names::{key, matches_pattern, path_of, show};
 use self::place::{Begin, Identity, Position};
 use super::lines::Lines;
 use super::{Chunk, Feed};
@@ -19,7 +19,6 @@ use std::future::Future;
 use std::io::{Error, ErrorKind, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -188,27 +187,28 @@ impl FileFeed {
         if !self.is_pattern() || files.is_empty() {
             return;
         }
-        // By name, which of one that is not UTF-8 does not lead to the file.
         let base = &self.base;
-        let names: HashSet<String> = files.iter().map(|file| show(base, file)).collect();
+        // Earlier versions knew files as messages show them.
+        let names: HashSet<String> =
+            files.iter().flat_map(|file| [key(base, file), show(base, file)]).collect();
         let there = |path: &Path| path.try_exists().unwrap_or(true);
-        self.position.files.retain(|name, _| names.contains(name) || there(&base.join(name)));
+        self.position.files.retain(|name, _| names.contains(name) || there(&path_of(base, name)));
         self.done.retain(|path, _| files.binary_search(path).is_ok() || there(path));
     }
 
     async fn open_file(&self, path: &Path) -> Result<Current, Opening> {
-        let name = show(&self.base, path);
+        let (name, shown) = (key(&self.base, path), show(&self.base, path));
         let mut file = File::open(path).await?;
         let opened = file.metadata().await?;
         let length = opened.len();
-        let place: Arc<str> = name.as_str().into();
         let (mut offset, mut line) = (0, 1);
-        if let Some(known) = self.position.files.get(&name)
+        let files = &self.position.files;
+        if let Some(known) = files.get(&name).or_else(|| files.get(&shown))
             && known.is_of(&file, length)?
         {
             (offset, line) = (known.offset, known.line);
         }
-        let mut lines = Lines::resume(&self.read, place, offset, line);
+        let mut lines = Lines::resume(&self.read, shown.into(), offset, line);
         if offset > 0 && lines.wants_header() {
             self.read_header(&mut file, &mut lines).await?;
         }

@@ -178,6 +178,7 @@ impl Drafter<'_> {
                     request,
                     at_once: count(node, "at_once", 1).value as usize,
                     into: text(node, "into"),
+                    timeout: node.get("timeout").and_then(|node| units::duration(node.text()?)),
                 }
             }
             "route" => Step::Misplaced { at: tag.at },

@@ -182,6 +182,8 @@ pub(crate) enum Step {
         at_once: usize,
         /// The field that takes the response, if not the item does.
         into: Option<String>,
+        /// How long the handler may take for one item.
+        timeout: Option<Duration>,
     },
     Parallel {
         workers: Setting<Option<u64>>,

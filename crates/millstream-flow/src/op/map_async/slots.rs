@@ -7,81 +7,12 @@ use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
-use futures_util::task::AtomicWaker;
-
+use super::limit::Deadlines;
+use super::ready::{Polling, Ready, Woken};
+use crate::flow::Step;
 use crate::token::Settle;
-
-/// Which slots want to be polled: a bit each.
-struct Ready {
-    words: Box<[Word]>,
-    stage: AtomicWaker,
-    /// The thread that is polling the calls, or 0. Only it can find its own number here.
-    poller: AtomicUsize,
-}
-
-/// 64 slots.
-#[derive(Default)]
-struct Word {
-    /// Set by anybody.
-    bits: AtomicU64,
-    /// Set and cleared by the poller alone, so that a call that wakes itself while it is polled needs no
-    /// read-modify-write, which would be half of its cost.
-    own: AtomicU64,
-}
-
-impl Word {
-    fn add_own(&self, bits: u64) {
-        self.own.store(self.own.load(Ordering::Relaxed) | bits, Ordering::Relaxed);
-    }
-
-    /// Takes all bits.
-    #[inline]
-    fn take(&self) -> u64 {
-        let own = self.own.load(Ordering::Relaxed);
-        if own != 0 {
-            self.own.store(0, Ordering::Relaxed);
-        }
-        if self.bits.load(Ordering::Relaxed) == 0 { own } else { own | self.bits.swap(0, Ordering::AcqRel) }
-    }
-}
-
-/// A number for this thread that no other has while it lives.
-fn this_thread() -> usize {
-    thread_local!(static HERE: u8 = const { 0 });
-    HERE.try_with(|here| ptr::from_ref(here).addr()).unwrap_or(usize::MAX)
-}
-
-/// While alive, calls that wake themselves say so without the others' bits.
-pub(super) struct Polling(Arc<Ready>);
-
-impl Drop for Polling {
-    fn drop(&mut self) {
-        self.0.poller.store(0, Ordering::Relaxed);
-    }
-}
-
-struct SlotWaker {
-    ready: Arc<Ready>,
-    slot: usize,
-}
-
-impl Wake for SlotWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-    fn wake_by_ref(self: &Arc<Self>) {
-        let (word, bit) = (&self.ready.words[self.slot / 64], 1 << (self.slot % 64));
-        if self.ready.poller.load(Ordering::Relaxed) == this_thread() {
-            word.add_own(bit);
-        } else if word.bits.fetch_or(bit, Ordering::AcqRel) == 0 {
-            // Otherwise whoever set the first bit has woken the stage, which has not looked at the word since.
-            self.ready.stage.wake();
-        }
-    }
-}
 
 /// Where a future lives: it must not move, so this stays where it was allocated while the slab lives.
 struct Home<Fut> {
@@ -144,6 +75,15 @@ impl<Fut: Future> Place<Fut> {
         }
         result
     }
+
+    /// Drops the future that is here; leaves the place free, also if that panics.
+    ///
+    /// # Safety
+    /// The slab is alive and a future is here.
+    unsafe fn discard(self) {
+        // SAFETY: the home is alive, and the future is initialised.
+        drop(Ended(unsafe { (&raw mut (*self.0.as_ptr()).future).cast::<Fut>() }));
+    }
 }
 
 /// A call in flight, or the place for one.
@@ -168,10 +108,15 @@ pub(super) struct Slab<Fut: Future, K> {
     calls_ended: u64,
     unordered: bool,
     ready: Arc<Ready>,
+    /// Of calls that may take only so long.
+    deadlines: Option<Box<Deadlines>>,
 }
 
+// What the next line says of the slab, the compiler says of its deadlines.
+const _: fn(Deadlines) -> Box<dyn Send> = |deadlines| Box::new(deadlines);
+
 // SAFETY: the slab owns what its homes hold, as a box would: futures (sent as `Fut: Send` says), and wakers, which are
-// `Send` and `Sync`.
+// `Send` and `Sync`. The deadlines are `Send` by themselves.
 unsafe impl<Fut: Future + Send, K: Send> Send for Slab<Fut, K> where Fut::Output: Send {}
 
 impl<Fut: Future, K> Drop for Slab<Fut, K> {
@@ -188,8 +133,7 @@ impl<Fut: Future, K> Drop for Slab<Fut, K> {
 }
 
 impl<Fut: Future, K: Settle> Slab<Fut, K> {
-    pub(super) fn new(slots: usize, unordered: bool) -> Self {
-        let words = (0..slots.div_ceil(64)).map(|_| Word::default()).collect();
+    pub(super) fn new(slots: usize, unordered: bool, deadlines: Option<Deadlines>) -> Self {
         Slab {
             slots: Vec::new(),
             free: Vec::new(),
@@ -198,7 +142,8 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             in_flight: 0,
             calls_ended: 0,
             unordered,
-            ready: Arc::new(Ready { words, stage: AtomicWaker::new(), poller: AtomicUsize::new(0) }),
+            ready: Ready::new(slots, deadlines.is_some()),
+            deadlines: deadlines.map(Box::new),
         }
     }
 
@@ -215,15 +160,14 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
     pub(super) fn begin(&self, stage: &Waker) -> Polling {
         if self.in_flight > 0 {
             // Before the bits are read: a wake after this finds the stage, one before it has set its bit.
-            self.ready.stage.register(stage);
+            self.ready.register(stage);
         }
-        self.ready.poller.store(this_thread(), Ordering::Relaxed);
-        Polling(self.ready.clone())
+        self.ready.polling()
     }
 
     /// Nothing more can be done now; but calls that woke themselves want to be polled again after others had their turn.
-    pub(super) fn pending<T>(&self, stage: &Waker) -> Poll<T> {
-        if self.ready.words.iter().any(|word| word.own.load(Ordering::Relaxed) != 0) {
+    fn pending<T>(&self, stage: &Waker) -> Poll<T> {
+        if self.ready.any_own() {
             stage.wake_by_ref();
         }
         Poll::Pending
@@ -241,7 +185,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
     fn make_spare(&mut self) -> usize {
         let slot = self.free.pop().unwrap_or_else(|| {
             let slot = self.slots.len();
-            let waker = Waker::from(Arc::new(SlotWaker { ready: self.ready.clone(), slot }));
+            let waker = self.ready.waker(slot);
             let home = Box::into_raw(Box::new(Home { waker, future: MaybeUninit::uninit() }));
             // SAFETY: a box is not null.
             let home = unsafe { NonNull::new_unchecked(home) };
@@ -260,13 +204,18 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
         let Slot { live, token: place, done, .. } = &mut self.slots[slot];
         *place = Some(token);
         match begun {
-            Poll::Pending => *live = true,
+            Poll::Pending => {
+                *live = true;
+                if let Some(deadlines) = &mut self.deadlines {
+                    deadlines.waits(slot, true);
+                }
+            }
             Poll::Ready(output) => *done = Some(output),
         }
         if self.in_flight == 0 {
-            self.ready.stage.register(stage);
+            self.ready.register(stage);
             // A wake before the registration found nobody, and one after it wakes nobody if another left its bit.
-            if self.ready.words.iter().any(|word| word.bits.load(Ordering::Acquire) != 0) {
+            if self.ready.any_others() {
                 stage.wake_by_ref();
             }
         }
@@ -307,7 +256,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
         if !self.unordered {
             self.release_in_order(room, sink)?;
         }
-        for (at, word) in ready.words.iter().enumerate() {
+        for (at, word) in ready.words().enumerate() {
             let mut woken = Woken { word, bits: word.take() };
             while woken.bits != 0 {
                 if self.unordered && *room == 0 {
@@ -345,9 +294,13 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             Poll::Pending => {
                 place.live = true;
                 place.token = Some(token);
+                if let Some(deadlines) = &mut self.deadlines {
+                    deadlines.waits(slot, false);
+                }
                 ControlFlow::Continue(())
             }
             Poll::Ready(output) if self.unordered => {
+                self.end_time(slot);
                 self.vacate(slot);
                 *room -= 1;
                 sink(output, token)
@@ -355,9 +308,89 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             Poll::Ready(output) => {
                 place.token = Some(token);
                 place.done = Some(output);
+                self.end_time(slot);
                 ControlFlow::Continue(())
             }
         }
+    }
+
+    /// The call has ended: its time is not watched any more.
+    #[inline]
+    fn end_time(&mut self, slot: usize) {
+        if let Some(deadlines) = &mut self.deadlines {
+            deadlines.remove(slot);
+        }
+    }
+
+    /// Ends the calls that have had their time. Each is polled once more: then it is ready, or says itself that it was late,
+    /// or is dropped. Returns whether an item that was late has failed the run.
+    pub(super) fn end_late(
+        &mut self,
+        room: &mut usize,
+        sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
+    ) -> ControlFlow<(), bool> {
+        let Some(deadlines) = &mut self.deadlines else { return ControlFlow::Continue(false) };
+        let Some((now, held)) = deadlines.enter(self.ready.take_woken()) else {
+            return ControlFlow::Continue(self.failed());
+        };
+        // A result needs room at once if nobody asked for order.
+        while (!self.unordered || *room > 0) && !self.failed() {
+            let Some(deadlines) = &mut self.deadlines else { break };
+            let Some(slot) = deadlines.take_due(now) else { break };
+            if held && self.ready.is_woken(slot) {
+                deadlines.renew(slot);
+                continue;
+            }
+            let over = deadlines.over();
+            self.poll_woken(slot, room, sink)?;
+            drop(over);
+            if let Some(token) = self.discard(slot)
+                && let Some(deadlines) = &mut self.deadlines
+            {
+                deadlines.late(token);
+            }
+        }
+        ControlFlow::Continue(self.failed())
+    }
+
+    fn failed(&self) -> bool {
+        self.deadlines.as_ref().is_some_and(|deadlines| deadlines.failed())
+    }
+
+    /// Drops a call that is still under way, and gives its token.
+    #[cold]
+    fn discard(&mut self, slot: usize) -> Option<K> {
+        let place = self.slots.get_mut(slot).filter(|place| place.live)?;
+        // As in `poll_woken`, if the call panics as it goes.
+        let token = place.token.take()?;
+        let home = Place(place.home);
+        place.live = false;
+        let _book = Book { slab: self, slot };
+        // SAFETY: the slot was live, so a future is there.
+        unsafe { home.discard() };
+        Some(token)
+    }
+
+    /// Returns, though more could be done now.
+    #[inline]
+    pub(super) fn more(&mut self) -> Poll<Step> {
+        if let Some(deadlines) = &mut self.deadlines {
+            deadlines.leave();
+        }
+        Poll::Ready(Step::More)
+    }
+
+    /// As [`pending`](Self::pending), unless there are calls that have had their time: then the stage is to go on.
+    pub(super) fn pending_until(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        if let Some(deadlines) = &mut self.deadlines {
+            if deadlines.poll_due(cx).is_ready() {
+                return Poll::Ready(Step::More);
+            }
+            if self.ready.any_own() {
+                deadlines.leave();
+            }
+        }
+        self.pending(cx.waker())
     }
 
     fn release_in_order(
@@ -381,23 +414,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
     }
 }
 
-/// Slots that were woken and not polled yet. What a break or a panic leaves of them is put back, else nobody
-/// would wake those calls again.
-struct Woken<'a> {
-    word: &'a Word,
-    bits: u64,
-}
-
-impl Drop for Woken<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if self.bits != 0 {
-            self.word.add_own(self.bits);
-        }
-    }
-}
-
-/// Takes a slot whose call panics out of the book.
+/// Takes a slot whose call panics, or is dropped, out of the book.
 struct Book<'a, Fut: Future, K: Settle> {
     slab: &'a mut Slab<Fut, K>,
     slot: usize,
@@ -406,7 +423,13 @@ struct Book<'a, Fut: Future, K: Settle> {
 impl<Fut: Future, K: Settle> Drop for Book<'_, Fut, K> {
     fn drop(&mut self) {
         let slot = self.slot;
-        self.slab.order.retain(|&other| other != slot);
+        // Calls that run out of time are the oldest.
+        if self.slab.order.front() == Some(&slot) {
+            self.slab.order.pop_front();
+        } else {
+            self.slab.order.retain(|&other| other != slot);
+        }
+        self.slab.end_time(slot);
         self.slab.vacate(slot);
     }
 }

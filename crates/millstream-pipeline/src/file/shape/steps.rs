@@ -59,6 +59,11 @@ static SEND: Shape = Shape {
             Kind::Text,
             "The field of the item that takes the response; without it the item becomes the response.",
         ),
+        key(
+            "timeout",
+            Kind::Time,
+            "How long the handler may take for one item; it is dropped then, and the item has failed. Without it, for ever.",
+        ),
     ],
 };
 
