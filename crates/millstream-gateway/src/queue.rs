@@ -9,12 +9,12 @@ use bytes::Bytes;
 use futures_core::Stream;
 use futures_util::StreamExt;
 use futures_util::stream::{empty, unfold};
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use millstream_message::{
     Address, Broker, BrokerError, BrokerErrorKind, ConsumeOptions, Consumer, Delivery, Message,
-    PublishOutcome, Refusal, StreamFrom, StreamItem, StreamReader,
+    PublishOutcome, Refusal, StreamFrom, StreamItem, StreamReader, TRACEPARENT, TRACESTATE, TraceContext,
 };
 use tokio::time::timeout;
 
@@ -34,7 +34,7 @@ const ROOM_WAIT: Duration = Duration::from_secs(5);
 ///
 /// The answer is 202 when every queue that wanted the message has stored it; 404 if no queue wanted it; 413, 503 or
 /// 409 with the reason if the broker refused it; and 504 if the connection to the broker was lost before it said so: then the message
-/// may be stored or not. The content type goes along.
+/// may be stored or not. The content type goes along, and so does the [trace](TraceContext) that `traceparent` and `tracestate` tell of.
 pub struct PublishTo {
     broker: Arc<dyn Broker>,
     address: Address,
@@ -84,12 +84,24 @@ impl Handler for PublishTo {
             if let Some(kind) = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) {
                 message = message.with_content_type(kind);
             }
+            if let Some(trace) = trace(&parts.headers) {
+                message = message.with_trace(&trace);
+            }
             match broker.publish(&address, message).await {
                 Ok(outcome) => outcome_of(outcome),
                 Err(error) => answer(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
             }
         })
     }
+}
+
+/// The trace that a request belongs to. Two of them are none; what tracing systems add may come in several lines.
+fn trace(headers: &HeaderMap) -> Option<TraceContext> {
+    let mut parents = headers.get_all(TRACEPARENT).iter();
+    let (parent, None) = (parents.next()?, parents.next()) else { return None };
+    let trace = TraceContext::parse(parent.to_str().ok()?)?;
+    let states: Result<Vec<&str>, _> = headers.get_all(TRACESTATE).iter().map(HeaderValue::to_str).collect();
+    Some(trace.with_state(&states.unwrap_or_default().join(",")))
 }
 
 /// Why a body was not gathered.

@@ -172,6 +172,16 @@ mod tests {
     }
 
     #[test]
+    fn a_letter_belongs_to_the_trace_of_its_message() {
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let message =
+            Message::new("x").with_header(crate::TRACEPARENT, trace).with_header(crate::TRACESTATE, "a=1");
+        let trace = message.trace();
+        assert!(trace.is_some());
+        assert_eq!(death(DeadReason::Rejected, "a", message).trace(), trace);
+    }
+
+    #[test]
     fn the_first_death_explains_and_the_history_has_all() {
         let first = death(DeadReason::Rejected, "a", Message::new("x"));
         let last = death(DeadReason::Expired, "b", death(DeadReason::Rejected, "a", first));

@@ -22,6 +22,7 @@ use crate::{
 
 mod produce;
 mod request;
+mod span;
 mod spill;
 mod work;
 

@@ -51,6 +51,7 @@ mod stream;
 #[cfg(feature = "streamed")]
 mod streamed;
 mod topology;
+mod trace;
 mod url;
 mod value;
 
@@ -74,5 +75,6 @@ pub use streamed::StreamedQueues;
 pub use topology::{
     Binding, Exchange, ExchangeKind, HeaderMatch, Overflow, Queue, QueueKind, Target, differences,
 };
+pub use trace::{TRACEPARENT, TRACESTATE, TraceContext};
 pub use url::{BrokerUrl, BrokerUrlError};
 pub use value::{Headers, Value};

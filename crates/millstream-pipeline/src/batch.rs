@@ -1,11 +1,16 @@
 //! A batch: the bytes of its items one behind the other, so that a small item costs little more than its bytes.
 
 use crate::ready::Ready;
+use millstream_message::TraceContext;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes that an item of a batch takes besides its own: where it ends, and where its place ends.
 pub(crate) const ITEM_BYTES: u64 = 2 * size_of::<usize>() as u64;
+
+/// Bytes that an item's trace takes, besides what tracing systems added to it: twice its entry, for a vector grows by doubling, and
+/// the trace with its counts and what an allocator adds to two blocks.
+const TRACE_BYTES: usize = 2 * size_of::<(usize, Arc<TraceContext>)>() + size_of::<TraceContext>() + 3 * 16;
 
 /// Items of one output and one key, in their order.
 #[derive(Debug, Default)]
@@ -16,6 +21,18 @@ pub(crate) struct Batch {
     places: Texts,
     /// The files of a file output, each for the items before its number that the one before does not have.
     paths: Vec<(usize, Arc<str>)>,
+    /// Items that belong to a trace, by their number.
+    traces: Vec<(usize, Arc<TraceContext>)>,
+    trace_bytes: usize,
+}
+
+/// Bytes that an item has in a batch: its own, and those of its trace.
+pub(crate) fn weight(item: &Ready) -> usize {
+    item.bytes.len() + item.trace.as_deref().map_or(0, trace_weight)
+}
+
+fn trace_weight(trace: &TraceContext) -> usize {
+    TRACE_BYTES + trace.state().map_or(0, str::len)
 }
 
 impl Batch {
@@ -41,6 +58,11 @@ impl Batch {
             }
             self.places.push(item.place.as_bytes(), items, bytes);
         }
+        if let Some(trace) = &item.trace {
+            grow(&mut self.traces, 1, items);
+            self.traces.push((self.lines.len() - 1, trace.clone()));
+            self.trace_bytes += trace_weight(trace);
+        }
     }
 
     /// How many items it has.
@@ -53,9 +75,21 @@ impl Batch {
         &self.lines.bytes
     }
 
+    /// Bytes that it has of what a batch may have: those of all items, and of their traces.
+    pub(crate) fn weight(&self) -> usize {
+        self.bytes().len() + self.trace_bytes
+    }
+
     /// Bytes of memory that it holds.
     pub(crate) fn held(&self) -> usize {
-        self.lines.held() + self.places.held() + self.paths.capacity() * size_of::<(usize, Arc<str>)>()
+        let paths = self.paths.capacity() * size_of::<(usize, Arc<str>)>();
+        self.lines.held() + self.places.held() + paths + self.trace_bytes
+    }
+
+    /// The trace that an item belongs to.
+    pub(crate) fn trace(&self, item: usize) -> Option<&Arc<TraceContext>> {
+        let at = self.traces.binary_search_by_key(&item, |(number, _)| *number).ok()?;
+        Some(&self.traces[at].1)
     }
 
     /// Each item's bytes.
@@ -133,7 +167,8 @@ mod tests {
 
     fn item(text: &str, path: Option<&str>, place: &str) -> Ready {
         let (bytes, place) = (text.as_bytes().to_vec(), place.to_owned());
-        Ready { output: 0, key: Default::default(), path: path.map(Into::into), bytes, place, size: 0 }
+        let (key, path) = (Default::default(), path.map(Into::into));
+        Ready { output: 0, key, path, bytes, place, trace: None, size: 0 }
     }
 
     proptest! {
@@ -179,5 +214,35 @@ mod tests {
             full.push(&item(&"x".repeat(1000), None, ""), 100, 100_000);
         }
         assert_eq!(full.held(), 100_000 + 100 * size_of::<usize>());
+    }
+
+    #[test]
+    fn a_trace_is_its_items_and_takes_no_more_than_it_counts() {
+        let trace = |n: u64| {
+            let trace = TraceContext::new(1.try_into().expect("not 0"), (n + 1).try_into().expect("not 0"));
+            Arc::new(trace.with_state(&"x".repeat(n as usize % 5)))
+        };
+        let mut batch = Batch::new(0);
+        let mut kept = 0;
+        for n in 0..1000_u64 {
+            let mut item = item("1\n", None, "");
+            item.trace = (n % 3 == 1).then(|| trace(n));
+            let before = batch.weight();
+            batch.push(&item, 1000, 1 << 20);
+            assert_eq!(batch.weight(), before + weight(&item));
+            kept += item.trace.map_or(0, |trace| {
+                // Its counts, and what an allocator adds to two blocks.
+                size_of::<TraceContext>() + 16 + trace.state().map_or(0, |state| state.len() + 16)
+            });
+        }
+        for n in 0..1000 {
+            assert_eq!(batch.trace(n).cloned(), (n % 3 == 1).then(|| trace(n as u64)));
+        }
+        let entries = batch.traces.capacity() * size_of::<(usize, Arc<TraceContext>)>();
+        assert!(
+            entries + kept <= batch.weight() - 2000,
+            "{entries} and {kept} are more than {}",
+            batch.weight()
+        );
     }
 }

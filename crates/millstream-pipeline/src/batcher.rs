@@ -1,6 +1,6 @@
 //! Gathers items into batches, one open batch for each key, all of them within one bound.
 
-use crate::batch::Batch;
+use crate::batch::{Batch, weight};
 use crate::ready::Ready;
 use bytes::Bytes;
 use millstream_flow::{Flow, Settle, Step, Token, TokenRuns};
@@ -78,9 +78,9 @@ impl<F> Batcher<F> {
 
 impl Gathered {
     fn add(&mut self, item: Ready, token: Token, rule: &Rule) {
-        let bytes = item.bytes.len();
+        let bytes = weight(&item);
         let key = (item.output, item.key.clone());
-        if self.open.get(&key).is_some_and(|open| open.batch.bytes().len() + bytes > rule.bytes) {
+        if self.open.get(&key).is_some_and(|open| open.batch.weight() + bytes > rule.bytes) {
             self.complete(&key);
         }
         let open = self.open.entry(key.clone()).or_insert_with(|| Open {
@@ -93,7 +93,7 @@ impl Gathered {
         open.batch.push(&item, rule.count, rule.bytes);
         token.join(&mut open.tokens);
         open.size += item.size;
-        let full = open.batch.len() >= rule.count || open.batch.bytes().len() >= rule.bytes;
+        let full = open.batch.len() >= rule.count || open.batch.weight() >= rule.bytes;
         self.items += 1;
         self.bytes += open.batch.held() - held;
         self.size += item.size;
@@ -186,6 +186,8 @@ impl<F: Flow<Item = Ready, Token = Token>> Flow for Batcher<F> {
 mod tests {
     use super::*;
     use millstream_flow::{Pipe, Tracked, Tracker};
+    use millstream_message::TraceContext;
+    use std::sync::Arc;
     use tokio::sync::mpsc;
     use tokio_stream::wrappers::ReceiverStream;
 
@@ -204,7 +206,7 @@ mod tests {
 
     fn item(key: &str, bytes: usize) -> Ready {
         let (key, bytes) = (Bytes::copy_from_slice(key.as_bytes()), key.repeat(bytes).into_bytes());
-        Ready { output: 0, key, path: None, bytes, place: String::new(), size: 10 }
+        Ready { output: 0, key, path: None, bytes, place: String::new(), trace: None, size: 10 }
     }
 
     /// Sends each item after its pause; gives the keys of each batch with the second it came at.
@@ -249,6 +251,14 @@ mod tests {
     async fn a_batch_is_complete_before_it_exceeds_its_bytes() {
         assert_eq!(batches(Rule { bytes: 25, ..rule() }, at_once("aaaa")).await, of(&[("aa", 0), ("aa", 0)]));
         assert_eq!(batches(Rule { bytes: 5, ..rule() }, at_once("ab")).await, of(&[("a", 0), ("b", 0)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trace_counts_with_the_bytes_of_its_item() {
+        let trace = TraceContext::new(1.try_into().expect("not 0"), 1.try_into().expect("not 0"));
+        let traced = || (0, Ready { trace: Some(Arc::new(trace.clone())), ..item("a", 1) });
+        let two = Rule { count: 10, bytes: 2 * weight(&traced().1), ..rule() };
+        assert_eq!(batches(two, vec![traced(), traced(), traced()]).await, of(&[("aa", 0), ("a", 0)]));
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use crate::trouble::Trouble;
 use crate::value::{self, Value};
 use bytes::Bytes;
 use millstream_flow::{Clock, Failed};
-use millstream_message::Message;
+use millstream_message::{Message, TraceContext};
 use std::fmt;
 use std::sync::Arc;
 
@@ -68,6 +68,7 @@ pub(crate) struct Letter {
     pub(crate) body: Bytes,
     pub(crate) content_type: &'static str,
     pub(crate) place: String,
+    pub(crate) trace: Option<Arc<TraceContext>>,
 }
 
 /// An error of one item.
@@ -116,7 +117,8 @@ impl Raw {
             }
             Raw::Message(message) => read_message(message, stage, reporter),
             Raw::Fault { reason } => {
-                let letter = Letter { body: Bytes::new(), content_type: "text/plain", place: String::new() };
+                let (body, place) = (Bytes::new(), String::new());
+                let letter = Letter { body, content_type: "text/plain", place, trace: None };
                 Err(reporter.failure(letter, reason, stage))
             }
         }
@@ -188,17 +190,19 @@ pub(crate) fn refused(message: &Message, why: String) -> Message {
     if let Some(place) = &message.properties().message_id {
         short = short.with_message_id(place.clone());
     }
-    short.with_header(FAULT, why)
+    short.with_header(FAULT, why).with_trace_of(message)
 }
 
 fn letter(bytes: Bytes, file: &str, line: u64, fault: &Fault) -> Letter {
-    Letter { body: bytes, content_type: "text/plain", place: format!("{file}:{line}:{}", fault.column()) }
+    let place = format!("{file}:{line}:{}", fault.column());
+    Letter { body: bytes, content_type: "text/plain", place, trace: None }
 }
 
 fn read_message(message: Message, stage: &Arc<str>, reporter: &Reporter) -> Result<Record, Failure> {
     let refuse = |message: &Message, reason: String| {
         let place = message.properties().message_id.clone().unwrap_or_default();
-        let letter = Letter { body: message.body().clone(), content_type: "text/plain", place };
+        let (body, trace) = (message.body().clone(), message.trace().map(Arc::new));
+        let letter = Letter { body, content_type: "text/plain", place, trace };
         Err(reporter.failure(letter, reason, stage))
     };
     if let Some(reason) = message.header(FAULT).and_then(|reason| reason.as_text()) {
@@ -234,6 +238,30 @@ impl Record {
     pub(crate) fn letter(&self) -> Letter {
         let mut body = Vec::new();
         value::write_json(&mut body, &self.value);
-        Letter { body: body.into(), content_type: "application/json", place: self.place.to_string() }
+        let (content_type, place) = ("application/json", self.place.to_string());
+        Letter { body: body.into(), content_type, place, trace: self.trace() }
+    }
+
+    /// The trace of the message it came in.
+    pub(crate) fn trace(&self) -> Option<Arc<TraceContext>> {
+        let Place::Message(message) = &self.place else { return None };
+        message.trace().map(Arc::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use millstream_message::{TRACEPARENT, Value};
+
+    #[test]
+    fn a_message_that_is_too_large_is_stored_short_with_its_name_and_its_trace() {
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let large =
+            Message::new(vec![b'x'; 2 * SHOWN]).with_message_id("in:7").with_header(TRACEPARENT, trace);
+        let short = refused(&large, "too large".to_owned());
+        assert_eq!((short.body().len(), short.properties().message_id.as_deref()), (SHOWN, Some("in:7")));
+        assert_eq!(short.header(FAULT).and_then(Value::as_text), Some("too large"));
+        assert!(short.trace().is_some() && short.trace() == large.trace());
     }
 }

@@ -1,7 +1,6 @@
 //! Dead letters of items that came from no queue: published with their reason.
 
 use crate::item::{Failure, ItemError, Letter};
-use bytes::Bytes;
 use millstream_flow::{BoxError, Clock, chain};
 use millstream_message::dead::{DeadReason, Death, letter};
 use millstream_message::{Address, Broker, Message, PublishOutcome};
@@ -31,25 +30,21 @@ impl Letters {
 
     /// Stores a failed item.
     pub(crate) async fn send_failure(self, failure: Failure) -> Result<(), BoxError> {
-        let Letter { body, content_type, place } = *failure.input;
         let reason = failure.error.downcast_ref::<ItemError>().map(ToString::to_string);
         let reason = reason.unwrap_or_else(|| failure.error.to_string());
-        self.send(body, content_type, &place, &reason, &failure.stage).await
+        self.send(*failure.input, &reason, &failure.stage).await
     }
 
-    /// Stores a body with the reason why it is dead.
-    pub(crate) async fn send(
-        &self,
-        body: Bytes,
-        content_type: &str,
-        place: &str,
-        reason: &str,
-        stage: &str,
-    ) -> Result<(), BoxError> {
+    /// Stores what is kept of an item, with the reason why it is dead.
+    pub(crate) async fn send(&self, kept: Letter, reason: &str, stage: &str) -> Result<(), BoxError> {
+        let Letter { body, content_type, place, trace } = kept;
         let time = self.clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut message = Message::new(body).with_content_type(content_type);
         if !place.is_empty() {
             message = message.with_message_id(place);
+        }
+        if let Some(trace) = trace {
+            message = message.with_trace(&trace);
         }
         let death = Death {
             reason: DeadReason::Rejected,

@@ -10,6 +10,7 @@ use crate::item::Record;
 use crate::output::file::Header;
 use crate::value::{self, Value};
 use bytes::Bytes;
+use millstream_message::TraceContext;
 use std::sync::{Arc, OnceLock};
 
 /// An item as its output takes it.
@@ -24,6 +25,8 @@ pub(crate) struct Ready {
     pub(crate) bytes: Vec<u8>,
     /// Where it came from.
     pub(crate) place: String,
+    /// The trace of the message it came in, kept as its place is.
+    pub(crate) trace: Option<Arc<TraceContext>>,
     /// Bytes of the message it came in.
     pub(crate) size: usize,
 }
@@ -100,8 +103,9 @@ impl Writer {
             ));
         }
         self.expected = bytes.len() + 16;
-        let place = if keep_place { record.place.to_string() } else { String::new() };
-        Ok(Ready { output: record.output, key, path, bytes, place, size: record.size })
+        let (place, trace) =
+            if keep_place { (record.place.to_string(), record.trace()) } else { (String::new(), None) };
+        Ok(Ready { output: record.output, key, path, bytes, place, trace, size: record.size })
     }
 
     fn key(&self, item: &Value) -> Result<Bytes, String> {

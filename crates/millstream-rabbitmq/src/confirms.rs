@@ -282,9 +282,9 @@ impl Confirms {
         self.entries.iter()
     }
 
-    /// When the first that waits is to be told that nothing is known.
-    pub(crate) fn deadline(&self) -> Option<Duration> {
-        self.entries.front().and_then(|entry| entry.deadline)
+    /// When the first that waits was handed over.
+    pub(crate) fn first_handed(&self) -> Option<Duration> {
+        self.entries.front().map(|entry| entry.handed)
     }
 
     /// How many publishes are not settled.

@@ -57,3 +57,4 @@ mod unsettled;
 pub use broker::{ConsumerStatistics, RabbitMq, Statistics};
 pub use link::ConnectionState;
 pub use proto::properties::{APP_ID, TYPE, USER_ID};
+pub use publisher::ConfirmLatency;

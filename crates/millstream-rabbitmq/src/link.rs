@@ -180,7 +180,7 @@ impl Link {
 
     fn with(options: Arc<Options>, name: String, known: Arc<Known>, receives_replies: bool) -> Arc<Link> {
         let window = Arc::new(Window::new(&options));
-        let outbox = Outbox::new(window.clone(), known.clone());
+        let outbox = Outbox::new(window.clone(), known.clone(), options.confirm_timeout);
         Arc::new(Link {
             window,
             options,

@@ -1,6 +1,7 @@
 //! What is published: a window of messages that are not confirmed, kept until they are.
 
 mod disliked;
+mod latency;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use millstream_message::{BrokerError, BrokerErrorKind, Publish, PublishOutcome, 
 use tokio::sync::Semaphore;
 
 use self::disliked::Disliked;
+pub use self::latency::ConfirmLatency;
 use crate::confirms::{Confirms, Entry, GivenUp};
 use crate::headers::DELAY_QUEUE;
 use crate::hub::Known;
@@ -27,6 +29,11 @@ pub(crate) struct Outbox {
     known: Arc<Known>,
     /// How many batches were handed over.
     batches: u64,
+    confirm_timeout: Option<Duration>,
+    /// When the first batch was handed over that the socket's task has not looked at: all of them are counted from then, for a
+    /// clock is not read for each.
+    handed: Option<Duration>,
+    pub(crate) latency: ConfirmLatency,
     /// How many messages were settled when the channel was last closed, and how often it was since.
     closes: (u64, u32),
     /// When to look next whether something holds up what is known behind it, and the first that was not settled at the last look.
@@ -74,32 +81,51 @@ impl Window {
 }
 
 impl Outbox {
-    pub(crate) fn new(window: Arc<Window>, known: Arc<Known>) -> Outbox {
-        let (confirms, board) = (Confirms::default(), Arc::default());
-        Outbox { confirms, window, board, known, batches: 0, closes: (0, 0), look: (None, 0), stuck: None }
+    pub(crate) fn new(window: Arc<Window>, known: Arc<Known>, confirm_timeout: Option<Duration>) -> Outbox {
+        Outbox {
+            confirms: Confirms::default(),
+            window,
+            board: Arc::default(),
+            known,
+            batches: 0,
+            confirm_timeout,
+            handed: None,
+            latency: ConfirmLatency::default(),
+            closes: (0, 0),
+            look: (None, 0),
+            stuck: None,
+        }
     }
 
-    /// Takes a batch, and sends it if there is a channel. What will become of it.
-    pub(crate) fn push(&mut self, mut entry: Entry, to: Option<(&mut Connection, u16)>) -> Told {
+    /// Takes a batch, and sends it if there is a channel. What will become of it. The clock is read once between two looks of the
+    /// socket's task, which every batch wakes.
+    pub(crate) fn push(
+        &mut self,
+        mut entry: Entry,
+        to: Option<(&mut Connection, u16)>,
+        clock: impl FnOnce() -> Duration,
+    ) -> Told {
+        let now = *self.handed.get_or_insert_with(clock);
         let told = Told::new(self.board.clone(), self.batches, entry.total());
         entry.batch = self.batches;
+        entry.handed = now;
         self.batches += 1;
         let entry = self.confirms.push(entry);
         if let Some((connection, channel)) = to {
             send(entry, &self.known, connection, channel);
         }
-        self.resolve();
+        self.resolve(now);
         told
     }
 
     /// A new channel is there: what is not settled is sent on it.
-    pub(crate) fn restart(&mut self, connection: &mut Connection, channel: u16) {
+    pub(crate) fn restart(&mut self, connection: &mut Connection, channel: u16, now: Duration) {
         for entry in self.confirms.restart() {
             send(entry, &self.known, connection, channel);
         }
         // Numbers begin again.
         self.stuck = None;
-        self.resolve();
+        self.resolve(now);
     }
 
     pub(crate) fn ack(&mut self, tag: u64, multiple: bool) {
@@ -124,11 +150,12 @@ impl Outbox {
     }
 
     /// Tells those who wait for what is known now.
-    pub(crate) fn resolve(&mut self) {
-        let (mut any, mut others) = (false, Vec::new());
+    pub(crate) fn resolve(&mut self, now: Duration) {
+        let (mut any, mut others, mut timing) = (false, Vec::new(), self.latency.at(now));
         let (mut count, mut items, mut bytes) = (0, 0, 0);
         while let Some(entry) = self.confirms.pop_known() {
             any = true;
+            timing.add(&entry);
             count += entry.publishes().len() as u64;
             items += entry.permits.0 as usize;
             bytes += entry.permits.1 as usize;
@@ -138,6 +165,7 @@ impl Outbox {
                 others.push((batch, outcomes));
             }
         }
+        drop(timing);
         if any {
             self.window.confirmed.fetch_add(count, Ordering::Relaxed);
             self.window.release((items, bytes));
@@ -145,7 +173,7 @@ impl Outbox {
         }
         let (first, next) = self.confirms.open();
         if self.stuck == Some(first) && next - first < BEHIND_MAX {
-            self.tell_early();
+            self.tell_early(now);
         }
     }
 
@@ -164,20 +192,22 @@ impl Outbox {
         let (first, next) = self.confirms.open();
         let stuck = at.is_some() && first == before && next > first;
         if stuck && next - first < BEHIND_MAX {
-            self.tell_early();
+            self.tell_early(now);
         }
         self.stuck = stuck.then_some(first);
         self.look = (self.confirms.first_batch().map(|_| now + LOOK), first);
     }
 
     /// Tells what is known behind the first that is not.
-    fn tell_early(&mut self) {
+    fn tell_early(&mut self, now: Duration) {
         let entries = self.confirms.take_known();
         if entries.is_empty() {
             return;
         }
         let (mut count, mut items, mut bytes) = (0, 0, 0);
+        let mut timing = self.latency.at(now);
         let told = entries.into_iter().map(|entry| {
+            timing.add(&entry);
             count += entry.publishes().len() as u64;
             items += entry.permits.0 as usize;
             bytes += entry.permits.1 as usize;
@@ -242,33 +272,39 @@ impl Outbox {
     }
 
     pub(crate) fn deadline(&self) -> Option<Duration> {
-        [self.confirms.deadline(), self.look.0].into_iter().flatten().min()
+        [self.confirm_deadline(), self.look.0].into_iter().flatten().min()
     }
 
-    /// Gives up what has waited for too long, and tells what something else held up.
+    /// When the first that waits is to be told that nothing is known.
+    fn confirm_deadline(&self) -> Option<Duration> {
+        Some(self.confirms.first_handed()? + self.confirm_timeout?)
+    }
+
+    /// Gives up what has waited for too long, and tells what something else held up. The socket's task does so at each of its turns.
     pub(crate) fn expire(&mut self, now: Duration) {
-        while self.confirms.deadline().is_some_and(|deadline| deadline <= now) {
+        self.handed = None;
+        while self.confirm_deadline().is_some_and(|deadline| deadline <= now) {
             let text = "no confirm came within `confirm_timeout`; the message may be stored or not";
-            self.give_up_first(&BrokerError::new(BrokerErrorKind::Unavailable, text));
+            self.give_up_first(&BrokerError::new(BrokerErrorKind::Unavailable, text), now);
         }
         self.look(now);
     }
 
     /// Gives up the first batch, and tells what was known behind it. False if there was none.
-    fn give_up_first(&mut self, error: &BrokerError) -> bool {
+    fn give_up_first(&mut self, error: &BrokerError, now: Duration) -> bool {
         let Some(GivenUp { outcomes, permits, known, batch }) = self.confirms.give_up_first(error) else {
             return false;
         };
         self.window.confirmed.fetch_add(known, Ordering::Relaxed);
         self.window.release((permits.0 as usize, permits.1 as usize));
         self.board.tell(self.mark(), vec![(batch, outcomes)]);
-        self.resolve();
+        self.resolve(now);
         true
     }
 
     /// Nothing will be sent any more.
-    pub(crate) fn fail(&mut self, error: &BrokerError) {
-        while self.give_up_first(error) {}
+    pub(crate) fn fail(&mut self, error: &BrokerError, now: Duration) {
+        while self.give_up_first(error, now) {}
         self.window.items.close();
         self.window.bytes.close();
     }

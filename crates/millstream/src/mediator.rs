@@ -31,12 +31,12 @@
 //! # Ok(()) }
 //! ```
 
-use std::future::Future;
-use std::pin::Pin;
+use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 pub use millstream_mediator::*;
-use millstream_message::{Address, Broker, Codec, PublishOutcome};
+use millstream_message::{Address, Broker, Codec, PublishOutcome, TraceContext};
 
 mod memory;
 #[cfg(feature = "pipeline")]
@@ -51,9 +51,6 @@ pub use settings::{Settings, SettingsError};
 pub use steps::handlers;
 
 use crate::flow::BoxError;
-
-/// What a handler of [`to_broker`] does with one notification.
-pub type HandOver = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
 /// A handler of notifications that publishes each as `codec` writes it, and succeeds when the broker has stored it.
 ///
@@ -70,40 +67,65 @@ pub type HandOver = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 /// let broker = millstream::open("memory:").await?;
 /// broker.declare_queue(Queue::durable("orders")).await?;
 /// let mediator = Mediator::builder()
-///     .notification(to_broker::<OrderPlaced, _>(broker.clone(), Address::queue("orders"), Json)) // the one line
+///     .notification_handler(to_broker::<OrderPlaced, _>(broker.clone(), Address::queue("orders"), Json)) // the one line
 ///     .build()?;
 /// mediator.publish(OrderPlaced { id: 7 }).await.into_result()?;
 /// assert_eq!(broker.stats("orders").await?.ready, 1);
 /// # Ok(()) }
 /// ```
 ///
+/// A [`TraceContext`] in the call's [`Context`] is the message's trace, unless the codec has given it one:
+/// `mediator.publish_in(&Context::new().with(trace), OrderPlaced { id: 7 })`.
+///
 /// # Errors
 /// The handler fails with the broker's error, or with its reason if it stored nothing: nobody wants it, or it was refused. A
 /// connection that was lost before the confirm is transient: with [`Retries`] around it the notification may be stored
 /// twice.
-pub fn to_broker<N, C>(
-    broker: Arc<dyn Broker>,
-    address: Address,
-    codec: C,
-) -> impl Fn(Arc<N>) -> HandOver + Send + Sync + 'static
+pub fn to_broker<N, C>(broker: Arc<dyn Broker>, address: Address, codec: C) -> ToBroker<N, C>
 where
     N: Notification,
     C: Codec<N> + Send + Sync + 'static,
 {
-    move |notification| {
-        let (broker, address, message) = (broker.clone(), address.clone(), codec.encode(&notification));
-        Box::pin(async move {
-            let message = message?;
-            match broker.publish(&address, message).await? {
-                PublishOutcome::Confirmed => Ok(()),
-                PublishOutcome::Unroutable(returned) => {
-                    let reason = format!("{address}: {}", returned.reason);
-                    Err(crate::resilience::Classified::new(crate::resilience::Class::Permanent, reason)
-                        .into())
-                }
-                PublishOutcome::Refused(refusal) => Err(format!("{address}: {refusal}").into()),
-                PublishOutcome::Unconfirmed(error) => Err(error.into()),
+    ToBroker { broker, address, codec, notification: PhantomData }
+}
+
+/// The handler that [`to_broker`] makes.
+pub struct ToBroker<N, C> {
+    broker: Arc<dyn Broker>,
+    address: Address,
+    codec: C,
+    notification: PhantomData<fn(N)>,
+}
+
+impl<N, C> Handler<Notified<N>> for ToBroker<N, C>
+where
+    N: Notification,
+    C: Codec<N> + Send + Sync + 'static,
+{
+    type Error = BoxError;
+
+    async fn handle(&self, Notified(notification): Notified<N>, call: &Call<'_>) -> Result<(), BoxError> {
+        let mut message = self.codec.encode(&notification)?;
+        if let Some(trace) = call.context().get::<TraceContext>()
+            && message.trace().is_none()
+        {
+            message = message.with_trace(trace);
+        }
+        let address = &self.address;
+        match self.broker.publish(address, message).await? {
+            PublishOutcome::Confirmed => Ok(()),
+            PublishOutcome::Unroutable(returned) => {
+                let reason = format!("{address}: {}", returned.reason);
+                Err(crate::resilience::Classified::new(crate::resilience::Class::Permanent, reason).into())
             }
-        })
+            PublishOutcome::Refused(refusal) => Err(format!("{address}: {refusal}").into()),
+            PublishOutcome::Unconfirmed(error) => Err(error.into()),
+        }
+    }
+}
+
+impl<N, C> fmt::Debug for ToBroker<N, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ToBroker").field("address", &self.address).finish_non_exhaustive()
     }
 }

@@ -16,8 +16,8 @@ async fn a_notification_reaches_the_exchange_and_what_the_broker_does_not_store_
     let broker = millstream::open("memory:").await.unwrap();
     broker.declare_queue(Queue::transient("orders")).await.unwrap();
     let mediator = Mediator::builder()
-        .notification(to_broker::<Placed, _>(broker.clone(), Address::queue("orders"), Json))
-        .notification(to_broker::<Placed, _>(broker.clone(), Address::queue("nowhere"), Json))
+        .notification_handler(to_broker::<Placed, _>(broker.clone(), Address::queue("orders"), Json))
+        .notification_handler(to_broker::<Placed, _>(broker.clone(), Address::queue("nowhere"), Json))
         .build()
         .unwrap();
     let published = mediator.publish(Placed { id: 7 }).await;

@@ -3,7 +3,7 @@
 use http::{Request, Response};
 use millstream_flow::Pipe;
 use millstream_gateway::{Body, BodyError, Gateway, PoolSettings, PublishTo, Route, Settings, flow};
-use millstream_message::{Address, Queue};
+use millstream_message::{Address, Queue, TRACEPARENT, TRACESTATE, TraceContext};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::*;
@@ -74,6 +74,37 @@ async fn what_is_posted_is_answered_when_it_is_stored() {
     assert_eq!(post("/b", "x").await, "HTTP/1.1 404 Not Found\r\n");
     let mut client = Client::asks(server.local_addr(), &get("/a", "")).await;
     assert!(client.until("\r\n\r\n").await.contains("405"));
+}
+
+#[tokio::test]
+async fn what_is_posted_keeps_the_trace_of_its_request() {
+    let broker = memory().await;
+    broker.declare_queue(Queue::durable("orders")).await.expect("a queue");
+    let to = PublishTo::new(broker.clone(), Address::queue("orders"), 10);
+    let server = listen([Route::handler("a", to)]).await;
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let trace = TraceContext::parse(parent).expect("a trace");
+    let heads = [
+        (format!("Traceparent: {parent}\r\n"), Some(trace.clone())),
+        (
+            format!("traceparent: {parent}\r\nTracestate: a=1\r\nX-Other: y\r\ntracestate: b=2\r\n"),
+            Some(trace.clone().with_state("a=1,b=2")),
+        ),
+        (format!("traceparent: {parent}\r\ntracestate: a=\u{e9}\r\n"), Some(trace)),
+        (format!("traceparent: {parent}\r\ntraceparent: {parent}\r\n"), None),
+        ("traceparent: 00-00\r\ntracestate: a=1\r\n".to_owned(), None),
+        (String::new(), None),
+    ];
+    for (head, expected) in heads {
+        let request = format!("POST / HTTP/1.1\r\nHost: h\r\n{head}Content-Length: 1\r\n\r\nx");
+        let mut client = Client::asks(server.local_addr(), &request).await;
+        assert_eq!(client.until("\r\n").await, "HTTP/1.1 202 Accepted\r\n");
+        let last = broker.stats("orders").await.expect("a queue").ready - 1;
+        let seen = broker.browse("orders", last, 1).await.expect("a message").remove(0).message;
+        assert_eq!(seen.trace(), expected, "{head}");
+        assert_eq!(seen.header(TRACEPARENT).is_some(), expected.is_some(), "{head}");
+        assert_eq!(seen.header(TRACESTATE).is_some(), expected.is_some_and(|trace| trace.state().is_some()));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,8 +10,9 @@ use millstream_flow::{BoxError, Concurrency, Flow, Pipe, Retry, Token, chain};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tracing::Instrument;
 
-use super::messages;
+use super::{messages, span};
 use crate::{
     Address, Broker, BrokerError, ConsumeOptions, Consumer, Message, Publish, PublishOutcome, Queue, Refusal,
     Value,
@@ -240,6 +241,9 @@ async fn receive(mut consumer: Consumer, prefix: String, waiting: Arc<Mutex<Wait
 /// Answers the requests of a queue: a flow of nothing that calls `handle` for each, up to `concurrency` at once. What `handle`
 /// fails with, by an error, a panic or the time limit of `concurrency`, is the reply's [`ERROR`].
 ///
+/// A reply belongs to the [trace](crate::TraceContext) of its request, unless it says otherwise. Each call has a `tracing` span `request` of the
+/// target `millstream_message::respond`, with the request's correlation and `trace_id`.
+///
 /// A request is acknowledged when its reply is stored, or nobody waits for one any more: a request that was in hand when the
 /// process died is answered by another.
 ///
@@ -257,7 +261,7 @@ where
     let concurrency = concurrency.into();
     messages(requests)
         .try_map_async(concurrency, Retry::never(), async move |request: &Message| {
-            let reply = handle(request.clone()).await?;
+            let reply = handle(request.clone()).instrument(span::request(request)).await?;
             Ok::<_, BoxError>(addressed(request, reply))
         })
         .named("respond")
@@ -286,7 +290,7 @@ where
 fn addressed(request: &Message, reply: Message) -> Option<Publish> {
     let properties = request.properties();
     let to = Address::queue(properties.reply_to.as_deref()?);
-    let mut message = reply.transient();
+    let mut message = reply.transient().with_trace_of(request);
     message.properties_mut().correlation_id = properties.correlation_id.clone();
     Some(Publish { to, message })
 }

@@ -1,5 +1,7 @@
 //! A queue worked on by a typed handler, whose failures are tried again later or become dead letters.
 
+mod failure;
+
 use std::error::Error;
 use std::fmt;
 use std::hash::Hash;
@@ -7,8 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use millstream_flow::{BoxError, Concurrency, Failed, Flow, Pipe, Retry, Token, chain};
+use tracing::Instrument;
 
-use super::{Deliveries, is_unwanted};
+pub use self::failure::Failure;
+use self::failure::{Then, Verdict};
+use super::{Deliveries, is_unwanted, span};
 use crate::dead::shortened;
 use crate::value::Headers;
 use crate::{Address, Broker, Codec, Consumer, Delivery, Message, Nack, PublishOutcome, Refusal, Value};
@@ -98,63 +103,6 @@ impl<T> Job<T> {
     }
 }
 
-/// Why a handler has not done its job, and what is to happen with the message. Every error becomes one by `?`, and is tried
-/// again by the rule of [`Work::retry`].
-#[derive(Debug)]
-pub struct Failure {
-    error: BoxError,
-    then: Then,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Then {
-    ByRule,
-    After(Duration),
-    Dead,
-    GiveBack,
-}
-
-impl Failure {
-    /// No attempt will ever do it: a dead letter at once.
-    pub fn permanent(error: impl Into<BoxError>) -> Self {
-        Failure { error: error.into(), then: Then::Dead }
-    }
-
-    /// Try again after this time, whatever the rule's delay would be: for a service that says when it will be back. The rule
-    /// still bounds the number of attempts.
-    pub fn retry_after(error: impl Into<BoxError>, delay: Duration) -> Self {
-        Failure { error: error.into(), then: Then::After(delay) }
-    }
-
-    /// Not here and not now: back to its place in the queue at once, for whoever takes it next. It counts as a redelivery, not
-    /// as an attempt.
-    pub fn give_back(why: impl Into<BoxError>) -> Self {
-        Failure { error: why.into(), then: Then::GiveBack }
-    }
-}
-
-impl<E: Into<BoxError>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Failure { error: error.into(), then: Then::ByRule }
-    }
-}
-
-/// A failure on its way through the engine, to which it is an error like others.
-#[derive(Debug)]
-struct Verdict(Failure);
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.error.fmt(f)
-    }
-}
-
-impl Error for Verdict {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.0.error.source()
-    }
-}
-
 /// How the messages of a queue are worked on by a handler.
 ///
 /// A message is acknowledged when the handler has returned its result *and* what follows in the flow is done with that.
@@ -169,6 +117,9 @@ impl Error for Verdict {
 ///   queue does not take it back: rejected to the queue's dead-letter exchange, with the reason of the last attempt
 ///   ([`dead`](crate::dead)) and the history of those before.
 /// - It is **given back** when the handler says so by [`Failure::give_back`].
+///
+/// Each call has a `tracing` span `attempt` of the target `millstream_message::work`, with the queue, the attempt and the `trace_id` of
+/// the message's [trace](crate::TraceContext), which the message keeps when it is tried again and when it dies.
 ///
 /// A message that kills its process each time is no failure that anybody sees: declare the queue with a
 /// [`delivery_limit`](crate::Queue::delivery_limit), or look at [`Job::redeliveries`].
@@ -256,8 +207,9 @@ impl<C> Work<C> {
         let Work { codec, concurrency, retry } = self;
         let once = once(&retry);
         let jobs = jobs(codec, consumer);
-        let done =
-            jobs.try_map_async(concurrency, once, async move |job| handler(job).await.map_err(Verdict));
+        let done = jobs.try_map_async(concurrency, once, async move |job| {
+            handler(job).instrument(span::attempt(job)).await.map_err(Verdict)
+        });
         settled(broker, retry, concurrency, done.named("handler"))
     }
 
@@ -281,7 +233,8 @@ impl<C> Work<C> {
     {
         let Work { codec, concurrency, retry } = self;
         let once = once(&retry);
-        let handle = async move |job: &Job<T>| handler(job).await.map_err(Verdict);
+        let handle =
+            async move |job: &Job<T>| handler(job).instrument(span::attempt(job)).await.map_err(Verdict);
         let done = jobs(codec, consumer).try_map_async_by_key(concurrency, once, key, handle);
         settled(broker, retry, concurrency, done.named("handler"))
     }

@@ -30,14 +30,18 @@ impl QueueOutput {
     }
 }
 
-/// The batch's items as messages, named by where they came from.
+/// The batch's items as messages, named by where they came from, in the trace of the message they came in.
 pub(super) fn messages(batch: &Batch) -> Vec<Message> {
     let messages = batch.lines().enumerate().map(|(item, line)| {
         // A copy of its own: one message that stays must not keep the batch.
         let message = Message::new(Bytes::copy_from_slice(line)).with_content_type("application/json");
-        match batch.place(item) {
+        let message = match batch.place(item) {
             "" => message,
             place => message.with_message_id(place),
+        };
+        match batch.trace(item) {
+            None => message,
+            Some(trace) => message.with_trace(trace),
         }
     });
     messages.collect()

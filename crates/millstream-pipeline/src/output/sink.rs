@@ -4,7 +4,7 @@ use super::file::{FileError, Files};
 use super::{QueueOutput, StdoutOutput, StreamOutput, Tries};
 use crate::batch::Batch;
 use crate::intake::Remembered;
-use crate::item::ItemError;
+use crate::item::{ItemError, Letter};
 use crate::letters::Letters;
 use crate::trouble::Trouble;
 use bytes::Bytes;
@@ -133,8 +133,10 @@ impl Outputs {
             End::Skip | End::Settle => {}
             End::Letters(letters) => {
                 for (item, line) in batch.lines().enumerate() {
-                    let (body, place) = (Bytes::copy_from_slice(line), batch.place(item));
-                    letters.send(body, "application/json", place, &reason, stage).await?;
+                    let (body, place) = (Bytes::copy_from_slice(line), batch.place(item).to_owned());
+                    let trace = batch.trace(item).cloned();
+                    let letter = Letter { body, content_type: "application/json", place, trace };
+                    letters.send(letter, &reason, stage).await?;
                 }
             }
         }

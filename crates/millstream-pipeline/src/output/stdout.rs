@@ -89,7 +89,7 @@ mod tests {
         for line in lines {
             let (bytes, place) = (line.as_bytes().to_vec(), String::new());
             batch.push(
-                &Ready { output: 0, key: Default::default(), path: None, bytes, place, size: 0 },
+                &Ready { output: 0, key: Default::default(), path: None, bytes, place, trace: None, size: 0 },
                 9,
                 99,
             );

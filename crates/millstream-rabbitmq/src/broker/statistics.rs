@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::RabbitMq;
+use crate::publisher::ConfirmLatency;
 
 /// Figures of a broker handle since it was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Statistics {
     pub settled: u64,
     /// Messages published and not confirmed.
     pub in_flight: u64,
+    /// How long confirms took.
+    pub confirm_latency: ConfirmLatency,
     /// Consumers.
     pub consumers: u64,
 }
@@ -88,6 +91,9 @@ impl RabbitMq {
             let state = link.state();
             figures.settled += link.window.confirmed.load(Ordering::Relaxed);
             figures.in_flight += state.outbox.in_flight();
+        }
+        if let Some(link) = inner.publishing.get() {
+            figures.confirm_latency = link.state().outbox.latency.clone();
         }
         figures.consumers =
             inner.hub.consumers().iter().filter(|consumer| !consumer.has_ended()).count() as u64;

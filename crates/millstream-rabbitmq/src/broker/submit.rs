@@ -243,9 +243,8 @@ impl Inner {
         refused: Vec<(usize, PublishOutcome)>,
         room: (u32, u32),
     ) -> Result<(Confirm, bool), BrokerError> {
-        let deadline = self.options.confirm_timeout.map(|after| link.now() + after);
         self.published.fetch_add(publishes.len() as u64, Ordering::Relaxed);
-        let entry = Entry::new(publishes, refused, room, deadline);
+        let entry = Entry::new(publishes, refused, room);
         let (told, crowded) = link.push(entry).ok_or_else(closed_error)?;
         Ok((Confirm::pending(told), crowded))
     }

@@ -18,8 +18,8 @@ pub(crate) struct Entry {
     others: Vec<(usize, PublishOutcome)>,
     /// A bit for each place that is among the others; none as long as nothing is.
     told: Vec<u64>,
-    /// When the one who waits is told that nothing is known.
-    pub(crate) deadline: Option<Duration>,
+    /// When it was handed over.
+    pub(crate) handed: Duration,
     /// Its number among all that were handed over.
     pub(crate) batch: u64,
     /// What it takes of the publisher's window: items, bytes.
@@ -67,7 +67,6 @@ impl Entry {
         publishes: Vec<Publish>,
         refused: Vec<(usize, PublishOutcome)>,
         permits: (u32, u32),
-        deadline: Option<Duration>,
     ) -> Entry {
         let total = publishes.len();
         let publishes = Publishes::from(publishes);
@@ -78,7 +77,7 @@ impl Entry {
             total,
             others: Vec::new(),
             told: Vec::new(),
-            deadline,
+            handed: Duration::ZERO,
             batch: 0,
             permits,
         };

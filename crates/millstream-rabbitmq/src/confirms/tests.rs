@@ -9,7 +9,7 @@ fn publish(key: &str, body: u64) -> Publish {
 }
 
 fn entry(publishes: Vec<Publish>) -> Entry {
-    Entry::new(publishes, Vec::new(), (0, 0), None)
+    Entry::new(publishes, Vec::new(), (0, 0))
 }
 
 fn batch(confirms: &mut Confirms, bodies: std::ops::Range<u64>) {
@@ -53,7 +53,7 @@ fn refused_and_returned_ones_are_told_by_their_place() {
 #[test]
 fn what_was_refused_beforehand_is_not_sent() {
     let refused = PublishOutcome::Refused(Refusal::TooLarge { len: 2, max: 1 });
-    let entry = Entry::new((0..3).map(|n| publish("q", n)).collect(), vec![(1, refused)], (0, 0), None);
+    let entry = Entry::new((0..3).map(|n| publish("q", n)).collect(), vec![(1, refused)], (0, 0));
     let mut confirms = Confirms::default();
     assert_eq!(confirms.push(entry).publishes(), [publish("q", 0), publish("q", 2)]);
     assert!(confirms.nack(2, false) && confirms.ack(1, false));

@@ -120,12 +120,13 @@ impl Link {
 
     /// Makes this channel the one that everything is published on, and sends what was not confirmed.
     pub(crate) fn publish_on(&self, channel: Channel) {
+        let now = self.now();
         let mut state = self.state();
         let is_open = state.has(channel);
         let State { connection: Some(connection), outbox, publisher, .. } = &mut *state else { return };
         if is_open {
             *publisher = Some(channel.number);
-            outbox.restart(connection, channel.number);
+            outbox.restart(connection, channel.number, now);
         }
         drop(state);
         self.wake();
@@ -159,7 +160,7 @@ impl Link {
             return None;
         }
         let to = connection.as_mut().zip(*publisher);
-        let told = outbox.push(entry, to);
+        let told = outbox.push(entry, to, || self.now());
         let crowded = connection.as_ref().is_some_and(|connection| connection.output().len() >= WRITE);
         drop(state);
         self.wake();

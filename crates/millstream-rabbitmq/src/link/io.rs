@@ -274,7 +274,7 @@ impl Io {
                 Ok(used) => *begin += used,
                 Err(error) => ended = Some(End::Protocol(error)),
             }
-            outbox.resolve();
+            outbox.resolve(now);
         }
         if *begin == *end {
             (*begin, *end) = (0, 0);

@@ -71,9 +71,10 @@ impl Link {
         }
         let error = self.closed_error();
         {
+            let now = self.now();
             let mut state = self.state();
             state.closing = true;
-            state.outbox.fail(&error);
+            state.outbox.fail(&error, now);
         }
         self.end_consumers();
         self.status.send_replace(ConnectionState::Closed);

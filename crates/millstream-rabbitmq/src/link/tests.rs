@@ -34,7 +34,7 @@ async fn a_link_that_is_closed_while_a_host_is_silent_ends_at_once_and_tells_wha
     let starting = tokio::spawn(async move { starting.start(Arc::new(Nothing)).await });
     let (_socket, _) = silent.accept().await.expect("it connects");
     let publish = Publish { to: Address::queue("q"), message: Message::new("x") };
-    let entry = Entry::new(vec![publish], Vec::new(), (1, 1), None);
+    let entry = Entry::new(vec![publish], Vec::new(), (1, 1));
     let (told, _) = link.push(entry).expect("it is open");
     link.close();
     let started = timeout(Duration::from_secs(60), starting).await.expect("at once").expect("no panic");

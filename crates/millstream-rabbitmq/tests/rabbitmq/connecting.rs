@@ -237,7 +237,23 @@ async fn statistics_count_what_happened() {
     assert_eq!((figures.published, figures.settled, figures.in_flight, figures.consumers), (50, 50, 0, 1));
     assert_eq!((figures.connections, figures.connects, figures.failed_connects), (2, 2, 0));
     assert!(figures.bytes_out > 50_000 && figures.bytes_in > 500, "{figures:?}");
+    let latency = &figures.confirm_latency;
+    assert!(latency.count() == 1 && !latency.sum.is_zero(), "one batch: {latency:?}");
     assert!(figures.writes < 40, "what is published together is written together: {figures:?}");
+}
+
+#[tokio::test]
+async fn each_confirm_is_timed_from_its_own_batch() {
+    let broker = connected("").await;
+    let to = Address::queue(queue(&broker).await);
+    for n in 1..20 {
+        let (before, began) = (broker.statistics().confirm_latency.sum, Instant::now());
+        assert!(broker.publish(&to, Message::new("x")).await.expect("taken").is_confirmed());
+        let (latency, took) = (broker.statistics().confirm_latency, began.elapsed());
+        assert_eq!(latency.count(), n);
+        // Counted from the batch before, it would be longer than this one took.
+        assert!(latency.sum > before && latency.sum - before <= took, "{latency:?}");
+    }
 }
 
 /// A broker that speaks TLS, and its certificates.

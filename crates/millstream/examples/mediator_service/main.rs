@@ -122,7 +122,7 @@ impl App {
                 asked.article
             }))
             .request(price_of)
-            .notification(to_broker::<OrderPlaced, _>(broker, Address::queue("orders"), codec::Json))
+            .notification_handler(to_broker::<OrderPlaced, _>(broker, Address::queue("orders"), codec::Json))
             .build()?;
         let place_order = async |inner: Mediator, order: PlaceOrder| {
             let PlaceOrder { article, count } = order;
