@@ -16,6 +16,7 @@ use crate::gateway::Shared;
 use crate::head::Framing;
 use crate::headers::Peer;
 use crate::meter::StreamReport;
+use crate::pieces::To;
 use crate::pump::{Sink, Source};
 use crate::report::{ExchangeReport, Refusal};
 use crate::route::{Found, Handler, Route, Target, find};
@@ -319,7 +320,7 @@ impl Serving<'_> {
             return self.concluded(how, client);
         }
         let Asked { method, target, version, headers, framing, may_switch: switches, source, peer } = *asked;
-        let (sender, body) = Body::channel(size_of(framing));
+        let (sender, body) = Body::channel(size_of(framing), To::Handler);
         let body = if framing == Framing::None { Body::empty() } else { body };
         let mut request = Request::new(body);
         *request.method_mut() = method;
