@@ -136,7 +136,10 @@ impl Pieces {
     }
 
     /// Whether the last piece was sent and is yet to be taken.
-    pub(crate) fn is_awaited(&self) -> bool {
+    pub(crate) fn is_awaited(&mut self) -> bool {
+        if self.ended && !self.whole {
+            self.whole = self.taker.as_ref().is_some_and(|taker| taker.is_whole());
+        }
         self.ended && !self.whole
     }
 
@@ -160,8 +163,7 @@ impl Pieces {
     /// It may be waited for again.
     pub(crate) async fn taken(&mut self) -> Result<(), ()> {
         self.sender.closed().await;
-        self.whole = self.taker.as_ref().is_some_and(|taker| taker.is_whole());
-        if self.whole { Ok(()) } else { Err(()) }
+        if self.is_awaited() { Err(()) } else { Ok(()) }
     }
 
     /// What of an answer is taken.

@@ -4,6 +4,7 @@ use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll};
 
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Broken, Part};
@@ -21,7 +22,7 @@ pub(super) async fn send(
 ) -> Result<bool, Broken> {
     let piece = Piece { data: part.data.freeze(), trailers: part.trailers, last: part.last };
     let Some(piece) = pieces.try_send(piece).map_err(|()| Broken::Gone)? else {
-        return if pieces.is_awaited() { Box::pin(ended(pieces, meter, waits)).await } else { Ok(false) };
+        return last_taken(pieces, meter, waits).await;
     };
     let since = Instant::now();
     meter.blocks();
@@ -33,11 +34,20 @@ pub(super) async fn send(
     let waited = since.elapsed();
     meter.blocked(waited);
     sent?;
-    let slow = pieces.is_awaited() && Box::pin(ended(pieces, meter, waits)).await?;
+    let slow = last_taken(pieces, meter, waits).await?;
     Ok(slow || waited > SLOW)
 }
 
-/// Waits until a client has taken an answer; true if it was slow. In a box, as it is once for each answer.
+/// Waits until a client has taken the last piece, if it was sent; true if it was slow.
+async fn last_taken(pieces: &mut Pieces, meter: &mut Meter, waits: &Waits<'_>) -> Result<bool, Broken> {
+    if pieces.is_awaited() {
+        // Hyper's task is about to run, and most answers have ended then: no timer for those.
+        yield_now().await;
+    }
+    if pieces.is_awaited() { Box::pin(ended(pieces, meter, waits)).await } else { Ok(false) }
+}
+
+/// The same where it takes longer. In a box, as it is at most once for each answer.
 async fn ended(pieces: &mut Pieces, meter: &mut Meter, waits: &Waits<'_>) -> Result<bool, Broken> {
     // Who takes it at once has held nothing up.
     if let Ok(ended) = timeout(SLOW, pieces.taken()).await {
