@@ -136,11 +136,12 @@ impl Pieces {
     }
 
     /// Whether the last piece was sent and is yet to be taken.
-    pub(crate) fn is_awaited(&mut self) -> bool {
-        if self.ended && !self.whole {
-            self.whole = self.taker.as_ref().is_some_and(|taker| taker.is_whole());
-        }
-        self.ended && !self.whole
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.ended && !self.is_whole()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.whole || self.taker.as_ref().is_some_and(|taker| taker.is_whole())
     }
 
     /// The same, waiting for room.
@@ -161,7 +162,7 @@ impl Pieces {
     ///
     /// # Cancel safety
     /// It may be waited for again.
-    pub(crate) async fn taken(&mut self) -> Result<(), ()> {
+    pub(crate) async fn taken(&self) -> Result<(), ()> {
         self.sender.closed().await;
         if self.is_awaited() { Err(()) } else { Ok(()) }
     }
@@ -183,7 +184,7 @@ impl Pieces {
 
 impl Drop for Pieces {
     fn drop(&mut self) {
-        let Some(taker) = self.taker.as_ref().filter(|_| !self.whole) else { return };
+        let Some(taker) = self.taker.as_ref().filter(|_| !self.is_whole()) else { return };
         // Before the look: a task that is not known yet, or is just taking a piece, sees this before it would wait with it.
         taker.broken.store(true, Ordering::SeqCst);
         if !taker.waits.load(Ordering::SeqCst)

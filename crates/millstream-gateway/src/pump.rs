@@ -1,6 +1,6 @@
 //! Moving a body from where it comes to where it goes, whatever either side is.
 
-mod frames;
+pub(crate) mod frames;
 
 use std::borrow::Cow;
 use std::future::poll_fn;

@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -22,7 +23,7 @@ pub(super) async fn send(
 ) -> Result<bool, Broken> {
     let piece = Piece { data: part.data.freeze(), trailers: part.trailers, last: part.last };
     let Some(piece) = pieces.try_send(piece).map_err(|()| Broken::Gone)? else {
-        return last_taken(pieces, meter, waits).await;
+        return Ok(false);
     };
     let since = Instant::now();
     meter.blocks();
@@ -34,32 +35,29 @@ pub(super) async fn send(
     let waited = since.elapsed();
     meter.blocked(waited);
     sent?;
-    let slow = last_taken(pieces, meter, waits).await?;
-    Ok(slow || waited > SLOW)
+    Ok(waited > SLOW)
 }
 
-/// Waits until a client has taken the last piece, if it was sent; true if it was slow.
-async fn last_taken(pieces: &mut Pieces, meter: &mut Meter, waits: &Waits<'_>) -> Result<bool, Broken> {
-    if pieces.is_awaited() {
-        // Hyper's task is about to run, and most answers have ended then: no timer for those.
-        yield_now().await;
-    }
-    if pieces.is_awaited() { Box::pin(ended(pieces, meter, waits)).await } else { Ok(false) }
+/// Waits until a client has taken an answer whose last piece was sent.
+pub(crate) async fn taken(pieces: &Pieces, meter: &mut Meter, idle: Duration) -> Result<(), Broken> {
+    // Hyper's task is about to run, and most answers have ended then: no timer for those.
+    yield_now().await;
+    if pieces.is_awaited() { Box::pin(ended(pieces, meter, idle)).await } else { Ok(()) }
 }
 
 /// The same where it takes longer. In a box, as it is at most once for each answer.
-async fn ended(pieces: &mut Pieces, meter: &mut Meter, waits: &Waits<'_>) -> Result<bool, Broken> {
+async fn ended(pieces: &Pieces, meter: &mut Meter, idle: Duration) -> Result<(), Broken> {
     // Who takes it at once has held nothing up.
     if let Ok(ended) = timeout(SLOW, pieces.taken()).await {
-        return ended.map(|()| false).map_err(|()| Broken::Gone);
+        return ended.map_err(|()| Broken::Gone);
     }
     let since = Instant::now();
     meter.blocks();
     let taker = pieces.taker();
     let mut ending = pin!(pieces.taken());
-    let ended = steady(taker.as_deref(), waits, |cx| ending.as_mut().poll(cx)).await;
+    let ended = steady(taker.as_deref(), &Waits::of(idle), |cx| ending.as_mut().poll(cx)).await;
     meter.blocked(since.elapsed());
-    ended.map(|()| true)
+    ended
 }
 
 /// Waits for a receiver as long as it takes something now and then. Nobody knows when it took the last bit: so it is looked twice as

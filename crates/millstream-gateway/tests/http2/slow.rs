@@ -194,6 +194,8 @@ async fn is_reset(opened: u32, answer: &[&[u8]]) {
     while reset.is_none() {
         tokio::time::sleep(SECOND / 4).await;
         assert!(since.elapsed() < 2 * SECOND, "not reset with a window of {opened}");
+        // The server has done its part.
+        assert_eq!(gateway.snapshot().upstreams[0].in_flight, 0);
         stream += 2;
         raw.send(&frame(HEADERS, END_STREAM | END_HEADERS, stream, POST)).await;
         let mut answered = false;
