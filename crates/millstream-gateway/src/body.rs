@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 
-use crate::pieces::{self, Pieces, Taken};
+use crate::pieces::{self, Pieces, Taken, Taker, To};
 
 /// A body of known or unknown length, whose bytes come when they are asked for.
 ///
@@ -65,16 +66,18 @@ impl Body {
         Body(Kind::Other(StreamBody(Box::pin(stream)).boxed_unsync()))
     }
 
-    /// A body of what is sent, for a handler, and the sending end.
-    pub(crate) fn channel(size: SizeHint) -> (Pieces, Body) {
-        let (pieces, taken) = pieces::channel(size, false);
+    /// A body of what is sent, and the sending end.
+    pub(crate) fn channel(size: SizeHint, to: To) -> (Pieces, Body) {
+        let (pieces, taken) = pieces::channel(size, to);
         (pieces, Body(Kind::Channel(taken)))
     }
 
-    /// The same for hyper.
-    pub(crate) fn channel_to_hyper(size: SizeHint) -> (Pieces, Body) {
-        let (pieces, taken) = pieces::channel(size, true);
-        (pieces, Body(Kind::Channel(taken)))
+    /// What of an answer to a client is taken.
+    pub(crate) fn taker(&self) -> Option<Arc<Taker>> {
+        match &self.0 {
+            Kind::Channel(taken) => taken.taker(),
+            _ => None,
+        }
     }
 
     /// Nothing is to be read ahead for it before it is asked for the first time: who waits for something else holds no buffer meanwhile.

@@ -14,6 +14,7 @@ use crate::head::{self, Framing};
 use crate::http1::head::{write_headers, write_status_line};
 use crate::http1::io::WriteSide;
 use crate::http1::watch::Waits;
+use crate::pieces::To;
 use crate::pump::Sink;
 
 /// Where an answer goes.
@@ -114,7 +115,7 @@ impl Client<'_> {
                         head.headers.remove(name);
                     }
                 }
-                let (sender, body) = Body::channel_to_hyper(size_of(head.framing));
+                let (sender, body) = Body::channel(size_of(head.framing), To::Client);
                 let body = if head.framing == Framing::None { Body::empty() } else { body };
                 let mut response = Response::new(body);
                 *response.status_mut() = head.status;

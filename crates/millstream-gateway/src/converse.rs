@@ -206,7 +206,12 @@ impl Serving<'_> {
         };
         let how = match result {
             Some(Ok(())) => {
-                self.report.response = Some(meter.end(StreamOutcome::Complete));
+                match sink {
+                    Sink::Frames(pieces) if pieces.is_awaited() => {
+                        self.ending = Some(Box::new((pieces, meter)));
+                    }
+                    _ => self.report.response = Some(meter.end(StreamOutcome::Complete)),
+                }
                 let whole = uploaded.as_ref().is_some_and(|ended| ended.broken.is_none());
                 How::Answered { whole, keep_alive }
             }

@@ -15,8 +15,9 @@ use crate::converse::How;
 use crate::gateway::Shared;
 use crate::head::Framing;
 use crate::headers::Peer;
-use crate::meter::StreamReport;
-use crate::pump::{Sink, Source};
+use crate::meter::{Meter, StreamOutcome, StreamReport};
+use crate::pieces::{Pieces, To};
+use crate::pump::{Broken, Sink, Source, frames};
 use crate::report::{ExchangeReport, Refusal};
 use crate::route::{Found, Handler, Route, Target, find};
 use crate::settings::Settings;
@@ -99,6 +100,7 @@ pub(crate) async fn exchange(
                 head_only,
                 expects,
                 accept: None,
+                ending: None,
             };
             serving.total(asked, client, route, has_body).await
         }
@@ -250,6 +252,8 @@ pub(crate) struct Serving<'s> {
     pub(crate) compresses: bool,
     /// How the answer may be compressed, if it does and the client understands it.
     pub(crate) coding: Option<Coding>,
+    /// An answer that was handed on, and that its client has yet to take.
+    pub(crate) ending: Option<Box<(Pieces, Meter)>>,
 }
 
 impl Serving<'_> {
@@ -292,10 +296,24 @@ impl Serving<'_> {
         client: &mut Client<'_>,
         route: &Route,
     ) -> Result<Ended, Failure> {
-        match &route.target {
+        let ended = match &route.target {
             Target::Proxy(upstreams) => self.proxy(asked, client, upstreams).await,
             Target::Handler(handler) => self.handle(asked, client, handler.as_ref()).await,
-        }
+        };
+        // Not before: the client holds up no server that has done its part.
+        if self.taken().await { ended } else { Ok(Ended::Reset) }
+    }
+
+    /// Waits until the client has taken its answer. False if it does not.
+    async fn taken(&mut self) -> bool {
+        let Some((pieces, meter)) = self.ending.as_deref_mut() else { return true };
+        let taken = frames::taken(pieces, meter, self.shared.settings.timeouts.idle).await;
+        let outcome = taken.as_ref().err().map_or(StreamOutcome::Complete, Broken::outcome);
+        self.report.response = Some(meter.end(outcome));
+        let Err(broken) = taken else { return true };
+        self.report.failure = Some(format!("the answer broke off: {broken}"));
+        self.shared.tally.refused(Refusal::ClientGone);
+        false
     }
 
     /// Tells a client that waits for it that its body is wanted.
@@ -319,7 +337,7 @@ impl Serving<'_> {
             return self.concluded(how, client);
         }
         let Asked { method, target, version, headers, framing, may_switch: switches, source, peer } = *asked;
-        let (sender, body) = Body::channel(size_of(framing));
+        let (sender, body) = Body::channel(size_of(framing), To::Handler);
         let body = if framing == Framing::None { Body::empty() } else { body };
         let mut request = Request::new(body);
         *request.method_mut() = method;

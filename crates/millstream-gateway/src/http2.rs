@@ -1,27 +1,25 @@
 //! HTTP/2 by hyper, on both sides: its streams are exchanges like any other.
 
+mod kept;
 mod requests;
 pub(crate) mod tasks;
 mod written;
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, Version};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_util::future::FutureExt;
@@ -40,6 +38,7 @@ use crate::pump::Source;
 use crate::report::Refusal;
 use crate::settings::Settings;
 
+use kept::{Ends, Kept};
 use tasks::Tasks;
 use written::Watched;
 
@@ -156,7 +155,7 @@ async fn answer(
     mut request: Request<Incoming>,
     peer: Peer,
     stream: Stream,
-) -> Result<Response<Body>, BodyError> {
+) -> Result<Response<Kept>, BodyError> {
     let upgrade = asks_for_websocket(&request).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
     if upgrade.is_some() {
@@ -172,7 +171,7 @@ async fn answer(
         head::check(&parts.method, &parts.uri, Version::HTTP_2, &mut parts.headers)
     };
     let framing = match declared {
-        Err(error) => return Ok(refused(&shared, &parts.method, error)),
+        Err(error) => return Ok(refused(&shared, &parts.method, error).map(Kept::free)),
         Ok(_) if incoming.is_end_stream() => Framing::None,
         // A body without a length, whose end the stream will tell.
         Ok(Framing::None) if incoming.size_hint().exact().is_none() => Framing::Chunked,
@@ -194,7 +193,7 @@ async fn answer(
     let tasks = shared.tasks.clone();
     let stopped = shared.stopped.clone();
     let exchange = async move {
-        // What hyper has not sent when it ends is watched over with the connection.
+        // What hyper has not written when it ends the client has room for; it is watched over with the connection.
         let _stream = stream;
         let mut client = Client::Frames { respond: Some(respond), method };
         let (ended, tale) = exchange(&shared, asked, &mut client).await;
@@ -203,13 +202,13 @@ async fn answer(
         }
     };
     let serving = tasks.spawn(exchange.with_cancellation_token_owned(stopped));
-    let serving = Ends(Some(serving));
+    let serving = Ends::new(serving);
     match responded.await {
         Ok(response) if may_switch && response.status().is_success() => {
             serving.goes_on();
-            Ok(response)
+            Ok(response.map(Kept::free))
         }
-        Ok(response) => Ok(response.map(|body| Body::new(Kept { body, _serving: serving }))),
+        Ok(response) => Ok(response.map(|body| Kept::new(body, serving))),
         // Without an answer the stream is reset.
         Err(_) => Err(BodyError::new("the exchange ended without an answer")),
     }
@@ -268,47 +267,5 @@ fn join_cookies(headers: &mut HeaderMap) {
         && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
     {
         headers.insert(header::COOKIE, joined);
-    }
-}
-
-/// An exchange that ends when nobody waits for it any more: the client has reset its stream, or is gone.
-struct Ends(Option<JoinHandle<Option<()>>>);
-
-impl Ends {
-    /// It ends by itself.
-    fn goes_on(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        if let Some(serving) = &self.0 {
-            serving.abort();
-        }
-    }
-}
-
-/// A body that keeps its exchange going.
-struct Kept {
-    body: Body,
-    _serving: Ends,
-}
-
-impl HttpBody for Kept {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -1,7 +1,9 @@
 //! Bodies through channels, a piece at a time.
 
+mod taker;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -14,6 +16,8 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::body::BodyError;
 use crate::http2::tasks;
 
+pub(crate) use taker::{Portion, Taker};
+
 /// A part of a body on its way through a channel.
 #[derive(Default)]
 pub(crate) struct Piece {
@@ -23,11 +27,24 @@ pub(crate) struct Piece {
     pub(crate) last: bool,
 }
 
-/// The sending end of a body. Dropped before the last piece was sent, it breaks the body off.
+/// Who takes the pieces.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum To {
+    Handler,
+    /// Hyper, for an upstream.
+    Upstream,
+    /// Hyper, for a client: an answer has ended when it was taken, not when it was sent.
+    Client,
+}
+
+/// The sending end of a body. Dropped before the last piece was sent, and taken by a client, it breaks the body off.
 pub(crate) struct Pieces {
     sender: mpsc::Sender<Piece>,
     taker: Option<Arc<Taker>>,
     demand: Arc<Demand>,
+    to: To,
+    /// The last piece was sent.
+    ended: bool,
     whole: bool,
 }
 
@@ -39,19 +56,15 @@ pub(crate) struct Taken {
     /// Until it was asked for the first time.
     begins: Option<Begins>,
     held: Option<Box<Piece>>,
+    to: To,
+    /// Bytes that were given to hyper.
+    given: u64,
+    /// The end of the last piece, of an answer.
+    rest: Option<Bytes>,
+    /// The end comes when everything before it was taken.
+    drains: bool,
     trailers: Option<HeaderMap>,
     ended: bool,
-}
-
-/// The task of hyper's that takes the pieces. While one of them waits for the peer's window the task does not ask for the next, and
-/// would never see that none comes: so it is aborted, which resets its stream.
-#[derive(Default)]
-struct Taker {
-    task: OnceLock<tasks::Abort>,
-    /// It waits for the next piece.
-    waits: AtomicBool,
-    /// No more comes, and the last piece did not.
-    broken: AtomicBool,
 }
 
 /// Whether anything is to be read ahead for the receiver.
@@ -72,16 +85,26 @@ impl Drop for Begins {
     }
 }
 
-/// A body of what is sent; to a handler, or to hyper.
-pub(crate) fn channel(size: SizeHint, to_hyper: bool) -> (Pieces, Taken) {
+/// A body of what is sent.
+pub(crate) fn channel(size: SizeHint, to: To) -> (Pieces, Taken) {
     let (sender, pieces) = mpsc::channel(1);
-    let taker = to_hyper.then(Arc::<Taker>::default);
+    let taker = (to != To::Handler).then(Arc::<Taker>::default);
     let demand = Arc::<Demand>::default();
     let begins = Some(Begins(demand.clone()));
-    (
-        Pieces { sender, taker: taker.clone(), demand, whole: false },
-        Taken { pieces, size, taker, begins, held: None, trailers: None, ended: false },
-    )
+    let taken = Taken {
+        pieces,
+        size,
+        taker: taker.clone(),
+        begins,
+        held: None,
+        to,
+        given: 0,
+        rest: None,
+        drains: false,
+        trailers: None,
+        ended: false,
+    };
+    (Pieces { sender, taker, demand, to, ended: false, whole: false }, taken)
 }
 
 impl Pieces {
@@ -112,6 +135,15 @@ impl Pieces {
         Ok(None)
     }
 
+    /// Whether the last piece was sent and is yet to be taken.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.ended && !self.is_whole()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.whole || self.taker.as_ref().is_some_and(|taker| taker.is_whole())
+    }
+
     /// The same, waiting for room.
     ///
     /// # Cancel safety
@@ -123,8 +155,26 @@ impl Pieces {
         Ok(())
     }
 
+    /// Waits until the last piece was taken.
+    ///
+    /// # Errors
+    /// If the receiver is gone, and has not taken all of it.
+    ///
+    /// # Cancel safety
+    /// It may be waited for again.
+    pub(crate) async fn taken(&self) -> Result<(), ()> {
+        self.sender.closed().await;
+        if self.is_awaited() { Err(()) } else { Ok(()) }
+    }
+
+    /// What of an answer is taken.
+    pub(crate) fn taker(&self) -> Option<Arc<Taker>> {
+        self.taker.clone()
+    }
+
     fn sent(&mut self, last: bool) {
-        self.whole = last;
+        self.ended = last;
+        self.whole = last && self.to != To::Client;
         if let Some(taker) = &self.taker {
             // It says so again when it has taken this one.
             taker.waits.store(false, Ordering::SeqCst);
@@ -134,7 +184,7 @@ impl Pieces {
 
 impl Drop for Pieces {
     fn drop(&mut self) {
-        let Some(taker) = self.taker.as_ref().filter(|_| !self.whole) else { return };
+        let Some(taker) = self.taker.as_ref().filter(|_| !self.is_whole()) else { return };
         // Before the look: a task that is not known yet, or is just taking a piece, sees this before it would wait with it.
         taker.broken.store(true, Ordering::SeqCst);
         if !taker.waits.load(Ordering::SeqCst)
@@ -159,21 +209,43 @@ impl Taken {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         drop(self.begins.take());
         loop {
+            if let Some(rest) = self.rest.take() {
+                return Poll::Ready(Some(Ok(self.data(rest))));
+            }
+            if let Some(taker) = self.taker.as_ref().filter(|_| self.drains) {
+                ready!(taker.poll_taken(self.given, cx));
+                self.drains = false;
+            }
             if let Some(trailers) = self.trailers.take() {
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
             }
             if self.ended {
                 return Poll::Ready(None);
             }
-            let Some(piece) = ready!(self.poll_piece(cx)) else {
+            let Some(mut piece) = ready!(self.poll_piece(cx)) else {
                 self.ended = true;
+                self.drains = false;
                 return Poll::Ready(Some(Err(BodyError::new("its sender broke it off"))));
             };
             (self.trailers, self.ended) = (piece.trailers, piece.last);
+            // Hyper is done with a stream that it has given the end to, and nobody can reset that any more, whatever of it waits for the
+            // client's window. It takes data when the window has room behind all that it took before: so the last byte is given
+            // as the last, and an end without data when the data was taken.
+            if self.ended && self.to == To::Client {
+                self.drains = piece.data.is_empty();
+                if piece.data.len() > 1 {
+                    self.rest = Some(piece.data.split_off(piece.data.len() - 1));
+                }
+            }
             if !piece.data.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(piece.data))));
+                return Poll::Ready(Some(Ok(self.data(piece.data))));
             }
         }
+    }
+
+    fn data(&mut self, data: Bytes) -> Frame<Bytes> {
+        self.given += data.len() as u64;
+        Frame::data(data)
     }
 
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Piece>> {
@@ -206,10 +278,24 @@ impl Taken {
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.ended && self.trailers.is_none()
+        self.ended && self.rest.is_none() && !self.drains && self.trailers.is_none()
+    }
+
+    /// What of an answer is taken.
+    pub(crate) fn taker(&self) -> Option<Arc<Taker>> {
+        self.taker.clone()
     }
 
     pub(crate) fn size(&self) -> SizeHint {
         self.size
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        // Before its channel closes, which the sender waits for.
+        if let Some(taker) = self.taker.as_ref().filter(|_| self.is_end_stream()) {
+            taker.end();
+        }
     }
 }

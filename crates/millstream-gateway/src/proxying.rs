@@ -15,6 +15,7 @@ use crate::head::Framing;
 use crate::headers;
 use crate::http1::io::Connection;
 use crate::http2::{self, WEBSOCKET};
+use crate::pieces::To;
 use crate::pump::Sink;
 use crate::report::Refusal;
 use crate::upstream::{Connected, InFlight, UpstreamUrl, Upstreams, Way};
@@ -159,7 +160,7 @@ fn accepted_by(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// A request for an upstream that speaks HTTP/2, and where its body goes.
 fn http2_request(asked: &Asked<'_>, url: &UpstreamUrl) -> (Request<Body>, Sink<'static>) {
-    let (frames, body) = Body::channel_to_hyper(size_of(asked.framing));
+    let (frames, body) = Body::channel(size_of(asked.framing), To::Upstream);
     let body = if asked.framing == Framing::None { Body::empty() } else { body };
     let path = path_below(&url.base, path_of(&asked.target));
     let mut request = http2::request(asked, url.tls, &url.authority, &path, body);

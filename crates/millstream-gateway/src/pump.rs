@@ -1,5 +1,7 @@
 //! Moving a body from where it comes to where it goes, whatever either side is.
 
+pub(crate) mod frames;
+
 use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
@@ -21,7 +23,7 @@ use crate::http1::head::write_headers;
 use crate::http1::io::{ReadSide, SMALL, WriteSide};
 use crate::http1::watch::{ClientGone, Waits, Watch};
 use crate::meter::{Meter, StreamOutcome};
-use crate::pieces::{Piece, Pieces};
+use crate::pieces::Pieces;
 use crate::settings::HalfClose;
 
 /// So many bytes are moved in small chunks before a stream gets large ones: whoever is slow shows it before that, when the
@@ -302,7 +304,7 @@ impl Sink<'_> {
     async fn send(&mut self, part: Part, meter: &mut Meter, waits: &Waits<'_>) -> Result<bool, Broken> {
         match self {
             Sink::Wire { write, framing } => send_wire(write, framing, part, meter, waits).await,
-            Sink::Frames(pieces) => send_frames(pieces, part, meter, waits).await,
+            Sink::Frames(pieces) => frames::send(pieces, part, meter, waits).await,
         }
     }
 }
@@ -367,22 +369,4 @@ fn chunk_end(length: usize, last: bool, trailers: Option<&HeaderMap>) -> Cow<'st
     write_headers(&mut end, trailers);
     end.extend_from_slice(b"\r\n");
     Cow::Owned(end)
-}
-
-async fn send_frames(
-    pieces: &mut Pieces,
-    part: Part,
-    meter: &mut Meter,
-    waits: &Waits<'_>,
-) -> Result<bool, Broken> {
-    let piece = Piece { data: part.data.freeze(), trailers: part.trailers, last: part.last };
-    let Some(piece) = pieces.try_send(piece).map_err(|()| Broken::Gone)? else { return Ok(false) };
-    let since = Instant::now();
-    meter.blocks();
-    let mut sending = pin!(pieces.send(piece));
-    let sent = waits.during(pin!(sleep_until(since)), |cx| sending.as_mut().poll(cx).map(Ok)).await;
-    let waited = since.elapsed();
-    meter.blocked(waited);
-    sent.map_err(|error| Broken::sink(error, waits.idle))?.map_err(|()| Broken::Gone)?;
-    Ok(waited > Duration::from_millis(10))
 }

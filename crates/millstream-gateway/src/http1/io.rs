@@ -24,7 +24,7 @@ use crate::pool::BufferPool;
 use crate::settings::HalfClose;
 
 /// How long a peer may take nothing before it counts as slow: then what is left for it moves to a smaller buffer.
-const SLOW: Duration = Duration::from_millis(10);
+pub(crate) const SLOW: Duration = Duration::from_millis(10);
 
 /// Both sides of a connection that nobody has split yet.
 pub(crate) enum Connection {

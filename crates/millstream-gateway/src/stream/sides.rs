@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::body::Body;
 use crate::duplex::Duplex;
-use crate::pieces::Pieces;
+use crate::pieces::{Pieces, To};
 
 /// Where a stream comes from: a [`Body`], or whatever can be read.
 pub struct StreamSource(pub(super) Origin);
@@ -45,7 +45,7 @@ impl StreamSink {
     /// body off; who drops the body ends the stream with [`SinkFailed`](crate::StreamOutcome::SinkFailed). Trailers of a source that is a
     /// body go along; a writer is not given them.
     pub fn body() -> (StreamSink, Body) {
-        let (sender, body) = Body::channel(SizeHint::default());
+        let (sender, body) = Body::channel(SizeHint::default(), To::Handler);
         (StreamSink(Destination::Body(sender)), body)
     }
 }

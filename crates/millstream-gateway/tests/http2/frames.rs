@@ -266,8 +266,8 @@ async fn thousands_of_streams_share_a_connection() {
             }
         });
         within(asked.buffer_unordered(100).for_each(async |()| {})).await;
-        let answers = &gateway.snapshot().answers[0].by_class;
-        assert_eq!(answers["2xx"], 2_000, "{scheme}: {answers:?}");
+        // An exchange is told when it is over, which its client may see first.
+        until(scheme, || gateway.snapshot().answers[0].by_class["2xx"] == 2_000).await;
         drop(sender);
         assert_eq!(within(gateway.shutdown(LIMIT)).await.leases_left, 0);
     }

@@ -1,5 +1,6 @@
 //! HTTP/2 and TLS on either side.
 
+mod draining;
 mod frames;
 mod hostile;
 mod limits;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use millstream_gateway::{
-    Body, Gateway, PoolSettings, Route, Server, Settings, Timeouts, client_tls, server_tls,
+    Body, Gateway, PoolSettings, Route, Server, Settings, StreamOutcome, Timeouts, client_tls, server_tls,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -134,24 +134,115 @@ async fn a_request_that_is_given_up_while_its_upstream_takes_nothing_is_reset() 
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_but_steady_client_gets_all_of_an_answer_however_long_that_takes() {
-    let body = async |_: Request<Body>| Response::new(Body::from(Bytes::from(vec![b'x'; 40_000])));
-    let gateway = Gateway::new(patient(SECOND, 2 * SECOND)).route(Route::handler("body", body));
-    let gateway = gateway.listen(any()).await.expect("a port");
-    let mut raw = Raw::greeted(gateway.local_addr()).await;
-    raw.send(&[window(0), frame(HEADERS, END_STREAM | END_HEADERS, 1, GET)].concat()).await;
-    assert_eq!(raw.hears().await, Heard::Answered);
-    let mut left = 40_000;
-    while left > 0 {
-        raw.send(&more(1, 1_000)).await;
-        let mut part = 0;
-        while part < 1_000 {
-            let (kind, _, _, payload) = raw.next().await.expect("the connection is open");
-            part += if kind == DATA { payload.len() } else { 0 };
+    const PIECE: usize = 20_000;
+    let whole = async |_: Request<Body>| Response::new(Body::from(Bytes::from(vec![b'x'; 4 * PIECE])));
+    let parts = async |_: Request<Body>| {
+        let pieces = (0..4).map(|_| Ok(Bytes::from(vec![b'x'; PIECE])));
+        Response::new(Body::from_stream(futures_util::stream::iter(pieces)))
+    };
+    for route in [Route::handler("whole", whole), Route::handler("parts", parts)] {
+        let gateway = Gateway::new(patient(SECOND, 2 * SECOND)).route(route);
+        let gateway = gateway.listen(any()).await.expect("a port");
+        let mut raw = Raw::greeted(gateway.local_addr()).await;
+        raw.send(&[window(0), frame(HEADERS, END_STREAM | END_HEADERS, 1, GET)].concat()).await;
+        assert_eq!(raw.hears().await, Heard::Answered);
+        raw.send(&more(0, 1 << 20)).await;
+        let mut left = 4 * PIECE;
+        while left > 0 {
+            raw.send(&more(1, 1_000)).await;
+            let mut part = 0;
+            while part < 1_000 {
+                let (kind, _, _, payload) = raw.next().await.expect("the connection is open");
+                assert_ne!(kind, RST_STREAM, "{left}");
+                part += if kind == DATA { payload.len() } else { 0 };
+            }
+            left -= part;
+            tokio::time::sleep(SECOND / 2).await;
         }
-        left -= part;
-        tokio::time::sleep(SECOND / 2).await;
+        assert_eq!(gateway.snapshot().streams[1].ended["complete"], 1);
     }
-    assert_eq!(gateway.snapshot().streams[1].ended["complete"], 1);
+}
+
+/// Takes `opened` bytes of an answer that is all there, while its connection does other things. Ends when that is reset.
+async fn is_reset(opened: u32, answer: &[&[u8]]) {
+    let upstream = TcpListener::bind(any()).await.expect("a port");
+    let url = format!("http://{}", upstream.local_addr().expect("an address"));
+    let (tell, mut told) = tokio::sync::mpsc::channel(100);
+    let nothing = async |_: Request<Body>| {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response
+    };
+    let gateway = Gateway::new(patient(SECOND, 100 * SECOND))
+        .route(Route::handler("nothing", nothing).methods([Method::POST]))
+        .route(Route::proxy("up", [url.parse().expect("a url")]))
+        .observe(move |report| tell.try_send(report.clone()).expect("room"))
+        .listen(any())
+        .await
+        .expect("a port");
+    let mut raw = Raw::greeted(gateway.local_addr()).await;
+    raw.send(&[window(opened), frame(HEADERS, END_STREAM | END_HEADERS, 1, GET)].concat()).await;
+    let (mut up, _) = within(upstream.accept()).await.expect("accepted");
+    within(up.read_exact(&mut [0; 4])).await.expect("a head");
+    for part in answer {
+        up.write_all(part).await.expect("written");
+        tokio::time::sleep(SECOND / 10).await;
+    }
+    let since = Instant::now();
+    let mut reset = None;
+    let mut stream = 1;
+    while reset.is_none() {
+        tokio::time::sleep(SECOND / 4).await;
+        assert!(since.elapsed() < 2 * SECOND, "not reset with a window of {opened}");
+        // The server has done its part.
+        assert_eq!(gateway.snapshot().upstreams[0].in_flight, 0);
+        stream += 2;
+        raw.send(&frame(HEADERS, END_STREAM | END_HEADERS, stream, POST)).await;
+        let mut answered = false;
+        while !answered {
+            let (kind, _, of, payload) = raw.next().await.expect("the connection is open");
+            answered = kind == HEADERS && of == stream;
+            if kind == RST_STREAM {
+                reset = Some((of, payload));
+            }
+        }
+    }
+    assert_eq!(reset, Some((1, 8_u32.to_be_bytes().to_vec())), "{opened}");
+    let snapshot = gateway.snapshot();
+    assert_eq!((snapshot.pool.in_use, snapshot.refused["client_gone"]), (0, 1));
+    let report = loop {
+        let report = told.recv().await.expect("a report");
+        if report.method == Some(Method::GET) {
+            break report;
+        }
+    };
+    assert_eq!(report.failure.as_deref(), Some("the answer broke off: nothing was taken for 1s"));
+    let response = report.response.expect("an answer");
+    assert_eq!(response.outcome, StreamOutcome::TimedOut);
+    assert!((SECOND..2 * SECOND).contains(&response.backpressure_time), "{response:?}");
+}
+
+/// Hyper has the last of it then, and h2 what began to go out, so that nobody asks for more.
+#[tokio::test(start_paused = true)]
+async fn an_answer_whose_last_nobody_takes_is_reset_whatever_else_its_connection_does() {
+    let body = vec![b'x'; 30_000];
+    let length: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 30000\r\n\r\n";
+    for opened in [0, 1, 16_384, 29_998, 29_999] {
+        is_reset(opened, &[length, &body]).await;
+    }
+    is_reset(0, &[b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_is_one_whose_end_comes_after_its_data() {
+    let begin: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2710\r\n";
+    let body = vec![b'x'; 10_000];
+    for end in [&b"\r\n0\r\n\r\n"[..], b"\r\n0\r\nx: y\r\n\r\n"] {
+        for opened in [0, 1, 9_999] {
+            is_reset(opened, &[begin, &body, end]).await;
+            is_reset(opened, &[&[begin, &body, end].concat()]).await;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,15 @@
 //! Bodies as flows, flows as bodies, and what is published.
 
+use std::sync::Arc;
+
 use http::{Request, Response};
+use millstream_embedded::EmbeddedBroker;
+use millstream_embedded::log::{Fault, SimDisk};
 use millstream_flow::Pipe;
 use millstream_gateway::{Body, BodyError, Gateway, PoolSettings, PublishTo, Route, Settings, flow};
-use millstream_message::{Address, Queue, TRACEPARENT, TRACESTATE, TraceContext};
+use millstream_message::{
+    Address, Broker, Exchange, ExchangeKind, Queue, TRACEPARENT, TRACESTATE, TraceContext,
+};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::*;
@@ -105,6 +111,41 @@ async fn what_is_posted_keeps_the_trace_of_its_request() {
         assert_eq!(seen.header(TRACEPARENT).is_some(), expected.is_some(), "{head}");
         assert_eq!(seen.header(TRACESTATE).is_some(), expected.is_some_and(|trace| trace.state().is_some()));
     }
+}
+
+#[tokio::test]
+async fn what_a_broker_cannot_store_is_told_apart_from_what_may_be_stored() {
+    let disk = SimDisk::new();
+    let opened = EmbeddedBroker::open_on("/broker", Default::default(), Arc::new(disk.clone())).await;
+    let broker: Arc<dyn Broker> = Arc::new(opened.expect("opens"));
+    broker.declare_queue(Queue::durable("orders")).await.expect("a queue");
+    broker
+        .declare_exchange(Exchange::durable("inside", ExchangeKind::Topic).internal())
+        .await
+        .expect("an exchange");
+    let to = |address| PublishTo::new(broker.clone(), address, 10);
+    let server = listen([
+        Route::handler("a", to(Address::queue("orders"))).path("/a"),
+        Route::handler("b", to(Address::new("inside", "x"))).path("/b"),
+        Route::handler("c", to(Address::new("nowhere", "x"))).path("/c"),
+    ])
+    .await;
+    let post = async |path: &str| {
+        let request = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\none");
+        let mut client = Client::asks(server.local_addr(), &request).await;
+        [client.until("\r\n").await, client.until("\r\n\r\n").await, client.until("\n").await]
+    };
+    let [status, _, why] = post("/b").await;
+    assert_eq!(status, "HTTP/1.1 409 Conflict\r\n");
+    assert!(why.contains("could not store"), "{why}");
+    assert_eq!(post("/c").await[0], "HTTP/1.1 404 Not Found\r\n");
+    // The message is written, and whether it stays nobody knows.
+    disk.inject(Fault::Sync, 1000);
+    let [status, _, why] = post("/a").await;
+    assert_eq!(status, "HTTP/1.1 504 Gateway Timeout\r\n");
+    assert!(why.contains("stored or not"), "{why}");
+    broker.close().await.ok();
+    assert_eq!(post("/a").await[0], "HTTP/1.1 503 Service Unavailable\r\n");
 }
 
 #[tokio::test(start_paused = true)]
