@@ -65,13 +65,14 @@ impl Serving<'_> {
         let settings = &self.shared.settings;
         let idle = settings.timeouts.idle;
         let mut meter = Meter::start(Direction::Request, &sums.request);
-        let began = meter.started();
         let rules = Rules {
             chunk: settings.request_chunk,
             bytes_max: settings.limits.request_body_bytes,
             idle,
             client: Some(settings.half_close),
         };
+        let late = sleep_until(meter.started() + settings.timeouts.response);
+        tokio::pin!(late);
         let upload = async move {
             let mut source = source;
             let result = pump(&mut source, &mut sink, &mut meter, rules).await;
@@ -81,8 +82,6 @@ impl Serving<'_> {
         let mut uploaded: Option<Uploaded<'a>> = None;
 
         // The head of the answer.
-        let late = sleep_until(began + settings.timeouts.response);
-        tokio::pin!(late);
         let head = loop {
             let running = uploaded.is_none();
             tokio::select! {
@@ -94,7 +93,7 @@ impl Serving<'_> {
                     if let Some(how) = ended.broken.as_ref().and_then(fault_of) {
                         return Conversed { source: None, how };
                     }
-                    late.as_mut().reset(began + ended.report.duration + settings.timeouts.response);
+                    late.as_mut().reset(Instant::now() + settings.timeouts.response);
                     uploaded = Some(ended);
                 }
                 head = answer.head(settings.limits.header_bytes) => match head {

@@ -256,6 +256,14 @@ pub(crate) struct Serving<'s> {
     pub(crate) ending: Option<Box<(Pieces, Meter)>>,
 }
 
+/// A handler that was asked.
+struct Given<'a> {
+    answer: Answer<'static>,
+    source: Source<'a>,
+    sender: Pieces,
+    offer: Offer,
+}
+
 impl Serving<'_> {
     pub(crate) fn settings(&self) -> &Settings {
         &self.shared.settings
@@ -336,10 +344,20 @@ impl Serving<'_> {
         if let Err(how) = self.want_body(asked.framing, client).await {
             return self.concluded(how, client);
         }
-        let Asked { method, target, version, headers, framing, may_switch: switches, source, peer } = *asked;
+        let switches = asked.may_switch;
+        let Given { answer, source, sender, offer } = self.give(asked, handler);
+        let conversed = self.converse(source, Sink::Frames(sender), answer, client, switches).await;
+        match conversed.how {
+            How::Switched => Ok(Ended::Handed(offer)),
+            how => self.concluded(how, client),
+        }
+    }
+
+    /// Gives a handler its request. Apart from what waits for the answer, whose future would have room for all of this.
+    fn give<'a>(&self, asked: Box<Asked<'a>>, handler: &dyn Handler) -> Given<'a> {
+        let Asked { method, target, version, headers, framing, may_switch, source, peer } = *asked;
         let (sender, body) = Body::channel(size_of(framing), To::Handler);
-        let body = if framing == Framing::None { Body::empty() } else { body };
-        let mut request = Request::new(body);
+        let mut request = Request::new(if framing == Framing::None { Body::empty() } else { body });
         *request.method_mut() = method;
         *request.uri_mut() = target;
         *request.version_mut() = version;
@@ -347,16 +365,12 @@ impl Serving<'_> {
         request.extensions_mut().insert(peer.address);
         request.extensions_mut().insert(self.shared.pool.clone());
         let offer = Offer::new();
-        if switches {
+        if may_switch {
             request.extensions_mut().insert(offer.upgrade());
         }
         let answering = handler.handle(request);
         let answer = Answer::Frames(Box::pin(async move { Ok(answering.await) }));
-        let conversed = self.converse(source, Sink::Frames(sender), answer, client, switches).await;
-        match conversed.how {
-            How::Switched => Ok(Ended::Handed(offer)),
-            how => self.concluded(how, client),
-        }
+        Given { answer, source, sender, offer }
     }
 
     /// What becomes of the client's connection.
