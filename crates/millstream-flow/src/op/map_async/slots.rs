@@ -270,7 +270,8 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
         if self.unordered { ControlFlow::Continue(()) } else { self.release_in_order(room, sink) }
     }
 
-    #[inline]
+    // It would not be for two callers, of which one is rare.
+    #[inline(always)]
     fn poll_woken(
         &mut self,
         slot: usize,
@@ -324,7 +325,17 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
 
     /// Ends the calls that have had their time. Each is polled once more: then it is ready, or says itself that it was late,
     /// or is dropped. Returns whether an item that was late has failed the run.
+    #[inline]
     pub(super) fn end_late(
+        &mut self,
+        room: &mut usize,
+        sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
+    ) -> ControlFlow<(), bool> {
+        if self.deadlines.is_none() { ControlFlow::Continue(false) } else { self.end_those_late(room, sink) }
+    }
+
+    #[cold]
+    fn end_those_late(
         &mut self,
         room: &mut usize,
         sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
