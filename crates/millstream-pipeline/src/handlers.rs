@@ -1,16 +1,17 @@
 //! What `send` steps call: functions of the program that runs the file, by name.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use millstream_flow::{BoxError, Failed, Panicked, TimedOut, chain};
+use millstream_flow::{BoxError, Panicked, TimedOut, chain};
 use serde_json::Value as Json;
 
-use crate::item::{Record, Reporter};
+use crate::item::{Failure, Record, Reporter};
 use crate::steps::Passing;
 use crate::value::{self, Value, parse_json, write_json};
 
@@ -119,14 +120,13 @@ impl Sending {
         Ok(Record { value, ..record.clone() })
     }
 
-    /// An item that was not answered, or had failed before.
-    pub(crate) fn failed(&self, failed: Failed<Passing>) -> Passing {
-        let record = failed.input?;
-        let reason = match failed.error.downcast_ref::<TimedOut>() {
+    /// The failure of an item that was not answered.
+    pub(crate) fn failed(&self, record: &Record, error: &(dyn Error + 'static)) -> Failure {
+        let reason = match error.downcast_ref::<TimedOut>() {
             Some(late) => format!("the handler did not answer within {:?}", late.limit),
-            None => chain(&*failed.error),
+            None => chain(error),
         };
-        Err(self.reporter.failure(record.letter(), reason, &self.name))
+        self.reporter.failure(record.letter(), reason, &self.name)
     }
 
     async fn answer(&self, record: &Record) -> Result<Value, String> {

@@ -1,14 +1,15 @@
 //! The steps of a pipeline as operators of a flow.
 //!
 //! A failed item travels on, untouched by later steps, to the one place that applies `on_error`. Each step is
-//! one operator with the user's name, so that the report's stages read like the file.
+//! one operator with the user's name, so that the report's stages read like the file; what a step needs beside it is named
+//! by what it does.
 
 use crate::expr::{Condition, Mapping};
 use crate::file::model::{Output, Route, Setting, Step};
 use crate::handlers::Sending;
 use crate::item::{Failure, Raw, Record, Reporter};
 use millstream_flow::flows::BoxFlow;
-use millstream_flow::{BoxError, Concurrency, Pipe, Retry, Token, Workers};
+use millstream_flow::{Concurrency, Failed, Pipe, Retry, Token, Workers};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,25 +59,34 @@ pub(crate) fn add(mut pipe: Passage, steps: &[Step], reporter: &Arc<Reporter>) -
     pipe
 }
 
-/// Sends items to a handler that may take only so long for each: what failed by that must still be known, so it is kept
-/// beside the call.
+/// Sends items to a handler that may take only so long for each. What failed before passes through as no failure of this
+/// step; a call only borrows what it is given, so such a failure is shared while it passes.
 fn send_within(pipe: Passage, timeout: Duration, at_once: usize, sending: Sending) -> Passage {
     let calls = Concurrency::ordered(at_once).time_limit(timeout);
     let (name, later) = (sending.name.clone(), sending.clone());
-    pipe.try_map_async(calls, Retry::never(), async move |passing: &Passing| match passing {
-        Ok(record) => sending.answered(record).await.map_err(BoxError::from),
-        Err(_) => Err(FailedBefore.into()),
-    })
-    .named(&name)
-    .map(move |sent| sent.or_else(|failed| later.failed(failed)))
-    .named(&name)
-    .boxed()
+    pipe.map_err(Arc::new)
+        .named("share")
+        .try_map_async(calls, Retry::never(), async move |passing: &Result<Record, Arc<Failure>>| {
+            match passing {
+                Ok(record) => sending.answered(record).await.map(Ok),
+                Err(failed) => Ok(Err(failed.clone())),
+            }
+        })
+        .named(&name)
+        .map(move |sent| match sent {
+            Ok(sent) => sent.map_err(unshared),
+            Err(failed) => {
+                let Failed { input, error, .. } = failed;
+                Err(later.failed(&input.map_err(unshared)?, &*error))
+            }
+        })
+        .named("gather")
+        .boxed()
 }
 
-/// Why an item was not sent.
-#[derive(Debug, thiserror::Error)]
-#[error("it has failed before")]
-struct FailedBefore;
+fn unshared(failed: Arc<Failure>) -> Failure {
+    Arc::into_inner(failed).expect("the call that shared it is over")
+}
 
 /// What came out of the steps inside `parallel`.
 enum Worked {

@@ -117,6 +117,9 @@ async fn a_handler_that_does_not_answer_in_time_fails_its_item_and_is_dropped() 
     let (items, report) = run(dir.path(), steps, &handlers).await;
     assert_eq!(items, [0, 2, 4, 6, 7].map(Value::from));
     assert_eq!(report.dropped()["errors"], 3, "{report:?}");
+    let operators = report.stages.iter().flat_map(|stage| &stage.operators);
+    let asked: Vec<u64> = operators.filter(|op| op.name == "ask").map(|op| op.failed).collect();
+    assert_eq!(asked, [2], "what was late and what was refused: {report:?}");
     let failed = format!("{:?}", report.errors);
     for reason in ["the handler did not answer within 5s", "five is refused", "one"] {
         assert!(failed.contains(reason), "{failed}");
