@@ -1,13 +1,14 @@
 //! Consumers: taking from a queue and settling what was taken.
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use millstream_message::dead::DeadReason;
 use millstream_message::{
-    Acker, BrokerError, BrokerErrorKind, ConsumeOptions, Consumer, ConsumerSource, Delivery, Nack, Settle,
-    Settled, StopWhen, Tag,
+    Acker, BrokerError, BrokerErrorKind, ConsumeOptions, Consumer, ConsumerSource, Delivery, Nack, Prefetch,
+    Settle, Settled, StopWhen, Tag,
 };
 
 use crate::clock::{NEVER, millis};
@@ -393,6 +394,16 @@ impl Settle for Handle {
 
     fn release(&self) {
         self.give_back(false);
+    }
+
+    fn prefetch(&self) -> Option<Prefetch> {
+        let mut state = self.queue.lock();
+        let options = &state.session(self.id)?.options;
+        Some(Prefetch { items: options.prefetch_items, most: options.prefetch_most })
+    }
+
+    fn set_prefetch(&self, items: NonZeroUsize) {
+        self.change(|session| session.options.prefetch_items = items);
     }
 
     fn unsettled(&self) -> usize {

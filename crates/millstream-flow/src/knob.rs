@@ -1,6 +1,7 @@
 //! Knobs: the numbers that people tune by hand elsewhere.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -27,7 +28,8 @@ impl From<usize> for Setting {
 }
 
 /// A number of a running flow that may be moved within bounds. Operators read it at each quantum, so that a move
-/// takes effect within microseconds.
+/// takes effect within microseconds. A source or an operator of your own reads one, too, that [`Pipe::knob`](crate::Pipe::knob)
+/// shows to whoever tunes the flow.
 #[derive(Clone)]
 pub struct Knob {
     shared: Arc<Shared>,
@@ -42,20 +44,21 @@ struct Shared {
 }
 
 impl Knob {
-    /// A knob with a first value. `Setting::Fixed` freezes it at that number, brought within the bounds.
+    /// A knob that `Setting::Auto` lets begin at `first`, and `Setting::Fixed` freezes at its number; both brought within the
+    /// bounds.
     ///
     /// # Panics
-    /// If `min` is 0 or above `max`.
-    pub(crate) fn new(
+    /// If the lowest bound is 0 or above the highest.
+    pub fn new(
         name: impl Into<String>,
         setting: Setting,
-        auto: usize,
-        min: usize,
-        max: usize,
+        first: usize,
+        bounds: RangeInclusive<usize>,
     ) -> Self {
+        let (min, max) = bounds.into_inner();
         assert!(0 < min && min <= max, "a knob's bounds are at least 1 and in order");
         let (value, frozen) = match setting {
-            Setting::Auto => (auto, false),
+            Setting::Auto => (first, false),
             Setting::Fixed(number) => (number, true),
         };
         let value = AtomicUsize::new(value.clamp(min, max));

@@ -11,6 +11,7 @@ use crate::channel::{FromChannel, Sender, channel};
 use crate::clock::Clock;
 use crate::failure::BoxError;
 use crate::flow::Flow;
+use crate::knob::Knob;
 use crate::measure::Measure;
 use crate::op::basic::{Inspect, Map, Scan};
 use crate::op::batch::{Batch, Batched};
@@ -267,6 +268,22 @@ impl<F: Flow> Pipe<F> {
     /// flow is built.
     pub fn starting_at(self, wall: SystemTime) -> Self {
         self.scope.set_clock(Clock::starting_at(wall));
+        self
+    }
+
+    /// Shows a number of a source or an operator of your own among [those of the flow](Monitor::knobs) that may be moved. Whoever
+    /// made the knob reads it.
+    ///
+    /// ```
+    /// use millstream_flow::{Knob, Pipe, Setting};
+    /// let page = Knob::new("page", Setting::Auto, 100, 1..=1000);
+    /// let asked = page.clone();
+    /// let mut pages = std::iter::repeat_with(move || asked.value());
+    /// let pipe = Pipe::from_iter((0..2).map(move |_| pages.next())).knob(page);
+    /// assert_eq!(pipe.monitor().knobs()[0].name(), "page");
+    /// ```
+    pub fn knob(self, knob: impl Into<Option<Knob>>) -> Self {
+        knob.into().into_iter().for_each(|knob| self.scope.add_knob(knob));
         self
     }
 

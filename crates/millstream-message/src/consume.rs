@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use futures_core::Stream;
 
 pub use self::options::ConsumeOptions;
-pub use self::settle::{Acker, Nack, Settle, Settled, StopWhen};
+pub use self::settle::{Acker, Nack, Prefetch, Settle, Settled, StopWhen};
 use crate::error::BrokerError;
 use crate::message::Message;
 use crate::publish::Address;

@@ -11,13 +11,13 @@ use std::time::Duration;
 use futures_core::Stream;
 use millstream_flow::flows::FromTracked;
 use millstream_flow::{
-    Account, BoxError, Flow, Outcome, Pipe, Settler, Sink, SinkError, Token, Tracked, Tracker,
+    Account, BoxError, Flow, Knob, Outcome, Pipe, Setting, Settler, Sink, SinkError, Token, Tracked, Tracker,
 };
 use tokio::time::sleep;
 
 use crate::{
     Acker, Address, Batch, Broker, BrokerError, BrokerErrorKind, Codec, Consumer, Delivery, Message, Nack,
-    PublishOutcome, Refusal, Tag,
+    Prefetch, PublishOutcome, Refusal, Tag,
 };
 
 mod produce;
@@ -44,7 +44,8 @@ const CHUNK: usize = 256;
 ///
 /// # Backpressure
 /// The consumer's prefetch bounds what is under way: the flow gets no further message before earlier ones
-/// are settled. Ask for at least twice the largest batch.
+/// are settled. Ask for at least twice the largest batch. It is a knob of the flow, `QUEUE prefetch`, frozen if it was
+/// [fixed](crate::ConsumeOptions::prefetch); a move holds from the next settlement on.
 ///
 /// # Ordering
 /// The queue's.
@@ -53,7 +54,8 @@ const CHUNK: usize = 256;
 /// A broker that fails, fails the run.
 pub fn messages(consumer: Consumer) -> Pipe<FromTracked<Messages>> {
     let messages = Messages::new(consumer);
-    Pipe::from_tracked(messages.account(), messages).named("queue")
+    let (account, prefetch) = (messages.account(), messages.prefetch());
+    Pipe::from_tracked(account, messages).named("queue").knob(prefetch)
 }
 
 /// The values in the messages of a queue as a flow: [`messages`], read by `codec`.
@@ -163,6 +165,11 @@ impl Messages {
         self.0.account()
     }
 
+    /// The number by which a flow may be told how many messages are under way at most; `None` of replies, which nobody settles.
+    pub fn prefetch(&self) -> Option<Knob> {
+        self.0.prefetch()
+    }
+
     /// Stops the consumer from any thread.
     pub fn acker(&self) -> Acker {
         self.0.consumer.acker()
@@ -187,11 +194,39 @@ impl Stream for Messages {
 /// As [`Messages`], with all that is known of a message.
 struct Deliveries {
     consumer: Consumer,
+    prefetch: Option<Tuned>,
     ready: VecDeque<Delivery>,
     scratch: Vec<Delivery>,
     tags: Arc<Mutex<Tags>>,
     tracker: Tracker,
     ended: bool,
+}
+
+/// A consumer's prefetch as a knob.
+struct Tuned {
+    knob: Knob,
+    /// What the consumer has been told.
+    told: usize,
+}
+
+impl Tuned {
+    fn of(consumer: &Consumer) -> Option<Tuned> {
+        let acker = consumer.acker();
+        let Prefetch { items, most } = acker.prefetch()?;
+        let setting = most.map_or(Setting::Fixed(items.get()), |_| Setting::Auto);
+        let most = most.map_or(items, |most| most.max(items));
+        let knob = Knob::new(format!("{} prefetch", acker.queue()), setting, items.get(), 1..=most.get());
+        Some(Tuned { knob, told: items.get() })
+    }
+
+    /// Tells the consumer if the knob was moved.
+    fn tell(&mut self, consumer: &Consumer) {
+        let items = self.knob.value();
+        if items != self.told {
+            self.told = items;
+            consumer.acker().set_prefetch(items);
+        }
+    }
 }
 
 impl Deliveries {
@@ -202,11 +237,16 @@ impl Deliveries {
     fn settling(consumer: Consumer, dead_letters: bool) -> Deliveries {
         let tags = Arc::new(Mutex::new(Tags::default()));
         let tracker = Tracker::new(Acknowledge { acker: consumer.acker(), dead_letters, tags: tags.clone() });
-        Deliveries { consumer, ready: VecDeque::new(), scratch: Vec::new(), tags, tracker, ended: false }
+        let (prefetch, ready, scratch) = (Tuned::of(&consumer), VecDeque::new(), Vec::new());
+        Deliveries { consumer, prefetch, ready, scratch, tags, tracker, ended: false }
     }
 
     fn account(&self) -> Arc<Account> {
         self.tracker.account()
+    }
+
+    fn prefetch(&self) -> Option<Knob> {
+        self.prefetch.as_ref().map(|prefetch| prefetch.knob.clone())
     }
 }
 
@@ -222,7 +262,8 @@ impl Stream for Deliveries {
             if self.ended {
                 return Poll::Ready(None);
             }
-            let Deliveries { consumer, scratch, ready, tags, ended, .. } = &mut *self;
+            let Deliveries { consumer, prefetch, scratch, ready, tags, ended, .. } = &mut *self;
+            prefetch.iter_mut().for_each(|prefetch| prefetch.tell(consumer));
             match ready!(consumer.poll_chunk(cx, CHUNK, scratch)) {
                 Ok(0) => *ended = true,
                 Ok(_) => {

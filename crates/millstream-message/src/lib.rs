@@ -58,8 +58,8 @@ mod value;
 pub use broker::{BoxFuture, Broker, Browsed, Features, QueueStats};
 pub use codec::{Codec, CodecError, Json, Raw};
 pub use consume::{
-    Acker, ConsumeOptions, Consumer, ConsumerSource, Delivery, DirectReplies, Nack, Settle, Settled,
-    StopWhen, Tag,
+    Acker, ConsumeOptions, Consumer, ConsumerSource, Delivery, DirectReplies, Nack, Prefetch, Settle,
+    Settled, StopWhen, Tag,
 };
 pub use declaration::{Declaration, Standing, Topology};
 pub use error::{BrokerError, BrokerErrorKind};

@@ -177,6 +177,11 @@ impl Monitor {
         self.report_of(self.flow.report())
     }
 
+    /// The numbers that may be moved while it runs. Those that the file gives are frozen.
+    pub fn knobs(&self) -> Vec<millstream_flow::Knob> {
+        self.flow.knobs()
+    }
+
     /// Accepts nothing more. What is under way flows on, and the run ends when it is done.
     pub fn stop(&self) {
         // The ingest may have ended already.

@@ -81,7 +81,7 @@ impl Starting<'_> {
         let (intake, counted, position) = self.intake().await?;
 
         let source = draft.source.as_ref().map_or("source", |source| source.kind());
-        let pipe = Pipe::from_tracked(intake.account, intake.stream).named(source);
+        let pipe = Pipe::from_tracked(intake.account, intake.stream).named(source).knob(intake.prefetch);
         let pipe = match draft.on_error.then {
             Then::Fail => pipe,
             // A step that panics is its item's error like any other.

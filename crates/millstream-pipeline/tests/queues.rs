@@ -28,6 +28,26 @@ async fn a_second_run_adds_nothing_and_more_rows_are_added_once() {
     assert_eq!(bench.read("out/n.ndjson") + &bench.read("out/n-2.ndjson"), numbers(3007));
 }
 
+#[tokio::test]
+async fn a_prefetch_that_the_file_gives_is_frozen_and_another_may_be_moved_within_the_printed_bound() {
+    let bench = Bench::new().await;
+    bench.broker.declare_queue(Queue::durable("in")).await.expect("declared");
+    for (given, expected) in [("", (8192, false)), (", prefetch: 600", (600, true))] {
+        let yaml = format!(
+            "source: {{ queue: {{ broker: \"embedded:s\", name: in{given} }} }}\noutput: {{ file: {{ path: out.ndjson }} }}"
+        );
+        let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("started");
+        let knobs = run.monitor().knobs();
+        let prefetch = knobs.iter().find(|knob| knob.name() == "in prefetch").expect("a knob");
+        let most = prefetch.bounds().1 as u64;
+        assert_eq!(
+            (most, prefetch.value() as u64, prefetch.is_frozen()),
+            (expected.0, expected.0, expected.1)
+        );
+        run.shutdown(LONG).await.expect("it ends");
+    }
+}
+
 /// A run, once one that was dropped has let go of the files, which it may still write on another thread.
 async fn started(bench: &Bench, yaml: &str) -> Run {
     let trying = async {

@@ -5,6 +5,7 @@ mod handles;
 mod intake;
 
 use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::Waker;
@@ -51,6 +52,8 @@ struct State {
     unsettled: Unsettled<Kept>,
     /// The bytes of what is unsettled, with those of what is ready.
     bytes: u64,
+    /// How many deliveries may be with users, and what the broker is asked for so that they are there.
+    prefetch: NonZeroUsize,
     credit: Credit,
     intake: Intake,
     /// The answer to the last asking is not there. Until then nothing may be cancelled: the channel of RabbitMQ 3.10 crashes when
@@ -126,7 +129,7 @@ impl State {
         let bytes = self.bytes - self.ready_bytes;
         !self.paused
             && !self.leaving
-            && items < options.prefetch_items.get()
+            && items < self.prefetch.get()
             && (items == 0 || bytes + next.kept.bytes <= options.prefetch_bytes.get() as u64)
     }
 
@@ -152,7 +155,7 @@ impl ConsumerCore {
         let stop = options.stop_when_empty.then_some(StopWhen::Empty);
         // Asked anew, a stream would begin elsewhere, and a queue with one active consumer would make another one active.
         let (is_stream, one_active) = (options.from.is_some(), hub.has_one_active_consumer(&queue));
-        let credit = Credit::new(&options, is_stream || one_active);
+        let (prefetch, credit) = (options.prefetch_items, Credit::new(&options, is_stream || one_active));
         Arc::new(ConsumerCore {
             queue,
             options,
@@ -167,6 +170,7 @@ impl ConsumerCore {
                 ready_bytes: 0,
                 unsettled: Unsettled::from(1),
                 bytes: 0,
+                prefetch,
                 credit,
                 intake: Intake::Opening,
                 asking: false,

@@ -1,5 +1,7 @@
 //! How many deliveries to ask the broker for, so that they stay within a number of bytes.
 
+use std::num::NonZeroUsize;
+
 use millstream_message::ConsumeOptions;
 
 /// A message of which nothing is known yet is taken to be so large.
@@ -26,8 +28,13 @@ pub(crate) struct Credit {
 impl Credit {
     /// Within the options' bounds. A fixed one never asks for another count.
     pub(crate) fn new(options: &ConsumeOptions, fixed: bool) -> Credit {
-        let items_max = options.prefetch_items.get().min(usize::from(u16::MAX)) as u64;
-        Credit { items_max, bytes_max: options.prefetch_bytes.get() as u64, fixed, mean: 0, seen: 0 }
+        let bytes_max = options.prefetch_bytes.get() as u64;
+        Credit { items_max: counted(options.prefetch_items), bytes_max, fixed, mean: 0, seen: 0 }
+    }
+
+    /// Up to so many messages from now on.
+    pub(crate) fn limit(&mut self, items: NonZeroUsize) {
+        self.items_max = counted(items);
     }
 
     /// Whether it never asks for another count.
@@ -60,6 +67,8 @@ impl Credit {
         let (fits, now) = (self.count(self.bytes_max, self.mean.div_ceil(256)), u64::from(asked));
         if self.fixed {
             None
+        } else if now > self.items_max {
+            Some(fits)
         } else if bytes > self.bytes_max {
             // Too much may be here of what was asked for before: what counts is whether this is too much to ask for.
             (u64::from(fits) * 4 < now * 3).then_some(fits)
@@ -70,6 +79,11 @@ impl Credit {
             None
         }
     }
+}
+
+/// As much of it as a prefetch of AMQP can say.
+fn counted(items: NonZeroUsize) -> u64 {
+    items.get().min(usize::from(u16::MAX)) as u64
 }
 
 #[cfg(test)]
@@ -102,6 +116,20 @@ mod tests {
         assert_eq!(credit.better(16, 16, 128 << 20), Some(2));
         assert_eq!(credit.better(2, 16, 128 << 20), None, "what was asked for before must be settled first");
         assert_eq!(credit.better(1, 1, 8 << 20), Some(2), "two are within the bound");
+    }
+
+    #[test]
+    fn what_may_be_unsettled_can_be_changed() {
+        let mut credit = credit(8, 16 << 20);
+        (0..50).for_each(|_| credit.came(100));
+        credit.limit(NonZeroUsize::new(100).expect("not zero"));
+        assert_eq!(credit.better(8, 8, 800), Some(100));
+        assert_eq!(credit.better(8, 7, 700), None, "there is room");
+        credit.limit(NonZeroUsize::MIN);
+        assert_eq!(credit.better(100, 0, 0), Some(1), "at once, for it may send a hundred");
+        assert_eq!(credit.better(1, 1, 100), None);
+        credit.limit(NonZeroUsize::MAX);
+        assert_eq!(credit.first(), u16::MAX);
     }
 
     #[test]

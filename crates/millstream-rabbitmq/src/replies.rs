@@ -6,6 +6,7 @@
 //! address, which is put into requests when they are sent.
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -14,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 use futures_util::task::AtomicWaker;
 use millstream_message::{
     Acker, Address, BrokerError, Consumer, ConsumerSource, Delivery, DirectReplies, Headers, Message, Nack,
-    Settle, Settled, StopWhen, Tag,
+    Prefetch, Settle, Settled, StopWhen, Tag,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -213,6 +214,12 @@ impl Settle for Receiver {
     fn pause(&self, _: bool) {}
 
     fn release(&self) {}
+
+    fn prefetch(&self) -> Option<Prefetch> {
+        None
+    }
+
+    fn set_prefetch(&self, _: NonZeroUsize) {}
 
     fn unsettled(&self) -> usize {
         0

@@ -44,6 +44,70 @@ async fn messages_are_acknowledged_when_their_items_complete_or_are_dropped() {
 }
 
 #[tokio::test]
+async fn a_flow_shows_its_prefetch_as_a_knob_that_is_frozen_if_it_was_fixed() {
+    let broker = broker(Queue::transient("q")).await;
+    let knob = async |options| {
+        let consumer = broker.consume("q", options).await.unwrap();
+        queue::messages(consumer).monitor().knobs().remove(0)
+    };
+    let auto = knob(ConsumeOptions::default()).await;
+    assert_eq!((auto.name(), auto.value(), auto.bounds()), ("q prefetch", 1000, (1, 65_535)));
+    let fixed = knob(ConsumeOptions::default().prefetch(7)).await;
+    assert!(fixed.is_frozen() && fixed.set(8).is_err());
+    assert_eq!(fixed.value(), 7);
+}
+
+#[tokio::test]
+async fn a_moved_prefetch_holds_from_the_next_settlement_on() {
+    let broker = broker(Queue::transient("q")).await;
+    publish(&broker, 0..100).await;
+    let options = ConsumeOptions::default().prefetch_auto(2, 10).stop_when_empty();
+    let pipe = queue::messages(broker.consume("q", options).await.unwrap());
+    let monitor = pipe.monitor();
+    let prefetch = monitor.knobs().remove(0);
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let run = pipe
+        .map_async(Concurrency::unordered(100), {
+            let gate = gate.clone();
+            move |_| {
+                let gate = gate.clone();
+                async move { gate.acquire_owned().await.unwrap().forget() }
+            }
+        })
+        .for_each(drop)
+        .start();
+    // The gate lets so many through, and then as many are under way again.
+    let pass = async |count: usize, under_way: u64| {
+        let done = monitor.report().ledger.completed + count as u64;
+        gate.add_permits(count);
+        tokio::time::timeout(Duration::from_secs(10), async {
+            loop {
+                let ledger = monitor.report().ledger;
+                if (ledger.completed, ledger.in_flight) == (done, under_way) {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("{under_way} under way: {:?}", monitor.report().ledger));
+        for _ in 0..100 {
+            tokio::task::yield_now().await; // no more come
+        }
+        assert_eq!(monitor.report().ledger.in_flight, under_way);
+    };
+    pass(1, 2).await;
+    assert_eq!(prefetch.set(5).unwrap(), 5);
+    pass(1, 5).await;
+    assert_eq!(prefetch.set(1000).unwrap(), 10, "within its bounds");
+    pass(1, 10).await;
+    prefetch.set(1).unwrap();
+    pass(9, 1).await;
+    gate.add_permits(100);
+    assert_eq!(run.join().await.unwrap().1.ledger.completed, 100);
+}
+
+#[tokio::test]
 async fn what_is_under_way_when_a_run_is_dropped_returns_to_the_queue_in_order() {
     let broker = broker(Queue::transient("q")).await;
     publish(&broker, 0..20).await;

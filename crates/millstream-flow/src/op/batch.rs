@@ -85,7 +85,7 @@ impl<W> Batch<W> {
             Setting::Auto => COUNT_MAX,
         };
         let first = (AUTO_BYTES / size_of::<T>().max(1)).clamp(AUTO_MIN, AUTO_MAX);
-        Knob::new(name, self.count, first, 1, max)
+        Knob::new(name, self.count, first, 1..=max)
     }
 
     pub(crate) fn bytes_max(&self) -> Option<usize> {

@@ -103,7 +103,7 @@ impl Concurrency {
             Setting::Fixed(limit) => limit,
             Setting::Auto => 1024,
         };
-        Knob::new(name, self.limit, FIRST, 1, max)
+        Knob::new(name, self.limit, FIRST, 1..=max)
     }
 }
 

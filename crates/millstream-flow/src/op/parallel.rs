@@ -64,7 +64,7 @@ impl Workers {
             Setting::Fixed(count) => count,
             Setting::Auto => cores,
         };
-        Knob::new(name, self.count, cores, 1, max)
+        Knob::new(name, self.count, cores, 1..=max)
     }
 }
 

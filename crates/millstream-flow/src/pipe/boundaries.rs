@@ -241,7 +241,7 @@ pub(crate) fn add_hop<S>(
         Setting::Auto => (HOP_AUTO_BYTES / size_of::<S>().max(1)).clamp(HOP_AUTO, HOP_AUTO_MAX),
     };
     let name = format!("{} {} capacity", op.name(), scope.hop_count() + 1);
-    let capacity = Knob::new(name, items, HOP_AUTO, 1, max);
+    let capacity = Knob::new(name, items, HOP_AUTO, 1..=max);
     scope.add_knob(capacity.clone());
     let stats = Arc::new(HopStats::default());
     scope.add_hop(HopEntry { stats: stats.clone(), capacity: capacity.clone(), bytes_max });

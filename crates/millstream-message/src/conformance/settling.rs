@@ -23,6 +23,7 @@ claims![
     a_discarded_message_leaves_no_trace,
     prefetch_bounds_what_is_unsettled,
     prefetch_in_bytes_bounds_what_is_unsettled needs prefetch_bytes,
+    prefetch_can_be_changed_while_messages_are_unsettled,
     an_exclusive_consumer_stays_alone,
     two_consumers_share_a_queue,
     a_stopped_consumer_ends_and_can_still_settle,
@@ -210,6 +211,31 @@ async fn prefetch_in_bytes_bounds_what_is_unsettled(bench: &mut Bench<'_>) {
     assert!(bench.is_idle(&mut consumer).await);
     assert!(large.ack());
     assert_eq!(bench.take(&mut consumer, 1).await[0].message.body().len(), 1);
+}
+
+async fn prefetch_can_be_changed_while_messages_are_unsettled(bench: &mut Bench<'_>) {
+    let queue = bench.queue(Queue::durable).await;
+    bench.publish(&queue, &["a", "b", "c", "d", "e", "f"]).await;
+    let mut consumer = bench.consume(&queue, ConsumeOptions::default().prefetch_auto(2, 8)).await;
+    let acker = consumer.acker();
+    let mut taken = bench.take(&mut consumer, 2).await;
+    assert!(bench.is_idle(&mut consumer).await);
+    acker.set_prefetch(4);
+    let told = acker.prefetch().map(|prefetch| (prefetch.items.get(), prefetch.most.map(|most| most.get())));
+    assert_eq!(told, Some((4, Some(8))));
+    taken.extend(bench.take(&mut consumer, 2).await);
+    assert!(bench.is_idle(&mut consumer).await, "four are unsettled");
+    acker.set_prefetch(0);
+    assert!(taken[..3].iter().all(|delivery| delivery.ack()));
+    assert!(bench.is_idle(&mut consumer).await, "none is read as one, and one is unsettled");
+    assert!(taken[3].ack());
+    taken.extend(bench.take(&mut consumer, 1).await);
+    assert!(bench.is_idle(&mut consumer).await);
+    acker.set_prefetch(100);
+    taken.extend(bench.take(&mut consumer, 1).await);
+    assert_eq!(texts(&taken), ["a", "b", "c", "d", "e", "f"]);
+    assert!(taken[4].ack() && taken[5].ack());
+    bench.until(&queue, 0, 0, 0).await;
 }
 
 async fn an_exclusive_consumer_stays_alone(bench: &mut Bench<'_>) {

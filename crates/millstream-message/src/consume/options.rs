@@ -10,6 +10,9 @@ use crate::stream::StreamFrom;
 pub struct ConsumeOptions {
     /// How many deliveries may be unsettled at once. Default 1,000.
     pub prefetch_items: NonZeroUsize,
+    /// How many a flow may let be unsettled at once that tunes this by itself; at least [`prefetch_items`](Self::prefetch_items).
+    /// `None`: the number above is fixed. Default 65,535.
+    pub prefetch_most: Option<NonZeroUsize>,
     /// How many bytes ([`Message::size`](crate::Message::size)) may be unsettled at once. One message larger than this is still delivered,
     /// alone. Default 16 MiB.
     pub prefetch_bytes: NonZeroUsize,
@@ -35,6 +38,7 @@ impl Default for ConsumeOptions {
     fn default() -> ConsumeOptions {
         ConsumeOptions {
             prefetch_items: NonZeroUsize::new(1000).expect("1000 is not zero"),
+            prefetch_most: NonZeroUsize::new(65_535),
             prefetch_bytes: NonZeroUsize::new(16 << 20).expect("16 MiB is not zero"),
             exclusive: false,
             name: String::new(),
@@ -47,17 +51,27 @@ impl Default for ConsumeOptions {
 }
 
 impl ConsumeOptions {
-    /// Sets the prefetch in items. Zero is read as one: a consumer that may receive nothing is no consumer.
+    /// Fixes the prefetch in items. Zero is read as one: a consumer that may receive nothing is no consumer.
     #[must_use]
     pub fn prefetch(mut self, items: usize) -> ConsumeOptions {
-        self.prefetch_items = NonZeroUsize::new(items).unwrap_or(NonZeroUsize::MIN);
+        self.prefetch_items = at_least_one(items);
+        self.prefetch_most = None;
+        self
+    }
+
+    /// Begins with this prefetch in items, and lets a flow move it, up to `most`. Zero is read as one, and `most` as at least
+    /// `items`.
+    #[must_use]
+    pub fn prefetch_auto(mut self, items: usize, most: usize) -> ConsumeOptions {
+        self.prefetch_items = at_least_one(items);
+        self.prefetch_most = Some(at_least_one(most.max(items)));
         self
     }
 
     /// Sets the prefetch in bytes. Zero is read as one, which means one message at a time.
     #[must_use]
     pub fn prefetch_bytes(mut self, bytes: usize) -> ConsumeOptions {
-        self.prefetch_bytes = NonZeroUsize::new(bytes).unwrap_or(NonZeroUsize::MIN);
+        self.prefetch_bytes = at_least_one(bytes);
         self
     }
 
@@ -102,4 +116,8 @@ impl ConsumeOptions {
         self.stop_when_empty = true;
         self
     }
+}
+
+fn at_least_one(number: usize) -> NonZeroUsize {
+    NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
 }

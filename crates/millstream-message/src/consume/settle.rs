@@ -1,6 +1,7 @@
 //! Settling deliveries: what becomes of them, and who says so.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +70,19 @@ pub trait Settle: Send + Sync {
     fn release(&self);
     /// How many deliveries are unsettled.
     fn unsettled(&self) -> usize;
+    /// How many may be; `None` where there is nothing to settle.
+    fn prefetch(&self) -> Option<Prefetch>;
+    /// Lets so many be from now on.
+    fn set_prefetch(&self, items: NonZeroUsize);
+}
+
+/// How many deliveries of a consumer may be unsettled at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefetch {
+    /// How many now.
+    pub items: NonZeroUsize,
+    /// As [`prefetch_most`](super::ConsumeOptions::prefetch_most).
+    pub most: Option<NonZeroUsize>,
 }
 
 /// Settles the deliveries of one consumer, apart from the deliveries and from any thread, without awaiting. Cheap to
@@ -145,6 +159,20 @@ impl Acker {
     /// How many deliveries are unsettled.
     pub fn unsettled(&self) -> usize {
         self.0.unsettled()
+    }
+
+    /// How many deliveries may be unsettled at once now; `None` of replies, which nobody settles.
+    pub fn prefetch(&self) -> Option<Prefetch> {
+        self.0.prefetch()
+    }
+
+    /// Lets so many deliveries be unsettled at once from now on; zero is read as one. The prefetch in bytes stays as it is.
+    /// What is in hand stays there: if that is more, nothing comes until enough of it is settled. A broker in another
+    /// process is asked anew, which takes a round trip; RabbitMQ's streams and queues with a single active consumer are not
+    /// asked twice, and hand out no more than they were asked for when the consumer began. What is fixed for a flow
+    /// ([`ConsumeOptions::prefetch`](super::ConsumeOptions::prefetch)) can still be changed here.
+    pub fn set_prefetch(&self, items: usize) {
+        self.0.set_prefetch(NonZeroUsize::new(items).unwrap_or(NonZeroUsize::MIN));
     }
 }
 

@@ -254,8 +254,10 @@ where
     T: Send + Sync + 'static,
 {
     let deliveries = Deliveries::new(consumer);
-    Pipe::from_tracked(deliveries.account(), deliveries)
+    let (account, prefetch) = (deliveries.account(), deliveries.prefetch());
+    Pipe::from_tracked(account, deliveries)
         .named("queue")
+        .knob(prefetch)
         .try_map(move |delivery| Job::read(&codec, delivery))
         .named("decode")
         .reject()

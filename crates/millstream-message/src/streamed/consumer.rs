@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::pin::Pin;
 use std::slice;
@@ -13,7 +14,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::Claim;
-use crate::consume::{Acker, ConsumeOptions, ConsumerSource, Delivery, Nack, Settle, Settled, StopWhen, Tag};
+use crate::consume::{
+    Acker, ConsumeOptions, ConsumerSource, Delivery, Nack, Prefetch, Settle, Settled, StopWhen, Tag,
+};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::message::Message;
 use crate::offset::{StreamOffset, keep_saving};
@@ -82,12 +85,13 @@ impl Kept {
 pub(super) struct Place {
     claim: Arc<Claim>,
     kept: Arc<Kept>,
-    items_max: usize,
+    items_most: Option<NonZeroUsize>,
     bytes_max: usize,
     state: Mutex<State>,
 }
 
 struct State {
+    items_max: NonZeroUsize,
     /// The number of the first of `slots`.
     first: u64,
     /// What was handed out, in the order of the stream, from the first that is unsettled.
@@ -162,9 +166,10 @@ impl Place {
         Arc::new(Place {
             claim,
             kept,
-            items_max: options.prefetch_items.get(),
+            items_most: options.prefetch_most,
             bytes_max: options.prefetch_bytes.get(),
             state: Mutex::new(State {
+                items_max: options.prefetch_items,
                 first: 0,
                 slots: VecDeque::new(),
                 bytes: 0,
@@ -255,6 +260,14 @@ impl Settle for Place {
 
     fn unsettled(&self) -> usize {
         self.state().held.len()
+    }
+
+    fn prefetch(&self) -> Option<Prefetch> {
+        Some(Prefetch { items: self.state().items_max, most: self.items_most })
+    }
+
+    fn set_prefetch(&self, items: NonZeroUsize) {
+        self.change(|state| state.items_max = items);
     }
 }
 
@@ -362,7 +375,7 @@ impl ConsumerSource for Reading {
         {
             into.extend(state.hand_out(number, &self.address, &self.acker));
         }
-        let room = place.items_max.saturating_sub(state.slots.len()).min(max - (into.len() - before));
+        let room = state.items_max.get().saturating_sub(state.slots.len()).min(max - (into.len() - before));
         let bytes = state.bytes;
         drop(state);
         // Without the lock: reading may take a while, and what is settled meanwhile makes room only.

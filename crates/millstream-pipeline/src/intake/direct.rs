@@ -53,7 +53,7 @@ pub(crate) fn direct(
         keeping,
         ended: false,
     };
-    Intake { stream: Box::pin(stream), account }
+    Intake { stream: Box::pin(stream), account, prefetch: None }
 }
 
 fn next(mut feed: Box<dyn Feed>) -> Next {

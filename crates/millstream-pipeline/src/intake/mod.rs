@@ -15,7 +15,7 @@ pub(crate) use self::remembered::Remembered;
 use crate::item::Raw;
 use crate::trouble::Trouble;
 use futures_core::Stream;
-use millstream_flow::{Account, BoxError, Tracked};
+use millstream_flow::{Account, BoxError, Knob, Tracked};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -23,6 +23,8 @@ use std::sync::Arc;
 pub(crate) struct Intake {
     pub(crate) stream: Pin<Box<dyn Stream<Item = Result<Tracked<Raw>, BoxError>> + Send>>,
     pub(crate) account: Arc<Account>,
+    /// Of a queue.
+    pub(crate) prefetch: Option<Knob>,
 }
 
 /// Ends the stream once too many items have failed.

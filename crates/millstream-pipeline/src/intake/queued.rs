@@ -35,9 +35,9 @@ pub(crate) fn queued(
         true => Messages::new(consumer),
         false => Messages::without_dead_letters(consumer),
     };
-    let account = messages.account();
+    let (account, prefetch) = (messages.account(), messages.prefetch());
     let stream = Queued { messages, account: account.clone(), trouble, ingest, ended: false };
-    Intake { stream: Box::pin(stream), account }
+    Intake { stream: Box::pin(stream), account, prefetch }
 }
 
 impl Queued {

@@ -171,10 +171,13 @@ impl Starting<'_> {
         drained: bool,
     ) -> Result<Consumer, StartError> {
         let bytes = usize::try_from(prefetch.bytes.value).unwrap_or(usize::MAX);
-        let mut options = ConsumeOptions::default()
-            .prefetch(prefetch.items.value as usize)
-            .prefetch_bytes(bytes)
-            .name(self.pipeline.name());
+        let items = prefetch.items.value as usize;
+        // The printed memory bound counts this many.
+        let options = match prefetch.items.at {
+            Some(_) => ConsumeOptions::default().prefetch(items),
+            None => ConsumeOptions::default().prefetch_auto(items, items),
+        };
+        let mut options = options.prefetch_bytes(bytes).name(self.pipeline.name());
         if drained {
             options = options.stop_when_empty();
         }

@@ -1,12 +1,13 @@
 //! What users hold of a consumer: its source of deliveries, and what settles them.
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::slice;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use millstream_message::{
-    Acker, BrokerError, ConsumerSource, Delivery, Nack, Settle, Settled, StopWhen, Tag,
+    Acker, BrokerError, ConsumerSource, Delivery, Nack, Prefetch, Settle, Settled, StopWhen, Tag,
 };
 
 use super::{ConsumerCore, Kept, Ready, State};
@@ -105,6 +106,18 @@ impl Settle for Handle {
     fn unsettled(&self) -> usize {
         let state = self.0.state.lock();
         state.in_hand()
+    }
+
+    fn prefetch(&self) -> Option<Prefetch> {
+        let items = self.0.state.lock().prefetch;
+        Some(Prefetch { items, most: self.0.options.prefetch_most })
+    }
+
+    fn set_prefetch(&self, items: NonZeroUsize) {
+        self.0.change(|state| {
+            state.prefetch = items;
+            state.credit.limit(items);
+        });
     }
 }
 

@@ -44,5 +44,5 @@ async fn rabbitmq_does_what_every_broker_does() {
     absent.dedup();
     // AMQP has no leases and no batches that are one step, and takes to look; streams have a protocol of their own.
     assert_eq!(absent, ["lease", "uncounted_browse", "atomic_batches", "streams"]);
-    assert_eq!(report.passed.len(), 66);
+    assert_eq!(report.passed.len(), 67);
 }
