@@ -26,9 +26,14 @@ impl<'a> Steps<'a> {
         Steps { only, times: Vec::new(), started: now() }
     }
 
+    /// Whether a step of this name is to run.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|wanted| wanted == name)
+    }
+
     /// Runs one step and remembers how long it took and how it ended.
     pub(crate) fn run(&mut self, name: &'static str, step: impl FnOnce() -> Outcome) {
-        if !self.only.is_empty() && !self.only.iter().any(|wanted| wanted == name) {
+        if !self.has(name) {
             return;
         }
         eprintln!("\n=== {name}");
@@ -150,6 +155,25 @@ fn within(leader: Child, limit: Duration) -> (std::io::Result<Output>, bool) {
     let output = leader.wait_with_output();
     drop(done);
     (output, watch.join().unwrap_or(false))
+}
+
+/// A run of cargo that began before its step, at the lowest priority. Whether it did well is for the step to say, by running the
+/// same again: what is built already costs nothing then.
+pub(crate) struct Ahead(Option<Child>);
+
+impl Ahead {
+    pub(crate) fn cargo(arguments: &[&str]) -> Ahead {
+        let mut command = Command::new("nice");
+        command.args(["-n", "19", "cargo"]).args(arguments).current_dir(root());
+        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ahead(quiet.spawn().ok())
+    }
+
+    pub(crate) fn join(self) {
+        if let Some(mut run) = self.0 {
+            let _ = run.wait();
+        }
+    }
 }
 
 /// Runs cargo in the root of the workspace.
