@@ -9,6 +9,7 @@ use std::time::Duration;
 use millstream_resilience::Timeout;
 
 use crate::failure::BoxError;
+use crate::op::spill::Spill;
 
 /// The end of a flow: takes what is ready, and says when it is safe.
 ///
@@ -75,21 +76,35 @@ pub trait Sink: Send + 'static {
     where
         Self: Sized,
     {
-        TimeLimited { sink: self, timeout: Timeout::new(limit) }
+        TimeLimited::new(self, limit)
     }
 }
 
-/// See [`Sink::time_limit`].
+/// See [`Sink::time_limit`] and [`Spill::time_limit`].
 #[derive(Debug)]
 pub struct TimeLimited<S> {
-    sink: S,
+    inner: S,
     timeout: Timeout,
 }
 
 impl<S> TimeLimited<S> {
-    /// The sink itself.
+    pub(crate) fn new(inner: S, limit: Duration) -> Self {
+        TimeLimited { inner, timeout: Timeout::new(limit) }
+    }
+
+    /// The sink or spill itself.
     pub fn into_inner(self) -> S {
-        self.sink
+        self.inner
+    }
+}
+
+impl<T: Send, S: Spill<T>> Spill<T> for TimeLimited<S> {
+    async fn push(&mut self, items: Vec<T>) -> Result<(), BoxError> {
+        self.timeout.wrap(self.inner.push(items)).await
+    }
+
+    async fn pop(&mut self, max: usize) -> Result<Vec<T>, BoxError> {
+        self.timeout.wrap(self.inner.pop(max)).await
     }
 }
 
@@ -97,15 +112,15 @@ impl<S: Sink> Sink for TimeLimited<S> {
     type Item = S::Item;
 
     async fn write(&mut self, items: &mut Vec<S::Item>) -> Result<(), SinkError> {
-        self.timeout.wrap(self.sink.write(items)).await
+        self.timeout.wrap(self.inner.write(items)).await
     }
 
     async fn close(&mut self) -> Result<(), BoxError> {
-        self.timeout.wrap(self.sink.close()).await
+        self.timeout.wrap(self.inner.close()).await
     }
 
     fn chunk(&self) -> usize {
-        self.sink.chunk()
+        self.inner.chunk()
     }
 }
 

@@ -5,6 +5,7 @@ use std::future::{Future, poll_fn};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use crate::drive::{Driver, Turn};
 use crate::failure::BoxError;
@@ -13,6 +14,7 @@ use crate::knob::Knob;
 use crate::op::buffer::chunk_items;
 use crate::ring::{ReaderGone, Writer};
 use crate::scope::RunErrorKind;
+use crate::sink::TimeLimited;
 use crate::stats::HopStats;
 
 /// Where a buffer's items go that memory has no room for: [`Pipe::buffer_spilling`](crate::Pipe::buffer_spilling).
@@ -31,6 +33,18 @@ pub trait Spill<T>: Send + 'static {
     /// # Errors
     /// End the run; its items are given back to their source.
     fn pop(&mut self, max: usize) -> impl Future<Output = Result<Vec<T>, BoxError>> + Send;
+
+    /// This spill with a limit for how long each `push` and each `pop` may take. One that takes longer is dropped where it waits
+    /// and ends the run with [`TimedOut`](crate::TimedOut). Without a limit one that never returns holds the flow for ever.
+    ///
+    /// # Panics
+    /// If `limit` is zero.
+    fn time_limit(self, limit: Duration) -> TimeLimited<Self>
+    where
+        Self: Sized,
+    {
+        TimeLimited::new(self, limit)
+    }
 }
 
 /// What the spiller does next.

@@ -190,7 +190,31 @@ impl<F: Flow> Pipe<F> {
     }
 
     /// Hands failed items to `send`, one after the other, and settles each as dead when `send` has it safe. The
-    /// flow waits meanwhile. If `send` fails or panics the run fails, and the item is given back to its source.
+    /// flow waits meanwhile, so a `send` that may never return wants a limit, such as [`Timeout`](millstream_resilience::Timeout)'s.
+    /// If it fails or panics the run fails, and the item is given back to its source.
+    ///
+    /// ```
+    /// use millstream_flow::{BoxError, Failed, Pipe};
+    /// use millstream_resilience::Timeout;
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let limit = Timeout::new(Duration::from_secs(10));
+    /// let send = move |failed: Failed<i32>| {
+    ///     limit.wrap(async move {
+    ///         println!("{failed}"); // a real one stores it
+    ///         Ok::<_, BoxError>(())
+    ///     })
+    /// };
+    /// let (even, report) = Pipe::from_iter([1, 2])
+    ///     .try_map(|n| if n % 2 == 0 { Ok(*n) } else { Err("odd") })
+    ///     .dead_letter(send)
+    ///     .collect()
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!((even, report.ledger.dead), (vec![2], 1));
+    /// # }
+    /// ```
     pub fn dead_letter<T, I, D, Fut>(self, send: D) -> Pipe<DeadLetter<F, D>>
     where
         F: Flow<Item = Result<T, Failed<I>>>,

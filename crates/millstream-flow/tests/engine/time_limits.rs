@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use millstream_flow::{
     BoxError, Concurrency, Ended, Flow, Memo, PanicPolicy, Pipe, Report, Retry, RunErrorKind, Sink,
-    SinkError, TimedOut,
+    SinkError, Spill, TimedOut,
 };
 use tokio::time::{Instant, advance, sleep, timeout};
 
@@ -340,6 +340,46 @@ async fn a_write_that_never_returns_fails_the_run_in_its_time_and_gives_its_item
         assert_eq!(began.elapsed(), LIMIT);
         let completed = ear.list().iter().filter(|end| **end == End::Completed).count();
         assert_eq!((completed, ear.list().len()), (ends, items as usize));
+    }
+}
+
+/// Stores, and hangs as it takes back; or hangs at once.
+struct Abyss(bool);
+
+impl Spill<u32> for Abyss {
+    async fn push(&mut self, _: Vec<u32>) -> Result<(), BoxError> {
+        if self.0 { Ok(()) } else { pending().await }
+    }
+
+    async fn pop(&mut self, _: usize) -> Result<Vec<u32>, BoxError> {
+        pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spill_that_never_returns_fails_the_run_in_its_time_and_gives_its_items_back() {
+    for stores in [false, true] {
+        let (pipe, ear, _) = tracked(0..600);
+        let began = Instant::now();
+        let run = pipe
+            .buffer_spilling(1, 10_000, Abyss(stores).time_limit(LIMIT))
+            .map_async(1, async |n| {
+                sleep(Duration::from_millis(1)).await;
+                n
+            })
+            .for_each(drop);
+        let error = timeout(1000 * SECOND, run.into_future()).await.expect("the run ends").unwrap_err();
+        let Ended::Failed(RunErrorKind::Stage(late)) = error.ended() else { panic!("{error:?}") };
+        assert_eq!(late.downcast_ref(), Some(&TimedOut { limit: LIMIT }));
+        assert!(began.elapsed() < LIMIT + SECOND, "{:?}", began.elapsed());
+        let ledger = &error.report().ledger;
+        assert!(ledger.received > 0 && ledger.balances(), "{ledger:?}");
+        assert_eq!(ear.list().len() as u64, ledger.received);
+        assert!(
+            ear.list().iter().all(|end| matches!(end, End::Completed | End::Abandoned)),
+            "{:?}",
+            ear.list()
+        );
     }
 }
 
