@@ -32,8 +32,8 @@ const ROOM_WAIT: Duration = Duration::from_secs(5);
 
 /// Publishes the body of each request as a message, and answers when it is stored.
 ///
-/// The answer is 202 when every queue that wanted the message has stored it; 404 if no queue wanted it; 413, 503 or
-/// 409 with the reason if the broker refused it; and 504 if the connection to the broker was lost before it said so: then the message
+/// The answer is 202 when every queue that wanted the message has stored it; 404 if no queue wanted it; 413 or 409 with the reason if
+/// the broker refused it, 503 if it may take it later (a full queue or disk, a broker out of reach); and 504 if the connection to the broker was lost before it said so: then the message
 /// may be stored or not. The content type goes along, and so does the [trace](TraceContext) that `traceparent` and `tracestate` tell of.
 pub struct PublishTo {
     broker: Arc<dyn Broker>,
@@ -144,10 +144,12 @@ fn outcome_of(outcome: PublishOutcome) -> Response<Body> {
             answer(StatusCode::NOT_FOUND, format!("{}\n", returned.reason))
         }
         PublishOutcome::Refused(refusal) => {
-            let status = match refusal {
+            let status = match &refusal {
                 Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
                 Refusal::NoExchange { .. } => StatusCode::NOT_FOUND,
                 Refusal::Full { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                // The same may be taken later.
+                Refusal::Broker(error) if is_passing(error) => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::CONFLICT,
             };
             answer(status, format!("{refusal}\n"))
@@ -156,6 +158,11 @@ fn outcome_of(outcome: PublishOutcome) -> Response<Body> {
             answer(StatusCode::GATEWAY_TIMEOUT, format!("the message may be stored or not: {error}\n"))
         }
     }
+}
+
+/// Whether it is the broker that cannot store anything now, rather than the message that it will never store.
+fn is_passing(error: &BrokerError) -> bool {
+    matches!(error.kind(), BrokerErrorKind::Unavailable | BrokerErrorKind::Storage)
 }
 
 fn answer(status: StatusCode, text: impl Into<String>) -> Response<Body> {

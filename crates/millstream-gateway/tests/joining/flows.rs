@@ -8,7 +8,8 @@ use millstream_embedded::log::{Fault, SimDisk};
 use millstream_flow::Pipe;
 use millstream_gateway::{Body, BodyError, Gateway, PoolSettings, PublishTo, Route, Settings, flow};
 use millstream_message::{
-    Address, Broker, Exchange, ExchangeKind, Queue, TRACEPARENT, TRACESTATE, TraceContext,
+    Address, Broker, Exchange, ExchangeKind, Message, PublishOutcome, Queue, TRACEPARENT, TRACESTATE,
+    TraceContext,
 };
 use tokio::io::AsyncWriteExt;
 
@@ -139,6 +140,18 @@ async fn what_a_broker_cannot_store_is_told_apart_from_what_may_be_stored() {
     assert_eq!(status, "HTTP/1.1 409 Conflict\r\n");
     assert!(why.contains("could not store"), "{why}");
     assert_eq!(post("/c").await[0], "HTTP/1.1 404 Not Found\r\n");
+    // A full disk takes it later, when there is room.
+    disk.set_capacity(disk.used_bytes());
+    for len in [1 << 20, 1 << 10, 1] {
+        let fits = async || broker.publish(&Address::queue("orders"), Message::new(vec![0; len])).await;
+        while let PublishOutcome::Confirmed = fits().await.expect("an answer") {}
+    }
+    let [status, _, why] = post("/a").await;
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable\r\n", "{why}");
+    disk.set_capacity(u64::MAX);
+    let request = "POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\none";
+    let mut client = Client::asks(server.local_addr(), request).await;
+    assert_eq!(client.until("\r\n").await, "HTTP/1.1 202 Accepted\r\n");
     // The message is written, and whether it stays nobody knows.
     disk.inject(Fault::Sync, 1000);
     let [status, _, why] = post("/a").await;
