@@ -95,13 +95,10 @@ impl Handler for PublishTo {
     }
 }
 
-/// The trace that a request belongs to. Two of them are none; what tracing systems add may come in several lines.
+/// The trace that a request belongs to.
 fn trace(headers: &HeaderMap) -> Option<TraceContext> {
-    let mut parents = headers.get_all(TRACEPARENT).iter();
-    let (parent, None) = (parents.next()?, parents.next()) else { return None };
-    let trace = TraceContext::parse(parent.to_str().ok()?)?;
-    let states: Result<Vec<&str>, _> = headers.get_all(TRACESTATE).iter().map(HeaderValue::to_str).collect();
-    Some(trace.with_state(&states.unwrap_or_default().join(",")))
+    let lines = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    TraceContext::of_request(lines(TRACEPARENT), lines(TRACESTATE))
 }
 
 /// Why a body was not gathered.

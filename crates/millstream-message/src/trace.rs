@@ -101,6 +101,19 @@ impl TraceContext {
         self
     }
 
+    /// The trace that a request by HTTP belongs to, by its lines of these two headers. Two `traceparent`s are none, and what tracing
+    /// systems add may come in several lines, as the specification says.
+    pub fn of_request<'a>(
+        traceparent: impl IntoIterator<Item = &'a [u8]>,
+        tracestate: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Option<TraceContext> {
+        let mut parents = traceparent.into_iter();
+        let (parent, None) = (parents.next()?, parents.next()) else { return None };
+        let trace = TraceContext::parse(str::from_utf8(parent).ok()?)?;
+        let states: Result<Vec<&str>, _> = tracestate.into_iter().map(str::from_utf8).collect();
+        Some(trace.with_state(&states.unwrap_or_default().join(",")))
+    }
+
     /// With this `tracestate`. One of more than 512 bytes, or with other characters than visible ASCII and blanks, is left out.
     #[must_use]
     pub fn with_state(mut self, state: &str) -> TraceContext {

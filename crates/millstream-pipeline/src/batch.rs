@@ -31,7 +31,7 @@ pub(crate) fn weight(item: &Ready) -> usize {
     item.bytes.len() + item.trace.as_deref().map_or(0, trace_weight)
 }
 
-fn trace_weight(trace: &TraceContext) -> usize {
+pub(crate) fn trace_weight(trace: &TraceContext) -> usize {
     TRACE_BYTES + trace.state().map_or(0, str::len)
 }
 

@@ -1,5 +1,6 @@
 //! Items on their way: as the source hands them over, and as the steps see them.
 
+use crate::batch::trace_weight;
 use crate::codec::{Decoder, Fault, Frame};
 use crate::trouble::Trouble;
 use crate::value::{self, Value};
@@ -22,8 +23,8 @@ pub(crate) enum Raw {
     Frame { frame: Frame, decoder: Arc<Decoder>, file: Arc<str> },
     /// A message of a queue.
     Message(Message),
-    /// A value that is there already.
-    Value(Value),
+    /// A value that is there already, and the trace of the request it came in.
+    Value(Value, Option<Arc<TraceContext>>),
     /// Made up by a program that failed, or refused by the source otherwise.
     Fault { reason: String },
 }
@@ -42,8 +43,8 @@ pub(crate) struct Record {
 /// Where an item came from.
 #[derive(Debug, Clone)]
 pub(crate) enum Place {
-    /// Nowhere that has a name.
-    Nowhere,
+    /// Nowhere that has a name; perhaps in a request that belongs to a trace.
+    Nowhere(Option<Arc<TraceContext>>),
     Line {
         file: Arc<str>,
         line: u64,
@@ -55,7 +56,7 @@ pub(crate) enum Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Nowhere => Ok(()),
+            Place::Nowhere(_) => Ok(()),
             Place::Line { file, line } => write!(f, "{file}:{line}"),
             Place::Message(message) => f.write_str(message.properties().message_id.as_deref().unwrap_or("")),
         }
@@ -105,7 +106,9 @@ impl Raw {
     /// Reads the item.
     pub(crate) fn read(self, stage: &Arc<str>, reporter: &Reporter) -> Result<Record, Failure> {
         match self {
-            Raw::Value(value) => Ok(Record { value, place: Place::Nowhere, output: 0, size: 0 }),
+            Raw::Value(value, trace) => {
+                Ok(Record { value, place: Place::Nowhere(trace), output: 0, size: 0 })
+            }
             Raw::Frame { frame, decoder, file } => {
                 let line = frame.line();
                 match decoder.value(frame) {
@@ -128,7 +131,7 @@ impl Raw {
     #[cfg(feature = "http")]
     pub(crate) fn parsed(self) -> Result<Value, String> {
         match self {
-            Raw::Value(value) => Ok(value),
+            Raw::Value(value, _) => Ok(value),
             Raw::Frame { frame, decoder, .. } => {
                 let line = frame.line();
                 decoder
@@ -160,10 +163,14 @@ impl Raw {
                 }
             }
             Raw::Message(message) => message,
-            Raw::Value(value) => {
+            Raw::Value(value, trace) => {
                 let mut body = Vec::new();
                 value::write_json(&mut body, &value);
-                Message::new(body).with_content_type("application/json")
+                let message = Message::new(body).with_content_type("application/json");
+                match trace {
+                    Some(trace) => message.with_trace(&trace),
+                    None => message,
+                }
             }
             Raw::Fault { reason } => {
                 Message::new("").with_content_type("text/plain").with_header(FAULT, reason)
@@ -176,7 +183,7 @@ impl Raw {
         match self {
             Raw::Frame { frame, .. } => 64 + frame.length(),
             Raw::Message(message) => message.footprint(),
-            Raw::Value(value) => value::footprint(value),
+            Raw::Value(value, trace) => value::footprint(value) + trace.as_deref().map_or(0, trace_weight),
             Raw::Fault { reason } => reason.len(),
         }
     }
@@ -242,10 +249,13 @@ impl Record {
         Letter { body: body.into(), content_type, place, trace: self.trace() }
     }
 
-    /// The trace of the message it came in.
+    /// The trace of the message or the request it came in.
     pub(crate) fn trace(&self) -> Option<Arc<TraceContext>> {
-        let Place::Message(message) = &self.place else { return None };
-        message.trace().map(Arc::new)
+        match &self.place {
+            Place::Message(message) => message.trace().map(Arc::new),
+            Place::Nowhere(trace) => trace.clone(),
+            Place::Line { .. } => None,
+        }
     }
 }
 

@@ -124,7 +124,9 @@ impl Pipeline {
     fn case(&self, node: &Node, findings: &mut Findings) -> Option<Case> {
         let name = node.get("name")?.text()?.to_owned();
         let items = match (node.get("items"), node.get("text")) {
-            (Some(items), None) => items.items().iter().map(|item| Raw::Value(value_of(item))).collect(),
+            (Some(items), None) => {
+                items.items().iter().map(|item| Raw::Value(value_of(item), None)).collect()
+            }
             (None, Some(text)) => text_items(self.source(), text.text()?).unwrap_or_else(|error| {
                 findings.add(text.at, error.to_string(), "give `text` as the source would read it");
                 Vec::new()

@@ -136,3 +136,35 @@ async fn refusing() -> (String, tokio::task::JoinSet<()>) {
     server.spawn(async move { axum::serve(listener, app).await.expect("it serves") });
     (url, server)
 }
+
+#[cfg(feature = "http")]
+#[tokio::test]
+async fn what_is_posted_keeps_the_trace_of_its_request() {
+    for buffer in ["", BUFFERED] {
+        let bench = Bench::new().await;
+        let yaml = |port| {
+            format!(
+                "source: {{ http: {{ listen: \"127.0.0.1:{port}\" }} }}\n{buffer}\nbatch: {{ count: 1 }}\n\
+                 process:\n  - map: 'if .n < 3 then error(\"no\") else . end'\n{OUT}\n\
+                 on_error: {{ dead_letter: {{ broker: \"embedded:s\", queue: dead }} }}"
+            )
+        };
+        let (port, run) = bench.listening(yaml).await;
+        for n in 0..9 {
+            let mut head = "application/json".to_owned();
+            if let Some(trace) = trace(n) {
+                head += &format!("\r\nTraceparent: {trace}");
+                head.extend(trace.state().map(|state| format!("\r\nTracestate: {state}")));
+            }
+            let answer =
+                common::asked(port, "POST /", &head, &format!("[{{\"n\":{n}}},{{\"n\":{n}}}]")).await;
+            assert!(answer.contains("{\"accepted\":2}"), "{answer}");
+        }
+        if !buffer.is_empty() {
+            common::until(&run, 12).await;
+        }
+        run.shutdown(common::LONG).await.expect("a clean end");
+        each_has_its_trace(&bench, "out", 12).await;
+        each_has_its_trace(&bench, "dead", 6).await;
+    }
+}

@@ -43,7 +43,7 @@ impl GenerateFeed {
             }
         };
         match made {
-            Ok(Some(value)) => Raw::Value(value),
+            Ok(Some(value)) => Raw::Value(value, None),
             Ok(None) => Raw::Fault { reason: "`template` gave no value".to_owned() },
             Err(error) => Raw::Fault { reason: error.to_string() },
         }

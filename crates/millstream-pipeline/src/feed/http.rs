@@ -13,6 +13,7 @@ use axum::http::header::{ALLOW, CONTENT_TYPE, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use bytes::Bytes;
 use millstream_flow::BoxError;
+use millstream_message::{TRACEPARENT, TRACESTATE, TraceContext};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -156,13 +157,16 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
         true => Some(shared.parsing.acquire().await.map_err(|_| full())?),
         false => None,
     };
+    let lines = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    let trace = TraceContext::of_request(lines(TRACEPARENT), lines(TRACESTATE)).map(Arc::new);
+    let item = |value| Raw::Value(value, trace.clone());
     let items = match form {
-        Form::Json => read_json(&bytes)?,
-        Form::Lines => read_lines(&bytes, shared.body_max)?,
+        Form::Json => read_json(&bytes, item)?,
+        Form::Lines => read_lines(&bytes, shared.body_max, item)?,
         // One value may stand on several lines, and several lines are no single value. If it is neither, the fault
         // of the lines names the line.
-        Form::Either if !bytes.trim_ascii().contains(&b'\n') => read_json(&bytes)?,
-        Form::Either => read_json(&bytes).or_else(|_| read_lines(&bytes, shared.body_max))?,
+        Form::Either if !bytes.trim_ascii().contains(&b'\n') => read_json(&bytes, item)?,
+        Form::Either => read_json(&bytes, item).or_else(|_| read_lines(&bytes, shared.body_max, item))?,
     };
     let count = items.len();
     if count == 0 {
@@ -225,21 +229,21 @@ fn form(headers: &HeaderMap) -> Result<Form, Refusal> {
     }
 }
 
-fn read_json(bytes: &Bytes) -> Result<Vec<Raw>, Refusal> {
+fn read_json(bytes: &Bytes, item: impl Fn(Value) -> Raw) -> Result<Vec<Raw>, Refusal> {
     match value::parse_shared(bytes) {
-        Ok(Value::Arr(items)) => Ok(items.iter().cloned().map(Raw::Value).collect()),
-        Ok(item) => Ok(vec![Raw::Value(item)]),
+        Ok(Value::Arr(values)) => Ok(values.iter().cloned().map(item).collect()),
+        Ok(value) => Ok(vec![item(value)]),
         Err(error) => {
             Err(Refusal(StatusCode::BAD_REQUEST, format!("not JSON: {error}; nothing was accepted")))
         }
     }
 }
 
-fn read_lines(bytes: &Bytes, line_max: usize) -> Result<Vec<Raw>, Refusal> {
+fn read_lines(bytes: &Bytes, line_max: usize, item: impl Fn(Value) -> Raw) -> Result<Vec<Raw>, Refusal> {
     let mut lines = Lines::new(&Reading { line_max, ..Reading::ndjson() }, "body".into());
     lines.framer.buffer().extend_from_slice(bytes);
     let mut frames = Vec::new();
     let bad = |why: String| Refusal(StatusCode::BAD_REQUEST, format!("{why}; nothing was accepted"));
     lines.take_all(&mut frames).map_err(|error| bad(error.to_string()))?;
-    frames.into_iter().map(|frame| frame.parsed().map(Raw::Value).map_err(bad)).collect()
+    frames.into_iter().map(|frame| frame.parsed().map(&item).map_err(bad)).collect()
 }
