@@ -1,4 +1,4 @@
-//! Chores with branches in them: `cargo xtask test | bench | soak | ci`.
+//! Chores with branches in them: `cargo xtask test | bench | soak | miri | ci`.
 //!
 //! Everything a check needs is here, so that a newcomer, the CI and a maintainer run the same thing.
 
@@ -24,6 +24,7 @@ usage: cargo xtask <chore>
   test NAME...  only the steps of these names (they are printed as they run)
   bench ARGS... the benchmarks, with profile `bench`; `cargo xtask bench --help` lists the workloads
   soak          the tests with their long versions: hundreds of kills, every crash point (tens of minutes)
+  miri          what has `unsafe`, by Miri, which wants `rustup component add miri rust-src --toolchain nightly`
   ci            `test`, and `cargo deny check` where cargo-deny is installed";
 
 fn main() -> ExitCode {
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         "test" => test(&rest),
         "bench" => bench(&rest),
         "soak" => soak(),
+        "miri" => miri(),
         "ci" => ci(),
         "help" | "--help" | "-h" => {
             eprintln!("{USAGE}");
@@ -197,6 +199,19 @@ fn soak() -> Outcome {
         .env("RUST_BACKTRACE", "0")
         .unhurried()
         .run()
+}
+
+/// The engine's modules with `unsafe`: those that have tests of their own, and the slots of calls with the stages around them by tests
+/// that end calls in every way. Elsewhere there is none.
+fn miri() -> Outcome {
+    let run = |tests: &[&str]| {
+        let miri = ["+nightly", "miri", "test", "--package", "millstream-flow", "--locked"];
+        let command = steps::command("cargo").args(miri.iter().chain(tests));
+        // The engine asks for the time.
+        command.env("MIRIFLAGS", "-Zmiri-disable-isolation").unhurried().run()
+    };
+    run(&["--lib"])?;
+    run(&["--test", "engine", "time_limits"])
 }
 
 /// The root of the workspace: the parent of this crate's directory.

@@ -36,8 +36,9 @@
 //!
 //! # Unsafe code
 //!
-//! In two modules: the ring between stages (`ring`, model-checked with loom and run under Miri) and the counted
-//! pointer of tokens (`token`, under Miri).
+//! In a few small modules, all run under Miri (`cargo xtask miri`): the ring between stages, which loom checks, too, the counted
+//! pointer of tokens, the slots of calls in flight, the buffers inside stages, and what a stage holds while it works. One reads
+//! the processor's counter, which Miri has not.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -1,5 +1,4 @@
-//! The counted pointer under every way in which a token ends. Run under Miri too:
-//! `cargo +nightly miri test -p millstream-flow --lib token`.
+//! The counted pointer under every way in which a token ends, under Miri too (`cargo xtask miri`).
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
