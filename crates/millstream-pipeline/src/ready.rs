@@ -8,6 +8,7 @@ use crate::file::model::{Batch, Format, Output, OutputKind};
 use crate::file::template::Template;
 use crate::item::Record;
 use crate::output::file::Header;
+use crate::output::fits;
 use crate::value::{self, Value};
 use bytes::Bytes;
 use millstream_message::TraceContext;
@@ -41,6 +42,8 @@ pub(crate) struct Writer {
     header: Header,
     by: Option<(Vec<Value>, String)>,
     bytes_max: usize,
+    /// What a broker takes as a message, if one is the output.
+    message_max: Option<usize>,
     /// Bytes of the last item, to make room for the next at once.
     expected: usize,
 }
@@ -67,8 +70,14 @@ impl Writer {
             header: csv.then(|| Arc::new(OnceLock::new())),
             by,
             bytes_max,
+            message_max: None,
             expected: 128,
         }
+    }
+
+    /// The same for a broker that takes messages of up to `max` bytes.
+    pub(crate) fn of_messages(self, max: u64) -> Self {
+        Writer { message_max: Some(usize::try_from(max).unwrap_or(usize::MAX)), ..self }
     }
 
     /// Where the header row of csv will be found.
@@ -96,8 +105,7 @@ impl Writer {
         }
         if bytes.len() > self.bytes_max {
             return Err(format!(
-                "the item has {} bytes; the output takes {} at most, which is the larger of `batch.bytes` and 1MiB, \
-                 and no more than its queue may hold",
+                "the item has {} bytes; the output takes {} at most, which is the larger of `batch.bytes` and 1MiB",
                 bytes.len(),
                 self.bytes_max
             ));
@@ -105,6 +113,14 @@ impl Writer {
         self.expected = bytes.len() + 16;
         let (place, trace) =
             if keep_place { (record.place.to_string(), record.trace()) } else { (String::new(), None) };
+        if let Some(max) = self.message_max
+            && !fits(&bytes, &place, trace.as_deref(), max)
+        {
+            return Err(format!(
+                "the item has {} bytes, and as a message more than the {max} that its broker takes",
+                bytes.len()
+            ));
+        }
         Ok(Ready { output: record.output, key, path, bytes, place, trace, size: record.size })
     }
 

@@ -140,18 +140,19 @@ impl Starting<'_> {
         let mut writers = Vec::new();
         let mut outs = Vec::new();
         for output in &draft.outputs {
-            let mut bytes_max = usize::try_from(draft.batch.bytes.value).unwrap_or(usize::MAX).max(1 << 20);
+            let bytes_max = usize::try_from(draft.batch.bytes.value).unwrap_or(usize::MAX).max(1 << 20);
+            let made = || Writer::new(output, &draft.batch, bytes_max);
             let mut writer = None;
             let out = match &output.kind {
                 OutputKind::File(file) => {
-                    let made = Writer::new(output, &draft.batch, bytes_max);
+                    let made = made();
                     let files = Files::open(file, made.header(), self.hold.clone())
                         .map_err(|error| self.pipeline.start_error("its output cannot be opened", error))?;
                     writer = Some(made);
                     Out::Files(Arc::new(Mutex::new(files)))
                 }
                 OutputKind::Stdout { .. } => {
-                    let made = Writer::new(output, &draft.batch, bytes_max);
+                    let made = made();
                     let stdout = StdoutOutput::new(Box::new(std::io::stdout()), made.header());
                     writer = Some(made);
                     Out::Stdout(stdout)
@@ -160,19 +161,17 @@ impl Starting<'_> {
                     let broker = self.broker(&queue.broker).await?;
                     self.declare_unless_there(&broker, &queue.name, Queue::durable(&queue.name.value))
                         .await?;
-                    let max = broker.features().max_message_bytes;
-                    bytes_max = bytes_max.min(usize::try_from(max).unwrap_or(usize::MAX));
+                    writer = Some(made().of_messages(broker.features().max_message_bytes));
                     Out::Queue(QueueOutput::new(broker, &queue.name))
                 }
                 OutputKind::Stream(stream) => {
                     let broker = self.stream(stream).await?;
-                    let max = broker.features().max_message_bytes;
-                    bytes_max = bytes_max.min(usize::try_from(max).unwrap_or(usize::MAX));
+                    writer = Some(made().of_messages(broker.features().max_message_bytes));
                     Out::Stream(StreamOutput::new(broker, &stream.name))
                 }
                 OutputKind::Http(http) => self.http_output(http)?,
             };
-            writers.push(writer.unwrap_or_else(|| Writer::new(output, &draft.batch, bytes_max)));
+            writers.push(writer.unwrap_or_else(made));
             outs.push((Arc::from(output.name.value.as_str()), out));
         }
         Ok((writers, outs))

@@ -3,9 +3,12 @@
 mod common;
 
 use common::{BUFFERED, Bench, Failed, LONG};
+use millstream_embedded::log::SimDisk;
+use millstream_embedded::{EmbeddedBroker, Settings};
 use millstream_message::{Address, Message, Queue};
 use millstream_pipeline::Run;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 fn numbers(count: u64) -> String {
@@ -45,6 +48,30 @@ async fn a_prefetch_that_the_file_gives_is_frozen_and_another_may_be_moved_withi
             (expected.0, expected.0, expected.1)
         );
         run.shutdown(LONG).await.expect("it ends");
+    }
+}
+
+#[tokio::test]
+async fn an_item_that_is_no_message_of_its_broker_is_an_error_of_that_item() {
+    let settings = Settings { message_bytes_max: 50_000, ..Settings::default() };
+    let broker =
+        EmbeddedBroker::open_on("/broker", settings, Arc::new(SimDisk::new())).await.expect("opened");
+    let bench = Bench { broker: Arc::new(broker), ..Bench::new().await };
+    // With its content type and its place, `in.ndjson:2`, the second is one byte too many.
+    let line = |len: usize| format!("\"{}\"\n", "x".repeat(len - 2));
+    let beside = "application/jsonin.ndjson:2".len();
+    let most = 50_000 - beside;
+    bench.write("in.ndjson", line(most) + &line(most + 1) + &line(1000));
+    for to in ["queue", "stream"] {
+        let report = bench
+            .run(&format!(
+                "source: {{ file: {{ path: in.ndjson }} }}\n\
+                 output: {{ {to}: {{ broker: \"embedded:s\", name: out-{to} }} }}\non_error: skip"
+            ))
+            .await;
+        assert_eq!((report.ledger.completed, report.dropped()["errors"]), (2, 1), "{report:?}");
+        let why = format!("{:?}", report.errors);
+        assert!(why.contains("as a message more than the 50000 that its broker takes"), "{why}");
     }
 }
 

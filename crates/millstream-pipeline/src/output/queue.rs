@@ -4,7 +4,7 @@ use super::sink::Refused;
 use crate::batch::Batch;
 use bytes::Bytes;
 use millstream_message::flow::publish_all;
-use millstream_message::{Address, Broker, Message};
+use millstream_message::{Address, Broker, Message, TraceContext};
 use std::sync::Arc;
 
 /// Publishes items to a queue.
@@ -34,15 +34,28 @@ impl QueueOutput {
 pub(super) fn messages(batch: &Batch) -> Vec<Message> {
     let messages = batch.lines().enumerate().map(|(item, line)| {
         // A copy of its own: one message that stays must not keep the batch.
-        let message = Message::new(Bytes::copy_from_slice(line)).with_content_type("application/json");
-        let message = match batch.place(item) {
-            "" => message,
-            place => message.with_message_id(place),
-        };
-        match batch.trace(item) {
-            None => message,
-            Some(trace) => message.with_trace(trace),
-        }
+        message(Bytes::copy_from_slice(line), batch.place(item), batch.trace(item).map(|trace| &**trace))
     });
     messages.collect()
+}
+
+fn message(body: Bytes, place: &str, trace: Option<&TraceContext>) -> Message {
+    let message = Message::new(body).with_content_type("application/json");
+    let message = match place {
+        "" => message,
+        place => message.with_message_id(place),
+    };
+    match trace {
+        None => message,
+        Some(trace) => message.with_trace(trace),
+    }
+}
+
+/// More than a message has beside its body and its place.
+const BESIDE: usize = 1024;
+
+/// Whether an item is a message of at most `max` bytes.
+pub(crate) fn fits(bytes: &[u8], place: &str, trace: Option<&TraceContext>, max: usize) -> bool {
+    let most = bytes.len().saturating_add(place.len()).saturating_add(BESIDE);
+    most <= max || bytes.len().saturating_add(message(Bytes::new(), place, trace).size()) <= max
 }
