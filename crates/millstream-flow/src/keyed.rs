@@ -98,12 +98,14 @@ impl<Q: Hash + Eq, V> KeyedQueue<Q, V> {
 mod tests {
     use super::*;
 
+    const ROUNDS: u32 = if cfg!(miri) { 1_000 } else { 100_000 };
+
     #[test]
     fn a_keyed_queue_is_a_queue_and_a_map_at_once() {
         let mut dice = fastrand::Rng::with_seed(7);
         let mut queue = KeyedQueue::<u8, u32>::default();
         let mut model = VecDeque::<(u8, u32)>::new();
-        for round in 0..if cfg!(miri) { 1000 } else { 100_000 } {
+        for round in 0..ROUNDS {
             match dice.u8(..16) {
                 0..8 => {
                     let key = dice.u8(..40);

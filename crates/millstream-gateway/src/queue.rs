@@ -33,8 +33,9 @@ const ROOM_WAIT: Duration = Duration::from_secs(5);
 /// Publishes the body of each request as a message, and answers when it is stored.
 ///
 /// The answer is 202 when every queue that wanted the message has stored it; 404 if no queue wanted it; 413 or 409 with the reason if
-/// the broker refused it, 503 if it may take it later (a full queue or disk, a broker out of reach); and 504 if the connection to the broker was lost before it said so: then the message
-/// may be stored or not. The content type goes along, and so does the [trace](TraceContext) that `traceparent` and `tracestate` tell of.
+/// the broker refused it, 503 if it may take it later (a full queue or disk, a broker out of reach); and 504 if the connection to the
+/// broker was lost before it said so: then the message may be stored or not. The content type goes along, and so does the
+/// [trace](TraceContext) that `traceparent` and `tracestate` tell of.
 pub struct PublishTo {
     broker: Arc<dyn Broker>,
     address: Address,
