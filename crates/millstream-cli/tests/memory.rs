@@ -6,7 +6,7 @@ mod support;
 use std::process::Child;
 use std::time::Duration;
 
-use support::{Place, signal, taken};
+use support::{Place, taken};
 
 /// What a process may take besides its items: code, runtime, what the allocator keeps.
 const BASE: u64 = 64 << 20;
@@ -43,7 +43,7 @@ fn stays_within_its_bound(place: &Place, yaml: &str, least: u64) {
     let bound = (bound * f64::from(1 << 20)) as u64;
     let mut child = place.command(&["run", "p.yaml"]).spawn().expect("it starts");
     let peak = peak(&mut child, least);
-    signal(&child, "KILL");
+    child.kill().expect("it is a child, which may have ended by itself");
     child.wait().expect("it ends");
     assert!(peak >= least, "it held {} KiB only: the test does not show anything", peak >> 10);
     assert!(peak <= bound + BASE, "{} KiB, and the bound is {} KiB", peak >> 10, bound >> 10);
