@@ -3,12 +3,13 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::io::BufReader;
 use std::process::{Command, Stdio};
 
 use millstream_message::Queue;
 use millstream_testing::{shared, unique};
 use serde_json::Value;
-use support::Place;
+use support::{Place, announced, ended, got, signal, watched};
 
 /// Rows of the flights, each with how often it is there.
 fn written(place: &Place) -> BTreeMap<String, u64> {
@@ -83,6 +84,48 @@ async fn killed_again_and_again_it_loses_nothing_on_rabbitmq() {
         assert!(found.contains_key(row), "{row} is lost");
     }
     assert_eq!(found.len(), expected.len(), "and nothing is there that should not be");
+}
+
+#[tokio::test]
+async fn metrics_tell_of_the_connections_with_the_broker() {
+    let (place, url, queue) = (Place::new(), shared().await.url(), unique("moved"));
+    place.done(&["queue", "declare", &url, &queue]);
+    let said = place.run_with_input(&["queue", "publish", &url, &queue, "--lines"], b"1\n2\n3\n");
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    place.write(
+        "p.yaml",
+        &format!(
+            "name: moved\nsource: {{ queue: {{ broker: '{url}', name: {queue} }} }}\n\
+             output: {{ queue: {{ broker: '{url}', name: {queue}.out }} }}\nbatch: {{ count: 1 }}\n"
+        ),
+    );
+    let mut child = place.command(&["run", "p.yaml", "--listen", "127.0.0.1:0"]).spawn().expect("it starts");
+    let mut err = BufReader::new(child.stderr.take().expect("it is piped"));
+    let address = announced(&mut err);
+    let (done, _watch) = watched(&child);
+    let (metrics, figure) = loop {
+        let metrics = got(&address, "/metrics");
+        let figures: BTreeMap<String, f64> = metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix("millstream_broker_")?.split_once("{broker=\"amqp://"))
+            .filter_map(|(name, rest)| Some((name.to_owned(), rest.rsplit_once(' ')?.1.parse().ok()?)))
+            .collect();
+        let figure = move |name: &str| figures.get(name).copied().unwrap_or_default();
+        if figure("published_total") == 3.0 && figure("unconfirmed") == 0.0 {
+            break (metrics, figure);
+        }
+    };
+    drop(done);
+    let confirms = figure("confirm_seconds_count"); // of batches, which may go together
+    assert!((1.0..=3.0).contains(&confirms), "{metrics}");
+    assert_eq!(figure("confirm_seconds_bucket"), confirms, "the last has all: {metrics}");
+    assert_eq!((figure("consumers"), figure("connect_failures_total")), (1.0, 0.0), "{metrics}");
+    assert!(figure("connections") >= 1.0 && figure("connects_total") >= 1.0, "{metrics}");
+    assert!(figure("received_bytes_total") > 100.0 && figure("sent_bytes_total") > 100.0, "{metrics}");
+    assert!(figure("confirm_seconds_sum") > 0.0, "{metrics}");
+    assert!(!metrics.contains("guest"), "no password is shown: {metrics}");
+    signal(&child, "INT");
+    assert_eq!(ended(child).code, Some(130));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 
 use serde_json::Value;
-use support::{Ended, Place, ended, signal, watched};
+use support::{Ended, Place, announced, ended, got, signal, watched};
 
 /// Lines of JSON from standard input to standard output, through nothing.
 const ECHO: &str = "name: echo\nsource: { stdin: { format: ndjson } }\noutput: { stdout: }\n";
@@ -291,21 +291,8 @@ fn the_status_page_metrics_and_health_are_served_while_it_runs() {
     place.write("echo.yaml", ECHO);
     let (mut child, _out) = started(&place, &["run", "echo.yaml", "--listen", "127.0.0.1:0"]);
     let mut err = BufReader::new(child.stderr.take().expect("it is piped"));
-    let mut line = String::new();
-    let address = loop {
-        line.clear();
-        assert!(err.read_line(&mut line).expect("it is text") > 0, "the address is announced");
-        if let Some((_, address)) = line.trim().split_once("http://") {
-            break address.trim_end_matches('/').to_owned();
-        }
-    };
-    let get = |path: &str| {
-        let mut stream = std::net::TcpStream::connect(&address).expect("it listens");
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").expect("it reads");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("it answers");
-        answer
-    };
+    let address = announced(&mut err);
+    let get = |path: &str| got(&address, path);
     // The item is out a moment before it counts as completed.
     let completed = "millstream_items_completed_total{pipeline=\"echo\"} 1";
     let (done, _watch) = watched(&child);

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use millstream_observe::{
-    ErrorSnapshot, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, Server, StageSnapshot,
+    BrokerSnapshot, ErrorSnapshot, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, Server, Snapshot,
+    StageSnapshot,
 };
 use tokio::time::Instant;
 
@@ -12,14 +13,26 @@ use tokio::time::Instant;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let seconds = std::env::args().nth(1).map_or(Ok(0), |word| word.parse())?;
     let start = Instant::now();
-    let server = Server::bind("127.0.0.1:0".parse()?, move || {
-        vec![flights(start.elapsed()), RunSnapshot { name: "orders".into(), ..RunSnapshot::default() }]
+    let server = Server::bind("127.0.0.1:0".parse()?, move || Snapshot {
+        runs: vec![flights(start.elapsed()), RunSnapshot { name: "orders".into(), ..RunSnapshot::default() }],
+        brokers: ["north", "south"].map(|host| broker(host, start.elapsed())).into(),
     })
     .await?;
     eprintln!("http://{}", server.local_addr());
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     server.shutdown(Duration::from_secs(1)).await;
     Ok(())
+}
+
+/// A broker that is there, or in the south one that nobody reaches.
+fn broker(host: &str, elapsed: Duration) -> BrokerSnapshot {
+    BrokerSnapshot {
+        broker: format!("amqp://***@{host}"),
+        connections: if host == "south" { 0 } else { 2 },
+        failed_connects: elapsed.as_secs() / 2,
+        unconfirmed: 128,
+        ..BrokerSnapshot::default()
+    }
 }
 
 /// A run that has read 20,000 items a second for this long, and whose output is the slow stage.

@@ -1,7 +1,7 @@
 //! What Millstream shows of a run: Prometheus metrics, health, and a status page, over plain HTTP.
 //!
 //! Nothing is counted here. The engine counts where things happen; whoever owns the runs hands out
-//! [`RunSnapshot`]s, and this crate turns one into each of the views:
+//! [`RunSnapshot`]s, or a [`Snapshot`] with the brokers they are connected with, and this crate turns one into each of the views:
 //!
 //! | path | what | for |
 //! |---|---|---|
@@ -46,4 +46,7 @@ pub use exposition::{Durations, Exposition, Kind, Labels, Metric, SERIES_MAX, Va
 pub use health::Health;
 pub use listener::{CONNECTION_LIFETIME, CONNECTIONS_MAX};
 pub use server::{BindError, Server};
-pub use snapshot::{ErrorSnapshot, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, StageSnapshot};
+pub use snapshot::{
+    BrokerSnapshot, ErrorSnapshot, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, Snapshot,
+    StageSnapshot,
+};

@@ -1,8 +1,8 @@
 //! The metrics of runs and of the process. `docs/metrics.md` lists them; a test holds the two together.
 
-use crate::exposition::{Exposition, Labels, Metric, Value};
+use crate::exposition::{Durations, Exposition, Labels, Metric, Value};
 use crate::process::Process;
-use crate::{HopSnapshot, RunSnapshot, RunState, StageSnapshot};
+use crate::{BrokerSnapshot, HopSnapshot, RunSnapshot, RunState, Snapshot, StageSnapshot};
 
 /// Labels of what a run has one of.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +82,22 @@ impl Labels for ByHop<'_> {
     }
 }
 
+/// Labels of what a broker has one of.
+#[derive(Clone, Copy, Debug)]
+pub struct ByBroker<'a> {
+    /// Its address, without a password.
+    pub broker: &'a str,
+}
+
+impl Labels for ByBroker<'_> {
+    const NAMES: &'static [&'static str] = &["broker"];
+    fn values(&self) -> Vec<&str> {
+        vec![self.broker]
+    }
+}
+
 type Run = ByPipeline<'static>;
+type Broker = ByBroker<'static>;
 type Stage = ByStage<'static>;
 type Hop = ByHop<'static>;
 
@@ -150,6 +165,37 @@ pub const HOP_BYTES: Metric<Hop> = Metric::gauge("millstream_hop_bytes", "Bytes 
 /// Bytes that fit into a hop.
 pub const HOP_BYTES_MAX: Metric<Hop> =
     Metric::gauge("millstream_hop_bytes_max", "Bytes that fit there, if the hop is bounded in bytes.");
+/// Connections with a broker.
+pub const BROKER_CONNECTIONS: Metric<Broker> =
+    Metric::gauge("millstream_broker_connections", "Connections with the broker that are there now.");
+/// Connections that were made.
+pub const BROKER_CONNECTS: Metric<Broker> =
+    Metric::counter("millstream_broker_connects_total", "How often a connection was made.");
+/// Connections that could not be made.
+pub const BROKER_CONNECT_FAILURES: Metric<Broker> =
+    Metric::counter("millstream_broker_connect_failures_total", "How often one was tried in vain.");
+/// Bytes from a broker.
+pub const BROKER_RECEIVED: Metric<Broker> =
+    Metric::counter("millstream_broker_received_bytes_total", "Bytes that came from the broker.");
+/// Bytes to a broker.
+pub const BROKER_SENT: Metric<Broker> =
+    Metric::counter("millstream_broker_sent_bytes_total", "Bytes that went to the broker.");
+/// Messages handed over.
+pub const BROKER_PUBLISHED: Metric<Broker> =
+    Metric::counter("millstream_broker_published_total", "Messages handed over to be published.");
+/// Messages not confirmed.
+pub const BROKER_UNCONFIRMED: Metric<Broker> = Metric::gauge(
+    "millstream_broker_unconfirmed",
+    "Messages handed over of which the broker has not said yet what became.",
+);
+/// Consumers.
+pub const BROKER_CONSUMERS: Metric<Broker> =
+    Metric::gauge("millstream_broker_consumers", "Consumers of the broker's queues in this process.");
+/// How long confirms took.
+pub const BROKER_CONFIRM: Metric<Broker> = Metric::histogram(
+    "millstream_broker_confirm_seconds",
+    "How long batches took from when they were handed to the connection to when all their messages were confirmed.",
+);
 /// Resident memory of the process.
 pub const PROCESS_MEMORY: Metric<()> =
     Metric::gauge("process_resident_memory_bytes", "Resident memory of the process.");
@@ -162,8 +208,8 @@ pub const SERIES_OMITTED: Metric<()> = Metric::gauge(
     "Series left out of this exposition because a metric had more than 500.",
 );
 
-/// The exposition of these runs, and of this process where the system tells (Linux).
-pub fn exposition(runs: &[RunSnapshot]) -> String {
+/// The exposition of these runs and brokers, and of this process where the system tells (Linux).
+pub fn exposition(Snapshot { runs, brokers }: &Snapshot) -> String {
     let mut out = Exposition::default();
     out.show(&RUN_STATE, runs.iter().flat_map(states));
     show_runs(&mut out, runs, &RUN_ELAPSED, |run| Value::Number(run.elapsed.as_secs_f64()));
@@ -186,11 +232,38 @@ pub fn exposition(runs: &[RunSnapshot]) -> String {
     show_hops(&mut out, runs, &HOP_BYTES, |hop| Some(hop.bytes));
     show_hops(&mut out, runs, &HOP_BYTES_MAX, |hop| hop.bytes_max);
 
+    show_brokers(&mut out, brokers, &BROKER_CONNECTIONS, |broker| broker.connections);
+    show_brokers(&mut out, brokers, &BROKER_CONNECTS, |broker| broker.connects);
+    show_brokers(&mut out, brokers, &BROKER_CONNECT_FAILURES, |broker| broker.failed_connects);
+    show_brokers(&mut out, brokers, &BROKER_RECEIVED, |broker| broker.bytes_in);
+    show_brokers(&mut out, brokers, &BROKER_SENT, |broker| broker.bytes_out);
+    show_brokers(&mut out, brokers, &BROKER_PUBLISHED, |broker| broker.published);
+    show_brokers(&mut out, brokers, &BROKER_UNCONFIRMED, |broker| broker.unconfirmed);
+    show_brokers(&mut out, brokers, &BROKER_CONSUMERS, |broker| broker.consumers);
+    out.show_durations(&BROKER_CONFIRM, brokers.iter().map(confirms));
+
     if let Some(process) = Process::now() {
         out.show(&PROCESS_MEMORY, [((), Value::Count(process.resident_bytes))]);
         out.show(&PROCESS_CPU, [((), Value::Number(process.cpu.as_secs_f64()))]);
     }
     out.finish()
+}
+
+fn show_brokers(
+    out: &mut Exposition,
+    brokers: &[BrokerSnapshot],
+    metric: &Metric<Broker>,
+    value: fn(&BrokerSnapshot) -> u64,
+) {
+    let each =
+        brokers.iter().map(|broker| (ByBroker { broker: &broker.broker }, Value::Count(value(broker))));
+    out.show(metric, each);
+}
+
+fn confirms(broker: &BrokerSnapshot) -> (ByBroker<'_>, Durations<'_>) {
+    let BrokerSnapshot { broker, confirm_bounds: bounds, confirm_counts: counts, confirm_sum: sum, .. } =
+        broker;
+    (ByBroker { broker }, Durations { bounds, counts, sum: *sum })
 }
 
 fn pipeline(run: &RunSnapshot) -> ByPipeline<'_> {

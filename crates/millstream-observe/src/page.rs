@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use crate::history::{Rates, StageRates};
 use crate::process::Process;
-use crate::{HopSnapshot, RunSnapshot, RunState, StageSnapshot};
+use crate::{BrokerSnapshot, HopSnapshot, RunSnapshot, RunState, StageSnapshot};
 
 /// The most errors shown of a run; the newest.
 const ERRORS_MAX: usize = 10;
 /// From this share of its time on, the busiest stage is named as what the others wait for.
 const BUSY_NAMED: f64 = 0.5;
 
-/// The page for these runs; `rates` belong to them, in their order.
-pub(crate) fn page(runs: &[RunSnapshot], rates: &[Rates]) -> String {
+/// The page for these runs and brokers; `rates` belong to the runs, in their order.
+pub(crate) fn page(runs: &[RunSnapshot], brokers: &[BrokerSnapshot], rates: &[Rates]) -> String {
     let title = runs.iter().map(|run| run.name.as_str()).collect::<Vec<_>>().join(", ");
     let mut out = String::with_capacity(16 * 1024);
     let _ = write!(
@@ -30,6 +30,11 @@ pub(crate) fn page(runs: &[RunSnapshot], rates: &[Rates]) -> String {
     }
     for (run, rates) in runs.iter().zip(rates) {
         article(&mut out, run, rates);
+    }
+    if !brokers.is_empty() {
+        out.push_str("<article>\n<h2>Brokers</h2>\n");
+        brokers.iter().for_each(|one| broker(&mut out, one));
+        out.push_str("</article>\n");
     }
     out.push_str("<footer>");
     if let Some(process) = Process::now() {
@@ -61,6 +66,24 @@ fn article(out: &mut String, run: &RunSnapshot, rates: &Rates) {
     ledger(out, run);
     errors(out, run);
     out.push_str("</article>\n");
+}
+
+/// Whether a broker is there, and what it has not answered.
+fn broker(out: &mut String, broker: &BrokerSnapshot) {
+    let address = escaped(&broker.broker);
+    if broker.connections == 0 {
+        let tries = count(broker.failed_connects);
+        let _ = writeln!(
+            out,
+            "<p class=\"failed-reason\">{address} is out of reach; connections tried in vain so far: {tries}</p>"
+        );
+        return;
+    }
+    let (connections, unconfirmed) = (count(broker.connections), count(broker.unconfirmed));
+    let _ = writeln!(
+        out,
+        "<p>{address} <span class=\"dim\">connections {connections} · messages not confirmed {unconfirmed}</span></p>"
+    );
 }
 
 fn figures(out: &mut String, run: &RunSnapshot, rates: &Rates) {
@@ -298,7 +321,7 @@ mod tests {
 
     #[test]
     fn the_ledger_is_shown_as_a_sum() {
-        let page = page(&[run()], &[Rates::default()]);
+        let page = page(&[run()], &[], &[Rates::default()]);
         let rows: Vec<&str> = page.lines().filter(|line| line.contains("class=\"sign\"")).collect();
         assert_eq!(rows.len(), 5, "{page}");
         assert!(rows[1].contains("15\u{202f}000") && rows[1].contains("dropped by “short delays”"));
@@ -321,7 +344,7 @@ mod tests {
         });
         let rates =
             Rates { stages: vec![StageRates { busy: 1.0, ..Default::default() }], ..Default::default() };
-        let page = page(&[run], &[rates]);
+        let page = page(&[run], &[], &[rates]);
         assert!(!page.contains("<script"), "{page}");
         assert_eq!(page.matches("&lt;script&gt;").count(), 8, "{page}");
     }
@@ -336,10 +359,10 @@ mod tests {
             stages: vec![StageRates::default(), StageRates { busy, ..Default::default() }],
             ..Default::default()
         };
-        assert!(!page(&[run.clone()], &[rates(0.9)]).contains("blocks its thread"));
+        assert!(!page(&[run.clone()], &[], &[rates(0.9)]).contains("blocks its thread"));
         run.stages[1].stalls = 3;
         run.stages[1].working = Duration::from_millis(2_400);
-        let shown = page(&[run.clone()], &[rates(0.9)]);
+        let shown = page(&[run.clone()], &[], &[rates(0.9)]);
         let blocks =
             "A step of <b>write</b> blocks its thread: 3 times for 100 ms or longer, and now for 2 s.";
         assert!(shown.contains(blocks), "{shown}");
@@ -347,7 +370,27 @@ mod tests {
             shown.contains("The busiest stage is <b>write</b>") && shown.contains("25 % full"),
             "{shown}"
         );
-        assert!(!page(&[run], &[rates(0.2)]).contains("The busiest stage is"));
+        assert!(!page(&[run], &[], &[rates(0.2)]).contains("The busiest stage is"));
+    }
+
+    #[test]
+    fn a_broker_is_there_or_out_of_reach() {
+        let mut broker = BrokerSnapshot {
+            broker: "amqp://***@<host>".into(),
+            connections: 2,
+            failed_connects: 4,
+            unconfirmed: 1234,
+            ..Default::default()
+        };
+        let shown = page(&[run()], &[broker.clone()], &[Rates::default()]);
+        assert!(shown.contains("amqp://***@&lt;host&gt;"), "{shown}");
+        assert!(shown.contains("connections 2 · messages not confirmed 1\u{202f}234"), "{shown}");
+        broker.connections = 0;
+        let shown = page(&[run()], &[broker], &[Rates::default()]);
+        assert!(
+            shown.contains("&lt;host&gt; is out of reach; connections tried in vain so far: 4"),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::history::{History, PERIOD};
 use crate::listener::Limited;
-use crate::{Health, RunSnapshot, metrics, page};
+use crate::{Health, Snapshot, metrics, page};
 
 /// A running server.
 ///
@@ -70,28 +70,28 @@ impl std::error::Error for BindError {
 
 /// What the handlers share.
 struct Shared {
-    runs: Box<dyn Fn() -> Vec<RunSnapshot> + Send + Sync>,
+    look: Box<dyn Fn() -> Snapshot + Send + Sync>,
     history: Mutex<History>,
 }
 
 impl Server {
-    /// Listens on `address` (port 0 takes a free one) and answers from `runs`, which is called for every
-    /// request and once a second; it should be quick and must not block.
+    /// Listens on `address` (port 0 takes a free one) and answers from `look`, which gives the runs, or them and the brokers. It is
+    /// called for every request and once a second; it should be quick and must not block.
     ///
     /// # Errors
     /// When the address cannot be listened on; the error says what to do.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub async fn bind(
+    pub async fn bind<S: Into<Snapshot>>(
         address: SocketAddr,
-        runs: impl Fn() -> Vec<RunSnapshot> + Send + Sync + 'static,
+        look: impl Fn() -> S + Send + Sync + 'static,
     ) -> Result<Server, BindError> {
         let failed = |source| BindError { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let shared = Arc::new(Shared { runs: Box::new(runs), history: Mutex::default() });
-        let looking = tokio::spawn(look(shared.clone()));
+        let shared = Arc::new(Shared { look: Box::new(move || look().into()), history: Mutex::default() });
+        let looking = tokio::spawn(keep_looking(shared.clone()));
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = tokio::spawn(async move {
             let serving = axum::serve(Limited::new(listener), router(shared));
@@ -127,12 +127,12 @@ impl Drop for Server {
 }
 
 /// Looks at the runs once a second, for the rates.
-async fn look(shared: Arc<Shared>) {
+async fn keep_looking(shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let now = ticks.tick().await;
-        let runs = (shared.runs)();
+        let runs = (shared.look)().runs;
         shared.history.lock().unwrap_or_else(PoisonError::into_inner).look(now, runs);
     }
 }
@@ -149,17 +149,17 @@ fn router(shared: Arc<Shared>) -> Router {
 }
 
 async fn status_page(State(shared): State<Arc<Shared>>) -> Response {
-    let runs = (shared.runs)();
+    let Snapshot { runs, brokers } = (shared.look)();
     let now = Instant::now();
     let rates: Vec<_> = {
         let history = shared.history.lock().unwrap_or_else(PoisonError::into_inner);
         runs.iter().map(|run| history.rates(now, run)).collect()
     };
-    answer(StatusCode::OK, "text/html; charset=utf-8", page::page(&runs, &rates))
+    answer(StatusCode::OK, "text/html; charset=utf-8", page::page(&runs, &brokers, &rates))
 }
 
 async fn exposition(State(shared): State<Arc<Shared>>) -> Response {
-    let text = metrics::exposition(&(shared.runs)());
+    let text = metrics::exposition(&(shared.look)());
     answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
 }
 
@@ -168,13 +168,13 @@ async fn live() -> Response {
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    let health = Health::of(&(shared.runs)());
+    let health = Health::of(&(shared.look)().runs);
     let status = if health.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     json(status, &health)
 }
 
 async fn status(State(shared): State<Arc<Shared>>) -> Response {
-    json(StatusCode::OK, &(shared.runs)())
+    json(StatusCode::OK, &(shared.look)().runs)
 }
 
 async fn elsewhere() -> Response {

@@ -4,6 +4,50 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+/// Everything that is shown of a process, taken at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Its runs.
+    pub runs: Vec<RunSnapshot>,
+    /// The brokers in other processes that it is connected with.
+    pub brokers: Vec<BrokerSnapshot>,
+}
+
+impl From<Vec<RunSnapshot>> for Snapshot {
+    fn from(runs: Vec<RunSnapshot>) -> Self {
+        Snapshot { runs, brokers: Vec::new() }
+    }
+}
+
+/// What goes on between this process and a broker in another, since it was opened.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BrokerSnapshot {
+    /// Its address, without a password; the label `broker` of its metrics.
+    pub broker: String,
+    /// Connections that are there now.
+    pub connections: u64,
+    /// How often a connection was made.
+    pub connects: u64,
+    /// How often one was tried in vain.
+    pub failed_connects: u64,
+    /// Bytes that came.
+    pub bytes_in: u64,
+    /// Bytes that went.
+    pub bytes_out: u64,
+    /// Messages handed over to be published.
+    pub published: u64,
+    /// Those of them of which it is not known yet what became.
+    pub unconfirmed: u64,
+    /// Consumers.
+    pub consumers: u64,
+    /// How long confirms took, as [`Durations`](crate::Durations) have it: the longest time of each bucket,
+    pub confirm_bounds: &'static [Duration],
+    /// how many batches are in each, those beyond the last bound after the others,
+    pub confirm_counts: Vec<u64>,
+    /// and all their times together.
+    pub confirm_sum: Duration,
+}
+
 /// Everything that is shown of a run, taken at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RunSnapshot {

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use millstream_observe::{
-    CONNECTIONS_MAX, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, Server, StageSnapshot,
+    BrokerSnapshot, CONNECTIONS_MAX, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, Server, Snapshot,
+    StageSnapshot,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -49,14 +50,32 @@ async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
-async fn serve(runs: impl Fn() -> Vec<RunSnapshot> + Send + Sync + 'static) -> Server {
-    Server::bind("127.0.0.1:0".parse().expect("an address"), runs).await.expect("a free port")
+async fn serve<S: Into<Snapshot>>(look: impl Fn() -> S + Send + Sync + 'static) -> Server {
+    Server::bind("127.0.0.1:0".parse().expect("an address"), look).await.expect("a free port")
+}
+
+fn broker() -> BrokerSnapshot {
+    const BOUNDS: &[Duration] = &[Duration::from_millis(500)];
+    BrokerSnapshot {
+        broker: "amqp://***@host".into(),
+        connections: 2,
+        connects: 5,
+        failed_connects: 3,
+        bytes_in: 1000,
+        bytes_out: 2000,
+        published: 70,
+        unconfirmed: 7,
+        consumers: 1,
+        confirm_bounds: BOUNDS,
+        confirm_counts: vec![2, 1],
+        confirm_sum: Duration::from_secs(3),
+    }
 }
 
 /// The documented metrics and the exposed ones are the same, in both directions.
 #[tokio::test]
 async fn the_exposition_lists_exactly_the_documented_metrics() {
-    let server = serve(|| vec![run(RunState::Running)]).await;
+    let server = serve(|| Snapshot { runs: vec![run(RunState::Running)], brokers: vec![broker()] }).await;
     let (status, text) = get(server.local_addr(), "/metrics").await;
     assert_eq!(status, 200);
     let exposed: Vec<(String, String)> = text
@@ -78,6 +97,9 @@ async fn the_exposition_lists_exactly_the_documented_metrics() {
     // The labels too: every series has those of its row.
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().expect("a series has a name");
+        // A histogram is several.
+        let part = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+        let name = part.unwrap_or(name);
         let labels: Vec<&str> = line
             .split_once('{')
             .map(|(_, labels)| {
@@ -85,7 +107,8 @@ async fn the_exposition_lists_exactly_the_documented_metrics() {
             })
             .unwrap_or_default();
         let row = document.lines().find(|row| row.starts_with(&format!("| `{name}` "))).expect("documented");
-        for label in labels.iter().filter(|label| label.bytes().all(|byte| byte.is_ascii_lowercase())) {
+        let labels = labels.iter().filter(|label| **label != "le");
+        for label in labels.filter(|label| label.bytes().all(|byte| byte.is_ascii_lowercase())) {
             assert!(row.contains(&format!("`{label}`")), "{line}: {row}");
         }
     }
@@ -93,7 +116,7 @@ async fn the_exposition_lists_exactly_the_documented_metrics() {
 
 #[tokio::test]
 async fn metrics_show_what_the_snapshot_says() {
-    let server = serve(|| vec![run(RunState::Draining)]).await;
+    let server = serve(|| Snapshot { runs: vec![run(RunState::Draining)], brokers: vec![broker()] }).await;
     let (_, text) = get(server.local_addr(), "/metrics").await;
     for line in [
         "millstream_run_state{pipeline=\"flights\",state=\"draining\"} 1",
@@ -115,6 +138,18 @@ async fn metrics_show_what_the_snapshot_says() {
         "millstream_hop_items_max{pipeline=\"flights\",hop=\"1\"} 512",
         "millstream_hop_bytes{pipeline=\"flights\",hop=\"1\"} 4096",
         "millstream_hop_bytes_max{pipeline=\"flights\",hop=\"1\"} 1048576",
+        "millstream_broker_connections{broker=\"amqp://***@host\"} 2",
+        "millstream_broker_connects_total{broker=\"amqp://***@host\"} 5",
+        "millstream_broker_connect_failures_total{broker=\"amqp://***@host\"} 3",
+        "millstream_broker_received_bytes_total{broker=\"amqp://***@host\"} 1000",
+        "millstream_broker_sent_bytes_total{broker=\"amqp://***@host\"} 2000",
+        "millstream_broker_published_total{broker=\"amqp://***@host\"} 70",
+        "millstream_broker_unconfirmed{broker=\"amqp://***@host\"} 7",
+        "millstream_broker_consumers{broker=\"amqp://***@host\"} 1",
+        "millstream_broker_confirm_seconds_bucket{broker=\"amqp://***@host\",le=\"0.5\"} 2",
+        "millstream_broker_confirm_seconds_bucket{broker=\"amqp://***@host\",le=\"+Inf\"} 3",
+        "millstream_broker_confirm_seconds_sum{broker=\"amqp://***@host\"} 3",
+        "millstream_broker_confirm_seconds_count{broker=\"amqp://***@host\"} 3",
         "millstream_metrics_series_omitted 0",
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\nin\n{text}");
@@ -160,7 +195,7 @@ async fn the_page_shows_the_run_and_reloads_itself() {
 #[tokio::test]
 async fn a_taken_port_is_an_error_that_says_what_to_do() {
     let server = serve(Vec::new).await;
-    let error = Server::bind(server.local_addr(), Vec::new).await.expect_err("the port is taken");
+    let error = Server::bind(server.local_addr(), Snapshot::default).await.expect_err("the port is taken");
     let text = error.to_string();
     assert!(text.contains(&server.local_addr().to_string()) && text.contains("port 0"), "{text}");
 }

@@ -2,6 +2,8 @@
 
 use millstream_embedded::{EmbeddedBroker, Settings};
 use millstream_message::{Broker, BrokerError, BrokerErrorKind, BrokerUrl};
+#[cfg(feature = "rabbitmq")]
+use millstream_rabbitmq::RabbitMq;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::Mutex;
@@ -14,6 +16,9 @@ pub struct Brokers {
     memory_bytes: u64,
     /// Stands in for every one, if given.
     instead: Option<Arc<dyn Broker>>,
+    /// Those of `open` that are reached by AMQP. A lock of its own: another may be waited for while these are looked at.
+    #[cfg(feature = "rabbitmq")]
+    connected: std::sync::Mutex<Vec<(BrokerUrl, Arc<RabbitMq>)>>,
 }
 
 #[derive(Default)]
@@ -37,7 +42,13 @@ impl Brokers {
 
     /// No broker is open yet. Each embedded one will keep `memory_bytes` of messages in memory.
     pub fn holding(memory_bytes: u64) -> Self {
-        Brokers { open: Mutex::default(), memory_bytes, instead: None }
+        Brokers {
+            open: Mutex::default(),
+            memory_bytes,
+            instead: None,
+            #[cfg(feature = "rabbitmq")]
+            connected: Default::default(),
+        }
     }
 
     /// Every URL is this broker: for tests, and for programs that have a broker already.
@@ -58,10 +69,16 @@ impl Brokers {
         if let Some(broker) = open.brokers.get(url) {
             return Ok(broker.clone());
         }
-        let broker = match url {
+        let broker: Arc<dyn Broker> = match url {
             BrokerUrl::Memory | BrokerUrl::Embedded(_) => {
                 let broker = Arc::new(open_embedded(url, self.memory_bytes).await?);
                 open.embedded.push(broker.clone());
+                broker
+            }
+            #[cfg(feature = "rabbitmq")]
+            BrokerUrl::Amqp(address) => {
+                let broker = Arc::new(RabbitMq::connect(address).await?);
+                self.connected().push((url.clone(), broker.clone()));
                 broker
             }
             _ => open_broker(url, self.memory_bytes).await?,
@@ -76,6 +93,17 @@ impl Brokers {
         self.open.lock().await.embedded.iter().flat_map(|broker| broker.damage()).collect()
     }
 
+    /// Figures of the connections to each RabbitMQ that is open here by `amqp:`, in the order of opening.
+    #[cfg(feature = "rabbitmq")]
+    pub fn statistics(&self) -> Vec<(BrokerUrl, millstream_rabbitmq::Statistics)> {
+        self.connected().iter().map(|(url, broker)| (url.clone(), broker.statistics())).collect()
+    }
+
+    #[cfg(feature = "rabbitmq")]
+    fn connected(&self) -> std::sync::MutexGuard<'_, Vec<(BrokerUrl, Arc<RabbitMq>)>> {
+        self.connected.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     /// Closes every broker that was opened here, so that acknowledgements are on the disk.
     ///
     /// # Errors
@@ -86,6 +114,8 @@ impl Brokers {
         for (_, broker) in self.open.lock().await.brokers.drain() {
             first = first.and(broker.close().await);
         }
+        #[cfg(feature = "rabbitmq")]
+        self.connected().clear();
         first
     }
 }
@@ -99,7 +129,7 @@ pub async fn open_broker(url: &BrokerUrl, memory_bytes: u64) -> Result<Arc<dyn B
     match url {
         BrokerUrl::Memory | BrokerUrl::Embedded(_) => Ok(Arc::new(open_embedded(url, memory_bytes).await?)),
         #[cfg(feature = "rabbitmq")]
-        BrokerUrl::Amqp(url) => Ok(Arc::new(millstream_rabbitmq::RabbitMq::connect(url).await?)),
+        BrokerUrl::Amqp(url) => Ok(Arc::new(RabbitMq::connect(url).await?)),
         #[cfg(feature = "rabbitmq")]
         BrokerUrl::RabbitmqStream(url) => {
             let streams = millstream_rabbitmq::stream::StreamBroker::connect(url).await?;

@@ -1,7 +1,8 @@
 //! Running the binary as a user does, in a directory of its own.
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -137,6 +138,27 @@ pub(crate) fn ended(child: Child) -> Ended {
 pub(crate) fn signal(child: &Child, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
     assert!(status.expect("kill is there").success(), "the process is there");
+}
+
+/// The address of the status page, which a run says as it starts.
+pub(crate) fn announced(err: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    loop {
+        line.clear();
+        assert!(err.read_line(&mut line).expect("it is text") > 0, "the address is announced");
+        if let Some((_, address)) = line.trim().split_once("http://") {
+            return address.trim_end_matches('/').to_owned();
+        }
+    }
+}
+
+/// What a server answers.
+pub(crate) fn got(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    answer
 }
 
 /// The root of the workspace.
