@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use millstream_flow::{
-    BoxError, Concurrency, Ended, Flow, Memo, PanicPolicy, Pipe, Report, Retry, RunErrorKind, Sink,
-    SinkError, Spill, TimedOut,
+    BoxError, Concurrency, Ended, Flow, Memo, PanicPolicy, Pipe, RateLimit, Report, Retry, RunErrorKind,
+    Sink, SinkError, Spill, TimedOut,
 };
 use tokio::time::{Instant, advance, sleep, timeout};
 
@@ -302,6 +302,25 @@ async fn a_limit_is_in_the_memory_bound_and_may_be_taken_back() {
 #[should_panic(expected = "nothing can be done in no time")]
 fn a_limit_of_no_time_is_refused() {
     let _ = Concurrency::ordered(1).time_limit(Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_a_slow_reader_holds_back_after_a_panic_is_not_late() {
+    for calls in [ordered(4), unordered(4)] {
+        let pipe = Pipe::from_iter([1, 3, 2u32])
+            .map_async(calls, async |n| {
+                for _ in 0..n {
+                    tokio::task::yield_now().await;
+                }
+                n
+            })
+            .rate_limit(RateLimit::new(1, 10 * SECOND))
+            .inspect(|n| assert_ne!(*n, 1, "the first is too much"));
+        let (mut items, report, took) = survive(pipe).await;
+        items.sort_unstable();
+        assert_eq!((items, report.ledger.dead), (vec![2, 3], 1), "{report:?}");
+        assert!(took > LIMIT, "{took:?}");
+    }
 }
 
 /// Hangs at its second write, or as it closes.

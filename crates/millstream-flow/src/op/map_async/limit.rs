@@ -92,6 +92,8 @@ pub(crate) struct Deadlines {
     failed: bool,
     /// When the operator was left though it could have gone on.
     left: Option<Instant>,
+    /// Between entering and leaving; still so when it is entered again, if a panic went through it.
+    inside: bool,
     /// By slot.
     links: Vec<Link>,
     first: Option<usize>,
@@ -122,6 +124,7 @@ impl Deadlines {
             scope,
             failed: false,
             left: None,
+            inside: false,
             links: Vec::new(),
             first: None,
             last: None,
@@ -175,16 +178,24 @@ impl Deadlines {
 
     /// The operator returns, though it could go on.
     pub(super) fn leave(&mut self) {
+        self.inside = false;
         self.left = self.first.map(|_| Instant::now());
     }
 
+    /// The operator returns, and can do nothing before it is woken.
+    pub(super) fn rest(&mut self) {
+        self.inside = false;
+    }
+
     /// The operator is asked again; a call was `woken` then, if any was. Returns the time, if there is anything to compare it
-    /// with, and whether it was held back until now.
+    /// with, and whether it was held back until now. After a panic nobody knows since when: then it counts as held back.
     pub(super) fn enter(&mut self, woken: Option<Instant>) -> Option<(Instant, bool)> {
+        let unwound = std::mem::replace(&mut self.inside, true);
         let since = self.left.take().or(woken);
         self.first?;
         let now = Instant::now();
-        Some((now, since.is_some_and(|since| now.saturating_duration_since(since) > HELD_MIN)))
+        let held = |since| now.saturating_duration_since(since) > HELD_MIN;
+        Some((now, unwound || since.is_some_and(held)))
     }
 
     /// Takes a call from the list that has had its time at `now`.

@@ -394,6 +394,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
     /// As [`pending`](Self::pending), unless there are calls that have had their time: then the stage is to go on.
     pub(super) fn pending_until(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         if let Some(deadlines) = &mut self.deadlines {
+            deadlines.rest();
             if deadlines.poll_due(cx).is_ready() {
                 return Poll::Ready(Step::More);
             }
