@@ -271,16 +271,19 @@ impl<F: Flow> Pipe<F> {
         self
     }
 
-    /// Shows a number of a source or an operator of your own among [those of the flow](Monitor::knobs) that may be moved. Whoever
-    /// made the knob reads it.
+    /// Shows a number of a source or an operator of your own, if there is one, among [those of the flow](Monitor::knobs) that may
+    /// be moved. Whoever made the knob reads it.
     ///
     /// ```
     /// use millstream_flow::{Knob, Pipe, Setting};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
     /// let page = Knob::new("page", Setting::Auto, 100, 1..=1000);
     /// let asked = page.clone();
-    /// let mut pages = std::iter::repeat_with(move || asked.value());
-    /// let pipe = Pipe::from_iter((0..2).map(move |_| pages.next())).knob(page);
-    /// assert_eq!(pipe.monitor().knobs()[0].name(), "page");
+    /// let pages = Pipe::from_iter((0..2).map(move |_| asked.value())).knob(page);
+    /// pages.monitor().knobs()[0].set(5000).unwrap();
+    /// assert_eq!(pages.collect().await.unwrap().0, [1000, 1000]); // within its bounds
+    /// # }
     /// ```
     pub fn knob(self, knob: impl Into<Option<Knob>>) -> Self {
         knob.into().into_iter().for_each(|knob| self.scope.add_knob(knob));
