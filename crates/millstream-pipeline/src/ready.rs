@@ -8,7 +8,7 @@ use crate::file::model::{Batch, Format, Output, OutputKind};
 use crate::file::template::Template;
 use crate::item::Record;
 use crate::output::file::Header;
-use crate::output::fits;
+use crate::output::message_fits;
 use crate::value::{self, Value};
 use bytes::Bytes;
 use millstream_message::TraceContext;
@@ -114,7 +114,7 @@ impl Writer {
         let (place, trace) =
             if keep_place { (record.place.to_string(), record.trace()) } else { (String::new(), None) };
         if let Some(max) = self.message_max
-            && !fits(&bytes, &place, trace.as_deref(), max)
+            && !message_fits(&bytes, &place, trace.as_deref(), max)
         {
             return Err(format!(
                 "the item has {} bytes, and as a message more than the {max} that its broker takes",

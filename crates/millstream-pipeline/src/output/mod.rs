@@ -12,7 +12,7 @@ mod stream;
 
 #[cfg(feature = "http")]
 pub(crate) use self::http::HttpClient;
-pub(crate) use self::queue::{QueueOutput, fits};
+pub(crate) use self::queue::{QueueOutput, message_fits};
 pub(crate) use self::retry::Tries;
 pub(crate) use self::sink::{End, Out, Outputs, SKIPPED};
 pub(crate) use self::stdout::StdoutOutput;

@@ -55,7 +55,7 @@ fn message(body: Bytes, place: &str, trace: Option<&TraceContext>) -> Message {
 const BESIDE: usize = 1024;
 
 /// Whether an item is a message of at most `max` bytes.
-pub(crate) fn fits(bytes: &[u8], place: &str, trace: Option<&TraceContext>, max: usize) -> bool {
+pub(crate) fn message_fits(bytes: &[u8], place: &str, trace: Option<&TraceContext>, max: usize) -> bool {
     let most = bytes.len().saturating_add(place.len()).saturating_add(BESIDE);
     most <= max || bytes.len().saturating_add(message(Bytes::new(), place, trace).size()) <= max
 }
