@@ -9,10 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millstream_message::BrokerUrl;
-use millstream_observe::{BrokerSnapshot, Server, Snapshot};
+use millstream_observe::{Server, Snapshot};
 use millstream_pipeline::{Brokers, Pipeline, Report, RunError, show_duration};
-use millstream_rabbitmq::{ConfirmLatency, Statistics};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -113,34 +111,13 @@ async fn serve(
 ) -> Result<Option<Server>, Failure> {
     let Some(address) = asked.listen else { return Ok(None) };
     let (watch, brokers) = (watch.clone(), brokers.clone());
-    let look = move || Snapshot {
-        runs: watch.snapshots(),
-        brokers: brokers.statistics().into_iter().map(|(url, figures)| connections(&url, figures)).collect(),
-    };
+    let look = move || Snapshot { runs: watch.snapshots(), brokers: watch::brokers(&brokers) };
     let server = Server::bind(address, look).await;
     let server = server.map_err(|error| Failure::of("cannot serve the status page", &error))?;
     if !asked.quiet {
         complain(&format!("status page: http://{}/", server.local_addr()));
     }
     Ok(Some(server))
-}
-
-/// Figures of a broker in the words of the views.
-fn connections(url: &BrokerUrl, figures: Statistics) -> BrokerSnapshot {
-    BrokerSnapshot {
-        broker: url.to_string(),
-        connections: figures.connections,
-        connects: figures.connects,
-        failed_connects: figures.failed_connects,
-        bytes_in: figures.bytes_in,
-        bytes_out: figures.bytes_out,
-        published: figures.published,
-        unconfirmed: figures.in_flight,
-        consumers: figures.consumers,
-        confirm_bounds: &ConfirmLatency::BOUNDS,
-        confirm_counts: figures.confirm_latency.counts.to_vec(),
-        confirm_sum: figures.confirm_latency.sum,
-    }
 }
 
 /// Closes the brokers, or stops at once at the second signal; `signalled` says that there was a first one.

@@ -1,4 +1,4 @@
-//! What Millstream shows of a run: Prometheus metrics, health, and a status page, over plain HTTP.
+//! What Millstream shows of its runs and their brokers: Prometheus metrics, health, and a status page, over plain HTTP.
 //!
 //! Nothing is counted here. The engine counts where things happen; whoever owns the runs hands out
 //! [`RunSnapshot`]s, or a [`Snapshot`] with the brokers they are connected with, and this crate turns one into each of the views:
@@ -47,6 +47,6 @@ pub use health::Health;
 pub use listener::{CONNECTION_LIFETIME, CONNECTIONS_MAX};
 pub use server::{BindError, Server};
 pub use snapshot::{
-    BrokerSnapshot, ErrorSnapshot, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, Snapshot,
-    StageSnapshot,
+    BrokerSnapshot, ErrorSnapshot, HopSnapshot, LatencySnapshot, LedgerSnapshot, RunSnapshot, RunState,
+    Snapshot, StageSnapshot,
 };

@@ -1,8 +1,8 @@
-//! The metrics of runs and of the process. `docs/metrics.md` lists them; a test holds the two together.
+//! The metrics of runs, of brokers and of the process. `docs/metrics.md` lists them; a test holds the two together.
 
 use crate::exposition::{Durations, Exposition, Labels, Metric, Value};
 use crate::process::Process;
-use crate::{BrokerSnapshot, HopSnapshot, RunSnapshot, RunState, Snapshot, StageSnapshot};
+use crate::{BrokerSnapshot, HopSnapshot, LatencySnapshot, RunSnapshot, RunState, Snapshot, StageSnapshot};
 
 /// Labels of what a run has one of.
 #[derive(Clone, Copy, Debug)]
@@ -261,9 +261,8 @@ fn show_brokers(
 }
 
 fn confirms(broker: &BrokerSnapshot) -> (ByBroker<'_>, Durations<'_>) {
-    let BrokerSnapshot { broker, confirm_bounds: bounds, confirm_counts: counts, confirm_sum: sum, .. } =
-        broker;
-    (ByBroker { broker }, Durations { bounds, counts, sum: *sum })
+    let LatencySnapshot { bounds, counts, sum } = &broker.confirms;
+    (ByBroker { broker: &broker.broker }, Durations { bounds, counts, sum: *sum })
 }
 
 fn pipeline(run: &RunSnapshot) -> ByPipeline<'_> {

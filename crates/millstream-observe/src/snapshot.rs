@@ -40,12 +40,19 @@ pub struct BrokerSnapshot {
     pub unconfirmed: u64,
     /// Consumers.
     pub consumers: u64,
-    /// How long confirms took, as [`Durations`](crate::Durations) have it: the longest time of each bucket,
-    pub confirm_bounds: &'static [Duration],
-    /// how many batches are in each, those beyond the last bound after the others,
-    pub confirm_counts: Vec<u64>,
-    /// and all their times together.
-    pub confirm_sum: Duration,
+    /// How long batches took to be confirmed.
+    pub confirms: LatencySnapshot,
+}
+
+/// How long something took, counted by how long that was.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LatencySnapshot {
+    /// The longest time of each bucket, ascending.
+    pub bounds: &'static [Duration],
+    /// How many are in each bucket, not summed up; those beyond the last bound stand after the others.
+    pub counts: Vec<u64>,
+    /// All their times together.
+    pub sum: Duration,
 }
 
 /// Everything that is shown of a run, taken at one moment.

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use millstream_observe::{
-    BrokerSnapshot, CONNECTIONS_MAX, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, Server, Snapshot,
-    StageSnapshot,
+    BrokerSnapshot, CONNECTIONS_MAX, HopSnapshot, LatencySnapshot, LedgerSnapshot, RunSnapshot, RunState,
+    Server, Snapshot, StageSnapshot,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -66,9 +66,7 @@ fn broker() -> BrokerSnapshot {
         published: 70,
         unconfirmed: 7,
         consumers: 1,
-        confirm_bounds: BOUNDS,
-        confirm_counts: vec![2, 1],
-        confirm_sum: Duration::from_secs(3),
+        confirms: LatencySnapshot { bounds: BOUNDS, counts: vec![2, 1], sum: Duration::from_secs(3) },
     }
 }
 

@@ -4,8 +4,13 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use millstream_observe::{ErrorSnapshot, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, StageSnapshot};
-use millstream_pipeline::{Monitor, Pipeline, Report};
+use millstream_message::BrokerUrl;
+use millstream_observe::{
+    BrokerSnapshot, ErrorSnapshot, HopSnapshot, LatencySnapshot, LedgerSnapshot, RunSnapshot, RunState,
+    StageSnapshot,
+};
+use millstream_pipeline::{Brokers, Monitor, Pipeline, Report};
+use millstream_rabbitmq::{ConfirmLatency, Statistics};
 use serde::Serialize;
 use serde_json::json;
 
@@ -171,5 +176,29 @@ fn snapshot(state: RunState, report: Report) -> RunSnapshot {
         hops: hops.collect(),
         memory_bound_bytes: Some(report.memory_bound_bytes),
         errors: errors.collect(),
+    }
+}
+
+/// The brokers in the words of the views.
+pub(super) fn brokers(brokers: &Brokers) -> Vec<BrokerSnapshot> {
+    brokers.statistics().into_iter().map(|(url, figures)| broker(&url, figures)).collect()
+}
+
+fn broker(url: &BrokerUrl, figures: Statistics) -> BrokerSnapshot {
+    BrokerSnapshot {
+        broker: url.to_string(),
+        connections: figures.connections,
+        connects: figures.connects,
+        failed_connects: figures.failed_connects,
+        bytes_in: figures.bytes_in,
+        bytes_out: figures.bytes_out,
+        published: figures.published,
+        unconfirmed: figures.in_flight,
+        consumers: figures.consumers,
+        confirms: LatencySnapshot {
+            bounds: &ConfirmLatency::BOUNDS,
+            counts: figures.confirm_latency.counts.to_vec(),
+            sum: figures.confirm_latency.sum,
+        },
     }
 }
