@@ -1,6 +1,13 @@
 //! An event store, an event bus, an outbox and sagas, on any of Millstream's brokers.
 #![forbid(unsafe_code)]
 
+mod clock;
 mod event;
+mod store;
 
 pub use event::{Event, EventData};
+pub use store::{
+    AppendError, Appended, Conflict, EventReader, EventStore, EventStoreOptions, EventStoreStatistics,
+    EventSubscription, Expected, Filter, Position, ReadAll, ReadStream, RecordedEvent, StoreError, Subscribe,
+    SubscribedEvents,
+};

@@ -1,0 +1,516 @@
+//! The event store.
+
+mod error;
+mod expected;
+mod fold;
+mod read;
+mod record;
+mod shared;
+mod subscribe;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use millstream_message::{Broker, BrokerError, BrokerErrorKind, Message, StreamSpec};
+use serde::Serialize;
+use tokio::task::JoinHandle;
+
+pub use self::error::{AppendError, Conflict, StoreError};
+pub use self::expected::Expected;
+use self::fold::Verdict;
+pub use self::read::{EventReader, Filter, ReadAll, ReadStream};
+use self::record::{BodyHead, Change, EventHead};
+use self::shared::Shared;
+use self::subscribe::Savers;
+pub use self::subscribe::{EventSubscription, Subscribe, SubscribedEvents};
+use crate::event::{Event, EventData, new_id};
+
+/// How a store is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EventStoreOptions {
+    /// How much memory keeps the newest entries of the log, in bytes: reading those asks no broker. Default 16 MiB; 0 keeps none.
+    pub cache_bytes: usize,
+    /// Whether to go on without entries that are lost. Default false: the store does not open.
+    pub accept_gaps: bool,
+}
+
+impl Default for EventStoreOptions {
+    fn default() -> EventStoreOptions {
+        EventStoreOptions { cache_bytes: 16 << 20, accept_gaps: false }
+    }
+}
+
+impl EventStoreOptions {
+    /// How much memory keeps the newest entries, in bytes.
+    #[must_use]
+    pub fn cache_bytes(mut self, bytes: usize) -> Self {
+        self.cache_bytes = bytes;
+        self
+    }
+
+    /// Goes on without entries that are lost. Versions go on where later writers saw them: what is missing stays missing, and nothing
+    /// takes its place.
+    #[must_use]
+    pub fn accept_gaps(mut self) -> Self {
+        self.accept_gaps = true;
+        self
+    }
+}
+
+/// A place in the log of a store, and so the order of all its events.
+///
+/// It is written as `offset.index`, and orders as the log does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Position {
+    /// The offset of the entry.
+    pub offset: u64,
+    /// Which of its events, from 0.
+    pub index: u32,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.offset, self.index)
+    }
+}
+
+/// An event of a stream.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct RecordedEvent {
+    /// The stream.
+    pub stream: Arc<str>,
+    /// Its place in the stream, from 0.
+    pub version: u64,
+    /// Its place among all events of the store.
+    pub position: Position,
+    /// When the broker stored it, to the millisecond.
+    pub recorded_at: SystemTime,
+    /// The event.
+    pub event: Event,
+}
+
+/// What was appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Appended {
+    /// The version of the first event.
+    pub first_version: u64,
+    /// The version of the last event: the stream's.
+    pub last_version: u64,
+    /// Whether the commit of this name had been stored before. Nothing was stored now.
+    pub repeated: bool,
+}
+
+/// What a store holds, and has seen since it was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct EventStoreStatistics {
+    /// Streams that have events.
+    pub streams: u64,
+    /// Entries of the log that count.
+    pub commits: u64,
+    /// Events ever appended.
+    pub events: u64,
+    /// Snapshots ever taken.
+    pub snapshots: u64,
+    /// Entries that do not count, since their writers expected what did not hold.
+    pub conflicts: u64,
+    /// Messages of the log that no store has written.
+    pub foreign: u64,
+    /// Ranges of entries that are lost.
+    pub gaps: u64,
+    /// The offset of what is appended next, as far as this store has seen.
+    pub next_offset: u64,
+    /// Bytes of the log; 0 where the broker does not tell.
+    pub bytes: u64,
+}
+
+/// Streams of events, kept for ever in one stream of a broker: `memory:`, `embedded:PATH` or `rabbitmq-stream:`.
+///
+/// An append is one message, so all of its events are stored or none. Whether it counts is decided by the order of the log alone:
+/// it says what was [expected](Expected) of its stream, and whoever reads the log up to there sees whether that held. So any number of
+/// processes may append to one log, without a lock, and of two that have read the same version exactly one succeeds.
+///
+/// A handle is cheap to clone. It reads the log when it is opened, and then whatever is appended by anyone; in memory are the
+/// newest entries ([`EventStoreOptions::cache_bytes`]), and where the others are: 16 bytes for each commit that is still read, some
+/// 200 for each stream, and 8 for each entry that does not count.
+///
+/// ```
+/// use millstream_events::{AppendError, Event, EventStore, Expected};
+/// use millstream_message::Message;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let broker = millstream_embedded::open(&"memory:".parse()?).await?;
+/// let store = EventStore::open(broker, "shop").await?;
+///
+/// let placed = Event::new("order-placed", Message::new("3 lamps"));
+/// let paid = Event::new("order-paid", Message::new("120 EUR"));
+/// store.append("order-7", Expected::NoStream, [placed, paid]).await?;
+///
+/// // Somebody who has read less is told.
+/// let late = Event::new("order-cancelled", Message::new(""));
+/// let error = store.append("order-7", Expected::Version(0), [late]).await.unwrap_err();
+/// assert_eq!(error.to_string(), "stream `order-7` has version 1, and version 0 was expected");
+///
+/// let events = store.read("order-7").collect().await?;
+/// assert_eq!(events[1].event.event_type, "order-paid");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Ordering
+/// Within a stream by version; among all by [`Position`]. Who appends in one task after the other finds it in that order.
+///
+/// # Backpressure
+/// An append waits until it is stored and seen: what a task has in flight is what it awaits.
+///
+/// # Retention
+/// The log must keep everything: what is missing is an error when the store is opened, where the broker's offsets tell. Events
+/// [before a version](EventStore::truncate) and [deleted](EventStore::delete) streams are not read any more, and stay on the disk.
+#[derive(Clone)]
+pub struct EventStore(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) shared: Arc<Shared>,
+    savers: Savers,
+    follower: JoinHandle<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+impl fmt::Debug for EventStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventStore").field("log", &self.0.shared.log).finish_non_exhaustive()
+    }
+}
+
+impl EventStore {
+    /// Opens the store whose log is the broker's stream `log`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// If the broker has no streams or cannot be reached; if the log holds what cannot be read, or has lost what it held.
+    pub async fn open(broker: Arc<dyn Broker>, log: impl Into<String>) -> Result<EventStore, StoreError> {
+        EventStore::open_with(broker, log, EventStoreOptions::default()).await
+    }
+
+    /// As [`open`](Self::open), with options.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub async fn open_with(
+        broker: Arc<dyn Broker>,
+        log: impl Into<String>,
+        options: EventStoreOptions,
+    ) -> Result<EventStore, StoreError> {
+        let log = log.into();
+        if !broker.features().streams {
+            let text = format!(
+                "`{}` has no streams, in which events are kept; use `memory:`, `embedded:PATH` or `rabbitmq-stream://`",
+                broker.url()
+            );
+            return Err(StoreError::broker(&log, BrokerError::new(BrokerErrorKind::Unsupported, text)));
+        }
+        let declared = broker.declare_stream(StreamSpec::new(&log)).await;
+        declared.map_err(|error| StoreError::broker(&log, error))?;
+        let shared = Shared::new(broker, log, options.cache_bytes, options.accept_gaps);
+        let reader = shared.catch_up().await?;
+        let follower = tokio::spawn(shared.clone().follow(reader));
+        Ok(EventStore(Arc::new(Inner { shared, savers: Savers::default(), follower })))
+    }
+
+    /// The name of its log.
+    pub fn log(&self) -> &str {
+        &self.0.shared.log
+    }
+
+    /// The broker that keeps it.
+    pub fn broker(&self) -> &Arc<dyn Broker> {
+        &self.0.shared.broker
+    }
+
+    /// Appends events to a stream, all of them or none, if it is as expected. Returns when they are stored, and when this store reads
+    /// them.
+    ///
+    /// # Errors
+    /// [`Conflict`](AppendError::Conflict) when the stream is not as expected; for the others see [`AppendError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves them appended or not.
+    pub async fn append(
+        &self,
+        stream: &str,
+        expected: Expected,
+        events: impl IntoIterator<Item = Event>,
+    ) -> Result<Appended, AppendError> {
+        self.append_as(&new_id(), stream, expected, events).await
+    }
+
+    /// As [`append`](Self::append), under a name that makes it safe to do again: a commit whose name is among the last 65,536 of the log
+    /// counts once, and says again what it said. The id of the command or message that causes the events is a good one.
+    ///
+    /// # Errors
+    /// As `append`.
+    ///
+    /// # Cancel safety
+    /// As `append`; who appends again under the same name learns what became of it.
+    pub async fn append_as(
+        &self,
+        commit: &str,
+        stream: &str,
+        expected: Expected,
+        events: impl IntoIterator<Item = Event>,
+    ) -> Result<Appended, AppendError> {
+        let events: Vec<Event> = events.into_iter().collect();
+        if events.is_empty() {
+            return Err(AppendError::Invalid(format!("there is no event to append to stream `{stream}`")));
+        }
+        if let Some(event) = events.iter().position(|event| event.event_type.is_empty()) {
+            return Err(AppendError::Invalid(format!("event {event} for stream `{stream}` has no type")));
+        }
+        let heads = events.iter().map(EventHead::of).collect();
+        let change = Change::Append { expect: expected, events: heads };
+        let bodies = events.iter().map(|event| event.data.body());
+        let message = record::write(stream, commit, change, bodies);
+        let (versions, repeated) = self.commit(stream, commit, expected, message).await?;
+        let last_version = versions.end.saturating_sub(1);
+        Ok(Appended { first_version: versions.start, last_version, repeated })
+    }
+
+    /// Appends values, written as JSON.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and if one of them cannot be written: then none is appended.
+    pub async fn append_values<'a, E: EventData>(
+        &self,
+        stream: &str,
+        expected: Expected,
+        values: impl IntoIterator<Item = &'a E>,
+    ) -> Result<Appended, AppendError> {
+        let events = values.into_iter().enumerate().map(|(index, value)| {
+            Event::of(value).map_err(|error| AppendError::Codec { index, error: Arc::new(error) })
+        });
+        self.append(stream, expected, events.collect::<Result<Vec<_>, _>>()?).await
+    }
+
+    /// Deletes a stream, if it is as expected. Its events are read no more; one who appends later finds no stream, and goes on with the
+    /// versions.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append). A stream that has no events is in conflict with every expectation.
+    pub async fn delete(&self, stream: &str, expected: Expected) -> Result<(), AppendError> {
+        self.change(stream, expected, Change::Delete { expect: expected, forever: false }).await
+    }
+
+    /// Deletes a stream for ever: nobody can append to it again.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub async fn delete_forever(&self, stream: &str, expected: Expected) -> Result<(), AppendError> {
+        self.change(stream, expected, Change::Delete { expect: expected, forever: true }).await
+    }
+
+    /// Reads events before this version no more: those that a snapshot has made needless, or that must not be kept.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append); a stream that was never there is in conflict.
+    pub async fn truncate(&self, stream: &str, before: u64) -> Result<(), AppendError> {
+        self.change(stream, Expected::Any, Change::Truncate { before }).await
+    }
+
+    /// Keeps `state` as what the events up to this version have made, so that a reader need not begin with the first. The last one is
+    /// [found](Self::snapshot).
+    ///
+    /// # Errors
+    /// As [`append`](Self::append); a version that the stream does not have is a conflict.
+    pub async fn save_snapshot(&self, stream: &str, version: u64, state: Message) -> Result<(), AppendError> {
+        let commit = new_id();
+        let next = version.saturating_add(1);
+        let change = Change::Snapshot { next, state: BodyHead::of(&state) };
+        let message = record::write(stream, &commit, change, [state.body()].into_iter());
+        // The stream may be further by now.
+        match self.commit(stream, &commit, Expected::Any, message).await {
+            Err(AppendError::Conflict(conflict)) => {
+                Err(AppendError::Conflict(Conflict { expected: Expected::Version(version), ..conflict }))
+            }
+            other => other.map(drop),
+        }
+    }
+
+    /// The last snapshot of a stream, and the version that it stands for.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub async fn snapshot(&self, stream: &str) -> Result<Option<(u64, Message)>, StoreError> {
+        let shared = &self.0.shared;
+        shared.check()?;
+        let Some(offset) = shared.state().fold.streams.get(stream).and_then(|entry| entry.snapshot) else {
+            return Ok(None);
+        };
+        let item = read::entry(shared, offset.0).await?;
+        let snapshot = record::snapshot(&item.message)
+            .map_err(|error| StoreError::entry(&shared.log, offset.0, error))?;
+        Ok(snapshot.map(|(next, state)| (next.saturating_sub(1), state)))
+    }
+
+    /// The version of a stream's last event; `None` if it has none.
+    pub fn version(&self, stream: &str) -> Option<u64> {
+        self.0.shared.state().fold.streams.get(stream).and_then(fold::Entry::version)
+    }
+
+    /// The names of the streams that have events and begin with `prefix`, in order.
+    pub fn streams(&self, prefix: &str) -> Vec<Arc<str>> {
+        let state = self.0.shared.state();
+        let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
+        let named = state.fold.streams.range::<str, _>(from).take_while(|(name, _)| name.starts_with(prefix));
+        named.filter(|(_, entry)| entry.version().is_some()).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Reads a stream's events, as far as this store has seen.
+    pub fn read(&self, stream: &str) -> ReadStream {
+        ReadStream::new(self.0.shared.clone(), stream)
+    }
+
+    /// Reads the events of all streams in the order of the log, as far as this store has seen.
+    pub fn read_all(&self) -> ReadAll {
+        ReadAll::new(self.0.shared.clone())
+    }
+
+    /// All events from where the subscription of this name has come, and then whatever is appended: see [`Subscribe`].
+    pub fn subscribe(&self, name: impl Into<String>) -> Subscribe {
+        Subscribe::new(self.0.clone(), name.into())
+    }
+
+    /// Waits until this store has seen all that was stored before, by anyone. What was appended by this handle it has seen already.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub async fn refresh(&self) -> Result<(), StoreError> {
+        let shared = &self.0.shared;
+        let failed = |error| StoreError::broker(&shared.log, error);
+        let from = shared.reached();
+        let begin = millstream_message::StreamFrom::Offset(from);
+        let extent = millstream_message::stream_extent(&*shared.broker, &shared.log, begin);
+        let extent = extent.await.map_err(failed)?;
+        if extent.is_empty() {
+            return shared.check();
+        }
+        // Offsets may lead nowhere, where the broker's own records have some: the last that is there says how far to wait.
+        let mut reader = shared.broker.read(&shared.log, begin).await.map_err(failed)?.until(extent);
+        let mut seen = from;
+        loop {
+            let chunk = reader.next_chunk(512).await.map_err(failed)?;
+            let Some(last) = chunk.last() else { return shared.folded(seen).await };
+            seen = last.offset + 1;
+        }
+    }
+
+    /// What it holds.
+    ///
+    /// # Errors
+    /// If the broker does not tell.
+    pub async fn statistics(&self) -> Result<EventStoreStatistics, StoreError> {
+        let shared = &self.0.shared;
+        let stats = shared.broker.stream_stats(&shared.log).await;
+        let bytes = stats.map_err(|error| StoreError::broker(&shared.log, error))?.bytes;
+        let state = shared.state();
+        let fold = &state.fold;
+        let streams = fold.streams.values().filter(|entry| entry.version().is_some()).count();
+        Ok(EventStoreStatistics {
+            streams: streams as u64,
+            commits: fold.applied,
+            events: fold.events,
+            snapshots: fold.snapshots,
+            conflicts: fold.conflicts,
+            foreign: fold.foreign,
+            gaps: fold.gaps,
+            next_offset: fold.next_offset,
+            bytes,
+        })
+    }
+
+    /// Waits until the places of subscriptions that have ended are saved. The broker stays open.
+    pub async fn saved(&self) {
+        self.0.savers.saved().await;
+    }
+
+    async fn change(&self, stream: &str, expected: Expected, change: Change<'_>) -> Result<(), AppendError> {
+        let commit = new_id();
+        let message = record::write(stream, &commit, change, std::iter::empty());
+        self.commit(stream, &commit, expected, message).await.map(drop)
+    }
+
+    /// Stores an entry, and sees whether it counts.
+    async fn commit(
+        &self,
+        stream: &str,
+        commit: &str,
+        expected: Expected,
+        message: Message,
+    ) -> Result<(std::ops::Range<u64>, bool), AppendError> {
+        let shared = &self.0.shared;
+        if stream.is_empty() || stream.len() > 255 {
+            let text = format!("a stream's name has 1 to 255 bytes, and `{stream}` has {}", stream.len());
+            return Err(AppendError::Invalid(text));
+        }
+        let (len, max) = (message.size() as u64, shared.broker.features().max_message_bytes);
+        if len > max {
+            return Err(AppendError::TooLarge { len, max });
+        }
+        if let Some(said) = self.foreseen(stream, commit, expected) {
+            return said;
+        }
+        let unseen = |error| AppendError::Unseen { commit: commit.to_owned(), error };
+        let waiting = shared.wait_for(commit).map_err(|error| match error {
+            StoreError::Broker { error, .. } => AppendError::Refused(error),
+            other => unseen(other),
+        })?;
+        if let Err(error) = shared.broker.append(&shared.log, vec![message]).await {
+            return Err(match error.kind() {
+                BrokerErrorKind::NotFound | BrokerErrorKind::Unsupported | BrokerErrorKind::Invalid => {
+                    AppendError::Refused(error)
+                }
+                _ => AppendError::Unknown { commit: commit.to_owned(), error },
+            });
+        }
+        match waiting.verdict().await.map_err(unseen)? {
+            Verdict::Applied(versions) => Ok((versions, false)),
+            Verdict::Repeated(versions) => Ok((versions, true)),
+            Verdict::Conflict(actual) => Err(conflict(stream, expected, actual)),
+            Verdict::Gone => Err(AppendError::Gone { stream: stream.to_owned() }),
+        }
+    }
+
+    /// What is known without storing anything: versions only grow, and what is gone stays so.
+    fn foreseen(
+        &self,
+        stream: &str,
+        commit: &str,
+        expected: Expected,
+    ) -> Option<Result<(std::ops::Range<u64>, bool), AppendError>> {
+        let state = self.0.shared.state();
+        if let Some(versions) = state.fold.commit(commit) {
+            return Some(Ok((versions, true)));
+        }
+        let entry = state.fold.streams.get(stream)?;
+        if entry.gone {
+            return Some(Err(AppendError::Gone { stream: stream.to_owned() }));
+        }
+        match expected {
+            Expected::Version(version) if entry.next > version.saturating_add(1) => {
+                Some(Err(conflict(stream, expected, entry.version())))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn conflict(stream: &str, expected: Expected, actual: Option<u64>) -> AppendError {
+    AppendError::Conflict(Conflict { stream: stream.to_owned(), expected, actual })
+}

@@ -1,0 +1,231 @@
+//! What a store's handles, readers and follower share.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use millstream_message::{Broker, StreamFrom, StreamItem, StreamReader};
+use tokio::sync::{oneshot, watch};
+
+use super::error::StoreError;
+use super::fold::{Fold, Verdict};
+use super::record;
+
+/// Entries that the follower takes at once.
+const CHUNK: usize = 512;
+
+pub(crate) struct Shared {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) log: String,
+    cache_bytes: usize,
+    accept_gaps: bool,
+    dense: bool,
+    state: Mutex<State>,
+    /// The offset up to which the log is folded. Its sender goes when the follower ends.
+    folded: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) fold: Fold,
+    waiting: HashMap<String, Vec<oneshot::Sender<Verdict>>>,
+    cache: Cache,
+    failed: Option<StoreError>,
+}
+
+/// The newest entries, since they are what is read most.
+#[derive(Default)]
+struct Cache {
+    items: VecDeque<StreamItem>,
+    bytes: usize,
+}
+
+impl Cache {
+    fn push(&mut self, item: StreamItem, bytes_max: usize) {
+        self.bytes += item.message.footprint();
+        self.items.push_back(item);
+        while self.bytes > bytes_max {
+            let oldest = self.items.pop_front().expect("what has bytes has items");
+            self.bytes -= oldest.message.footprint();
+        }
+    }
+
+    fn find(&self, offset: u64) -> Option<&StreamItem> {
+        let index = self.items.binary_search_by_key(&offset, |item| item.offset).ok()?;
+        Some(&self.items[index])
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        broker: Arc<dyn Broker>,
+        log: String,
+        cache_bytes: usize,
+        accept_gaps: bool,
+    ) -> Arc<Shared> {
+        let dense = broker.features().dense_offsets;
+        let folded = watch::Sender::new(0);
+        Arc::new(Shared { broker, log, cache_bytes, accept_gaps, dense, state: Mutex::default(), folded })
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the log to its end, and returns a reader of what comes then.
+    pub(crate) async fn catch_up(&self) -> Result<StreamReader, StoreError> {
+        let failed = |error| StoreError::broker(&self.log, error);
+        let extent = millstream_message::stream_extent(&*self.broker, &self.log, StreamFrom::First)
+            .await
+            .map_err(failed)?;
+        if self.dense && extent.start > 0 {
+            self.lost(0, extent.start)?;
+        }
+        let end = extent.end;
+        let mut reader = self.broker.read(&self.log, StreamFrom::First).await.map_err(failed)?.until(extent);
+        loop {
+            let chunk = reader.next_chunk(CHUNK).await.map_err(failed)?;
+            if chunk.is_empty() {
+                break;
+            }
+            self.take(chunk)?;
+        }
+        if self.dense && self.state().fold.next_offset < end {
+            let from = self.state().fold.next_offset;
+            self.lost(from, end)?;
+        }
+        self.broker.read(&self.log, StreamFrom::Offset(end)).await.map_err(failed)
+    }
+
+    /// Reads what is appended, until the log ends.
+    pub(crate) async fn follow(self: Arc<Shared>, mut reader: StreamReader) {
+        let error = loop {
+            let taken = match reader.next_chunk(CHUNK).await {
+                Ok(chunk) if chunk.is_empty() => break StoreError::Closed { log: self.log.clone() },
+                Ok(chunk) => self.take(chunk),
+                Err(error) => Err(StoreError::broker(&self.log, error)),
+            };
+            if let Err(error) = taken {
+                break error;
+            }
+        };
+        self.fail(error);
+    }
+
+    /// Nothing more comes of this log.
+    pub(crate) fn fail(&self, error: StoreError) {
+        let mut state = self.state();
+        state.failed.get_or_insert(error);
+        state.waiting.clear();
+        drop(state);
+        // Who waits for an offset looks again, and sees why it never comes.
+        self.folded.send_modify(|_| {});
+    }
+
+    fn take(&self, items: Vec<StreamItem>) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let state = &mut *state;
+        for item in items {
+            let next = state.fold.next_offset;
+            if self.dense && item.offset > next {
+                self.lost_in(&mut state.fold, next, item.offset)?;
+            }
+            if record::is_ours(&item.message) {
+                let head = record::head(&item.message)
+                    .map_err(|error| StoreError::entry(&self.log, item.offset, error))?;
+                let verdict = state.fold.fold(item.offset, &head);
+                if let Some(waiting) = state.waiting.remove(&*head.commit) {
+                    for one in waiting {
+                        // Who no longer waits does not want to know.
+                        let _ = one.send(verdict.clone());
+                    }
+                }
+                state.cache.push(item, self.cache_bytes);
+            } else {
+                state.fold.pass(item.offset);
+            }
+        }
+        self.folded.send_replace(state.fold.next_offset);
+        Ok(())
+    }
+
+    fn lost(&self, from: u64, next: u64) -> Result<(), StoreError> {
+        self.lost_in(&mut self.state().fold, from, next)
+    }
+
+    fn lost_in(&self, fold: &mut Fold, from: u64, next: u64) -> Result<(), StoreError> {
+        if !self.accept_gaps {
+            return Err(StoreError::Gap { log: self.log.clone(), from, to: next - 1 });
+        }
+        fold.gaps += 1;
+        fold.next_offset = next;
+        Ok(())
+    }
+
+    /// Hears what becomes of a commit.
+    pub(crate) fn wait_for(self: &Arc<Shared>, commit: &str) -> Result<Waiting, StoreError> {
+        let (sender, verdict) = oneshot::channel();
+        let mut state = self.state();
+        if let Some(error) = &state.failed {
+            return Err(error.clone());
+        }
+        state.waiting.entry(commit.to_owned()).or_default().push(sender);
+        Ok(Waiting { shared: self.clone(), commit: commit.to_owned(), verdict })
+    }
+
+    /// Waits until the log is folded up to this offset.
+    pub(crate) async fn folded(&self, offset: u64) -> Result<(), StoreError> {
+        let mut folded = self.folded.subscribe();
+        loop {
+            if *folded.borrow_and_update() >= offset {
+                return Ok(());
+            }
+            self.check()?;
+            // The sender is in `self`.
+            let _ = folded.changed().await;
+        }
+    }
+
+    /// Up to where the log is folded.
+    pub(crate) fn reached(&self) -> u64 {
+        *self.folded.borrow()
+    }
+
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        self.state().failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// An entry that was seen lately.
+    pub(crate) fn cached(&self, offset: u64) -> Option<StreamItem> {
+        self.state().cache.find(offset).cloned()
+    }
+}
+
+/// Waits for what becomes of a commit. Dropping it forgets that.
+pub(crate) struct Waiting {
+    shared: Arc<Shared>,
+    commit: String,
+    verdict: oneshot::Receiver<Verdict>,
+}
+
+impl Waiting {
+    pub(crate) async fn verdict(mut self) -> Result<Verdict, StoreError> {
+        let verdict = (&mut self.verdict).await;
+        verdict.map_err(|_| {
+            let closed = || StoreError::Closed { log: self.shared.log.clone() };
+            self.shared.check().err().unwrap_or_else(closed)
+        })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.verdict.close();
+        let mut state = self.shared.state();
+        if let Some(waiting) = state.waiting.get_mut(&self.commit) {
+            waiting.retain(|one| !one.is_closed());
+            if waiting.is_empty() {
+                state.waiting.remove(&self.commit);
+            }
+        }
+    }
+}

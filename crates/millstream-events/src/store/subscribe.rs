@@ -1,0 +1,354 @@
+//! Subscriptions: all events, from where one of this name has come, and then whatever is appended.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_core::Stream;
+use futures_util::stream::{BoxStream, StreamExt, unfold};
+use millstream_flow::flows::FromTracked;
+use millstream_flow::{BoxError, Outcome, Pipe, Settler, Tracked, Tracker};
+use millstream_message::{BrokerError, BrokerErrorKind, StreamOffset};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::Inner;
+use super::RecordedEvent;
+use super::error::StoreError;
+use super::read::{Filter, Tail};
+
+/// The time between two saves of a subscription's place: a process that is killed repeats what it settled since the last one.
+const SAVE_EVERY: Duration = Duration::from_millis(200);
+
+/// What is to be subscribed to: [`EventStore::subscribe`](crate::EventStore::subscribe).
+///
+/// ```
+/// # use millstream_events::{Event, EventStore, Expected, Filter};
+/// # use millstream_message::Message;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// # let broker = millstream_embedded::open(&"memory:".parse()?).await?;
+/// let store = EventStore::open(broker, "log").await?;
+/// let placed = |order: u32| Event::new("order-placed", Message::new(order.to_string()));
+/// store.append("order-1", Expected::Any, [placed(1)]).await?;
+///
+/// // A projection: it hears what was there before, and what comes.
+/// let orders = store.subscribe("orders").filter(Filter::all().types(["order-placed"])).open().await?;
+/// let (seen, mut events) = tokio::sync::mpsc::channel(8);
+/// let run = orders.flow().map_async(1, move |event| {
+///     let seen = seen.clone();
+///     async move { seen.send(event.version).await }
+/// }).for_each(drop).start();
+/// store.append("order-2", Expected::Any, [placed(2)]).await?;
+/// assert_eq!((events.recv().await, events.recv().await), (Some(0), Some(0)));
+/// run.shutdown(std::time::Duration::from_secs(1)).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[must_use = "nothing is subscribed to before `open`"]
+pub struct Subscribe {
+    store: Arc<Inner>,
+    name: String,
+    filter: Filter,
+    new_only: bool,
+}
+
+impl fmt::Debug for Subscribe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Subscribe { name, filter, new_only, .. } = self;
+        let mut out = f.debug_struct("Subscribe");
+        out.field("name", name).field("filter", filter).field("new_only", new_only).finish_non_exhaustive()
+    }
+}
+
+impl Subscribe {
+    pub(super) fn new(store: Arc<Inner>, name: String) -> Subscribe {
+        Subscribe { store, name, filter: Filter::default(), new_only: false }
+    }
+
+    /// Only these events. Others are passed over, and the subscription's place goes on behind them with the next that it gets.
+    pub fn filter(mut self, filter: Filter) -> Self {
+        self.filter = filter;
+        self
+    }
+
+    /// The first time, only what is appended from now on; else all that is there comes first. A subscription that has come
+    /// somewhere before goes on from there in any case.
+    pub fn new_only(mut self) -> Self {
+        self.new_only = true;
+        self
+    }
+
+    /// Looks up how far the subscription has come.
+    ///
+    /// # Errors
+    /// If its name is empty, or a subscription of that name is open by this handle of the store or a clone of it; if the broker cannot
+    /// tell its place.
+    pub async fn open(self) -> Result<EventSubscription, StoreError> {
+        let shared = &self.store.shared;
+        shared.check()?;
+        if self.name.is_empty() {
+            return Err(StoreError::Invalid(
+                "a subscription needs a name, by which its place is kept".to_owned(),
+            ));
+        }
+        let (place, before) = self.store.savers.claim(&shared.log, &self.name)?;
+        if let Some(before) = before {
+            // Then what it had to save is saved.
+            let _ = before.await;
+        }
+        let failed = |error| StoreError::broker(&shared.log, error);
+        let opened = StreamOffset::open(shared.broker.clone(), &shared.log, &self.name).await;
+        let (offset, from) = opened.map_err(failed)?;
+        let from = match from {
+            Some(from) => from,
+            None => {
+                // It has begun, though it may hear of nothing before it is opened again.
+                let from = if self.new_only { shared.reached() } else { 0 };
+                offset.store(from).await.map_err(failed)?;
+                from
+            }
+        };
+        place.begin(from);
+        self.store.savers.spawn(&self.name, save(offset, place.reached.subscribe()));
+        let tail = Tail::new(shared.clone(), from, None, self.filter);
+        Ok(EventSubscription { tail, place })
+    }
+}
+
+/// All events from where a subscription has come: [`Subscribe::open`].
+///
+/// # Ordering
+/// That of the log, for all streams together.
+///
+/// # Delivery
+/// At least once: the place that is kept goes behind an entry of the log when all of its events, and all before, are settled. It is
+/// saved every 200 ms at most, and when the subscription has gone; a process that is killed gets again what it settled since.
+/// [`RecordedEvent::position`] tells what came before.
+pub struct EventSubscription {
+    tail: Tail,
+    place: Arc<Place>,
+}
+
+impl fmt::Debug for EventSubscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventSubscription").field("next", &self.tail.next).finish_non_exhaustive()
+    }
+}
+
+impl EventSubscription {
+    /// The offset of the first entry that it reads.
+    pub fn offset(&self) -> u64 {
+        self.tail.next
+    }
+
+    /// The events as a flow that does not end by itself. An event is settled when its item completes, is dropped by declaration, or
+    /// dies: send those that die [elsewhere](Pipe::dead_letter), since they do not come again.
+    ///
+    /// # Backpressure
+    /// Entries are read when the flow asks for them, up to 256 at once.
+    ///
+    /// # Errors
+    /// A log that cannot be read fails the run.
+    pub fn flow(self) -> Pipe<FromTracked<SubscribedEvents>> {
+        let chunks = unfold(Some(self.tail), |tail| async move {
+            let mut tail = tail?;
+            match tail.next_chunk().await {
+                Ok(events) => Some((Ok((events, tail.next)), Some(tail))),
+                Err(error) => Some((Err(error), None)),
+            }
+        });
+        let tracker = Tracker::new(Settle(self.place.clone()));
+        let account = tracker.account();
+        let source =
+            SubscribedEvents { chunks: chunks.boxed(), ready: VecDeque::new(), tracker, place: self.place };
+        Pipe::from_tracked(account, source).named("events")
+    }
+}
+
+/// What [`EventSubscription::flow`] reads.
+pub struct SubscribedEvents {
+    chunks: BoxStream<'static, Result<(Vec<RecordedEvent>, u64), StoreError>>,
+    ready: VecDeque<RecordedEvent>,
+    tracker: Tracker,
+    place: Arc<Place>,
+}
+
+impl fmt::Debug for SubscribedEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SubscribedEvents")
+    }
+}
+
+impl Stream for SubscribedEvents {
+    type Item = Result<Tracked<RecordedEvent>, BoxError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let this = &mut *self;
+            if let Some(value) = this.ready.pop_front() {
+                return Poll::Ready(Some(Ok(Tracked { value, token: this.tracker.issue() })));
+            }
+            match ready!(this.chunks.poll_next_unpin(cx)) {
+                Some(Ok((events, next))) => {
+                    this.place.handed_out(this.tracker.issued(), &events, next);
+                    this.ready.extend(events);
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+struct Settle(Arc<Place>);
+
+impl Settler for Settle {
+    fn settle(&self, items: Range<u64>, outcome: &Outcome) {
+        if !matches!(outcome, Outcome::Abandoned) {
+            self.0.settled(items);
+        }
+    }
+}
+
+/// How far a subscription has come.
+pub(crate) struct Place {
+    reached: watch::Sender<u64>,
+    state: Mutex<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    /// All items before this one are settled.
+    settled: u64,
+    /// Others that are: ranges of their numbers, from and to.
+    ahead: BTreeMap<u64, u64>,
+    /// How far the log is done with once all items before a number are settled, in order.
+    marks: VecDeque<(u64, u64)>,
+}
+
+impl Place {
+    fn begin(&self, from: u64) {
+        self.reached.send_if_modified(|reached| {
+            *reached = from;
+            false
+        });
+    }
+
+    fn state(&self) -> MutexGuard<'_, Progress> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Items from this number on are these events, after which comes what is at `next`.
+    fn handed_out(&self, first: u64, events: &[RecordedEvent], next: u64) {
+        let mut state = self.state();
+        let entries = events.chunk_by(|one, other| one.position.offset == other.position.offset);
+        let mut item = first;
+        for entry in entries {
+            item += entry.len() as u64;
+            state.marks.push_back((item, entry[0].position.offset + 1));
+        }
+        if let Some(last) = state.marks.back_mut() {
+            last.1 = last.1.max(next);
+        }
+    }
+
+    fn settled(&self, items: Range<u64>) {
+        let mut state = self.state();
+        let Progress { settled, ahead, marks } = &mut *state;
+        if items.start > *settled {
+            ahead.insert(items.start, items.end);
+            return;
+        }
+        *settled = items.end;
+        while let Some(next) = ahead.first_entry().filter(|next| *next.key() <= *settled) {
+            *settled = next.remove();
+        }
+        let mut reached = None;
+        while marks.front().is_some_and(|(item, _)| *item <= *settled) {
+            reached = marks.pop_front();
+        }
+        drop(state);
+        if let Some((_, offset)) = reached {
+            self.reached.send_replace(offset);
+        }
+    }
+}
+
+/// Saves what is reached now and then, and once more when the place has gone.
+async fn save(offset: StreamOffset, mut reached: watch::Receiver<u64>) {
+    loop {
+        let gone = reached.changed().await.is_err();
+        let at = *reached.borrow_and_update();
+        match offset.store(at).await {
+            Err(error) if error.kind() == BrokerErrorKind::Unavailable && !gone => reached.mark_changed(),
+            // With the log its places go.
+            Err(error) if error.kind() != BrokerErrorKind::NotFound => {
+                tracing::warn!(%error, "the place of a subscription is not saved: its last events will come again");
+            }
+            _ => {}
+        }
+        if gone {
+            return;
+        }
+        sleep(SAVE_EVERY).await;
+    }
+}
+
+/// The subscriptions of a store, by name, and the tasks that save their places. A task ends with its subscription.
+#[derive(Default)]
+pub(crate) struct Savers(Mutex<HashMap<String, Open>>);
+
+struct Open {
+    place: Weak<Place>,
+    saver: Option<JoinHandle<()>>,
+}
+
+impl Savers {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Open>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a subscription of this name, and what saves that of one before.
+    fn claim(&self, log: &str, name: &str) -> Result<(Arc<Place>, Option<JoinHandle<()>>), StoreError> {
+        let mut all = self.all();
+        let before = match all.get_mut(name) {
+            Some(open) if open.place.strong_count() > 0 => {
+                let text = format!(
+                    "a subscription `{name}` is open already; give this one another name to get every event too"
+                );
+                return Err(StoreError::broker(log, BrokerError::new(BrokerErrorKind::InUse, text)));
+            }
+            Some(open) => open.saver.take(),
+            None => None,
+        };
+        let place = Arc::new(Place { reached: watch::Sender::new(0), state: Mutex::default() });
+        all.insert(name.to_owned(), Open { place: Arc::downgrade(&place), saver: None });
+        Ok((place, before))
+    }
+
+    fn spawn(&self, name: &str, saving: impl Future<Output = ()> + Send + 'static) {
+        if let Some(open) = self.all().get_mut(name) {
+            open.saver = Some(tokio::spawn(saving));
+        }
+    }
+
+    /// Waits for what subscriptions that have gone had to save.
+    pub(super) async fn saved(&self) {
+        let gone: Vec<JoinHandle<()>> = {
+            let mut all = self.all();
+            let gone = all.values_mut().filter(|open| open.place.strong_count() == 0);
+            gone.filter_map(|open| open.saver.take()).collect()
+        };
+        for saver in gone {
+            // It was not aborted, and does not panic.
+            let _ = saver.await;
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Events on every broker: in memory, on disk, and on a RabbitMQ that the tests start for themselves.
+
+mod store;
+mod support;

@@ -1,0 +1,4 @@
+mod appending;
+mod faults;
+mod reading;
+mod subscribing;
