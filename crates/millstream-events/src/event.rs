@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 /// A type of values that are events: what they are called where they are stored and sent.
 ///
-/// The names are a contract with everything that was ever stored: give a type another name when its form changes, and say by an
-/// [`Upcast`](crate::Upcast) how the old form becomes the new one.
+/// The names are a contract with everything that was ever stored: give a type another name when its form changes, and say by
+/// [`Upcasters`](crate::Upcasters) how the old form becomes the new one.
 ///
 /// ```
 /// use millstream_events::EventData;

@@ -1,13 +1,17 @@
 //! An event store, an event bus, an outbox and sagas, on any of Millstream's brokers.
 #![forbid(unsafe_code)]
 
+mod aggregate;
 mod clock;
 mod event;
 mod store;
+mod upcast;
 
+pub use aggregate::{Aggregate, Aggregates, ExecuteError, Executed, Executing, LoadError, Loaded};
 pub use event::{Event, EventData};
 pub use store::{
     AppendError, Appended, Conflict, EventReader, EventStore, EventStoreOptions, EventStoreStatistics,
     EventSubscription, Expected, Filter, Position, ReadAll, ReadStream, RecordedEvent, StoreError, Subscribe,
     SubscribedEvents,
 };
+pub use upcast::{DecodeError, Upcasters};

@@ -364,6 +364,13 @@ impl EventStore {
         self.0.shared.state().fold.streams.get(stream).and_then(fold::Entry::version)
     }
 
+    /// What a commit of this name has appended, if it is among the last 65,536 of the log.
+    pub fn committed(&self, commit: &str) -> Option<Appended> {
+        let versions = self.0.shared.state().fold.commit(commit)?;
+        let last_version = versions.end.saturating_sub(1);
+        Some(Appended { first_version: versions.start, last_version, repeated: true })
+    }
+
     /// The names of the streams that have events and begin with `prefix`, in order.
     pub fn streams(&self, prefix: &str) -> Vec<Arc<str>> {
         let state = self.0.shared.state();

@@ -1,4 +1,5 @@
 //! Events on every broker: in memory, on disk, and on a RabbitMQ that the tests start for themselves.
 
+mod aggregates;
 mod store;
 mod support;
