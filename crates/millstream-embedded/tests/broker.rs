@@ -149,7 +149,7 @@ async fn disk_comes_back_when_everything_is_acked() {
         }
     }
     // Quiet for long enough to be tidied up.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
     let bytes = broker.log_stats().expect("a log").disk_bytes;
     assert!(bytes <= 3 * small().segment_bytes, "{bytes} bytes of disk after all was acked");
 }
@@ -166,7 +166,7 @@ async fn a_few_old_messages_do_not_hold_the_disk() {
         broker.purge("busy").await.expect("purges");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
     let bytes = broker.log_stats().expect("a log").disk_bytes;
     assert!(bytes <= 9 * small().segment_bytes, "{bytes} bytes of disk for five messages, after 8 MB");
     drop(broker);
@@ -525,4 +525,55 @@ async fn a_stream_is_drained_though_its_last_append_was_refused() {
     assert_eq!(drained(&broker).await.0, count);
     broker.append("s", messages(2)).await.expect("appended");
     assert_eq!(drained(&broker).await.0, count + 2);
+}
+
+/// What is appended may become durable between a reader's look at the log and its look at how far that is durable: whoever waits
+/// then waits for an append that has been.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_reader_that_waits_at_the_end_of_a_stream_hears_of_every_append() {
+    let appends = if std::env::var_os("MILLSTREAM_SOAK").is_some() { 50_000 } else { 8000 };
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = format!("embedded:{}", directory.path().display()).parse().expect("a URL");
+    let broker = open(&url).await.expect("opened");
+    broker.declare_stream(StreamSpec::new("s")).await.expect("declared");
+    let (heard, mut each) = tokio::sync::mpsc::channel(8);
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            let (broker, heard) = (broker.clone(), heard.clone());
+            tokio::spawn(async move {
+                let mut reader = broker.read("s", StreamFrom::First).await.expect("read");
+                loop {
+                    for item in reader.next_chunk(8).await.expect("a chunk") {
+                        if heard.send(item.offset).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    for offset in 0..appends {
+        assert_eq!(broker.append("s", vec![Message::new("x")]).await.expect("stored"), offset);
+        for _ in 0..3 {
+            let next = tokio::time::timeout(Duration::from_secs(60), each.recv()).await;
+            assert_eq!(next.unwrap_or_else(|_| panic!("append {offset} is not heard of")), Some(offset));
+        }
+    }
+    drop(each);
+    readers.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn a_reader_that_begins_while_the_first_append_is_under_way_reads_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = format!("embedded:{}", directory.path().display()).parse().expect("a URL");
+    let broker = open(&url).await.expect("opened");
+    broker.declare_stream(StreamSpec::new("s")).await.expect("declared");
+    let mut append = broker.append("s", vec![Message::new("x")]);
+    let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(append.as_mut().poll(cx))).await;
+    assert!(polled.is_pending(), "it is accepted, and not on the disk");
+    let mut reader = broker.read("s", StreamFrom::First).await.expect("read");
+    append.await.expect("stored");
+    let chunk = tokio::time::timeout(Duration::from_secs(60), reader.next_chunk(8)).await;
+    assert_eq!(chunk.expect("it comes").expect("a chunk")[0].offset, 0);
 }

@@ -134,7 +134,10 @@ impl Log {
 
     /// The position of the oldest record that is kept, or where the first one will be.
     pub fn start(&self) -> Position {
-        Position::new(self.shared.segments.start().unwrap_or_else(|| self.shared.end()))
+        // Without a segment the first one will begin at what is not durable yet, which was accepted before. Looked up first: there may
+        // be a segment a moment later, and more is durable then.
+        let durable = self.shared.durable();
+        Position::new(self.shared.segments.start().unwrap_or(durable))
     }
 
     /// The positions at which the segments that hold records begin, oldest first. Disk space comes back

@@ -92,11 +92,11 @@ impl StreamSource for LogReader {
             }
             // Before reading, so that what is appended after the read is not taken for seen.
             let Ok(log) = self.stream.log() else { return Poll::Ready(Ok(0)) };
-            let (next, end) = (self.stream.index.lock().next, log.end());
+            let (next, end, durable) = (self.stream.index.lock().next, log.end(), log.durable());
             if self.fill()? {
                 continue;
             }
-            if log.durable() < end {
+            if durable < end {
                 let commit = self.flushing.get_or_insert_with(|| log.flush());
                 if Pin::new(commit).poll(cx).is_pending() {
                     return Poll::Pending;
