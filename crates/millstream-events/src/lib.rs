@@ -2,13 +2,17 @@
 #![forbid(unsafe_code)]
 
 mod aggregate;
-mod clock;
 mod event;
+mod saga;
 mod store;
 mod upcast;
 
 pub use aggregate::{Aggregate, Aggregates, ExecuteError, Executed, Executing, LoadError, Loaded};
 pub use event::{Event, EventData};
+pub use saga::{
+    BeginError, Ending, SAGA_STREAMS, Saga, SagaChange, SagaError, SagaStatus, SagaView, Sagas, SagasBuilder,
+    SagasStatistics, Step, StepContext, StepError, Wait, Why,
+};
 pub use store::{
     AppendError, Appended, Conflict, EventReader, EventStore, EventStoreOptions, EventStoreStatistics,
     EventSubscription, Expected, Filter, Position, ReadAll, ReadStream, RecordedEvent, StoreError, Subscribe,

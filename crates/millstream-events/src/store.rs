@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 pub use self::error::{AppendError, Conflict, StoreError};
 pub use self::expected::Expected;
 use self::fold::Verdict;
+pub(crate) use self::read::Tail;
 pub use self::read::{EventReader, Filter, ReadAll, ReadStream};
 use self::record::{BodyHead, Change, EventHead};
 use self::shared::Shared;
@@ -392,6 +393,11 @@ impl EventStore {
     /// All events from where the subscription of this name has come, and then whatever is appended: see [`Subscribe`].
     pub fn subscribe(&self, name: impl Into<String>) -> Subscribe {
         Subscribe::new(self.0.clone(), name.into())
+    }
+
+    /// What is appended from now on.
+    pub(crate) fn tail(&self, filter: Filter) -> Tail {
+        Tail::new(self.0.shared.clone(), self.0.shared.reached(), None, filter)
     }
 
     /// Waits until this store has seen all that was stored before, by anyone. What was appended by this handle it has seen already.

@@ -7,14 +7,13 @@ use std::sync::Arc;
 
 use futures_core::Stream;
 use futures_util::stream::{BoxStream, StreamExt, unfold};
-use millstream_flow::{Failed, Flow, Pipe};
+use millstream_flow::{Clock, Failed, Flow, Pipe};
 use millstream_message::{BrokerError, BrokerErrorKind, StreamFrom, StreamItem, StreamReader};
 
 use super::error::StoreError;
 use super::fold::{Entry, Place};
 use super::shared::Shared;
 use super::{Position, RecordedEvent, record};
-use crate::clock::Clock;
 
 /// Places of a stream that are looked up at once.
 const BLOCK: usize = 128;
@@ -158,7 +157,7 @@ impl EventReader {
 
 impl EventReader {
     fn flow(self) -> Pipe<impl Flow<Item = RecordedEvent, Token = ()>> {
-        let failed = |error| Failed::new((), error, "events", Clock::new().now());
+        let failed = |error| Failed::new((), error, "events", Clock::system().now());
         Pipe::from_stream(self).named("events").map(move |event| event.map_err(failed)).fail_fast()
     }
 }
@@ -436,7 +435,7 @@ impl ReadAll {
 }
 
 /// Reads the log forward, and waits at its end for more unless it has one.
-pub(super) struct Tail {
+pub(crate) struct Tail {
     shared: Arc<Shared>,
     reader: Option<StreamReader>,
     pub(super) next: u64,
@@ -445,7 +444,7 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    pub(super) fn new(shared: Arc<Shared>, from: u64, end: Option<u64>, filter: Filter) -> Tail {
+    pub(crate) fn new(shared: Arc<Shared>, from: u64, end: Option<u64>, filter: Filter) -> Tail {
         Tail { shared, reader: None, next: from, end, filter }
     }
 
@@ -453,7 +452,7 @@ impl Tail {
     ///
     /// # Cancel safety
     /// Nothing is lost: entries that were read and not given are read again.
-    pub(super) async fn next_chunk(&mut self) -> Result<Vec<RecordedEvent>, StoreError> {
+    pub(crate) async fn next_chunk(&mut self) -> Result<Vec<RecordedEvent>, StoreError> {
         loop {
             if self.end.is_some_and(|end| self.next >= end) {
                 return Ok(Vec::new());

@@ -187,7 +187,7 @@ impl Shared {
 
     /// Up to where the log is folded.
     pub(crate) fn reached(&self) -> u64 {
-        *self.folded.borrow()
+        self.state().fold.next_offset
     }
 
     pub(crate) fn check(&self) -> Result<(), StoreError> {

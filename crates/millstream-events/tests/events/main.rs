@@ -1,5 +1,6 @@
 //! Events on every broker: in memory, on disk, and on a RabbitMQ that the tests start for themselves.
 
 mod aggregates;
+mod sagas;
 mod store;
 mod support;
