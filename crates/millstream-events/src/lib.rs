@@ -15,7 +15,7 @@ pub use saga::{
 };
 pub use store::{
     AppendError, Appended, Conflict, EventReader, EventStore, EventStoreOptions, EventStoreStatistics,
-    EventSubscription, Expected, Filter, Position, ReadAll, ReadStream, RecordedEvent, StoreError, Subscribe,
+    EventSubscription, Expected, Filter, Position, ReadAll, ReadStream, RecordedEvent, StoreError, CatchUp,
     SubscribedEvents,
 };
 pub use upcast::{DecodeError, Upcasters};

@@ -24,7 +24,7 @@ pub use self::read::{EventReader, Filter, ReadAll, ReadStream};
 use self::record::{BodyHead, Change, EventHead};
 use self::shared::Shared;
 use self::subscribe::Savers;
-pub use self::subscribe::{EventSubscription, Subscribe, SubscribedEvents};
+pub use self::subscribe::{EventSubscription, CatchUp, SubscribedEvents};
 use crate::event::{Event, EventData, new_id};
 
 /// How a store is opened.
@@ -390,9 +390,9 @@ impl EventStore {
         ReadAll::new(self.0.shared.clone())
     }
 
-    /// All events from where the subscription of this name has come, and then whatever is appended: see [`Subscribe`].
-    pub fn subscribe(&self, name: impl Into<String>) -> Subscribe {
-        Subscribe::new(self.0.clone(), name.into())
+    /// All events from where the subscription of this name has come, and then whatever is appended: see [`CatchUp`].
+    pub fn subscribe(&self, name: impl Into<String>) -> CatchUp {
+        CatchUp::new(self.0.clone(), name.into())
     }
 
     /// What is appended from now on.

@@ -75,7 +75,7 @@ pub struct Conflict {
     pub stream: String,
     /// What was expected.
     pub expected: Expected,
-    /// The stream's version; `None` if it has no events.
+    /// The stream's version, as far as this store has seen; `None` if it has no events.
     pub actual: Option<u64>,
 }
 

@@ -52,24 +52,24 @@ const SAVE_EVERY: Duration = Duration::from_millis(200);
 /// ```
 #[derive(Clone)]
 #[must_use = "nothing is subscribed to before `open`"]
-pub struct Subscribe {
+pub struct CatchUp {
     store: Arc<Inner>,
     name: String,
     filter: Filter,
     new_only: bool,
 }
 
-impl fmt::Debug for Subscribe {
+impl fmt::Debug for CatchUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Subscribe { name, filter, new_only, .. } = self;
-        let mut out = f.debug_struct("Subscribe");
+        let CatchUp { name, filter, new_only, .. } = self;
+        let mut out = f.debug_struct("CatchUp");
         out.field("name", name).field("filter", filter).field("new_only", new_only).finish_non_exhaustive()
     }
 }
 
-impl Subscribe {
-    pub(super) fn new(store: Arc<Inner>, name: String) -> Subscribe {
-        Subscribe { store, name, filter: Filter::default(), new_only: false }
+impl CatchUp {
+    pub(super) fn new(store: Arc<Inner>, name: String) -> CatchUp {
+        CatchUp { store, name, filter: Filter::default(), new_only: false }
     }
 
     /// Only these events. Others are passed over, and the subscription's place goes on behind them with the next that it gets.
@@ -122,7 +122,7 @@ impl Subscribe {
     }
 }
 
-/// All events from where a subscription has come: [`Subscribe::open`].
+/// All events from where a subscription has come: [`CatchUp::open`].
 ///
 /// # Ordering
 /// That of the log, for all streams together.

@@ -54,6 +54,7 @@ async fn an_append_counts_only_if_its_stream_is_as_expected() {
         assert_eq!(try_as(Expected::Version(0)).await.expect("as expected").last_version, 1);
         assert_eq!(try_as(Expected::Exists).await.expect("there").last_version, 2);
         assert_eq!(try_as(Expected::Any).await.expect("whatever").last_version, 3);
+        other.refresh().await.expect("up to date");
         let late = other.append("s", Expected::Version(1), [event("late")]).await.expect_err("3 by now");
         assert_eq!(conflict(&late), Some(3));
         assert_eq!(late.to_string(), "stream `s` has version 3, and version 1 was expected");

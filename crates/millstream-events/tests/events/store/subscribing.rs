@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use millstream_events::{Event, EventStore, Expected, Filter, RecordedEvent, Subscribe};
+use millstream_events::{Event, EventStore, Expected, Filter, RecordedEvent, CatchUp};
 use millstream_flow::Run;
 use millstream_message::Message;
 use tokio::sync::mpsc;
@@ -10,7 +10,7 @@ use crate::support::{Kind, Place, event, everywhere, text, texts};
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A run that hands over each event, and settles it when the other side has taken it.
-async fn listen(subscribe: Subscribe) -> (Run<()>, mpsc::Receiver<RecordedEvent>) {
+async fn listen(subscribe: CatchUp) -> (Run<()>, mpsc::Receiver<RecordedEvent>) {
     let (seen, events) = mpsc::channel(1000);
     let flow = subscribe.open().await.expect("opened").flow();
     let run = flow
