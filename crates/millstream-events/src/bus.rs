@@ -177,6 +177,11 @@ impl EventBus {
         self
     }
 
+    /// The broker it is on.
+    pub fn broker(&self) -> &Arc<dyn Broker> {
+        &self.broker
+    }
+
     /// The service's name.
     pub fn service(&self) -> &str {
         &self.service
@@ -251,7 +256,7 @@ impl EventBus {
         let places: Vec<Result<usize, BusError>> = drafts
             .into_iter()
             .map(|draft| {
-                batch.push(draft.into_publish()?);
+                batch.push(draft.into_publish_after(batch.last())?);
                 Ok(batch.len() - 1)
             })
             .collect();
@@ -289,10 +294,6 @@ impl EventBus {
             refused: read(refused),
             unconfirmed: read(unconfirmed),
         }
-    }
-
-    fn broker(&self) -> &Arc<dyn Broker> {
-        &self.broker
     }
 
     fn exchange_used(&self) -> &str {

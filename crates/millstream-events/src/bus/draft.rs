@@ -133,8 +133,18 @@ impl EventDraft {
     /// # Errors
     /// `EventType`, for a type that no event can have.
     pub fn into_publish(self) -> Result<Publish, BusError> {
+        self.into_publish_after(None)
+    }
+
+    /// The same, behind another one of its bus.
+    pub(super) fn into_publish_after(self, last: Option<&Publish>) -> Result<Publish, BusError> {
         let EventDraft { bus, mut envelope, more } = self;
-        let to = bus.address_of(&envelope.event.event_type)?;
+        let event_type = &envelope.event.event_type;
+        let to = match last {
+            // Brokers route a run of clones once.
+            Some(last) if last.to.key() == event_type => last.to.clone(),
+            _ => bus.address_of(event_type)?,
+        };
         envelope.published = Some(bus.now());
         let mut message = envelope.message_with(more.headers);
         let properties = message.properties_mut();

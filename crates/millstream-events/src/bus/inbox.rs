@@ -12,7 +12,7 @@ use tokio::time::Instant;
 /// again because the acknowledgement was lost.
 ///
 /// An event is remembered when its handler has succeeded, not before. While one is handled, another of the same id waits; it is
-/// skipped if that succeeds, and handled if that fails. A clone is the same inbox. Several subscriptions may share one: what
+/// skipped if that succeeds, and handled if that fails; to wait is part of its attempt's time. A clone is the same inbox. Several subscriptions may share one: what
 /// each of their queues has handled is kept apart, while consumers of one queue share what they know.
 ///
 /// It is in memory and **forgets with the process**: after a restart, and between processes that compete for one queue, an event

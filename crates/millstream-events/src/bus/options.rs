@@ -117,7 +117,7 @@ impl<C> Subscribe<C> {
     }
 
     /// Listens only while it lives: by a queue of its own, which nobody shares, begins empty, and goes with the subscription; when the
-    /// process dies, a [minute](super::TEMPORARY_IDLE) later. A connection that is lost for less loses no event. There are no
+    /// process dies, a [minute](crate::TEMPORARY_IDLE) later. A connection that is lost for less loses no event. There are no
     /// dead letters: what is not handled in its last attempt is gone, and counted.
     pub fn temporary(mut self) -> Self {
         self.temporary = true;

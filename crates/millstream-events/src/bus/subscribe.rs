@@ -12,12 +12,12 @@ use super::envelope::EnvelopeError;
 use super::error::no_queues;
 use super::inbox::Inbox;
 use super::options::Subscribe;
-use super::subscription::{HANDLED_BEFORE, Place, Subscribing};
+use super::subscription::{HANDLED_BEFORE, Place, Subscribing, Temporary};
 use super::{BusError, EventBus, TYPE_MAX, shortened};
 use crate::event::new_id;
 use crate::{Event, EventData};
 
-/// How long the queue of a [temporary](Subscribe::temporary) subscription stays when nobody listens.
+/// How long the queue of a [temporary](Subscribe::temporary) subscription stays when its process has died, on brokers that outlive it.
 pub const TEMPORARY_IDLE: Duration = Duration::from_secs(60);
 
 /// What is needed to work on a subscription's queue.
@@ -116,13 +116,14 @@ impl EventBus {
     /// # Ordering
     /// Within a key that of the queue, while one process has it; what is tried again loses its place. Backpressure, errors
     /// and cancel safety are those of `subscribe`.
-    pub async fn subscribe_by_key<E, C, Q, H>(
+    pub async fn subscribe_by_key<E, C, Q, K, H>(
         &self,
         options: Subscribe<C>,
-        key: impl Fn(&EventContext) -> Q + Send + 'static,
+        key: K,
         handler: H,
-    ) -> Result<Subscribing<impl Flow<Item = (), Token = Token>>, BusError>
+    ) -> Result<Subscribing<impl Flow<Item = (), Token = Token> + use<E, C, Q, K, H>>, BusError>
     where
+        K: Fn(&EventContext) -> Q + 'static,
         E: EventData,
         C: Codec<E> + 'static,
         Q: Hash,
@@ -148,19 +149,16 @@ impl EventBus {
     ///
     /// # Errors
     /// As there.
-    pub async fn subscribe_all<P, C, H>(
+    pub async fn subscribe_all<C, H>(
         &self,
-        patterns: impl IntoIterator<Item = P>,
+        patterns: &[&str],
         options: Subscribe<C>,
         handler: H,
-    ) -> Result<Subscribing<impl Flow<Item = (), Token = Token>>, BusError>
+    ) -> Result<Subscribing<impl Flow<Item = (), Token = Token> + use<C, H>>, BusError>
     where
-        P: AsRef<str>,
         H: AsyncFn(&Event, &EventContext) -> Result<(), Failure> + 'static,
     {
-        let patterns: Vec<P> = patterns.into_iter().collect();
-        let patterns: Vec<&str> = patterns.iter().map(AsRef::as_ref).collect();
-        let Opened { rules, consumer, place, inbox, .. } = self.open(&patterns, options).await?;
+        let Opened { rules, consumer, place, inbox, .. } = self.open(patterns, options).await?;
         let (broker, queue) = (place.broker.clone(), place.queue.clone());
         let work = work(rules, Reading(|_: &Event| Ok(())));
         let done = work.start(broker, consumer, async move |job: &Job<Received<()>>| {
@@ -189,6 +187,9 @@ impl EventBus {
         if !broker.features().queues {
             return Err(BusError::Broker(no_queues(broker.url())));
         }
+        if types.is_empty() {
+            return Err(BusError::EventType { event_type: String::new(), reason: "there is not one" });
+        }
         for &pattern in types {
             let reason = match pattern.len() {
                 0 => "it is empty",
@@ -215,6 +216,7 @@ impl EventBus {
             None if broker.features().queue_expiry => declared.expires(TEMPORARY_IDLE),
             None => Queue::exclusive(&queue),
         };
+        let temporary = temporary.then(|| Temporary::new(broker.clone(), queue.clone()));
         if let Some(change) = change {
             declared = change(declared);
             declared.name.clone_from(&queue);
@@ -233,7 +235,7 @@ impl EventBus {
         };
         let consumer: Result<Consumer, BrokerError> = declaring.await;
         let consumer = consumer.map_err(BusError::Broker)?;
-        let place = Place { broker, queue: queue.into(), dead, acker: consumer.acker() };
+        let place = Place { broker, queue: queue.into(), dead, acker: consumer.acker(), temporary };
         Ok(Opened { codec, rules: (concurrency, retry), consumer, place, inbox })
     }
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_flow::{Flow, Ledger, Pipe, Report, Run, RunError, Token};
-use millstream_message::{Acker, Broker};
+use millstream_message::{Acker, Broker, BrokerError};
 use serde::Serialize;
+
+use tokio::runtime::Handle;
 
 use super::BusError;
 
@@ -17,9 +19,35 @@ pub const HANDLED_BEFORE: &str = "handled before";
 pub(super) struct Place {
     pub(super) broker: Arc<dyn Broker>,
     pub(super) queue: Arc<str>,
-    /// `None` for a queue that goes with the subscription.
     pub(super) dead: Option<String>,
     pub(super) acker: Acker,
+    /// Of a queue that goes with the subscription.
+    pub(super) temporary: Option<Temporary>,
+}
+
+/// A queue that is deleted when this is dropped, as soon as somebody gets to it.
+pub(super) struct Temporary(Option<(Arc<dyn Broker>, String)>);
+
+impl Temporary {
+    pub(super) fn new(broker: Arc<dyn Broker>, queue: String) -> Temporary {
+        Temporary(Some((broker, queue)))
+    }
+
+    async fn delete(mut self) -> Result<(), BrokerError> {
+        let Some((broker, queue)) = &self.0 else { return Ok(()) };
+        broker.delete_queue(queue).await?;
+        self.0 = None;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Without a runtime it goes with the process, or when nobody has used it for a while.
+        if let (Some((broker, queue)), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(async move { _ = broker.delete_queue(&queue).await });
+        }
+    }
 }
 
 /// A subscription whose queue gets events, and that handles them once it is [started](Subscribing::start).
@@ -47,7 +75,8 @@ impl<F> fmt::Debug for Subscribing<F> {
 }
 
 /// A subscription that runs. Dropping it stops it where it is: calls of the handler are dropped where they wait, and what is not
-/// settled goes back to the queue, which goes on to collect events. [`stop`](Subscription::stop) finishes what is in hand.
+/// settled goes back to the queue, which goes on to collect events unless it is [temporary](crate::Subscribe::temporary).
+/// [`stop`](Subscription::stop) finishes what is in hand.
 #[must_use = "dropping a subscription stops it"]
 pub struct Subscription {
     run: Run<()>,
@@ -159,17 +188,19 @@ impl Subscription {
     /// # Cancel safety
     /// Dropping the future stops the subscription as dropping it does.
     pub async fn stop(self, deadline: Duration) -> Result<Report, BusError> {
-        let Subscription { run, place } = self;
+        let Subscription { run, mut place } = self;
         let ended = run.shutdown(deadline).await;
         place.acker.release();
-        if place.dead.is_none() {
-            place.broker.delete_queue(&place.queue).await.map_err(BusError::Broker)?;
-        }
-        report(ended)
+        let deleted = match place.temporary.take() {
+            Some(temporary) => temporary.delete().await,
+            None => Ok(()),
+        };
+        let report = report(ended)?;
+        deleted.map(|()| report).map_err(BusError::Broker)
     }
 
     /// [Stops](Subscription::stop), and deletes the queue with the events that wait in it, for every process of the service; also the
-    /// queue of dead letters, if it is empty.
+    /// queue of dead letters, if it is empty by then.
     ///
     /// # Errors
     /// As [`stop`](Subscription::stop). The queue is deleted also when the run did not end well: what was under way at the deadline
@@ -181,16 +212,20 @@ impl Subscription {
         let Subscription { run, place } = self;
         let ended = run.shutdown(deadline).await;
         place.acker.release();
-        let Place { broker, queue, dead, .. } = &place;
-        let deleted = broker.delete_queue(queue).await.map_err(BusError::Broker)?;
-        let mut dead_letters = 0;
-        if let Some(dead) = dead {
-            dead_letters = broker.stats(dead).await.map_err(BusError::Broker)?.total();
+        let deleting = async {
+            let Place { broker, queue, dead, .. } = &place;
+            let deleted = broker.delete_queue(queue).await?;
+            let Some(dead) = dead else { return Ok((deleted, 0)) };
+            let dead_letters = broker.stats(dead).await?.total();
             if dead_letters == 0 {
-                broker.delete_queue(dead).await.map_err(BusError::Broker)?;
+                broker.delete_queue(dead).await?;
             }
-        }
-        report(ended).map(|report| Unsubscribed { report, deleted, dead_letters })
+            Ok((deleted, dead_letters))
+        };
+        let gone: Result<_, BrokerError> = deleting.await;
+        let report = report(ended)?;
+        let (deleted, dead_letters) = gone.map_err(BusError::Broker)?;
+        Ok(Unsubscribed { report, deleted, dead_letters })
     }
 }
 
