@@ -1,5 +1,6 @@
 //! The event bus, in memory, in files, and on a RabbitMQ.
 
+mod faults;
 mod handling;
 mod publishing;
 mod stopping;
