@@ -54,6 +54,9 @@ async fn each_event_of_a_batch_has_its_outcome_in_order(world: World) {
     assert_eq!((counts.published, counts.unroutable, counts.refused, counts.unconfirmed), (3, 2, 3, 0));
     assert_eq!(seen.wait_for(3).await, [1, 2, 3]);
     assert!(bus.publish_all([]).await.is_empty());
+    // Another exchange is declared on its own.
+    let another = bus.clone().exchange(format!("{}.another", world.exchange));
+    assert_eq!(another.publish(of(4)).await.unwrap(), Published::Unwanted);
     subscription.stop(LONG).await.unwrap();
 }
 
