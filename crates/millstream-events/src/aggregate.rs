@@ -34,7 +34,7 @@ pub trait Aggregate: Default + Send + Sync + 'static {
 /// use millstream_events::{Aggregate, Aggregates, EventData, EventStore, ExecuteError};
 /// use serde::{Deserialize, Serialize};
 ///
-/// #[derive(Default, Serialize, Deserialize)]
+/// #[derive(Debug, Default, Serialize, Deserialize)]
 /// struct Account { balance: u64 }
 ///
 /// #[derive(Serialize, Deserialize)]

@@ -39,7 +39,7 @@ const GATHER: Duration = Duration::from_millis(1);
 /// let bus = EventBus::new(broker.clone(), "shop");
 /// # let (heard, mut hears) = tokio::sync::mpsc::channel(8);
 /// # let subscription = EventBus::new(broker, "billing")
-/// #     .subscribe_all(["order-placed"], Subscribe::new().name("all"), async move |event, context| {
+/// #     .subscribe_all(&["order-placed"], Subscribe::new().name("all"), async move |event, context| {
 /// #         heard.send((event.id.clone(), context.aggregate().cloned())).await?;
 /// #         Ok(())
 /// #     })

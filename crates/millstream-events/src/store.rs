@@ -24,7 +24,7 @@ pub use self::read::{EventReader, Filter, ReadAll, ReadStream};
 use self::record::{BodyHead, Change, EventHead};
 use self::shared::Shared;
 use self::subscribe::Savers;
-pub use self::subscribe::{EventSubscription, CatchUp, SubscribedEvents};
+pub use self::subscribe::{CatchUp, EventSubscription, SubscribedEvents};
 use crate::event::{Event, EventData, new_id};
 
 /// How a store is opened.

@@ -168,8 +168,8 @@ pub struct SagasStatistics {
 /// # let broker = millstream_embedded::open(&"memory:".parse()?).await?;
 /// let book = Saga::<Trip>::new("trip")
 ///     .step(
-///         Step::new("flight", |trip, _| async { Ok(Trip { flight: true, ..trip }) })
-///             .undo(|trip, _| async { Ok(Trip { flight: false, ..trip }) }),
+///         Step::new("flight", |trip: Trip, _| async move { Ok(Trip { flight: true, ..trip }) })
+///             .undo(|trip: Trip, _| async move { Ok(Trip { flight: false, ..trip }) }),
 ///     )
 ///     .step(Step::new("hotel", |trip: Trip, _| async move {
 ///         if trip.city == "Oz" {

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use millstream_events::{Event, EventStore, Expected, Filter, RecordedEvent, CatchUp};
+use millstream_events::{CatchUp, Event, EventStore, Expected, Filter, RecordedEvent};
 use millstream_flow::Run;
 use millstream_message::Message;
 use tokio::sync::mpsc;
