@@ -3,6 +3,7 @@
 mod acks;
 mod append;
 mod disk;
+mod events;
 #[cfg(feature = "peers-log")]
 mod peers;
 mod producers;
@@ -17,7 +18,7 @@ pub(crate) use disk::noise;
 pub(crate) use reopen::populate;
 
 pub(crate) fn cases() -> Vec<Case> {
-    [append::cases(), producers::cases(), acks::cases(), queue::cases(), reopen::cases()]
+    [append::cases(), producers::cases(), acks::cases(), queue::cases(), events::cases(), reopen::cases()]
         .into_iter()
         .flatten()
         .collect()

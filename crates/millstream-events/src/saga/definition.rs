@@ -211,7 +211,7 @@ impl<S> fmt::Debug for Wait<S> {
 }
 
 enum Part<S> {
-    Step(Step<S>),
+    Step(Box<Step<S>>),
     Wait(Wait<S>),
 }
 
@@ -287,7 +287,7 @@ where
 
     /// Does this next.
     pub fn step(mut self, step: Step<S>) -> Self {
-        self.parts.push(Part::Step(step));
+        self.parts.push(Part::Step(Box::new(step)));
         self
     }
 
@@ -309,7 +309,10 @@ where
             Part::Step(step) => Info {
                 name: step.name.clone(),
                 undoable: step.undo.is_some(),
-                kind: Kind::Step { retry: step.retry.clone(), undo_retry: step.undo_retry.clone() },
+                kind: Kind::Step(Arc::new(Retries {
+                    act: step.retry.clone(),
+                    undo: step.undo_retry.clone(),
+                })),
             },
             Part::Wait(wait) => Info {
                 name: wait.name.clone(),
@@ -346,8 +349,15 @@ pub(super) struct Info {
 
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
-    Step { retry: Retry, undo_retry: Retry },
+    Step(Arc<Retries>),
     Wait { types: &'static [&'static str], timeout: Option<Duration>, go_on: bool },
+}
+
+/// How a step is tried again.
+#[derive(Debug)]
+pub(super) struct Retries {
+    pub(super) act: Retry,
+    pub(super) undo: Retry,
 }
 
 /// A saga whose state is JSON.

@@ -291,8 +291,8 @@ impl Driver {
 
 fn retry(step: &Info, undo: bool) -> millstream_flow::Retry {
     match &step.kind {
-        Kind::Step { undo_retry, .. } if undo => undo_retry.clone(),
-        Kind::Step { retry, .. } => retry.clone(),
+        Kind::Step(retries) if undo => retries.undo.clone(),
+        Kind::Step(retries) => retries.act.clone(),
         Kind::Wait { .. } => millstream_flow::Retry::never(),
     }
 }

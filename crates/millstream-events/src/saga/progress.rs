@@ -102,7 +102,7 @@ impl Progress {
             Kind::Wait { types, .. } => {
                 types.contains(&event.event_type.as_str()) && !self.done.contains(&step.name)
             }
-            Kind::Step { .. } => false,
+            Kind::Step(_) => false,
         };
         self.ended.is_none()
             && self.undoing.is_none()
@@ -136,7 +136,7 @@ impl Progress {
             _ => {}
         }
         match &step.kind {
-            Kind::Step { .. } => Next::Act { step: at, undo: false, attempt: self.failures + 1 },
+            Kind::Step(_) => Next::Act { step: at, undo: false, attempt: self.failures + 1 },
             Kind::Wait { types, timeout, go_on } => {
                 if let Some(event) =
                     self.heard.iter().find(|event| types.contains(&event.event_type.as_str()))

@@ -122,29 +122,30 @@ impl Shared {
     }
 
     fn take(&self, items: Vec<StreamItem>) -> Result<(), StoreError> {
+        // Read before the lock is taken, which appends want.
+        let heads = items.iter().map(|item| match record::is_ours(&item.message) {
+            true => record::head(&item.message).map(Some),
+            false => Ok(None),
+        });
+        let heads: Vec<_> = heads.collect();
         let mut state = self.state();
-        let state = &mut *state;
-        for item in items {
-            let next = state.fold.next_offset;
-            if self.dense && item.offset > next {
-                self.lost_in(&mut state.fold, next, item.offset)?;
+        let State { fold, waiting, cache, .. } = &mut *state;
+        for (item, head) in items.iter().zip(heads) {
+            if self.dense && item.offset > fold.next_offset {
+                self.lost_in(fold, fold.next_offset, item.offset)?;
             }
-            if record::is_ours(&item.message) {
-                let head = record::head(&item.message)
-                    .map_err(|error| StoreError::entry(&self.log, item.offset, error))?;
-                let verdict = state.fold.fold(item.offset, &head);
-                if let Some(waiting) = state.waiting.remove(&*head.commit) {
-                    for one in waiting {
-                        // Who no longer waits does not want to know.
-                        let _ = one.send(verdict.clone());
-                    }
-                }
-                state.cache.push(item, self.cache_bytes);
-            } else {
-                state.fold.pass(item.offset);
+            let Some(head) = head.map_err(|error| StoreError::entry(&self.log, item.offset, error))? else {
+                fold.pass(item.offset);
+                continue;
+            };
+            let verdict = fold.fold(item.offset, &head);
+            for one in waiting.remove(&*head.commit).unwrap_or_default() {
+                // Who no longer waits does not want to know.
+                let _ = one.send(verdict.clone());
             }
         }
-        self.folded.send_replace(state.fold.next_offset);
+        items.into_iter().for_each(|item| cache.push(item, self.cache_bytes));
+        self.folded.send_replace(fold.next_offset);
         Ok(())
     }
 
