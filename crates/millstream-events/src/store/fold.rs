@@ -17,6 +17,9 @@ use super::record::{Change, Head};
 /// How many commits are remembered by name: one that comes again within so many others changes nothing.
 pub(crate) const REMEMBERED: usize = 65_536;
 
+/// More versions than any stream will have: a number beyond is nobody's who has read one.
+const VERSIONS: u64 = 1 << 62;
+
 /// What became of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -81,7 +84,7 @@ impl Entry {
             Expected::Exists => self.version().is_some(),
             // Of what is lost is known only that it was there: the versions go on where they did.
             Expected::Version(version) => {
-                self.version() == Some(version) || (after_gap && version >= self.next)
+                self.version() == Some(version) || (after_gap && (self.next..VERSIONS).contains(&version))
             }
         }
     }
@@ -336,6 +339,12 @@ mod tests {
         fold.gaps = 1;
         assert_eq!(fold.fold(9, &head("s", "c", ahead())), Verdict::Applied(10..11));
         assert_eq!(fold.fold(10, &head("t", "d", ahead())), Verdict::Applied(10..11));
+        let far = some(Expected::Version(u64::MAX), 1);
+        assert_eq!(
+            fold.fold(11, &head("t", "e", far)),
+            Verdict::Conflict(Some(10)),
+            "hostile, and no overflow"
+        );
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 
 mod aggregates;
 mod bus;
+mod killed;
 mod outbox;
 mod sagas;
 mod store;
