@@ -46,7 +46,7 @@ fn text(error: impl std::fmt::Display) -> Absent {
 
 async fn broker(directory: &std::path::Path) -> Result<Arc<dyn Broker>, Absent> {
     let url = format!("embedded:{}", directory.join("broker").display()).parse().map_err(text)?;
-    Ok(open(&url).await.map_err(text)?)
+    open(&url).await.map_err(text)
 }
 
 fn append_raw(scale: Scale) -> Result<Sample, Absent> {

@@ -14,7 +14,7 @@ use crate::upcast::{DecodeError, Upcasters};
 
 /// Something whose state is what has happened to it.
 pub trait Aggregate: Default + Send + Sync + 'static {
-    /// What its streams are called: that of id 7 is `NAME-7`.
+    /// What its streams are called: that of id 7 is `NAME-7`. Without a `-` of its own, so that the two can be told apart.
     const NAME: &'static str;
 
     /// The form of its state, in snapshots: raise it when the state's type or [`apply`](Self::apply) changes, and older snapshots are not
@@ -180,7 +180,11 @@ pub enum ExecuteError<E: fmt::Debug> {
 
 impl<A: Aggregate> Aggregates<A> {
     /// Aggregates in this store, without snapshots.
+    ///
+    /// # Panics
+    /// If their name is empty or holds a `-`.
     pub fn new(store: EventStore) -> Self {
+        assert!(!A::NAME.is_empty() && !A::NAME.contains('-'), "`{}` is no name of aggregates", A::NAME);
         Aggregates { store, upcasters: Arc::default(), attempts: 16, snapshots: None }
     }
 
@@ -367,13 +371,12 @@ impl<A: Aggregate> Executing<'_, A> {
         mut decide: impl FnMut(&A) -> Result<Vec<A::Event>, E>,
     ) -> Result<Executed<A>, ExecuteError<E>> {
         let Executing { aggregates, stream, command, said } = self;
-        // The same command may be for several aggregates.
-        let commit = command.map_or_else(new_id, |command| format!("{command}/{stream}"));
+        let commit = command.unwrap_or_else(new_id);
         let mut attempt = 1;
         loop {
             let (mut loaded, kept) = aggregates.loaded(&stream).await?;
             let nothing = |Loaded { state, version }| Executed { state, version, appended: 0 };
-            if aggregates.store.committed(&commit).is_some() {
+            if aggregates.store.committed(&stream, &commit).is_some() {
                 return Ok(nothing(loaded));
             }
             let decided = decide(&loaded.state).map_err(ExecuteError::Refused)?;

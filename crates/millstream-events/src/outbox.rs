@@ -8,10 +8,11 @@ use millstream_message::Refusal;
 use tokio::time::sleep;
 
 use crate::bus::{BusError, EventBus};
+use crate::saga;
 use crate::store::{EventStore, Filter, RecordedEvent, StoreError};
 
-/// A header of each message that an outbox publishes: the event's [position](crate::Position), as `offset.index`. It grows, so whoever
-/// keeps the last one knows what comes again.
+/// A header of each message that an outbox publishes: the event's [position](crate::Position), as `offset.index`. It grows but where
+/// events come again; what came before is told by the event's id.
 pub const EVENT_POSITION: &str = "millstream-event-position";
 
 /// The first and the longest pause before a broker that does not take events is asked again.
@@ -67,11 +68,14 @@ const GATHER: Duration = Duration::from_millis(1);
 /// published again, with the same [id](crate::Event::id); an [`Inbox`](crate::Inbox) passes over what was handled before.
 ///
 /// # Ordering
-/// That of the log. While the broker does not take an event, none behind it is published.
+/// That of the log. If the broker takes an event of a batch only later (a full queue that rejects, a lost confirm), those behind it in the
+/// same batch may be heard of before it, and are published again behind it; [`batch(1)`](Outbox::batch) keeps to the order then, too.
 ///
 /// # Backpressure
 /// A queue that is full is waited for, and so is a broker that is gone, with pauses of up to five seconds. Nothing is lost meanwhile: it is
 /// in the store.
+///
+/// What is deleted or truncated before the outbox came to it is not published.
 ///
 /// # Errors
 /// An event that no broker will ever take (too large, with a type that is no routing key) is dead in the run's ledger, told in the log,
@@ -133,12 +137,16 @@ async fn publish(
     let mut results = Vec::with_capacity(events.len());
     let mut left = events.as_slice();
     let mut pause = PAUSE;
+    // One that was not taken is tried alone: those behind it were, maybe, and would be again and again.
+    let mut alone = false;
     while !left.is_empty() {
-        let outcomes = bus.publish_drafts(left.iter().map(|event| draft(bus, event)).collect()).await;
+        let now = if alone { &left[..1] } else { left };
+        let outcomes = bus.publish_drafts(now.iter().map(|event| draft(bus, event)).collect()).await;
         // Those before the first that is to be published again are done; it and all behind it come again, so that the order holds.
         let done = outcomes.iter().position(|outcome| outcome.as_ref().is_err_and(may_help_to_wait));
-        let count = done.unwrap_or(left.len());
-        for (event, outcome) in left.iter().zip(outcomes).take(count + 1) {
+        let count = done.unwrap_or(now.len());
+        alone = done.is_some();
+        for (event, outcome) in now.iter().zip(outcomes).take(count + 1) {
             match outcome {
                 Ok(_) => results.push(Ok(())),
                 Err(error) if may_help_to_wait(&error) => {
@@ -153,19 +161,21 @@ async fn publish(
                 }
             }
         }
-        pause = if count > 0 { PAUSE } else { pause };
         left = &left[count..];
-        if !left.is_empty() {
+        if alone {
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
+        } else {
+            pause = PAUSE;
         }
     }
     results
 }
 
 fn draft(bus: &EventBus, event: &RecordedEvent) -> crate::bus::EventDraft {
-    // `order-7` is what aggregates call theirs; of another name all of it is the id.
-    let (kind, id) = event.stream.split_once('-').unwrap_or(("", &event.stream));
+    // `order-7` is what aggregates call theirs, `saga/NAME/7` sagas; of another name all of it is the id.
+    let named = saga::names(&event.stream).or_else(|| event.stream.split_once('-'));
+    let (kind, id) = named.unwrap_or(("", &event.stream));
     let draft = bus.draft(event.event.clone()).aggregate(kind, id, event.version);
     draft.header(EVENT_POSITION, event.position.to_string())
 }

@@ -26,7 +26,7 @@ fn stream(saga: &str, id: &str) -> String {
 }
 
 /// The saga and the id of a stream's name.
-fn names(stream: &str) -> Option<(&str, &str)> {
+pub(crate) fn names(stream: &str) -> Option<(&str, &str)> {
     stream.strip_prefix(SAGA_STREAMS)?.split_once('/')
 }
 

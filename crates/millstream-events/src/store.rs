@@ -52,7 +52,8 @@ impl EventStoreOptions {
     }
 
     /// Goes on without entries that are lost. Versions go on where later writers saw them: what is missing stays missing, and nothing
-    /// takes its place.
+    /// takes its place. Processes that had the log open before the loss have seen more than this one will: open the store again in
+    /// all of them, else they may disagree about what is appended next.
     #[must_use]
     pub fn accept_gaps(mut self) -> Self {
         self.accept_gaps = true;
@@ -253,11 +254,11 @@ impl EventStore {
         self.append_as(&new_id(), stream, expected, events).await
     }
 
-    /// As [`append`](Self::append), under a name that makes it safe to do again: a commit whose name is among the last 65,536 of the log
-    /// counts once, and says again what it said. The id of the command or message that causes the events is a good one.
+    /// As [`append`](Self::append), under a name that makes it safe to do again: a commit of a stream whose name is among the last 65,536
+    /// of the log counts once, and says again what it said. The id of the command or message that causes the events is a good one.
     ///
     /// # Errors
-    /// As `append`.
+    /// As `append`, and if the name is empty, longer than 255 bytes, or holds a zero byte.
     ///
     /// # Cancel safety
     /// As `append`; who appends again under the same name learns what became of it.
@@ -278,8 +279,9 @@ impl EventStore {
         let heads = events.iter().map(EventHead::of).collect();
         let change = Change::Append { expect: expected, events: heads };
         let bodies = events.iter().map(|event| event.data.body());
-        let message = record::write(stream, commit, change, bodies);
-        let (versions, repeated) = self.commit(stream, commit, expected, message).await?;
+        let attempt = self.0.shared.attempt();
+        let message = record::write(stream, commit, &attempt, change, bodies);
+        let (versions, repeated) = self.commit(stream, commit, &attempt, expected, message).await?;
         let last_version = versions.end.saturating_sub(1);
         Ok(Appended { first_version: versions.start, last_version, repeated })
     }
@@ -300,8 +302,8 @@ impl EventStore {
         self.append(stream, expected, events.collect::<Result<Vec<_>, _>>()?).await
     }
 
-    /// Deletes a stream, if it is as expected. Its events are read no more; one who appends later finds no stream, and goes on with the
-    /// versions.
+    /// Deletes a stream, if it is as expected. Its events are read no more, also by subscriptions and outboxes that have not come to
+    /// them; one who appends later finds no stream, and goes on with the versions.
     ///
     /// # Errors
     /// As [`append`](Self::append). A stream that has no events is in conflict with every expectation.
@@ -317,7 +319,8 @@ impl EventStore {
         self.change(stream, expected, Change::Delete { expect: expected, forever: true }).await
     }
 
-    /// Reads events before this version no more: those that a snapshot has made needless, or that must not be kept.
+    /// Reads events before this version no more: those that a snapshot has made needless. Subscriptions and outboxes that have not come
+    /// to them do not hear of them either.
     ///
     /// # Errors
     /// As [`append`](Self::append); a stream that was never there is in conflict.
@@ -334,9 +337,10 @@ impl EventStore {
         let commit = new_id();
         let next = version.saturating_add(1);
         let change = Change::Snapshot { next, state: BodyHead::of(&state) };
-        let message = record::write(stream, &commit, change, [state.body()].into_iter());
+        let attempt = self.0.shared.attempt();
+        let message = record::write(stream, &commit, &attempt, change, [state.body()].into_iter());
         // The stream may be further by now.
-        match self.commit(stream, &commit, Expected::Any, message).await {
+        match self.commit(stream, &commit, &attempt, Expected::Any, message).await {
             Err(AppendError::Conflict(conflict)) => {
                 Err(AppendError::Conflict(Conflict { expected: Expected::Version(version), ..conflict }))
             }
@@ -360,14 +364,14 @@ impl EventStore {
         Ok(snapshot.map(|(next, state)| (next.saturating_sub(1), state)))
     }
 
-    /// The version of a stream's last event; `None` if it has none.
+    /// The version of a stream's last event, also if that is [truncated](Self::truncate); `None` if it has none.
     pub fn version(&self, stream: &str) -> Option<u64> {
         self.0.shared.state().fold.streams.get(stream).and_then(fold::Entry::version)
     }
 
-    /// What a commit of this name has appended, if it is among the last 65,536 of the log.
-    pub fn committed(&self, commit: &str) -> Option<Appended> {
-        let versions = self.0.shared.state().fold.commit(commit)?;
+    /// What a commit of this name has appended to a stream, if it is among the last 65,536 of the log.
+    pub fn committed(&self, stream: &str, commit: &str) -> Option<Appended> {
+        let versions = self.0.shared.state().fold.commit(stream, commit)?;
         let last_version = versions.end.saturating_sub(1);
         Some(Appended { first_version: versions.start, last_version, repeated: true })
     }
@@ -455,8 +459,9 @@ impl EventStore {
 
     async fn change(&self, stream: &str, expected: Expected, change: Change<'_>) -> Result<(), AppendError> {
         let commit = new_id();
-        let message = record::write(stream, &commit, change, std::iter::empty());
-        self.commit(stream, &commit, expected, message).await.map(drop)
+        let attempt = self.0.shared.attempt();
+        let message = record::write(stream, &commit, &attempt, change, std::iter::empty());
+        self.commit(stream, &commit, &attempt, expected, message).await.map(drop)
     }
 
     /// Stores an entry, and sees whether it counts.
@@ -464,12 +469,18 @@ impl EventStore {
         &self,
         stream: &str,
         commit: &str,
+        attempt: &str,
         expected: Expected,
         message: Message,
     ) -> Result<(std::ops::Range<u64>, bool), AppendError> {
         let shared = &self.0.shared;
         if stream.is_empty() || stream.len() > 255 {
             let text = format!("a stream's name has 1 to 255 bytes, and `{stream}` has {}", stream.len());
+            return Err(AppendError::Invalid(text));
+        }
+        if commit.is_empty() || commit.len() > 255 || commit.contains('\0') {
+            let text =
+                format!("a commit's name has 1 to 255 bytes, none of them zero, and this is {commit:?}");
             return Err(AppendError::Invalid(text));
         }
         let (len, max) = (message.size() as u64, shared.broker.features().max_message_bytes);
@@ -480,10 +491,7 @@ impl EventStore {
             return said;
         }
         let unseen = |error| AppendError::Unseen { commit: commit.to_owned(), error };
-        let waiting = shared.wait_for(commit).map_err(|error| match error {
-            StoreError::Broker { error, .. } => AppendError::Refused(error),
-            other => unseen(other),
-        })?;
+        let waiting = shared.wait_for(attempt).map_err(AppendError::Unreadable)?;
         if let Err(error) = shared.broker.append(&shared.log, vec![message]).await {
             return Err(match error.kind() {
                 BrokerErrorKind::NotFound | BrokerErrorKind::Unsupported | BrokerErrorKind::Invalid => {
@@ -508,7 +516,7 @@ impl EventStore {
         expected: Expected,
     ) -> Option<Result<(std::ops::Range<u64>, bool), AppendError>> {
         let state = self.0.shared.state();
-        if let Some(versions) = state.fold.commit(commit) {
+        if let Some(versions) = state.fold.commit(stream, commit) {
             return Some(Ok((versions, true)));
         }
         let entry = state.fold.streams.get(stream)?;

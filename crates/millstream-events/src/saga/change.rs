@@ -11,7 +11,7 @@ use crate::event::Event;
 use crate::store::RecordedEvent;
 
 /// What the types of a saga's own events begin with. Others in its stream are those that its steps have emitted.
-const PREFIX: &str = "saga.";
+pub(super) const PREFIX: &str = "saga.";
 
 /// The type of an event that holds another one.
 const HEARD: &str = "saga.heard";

@@ -73,7 +73,8 @@ impl StepContext {
     }
 
     /// Stores an event with the word that the step is done, in the saga's stream: both or neither. An
-    /// [outbox](crate::Outbox) publishes it. Of an attempt that fails nothing is stored.
+    /// [outbox](crate::Outbox) publishes it. Of an attempt that fails nothing is stored. An event without a type, or with one that begins
+    /// with `saga.`, has the step fail for good.
     pub fn emit(&self, event: Event) {
         let event = match event.correlation_id {
             Some(_) => event,

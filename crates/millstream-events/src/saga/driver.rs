@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt;
 use millstream_flow::{Clock, TimedOut, chain};
 use serde_json::Value;
 use tokio::sync::{Notify, Semaphore};
@@ -12,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::change::{Ending, SagaChange};
+use super::change::{Ending, PREFIX, SagaChange};
 use super::definition::{Definition, Info, Kind, StepContext, StepError};
 use super::error::SagaError;
 use super::progress::{Next, Progress};
@@ -35,6 +36,8 @@ pub(super) struct Common {
     pub(super) steps: Semaphore,
     /// Nothing new is begun any more.
     pub(super) stop: CancellationToken,
+    /// What is under way is given up.
+    pub(super) abandon: CancellationToken,
     pub(super) counted: Counted,
 }
 
@@ -71,13 +74,17 @@ impl Counted {
     }
 }
 
-/// Reads a saga's stream from the event after `progress`, or from its beginning; `None` if nothing is there.
+/// Reads a saga's stream from the event after `progress`, or from its beginning; `None` if nothing is there, or it was deleted. One
+/// that was begun again since is another saga.
 pub(super) async fn read(
     store: &EventStore,
     saga: &str,
     id: &str,
     progress: Option<Progress>,
 ) -> Result<Option<Progress>, SagaError> {
+    if store.version(&stream(saga, id)).is_none() {
+        return Ok(None);
+    }
     let from = progress.as_ref().map_or(0, |progress| progress.version + 1);
     let mut progress = progress;
     let mut events = store.read(&stream(saga, id)).from(from).events();
@@ -179,12 +186,31 @@ impl Driver {
         let acted = self.definition.act(at, undo, &progress.state, context.clone()).instrument(span);
         let retry = retry(step, undo);
         let acted = match retry.limit() {
-            Some(limit) => timeout(limit, acted).await.unwrap_or_else(|_| Err(TimedOut { limit }.into())),
-            None => acted.await,
+            Some(limit) => {
+                let limited = async move {
+                    timeout(limit, acted).await.unwrap_or_else(|_| Err(TimedOut { limit }.into()))
+                };
+                limited.boxed()
+            }
+            None => acted.boxed(),
+        };
+        let acted = tokio::select! {
+            acted = acted => acted,
+            () = self.common.abandon.cancelled() => return Err(Leave::Stopped),
         };
         drop(permit);
+        let emitted = context.take_emitted();
+        let reserved = |event: &&Event| event.event_type.is_empty() || event.event_type.starts_with(PREFIX);
+        let acted = acted.and_then(|state| match emitted.iter().find(reserved) {
+            None => Ok(state),
+            Some(event) => {
+                let text =
+                    format!("it emits an event of type `{}`, which is not for steps", event.event_type);
+                Err(StepError::permanent(text))
+            }
+        });
         let (change, emitted) = match acted {
-            Ok(state) => (done(step, undo, state), context.take_emitted()),
+            Ok(state) => (done(step, undo, state), emitted),
             Err(error) => (self.failed(step, undo, attempt, &error), Vec::new()),
         };
         self.store(progress, change, emitted).await
@@ -207,10 +233,11 @@ impl Driver {
     async fn store(
         &self,
         mut progress: Progress,
-        change: SagaChange,
+        mut change: SagaChange,
         emitted: Vec<Event>,
     ) -> Result<Progress, Leave> {
-        let commit = new_id();
+        let begun = progress.begun;
+        let mut commit = new_id();
         let stream = stream(self.definition.name(), &self.id);
         let mut events = vec![change.event()];
         events.extend(emitted);
@@ -224,12 +251,19 @@ impl Driver {
                 }
                 Err(AppendError::Conflict(_)) => {
                     progress = self.reread(Some(progress)).await?;
-                    if !still_means_something(&progress, &change) {
+                    if progress.begun != begun {
+                        // Forgotten, and begun again: that is another one's.
+                        return Err(Leave::Stopped);
+                    }
+                    if !still_means_something(&progress, &change, self.definition.steps()) {
                         return Ok(progress);
                     }
                 }
                 Err(error @ (AppendError::TooLarge { .. } | AppendError::Invalid(_))) => {
-                    return Err(SagaError::Append(error).into());
+                    // What a step has made cannot be stored: it has failed, and would the next time.
+                    change = cannot_be_stored(&change, &error).ok_or(SagaError::Append(error))?;
+                    events = vec![change.event()];
+                    commit = new_id();
                 }
                 // Deleted: nobody wants it any more.
                 Err(AppendError::Gone { .. }) => return Err(Leave::Stopped),
@@ -305,12 +339,31 @@ fn done(step: &Info, undo: bool, state: Value) -> SagaChange {
     }
 }
 
+/// The failure instead of a step that is done, or undone, and cannot be said to be.
+fn cannot_be_stored(change: &SagaChange, error: &AppendError) -> Option<SagaChange> {
+    let error = format!("what it has made cannot be stored: {}", chain(error));
+    match change {
+        SagaChange::StepDone { step, .. } => {
+            Some(SagaChange::StepFailed { step: step.clone(), attempt: 1, error, again: None })
+        }
+        SagaChange::Undone { step, .. } => {
+            Some(SagaChange::UndoFailed { step: step.clone(), attempt: 1, error, again: None })
+        }
+        _ => None,
+    }
+}
+
 /// Whether a change is still one, after others.
-fn still_means_something(progress: &Progress, change: &SagaChange) -> bool {
+fn still_means_something(progress: &Progress, change: &SagaChange, steps: &[Info]) -> bool {
+    let acts =
+        |name: &String| steps.iter().any(|step| step.name == *name && matches!(step.kind, Kind::Step(_)));
     progress.ended.is_none()
         && match change {
-            // What was done is done, and is to be undone if the saga is by now.
-            SagaChange::StepDone { step, .. } => !progress.done.contains(step),
+            // What was done is done, and is to be undone if the saga is by now. A wait decides again, upon what was heard meanwhile.
+            SagaChange::StepDone { step, .. } => acts(step) && !progress.done.contains(step),
+            SagaChange::StepFailed { step, .. } => {
+                acts(step) && !progress.is_undoing() && !progress.done.contains(step)
+            }
             SagaChange::UndoFailed { .. } | SagaChange::Undone { .. } => true,
             // Decided upon what was known: what is known now decides again.
             _ => false,

@@ -13,7 +13,8 @@ use crate::event::Event;
 /// What a saga's stream says.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Progress {
-    /// The version of the last event.
+    /// The versions of the first and of the last event.
+    pub(super) begun: u64,
     pub(super) version: u64,
     pub(super) state: Value,
     pub(super) correlation_id: String,
@@ -53,7 +54,14 @@ impl Progress {
         let Some(change) = change else { return };
         match change {
             SagaChange::Begun { state, correlation_id, deadline } => {
-                *self = Progress { version, state, correlation_id, deadline, ..Progress::default() };
+                *self = Progress {
+                    begun: version,
+                    version,
+                    state,
+                    correlation_id,
+                    deadline,
+                    ..Progress::default()
+                };
             }
             SagaChange::StepFailed { attempt, error, again, .. }
             | SagaChange::UndoFailed { attempt, error, again, .. } => {

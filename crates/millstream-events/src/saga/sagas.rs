@@ -10,6 +10,7 @@ use std::time::Duration;
 use millstream_flow::Clock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -104,6 +105,7 @@ impl SagasBuilder {
             clock: self.clock,
             steps: Semaphore::new(self.concurrency),
             stop: CancellationToken::new(),
+            abandon: CancellationToken::new(),
             counted: Counted::default(),
         });
         let sagas = Sagas(Arc::new(Inner {
@@ -113,6 +115,7 @@ impl SagasBuilder {
             active: Mutex::default(),
             changed: watch::Sender::new(()),
             tasks: TaskTracker::new(),
+            runtime: Handle::current(),
         }));
         // From here on what others store is heard; what is there now is looked up.
         let filter = Filter::all().streams(SAGA_STREAMS);
@@ -200,17 +203,30 @@ struct Inner {
     /// Some saga has ended.
     changed: watch::Sender<()>,
     tasks: TaskTracker,
+    /// Where drivers run, whoever lets go of a reservation.
+    runtime: Handle,
 }
 
 /// A saga on its way.
 struct Active {
     wake: Arc<Notify>,
     correlation_id: String,
+    /// A driver has it.
+    driven: bool,
+    /// It was heard to have begun.
+    begun: bool,
+}
+
+impl Active {
+    fn new(wake: &Arc<Notify>, correlation_id: &str) -> Active {
+        Active { wake: wake.clone(), correlation_id: correlation_id.to_owned(), driven: false, begun: false }
+    }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.common.stop.cancel();
+        self.common.abandon.cancel();
     }
 }
 
@@ -354,7 +370,8 @@ impl Sagas {
         loop {
             changed.mark_unchanged();
             let view = self.view(saga, id).await?;
-            if view.status.is_ended() {
+            // Then its place is free, too.
+            if view.status.is_ended() && !self.0.active().contains_key(&(saga.to_owned(), id.to_owned())) {
                 return Ok(view);
             }
             // The sender is in `self`.
@@ -397,7 +414,8 @@ impl Sagas {
         stored.map(drop)
     }
 
-    /// Deletes what is known of a saga that has ended. Another one of its id may be begun then.
+    /// Deletes what is known of a saga that has ended, and what its steps have emitted: an outbox that has not come to that does not
+    /// publish it. Another saga of its id may be begun then.
     ///
     /// # Errors
     /// If there is none, or it has not ended, or its deletion is not stored.
@@ -429,12 +447,17 @@ impl Sagas {
         }
     }
 
-    /// Begins no further step, and waits for those under way. False if some were not done by the deadline: they are given up, and
-    /// done again when sagas are started again.
+    /// Begins no further step, and waits for those under way. False if some were not done by the deadline: they are given up where they
+    /// wait, and done again when sagas are started again.
     pub async fn shutdown(&self, deadline: Duration) -> bool {
         self.0.common.stop.cancel();
         self.0.tasks.close();
-        timeout(deadline, self.0.tasks.wait()).await.is_ok()
+        let done = timeout(deadline, self.0.tasks.wait()).await.is_ok();
+        if !done {
+            // Steps are dropped where they wait; one that blocks its thread goes on until it waits.
+            self.0.common.abandon.cancel();
+        }
+        done
     }
 
     fn definition(&self, saga: &str) -> Result<Arc<dyn Definition>, String> {
@@ -485,7 +508,9 @@ impl Sagas {
                 if let Some((saga, id)) = names(&found).filter(|_| !ended) {
                     let begun = store.read(&found).limit(1).collect().await?;
                     let change = begun.first().and_then(SagaChange::of);
-                    self.0.clone().take_up(saga, id, change);
+                    if let Some(SagaChange::Begun { correlation_id, .. }) = change {
+                        self.0.take_up(saga, id, &correlation_id);
+                    }
                 }
             }
         }
@@ -505,21 +530,19 @@ impl Inner {
     }
 
     /// Goes on with a saga that this process has not begun, unless it has it in hand.
-    fn take_up(self: Arc<Self>, saga: &str, id: &str, begun: Option<SagaChange>) {
-        let (Some(definition), Some(SagaChange::Begun { correlation_id, .. })) =
-            (self.definitions.get(saga).cloned(), begun)
-        else {
-            return;
-        };
+    fn take_up(self: &Arc<Self>, saga: &str, id: &str, correlation_id: &str) {
+        let Some(definition) = self.definitions.get(saga).cloned() else { return };
         let name = (saga.to_owned(), id.to_owned());
         let wake = Arc::new(Notify::new());
         let mut active = self.active();
-        if active.contains_key(&name) {
+        if let Some(active) = active.get_mut(&name) {
+            // Who begins it may be gone before he hears that he has.
+            active.begun = true;
             return;
         }
-        active.insert(name.clone(), Active { wake: wake.clone(), correlation_id });
+        active.insert(name.clone(), Active::new(&wake, correlation_id));
         drop(active);
-        Reserved { inner: Arc::downgrade(&self), name, wake }.drive(definition);
+        Reserved { inner: Arc::downgrade(self), name, wake }.drive(definition);
     }
 }
 
@@ -542,8 +565,7 @@ impl Reserved {
             return Err(BeginError::TooMany { active: active.len() });
         }
         let wake = Arc::new(Notify::new());
-        let correlation_id = correlation_id.to_owned();
-        active.insert(name.clone(), Active { wake: wake.clone(), correlation_id });
+        active.insert(name.clone(), Active::new(&wake, correlation_id));
         Ok(Reserved { inner: Arc::downgrade(inner), name, wake })
     }
 
@@ -555,19 +577,28 @@ impl Reserved {
             id: self.name.1.clone(),
             wake: self.wake.clone(),
         };
-        inner.tasks.spawn(async move {
-            driver.drive().await;
-            drop(self);
-        });
+        if let Some(active) = inner.active().get_mut(&self.name) {
+            active.driven = true;
+        }
+        let runtime = inner.runtime.clone();
+        inner.tasks.spawn_on(
+            async move {
+                driver.drive().await;
+                drop(self);
+            },
+            &runtime,
+        );
     }
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        if let Some(inner) = self.inner.upgrade() {
-            inner.active().remove(&self.name);
-            inner.changed.send_replace(());
+        let Some(inner) = self.inner.upgrade() else { return };
+        let was = inner.active().remove(&self.name);
+        if let Some(Active { driven: false, begun: true, correlation_id, .. }) = was {
+            inner.take_up(&self.name.0, &self.name.1, &correlation_id);
         }
+        inner.changed.send_replace(());
     }
 }
 
@@ -590,7 +621,11 @@ async fn follow(inner: std::sync::Weak<Inner>, stop: CancellationToken, mut tail
         for event in &events {
             let Some((saga, id)) = names(&event.stream) else { continue };
             match SagaChange::of(event) {
-                begun @ Some(SagaChange::Begun { .. }) => inner.clone().take_up(saga, id, begun),
+                Some(SagaChange::Begun { correlation_id, .. }) => inner.take_up(saga, id, &correlation_id),
+                Some(SagaChange::Ended { .. }) => {
+                    inner.wake(saga, id);
+                    inner.changed.send_replace(());
+                }
                 _ => inner.wake(saga, id),
             }
         }

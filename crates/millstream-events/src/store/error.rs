@@ -136,6 +136,9 @@ pub enum AppendError {
     /// The broker has refused it. Nothing was stored.
     #[error("the broker has refused it")]
     Refused(#[source] BrokerError),
+    /// Nothing was stored, since the log cannot be read.
+    #[error("nothing was stored, since the log cannot be read")]
+    Unreadable(#[source] StoreError),
     /// The log cannot be read, so that what has become of the commit is not known. It is found when the store is opened again.
     #[error("commit `{commit}` is stored, and the log cannot be read to see whether it counts")]
     Unseen {

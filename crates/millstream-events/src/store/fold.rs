@@ -47,6 +47,8 @@ pub(crate) struct Entry {
     pub(crate) next: u64,
     /// The version of the first event that is still read.
     pub(crate) first: u64,
+    /// The version of the first event since it was deleted.
+    begun: u64,
     pub(crate) gone: bool,
     /// The commits that are still read, in order.
     pub(crate) commits: Vec<Place>,
@@ -55,9 +57,9 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// The version of its last event; `None` of what has none, never had any, or was deleted.
+    /// The version of its last event, be that still read or not; `None` of what never had any, or was deleted.
     pub(crate) fn version(&self) -> Option<u64> {
-        (self.next > self.first).then(|| self.next - 1)
+        (self.next > self.begun).then(|| self.next - 1)
     }
 
     /// The versions of the events of the commit that is `index` in [`commits`](Self::commits).
@@ -98,6 +100,7 @@ pub(crate) struct Fold {
     pub(crate) streams: BTreeMap<Arc<str>, Entry>,
     /// Entries that do not count, and appends that are no longer read are found by their stream.
     void: BTreeSet<u64>,
+    /// By the names of commit and stream, with what parts them.
     commits: HashMap<Arc<str>, Range<u64>>,
     order: VecDeque<Arc<str>>,
     /// Entries that counted, of those the events, and those that did not.
@@ -120,7 +123,7 @@ impl Fold {
             Verdict::Applied(versions) => {
                 self.applied += 1;
                 self.events += versions.end - versions.start;
-                self.remember(&head.commit, versions.clone());
+                self.remember(named(&head.stream, &head.commit), versions.clone());
             }
             Verdict::Repeated(_) | Verdict::Conflict(_) | Verdict::Gone => {
                 self.conflicts += u64::from(!matches!(verdict, Verdict::Repeated(_)));
@@ -142,13 +145,13 @@ impl Fold {
         !self.void.contains(&offset)
     }
 
-    /// What has become of a commit of this name, if it is remembered.
-    pub(crate) fn commit(&self, name: &str) -> Option<Range<u64>> {
-        self.commits.get(name).cloned()
+    /// What a commit of this name has appended to a stream, if it is remembered.
+    pub(crate) fn commit(&self, stream: &str, commit: &str) -> Option<Range<u64>> {
+        self.commits.get(&*named(stream, commit)).cloned()
     }
 
     fn judge(&mut self, offset: u64, head: &Head<'_>) -> Verdict {
-        if let Some(versions) = self.commits.get(&*head.commit) {
+        if let Some(versions) = self.commits.get(&*named(&head.stream, &head.commit)) {
             return Verdict::Repeated(versions.clone());
         }
         let after_gap = self.gaps > 0;
@@ -186,12 +189,13 @@ impl Fold {
             }
             Change::Delete { forever, .. } => {
                 entry.forget_before(entry.next);
+                entry.begun = entry.next;
                 entry.gone = *forever;
                 entry.snapshot = None;
             }
             Change::Truncate { before } => entry.forget_before(*before),
             // One of the future, or of events that were deleted, is of another stream than this.
-            Change::Snapshot { next, .. } if *next > entry.next || *next <= entry.first => {
+            Change::Snapshot { next, .. } if *next > entry.next || *next <= entry.begun => {
                 return Verdict::Conflict(entry.version());
             }
             Change::Snapshot { next, .. } => {
@@ -204,7 +208,7 @@ impl Fold {
         Verdict::Applied(0..0)
     }
 
-    fn remember(&mut self, commit: &str, versions: Range<u64>) {
+    fn remember(&mut self, commit: String, versions: Range<u64>) {
         let commit: Arc<str> = commit.into();
         self.order.push_back(commit.clone());
         self.commits.insert(commit, versions);
@@ -213,6 +217,11 @@ impl Fold {
             self.commits.remove(&oldest);
         }
     }
+}
+
+/// A commit of a stream, by which it is remembered. A store writes no commit whose name holds what parts the two.
+fn named(stream: &str, commit: &str) -> String {
+    [commit, "\0", stream].concat()
 }
 
 fn append(entry: &mut Entry, offset: u64, expected: Expected, events: usize) -> Range<u64> {
@@ -277,6 +286,7 @@ mod tests {
         assert_eq!(fold.fold(0, &head("s", "c", some(Expected::Any, 2))), Verdict::Applied(0..2));
         assert_eq!(fold.fold(1, &head("s", "c", some(Expected::Any, 2))), Verdict::Repeated(0..2));
         assert_eq!(fold.fold(2, &head("s", "d", some(Expected::Version(1), 1))), Verdict::Applied(2..3));
+        assert_eq!(fold.fold(2, &head("other", "c", some(Expected::Any, 1))), Verdict::Applied(0..1));
         for other in 0..REMEMBERED as u64 {
             fold.fold(3 + other, &head("t", &format!("o{other}"), some(Expected::Any, 1)));
         }
@@ -315,7 +325,13 @@ mod tests {
         assert_eq!(cut(&mut fold, 4, 4), (4, vec![3, 6, 9], Some(11)));
         assert_eq!(cut(&mut fold, 5, 2), (4, vec![3, 6, 9], Some(11)), "never back");
         assert_eq!(cut(&mut fold, 6, 6), (6, vec![6, 9], Some(11)));
-        assert_eq!(cut(&mut fold, 7, 99), (12, vec![], None));
+        assert_eq!(
+            cut(&mut fold, 7, 99),
+            (12, vec![], Some(11)),
+            "it is there, though nothing of it is read"
+        );
+        let snapshot = Change::Snapshot { next: 12, state: BodyHead::default() };
+        assert_eq!(fold.fold(8, &head("s", "8", snapshot)), Verdict::Applied(0..0));
     }
 
     #[test]

@@ -205,6 +205,10 @@ impl Events {
                 None => (Vec::new(), self.versions.clone()),
             }
         };
+        if self.backward {
+            // What was read beyond a block is behind all that comes now.
+            self.entries.restart();
+        }
         let mut events = Vec::new();
         for (at, place) in places.iter().enumerate() {
             let item = self.entries.get(place.offset, &places[at..]).await?;
@@ -273,6 +277,12 @@ struct Entries {
 impl Entries {
     fn new(shared: Arc<Shared>) -> Entries {
         Entries { shared, reader: None, ready: VecDeque::new(), next: 0 }
+    }
+
+    /// Forgets what was read ahead.
+    fn restart(&mut self) {
+        self.reader = None;
+        self.ready.clear();
     }
 
     /// The entry at `offset`; `ahead` says which others are wanted next, itself the first.
@@ -463,13 +473,22 @@ impl Tail {
                 Some(reader) => reader,
                 None => {
                     let from = StreamFrom::Offset(self.next);
-                    self.shared.broker.read(&self.shared.log, from).await.map_err(failed)?
+                    let reader = self.shared.broker.read(&self.shared.log, from).await.map_err(failed)?;
+                    // The last entries before the end may be lost.
+                    match self.end {
+                        Some(end) => reader.until(self.next..end),
+                        None => reader,
+                    }
                 }
             };
             let chunk = reader.next_chunk(CHUNK).await.map_err(failed)?;
             let Some(last) = chunk.last() else {
+                if self.end.is_some() {
+                    return Ok(Vec::new());
+                }
                 return Err(StoreError::Closed { log: self.shared.log.clone() });
             };
+            self.shared.is_whole(self.next, &chunk)?;
             let next = last.offset + 1;
             self.shared.folded(next).await?;
             let events = self.events(&chunk)?;

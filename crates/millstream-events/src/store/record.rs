@@ -145,10 +145,12 @@ pub(crate) enum RecordError {
     Bodies { there: usize, said: usize },
 }
 
-/// An entry as a message. `bodies` are those that its head names, in that order.
+/// An entry as a message. `bodies` are those that its head names, in that order; `attempt` names the message, since a commit may be
+/// written more than once.
 pub(crate) fn write<'b>(
     stream: &str,
     commit: &str,
+    attempt: &str,
     change: Change<'_>,
     bodies: impl Iterator<Item = &'b Bytes> + Clone,
 ) -> Message {
@@ -159,7 +161,7 @@ pub(crate) fn write<'b>(
     body.extend_from_slice(&head);
     body.extend_from_slice(b"\n");
     bodies.for_each(|part| body.extend_from_slice(part));
-    Message::new(body.freeze()).with_content_type(CONTENT_TYPE).with_message_id(commit)
+    Message::new(body.freeze()).with_content_type(CONTENT_TYPE).with_message_id(attempt)
 }
 
 /// Whether this store wrote it. Anybody can append to a stream; what is not ours is passed over.
@@ -257,7 +259,7 @@ mod tests {
     fn appended(events: &[Event]) -> Message {
         let heads = events.iter().map(EventHead::of).collect();
         let change = Change::Append { expect: Expected::Version(3), events: heads };
-        write("order-7", "c", change, events.iter().map(|event| event.data.body()))
+        write("order-7", "c", "1", change, events.iter().map(|event| event.data.body()))
     }
 
     proptest! {

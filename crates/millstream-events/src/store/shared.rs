@@ -1,6 +1,7 @@
 //! What a store's handles, readers and follower share.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use millstream_message::{Broker, StreamFrom, StreamItem, StreamReader};
@@ -9,6 +10,7 @@ use tokio::sync::{oneshot, watch};
 use super::error::StoreError;
 use super::fold::{Fold, Verdict};
 use super::record;
+use crate::event::new_id;
 
 /// Entries that the follower takes at once.
 const CHUNK: usize = 512;
@@ -19,6 +21,9 @@ pub(crate) struct Shared {
     cache_bytes: usize,
     accept_gaps: bool,
     dense: bool,
+    /// What names this store's attempts to append: its own name, and a number.
+    name: String,
+    attempts: AtomicU64,
     state: Mutex<State>,
     /// The offset up to which the log is folded. Its sender goes when the follower ends.
     folded: watch::Sender<u64>,
@@ -27,7 +32,8 @@ pub(crate) struct Shared {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) fold: Fold,
-    waiting: HashMap<String, Vec<oneshot::Sender<Verdict>>>,
+    /// Those who wait for what becomes of an entry, by the name of the message.
+    waiting: HashMap<String, oneshot::Sender<Verdict>>,
     cache: Cache,
     failed: Option<StoreError>,
 }
@@ -64,7 +70,8 @@ impl Shared {
     ) -> Arc<Shared> {
         let dense = broker.features().dense_offsets;
         let folded = watch::Sender::new(0);
-        Arc::new(Shared { broker, log, cache_bytes, accept_gaps, dense, state: Mutex::default(), folded })
+        let (name, attempts, state) = (new_id(), AtomicU64::new(0), Mutex::default());
+        Arc::new(Shared { broker, log, cache_bytes, accept_gaps, dense, name, attempts, state, folded })
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -98,6 +105,7 @@ impl Shared {
 
     /// Reads what is appended, until the log ends.
     pub(crate) async fn follow(self: Arc<Shared>, mut reader: StreamReader) {
+        let _told = TellOfPanic(&self);
         let error = loop {
             let taken = match reader.next_chunk(CHUNK).await {
                 Ok(chunk) if chunk.is_empty() => break StoreError::Closed { log: self.log.clone() },
@@ -139,9 +147,10 @@ impl Shared {
                 continue;
             };
             let verdict = fold.fold(item.offset, &head);
-            for one in waiting.remove(&*head.commit).unwrap_or_default() {
+            let attempt = item.message.properties().message_id.as_deref().unwrap_or_default();
+            if let Some(one) = waiting.remove(attempt) {
                 // Who no longer waits does not want to know.
-                let _ = one.send(verdict.clone());
+                let _ = one.send(verdict);
             }
         }
         items.into_iter().for_each(|item| cache.push(item, self.cache_bytes));
@@ -162,15 +171,31 @@ impl Shared {
         Ok(())
     }
 
-    /// Hears what becomes of a commit.
-    pub(crate) fn wait_for(self: &Arc<Shared>, commit: &str) -> Result<Waiting, StoreError> {
+    /// A name for a message that nothing else has.
+    pub(crate) fn attempt(&self) -> String {
+        format!("{}.{}", self.name, self.attempts.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Hears what becomes of an attempt to append.
+    pub(crate) fn wait_for(self: &Arc<Shared>, attempt: &str) -> Result<Waiting, StoreError> {
         let (sender, verdict) = oneshot::channel();
         let mut state = self.state();
         if let Some(error) = &state.failed {
             return Err(error.clone());
         }
-        state.waiting.entry(commit.to_owned()).or_default().push(sender);
-        Ok(Waiting { shared: self.clone(), commit: commit.to_owned(), verdict })
+        state.waiting.insert(attempt.to_owned(), sender);
+        Ok(Waiting { shared: self.clone(), attempt: attempt.to_owned(), verdict })
+    }
+
+    /// What was read of the log, wanted from `next` on, must be all that is there.
+    pub(crate) fn is_whole(&self, next: u64, items: &[StreamItem]) -> Result<(), StoreError> {
+        let offsets = std::iter::once(next).chain(items.iter().map(|item| item.offset + 1));
+        match offsets.zip(items).find(|(wanted, item)| self.dense && item.offset > *wanted) {
+            Some((from, item)) if !self.accept_gaps => {
+                Err(StoreError::Gap { log: self.log.clone(), from, to: item.offset - 1 })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Waits until the log is folded up to this offset.
@@ -201,10 +226,24 @@ impl Shared {
     }
 }
 
-/// Waits for what becomes of a commit. Dropping it forgets that.
+/// A follower that panics has its store fail: nobody waits for what nobody reads.
+struct TellOfPanic<'a>(&'a Shared);
+
+impl Drop for TellOfPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(StoreError::Invalid(format!(
+                "the reading of the event log `{}` has panicked",
+                self.0.log
+            )));
+        }
+    }
+}
+
+/// Waits for what becomes of an attempt. Dropping it forgets that.
 pub(crate) struct Waiting {
     shared: Arc<Shared>,
-    commit: String,
+    attempt: String,
     verdict: oneshot::Receiver<Verdict>,
 }
 
@@ -220,13 +259,6 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.verdict.close();
-        let mut state = self.shared.state();
-        if let Some(waiting) = state.waiting.get_mut(&self.commit) {
-            waiting.retain(|one| !one.is_closed());
-            if waiting.is_empty() {
-                state.waiting.remove(&self.commit);
-            }
-        }
+        self.shared.state().waiting.remove(&self.attempt);
     }
 }

@@ -25,6 +25,9 @@ use super::read::{Filter, Tail};
 /// The time between two saves of a subscription's place: a process that is killed repeats what it settled since the last one.
 const SAVE_EVERY: Duration = Duration::from_millis(200);
 
+/// How often a broker that is out of reach is asked to save the place of a subscription that has gone.
+const LAST_TRIES: u32 = 5;
+
 /// What is to be subscribed to: [`EventStore::subscribe`](crate::EventStore::subscribe).
 ///
 /// ```
@@ -118,7 +121,7 @@ impl CatchUp {
         place.begin(from);
         self.store.savers.spawn(&self.name, save(offset, place.reached.subscribe()));
         let tail = Tail::new(shared.clone(), from, None, self.filter);
-        Ok(EventSubscription { tail, place })
+        Ok(EventSubscription { store: self.store, tail, place })
     }
 }
 
@@ -132,6 +135,8 @@ impl CatchUp {
 /// saved every 200 ms at most, and when the subscription has gone; a process that is killed gets again what it settled since.
 /// [`RecordedEvent::position`] tells what came before.
 pub struct EventSubscription {
+    /// Whose task reads what is appended.
+    store: Arc<Inner>,
     tail: Tail,
     place: Arc<Place>,
 }
@@ -166,14 +171,20 @@ impl EventSubscription {
         });
         let tracker = Tracker::new(Settle(self.place.clone()));
         let account = tracker.account();
-        let source =
-            SubscribedEvents { chunks: chunks.boxed(), ready: VecDeque::new(), tracker, place: self.place };
+        let source = SubscribedEvents {
+            _store: self.store,
+            chunks: chunks.boxed(),
+            ready: VecDeque::new(),
+            tracker,
+            place: self.place,
+        };
         Pipe::from_tracked(account, source).named("events")
     }
 }
 
 /// What [`EventSubscription::flow`] reads.
 pub struct SubscribedEvents {
+    _store: Arc<Inner>,
     chunks: BoxStream<'static, Result<(Vec<RecordedEvent>, u64), StoreError>>,
     ready: VecDeque<RecordedEvent>,
     tracker: Tracker,
@@ -283,11 +294,19 @@ impl Place {
 
 /// Saves what is reached now and then, and once more when the place has gone.
 async fn save(offset: StreamOffset, mut reached: watch::Receiver<u64>) {
+    let mut last_tries = LAST_TRIES;
     loop {
-        let gone = reached.changed().await.is_err();
+        // An error means that the place has gone; what it reached last may not have been seen.
+        let _ = reached.changed().await;
+        let gone = reached.has_changed().is_err();
         let at = *reached.borrow_and_update();
         match offset.store(at).await {
-            Err(error) if error.kind() == BrokerErrorKind::Unavailable && !gone => reached.mark_changed(),
+            Err(error) if error.kind() == BrokerErrorKind::Unavailable && (!gone || last_tries > 0) => {
+                last_tries -= u32::from(gone);
+                reached.mark_changed();
+                sleep(SAVE_EVERY).await;
+                continue;
+            }
             // With the log its places go.
             Err(error) if error.kind() != BrokerErrorKind::NotFound => {
                 tracing::warn!(%error, "the place of a subscription is not saved: its last events will come again");

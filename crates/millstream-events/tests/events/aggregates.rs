@@ -179,3 +179,16 @@ async fn a_decision_for_nothing_appends_nothing() {
     let executed = counters.execute("one", |_| Ok::<_, String>(Vec::new())).await.expect("executed");
     assert_eq!((executed.appended, executed.version), (0, None));
 }
+
+#[tokio::test]
+async fn an_aggregate_goes_on_from_a_snapshot_of_which_all_events_are_truncated() {
+    let place = Place::of(Kind::Memory).await;
+    let store = place.store().await;
+    let counts = Aggregates::<Counter>::new(store.clone()).snapshot_every(2);
+    counts.execute("7", add(1)).await.expect("done");
+    counts.execute("7", add(1)).await.expect("done");
+    let (version, _) = store.snapshot("counter-7").await.expect("done").expect("one");
+    store.truncate("counter-7", version + 1).await.expect("done");
+    let done = counts.execute("7", add(1)).await;
+    assert_eq!(done.expect("it goes on").state.total, 3);
+}

@@ -157,7 +157,7 @@ async fn a_queue_that_is_full_is_waited_for_and_the_order_holds() {
     let listener = heard.listen(bus.clone(), small).await;
     listener.pause();
     append(&store, 0..40).await;
-    let run = Outbox::new(store, bus.clone(), "out").start().await.expect("started");
+    let run = Outbox::new(store, bus.clone(), "out").batch(1).start().await.expect("started");
     let full = async {
         while bus.statistics().refused == 0 {
             sleep(Duration::from_millis(1)).await;
@@ -251,5 +251,33 @@ async fn what_a_saga_emits_is_heard_of() {
     assert_eq!(heard.until(1).await, ["please"]);
     ended(run).await;
     assert!(sagas.shutdown(SECOND).await);
+    listener.stop(LONG).await.expect("it ends well");
+}
+
+#[tokio::test]
+async fn what_is_behind_an_event_that_is_not_taken_is_not_published_again_and_again() {
+    let place = Place::of(Kind::Memory).await;
+    let (store, bus) = (place.store().await, EventBus::new(place.broker.clone(), "shop"));
+    let small = Subscribe::new().name("a").queue(|queue| queue.max_items(1).overflow(Overflow::Reject));
+    let handler = async |_: &Event, _: &millstream_events::EventContext| Ok(());
+    // Its queue takes one event, and nobody reads it.
+    let full = EventBus::new(place.broker.clone(), "slow").subscribe_all(&["a"], small, handler).await;
+    let heard = Heard::default();
+    let listener = heard.listen(bus.clone(), Subscribe::new().name("all")).await;
+    for number in 0..100_u32 {
+        let event = Event::new(if number % 2 == 0 { "a" } else { "b" }, Message::new(number.to_string()));
+        store.append("s", Expected::Any, [event]).await.expect("stored");
+    }
+    let run = Outbox::new(store, bus.clone(), "out").start().await.expect("started");
+    let tried = async {
+        while bus.statistics().refused < 53 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(LONG, tried).await.expect("it is tried again");
+    let all = heard.until(50).await;
+    let of = |number: &str| all.iter().filter(|text| *text == number).count();
+    assert_eq!((of("1"), of("99")), (1, 1), "{all:?}");
+    drop((run, full));
     listener.stop(LONG).await.expect("it ends well");
 }

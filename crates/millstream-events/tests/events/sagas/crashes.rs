@@ -1,7 +1,10 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use millstream_events::{
-    BeginError, Event, EventData, EventStore, Saga, SagaStatus, Sagas, SagasBuilder, Step, Wait,
+    BeginError, Event, EventData, EventStore, Saga, SagaStatus, Sagas, SagasBuilder, Step, StepContext,
+    StepError, Wait,
 };
 use millstream_flow::{Clock, Retry};
 use millstream_message::Message;
@@ -208,7 +211,11 @@ fn random(world: &World, store: &EventStore, fails_at: usize) -> SagasBuilder {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if std::env::var_os("MILLSTREAM_SOAK").is_some() { 3000 } else { 80 }))]
+    #![proptest_config(ProptestConfig {
+        cases: if std::env::var_os("MILLSTREAM_SOAK").is_some() { 3000 } else { 80 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     /// Wherever processes end: each step is stored as done once and in order, what was done is undone in reverse, and the saga ends.
     #[test]
@@ -268,4 +275,104 @@ async fn an_event_told_twice_by_a_broker_that_repeats_is_heard_once() {
         Event::new("go", Message::new("{}").with_content_type("application/json")).with_correlation_id("1");
     assert_eq!(sagas.tell(&other).await.expect("told"), 1);
     assert_eq!(sagas.ended("s", "1").await.expect("known").status, SagaStatus::Completed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_saga_that_is_forgotten_while_a_step_is_under_way_is_left() {
+    let store = store().await;
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let g = gate.clone();
+    let saga = Saga::<u32>::new("x").step(Step::new("slow", move |state: u32, _| {
+        let g = g.clone();
+        async move {
+            g.notified().await;
+            Ok(state)
+        }
+    }));
+    let sagas = Sagas::builder(store.clone()).saga(saga).start().await.expect("done");
+    sagas.begin("x", "1", &1_u32).await.expect("done");
+    sleep(Duration::from_millis(200)).await;
+    sagas.abort("x", "1", "no").await.expect("done");
+    sagas.forget("x", "1").await.expect("done");
+    gate.notify_one();
+    sleep(Duration::from_millis(500)).await;
+    let active = sagas.active();
+    let down = sagas.shutdown(SECOND * 3).await;
+    assert!(active.is_empty() && down, "{active:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_counts_though_an_event_is_heard_meanwhile() {
+    let store = store().await;
+    let tries = Arc::new(AtomicU32::new(0));
+    let t = tries.clone();
+    let saga = Saga::<u32>::new("x")
+        .step(Step::new("slow", move |_: u32, _| {
+            let t = t.clone();
+            async move {
+                t.fetch_add(1, Ordering::SeqCst);
+                sleep(SECOND).await;
+                Err(StepError::permanent("never"))
+            }
+        }))
+        .wait(Wait::new("w", |s: u32, _: Go| Ok(s)));
+    let sagas = Sagas::builder(store.clone()).saga(saga).start().await.expect("done");
+    sagas.begin("x", "1", &1_u32).await.expect("done");
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(
+        sagas.tell(&Event::of(&Go {}).expect("done").with_correlation_id("1")).await.expect("done"),
+        1
+    );
+    sagas.ended("x", "1").await.expect("done");
+    assert_eq!(tries.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_end_in_time_is_given_up() {
+    let store = store().await;
+    let done = Arc::new(AtomicU32::new(0));
+    let t = done.clone();
+    let saga = Saga::<u32>::new("x").step(Step::new("slow", move |s: u32, _| {
+        let t = t.clone();
+        async move {
+            sleep(SECOND * 60).await;
+            t.fetch_add(1, Ordering::SeqCst);
+            Ok(s)
+        }
+    }));
+    let sagas = Sagas::builder(store.clone()).saga(saga).start().await.expect("done");
+    sagas.begin("x", "1", &1_u32).await.expect("done");
+    sleep(SECOND).await;
+    assert!(!sagas.shutdown(SECOND).await);
+    drop(sagas);
+    sleep(SECOND * 100).await;
+    assert_eq!(done.load(Ordering::SeqCst), 0, "it was given up");
+}
+
+#[tokio::test]
+async fn a_step_that_emits_what_is_not_for_steps_has_failed() {
+    let store = store().await;
+    let saga = Saga::<u32>::new("x").step(Step::new("s", move |s: u32, c: StepContext| async move {
+        c.emit(Event::new("saga.mine", Message::new("x")));
+        Ok(s)
+    }));
+    let sagas = Sagas::builder(store.clone()).saga(saga).start().await.expect("done");
+    sagas.begin("x", "1", &1_u32).await.expect("done");
+    let view = sagas.ended("x", "1").await.expect("known");
+    assert_eq!(view.status, SagaStatus::Compensated);
+    assert!(view.reason.is_some_and(|reason| reason.contains("`saga.mine`, which is not for steps")));
+}
+
+#[tokio::test]
+async fn a_saga_goes_on_though_nobody_waits_for_its_beginning() {
+    let store = store().await;
+    let saga = Saga::<u32>::new("x").step(Step::new("s", move |s: u32, _| async move { Ok(s) }));
+    let sagas = Sagas::builder(store.clone()).saga(saga).start().await.expect("done");
+    let mut begin = Box::pin(sagas.begin("x", "1", &1_u32));
+    assert!(futures_util::poll!(begin.as_mut()).is_pending());
+    sleep(Duration::from_millis(200)).await;
+    drop(begin);
+    sleep(Duration::from_millis(500)).await;
+    assert!(store.version("saga/x/1").is_some(), "it is stored");
+    assert_eq!(sagas.ended("x", "1").await.expect("known").status, SagaStatus::Completed);
 }

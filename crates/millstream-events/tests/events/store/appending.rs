@@ -249,3 +249,37 @@ async fn values_are_written_and_read_by_their_type() {
     let other = &store.read("s").from(2).collect().await.expect("read")[0];
     assert!(matches!(other.event.decode::<Counted>(), Err(CodecError::ContentType { .. })));
 }
+
+#[tokio::test]
+async fn of_two_appends_of_one_name_at_once_one_is_a_repetition() {
+    let place = crate::support::Place::of(crate::support::Kind::Memory).await;
+    let store = place.store().await;
+    let (one, two) = tokio::join!(
+        store.append_as("c", "s", Expected::Any, [event("1")]),
+        store.append_as("c", "s", Expected::Any, [event("2")])
+    );
+    assert_eq!(texts(&store.read("s").collect().await.expect("done")).len(), 1);
+    let (one, two) = (one.expect("done"), two.expect("done"));
+    assert!(one.repeated != two.repeated, "{one:?} {two:?}");
+}
+
+#[tokio::test]
+async fn what_is_said_of_an_append_is_said_of_that_one() {
+    let place = crate::support::Place::of(crate::support::Kind::Memory).await;
+    let store = place.store().await;
+    let (one, two) = tokio::join!(
+        store.append_as("c", "s", Expected::Exists, [event("1")]),
+        store.append_as("c", "s", Expected::NoStream, [event("2")])
+    );
+    let there = store.read("s").collect().await.expect("done").len();
+    assert!(one.is_err() && two.is_ok() && there == 1, "{one:?} {two:?}, and there are {there}");
+}
+
+#[tokio::test]
+async fn a_commit_of_the_same_name_in_another_stream_is_another() {
+    let place = crate::support::Place::of(crate::support::Kind::Memory).await;
+    let store = place.store().await;
+    store.append_as("m1", "a", Expected::Any, [event("1")]).await.expect("done");
+    let two = store.append_as("m1", "b", Expected::Any, [event("2")]).await;
+    assert_eq!(store.version("b"), Some(0), "{two:?}");
+}

@@ -36,7 +36,7 @@ async fn a_closed_broker_is_told_and_stores_nothing() {
         assert!(
             matches!(
                 error,
-                AppendError::Unknown { .. } | AppendError::Unseen { .. } | AppendError::Refused(_)
+                AppendError::Unknown { .. } | AppendError::Unreadable(_) | AppendError::Refused(_)
             ),
             "{error:?}"
         );
@@ -131,4 +131,45 @@ async fn who_stops_waiting_for_an_append_leaves_a_store_that_works() {
         assert!(numbers.is_sorted_by(|one, other| one < other), "each once at most, in order: {numbers:?}");
     })
     .await;
+}
+
+#[tokio::test]
+async fn versions_that_nobody_can_have_read_are_refused_behind_a_gap_too() {
+    let place = Place::of(Kind::Embedded).await;
+    let store = place.store().await;
+    store.append("s", Expected::Any, [event("number 1.")]).await.expect("done");
+    store.append("s", Expected::Any, [event("number 2.")]).await.expect("done");
+    drop(store);
+    let place = place
+        .restarted_after(|directory| {
+            assert!(damage(directory, b"number 1.") > 0);
+        })
+        .await;
+    let options = EventStoreOptions::default().accept_gaps();
+    let store = EventStore::open_with(place.broker.clone(), &place.log, options).await.expect("done");
+    let error = store
+        .append("s", Expected::Version(u64::MAX - 1), [event("x"), event("y")])
+        .await
+        .expect_err("nobody's");
+    assert!(matches!(error, AppendError::Conflict(_)), "{error}");
+    store.append("s", Expected::Any, [event("x")]).await.expect("it goes on");
+}
+
+#[tokio::test]
+async fn reading_ends_where_the_last_entries_are_lost() {
+    let place = Place::of(Kind::Embedded).await;
+    let store = place.store().await;
+    for number in 0..10 {
+        store.append("s", Expected::Any, [event(format!("number {number}."))]).await.expect("done");
+    }
+    drop(store);
+    let place = place
+        .restarted_after(|directory| {
+            assert!(damage(directory, b"number 9.") > 0);
+        })
+        .await;
+    let options = EventStoreOptions::default().accept_gaps();
+    let store = EventStore::open_with(place.broker.clone(), &place.log, options).await.expect("done");
+    let all = store.read_all().collect().await.expect("read");
+    assert_eq!(all.len(), 9);
 }

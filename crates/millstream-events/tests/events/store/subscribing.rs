@@ -4,6 +4,7 @@ use millstream_events::{CatchUp, Event, EventStore, Expected, Filter, RecordedEv
 use millstream_flow::Run;
 use millstream_message::Message;
 use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 
 use crate::support::{Kind, Place, event, everywhere, text, texts};
 
@@ -176,4 +177,48 @@ async fn a_subscription_of_entries_that_do_not_count_hears_nothing_of_them() {
         assert_eq!(texts(&store.read_all().collect().await.expect("read")), ["a", "b"]);
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_subscription_keeps_its_store() {
+    let place = Place::of(Kind::Memory).await;
+    let store = place.store().await;
+    let other = place.store().await;
+    let subscription = store.subscribe("p").open().await.expect("done");
+    drop(store);
+    let (seen, mut events) = mpsc::channel(8);
+    let _run = subscription
+        .flow()
+        .map_async(1, move |event| {
+            let seen = seen.clone();
+            async move { seen.send(event.version).await }
+        })
+        .for_each(drop)
+        .start();
+    other.append("s", Expected::Any, [event("a")]).await.expect("done");
+    assert_eq!(timeout(60 * SECOND, events.recv()).await.expect("heard or ended"), Some(0));
+}
+
+#[tokio::test]
+async fn a_place_that_cannot_be_saved_ends_with_its_broker() {
+    let place = Place::of(Kind::Memory).await;
+    let store = place.store().await;
+    let subscription = store.subscribe("p").open().await.expect("done");
+    let (seen, mut events) = mpsc::channel(8);
+    let run = subscription
+        .flow()
+        .map_async(1, move |event| {
+            let seen = seen.clone();
+            async move { seen.send(event.version).await }
+        })
+        .for_each(drop)
+        .start();
+    store.append("s", Expected::Any, [event("a")]).await.expect("done");
+    events.recv().await.expect("done");
+    sleep(Duration::from_millis(20)).await;
+    store.append("s", Expected::Any, [event("b")]).await.expect("done");
+    events.recv().await.expect("done");
+    place.broker.close().await.expect("done");
+    let _ = timeout(SECOND, run.shutdown(SECOND)).await;
+    timeout(SECOND * 5, store.saved()).await.expect("it ends");
 }
