@@ -1,10 +1,12 @@
 //! Sagas: work of several steps over several services, each of which can be undone.
 
+mod builder;
 mod change;
 mod definition;
 mod driver;
 mod error;
 mod progress;
+mod running;
 mod sagas;
 
 use std::time::{Duration, SystemTime};
@@ -12,10 +14,11 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use serde_json::Value;
 
+pub use self::builder::SagasBuilder;
 pub use self::change::{Ending, SagaChange, Why};
 pub use self::definition::{Saga, Step, StepContext, StepError, Wait};
 pub use self::error::{BeginError, SagaError};
-pub use self::sagas::{Sagas, SagasBuilder, SagasStatistics};
+pub use self::sagas::{Sagas, SagasStatistics};
 
 /// What all streams of sagas begin with. A saga's stream is `saga/NAME/ID`.
 pub const SAGA_STREAMS: &str = "saga/";

@@ -121,6 +121,19 @@ impl Upcasters {
         self
     }
 
+    /// The names of today, and the older ones that become one of them.
+    pub(crate) fn names(&self, today: &[&str]) -> Vec<String> {
+        let becomes = |from: &String| {
+            let mut name = from;
+            while let Some((to, _)) = self.0.get(name) {
+                name = to;
+            }
+            today.contains(&name.as_str())
+        };
+        let older = self.0.keys().filter(|from| becomes(from)).cloned();
+        today.iter().map(|name| (*name).to_owned()).chain(older).collect()
+    }
+
     /// The value of an event, in today's form.
     ///
     /// # Errors

@@ -1,19 +1,18 @@
 //! What a saga is made of.
 
-use std::any::TypeId;
+mod erased;
+
 use std::fmt;
 use std::future::Future;
-use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use millstream_flow::{BoxError, Panicked, Retry};
+use millstream_flow::{BoxError, Retry};
 use millstream_message::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
+pub(super) use self::erased::{Definition, Info, Kind};
 use crate::event::{Event, EventData};
 use crate::upcast::Upcasters;
 
@@ -164,7 +163,7 @@ type Hear<S> = Arc<dyn Fn(S, &Event) -> Result<S, StepError> + Send + Sync>;
 #[must_use = "a step belongs into a saga"]
 pub struct Wait<S> {
     name: String,
-    types: &'static [&'static str],
+    types: Arc<[String]>,
     hear: Hear<S>,
     timeout: Option<Duration>,
     go_on: bool,
@@ -186,8 +185,9 @@ impl<S> Wait<S> {
         upcasters: Upcasters,
         take: impl Fn(S, E) -> Result<S, StepError> + Send + Sync + 'static,
     ) -> Self {
+        let types = upcasters.names(E::TYPES).into();
         let hear: Hear<S> = Arc::new(move |state, event| take(state, upcasters.decode::<E>(event)?));
-        Wait { name: name.into(), types: E::TYPES, hear, timeout: None, go_on: false }
+        Wait { name: name.into(), types, hear, timeout: None, go_on: false }
     }
 
     /// How long it waits. Then the saga is undone.
@@ -297,150 +297,10 @@ where
         self.parts.push(Part::Wait(wait));
         self
     }
-
-    pub(super) fn erased(self) -> Result<Arc<dyn Definition>, String> {
-        let Saga { name, parts, timeout } = self;
-        if name.is_empty() || name.contains('/') || name.len() > 100 {
-            return Err(format!("`{name}`: a saga's name has 1 to 100 bytes, and no `/`"));
-        }
-        if parts.is_empty() {
-            return Err(format!("saga `{name}` has no steps"));
-        }
-        let info = |part: &Part<S>| match part {
-            Part::Step(step) => Info {
-                name: step.name.clone(),
-                undoable: step.undo.is_some(),
-                kind: Kind::Step(Arc::new(Retries {
-                    act: step.retry.clone(),
-                    undo: step.undo_retry.clone(),
-                })),
-            },
-            Part::Wait(wait) => Info {
-                name: wait.name.clone(),
-                undoable: false,
-                kind: Kind::Wait { types: wait.types, timeout: wait.timeout, go_on: wait.go_on },
-            },
-        };
-        let steps: Vec<Info> = parts.iter().map(info).collect();
-        for (at, step) in steps.iter().enumerate() {
-            if step.name.is_empty() {
-                return Err(format!("step {at} of saga `{name}` has no name"));
-            }
-            if steps[..at].iter().any(|before| before.name == step.name) {
-                return Err(format!("saga `{name}` has two steps `{}`", step.name));
-            }
-        }
-        Ok(Arc::new(Typed { name, steps, parts, timeout, state: PhantomData::<fn(S)> }))
-    }
 }
 
 impl<S> fmt::Debug for Saga<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Saga").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-/// What is known of a step without knowing the state's type.
-#[derive(Debug, Clone)]
-pub(super) struct Info {
-    pub(super) name: String,
-    pub(super) undoable: bool,
-    pub(super) kind: Kind,
-}
-
-#[derive(Debug, Clone)]
-pub(super) enum Kind {
-    Step(Arc<Retries>),
-    Wait { types: &'static [&'static str], timeout: Option<Duration>, go_on: bool },
-}
-
-/// How a step is tried again.
-#[derive(Debug)]
-pub(super) struct Retries {
-    pub(super) act: Retry,
-    pub(super) undo: Retry,
-}
-
-/// A saga whose state is JSON.
-pub(super) trait Definition: Send + Sync {
-    fn name(&self) -> &str;
-    fn steps(&self) -> &[Info];
-    fn timeout(&self) -> Option<Duration>;
-    fn state_type(&self) -> TypeId;
-    /// Does the step, or undoes it. A panic is an error.
-    fn act(
-        &self,
-        step: usize,
-        undo: bool,
-        state: &Value,
-        context: StepContext,
-    ) -> BoxFuture<'static, Result<Value, StepError>>;
-    /// The state after an event that the step waited for.
-    fn hear(&self, step: usize, state: &Value, event: &Event) -> Result<Value, StepError>;
-}
-
-struct Typed<S> {
-    name: String,
-    steps: Vec<Info>,
-    parts: Vec<Part<S>>,
-    timeout: Option<Duration>,
-    state: PhantomData<fn(S)>,
-}
-
-/// A state that is not the definition's will never be.
-fn read<S: DeserializeOwned>(state: &Value) -> Result<S, StepError> {
-    S::deserialize(state).map_err(StepError::permanent)
-}
-
-fn write<S: Serialize>(state: S) -> Result<Value, StepError> {
-    serde_json::to_value(state).map_err(StepError::permanent)
-}
-
-impl<S> Definition for Typed<S>
-where
-    S: Serialize + DeserializeOwned + Send + 'static,
-{
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn steps(&self) -> &[Info] {
-        &self.steps
-    }
-
-    fn timeout(&self) -> Option<Duration> {
-        self.timeout
-    }
-
-    fn state_type(&self) -> TypeId {
-        TypeId::of::<S>()
-    }
-
-    fn act(
-        &self,
-        step: usize,
-        undo: bool,
-        state: &Value,
-        context: StepContext,
-    ) -> BoxFuture<'static, Result<Value, StepError>> {
-        let act = match &self.parts[step] {
-            Part::Step(step) if undo => step.undo.clone(),
-            Part::Step(step) => Some(step.act.clone()),
-            Part::Wait(_) => None,
-        };
-        let act = act.expect("only what can be done or undone is asked for");
-        let state = read::<S>(state);
-        let acted = async move { write(act(state?, context).await?) };
-        Box::pin(async move {
-            let acted = std::panic::AssertUnwindSafe(acted).catch_unwind().await;
-            acted.unwrap_or_else(|panic| Err(Panicked::new(panic).into()))
-        })
-    }
-
-    fn hear(&self, step: usize, state: &Value, event: &Event) -> Result<Value, StepError> {
-        let Part::Wait(wait) = &self.parts[step] else { unreachable!("only waits hear") };
-        let heard = || write((wait.hear)(read::<S>(state)?, event)?);
-        let heard = std::panic::catch_unwind(std::panic::AssertUnwindSafe(heard));
-        heard.unwrap_or_else(|panic| Err(Panicked::new(panic).into()))
     }
 }

@@ -261,7 +261,8 @@ impl Driver {
                 }
                 Err(error @ (AppendError::TooLarge { .. } | AppendError::Invalid(_))) => {
                     // What a step has made cannot be stored: it has failed, and would the next time.
-                    change = cannot_be_stored(&change, &error).ok_or(SagaError::Append(error))?;
+                    change = cannot_be_stored(&change, progress.failures + 1, &error)
+                        .ok_or(SagaError::Append(error))?;
                     events = vec![change.event()];
                     commit = new_id();
                 }
@@ -340,14 +341,14 @@ fn done(step: &Info, undo: bool, state: Value) -> SagaChange {
 }
 
 /// The failure instead of a step that is done, or undone, and cannot be said to be.
-fn cannot_be_stored(change: &SagaChange, error: &AppendError) -> Option<SagaChange> {
+fn cannot_be_stored(change: &SagaChange, attempt: u32, error: &AppendError) -> Option<SagaChange> {
     let error = format!("what it has made cannot be stored: {}", chain(error));
     match change {
         SagaChange::StepDone { step, .. } => {
-            Some(SagaChange::StepFailed { step: step.clone(), attempt: 1, error, again: None })
+            Some(SagaChange::StepFailed { step: step.clone(), attempt, error, again: None })
         }
         SagaChange::Undone { step, .. } => {
-            Some(SagaChange::UndoFailed { step: step.clone(), attempt: 1, error, again: None })
+            Some(SagaChange::UndoFailed { step: step.clone(), attempt, error, again: None })
         }
         _ => None,
     }

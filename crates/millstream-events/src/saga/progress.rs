@@ -107,9 +107,7 @@ impl Progress {
     /// Whether this saga wants to hear of an event of this type and id.
     pub(super) fn wants(&self, steps: &[Info], event: &Event) -> bool {
         let waits = |step: &Info| match &step.kind {
-            Kind::Wait { types, .. } => {
-                types.contains(&event.event_type.as_str()) && !self.done.contains(&step.name)
-            }
+            Kind::Wait { types, .. } => types.contains(&event.event_type) && !self.done.contains(&step.name),
             Kind::Step(_) => false,
         };
         self.ended.is_none()
@@ -146,9 +144,7 @@ impl Progress {
         match &step.kind {
             Kind::Step(_) => Next::Act { step: at, undo: false, attempt: self.failures + 1 },
             Kind::Wait { types, timeout, go_on } => {
-                if let Some(event) =
-                    self.heard.iter().find(|event| types.contains(&event.event_type.as_str()))
-                {
+                if let Some(event) = self.heard.iter().find(|event| types.contains(&event.event_type)) {
                     return Next::Hear { step: at, event: Box::new(event.clone()) };
                 }
                 let name = || step.name.clone();

@@ -1,130 +1,23 @@
 //! All sagas of a process.
 
 use std::any::TypeId;
-use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use millstream_flow::Clock;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
-use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use super::builder::SagasBuilder;
 use super::change::{Ending, SagaChange, Why, heard};
-use super::definition::{Definition, Saga};
-use super::driver::{Common, Counted, Driver, HEARD_MAX, read};
+use super::definition::Definition;
+use super::driver::{HEARD_MAX, read};
 use super::error::{BeginError, SagaError};
-use super::{SAGA_STREAMS, SagaView, later, millis, names, stream};
+use super::running::{Reserved, Running};
+use super::{SagaView, later, millis, names, stream};
 use crate::event::{Event, new_id};
-use crate::store::{AppendError, EventStore, Expected, Filter, StoreError, Tail};
-
-/// Which sagas a process runs, and how: [`Sagas::builder`].
-#[must_use = "nothing runs before `start`"]
-pub struct SagasBuilder {
-    store: EventStore,
-    definitions: Vec<Result<Arc<dyn Definition>, String>>,
-    concurrency: usize,
-    active_max: usize,
-    clock: Clock,
-}
-
-impl fmt::Debug for SagasBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SagasBuilder").field("definitions", &self.definitions.len()).finish_non_exhaustive()
-    }
-}
-
-impl SagasBuilder {
-    /// Runs sagas of this definition.
-    pub fn saga<S>(mut self, saga: Saga<S>) -> Self
-    where
-        S: Serialize + DeserializeOwned + Send + 'static,
-    {
-        self.definitions.push(saga.erased());
-        self
-    }
-
-    /// How many steps may be under way at once, of all sagas together. Default 64. Sagas that wait do not count.
-    ///
-    /// # Panics
-    /// If it is 0.
-    pub fn concurrency(mut self, steps: usize) -> Self {
-        assert!(steps > 0, "no step would ever be begun");
-        self.concurrency = steps;
-        self
-    }
-
-    /// How many sagas may be active at once before no more are begun. Default 10,000: each is a task of some kilobytes, and its
-    /// state. Those that are resumed count, and are resumed in any case.
-    ///
-    /// # Panics
-    /// If it is 0.
-    pub fn active_max(mut self, sagas: usize) -> Self {
-        assert!(sagas > 0, "no saga would ever be begun");
-        self.active_max = sagas;
-        self
-    }
-
-    /// The clock by which delays, times of waiting and deadlines are reckoned: without this, the system's. For tests that pause the time
-    /// and begin sagas again.
-    pub fn clock(mut self, clock: Clock) -> Self {
-        self.clock = clock;
-        self
-    }
-
-    /// Goes on with all sagas that have not ended, and takes new ones.
-    ///
-    /// # Errors
-    /// If a definition is not sound (the error says of each why), or the store cannot be read.
-    pub async fn start(self) -> Result<Sagas, StoreError> {
-        let mut definitions: BTreeMap<String, Arc<dyn Definition>> = BTreeMap::new();
-        let mut problems = Vec::new();
-        for definition in self.definitions {
-            match definition {
-                Err(problem) => problems.push(problem),
-                Ok(definition) => {
-                    let name = definition.name().to_owned();
-                    if definitions.insert(name.clone(), definition).is_some() {
-                        problems.push(format!("there are two sagas `{name}`"));
-                    }
-                }
-            }
-        }
-        if !problems.is_empty() {
-            return Err(StoreError::Invalid(problems.join("; ")));
-        }
-        self.store.refresh().await?;
-        let common = Arc::new(Common {
-            store: self.store.clone(),
-            clock: self.clock,
-            steps: Semaphore::new(self.concurrency),
-            stop: CancellationToken::new(),
-            abandon: CancellationToken::new(),
-            counted: Counted::default(),
-        });
-        let sagas = Sagas(Arc::new(Inner {
-            common,
-            definitions,
-            active_max: self.active_max,
-            active: Mutex::default(),
-            changed: watch::Sender::new(()),
-            tasks: TaskTracker::new(),
-            runtime: Handle::current(),
-        }));
-        // From here on what others store is heard; what is there now is looked up.
-        let filter = Filter::all().streams(SAGA_STREAMS);
-        let tail = self.store.tail(filter);
-        sagas.resume().await?;
-        sagas.0.tasks.spawn(follow(Arc::downgrade(&sagas.0), sagas.0.common.stop.clone(), tail));
-        Ok(sagas)
-    }
-}
+use crate::store::{AppendError, EventStore, Expected, StoreError};
 
 /// How sagas went since the process began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -193,42 +86,7 @@ pub struct SagasStatistics {
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Sagas(Arc<Inner>);
-
-struct Inner {
-    common: Arc<Common>,
-    definitions: BTreeMap<String, Arc<dyn Definition>>,
-    active_max: usize,
-    active: Mutex<HashMap<(String, String), Active>>,
-    /// Some saga has ended.
-    changed: watch::Sender<()>,
-    tasks: TaskTracker,
-    /// Where drivers run, whoever lets go of a reservation.
-    runtime: Handle,
-}
-
-/// A saga on its way.
-struct Active {
-    wake: Arc<Notify>,
-    correlation_id: String,
-    /// A driver has it.
-    driven: bool,
-    /// It was heard to have begun.
-    begun: bool,
-}
-
-impl Active {
-    fn new(wake: &Arc<Notify>, correlation_id: &str) -> Active {
-        Active { wake: wake.clone(), correlation_id: correlation_id.to_owned(), driven: false, begun: false }
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.common.stop.cancel();
-        self.common.abandon.cancel();
-    }
-}
+pub struct Sagas(pub(super) Arc<Running>);
 
 impl fmt::Debug for Sagas {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -240,13 +98,7 @@ impl fmt::Debug for Sagas {
 impl Sagas {
     /// Sagas whose streams are in this store: none of them yet.
     pub fn builder(store: EventStore) -> SagasBuilder {
-        SagasBuilder {
-            store,
-            definitions: Vec::new(),
-            concurrency: 64,
-            active_max: 10_000,
-            clock: Clock::system(),
-        }
+        SagasBuilder::new(store)
     }
 
     /// Begins the saga of this id, whose correlation id is its id. Returns when that is stored: it goes on whatever happens to
@@ -498,7 +350,7 @@ impl Sagas {
     }
 
     /// Goes on with all that have not ended.
-    async fn resume(&self) -> Result<(), StoreError> {
+    pub(super) async fn resume(&self) -> Result<(), StoreError> {
         let store = &self.0.common.store;
         for name in self.0.definitions.keys() {
             for found in store.streams(&stream(name, "")) {
@@ -515,120 +367,6 @@ impl Sagas {
             }
         }
         Ok(())
-    }
-}
-
-impl Inner {
-    fn active(&self) -> MutexGuard<'_, HashMap<(String, String), Active>> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake(&self, saga: &str, id: &str) {
-        if let Some(active) = self.active().get(&(saga.to_owned(), id.to_owned())) {
-            active.wake.notify_one();
-        }
-    }
-
-    /// Goes on with a saga that this process has not begun, unless it has it in hand.
-    fn take_up(self: &Arc<Self>, saga: &str, id: &str, correlation_id: &str) {
-        let Some(definition) = self.definitions.get(saga).cloned() else { return };
-        let name = (saga.to_owned(), id.to_owned());
-        let wake = Arc::new(Notify::new());
-        let mut active = self.active();
-        if let Some(active) = active.get_mut(&name) {
-            // Who begins it may be gone before he hears that he has.
-            active.begun = true;
-            return;
-        }
-        active.insert(name.clone(), Active::new(&wake, correlation_id));
-        drop(active);
-        Reserved { inner: Arc::downgrade(self), name, wake }.drive(definition);
-    }
-}
-
-/// A saga's place among the active ones; given back when dropped.
-struct Reserved {
-    inner: std::sync::Weak<Inner>,
-    name: (String, String),
-    wake: Arc<Notify>,
-}
-
-impl Reserved {
-    fn of(inner: &Arc<Inner>, saga: &str, id: &str, correlation_id: &str) -> Result<Reserved, BeginError> {
-        let name = (saga.to_owned(), id.to_owned());
-        let mut active = inner.active();
-        if active.contains_key(&name) {
-            let (saga, id) = name;
-            return Err(BeginError::Begun { saga, id });
-        }
-        if active.len() >= inner.active_max {
-            return Err(BeginError::TooMany { active: active.len() });
-        }
-        let wake = Arc::new(Notify::new());
-        active.insert(name.clone(), Active::new(&wake, correlation_id));
-        Ok(Reserved { inner: Arc::downgrade(inner), name, wake })
-    }
-
-    fn drive(self, definition: Arc<dyn Definition>) {
-        let Some(inner) = self.inner.upgrade() else { return };
-        let driver = Driver {
-            common: inner.common.clone(),
-            definition,
-            id: self.name.1.clone(),
-            wake: self.wake.clone(),
-        };
-        if let Some(active) = inner.active().get_mut(&self.name) {
-            active.driven = true;
-        }
-        let runtime = inner.runtime.clone();
-        inner.tasks.spawn_on(
-            async move {
-                driver.drive().await;
-                drop(self);
-            },
-            &runtime,
-        );
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        let Some(inner) = self.inner.upgrade() else { return };
-        let was = inner.active().remove(&self.name);
-        if let Some(Active { driven: false, begun: true, correlation_id, .. }) = was {
-            inner.take_up(&self.name.0, &self.name.1, &correlation_id);
-        }
-        inner.changed.send_replace(());
-    }
-}
-
-/// Hears what is stored of sagas, by this process or another.
-async fn follow(inner: std::sync::Weak<Inner>, stop: CancellationToken, mut tail: Tail) {
-    loop {
-        let chunk = tokio::select! {
-            chunk = tail.next_chunk() => chunk,
-            () = stop.cancelled() => return,
-        };
-        let events = match chunk {
-            Ok(events) => events,
-            Err(error) => {
-                let error = millstream_flow::chain(&error);
-                tracing::error!(error, "what others store of sagas is no longer heard");
-                return;
-            }
-        };
-        let Some(inner) = inner.upgrade() else { return };
-        for event in &events {
-            let Some((saga, id)) = names(&event.stream) else { continue };
-            match SagaChange::of(event) {
-                Some(SagaChange::Begun { correlation_id, .. }) => inner.take_up(saga, id, &correlation_id),
-                Some(SagaChange::Ended { .. }) => {
-                    inner.wake(saga, id);
-                    inner.changed.send_replace(());
-                }
-                _ => inner.wake(saga, id),
-            }
-        }
     }
 }
 

@@ -262,3 +262,26 @@ impl Drop for Waiting {
         self.shared.state().waiting.remove(&self.attempt);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use millstream_message::Message;
+
+    use crate::{Event, EventStore, EventStoreOptions, Expected};
+
+    #[tokio::test]
+    async fn the_newest_entries_are_kept_as_far_as_there_is_memory_for_them() {
+        let broker = millstream_embedded::open(&"memory:".parse().expect("a URL")).await.expect("opened");
+        let store = EventStore::open(broker.clone(), "log").await.expect("opened");
+        for _ in 0..20 {
+            let event = Event::new("e", Message::new(vec![0; 10_000]));
+            store.append("s", Expected::Any, [event]).await.expect("stored");
+        }
+        for (bytes, kept) in [(0, 0), (35_000, 3), (1 << 20, 20)] {
+            let options = EventStoreOptions::default().cache_bytes(bytes);
+            let store = EventStore::open_with(broker.clone(), "log", options).await.expect("opened");
+            let cached = (0..20).filter(|offset| store.0.shared.cached(*offset).is_some());
+            assert!(cached.eq(20 - kept..20), "with {bytes} bytes");
+        }
+    }
+}

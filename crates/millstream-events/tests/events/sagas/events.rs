@@ -1,8 +1,8 @@
 use millstream_events::{
     Event, EventData, Filter, SAGA_STREAMS, Saga, SagaChange, SagaError, SagaStatus, Sagas, Step, StepError,
-    Wait,
+    Upcasters, Wait,
 };
-use millstream_message::Message;
+use millstream_message::{Json, Message};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
@@ -182,4 +182,20 @@ async fn every_change_is_heard_by_who_subscribes() {
         })
         .collect();
     assert_eq!(words, ["begun", "done", "waiting", "heard", "failed", "compensating", "undone", "ended"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_waits_for_events_of_older_forms_too() {
+    let upcasters = Upcasters::new()
+        .add("bezahlt", "paid.v0", |old| Ok(old))
+        .add("paid.v0", "paid", |old| Ok(serde_json::json!({ "by": old["name"] })));
+    let wait = Wait::upcast("payment", upcasters, |mut state: Done, paid: Paid| {
+        state.0.push(paid.by);
+        Ok(state)
+    });
+    let sagas = started(Sagas::builder(store().await).saga(Saga::new("s").wait(wait))).await;
+    sagas.begin("s", "1", &Done::default()).await.expect("begun");
+    let old = Event::encoded("bezahlt", &serde_json::json!({ "name": "ann" }), &Json).expect("JSON");
+    assert_eq!(sagas.tell(&old.with_correlation_id("1")).await.expect("told"), 1);
+    assert_eq!(sagas.ended("s", "1").await.expect("known").state, serde_json::json!(["ann"]));
 }
