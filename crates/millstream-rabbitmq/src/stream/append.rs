@@ -140,18 +140,22 @@ impl Tail {
                     }
                 })
             });
-            let error = match timeout(IDLE, read).await {
+            let (idle, error) = match timeout(IDLE, read).await {
                 Ok(Ok(count)) if count > 0 => continue,
-                Ok(Ok(_)) => lost("the broker is closed"),
-                Ok(Err(error)) => error,
-                Err(_) => lost("nothing was appended for a while"),
+                Ok(Ok(_)) => (false, lost("the broker is closed")),
+                // A consumer that has failed says so for ever.
+                Ok(Err(error)) => (false, error),
+                Err(_) => (true, lost("nothing was appended for a while")),
             };
             let mut waiting = self.waiting.lock();
-            if waiting.by_mark.is_empty() || error.kind() != BrokerErrorKind::Unavailable {
-                waiting.over = Some(error);
-                waiting.by_mark.clear();
-                return;
+            // Who has gone does not wait: his message was found, or never sent.
+            waiting.by_mark.retain(|_, offset| !offset.is_closed());
+            if idle && !waiting.by_mark.is_empty() {
+                continue;
             }
+            waiting.over = Some(error);
+            waiting.by_mark.clear();
+            return;
         }
     }
 }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
-use millstream_message::{BrokerErrorKind, StreamFrom};
-use millstream_rabbitmq::stream::{Producer, ProducerOptions, StreamClient};
+use millstream_message::{Broker, BrokerErrorKind, StreamFrom, StreamSpec};
+use millstream_rabbitmq::stream::{Producer, ProducerOptions, StreamBroker, StreamClient};
+use tokio::time::timeout;
 
 use crate::support::{
     Down, TURN, all, around, client, number, numbers, open, proxy, restart, stream, take, url,
@@ -184,9 +186,7 @@ async fn patience_ends() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    assert!(
-        tokio::time::timeout(Duration::from_secs(60), back).await.expect("it comes back").all_confirmed()
-    );
+    assert!(timeout(Duration::from_secs(60), back).await.expect("it comes back").all_confirmed());
 }
 
 #[tokio::test]
@@ -199,7 +199,7 @@ async fn a_stream_that_is_deleted_ends_its_producers_and_readers() {
     let mut reader = open(&client, &stream, StreamFrom::First).await;
     take(&mut reader, 10).await;
     client.delete_stream(&stream).await.expect("deleted");
-    let end = tokio::time::timeout(Duration::from_secs(60), reader.next_chunk(1)).await.expect("ends");
+    let end = timeout(Duration::from_secs(60), reader.next_chunk(1)).await.expect("ends");
     assert_eq!(end.expect_err("gone").kind(), BrokerErrorKind::NotFound);
     let end = async {
         loop {
@@ -209,7 +209,7 @@ async fn a_stream_that_is_deleted_ends_its_producers_and_readers() {
             }
         }
     };
-    let end = tokio::time::timeout(Duration::from_secs(60), end).await.expect("ends");
+    let end = timeout(Duration::from_secs(60), end).await.expect("ends");
     assert_eq!(end.kind(), BrokerErrorKind::NotFound);
 }
 
@@ -238,4 +238,39 @@ async fn memory_is_bounded_whatever_the_other_side_does() {
     let grown = size().saturating_sub(before);
     assert!(grown < 24 << 10, "{grown} KiB more");
     drop(reader);
+}
+
+/// In a runtime of one thread, which a task that never waits would keep to itself; hence on a thread of its own.
+#[tokio::test]
+async fn a_broker_that_is_closed_while_appends_are_under_way_ends() {
+    let _turn = TURN.read().await;
+    let url = url("").await;
+    let (ended, end) = std::sync::mpsc::channel();
+    let closing = async move {
+        for moment in 0..60 {
+            let broker = Arc::new(StreamBroker::connect(&url).await.expect("connects"));
+            broker.declare_stream(StreamSpec::new("closed-early")).await.expect("declared");
+            broker.append("closed-early", numbers(0..1)).await.expect("appended");
+            let appends: Vec<_> = (0..8)
+                .map(|number| {
+                    let broker = broker.clone();
+                    tokio::spawn(async move {
+                        broker.append("closed-early", numbers(number..number + 1)).await.is_ok()
+                    })
+                })
+                .collect();
+            tokio::time::sleep(Duration::from_micros(50 * moment)).await;
+            broker.close().await.expect("closed");
+            for append in appends {
+                let _ = append.await.expect("no panic");
+            }
+        }
+    };
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(closing);
+        let _ = ended.send(());
+    });
+    let waited = tokio::task::spawn_blocking(move || end.recv_timeout(Duration::from_secs(120)));
+    waited.await.expect("no panic").expect("it ends");
 }
