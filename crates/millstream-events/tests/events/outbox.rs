@@ -227,8 +227,6 @@ async fn a_crash_repeats_events_and_an_inbox_passes_over_them() {
     let run = Outbox::new(store.clone(), bus.clone(), "out").start().await.expect("started");
     assert_eq!(heard.until(200).await, numbers(0..200), "each once, in order");
     ended(run).await;
-    let published = bus.statistics().published;
-    assert!(published >= 200, "{published}");
     listener.stop(LONG).await.expect("it ends well");
     assert_eq!(heard.until(200).await.len(), 200);
 }

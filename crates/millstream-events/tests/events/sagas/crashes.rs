@@ -10,6 +10,7 @@ use millstream_flow::{Clock, Retry};
 use millstream_message::Message;
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::{Done, SECOND, World, no_luck, retry, started, store};
@@ -277,28 +278,27 @@ async fn an_event_told_twice_by_a_broker_that_repeats_is_heard_once() {
     assert_eq!(sagas.ended("s", "1").await.expect("known").status, SagaStatus::Completed);
 }
 
+// On threads of its own: a driver that never waits would keep a single one to itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_saga_that_is_forgotten_while_a_step_is_under_way_is_left() {
-    let store = store().await;
-    let gate = Arc::new(tokio::sync::Notify::new());
-    let g = gate.clone();
-    let saga = Saga::<u32>::new("x").step(Step::new("slow", move |state: u32, _| {
-        let g = g.clone();
+    let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let gates = (begun.clone(), go_on.clone());
+    let saga = Saga::new("s").step(Step::new("slow", move |state: Done, _| {
+        let (begun, go_on) = gates.clone();
         async move {
-            g.notified().await;
+            begun.notify_one();
+            go_on.notified().await;
             Ok(state)
         }
     }));
-    let sagas = Sagas::builder(store.clone()).saga(saga).start().await.expect("done");
-    sagas.begin("x", "1", &1_u32).await.expect("done");
-    sleep(Duration::from_millis(200)).await;
-    sagas.abort("x", "1", "no").await.expect("done");
-    sagas.forget("x", "1").await.expect("done");
-    gate.notify_one();
-    sleep(Duration::from_millis(500)).await;
-    let active = sagas.active();
-    let down = sagas.shutdown(SECOND * 3).await;
-    assert!(active.is_empty() && down, "{active:?}");
+    let sagas = started(Sagas::builder(store().await).saga(saga)).await;
+    sagas.begin("s", "1", &Done::default()).await.expect("begun");
+    begun.notified().await;
+    sagas.abort("s", "1", "no").await.expect("stored");
+    sagas.forget("s", "1").await.expect("it has ended");
+    go_on.notify_one();
+    assert!(sagas.shutdown(60 * SECOND).await, "its driver has left it");
+    assert!(sagas.active().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -363,16 +363,17 @@ async fn a_step_that_emits_what_is_not_for_steps_has_failed() {
     assert!(view.reason.is_some_and(|reason| reason.contains("`saga.mine`, which is not for steps")));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_saga_goes_on_though_nobody_waits_for_its_beginning() {
-    let store = store().await;
-    let saga = Saga::<u32>::new("x").step(Step::new("s", move |s: u32, _| async move { Ok(s) }));
-    let sagas = Sagas::builder(store.clone()).saga(saga).start().await.expect("done");
-    let mut begin = Box::pin(sagas.begin("x", "1", &1_u32));
+    let (store, world) = (store().await, World::default());
+    let sagas = started(Sagas::builder(store.clone()).saga(Saga::new("s").step(world.step("a")))).await;
+    let state = Done::default();
+    let mut begin = Box::pin(sagas.begin("s", "1", &state));
     assert!(futures_util::poll!(begin.as_mut()).is_pending());
-    sleep(Duration::from_millis(200)).await;
+    // It is stored and heard of by then.
+    sleep(SECOND).await;
     drop(begin);
-    sleep(Duration::from_millis(500)).await;
-    assert!(store.version("saga/x/1").is_some(), "it is stored");
-    assert_eq!(sagas.ended("x", "1").await.expect("known").status, SagaStatus::Completed);
+    assert_eq!(store.version("saga/s/1"), Some(0), "it has begun, and waits for who begins it");
+    assert_eq!(sagas.ended("s", "1").await.expect("known").status, SagaStatus::Completed);
+    assert_eq!(world.done(), ["a"]);
 }

@@ -4,7 +4,8 @@ use millstream_events::{CatchUp, Event, EventStore, Expected, Filter, RecordedEv
 use millstream_flow::Run;
 use millstream_message::Message;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::task::yield_now;
+use tokio::time::timeout;
 
 use crate::support::{Kind, Place, event, everywhere, text, texts};
 
@@ -89,7 +90,7 @@ async fn what_is_not_settled_comes_again() {
         drop(run);
         // The run's tasks let go of what they held, then the place is saved.
         while store.subscribe("one").open().await.is_err() {
-            tokio::task::yield_now().await;
+            yield_now().await;
         }
         store.saved().await;
         let (run, mut events) = listen(store.subscribe("one")).await;
@@ -182,43 +183,29 @@ async fn a_subscription_of_entries_that_do_not_count_hears_nothing_of_them() {
 #[tokio::test]
 async fn a_subscription_keeps_its_store() {
     let place = Place::of(Kind::Memory).await;
-    let store = place.store().await;
-    let other = place.store().await;
-    let subscription = store.subscribe("p").open().await.expect("done");
+    let (store, other) = (place.store().await, place.store().await);
+    let (run, mut events) = listen(store.subscribe("one")).await;
     drop(store);
-    let (seen, mut events) = mpsc::channel(8);
-    let _run = subscription
-        .flow()
-        .map_async(1, move |event| {
-            let seen = seen.clone();
-            async move { seen.send(event.version).await }
-        })
-        .for_each(drop)
-        .start();
-    other.append("s", Expected::Any, [event("a")]).await.expect("done");
-    assert_eq!(timeout(60 * SECOND, events.recv()).await.expect("heard or ended"), Some(0));
+    append(&other, ["a"]).await;
+    assert_eq!(timeout(60 * SECOND, next(&mut events, 1)).await.expect("it hears"), ["a"]);
+    run.shutdown(SECOND).await.expect("ended");
 }
 
 #[tokio::test]
 async fn a_place_that_cannot_be_saved_ends_with_its_broker() {
     let place = Place::of(Kind::Memory).await;
     let store = place.store().await;
-    let subscription = store.subscribe("p").open().await.expect("done");
-    let (seen, mut events) = mpsc::channel(8);
-    let run = subscription
-        .flow()
-        .map_async(1, move |event| {
-            let seen = seen.clone();
-            async move { seen.send(event.version).await }
-        })
-        .for_each(drop)
-        .start();
-    store.append("s", Expected::Any, [event("a")]).await.expect("done");
-    events.recv().await.expect("done");
-    sleep(Duration::from_millis(20)).await;
-    store.append("s", Expected::Any, [event("b")]).await.expect("done");
-    events.recv().await.expect("done");
-    place.broker.close().await.expect("done");
-    let _ = timeout(SECOND, run.shutdown(SECOND)).await;
-    timeout(SECOND * 5, store.saved()).await.expect("it ends");
+    let (run, mut events) = listen(store.subscribe("one")).await;
+    append(&store, ["a"]).await;
+    next(&mut events, 1).await;
+    // The next place waits for its turn then.
+    while place.broker.stored_offset(&place.log, "one").await.expect("known") != Some(1) {
+        yield_now().await;
+    }
+    append(&store, ["b"]).await;
+    next(&mut events, 1).await;
+    place.broker.close().await.expect("closed");
+    // The log has ended for the run, too.
+    let _ = run.shutdown(SECOND).await;
+    timeout(60 * SECOND, store.saved()).await.expect("it ends");
 }
