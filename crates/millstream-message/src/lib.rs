@@ -43,6 +43,8 @@ mod declaration;
 mod error;
 #[cfg(feature = "flow")]
 pub mod flow;
+#[cfg(feature = "streamed")]
+mod longest_run;
 mod message;
 #[cfg(feature = "streamed")]
 mod offset;
@@ -63,6 +65,8 @@ pub use consume::{
 };
 pub use declaration::{Declaration, Standing, Topology};
 pub use error::{BrokerError, BrokerErrorKind};
+#[cfg(feature = "streamed")]
+pub use longest_run::LongestRun;
 pub use message::{Message, Properties};
 #[cfg(feature = "streamed")]
 pub use offset::{StreamOffset, keep_saving};

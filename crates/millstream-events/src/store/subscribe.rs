@@ -1,6 +1,6 @@
 //! Subscriptions: all events, from where one of this name has come, and then whatever is appended.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use futures_core::Stream;
 use futures_util::stream::{BoxStream, StreamExt, unfold};
 use millstream_flow::flows::FromTracked;
 use millstream_flow::{BoxError, Outcome, Pipe, Settler, Tracked, Tracker};
-use millstream_message::{BrokerError, BrokerErrorKind, StreamOffset};
+use millstream_message::{BrokerError, BrokerErrorKind, LongestRun, StreamOffset};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -231,17 +231,8 @@ impl Settler for Settle {
 /// How far a subscription has come.
 pub(crate) struct Place {
     reached: watch::Sender<u64>,
-    state: Mutex<Progress>,
-}
-
-#[derive(Default)]
-struct Progress {
-    /// All items before this one are settled.
-    settled: u64,
-    /// Others that are: ranges of their numbers, from and to.
-    ahead: BTreeMap<u64, u64>,
-    /// How far the log is done with once all items before a number are settled, in order.
-    marks: VecDeque<(u64, u64)>,
+    /// In offsets of the log.
+    settled: Mutex<LongestRun<u64>>,
 }
 
 impl Place {
@@ -252,41 +243,26 @@ impl Place {
         });
     }
 
-    fn state(&self) -> MutexGuard<'_, Progress> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn run(&self) -> MutexGuard<'_, LongestRun<u64>> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Items from this number on are these events, after which comes what is at `next`.
+    /// Items from this number on are these events, after which comes what is at `next`. Nobody has settled one of them yet.
     fn handed_out(&self, first: u64, events: &[RecordedEvent], next: u64) {
-        let mut state = self.state();
-        let entries = events.chunk_by(|one, other| one.position.offset == other.position.offset);
+        let mut run = self.run();
         let mut item = first;
-        for entry in entries {
+        let mut entries =
+            events.chunk_by(|one, other| one.position.offset == other.position.offset).peekable();
+        while let Some(entry) = entries.next() {
             item += entry.len() as u64;
-            state.marks.push_back((item, entry[0].position.offset + 1));
-        }
-        if let Some(last) = state.marks.back_mut() {
-            last.1 = last.1.max(next);
+            let behind = if entries.peek().is_some() { entry[0].position.offset + 1 } else { next };
+            run.mark(item, behind);
         }
     }
 
     fn settled(&self, items: Range<u64>) {
-        let mut state = self.state();
-        let Progress { settled, ahead, marks } = &mut *state;
-        if items.start > *settled {
-            ahead.insert(items.start, items.end);
-            return;
-        }
-        *settled = items.end;
-        while let Some(next) = ahead.first_entry().filter(|next| *next.key() <= *settled) {
-            *settled = next.remove();
-        }
-        let mut reached = None;
-        while marks.front().is_some_and(|(item, _)| *item <= *settled) {
-            reached = marks.pop_front();
-        }
-        drop(state);
-        if let Some((_, offset)) = reached {
+        let reached = self.run().settle(items);
+        if let Some(offset) = reached {
             self.reached.send_replace(offset);
         }
     }
@@ -347,7 +323,7 @@ impl Savers {
             Some(open) => open.saver.take(),
             None => None,
         };
-        let place = Arc::new(Place { reached: watch::Sender::new(0), state: Mutex::default() });
+        let place = Arc::new(Place { reached: watch::Sender::new(0), settled: Mutex::default() });
         all.insert(name.to_owned(), Open { place: Arc::downgrade(&place), saver: None });
         Ok((place, before))
     }
