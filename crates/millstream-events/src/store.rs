@@ -10,9 +10,12 @@ mod subscribe;
 mod types;
 
 use std::fmt;
+use std::iter;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
-use millstream_message::{Broker, BrokerError, BrokerErrorKind, Message, StreamSpec};
+use bytes::Bytes;
+use millstream_message::{Broker, BrokerError, BrokerErrorKind, Message, StreamFrom, StreamSpec};
 use tokio::task::JoinHandle;
 
 pub use self::error::{AppendError, Conflict, StoreError};
@@ -176,9 +179,7 @@ impl EventStore {
         let heads = events.iter().map(EventHead::of).collect();
         let change = Change::Append { expect: expected, events: heads };
         let bodies = events.iter().map(|event| event.data.body());
-        let attempt = self.0.shared.attempt();
-        let message = record::write(stream, commit, &attempt, change, bodies);
-        let (versions, repeated) = self.commit(stream, commit, &attempt, expected, message).await?;
+        let (versions, repeated) = self.commit(stream, commit, expected, change, bodies).await?;
         let last_version = versions.end.saturating_sub(1);
         Ok(Appended { first_version: versions.start, last_version, repeated })
     }
@@ -231,13 +232,10 @@ impl EventStore {
     /// # Errors
     /// As [`append`](Self::append); a version that the stream does not have is a conflict.
     pub async fn save_snapshot(&self, stream: &str, version: u64, state: Message) -> Result<(), AppendError> {
-        let commit = new_id();
         let next = version.saturating_add(1);
         let change = Change::Snapshot { next, state: BodyHead::of(&state) };
-        let attempt = self.0.shared.attempt();
-        let message = record::write(stream, &commit, &attempt, change, [state.body()].into_iter());
         // The stream may be further by now.
-        match self.commit(stream, &commit, &attempt, Expected::Any, message).await {
+        match self.commit(stream, &new_id(), Expected::Any, change, iter::once(state.body())).await {
             Err(AppendError::Conflict(conflict)) => {
                 Err(AppendError::Conflict(Conflict { expected: Expected::Version(version), ..conflict }))
             }
@@ -276,7 +274,7 @@ impl EventStore {
     /// The names of the streams that have events and begin with `prefix`, in order.
     pub fn streams(&self, prefix: &str) -> Vec<Arc<str>> {
         let state = self.0.shared.state();
-        let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
+        let from = (Bound::Included(prefix), Bound::Unbounded);
         let named = state.fold.streams.range::<str, _>(from).take_while(|(name, _)| name.starts_with(prefix));
         named.filter(|(_, entry)| entry.version().is_some()).map(|(name, _)| name.clone()).collect()
     }
@@ -309,7 +307,7 @@ impl EventStore {
         let shared = &self.0.shared;
         let failed = |error| StoreError::broker(&shared.log, error);
         let from = shared.reached();
-        let begin = millstream_message::StreamFrom::Offset(from);
+        let begin = StreamFrom::Offset(from);
         let extent = millstream_message::stream_extent(&*shared.broker, &shared.log, begin);
         let extent = extent.await.map_err(failed)?;
         if extent.is_empty() {
@@ -355,21 +353,18 @@ impl EventStore {
     }
 
     async fn change(&self, stream: &str, expected: Expected, change: Change<'_>) -> Result<(), AppendError> {
-        let commit = new_id();
-        let attempt = self.0.shared.attempt();
-        let message = record::write(stream, &commit, &attempt, change, std::iter::empty());
-        self.commit(stream, &commit, &attempt, expected, message).await.map(drop)
+        self.commit(stream, &new_id(), expected, change, iter::empty()).await.map(drop)
     }
 
-    /// Stores an entry, and sees whether it counts.
-    async fn commit(
+    /// Stores an entry with these bodies, and sees whether it counts: the versions of its events, and whether it did before.
+    async fn commit<'b>(
         &self,
         stream: &str,
         commit: &str,
-        attempt: &str,
         expected: Expected,
-        message: Message,
-    ) -> Result<(std::ops::Range<u64>, bool), AppendError> {
+        change: Change<'_>,
+        bodies: impl Iterator<Item = &'b Bytes> + Clone,
+    ) -> Result<(Range<u64>, bool), AppendError> {
         let shared = &self.0.shared;
         if stream.is_empty() || stream.len() > 255 {
             let text = format!("a stream's name has 1 to 255 bytes, and `{stream}` has {}", stream.len());
@@ -380,15 +375,17 @@ impl EventStore {
                 format!("a commit's name has 1 to 255 bytes, none of them zero, and this is {commit:?}");
             return Err(AppendError::Invalid(text));
         }
+        if let Some(said) = self.foreseen(stream, commit, expected) {
+            return said;
+        }
+        let attempt = shared.attempt();
+        let message = record::write(stream, commit, &attempt, change, bodies);
         let (len, max) = (message.size() as u64, shared.broker.features().max_message_bytes);
         if len > max {
             return Err(AppendError::TooLarge { len, max });
         }
-        if let Some(said) = self.foreseen(stream, commit, expected) {
-            return said;
-        }
         let unseen = |error| AppendError::Unseen { commit: commit.to_owned(), error };
-        let waiting = shared.wait_for(attempt).map_err(AppendError::Unreadable)?;
+        let waiting = shared.wait_for(&attempt).map_err(AppendError::Unreadable)?;
         if let Err(error) = shared.broker.append(&shared.log, vec![message]).await {
             return Err(match error.kind() {
                 BrokerErrorKind::NotFound | BrokerErrorKind::Unsupported | BrokerErrorKind::Invalid => {
@@ -411,7 +408,7 @@ impl EventStore {
         stream: &str,
         commit: &str,
         expected: Expected,
-    ) -> Option<Result<(std::ops::Range<u64>, bool), AppendError>> {
+    ) -> Option<Result<(Range<u64>, bool), AppendError>> {
         let state = self.0.shared.state();
         if let Some(versions) = state.fold.commit(stream, commit) {
             return Some(Ok((versions, true)));
