@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use futures_util::FutureExt;
 use millstream_flow::{Clock, TimedOut, chain};
 use serde_json::Value;
 use tokio::sync::{Notify, Semaphore};
@@ -184,18 +183,9 @@ impl Driver {
         let span =
             tracing::info_span!("saga step", saga = name, id = self.id, step = step.name, undo, attempt);
         let acted = self.definition.act(at, undo, &progress.state, context.clone()).instrument(span);
-        let retry = retry(step, undo);
-        let acted = match retry.limit() {
-            Some(limit) => {
-                let limited = async move {
-                    timeout(limit, acted).await.unwrap_or_else(|_| Err(TimedOut { limit }.into()))
-                };
-                limited.boxed()
-            }
-            None => acted.boxed(),
-        };
+        let limit = retry(step, undo).limit().unwrap_or(Duration::MAX);
         let acted = tokio::select! {
-            acted = acted => acted,
+            acted = timeout(limit, acted) => acted.unwrap_or_else(|_| Err(TimedOut { limit }.into())),
             () = self.common.abandon.cancelled() => return Err(Leave::Stopped),
         };
         drop(permit);
