@@ -38,7 +38,8 @@ use crate::event::{Event, EventData, new_id};
 ///
 /// A handle is cheap to clone. It reads the log when it is opened, and then whatever is appended by anyone; in memory are the
 /// newest entries ([`EventStoreOptions::cache_bytes`]), and where the others are: 16 bytes for each commit that is still read, some
-/// 200 for each stream, and 8 for each entry that does not count.
+/// 200 for each stream, some 10 for each entry that does not count, and the names of the last 65,536 commits, some 10 MB if they
+/// are UUIDs.
 ///
 /// ```
 /// use millstream_events::{AppendError, Event, EventStore, Expected};
@@ -204,12 +205,13 @@ impl EventStore {
     /// them; one who appends later finds no stream, and goes on with the versions.
     ///
     /// # Errors
-    /// As [`append`](Self::append). A stream that has no events is in conflict with every expectation.
+    /// As [`append`](Self::append). A stream that never had events is in conflict with every expectation.
     pub async fn delete(&self, stream: &str, expected: Expected) -> Result<(), AppendError> {
         self.change(stream, expected, Change::Delete { expect: expected, forever: false }).await
     }
 
-    /// Deletes a stream for ever: nobody can append to it again.
+    /// Deletes a stream for ever: nobody can append to it again. With [`Any`](Expected::Any) or [`NoStream`](Expected::NoStream) also one
+    /// that was never there, whose name nobody can use then.
     ///
     /// # Errors
     /// As [`append`](Self::append).

@@ -165,7 +165,7 @@ impl Sagas {
     /// stored then, and whoever told it may forget it. A saga that has heard of an event of this id before is not told again.
     ///
     /// # Errors
-    /// If it was not stored for one of them: tell it again.
+    /// If it was not stored for one of them: tell it again. A saga keeps up to 64 events that no step has taken.
     ///
     /// # Cancel safety
     /// Dropping the future leaves some of the sagas told.

@@ -98,7 +98,7 @@ pub(crate) struct Fold {
     /// What comes next.
     pub(crate) next_offset: u64,
     pub(crate) streams: BTreeMap<Arc<str>, Entry>,
-    /// Entries that do not count, and appends that are no longer read are found by their stream.
+    /// Entries that do not count. Appends that count and are no longer read are told by their stream, which has forgotten them.
     void: BTreeSet<u64>,
     /// By the names of commit and stream, with what parts them.
     commits: HashMap<Arc<str>, Range<u64>>,

@@ -25,7 +25,7 @@ pub(crate) struct Shared {
     name: String,
     attempts: AtomicU64,
     state: Mutex<State>,
-    /// The offset up to which the log is folded. Its sender goes when the follower ends.
+    /// The offset up to which the log is folded; told once more when nothing further comes.
     folded: watch::Sender<u64>,
 }
 
