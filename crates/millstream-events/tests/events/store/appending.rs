@@ -199,6 +199,26 @@ async fn the_last_snapshot_is_found() {
 }
 
 #[tokio::test]
+async fn the_statistics_say_what_the_log_holds() {
+    everywhere(async |place| {
+        let store = place.store().await;
+        store.append("s", Expected::NoStream, [event("a"), event("b")]).await.expect("stored");
+        store.append("t", Expected::NoStream, [event("c")]).await.expect("stored");
+        store.append("s", Expected::Exists, [event("d")]).await.expect("stored");
+        store.append("new", Expected::Exists, [event("e")]).await.expect_err("not there");
+        store.delete("t", Expected::Any).await.expect("there");
+        store.save_snapshot("s", 1, Message::new("b")).await.expect("stored");
+        store.refresh().await.expect("up to date");
+        let now = store.statistics().await.expect("told");
+        assert_eq!((now.streams, now.commits, now.events, now.snapshots), (1, 5, 4, 1));
+        assert_eq!((now.conflicts, now.foreign, now.gaps), (1, 0, 0));
+        assert_eq!(now.bytes > 0, place.broker.features().stream_bytes);
+        assert!(now.next_offset >= 6);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_makes_no_sense_is_refused_before_anything_is_stored() {
     everywhere(async |place| {
         let store = place.store().await;
