@@ -7,7 +7,7 @@ use std::io::BufReader;
 use std::process::{Command, Stdio};
 
 use millstream_message::Queue;
-use millstream_testing::{shared, unique};
+use millstream_testing::{Node, Setup, shared, unique};
 use serde_json::Value;
 use support::{Place, announced, ended, got, signal, watched};
 
@@ -88,9 +88,23 @@ async fn killed_again_and_again_it_loses_nothing_on_rabbitmq() {
 
 #[tokio::test]
 async fn metrics_tell_of_the_connections_with_the_broker() {
-    let (place, url, queue) = (Place::new(), shared().await.url(), unique("moved"));
-    place.done(&["queue", "declare", &url, &queue]);
-    let said = place.run_with_input(&["queue", "publish", &url, &queue, "--lines"], b"1\n2\n3\n");
+    let url = shared().await.url();
+    shown(&url, 1);
+}
+
+#[tokio::test]
+async fn metrics_tell_of_the_connections_by_the_stream_protocol() {
+    let node = Node::start(Setup::default().plugin("rabbitmq_stream")).await.expect("it starts");
+    // What is appended is found again by another.
+    shown(&node.stream_url(""), 2);
+}
+
+/// Moves three messages with so many consumers, and looks at the metrics meanwhile.
+fn shown(url: &str, consumers: u32) {
+    let (place, queue) = (Place::new(), unique("moved"));
+    place.done(&["queue", "declare", url, &queue]);
+    place.done(&["queue", "declare", url, &format!("{queue}.out")]);
+    let said = place.run_with_input(&["queue", "publish", url, &queue, "--lines"], b"1\n2\n3\n");
     assert_eq!(said.code, Some(0), "{}", said.err);
     place.write(
         "p.yaml",
@@ -107,7 +121,7 @@ async fn metrics_tell_of_the_connections_with_the_broker() {
         let metrics = got(&address, "/metrics");
         let figures: BTreeMap<String, f64> = metrics
             .lines()
-            .filter_map(|line| line.strip_prefix("millstream_broker_")?.split_once("{broker=\"amqp://"))
+            .filter_map(|line| line.strip_prefix("millstream_broker_")?.split_once("{broker=\""))
             .filter_map(|(name, rest)| Some((name.to_owned(), rest.rsplit_once(' ')?.1.parse().ok()?)))
             .collect();
         let figure = move |name: &str| figures.get(name).copied().unwrap_or_default();
@@ -119,7 +133,7 @@ async fn metrics_tell_of_the_connections_with_the_broker() {
     let confirms = figure("confirm_seconds_count"); // of batches, which may go together
     assert!((1.0..=3.0).contains(&confirms), "{metrics}");
     assert_eq!(figure("confirm_seconds_bucket"), confirms, "the last has all: {metrics}");
-    assert_eq!((figure("consumers"), figure("connect_failures_total")), (1.0, 0.0), "{metrics}");
+    assert_eq!((figure("consumers"), figure("connect_failures_total")), (consumers.into(), 0.0), "{metrics}");
     assert!(figure("connections") >= 1.0 && figure("connects_total") >= 1.0, "{metrics}");
     assert!(figure("received_bytes_total") > 100.0 && figure("sent_bytes_total") > 100.0, "{metrics}");
     assert!(figure("confirm_seconds_sum") > 0.0, "{metrics}");
@@ -184,10 +198,9 @@ async fn dead_letters_are_listed_shown_and_replayed() {
 
 #[tokio::test]
 async fn queues_and_dead_letters_are_listed_by_the_management() {
-    let setup = millstream_testing::Setup::default()
-        .plugin("rabbitmq_management")
-        .configured("collect_statistics_interval = 500");
-    let node = millstream_testing::Node::start(setup).await.expect("it starts");
+    let setup =
+        Setup::default().plugin("rabbitmq_management").configured("collect_statistics_interval = 500");
+    let node = Node::start(setup).await.expect("it starts");
     let (url, place) = (node.managed_url(), Place::new());
     place.done(&["queue", "declare", &url, "dead"]);
     place.done(&["queue", "declare", &url, "orders", "--dead-letters", "dead", "--ttl", "100ms"]);

@@ -189,8 +189,10 @@ pub const BROKER_UNCONFIRMED: Metric<Broker> = Metric::gauge(
     "Messages handed over of which the broker has not said yet what became.",
 );
 /// Consumers.
-pub const BROKER_CONSUMERS: Metric<Broker> =
-    Metric::gauge("millstream_broker_consumers", "Consumers of the broker's queues in this process.");
+pub const BROKER_CONSUMERS: Metric<Broker> = Metric::gauge(
+    "millstream_broker_consumers",
+    "Consumers of the broker's queues or streams in this process.",
+);
 /// How long confirms took.
 pub const BROKER_CONFIRM: Metric<Broker> = Metric::histogram(
     "millstream_broker_confirm_seconds",

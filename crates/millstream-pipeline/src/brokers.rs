@@ -1,9 +1,13 @@
 //! The brokers of a process: each is opened once and shared by all pipelines that name it.
 
 use millstream_embedded::{EmbeddedBroker, Settings};
+#[cfg(feature = "rabbitmq")]
+use millstream_message::StreamedQueues;
 use millstream_message::{Broker, BrokerError, BrokerErrorKind, BrokerUrl};
 #[cfg(feature = "rabbitmq")]
-use millstream_rabbitmq::RabbitMq;
+use millstream_rabbitmq::stream::{StreamBroker, StreamClient};
+#[cfg(feature = "rabbitmq")]
+use millstream_rabbitmq::{RabbitMq, Statistics};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::Mutex;
@@ -16,9 +20,26 @@ pub struct Brokers {
     memory_bytes: u64,
     /// Stands in for every one, if given.
     instead: Option<Arc<dyn Broker>>,
-    /// Those of `open` that are reached by AMQP. A lock of its own: another may be waited for while these are looked at.
+    /// Those of `open` that are RabbitMQ. A lock of its own: another may be waited for while these are looked at.
     #[cfg(feature = "rabbitmq")]
-    connected: std::sync::Mutex<Vec<(BrokerUrl, Arc<RabbitMq>)>>,
+    connected: std::sync::Mutex<Vec<(BrokerUrl, Connected)>>,
+}
+
+/// A RabbitMQ, by either protocol.
+#[cfg(feature = "rabbitmq")]
+enum Connected {
+    Amqp(Arc<RabbitMq>),
+    Streams(StreamClient),
+}
+
+#[cfg(feature = "rabbitmq")]
+impl Connected {
+    fn statistics(&self) -> Statistics {
+        match self {
+            Connected::Amqp(broker) => broker.statistics(),
+            Connected::Streams(client) => client.statistics(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -78,8 +99,14 @@ impl Brokers {
             #[cfg(feature = "rabbitmq")]
             BrokerUrl::Amqp(address) => {
                 let broker = Arc::new(RabbitMq::connect(address).await?);
-                self.connected().push((url.clone(), broker.clone()));
+                self.connected().push((url.clone(), Connected::Amqp(broker.clone())));
                 broker
+            }
+            #[cfg(feature = "rabbitmq")]
+            BrokerUrl::RabbitmqStream(address) => {
+                let streams = StreamBroker::connect(address).await?;
+                self.connected().push((url.clone(), Connected::Streams(streams.client().clone())));
+                Arc::new(StreamedQueues::new(Arc::new(streams)))
             }
             _ => open_broker(url, self.memory_bytes).await?,
         };
@@ -93,14 +120,14 @@ impl Brokers {
         self.open.lock().await.embedded.iter().flat_map(|broker| broker.damage()).collect()
     }
 
-    /// Figures of the connections to each RabbitMQ that is open here by `amqp:`, in the order of opening.
+    /// Figures of the connections to each RabbitMQ that is open here, by `amqp:` or `rabbitmq-stream:`, in the order of opening.
     #[cfg(feature = "rabbitmq")]
-    pub fn statistics(&self) -> Vec<(BrokerUrl, millstream_rabbitmq::Statistics)> {
+    pub fn statistics(&self) -> Vec<(BrokerUrl, Statistics)> {
         self.connected().iter().map(|(url, broker)| (url.clone(), broker.statistics())).collect()
     }
 
     #[cfg(feature = "rabbitmq")]
-    fn connected(&self) -> std::sync::MutexGuard<'_, Vec<(BrokerUrl, Arc<RabbitMq>)>> {
+    fn connected(&self) -> std::sync::MutexGuard<'_, Vec<(BrokerUrl, Connected)>> {
         self.connected.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -132,8 +159,7 @@ pub async fn open_broker(url: &BrokerUrl, memory_bytes: u64) -> Result<Arc<dyn B
         BrokerUrl::Amqp(url) => Ok(Arc::new(RabbitMq::connect(url).await?)),
         #[cfg(feature = "rabbitmq")]
         BrokerUrl::RabbitmqStream(url) => {
-            let streams = millstream_rabbitmq::stream::StreamBroker::connect(url).await?;
-            Ok(Arc::new(millstream_message::StreamedQueues::new(Arc::new(streams))))
+            Ok(Arc::new(StreamedQueues::new(Arc::new(StreamBroker::connect(url).await?))))
         }
         other => Err(unknown(other)),
     }

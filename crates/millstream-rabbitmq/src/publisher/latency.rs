@@ -68,7 +68,8 @@ impl ConfirmLatency {
         Timing { latency: self, now, handed: Duration::ZERO, batches: 0 }
     }
 
-    fn add(&mut self, time: Duration, batches: u32) {
+    /// Counts batches that took this long.
+    pub(crate) fn add(&mut self, time: Duration, batches: u32) {
         let at = Self::BOUNDS.iter().position(|bound| time <= *bound).unwrap_or(Self::BOUNDS.len());
         self.counts[at] += u64::from(batches);
         self.sum = self.sum.saturating_add(time.saturating_mul(batches));

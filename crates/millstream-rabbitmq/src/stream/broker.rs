@@ -17,6 +17,7 @@ use super::client::StreamClient;
 use super::consumer::ConsumerOptions;
 use super::super_stream::Partitions;
 use super::url::StreamSettings;
+use crate::broker::Statistics;
 
 /// What the broker takes as the size of a segment, at most.
 const SEGMENT_BYTES_USUAL: u64 = 500_000_000;
@@ -64,6 +65,11 @@ impl StreamBroker {
     /// not.
     pub fn client(&self) -> &StreamClient {
         &self.client
+    }
+
+    /// Figures of it: see [`StreamClient::statistics`].
+    pub fn statistics(&self) -> Statistics {
+        self.client.statistics()
     }
 
     /// Makes a super stream, each of whose partitions keeps what the spec says; its name is the super stream's.

@@ -13,11 +13,13 @@ use tokio::time::timeout;
 pub(crate) use self::inner::{Inner, backoff, check_name, store};
 use super::command::{Body, CREATE_SUPER_STREAM, Request, code};
 use super::consumer::{ConsumerOptions, StreamConsumer};
+use super::counters::Counters;
 use super::link::refused;
 use super::producer::{Producer, ProducerOptions};
 use super::super_stream::{Partitions, Routing, SuperConsumer, SuperProducer};
 use super::url::StreamSettings;
 use super::wire::Pairs;
+use crate::broker::Statistics;
 
 /// A client of RabbitMQ's streams by the stream protocol: declares streams, and makes producers and consumers.
 ///
@@ -62,6 +64,7 @@ impl StreamClient {
             pools: Mutex::default(),
             tasks: Mutex::default(),
             closed: watch::Sender::new(false),
+            counters: Arc::new(Counters::default()),
         });
         inner.control().await?;
         Ok(StreamClient { inner })
@@ -70,6 +73,13 @@ impl StreamClient {
     /// How it connects.
     pub fn settings(&self) -> &StreamSettings {
         &self.inner.settings
+    }
+
+    /// Figures of all of its connections, producers and consumers since it connected, over all its clones. Among the consumers are
+    /// those by which [`append`](millstream_message::Broker::append) learns offsets. A confirm's time is of a call of
+    /// [`send`](Producer::send), from when it had its place in the window, what was given up left out.
+    pub fn statistics(&self) -> Statistics {
+        self.inner.counters.statistics()
     }
 
     /// The broker's version, as `3.10.8`.

@@ -87,7 +87,7 @@ impl StreamConsumer {
             },
             other => other.into(),
         };
-        let shared = Arc::new(Shared::new(stream, super_stream, options, resume));
+        let shared = Arc::new(Shared::new(stream, super_stream, options, resume, client.counters.consumer()));
         let mut patience = client.patience();
         while let Err(error) = attach(&client, &shared).await {
             patience.after(error).await?;

@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use self::driver::Driver;
 use super::command::{Body, Command, OffsetSpec, Request, Response, code};
+use super::counters::Counters;
 use super::session::{Server, Session, Settings};
 use super::url::StreamSettings;
 use super::{consumer, producer};
@@ -85,6 +86,7 @@ impl Link {
     pub(crate) async fn connect(
         settings: &StreamSettings,
         (host, port): &(String, u16),
+        counters: &Arc<Counters>,
         serve: impl FnOnce(Pin<Box<dyn Future<Output = ()> + Send>>),
     ) -> Result<Arc<Link>, BrokerError> {
         let address = format!("{host}:{port}");
@@ -123,7 +125,7 @@ impl Link {
             Instant::now().into_std(),
         );
         let shared = Arc::new(Shared { outbox: Mutex::default(), ends: Mutex::default() });
-        let mut driver = Driver::new(socket, session, shared.clone());
+        let mut driver = Driver::new(socket, session, shared.clone(), counters.clone());
         let handshake = poll_fn(|cx| match driver.poll(cx) {
             Poll::Ready(error) => Poll::Ready(Err(error)),
             Poll::Pending if driver.session.is_ready() => Poll::Ready(Ok(())),
@@ -147,7 +149,7 @@ impl Link {
             }
         }
         let server = driver.session.server.clone();
-        serve(Box::pin(driver.run()));
+        serve(Box::pin(driver.run(counters.connection())));
         Ok(Arc::new(Link { shared, server, timeout: settings.timeout }))
     }
 

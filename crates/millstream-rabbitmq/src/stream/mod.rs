@@ -15,6 +15,7 @@ mod chunk;
 mod client;
 mod command;
 mod consumer;
+mod counters;
 #[cfg(test)]
 mod fuzz;
 mod link;

@@ -91,7 +91,7 @@ impl Producer {
         if let Some(name) = &options.name {
             super::client::check_name("producer", name)?;
         }
-        let shared = Arc::new(Shared::new(stream, options));
+        let shared = Arc::new(Shared::new(stream, options, client.counters.clone()));
         let mut patience = client.patience();
         let last = loop {
             match attach(&client, &shared, true).await {

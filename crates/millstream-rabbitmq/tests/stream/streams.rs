@@ -57,6 +57,54 @@ async fn a_batch_is_confirmed_and_read_back_as_it_was() {
 }
 
 #[tokio::test]
+async fn statistics_count_what_happened() {
+    let _turn = TURN.read().await;
+    let client = client(&url("").await).await;
+    let stream = stream(&client, "counted").await;
+    let begun = client.statistics();
+    assert_eq!((begun.connections, begun.connects, begun.published, begun.consumers), (1, 1, 0, 0));
+    let producer = client.producer(&stream, ProducerOptions::default()).await.expect("a producer");
+    let messages: Vec<_> = (0..50).map(|_| Message::new(vec![0; 1000])).collect();
+    assert!(producer.send(&messages).await.expect("sent").await.all_confirmed());
+    let large = [Message::new(vec![0; 2 << 20])];
+    assert!(!producer.send(&large).await.expect("taken").await.all_confirmed(), "larger than a frame");
+    let mut reader = open(&client, &stream, StreamFrom::First).await;
+    take(&mut reader, 50).await;
+    let now = client.statistics();
+    assert_eq!((now.published, now.settled, now.in_flight, now.consumers), (51, 51, 0, 1));
+    assert_eq!((now.connections, now.connects, now.failed_connects), (3, 3, 0));
+    assert!(now.bytes_out > 50_000 && now.bytes_in > 50_000, "{now:?}");
+    assert!((1..60).contains(&now.writes), "what is sent together is written together: {now:?}");
+    let latency = &now.confirm_latency;
+    assert!(
+        latency.count() == 1 && !latency.sum.is_zero(),
+        "nothing of the other was to be confirmed: {now:?}"
+    );
+    drop((producer, reader));
+    client.close().await;
+    let end = client.statistics();
+    assert_eq!((end.connections, end.consumers, end.connects), (0, 0, 3));
+}
+
+#[tokio::test]
+async fn what_was_given_up_is_settled_and_its_time_does_not_count() {
+    let _turn = TURN.read().await;
+    let proxy = crate::support::proxy().await;
+    let client = client(&crate::support::around(&proxy, "patience=1")).await;
+    let stream = stream(&client, "given-up").await;
+    let producer = client.producer(&stream, ProducerOptions::default()).await.expect("a producer");
+    proxy.freeze(true);
+    let confirm = producer.send(&[Message::new("x")]).await.expect("taken");
+    proxy.refuse(true);
+    proxy.cut();
+    let outcomes = confirm.await;
+    assert!(matches!(outcomes.get(0), PublishOutcome::Unconfirmed(_)), "{outcomes:?}");
+    let now = client.statistics();
+    assert_eq!((now.published, now.settled, now.in_flight, now.confirm_latency.count()), (1, 1, 0, 0));
+    assert!(now.failed_connects > 0 && now.connections == 0, "{now:?}");
+}
+
+#[tokio::test]
 async fn a_message_that_is_too_large_is_refused_and_the_others_are_not() {
     let _turn = TURN.read().await;
     let client = client(&url("frame_max=100000").await).await;

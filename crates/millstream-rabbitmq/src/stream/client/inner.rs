@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::super::chunk::Chunk;
 use super::super::command::{Body, Command, OffsetSpec, Request, code};
+use super::super::counters::{Counters, add};
 use super::super::link::{Link, lost, refused};
 use super::super::session::Server;
 use super::super::url::StreamSettings;
@@ -41,6 +42,7 @@ pub(crate) struct Inner {
     pub(super) pools: Mutex<BTreeMap<(Use, String, u16), Arc<Pool>>>,
     pub(super) tasks: Mutex<JoinSet<()>>,
     pub(super) closed: watch::Sender<bool>,
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// Connections of one use to one node. Locked while another is made: a node that does not answer holds up nobody who
@@ -161,7 +163,9 @@ impl Inner {
     }
 
     async fn connect(&self, host: &(String, u16)) -> Result<Arc<Link>, BrokerError> {
-        Link::connect(&self.settings, host, |task| self.spawn(task)).await
+        let outcome = Link::connect(&self.settings, host, &self.counters, |task| self.spawn(task)).await;
+        add(if outcome.is_ok() { &self.counters.connects } else { &self.counters.failed_connects }, 1);
+        outcome
     }
 
     /// A connection to this node. A node may give a name that only its neighbours know: then those of the URL are

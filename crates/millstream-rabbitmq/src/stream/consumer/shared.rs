@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use super::super::chunk::Chunk;
 use super::super::command::OffsetSpec;
+use super::super::counters::Present;
 use super::super::link::{Link, lost};
 use super::ConsumerOptions;
 
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     pub(super) super_stream: Option<String>,
     pub(super) options: ConsumerOptions,
     pub(super) state: Mutex<State>,
+    _present: Present,
     /// The supervisor has something to look at.
     pub(super) wake: Notify,
 }
@@ -97,12 +99,14 @@ impl Shared {
         super_stream: Option<&str>,
         options: ConsumerOptions,
         from: OffsetSpec,
+        present: Present,
     ) -> Shared {
         let active = !options.single_active;
         Shared {
             stream: stream.to_owned(),
             super_stream: super_stream.map(str::to_owned),
             options,
+            _present: present,
             state: Mutex::new(State {
                 chunks: VecDeque::new(),
                 waker: None,

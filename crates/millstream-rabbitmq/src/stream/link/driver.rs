@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
 use super::super::command::Response;
+use super::super::counters::{Counters, Present, add};
 use super::super::session::{Event, Session};
 use super::{Out, Shared, Subscriber, lost};
 use crate::socket::Socket;
@@ -35,6 +36,7 @@ pub(super) struct Driver {
     socket: Socket,
     pub(super) session: Session,
     shared: Arc<Shared>,
+    counters: Arc<Counters>,
     input: BytesMut,
     /// Bytes that the next frame needs in all, when it is known.
     wanted: usize,
@@ -46,11 +48,17 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(socket: Socket, session: Session, shared: Arc<Shared>) -> Driver {
+    pub(super) fn new(
+        socket: Socket,
+        session: Session,
+        shared: Arc<Shared>,
+        counters: Arc<Counters>,
+    ) -> Driver {
         Driver {
             socket,
             session,
             shared,
+            counters,
             input: BytesMut::new(),
             wanted: 0,
             usual: READ,
@@ -60,9 +68,10 @@ impl Driver {
         }
     }
 
-    /// Until the connection ends; then tells everybody.
-    pub(super) async fn run(mut self) {
+    /// Until the connection ends, which counts as long; then tells everybody.
+    pub(super) async fn run(mut self, present: Present) {
         let error = poll_fn(|cx| self.poll(cx)).await;
+        drop(present);
         tracing::debug!(%error, "a stream connection ends");
         let queue = {
             let mut outbox = self.shared.outbox.lock();
@@ -155,6 +164,8 @@ impl Driver {
             match Pin::new(&mut self.socket).poll_write_vectored(cx, &parts[..count]) {
                 Poll::Ready(Ok(len)) => {
                     wrote = true;
+                    add(&self.counters.writes, 1);
+                    add(&self.counters.bytes_out, len as u64);
                     self.written(len);
                 }
                 Poll::Ready(Err(error)) => return Err(closed(error)),
@@ -188,7 +199,10 @@ impl Driver {
             self.make_room();
             match pin!(self.socket.read_buf(&mut self.input)).poll(cx) {
                 Poll::Ready(Ok(0)) => return Err(lost("the broker closed the connection")),
-                Poll::Ready(Ok(_)) => self.receive()?,
+                Poll::Ready(Ok(len)) => {
+                    add(&self.counters.bytes_in, len as u64);
+                    self.receive()?;
+                }
                 Poll::Ready(Err(error)) => return Err(closed(error)),
                 Poll::Pending => return Ok(false),
             }

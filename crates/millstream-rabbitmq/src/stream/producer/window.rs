@@ -8,9 +8,11 @@ use bytes::Bytes;
 use millstream_message::{BrokerError, BrokerErrorKind, Confirm, Outcomes, PublishOutcome, Refusal};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
 use super::super::amqp::{self, Mark};
 use super::super::command::{Ids, code};
+use super::super::counters::{Counters, add};
 use super::super::link::{Link, lost, refused};
 use super::ProducerOptions;
 use super::frame::{Encoder, Frame, Numbered};
@@ -43,6 +45,7 @@ pub(super) struct State {
     /// Why it can be sent nothing any more.
     pub(super) over: Option<BrokerError>,
     pub(super) closing: bool,
+    counters: Arc<Counters>,
 }
 
 /// What one call of `send` handed over.
@@ -50,6 +53,8 @@ pub(super) struct Batch {
     total: usize,
     frames: u32,
     others: Vec<(usize, PublishOutcome)>,
+    /// When it got its place; `None` if nothing of it is to be confirmed, or it was given up.
+    sent: Option<Instant>,
     confirm: oneshot::Sender<Outcomes>,
 }
 
@@ -88,6 +93,9 @@ impl State {
             let is_done = frame.is_done();
             let batch = &mut self.batches[(frame.batch - self.first_batch) as usize];
             if let Some(outcome) = outcome {
+                if matches!(outcome, PublishOutcome::Unconfirmed(_)) {
+                    batch.sent = None;
+                }
                 for place in refused.into_iter().flat_map(|place| frame.messages(place)) {
                     batch.others.push((place as usize, outcome.clone()));
                 }
@@ -108,9 +116,14 @@ impl State {
         while self.frames.front().is_some_and(Frame::is_done) {
             self.frames.pop_front();
         }
+        let mut now = None;
         while self.batches.front().is_some_and(|batch| batch.frames == 0) {
             let Some(mut batch) = self.batches.pop_front() else { break };
             self.first_batch += 1;
+            add(&self.counters.settled, batch.total as u64);
+            if let Some(sent) = batch.sent {
+                self.counters.confirmed(*now.get_or_insert_with(Instant::now) - sent);
+            }
             batch.others.sort_by_key(|(place, _)| *place);
             // Nobody may wait any more.
             let _ = batch.confirm.send(Outcomes::with_others(batch.total, batch.others));
@@ -124,8 +137,15 @@ impl State {
     }
 }
 
+/// Of what is left nobody will learn any more.
+impl Drop for State {
+    fn drop(&mut self) {
+        add(&self.counters.settled, self.batches.iter().map(|batch| batch.total as u64).sum());
+    }
+}
+
 impl Shared {
-    pub(super) fn new(stream: &str, options: ProducerOptions) -> Shared {
+    pub(super) fn new(stream: &str, options: ProducerOptions, counters: Arc<Counters>) -> Shared {
         Shared {
             stream: stream.to_owned(),
             options,
@@ -141,6 +161,7 @@ impl Shared {
                 away: None,
                 over: None,
                 closing: false,
+                counters,
             }),
             sending: tokio::sync::Mutex::default(),
             room: Notify::new(),
@@ -202,11 +223,13 @@ impl Shared {
             estimate,
         );
         let (confirm, outcome) = oneshot::channel();
+        let now = Instant::now();
         {
             let mut state = self.state.lock();
             state.next_id = next_id;
             let number = state.first_batch + state.batches.len() as u64;
             let frames = encoder.frames.len() as u32;
+            add(&state.counters.published, count as u64);
             for mut frame in encoder.frames {
                 frame.batch = number;
                 state.messages += frame.places.len();
@@ -216,7 +239,8 @@ impl Shared {
                 }
                 state.frames.push_back(frame);
             }
-            state.batches.push_back(Batch { total: count, frames, others, confirm });
+            let sent = (frames > 0).then_some(now);
+            state.batches.push_back(Batch { total: count, frames, others, sent, confirm });
             state.resolve();
         }
         Ok(Confirm::pending(async move {
