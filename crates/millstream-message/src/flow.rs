@@ -14,6 +14,7 @@ use millstream_flow::{
     Account, BoxError, Flow, Knob, Outcome, Pipe, Setting, Settler, Sink, SinkError, Token, Tracked, Tracker,
 };
 use tokio::time::sleep;
+use tracing::Instrument;
 
 use crate::{
     Acker, Address, Batch, Broker, BrokerError, BrokerErrorKind, Codec, Consumer, Delivery, Message, Nack,
@@ -346,8 +347,9 @@ pub async fn publish_all(
     let mut wait = FULL_WAIT;
     loop {
         let batch = Batch::to(to, left.iter().map(|&index| messages[index].clone()));
+        let span = span::publish(to, left.iter().map(|&index| &messages[index]));
         let mut again = Vec::new();
-        for (position, outcome) in broker.publish_batch(batch).await?.into_others() {
+        for (position, outcome) in broker.publish_batch(batch).instrument(span).await?.into_others() {
             let index = left[position];
             match outcome {
                 PublishOutcome::Confirmed => {}

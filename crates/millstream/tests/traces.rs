@@ -8,7 +8,7 @@ use millstream::mediator::{Context, Mediator, Notification, to_broker};
 use millstream::message::dead::DETAIL;
 use millstream::message::{Broker, Consumer, Nack, TRACEPARENT, TraceContext};
 use millstream::prelude::*;
-use millstream::queue::{ATTEMPTS, Job, Requester, Work, respond};
+use millstream::queue::{ATTEMPTS, Job, Producer, Publisher, Requester, Work, respond};
 use millstream_testing::{shared, unique};
 use tokio::time::timeout;
 
@@ -154,7 +154,12 @@ fn logged() -> &'static Lines {
     LINES.get_or_init(|| {
         let lines = Lines::default();
         let writer = lines.clone();
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).init();
+        let ends = tracing_subscriber::fmt::format::FmtSpan::CLOSE;
+        tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_span_events(ends)
+            .with_writer(move || writer.clone())
+            .init();
         lines
     })
 }
@@ -190,7 +195,7 @@ async fn what_handlers_log_is_found_by_its_trace() {
     let line = |what: &str| {
         all.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{all}")).to_owned()
     };
-    let job = line(&format!("a job of {name}"));
+    let job = line(&format!(": a job of {name}"));
     let span = format!("attempt{{queue=\"{name}\" attempt=1 trace_id=\"{TRACE_ID}\"}}");
     assert!(job.contains(&span), "{job}");
     let request = line("a request of");
@@ -198,4 +203,35 @@ async fn what_handlers_log_is_found_by_its_trace() {
         request.contains(&format!("trace_id=\"{TRACE_ID}\"")) && request.contains("correlation="),
         "{request}"
     );
+}
+
+#[tokio::test]
+async fn each_publish_has_a_span_until_it_is_known_what_became_of_it() {
+    let lines = logged();
+    let broker: Arc<dyn Broker> = millstream::open("memory:").await.expect("opened");
+    let name = unique("published");
+    broker.declare_queue(Queue::durable(&name)).await.expect("declared");
+    let to = Address::queue(&name);
+    let ended = |what: &str| {
+        let all = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("text");
+        let span = format!("publish{{exchange=\"\" key=\"{name}\" messages={what}}}");
+        all.lines().filter(|line| line.contains(&span) && line.contains("close")).count()
+    };
+    let producer = Producer::new(broker.clone(), to.clone(), Json);
+    let traced = producer.message(&1_u32).expect("written").with_trace(&trace());
+    assert!(producer.publish_message(traced).await.expect("taken").is_confirmed());
+    assert_eq!(ended(&format!("1 trace_id=\"{TRACE_ID}\"")), 1);
+    assert!(producer.publish_all(&[1, 2, 3]).await.expect("taken").all_confirmed());
+    assert!(producer.publish_all(&[]).await.expect("nothing to do").is_empty());
+    assert_eq!(ended("3"), 1);
+
+    let mut sending = producer.sending(10);
+    sending.send(&4).await.expect("sent");
+    assert_eq!(ended("1"), 0, "nobody has asked yet what became of it");
+    assert!(sending.finish().await.all_confirmed());
+    assert_eq!(ended("1"), 1);
+
+    let messages = [1, 2].map(|_| Message::new("x").with_trace(&trace()));
+    Pipe::from_iter(messages).into_sink(Publisher::new(broker, to)).await.expect("no failure");
+    assert_eq!(ended("2"), 1);
 }

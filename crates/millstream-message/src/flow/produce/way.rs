@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use millstream_resilience::{Class, RateLimiter, Retry};
 use tokio::time::{Instant, sleep};
+use tracing::{Instrument, Span};
 
+use super::super::span;
 use super::ProduceError;
 use crate::{Batch, Broker, BrokerErrorKind, Confirm, Outcomes, Publish, PublishOutcome, Refusal};
 
@@ -27,7 +29,11 @@ impl Way {
 
     pub(super) async fn submit(&self, publishes: Vec<Publish>) -> Result<Confirm, ProduceError> {
         self.turn(publishes.len()).await;
-        self.broker.submit(Batch::from(publishes)).await.map_err(ProduceError::Broker)
+        let messages = publishes.iter().map(|publish| &publish.message);
+        let span = publishes.first().map_or_else(Span::none, |first| span::publish(&first.to, messages));
+        let submitted = self.broker.submit(Batch::from(publishes)).instrument(span.clone()).await;
+        let confirm = submitted.map_err(ProduceError::Broker)?;
+        Ok(if span.is_disabled() { confirm } else { Confirm::pending(confirm.instrument(span)) })
     }
 
     pub(super) async fn publish(&self, publishes: Vec<Publish>) -> Result<Outcomes, ProduceError> {
