@@ -73,3 +73,45 @@ fn programs_that_do_not_compile_say_where() {
     assert!(Condition::compile("size(item)").is_err(), "a number is no condition");
     assert!(Condition::compile("other.a > 1").is_err(), "only `item` has a value");
 }
+
+#[test]
+fn what_nests_or_calls_too_deeply_is_the_items_error() {
+    let deep = |levels: usize| format!("\"{}{}\"", "[".repeat(levels), "]".repeat(levels));
+    for program in ["fromjson", "tonumber", "[.[0:]] | .[0] | fromjson"] {
+        let error = mapped(program, &deep(100_000)).expect_err(program);
+        assert!(error.contains("nests deeper than 128 levels"), "{error}");
+    }
+    assert_eq!(mapped("fromjson | flatten", &deep(128)), Ok(Some("[]".to_owned())));
+    for program in [
+        "def f: 1 + f; f",
+        "def f($n): 1 + f($n + 1); {a: f(0)}",
+        "def f(g): [f(g | g)]; f(.)",
+        "def f: def g: [f]; g | .; f",
+        "def f: [.[] | f] + [[f]]; \"\\(f)\"",
+    ] {
+        let error = mapped(program, "[]").expect_err(program);
+        assert!(error.contains("call each other too deeply"), "{program}: {error}");
+    }
+}
+
+#[test]
+fn functions_recur_update_and_run_on_as_in_jq() {
+    for (program, item, expected) in [
+        ("def f: if . > 100000 then . else . + 1 | f end; f", "0", "100001"),
+        ("def tree: if type == \"array\" then map(tree) | add else . end; tree", "[1,[2,[3,[4]]]]", "10"),
+        ("def at: .a.b; at |= . + 1 | at", "{\"a\":{\"b\":1}}", "2"),
+        ("def at(f): f; [paths] | length as $n | at(.[0]) |= $n", "[[1]]", "[2,[0,0]]"),
+        ("def f($x; g): $x + g; def g: 2; f(1; g) + (def h: 3; h)", "null", "6"),
+        ("[1, \"2\", \"[3]\"] | map(try tonumber catch .) | .[1:]", "null", "[2,\"cannot parse as number\"]"),
+        (r#"[1,null,true,"a \"b\"","c"] | @csv"#, "null", r#""1,,true,\"a \"\"b\"\"\",\"c\"""#),
+        (r#"[1,"a\tb\\"] | @tsv"#, "null", r#""1\ta\\tb\\\\""#),
+        ("[IN(1, 2), IN(3), IN(2, 3; 3, 4), (toarray | toarray)]", "2", "[true,false,true,[2]]"),
+        (r#"INDEX(.id) | .["7"].n"#, r#"[{"id":6,"n":1},{"id":7,"n":2}]"#, "2"),
+        (r#"[("aba" | trimstr("a")), [leaf_paths]]"#, "[[null]]", r#"["b",[[0,0]]]"#),
+        ("[\"1 2 [3]\" | fromjson]", "null", "[1,2,[3]]"),
+    ] {
+        assert_eq!(mapped(program, item), Ok(Some(expected.to_owned())), "{program}");
+    }
+    let error = mapped("fromjson", "\"{a\"").expect_err("no JSON");
+    assert!(error.starts_with("cannot parse {a as JSON") || error.contains("as JSON"), "{error}");
+}

@@ -1,5 +1,6 @@
 //! jq programs that turn one item into one item.
 
+use super::depth;
 use super::plain::Plain;
 use super::{CompileError, ExpressionError, position};
 use crate::value::Value;
@@ -8,6 +9,9 @@ use jaq_core::load::{Arena, File, Loader};
 use jaq_core::{Compiler, Ctx, Filter, Vars};
 
 type Data = JustLut<Value>;
+
+/// Definitions beside jaq's.
+const MORE: &str = include_str!("more.jq");
 
 /// A compiled jq program. Cloning is not needed: it can be shared between threads.
 pub struct Mapping {
@@ -28,8 +32,18 @@ impl Mapping {
 
     /// Compiles for jq alone.
     pub(super) fn compile_only(source: &str) -> Result<Self, CompileError> {
-        let defs = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs());
-        let funs = jaq_core::funs::<Data>().chain(jaq_std::funs::<Data>()).chain(jaq_json::funs::<Data>());
+        let mapping = Self::compile_as(source)?;
+        // With places as they are in the source; what runs has its functions checked.
+        Ok(match depth::checked(source) {
+            Some(checked) => Self::compile_as(&checked)?,
+            None => mapping,
+        })
+    }
+
+    fn compile_as(source: &str) -> Result<Self, CompileError> {
+        let more = jaq_core::load::parse(MORE, |parser| parser.defs()).expect("they parse");
+        let defs = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs()).chain(more);
+        let funs = jaq_core::funs::<Data>().chain(jaq_std::funs::<Data>()).chain(depth::funs::<Data>());
         let arena = Arena::default();
         let modules = Loader::new(defs)
             .load(&arena, File { path: (), code: source })
@@ -58,6 +72,7 @@ impl Mapping {
 
     /// Runs jq on one value.
     pub(super) fn run(&self, value: Value) -> Result<Option<Value>, ExpressionError> {
+        depth::begin();
         let context = Ctx::<Data>::new(&self.filter.lut, Vars::new([]));
         let mut values = self.filter.id.run((context, value));
         let first = match values.next() {

@@ -1,6 +1,7 @@
 //! Expressions: CEL to keep and to route, jq to reshape. Compiled once, run for each item.
 
 mod cel;
+mod depth;
 mod jq;
 mod plain;
 mod view;

@@ -1,0 +1,187 @@
+//! What keeps a jq program within its thread's stack, which would end the process with it: texts that nest deeply, and functions
+//! that call themselves without end, are errors of their item instead.
+
+use std::cell::Cell;
+
+use jaq_core::load;
+use jaq_core::load::lex::{StrPart, Tok, Token};
+use jaq_core::native::{Fun, bome, run, v};
+use jaq_core::{DataT, Error, Exn};
+use jaq_json::Val;
+
+/// How deep a text of JSON may nest, as everywhere else.
+const NESTING: usize = 128;
+/// Stack that a program may take, of the 2 MiB that threads have at the least: some hundred calls within each other.
+const STACK: usize = 1 << 20;
+/// Fails when the stack is used up; put in front of each function's body.
+const CHECK: &str = "__millstream_stack";
+
+thread_local! {
+    /// Where the stack was when the program began.
+    static BASE: Cell<usize> = const { Cell::new(0) };
+}
+
+/// About where the stack is.
+#[inline(never)]
+fn here() -> usize {
+    let marker = 0_u8;
+    std::ptr::from_ref(std::hint::black_box(&marker)).addr()
+}
+
+/// A program begins here.
+pub(super) fn begin() {
+    BASE.set(here());
+}
+
+/// Functions of jq's that are otherwise here, and one more.
+pub(super) fn funs<D: for<'a> DataT<V<'a> = Val>>() -> impl Iterator<Item = Fun<D>> {
+    let from_json = run::<D>(("fromjson", v(0), |(_, value)| {
+        let read = value.try_as_utf8_bytes_owned().and_then(|text| {
+            if nests_too_deep(&text) {
+                let why = format!("cannot parse a text that nests deeper than {NESTING} levels as JSON");
+                return Err(Error::str(why));
+            }
+            let fail = |error| Error::str(format!("cannot parse {value} as JSON: {error}"));
+            let (mut values, mut failed) = (Vec::new(), None);
+            // Behind what cannot be read it would never end.
+            for one in jaq_json::read::parse_many(&text) {
+                match one {
+                    Ok(one) => values.push(Ok(one)),
+                    Err(error) => {
+                        failed = Some(Err(fail(error)));
+                        break;
+                    }
+                }
+            }
+            Ok(values.into_iter().chain(failed))
+        });
+        match read {
+            Ok(values) => Box::new(values.map(|one| one.map_err(Exn::from))),
+            Err(error) => bome(Err(error)),
+        }
+    }));
+    let check = run::<D>((CHECK, v(0), |_| {
+        let used = BASE.get().abs_diff(here());
+        let why = "its functions call each other too deeply: recursion must end sooner";
+        bome(if used > STACK { Err(Error::str(why)) } else { Ok(Val::Null) })
+    }));
+    let theirs = jaq_json::funs::<D>().filter(|(name, ..)| *name != "fromjson");
+    theirs.chain([from_json, check])
+}
+
+/// Whether a text of JSON, with comments as jq knows them, may nest too deeply. What is no JSON may look deeper than it is.
+fn nests_too_deep(text: &[u8]) -> bool {
+    let (mut depth, mut at) = (0_usize, 0);
+    while let Some(byte) = text.get(at) {
+        at += 1;
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b'"' => at += text_end(&text[at..]),
+            b'#' => at += text[at..].iter().position(|byte| *byte == b'\n').unwrap_or(text.len() - at),
+            _ => {}
+        }
+        if depth > NESTING {
+            return true;
+        }
+    }
+    false
+}
+
+/// How long a text is, with the quote at its end.
+fn text_end(text: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    text.len()
+}
+
+/// The program with a check in front of each function's body; `None` if it has no functions of its own.
+pub(super) fn checked(source: &str) -> Option<String> {
+    let mut bodies = Vec::new();
+    find_bodies(source, &load::Lexer::new(source).lex().ok()?, &mut bodies);
+    if bodies.is_empty() {
+        return None;
+    }
+    bodies.sort_unstable();
+    let mut checked = String::with_capacity(source.len() + bodies.len() * 32);
+    let mut from = 0;
+    for body in bodies {
+        checked.push_str(&source[from..body]);
+        // Not a value that the body is given, but one that is looked at beside it: a path through the function stays one.
+        checked.push_str(&format!(" {CHECK} as $__millstream | "));
+        from = body;
+    }
+    checked.push_str(&source[from..]);
+    Some(checked)
+}
+
+/// Where the bodies of functions begin: behind the colon of `def name:` and `def name(…):`.
+fn find_bodies(source: &str, tokens: &[Token<&str>], bodies: &mut Vec<usize>) {
+    let end = |part: &str| part.as_ptr().addr() - source.as_ptr().addr() + part.len();
+    for (at, Token(text, kind)) in tokens.iter().enumerate() {
+        match kind {
+            Tok::Word if *text == "def" => {
+                let colon = match &tokens[at + 1..] {
+                    [Token(_, Tok::Word), Token(colon @ ":", Tok::Sym), ..]
+                    | [Token(_, Tok::Word), Token(_, Tok::Block(_)), Token(colon @ ":", Tok::Sym), ..] => {
+                        colon
+                    }
+                    _ => continue,
+                };
+                bodies.push(end(colon));
+            }
+            Tok::Block(inner) => find_bodies(source, inner, bodies),
+            Tok::Str(parts) => {
+                for part in parts {
+                    if let StrPart::Term(Token(_, Tok::Block(inner))) = part {
+                        find_bodies(source, inner, bodies);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_function_is_checked_wherever_it_is() {
+        let source =
+            r#"def a: 1; def b(f; $x): def c: {"def d: x": 2}; c; "\(def e: 3; e)" | [def g: ":"; g], .def"#;
+        let check = format!(" {CHECK} as $__millstream | ");
+        let checked = checked(source).expect("it has functions");
+        assert_eq!(checked.matches(&check).count(), 5, "{checked}");
+        assert_eq!(checked.replace(&check, ""), source);
+        for function in ["def a:", "def b(f; $x):", "def c:", "def e:", "def g:"] {
+            assert!(checked.contains(&format!("{function}{check}")), "{checked}");
+        }
+        assert_eq!(super::checked("{def: 1, a: .def, \"x\": \"def y: 1;\"}"), None);
+    }
+
+    #[test]
+    fn texts_and_comments_do_not_nest_and_hide_nothing() {
+        let many = |part: &str| part.repeat(NESTING + 1);
+        for deep in [
+            many("["),
+            many("{\"a\":"),
+            many("[\"]\","),
+            many("[#]\n"),
+            many("[\"\\\"]\","),
+            many("[{\"\\\\\":"),
+        ] {
+            assert!(nests_too_deep(deep.as_bytes()), "{deep}");
+        }
+        for flat in [many("[]"), many("\"[\" "), many("#[\n"), many("\"\\\"[\""), "[".repeat(NESTING)] {
+            assert!(!nests_too_deep(flat.as_bytes()), "{flat}");
+        }
+    }
+}
