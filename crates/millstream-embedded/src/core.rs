@@ -1,6 +1,7 @@
 //! The broker's core: topology, positions, and the way of a batch from its publisher to the queues.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::checkpoint;
 use crate::exchange::{Route, Topology};
-use crate::journal::{self, Journal, Submission};
+use crate::journal::{self, Besides, Journal, Submission};
 use crate::log::{Disk, LogSettings};
 use crate::plan::{Plan, plan};
 use crate::queue::Queue;
@@ -70,15 +71,6 @@ impl Place {
     }
 }
 
-/// Who publishes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum From {
-    /// Somebody outside: waits for room.
-    User,
-    /// The broker itself, moving dead letters: never waits for room that only it could make.
-    Upkeep,
-}
-
 impl Core {
     pub(crate) fn queue(&self, name: &str) -> Option<Arc<Queue>> {
         self.topology.read().queues.get(name).cloned()
@@ -89,10 +81,10 @@ impl Core {
     }
 
     /// Routes a batch, takes its place in the order, and hands it to the log or straight to the queues.
-    pub(crate) async fn submit(&self, batch: Batch, from: From) -> Result<Confirm, BrokerError> {
+    pub(crate) async fn submit(&self, batch: Batch) -> Result<Confirm, BrokerError> {
         let Batch { publishes, position } = batch;
         let position = position.map(|(name, value)| (name, Some(value)));
-        self.submit_parts(publishes, position, from).await
+        self.submit_parts(publishes, position).await
     }
 
     /// [`submit`](Core::submit), where a position without a value is forgotten.
@@ -100,68 +92,100 @@ impl Core {
         &self,
         publishes: Vec<Publish>,
         position: Option<NewPosition>,
-        from: From,
     ) -> Result<Confirm, BrokerError> {
-        if from == From::User {
-            self.shared.check_open()?;
-            self.wait_for_room(&publishes).await?;
-        }
+        self.shared.check_open()?;
+        self.wait_for_room(&publishes).await?;
         let mut plan = plan(
             &self.topology.read(),
             &publishes,
             position.is_some(),
-            // A letter is a message that was taken, and what it died of.
-            if from == From::User { self.shared.settings.message_bytes_max } else { usize::MAX },
+            self.shared.settings.message_bytes_max,
         );
         plan.commit();
         let total = publishes.len();
         match &self.shared.journal {
             Some(journal) if Journal::wants(&plan, &publishes, position.is_some()) => {
-                self.submit_logged(journal, publishes, position, plan).await
+                let besides = position.map_or(Besides::Nothing, Besides::Position);
+                Ok(self.submit_logged(journal, publishes, besides, plan).await.0)
             }
             _ => {
-                let Plan { mut targets, others } = plan;
-                if others.len() < total || total == 0 {
+                if plan.others.len() < total || total == 0 {
                     self.set_position(position);
                 }
-                let stored = Arc::new(Stored { publishes, positions: Vec::new() });
-                let now = self.shared.clock.now();
-                for target in &mut targets {
-                    target.queue.clone().store(&stored, target, now);
-                }
-                Ok(Confirm::known(Outcomes::with_others(total, others.into_iter().collect())))
+                Ok(self.store(publishes, plan))
             }
         }
+    }
+
+    /// Publishes dead letters of a queue, which have these places there if they are logged. Tells whether what is stored of them is
+    /// off the queue by the same record: after a crash each is in one place. Waits for no room that only this could make.
+    pub(crate) async fn submit_letters(
+        &self,
+        queue: &Queue,
+        letters: Vec<Publish>,
+        seqs: &[Option<u64>],
+    ) -> (Confirm, bool) {
+        // A letter is a message that was taken, and what it died of: it is never too large.
+        let mut plan = plan(&self.topology.read(), &letters, false, usize::MAX);
+        plan.commit();
+        let Some(journal) = &self.shared.journal else { return (self.store(letters, plan), false) };
+        if !Journal::wants(&plan, &letters, false) {
+            return (self.store(letters, plan), false);
+        }
+        let mut settled: Vec<Range<u64>> = Vec::new();
+        for (_, seq) in seqs.iter().enumerate().filter(|(at, _)| plan.others.get(at).is_none_or(has_arrived))
+        {
+            match (*seq, settled.last_mut()) {
+                (Some(seq), Some(last)) if last.end == seq => last.end += 1,
+                (Some(seq), _) => settled.push(seq..seq + 1),
+                (None, _) => {}
+            }
+        }
+        let besides = if settled.is_empty() { Besides::Nothing } else { Besides::Settled(queue.id, settled) };
+        self.submit_logged(journal, letters, besides, plan).await
+    }
+
+    /// Hands messages to their queues in memory.
+    fn store(&self, publishes: Vec<Publish>, plan: Plan) -> Confirm {
+        let total = publishes.len();
+        let Plan { mut targets, others } = plan;
+        let stored = Arc::new(Stored { publishes, positions: Vec::new() });
+        let now = self.shared.clock.now();
+        for target in &mut targets {
+            target.queue.clone().store(&stored, target, now);
+        }
+        Confirm::known(Outcomes::with_others(total, others.into_iter().collect()))
     }
 
     async fn submit_logged(
         &self,
         journal: &Journal,
         publishes: Vec<Publish>,
-        position: Option<NewPosition>,
+        besides: Besides,
         plan: Plan,
-    ) -> Result<Confirm, BrokerError> {
+    ) -> (Confirm, bool) {
         let total = publishes.len();
         let (reply, confirm) = oneshot::channel();
         let now = self.shared.clock.now();
-        match journal.submit(publishes, position, plan, reply, now).await {
-            Ok(()) => {}
+        let complete = match journal.submit(publishes, besides, plan, reply, now).await {
+            Ok(complete) => complete,
             Err((refusal, others)) => {
                 let refused = PublishOutcome::Refused(refusal);
-                return Ok(Confirm::known(fill(total, others, &refused)));
+                return (Confirm::known(fill(total, others, &refused)), false);
             }
-        }
+        };
         self.flush_settled();
         journal.kick();
         if journal.wants_checkpoint() {
             self.shared.bell.ring.notify_one();
         }
-        Ok(Confirm::pending(async move {
+        let confirm = Confirm::pending(async move {
             confirm.await.unwrap_or_else(|_| {
                 // The broker was dropped before its log answered.
                 Outcomes::all(total, &PublishOutcome::Unconfirmed(crate::shared::closed()))
             })
-        }))
+        });
+        (confirm, complete)
     }
 
     /// Changes the topology, durably when there is a declaration for the log. What was changed is undone when it does
@@ -290,7 +314,7 @@ impl Core {
             let text = format!("the name of a position has {} bytes; use 1 to {NAME_MAX}", name.len());
             return Err(BrokerError::new(BrokerErrorKind::Invalid, text));
         }
-        let batch = self.submit_parts(Vec::new(), Some((name, value)), From::User).await?;
+        let batch = self.submit_parts(Vec::new(), Some((name, value))).await?;
         match batch.await.into_others().pop() {
             None => Ok(()),
             Some((
@@ -327,6 +351,11 @@ impl Core {
 
 /// Longest name of a position, in bytes.
 const NAME_MAX: usize = 1024;
+
+/// Whether a letter has left its queue with this outcome. One that nothing is bound for has nowhere to go.
+pub(crate) fn has_arrived(outcome: &PublishOutcome) -> bool {
+    matches!(outcome, PublishOutcome::Confirmed | PublishOutcome::Unroutable(_))
+}
 
 /// Every message that has no outcome yet gets this one; so does a batch that was only a position.
 fn fill(total: usize, mut others: BTreeMap<usize, PublishOutcome>, outcome: &PublishOutcome) -> Outcomes {

@@ -34,6 +34,14 @@ pub(crate) struct Submission {
     pub(crate) time: u64,
 }
 
+/// What is written with a batch: after a crash both are there, or neither.
+pub(crate) enum Besides {
+    Nothing,
+    Position(NewPosition),
+    /// These messages are off this queue. Left out where it is too large to be one record with the batch.
+    Settled(u32, Vec<Range<u64>>),
+}
+
 /// What is in the log and not known to be durable.
 enum Cargo {
     Batch(Submission),
@@ -116,31 +124,43 @@ impl Journal {
     }
 
     /// Appends a batch, which then flies until [`land`] hears from the disk. Waits while the log's buffer is full;
-    /// dropped while waiting, nothing has happened.
+    /// dropped while waiting, nothing has happened. Tells whether what is written besides was not left out.
     ///
     /// # Errors
     /// The refusal of all messages that have no other outcome.
     pub(crate) async fn submit(
         &self,
         publishes: Vec<Publish>,
-        position: Option<NewPosition>,
+        besides: Besides,
         plan: Plan,
         reply: oneshot::Sender<Outcomes>,
         time: u64,
-    ) -> Result<(), (Refusal, BTreeMap<usize, PublishOutcome>)> {
+    ) -> Result<bool, (Refusal, BTreeMap<usize, PublishOutcome>)> {
         let log = match self.log() {
             Ok(log) => log,
             Err(error) => return Err((Refusal::Broker(error), plan.others)),
         };
         let Plan { targets, others } = plan;
-        let heads = Heads::encode(&publishes, &targets, position.as_ref());
+        let heads = Heads::encode(&publishes, &targets, &besides);
         let _gate = self.gate.read().await;
+        let mut complete = true;
         let appended = {
             let entries = heads.entries(&publishes, time);
-            match position {
-                Some(_) => log.append_atomic(&entries).await,
-                None => log.append_batch(&entries).await,
+            match &besides {
+                Besides::Nothing => log.append_batch(&entries).await,
+                Besides::Position(_) => log.append_atomic(&entries).await,
+                Besides::Settled(..) => match log.append_atomic(&entries).await {
+                    Err(AppendError::TooLarge { .. }) => {
+                        complete = false;
+                        log.append_batch(&entries[..entries.len() - 1]).await
+                    }
+                    appended => appended,
+                },
             }
+        };
+        let position = match besides {
+            Besides::Position(position) => Some(position),
+            Besides::Nothing | Besides::Settled(..) => None,
         };
         let appended = match appended {
             Ok(appended) => appended,
@@ -159,7 +179,7 @@ impl Journal {
         let stored = Arc::new(Stored { publishes, positions });
         let submission = Submission { targets, stored, position, others, reply, time };
         self.fly(first, appended.commit, Cargo::Batch(submission));
-        Ok(())
+        Ok(complete)
     }
 
     fn fly(&self, first: u64, commit: Commit, cargo: Cargo) {
@@ -358,20 +378,20 @@ struct Heads {
     bytes: Vec<u8>,
     /// Where each head ends.
     ends: Vec<usize>,
-    /// The message of each head; the head of a position, which comes first, has none.
+    /// The message of each head; that of a position, which comes first, and that of settlements, which comes last, have none.
     places: Vec<u32>,
     position: bool,
 }
 
 impl Heads {
-    fn encode(publishes: &[Publish], targets: &[Target], position: Option<&NewPosition>) -> Heads {
+    fn encode(publishes: &[Publish], targets: &[Target], besides: &Besides) -> Heads {
         let mut heads = Heads {
             bytes: Vec::with_capacity(publishes.len() * 32),
             ends: Vec::with_capacity(publishes.len() + 1),
             places: Vec::with_capacity(publishes.len()),
-            position: position.is_some(),
+            position: matches!(besides, Besides::Position(_)),
         };
-        if let Some(position) = position {
+        if let Besides::Position(position) = besides {
             put_position(&mut heads.bytes, position);
             heads.ends.push(heads.bytes.len());
         }
@@ -397,6 +417,10 @@ impl Heads {
             heads.ends.push(heads.bytes.len());
             heads.places.push(at);
         }
+        if let Besides::Settled(queue, seqs) = besides {
+            put_settled(&mut heads.bytes, *queue, seqs);
+            heads.ends.push(heads.bytes.len());
+        }
         heads
     }
 
@@ -409,9 +433,10 @@ impl Heads {
             from = end;
             entries.push(if self.position && index == 0 {
                 Entry { kind: POSITION, time, head, body: &[] }
-            } else {
-                let at = *places.next().expect("every other head has its message");
+            } else if let Some(&at) = places.next() {
                 Entry { kind: PUBLISH, time, head, body: publishes[at as usize].message.body() }
+            } else {
+                Entry { kind: SETTLED, time, head, body: &[] }
             });
         }
         entries

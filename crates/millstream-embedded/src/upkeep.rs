@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use millstream_message::dead::{Death, letter};
-use millstream_message::{Address, Batch, Publish, PublishOutcome};
+use millstream_message::{Address, Publish};
 
 use crate::checkpoint::{self, Written};
 use crate::clock::{NEVER, millis};
-use crate::core::{Core, From};
+use crate::core::{Core, has_arrived};
 use crate::journal::Journal;
 use crate::queue::Queue;
+use crate::run::Taken;
 
 /// Dead letters sent at once.
 const LETTERS: usize = 256;
@@ -114,20 +115,28 @@ async fn send_letters(core: &Core, queue: &Arc<Queue>) -> bool {
             let to = fixed.clone().unwrap_or_else(|| Address::new(exchange.clone(), from.key()));
             Publish { to, message: letter(dead.taken.publish.message.clone(), &death) }
         });
-        let batch = Batch::from(publishes.collect::<Vec<_>>());
-        let Ok(confirm) = core.submit(batch, From::Upkeep).await else { return true };
+        let publishes = publishes.collect();
+        let logged = |taken: &Taken| queue.durable && taken.position != 0;
+        let seqs: Vec<_> = dead.iter().map(|dead| logged(&dead.taken).then_some(dead.taken.seq)).collect();
+        let (confirm, settled) = core.submit_letters(queue, publishes, &seqs).await;
         let outcomes = confirm.await;
-        // Letters leave in order: up to the first that must wait. One that nothing is bound for has nowhere to go.
-        let arrived = |outcome: &PublishOutcome| {
-            matches!(outcome, PublishOutcome::Confirmed | PublishOutcome::Unroutable(_))
-        };
-        let sent = (0..dead.len()).take_while(|&at| arrived(&outcomes.get(at))).count();
         let mut state = queue.lock();
-        for _ in 0..sent {
-            let Some(done) = state.outbox.pop_front() else { break };
-            state.unacked.sub(&done.taken);
-            queue.forget_one(&mut state, &done.taken);
+        // Nobody else takes letters out. Those that must wait stay in their order.
+        let mut waiting = Vec::new();
+        for (at, letter) in (0..dead.len()).zip(state.outbox.drain(..dead.len()).collect::<Vec<_>>()) {
+            if !has_arrived(&outcomes.get(at)) {
+                waiting.push(letter);
+                continue;
+            }
+            state.unacked.sub(&letter.taken);
+            if settled {
+                queue.refund(letter.taken.weight);
+            } else {
+                queue.forget_one(&mut state, &letter.taken);
+            }
         }
+        let all_sent = waiting.is_empty();
+        waiting.into_iter().rev().for_each(|letter| state.outbox.push_front(letter));
         let empty = state.outbox.is_empty();
         let mut wakers = Vec::new();
         state.wakers(&mut wakers);
@@ -136,7 +145,7 @@ async fn send_letters(core: &Core, queue: &Arc<Queue>) -> bool {
         queue.sent.notify_waiters();
         // The head may have waited for room in the outbox.
         core.shared.bell.wake_by(0);
-        if sent < dead.len() {
+        if !all_sent {
             return false;
         }
         if empty {

@@ -242,6 +242,38 @@ async fn a_message_may_go_to_a_full_queue_and_its_dead_letter_waits_for_room() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_letter_that_must_wait_holds_up_no_other_and_repeats_none() {
+    let broker = EmbeddedBroker::memory(Settings::memory()).expect("opens");
+    for name in ["in", "dead"] {
+        broker.declare_exchange(Exchange::transient(name, ExchangeKind::Direct)).await.expect("declared");
+    }
+    broker.declare_queue(Queue::transient("a").max_items(1)).await.expect("declared");
+    broker.declare_queue(Queue::transient("b")).await.expect("declared");
+    let mut q = Queue::transient("q");
+    q.dead_letter_exchange = Some("dead".to_owned());
+    broker.declare_queue(q).await.expect("declared");
+    for key in ["a", "b"] {
+        broker.bind(Binding::new("in", key, "q")).await.expect("bound");
+        broker.bind(Binding::new("dead", key, key)).await.expect("bound");
+    }
+    let mut consumer = broker.consume("q", ConsumeOptions::default()).await.expect("consumes");
+    for key in ["a", "a", "b", "a", "b"] {
+        let stored = broker.publish(&Address::new("in", key), Message::new(key)).await.expect("published");
+        assert!(stored.is_confirmed());
+        let delivery = consumer.next().await.expect("one").expect("no error");
+        assert!(delivery.nack(&Nack::dead_letter("no")));
+    }
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let stats = async |queue: &str| broker.stats(queue).await.expect("stats");
+    assert_eq!((stats("a").await.ready, stats("b").await.ready, stats("q").await.unacked), (1, 2, 2));
+    for left in [1, 0, 0] {
+        broker.purge("a").await.expect("purged");
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!((stats("b").await.ready, stats("q").await.unacked), (2, left));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn dropping_heads_never_outruns_the_dead_letters() {
     let broker = EmbeddedBroker::memory(Settings::memory()).expect("opens");
     broker.declare_queue(Queue::transient("dead")).await.expect("declared");

@@ -11,7 +11,6 @@ use millstream_message::{
 
 use super::checks::{check_binding, check_name, check_queue, not_found, same};
 use super::{EmbeddedBroker, blocking, offset_name};
-use crate::core::From;
 use crate::exchange::Topology;
 use crate::queue::Queue;
 use crate::record::Declaration;
@@ -180,7 +179,7 @@ impl Broker for EmbeddedBroker {
     }
 
     fn submit(&self, batch: Batch) -> BoxFuture<'_, Result<Confirm, BrokerError>> {
-        Box::pin(self.core.submit(batch, From::User))
+        Box::pin(self.core.submit(batch))
     }
 
     fn consume<'a>(
