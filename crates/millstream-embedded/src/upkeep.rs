@@ -12,6 +12,7 @@ use crate::core::{Core, has_arrived};
 use crate::journal::Journal;
 use crate::queue::Queue;
 use crate::run::Taken;
+use crate::state::Dead;
 
 /// Dead letters sent at once.
 const LETTERS: usize = 256;
@@ -97,7 +98,14 @@ async fn send_letters(core: &Core, queue: &Arc<Queue>) -> bool {
     let Some(exchange) = &spec.dead_letter_exchange else { return true };
     let fixed = spec.dead_letter_key.as_ref().map(|key| Address::new(exchange.clone(), key.clone()));
     loop {
-        let dead: Vec<_> = queue.lock().outbox.iter().take(LETTERS).cloned().collect();
+        // Large ones go in fewer pieces, so that what is settled by them fits into one record.
+        let mut room = core.shared.settings.message_bytes_max / 2;
+        let fits = |dead: &&Dead| {
+            let fits = room > 0;
+            room = room.saturating_sub(dead.taken.size as usize);
+            fits
+        };
+        let dead: Vec<_> = queue.lock().outbox.iter().take(LETTERS).take_while(fits).cloned().collect();
         if dead.is_empty() {
             return true;
         }
