@@ -3,6 +3,7 @@
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use millstream_embedded::Verified;
 use millstream_embedded::log::{self, LogError, RealDisk, RecordRef, VerifyReport};
 use millstream_message::BrokerUrl;
 use serde_json::json;
@@ -31,13 +32,20 @@ fn verify(directory: &Path) -> Result<(), Failure> {
     let mut out = Out::new();
     let mut damaged = Vec::new();
     for (log, name) in logs(directory)? {
-        let report = log::verify(&log, &RealDisk).map_err(|error| failed("verify", &log, &error))?;
+        let found = millstream_embedded::verify(&log, &RealDisk);
+        let Verified { log: report, missing_messages, .. } =
+            found.map_err(|error| failed("verify", &log, &error))?;
         if let Some(name) = name {
             out.line(format!("\n{name}"))?;
         }
         out.line(described(&report))?;
-        if !report.is_sound() {
-            damaged.push((log, report));
+        if missing_messages > 0 {
+            let missing = counted(missing_messages, "message");
+            out.line(format!("MISSING {missing} of queues, whose segments are not there any more"))?;
+        }
+        let places = places(&report) + missing_messages;
+        if places > 0 {
+            damaged.push((log, places));
         }
     }
     out.flush()?;
@@ -54,7 +62,7 @@ fn export(directory: &Path) -> Result<(), Failure> {
         let describe = |record: RecordRef<'_>| millstream_embedded::describe(record);
         match log::export(&log, &RealDisk, &describe, &mut out) {
             Ok(report) if report.is_sound() => {}
-            Ok(report) => damaged.push((log, report)),
+            Ok(report) => damaged.push((log, places(&report))),
             Err(error) => return Err(closed(&error).unwrap_or_else(|| failed("export", &log, &error))),
         }
     }
@@ -118,14 +126,19 @@ fn described(report: &VerifyReport) -> String {
     lines.join("\n")
 }
 
+/// In how many places a log is damaged.
+fn places(report: &VerifyReport) -> u64 {
+    (report.damaged.len() + report.damaged_files.len()) as u64
+}
+
 /// Damage is a failure, with what becomes of it.
-fn sound(damaged: &[(PathBuf, VerifyReport)]) -> Result<(), Failure> {
+fn sound(damaged: &[(PathBuf, u64)]) -> Result<(), Failure> {
     if damaged.is_empty() {
         return Ok(());
     }
     complain("");
-    let places = damaged.iter().map(|(log, report)| {
-        let places = counted((report.damaged.len() + report.damaged_files.len()) as u64, "place");
+    let places = damaged.iter().map(|(log, places)| {
+        let places = counted(*places, "place");
         format!("the log in {} is damaged in {places}", log.display())
     });
     Err(Failure::Failed(format!(

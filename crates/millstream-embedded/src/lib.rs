@@ -35,8 +35,8 @@
 //! # What a crash does
 //! A confirmed message is there again, once per queue, in order. An ack is written within
 //! [`Settings::ack_delay`]; until it is durable it uses up the consumer's prefetch, so a crash delivers at most the
-//! prefetch of each consumer twice, and loses nothing. A dead letter may arrive twice, when the crash comes between its
-//! arrival and its leaving.
+//! prefetch of each consumer twice, and loses nothing. A dead letter arrives once: its arrival and its leaving are one
+//! record, unless message and letter are too large for that.
 //!
 //! # What it is not
 //! No cluster, no network, no access from a second process. A reader that comes to bodies which are only on disk reads
@@ -70,9 +70,11 @@ mod stream_memory;
 mod streams;
 mod topic;
 mod upkeep;
+mod verify;
 mod wire;
 
 pub use broker::{EmbeddedBroker, open};
 pub use describe::describe;
 pub use settings::Settings;
 pub use stream_log::logs;
+pub use verify::{Verified, verify};

@@ -59,4 +59,5 @@ pub use reader::Reader;
 pub use record::{Entry, Position, Record, RecordRef, stored_len};
 pub use recovery::{Recovery, Replay};
 pub use settings::LogSettings;
+pub(crate) use verify::walk;
 pub use verify::{VerifyReport, verify};

@@ -2,10 +2,11 @@
 
 mod support;
 
+use std::path::Path;
 use std::time::Duration;
 
-use millstream_embedded::log::{Fault, SimDisk};
-use millstream_embedded::{EmbeddedBroker, Settings, open};
+use millstream_embedded::log::{Disk, Fault, SimDisk};
+use millstream_embedded::{EmbeddedBroker, Settings, open, verify};
 use millstream_message::{
     Address, Batch, Binding, Broker, BrokerErrorKind, ConsumeOptions, Exchange, ExchangeKind, Message, Nack,
     Overflow, PublishOutcome, Queue, Refusal, StreamFrom, StreamSpec, stream_extent,
@@ -271,6 +272,44 @@ async fn a_letter_that_must_wait_holds_up_no_other_and_repeats_none() {
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert_eq!((stats("b").await.ready, stats("q").await.unacked), (2, left));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn verify_counts_the_messages_whose_files_are_gone() {
+    let sim = SimDisk::new();
+    let broker = on(&ProcessDisk::new(&sim)).await;
+    broker.declare_queue(Queue::durable("q")).await.expect("declared");
+    for _ in 0..10 {
+        send(&broker, "q", 40, 1000).await;
+    }
+    let mut consumer = broker.consume("q", ConsumeOptions::default().prefetch(5)).await.expect("consumes");
+    let mut settled = 0;
+    while settled < 5 {
+        settled += consumer.next_chunk(5).await.expect("reads").into_iter().filter(|one| one.ack()).count();
+    }
+    drop(consumer);
+    broker.close().await.expect("closes");
+    let files = || {
+        let mut files = sim.list(Path::new("/sim")).expect("listed");
+        files.retain(|name| name.ends_with(".log"));
+        files.sort();
+        files
+    };
+    let found = verify(Path::new("/sim"), &sim).expect("verified");
+    assert!(found.is_sound() && found.log.segments > 1 && found.log.clean, "{found:?}");
+    sim.remove(&Path::new("/sim").join(&files()[0])).expect("removed");
+    let found = verify(Path::new("/sim"), &sim).expect("verified");
+    let first = found.missing_messages;
+    assert!(!found.is_sound() && (1..395).contains(&first), "{found:?}");
+    for file in files() {
+        sim.remove(&Path::new("/sim").join(file)).expect("removed");
+    }
+    let found = verify(Path::new("/sim"), &sim).expect("verified");
+    assert_eq!(
+        (found.missing_messages, found.is_sound()),
+        (395, false),
+        "all that was not settled: {found:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use super::{
     disk::{Disk, LockMode},
     error::{LogError, LogErrorKind},
     record::{Position, RecordRef},
+    recovery::Replay,
     survey::{self, Visitor},
 };
 
@@ -68,6 +69,23 @@ impl VerifyReport {
 /// ```
 pub fn verify(dir: &Path, disk: &dyn Disk) -> Result<VerifyReport, LogError> {
     visit(dir, disk, &mut |_| Ok(()))
+}
+
+/// [`verify`] that shows the newest usable checkpoint first, if there is one, and every record, also those that it covers.
+pub(crate) fn walk(
+    dir: &Path,
+    disk: &dyn Disk,
+    see: &mut dyn FnMut(Replay<'_>),
+) -> Result<VerifyReport, LogError> {
+    if let Some((covers, payload)) = Directory::load(disk, dir)?.checkpoint {
+        see(Replay::Checkpoint { payload: &payload, covers: Position::new(covers) });
+    }
+    visit(dir, disk, &mut |met| {
+        if let Met::Record(record) = met {
+            see(Replay::Record(record));
+        }
+        Ok(())
+    })
 }
 
 /// What a walk over a whole log meets.
