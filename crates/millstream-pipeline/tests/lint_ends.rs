@@ -54,3 +54,49 @@ fn a_batch_that_pending_requests_can_never_fill_is_refused() {
     assert_eq!(with("batch: { count: 2 }"), "");
     assert_eq!(with("batch: { count: 3 }\nbuffer: { queue: { broker: 'embedded:s', name: q } }"), "");
 }
+
+#[test]
+fn a_file_for_two_purposes_is_refused_however_it_is_written() {
+    let with = |source: &str, output: &str| {
+        problems(&format!(
+            "name: p\nsource: {{ file: {{ format: csv, {source} }} }}\noutput: {{ file: {{ path: '{output}' }} }}"
+        ))
+    };
+    for (source, output, told) in [
+        ("path: a/x.csv", "./a/./x.csv", "the output is the file that the source reads"),
+        ("path: ./x.csv", "x.csv", "the output is the file that the source reads"),
+        ("path: 'o/*.csv'", "o/all.csv", "o/all.csv can be a file that the source reads"),
+        ("path: 'o/*.csv'", "o/{day}.csv", "o/{day}.csv can be a file that the source reads"),
+        ("path: x.csv, position: ./x.csv", "o.csv", "`position` is a file that the source reads"),
+        ("path: 'in/*', position: in/position", "o.csv", "`position` is a file that the source reads"),
+        ("path: x.csv, position: o.csv", "o.csv", "o.csv can be the file of the source's `position`"),
+        (
+            "path: x.csv, position: out/at.csv",
+            "out/{day}.csv",
+            "out/{day}.csv can be the file of the source's `position`",
+        ),
+    ] {
+        let text = with(source, output);
+        assert!(text.contains(told) && text.ends_with("1 problem"), "{source} {output}: {text}");
+    }
+    for (source, output) in [
+        ("path: 'in/*.csv', position: in/position", "out/all.csv"),
+        ("path: 'o/*.csv', position: state/at", "o/all.ndjson"),
+        ("path: x.csv, position: x.at", "o/{day}.csv"),
+    ] {
+        assert_eq!(with(source, output), "", "{source} {output}");
+    }
+}
+
+#[test]
+fn a_directory_of_a_broker_is_one_however_it_is_written() {
+    let text = problems(
+        "name: p\nsource: { queue: { broker: 'embedded:s', name: q } }\n\
+         output: { queue: { broker: 'embedded:./s', name: q } }",
+    );
+    assert!(text.contains("items would come round again"), "{text}");
+    assert_eq!(
+        problems("name: p\nsource: { queue: { broker: 'embedded:.', name: q } }\noutput: { stdout: }"),
+        ""
+    );
+}

@@ -3,7 +3,7 @@
 use super::model::*;
 use super::place::{At, Spanned};
 use super::problem::{Findings, nearest};
-use super::template::Template;
+use super::template::{Template, plain};
 use super::tree::{Key, Node};
 use super::units;
 use crate::expr::{CompileError, Condition, Mapping};
@@ -140,7 +140,7 @@ impl Drafter<'_> {
 
     fn broker(&self, url: &str) -> Option<BrokerUrl> {
         match url.parse().ok()? {
-            BrokerUrl::Embedded(path) => Some(BrokerUrl::Embedded(self.base.join(path))),
+            BrokerUrl::Embedded(path) => Some(BrokerUrl::Embedded(plain(&self.base.join(path)))),
             url => Some(url),
         }
     }

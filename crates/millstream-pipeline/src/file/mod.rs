@@ -1,5 +1,6 @@
 //! The pipeline file: its tree, its shape, what is wrong with it, and what it means.
 
+mod apart;
 pub(crate) mod check;
 pub(crate) mod draft;
 pub(crate) mod model;

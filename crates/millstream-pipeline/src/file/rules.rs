@@ -2,14 +2,13 @@
 //!
 //! Each rule stands alone and reports at the setting that should change.
 
+use super::apart::files_apart;
 use super::model::*;
 use super::place::{At, Spanned};
 use super::problem::{Findings, nearest, one_of};
-use super::template::Template;
 use super::units::{show_duration, show_size};
 use millstream_message::{BrokerUrl, StreamFrom};
 use std::collections::HashMap;
-use std::path::Path;
 
 pub(crate) fn all(draft: &Draft, findings: &mut Findings) {
     prefetch(draft, findings);
@@ -316,35 +315,6 @@ fn writing(draft: &Draft, findings: &mut Findings) {
                 }
             }
             _ => {}
-        }
-    }
-}
-
-/// Two writers of one file would cut each other's lines, and whichever starts first takes over what both left.
-fn files_apart(draft: &Draft, findings: &mut Findings) {
-    let mut seen: Vec<&Template> = Vec::new();
-    for output in &draft.outputs {
-        let OutputKind::File(file) = &output.kind else { continue };
-        let template = &file.path.value;
-        if let Some(other) = seen.iter().find(|other| other.overlaps(template)) {
-            let text = if other.source() == template.source() {
-                format!("another output already writes {}", template.source())
-            } else {
-                format!("{} can be the same file as {}, of another output", template.source(), other.source())
-            };
-            findings.add(file.path.at, text, "give each output its own path, as a directory of its own");
-        }
-        seen.push(template);
-        if let Some(Source::File { path, .. }) = draft.source.as_deref()
-            && file.path.is_fixed()
-            && path.value
-                == file.path.root.join(Path::new(file.path.source()).file_name().unwrap_or_default())
-        {
-            findings.add(
-                file.path.at,
-                "the output is the file that the source reads",
-                "write to another file",
-            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Paths with places for fields: `out/{carrier}.ndjson`.
 
 use crate::value::{self, Value};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// A path in which `{field}` stands for an item's field.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,42 +112,17 @@ impl Template {
 
     /// Whether some path could be of both templates.
     pub(crate) fn overlaps(&self, other: &Template) -> bool {
-        let (one, two) = (self.pieces(), other.pieces());
-        let mut reached = vec![false; (one.len() + 1) * (two.len() + 1)];
-        let mut open = vec![(0, 0)];
-        while let Some((i, j)) = open.pop() {
-            if i > one.len()
-                || j > two.len()
-                || std::mem::replace(&mut reached[i * (two.len() + 1) + j], true)
-            {
-                continue;
-            }
-            let (a, b) = (one.get(i), two.get(j));
-            if (a, b) == (None, None) {
-                return true;
-            }
-            if a == Some(&Piece::Rest) {
-                open.push((i + 1, j));
-            }
-            if b == Some(&Piece::Rest) {
-                open.push((i, j + 1));
-            }
-            // One character of both.
-            if let (Some(a), Some(b)) = (a, b)
-                && a.shares_a_character_with(b)
-            {
-                open.push((i + usize::from(*a != Piece::Rest), j + usize::from(*b != Piece::Rest)));
-            }
-        }
-        false
+        meet(&self.pieces(), &other.pieces())
+    }
+
+    /// Whether this path, whose name may have `*` for any characters, could be of the template.
+    pub(crate) fn may_be(&self, path: &Path) -> bool {
+        meet(&self.pieces(), &pieces_of(path))
     }
 
     /// The whole path, character by character.
     fn pieces(&self) -> Vec<Piece> {
-        let root: PathBuf = self.root.components().collect();
-        let mut pieces: Vec<Piece> =
-            root.to_string_lossy().trim_end_matches('/').chars().map(Piece::Char).collect();
-        pieces.push(Piece::Char('/'));
+        let mut pieces = root_pieces(&self.root);
         for part in &self.parts {
             match part {
                 Part::Text(text) => pieces.extend(text.chars().map(Piece::Char)),
@@ -213,6 +188,67 @@ fn name_part(text: &[u8]) -> Result<&str, &'static str> {
     } else {
         Ok(text)
     }
+}
+
+/// Whether some path could be of both.
+fn meet(one: &[Piece], two: &[Piece]) -> bool {
+    let mut reached = vec![false; (one.len() + 1) * (two.len() + 1)];
+    let mut open = vec![(0, 0)];
+    while let Some((i, j)) = open.pop() {
+        if i > one.len() || j > two.len() || std::mem::replace(&mut reached[i * (two.len() + 1) + j], true) {
+            continue;
+        }
+        let (a, b) = (one.get(i), two.get(j));
+        if (a, b) == (None, None) {
+            return true;
+        }
+        if a == Some(&Piece::Rest) {
+            open.push((i + 1, j));
+        }
+        if b == Some(&Piece::Rest) {
+            open.push((i, j + 1));
+        }
+        // One character of both.
+        if let (Some(a), Some(b)) = (a, b)
+            && a.shares_a_character_with(b)
+        {
+            open.push((i + usize::from(*a != Piece::Rest), j + usize::from(*b != Piece::Rest)));
+        }
+    }
+    false
+}
+
+/// Whether some path could be of both of these, whose names may have `*` for any characters.
+pub(crate) fn may_be_one(one: &Path, other: &Path) -> bool {
+    meet(&pieces_of(one), &pieces_of(other))
+}
+
+/// A path whose name may have `*`, character by character.
+fn pieces_of(path: &Path) -> Vec<Piece> {
+    let mut pieces = root_pieces(path.parent().unwrap_or(Path::new("")));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    pieces.extend(name.chars().map(|c| if c == '*' { Piece::Rest } else { Piece::Char(c) }));
+    pieces
+}
+
+/// A directory, however it is written, with the slash behind it.
+fn root_pieces(root: &Path) -> Vec<Piece> {
+    let root: PathBuf = named_parts(root).collect();
+    let mut pieces: Vec<Piece> =
+        root.to_string_lossy().trim_end_matches('/').chars().map(Piece::Char).collect();
+    pieces.push(Piece::Char('/'));
+    pieces
+}
+
+/// A path without the parts that mean nothing (`./`), so that one place has one path. Links are not looked at.
+pub(crate) fn plain(path: &Path) -> PathBuf {
+    let plain: PathBuf = named_parts(path).collect();
+    // The current directory itself has no other name.
+    if plain.as_os_str().is_empty() { path.to_owned() } else { plain }
+}
+
+fn named_parts(path: &Path) -> impl Iterator<Item = Component<'_>> {
+    path.components().filter(|part| !matches!(part, Component::CurDir))
 }
 
 #[cfg(test)]
