@@ -356,11 +356,10 @@ impl<F: Flow> Pipe<F> {
     /// costs a busy flow nothing.
     pub fn batch<W: Measure<F::Item>>(self, rule: Batch<W>) -> Pipe<Batched<F, W>> {
         self.then("batch", |upstream, op, scope| {
-            let count = rule.knob::<F::Item>(format!("{} count", op.name()));
-            let slots = count.bounds().1.saturating_mul(size_of::<F::Item>());
-            scope.add_memory("batch".into(), slots.saturating_add(rule.bytes_max().unwrap_or(0)));
-            scope.add_knob(count.clone());
-            Batched::new(upstream, rule, count, scope.clone())
+            let knobs = rule.knobs::<F::Item>(&op.name());
+            scope.add_memory("batch".into(), knobs.memory(size_of::<F::Item>()));
+            knobs.all().for_each(|knob| scope.add_knob(knob.clone()));
+            Batched::new(upstream, rule, knobs, scope.clone())
         })
     }
 

@@ -75,6 +75,10 @@ impl Retry {
     /// dropped at that moment, one that is not cannot be interrupted and is found late when it returns. It counts all that
     /// the function does: a call behind a [`Breaker`](crate::Breaker) has its limit there.
     ///
+    /// The time of an async attempt runs from when it first waits, and begins anew if it could have gone on while nobody asked for
+    /// results, because what comes after is slow: as of [`Concurrency::time_limit`](crate::Concurrency::time_limit). All attempts
+    /// of an operator share one timer.
+    ///
     /// # Panics
     /// If `limit` is zero.
     pub fn timeout(mut self, limit: Duration) -> Self {

@@ -3,7 +3,7 @@
 use crate::batch::{Batch, weight};
 use crate::ready::Ready;
 use bytes::Bytes;
-use millstream_flow::{Flow, Settle, Step, Token, TokenRuns};
+use millstream_flow::{Flow, Knob, Setting, Settle, Step, Token, TokenRuns};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::ops::ControlFlow;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// When a batch is complete, and how much may be held in incomplete ones.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) count: usize,
     pub(crate) bytes: usize,
@@ -27,6 +27,45 @@ pub(crate) struct Rule {
     pub(crate) held_size: usize,
 }
 
+impl Rule {
+    fn is_full(&self, batch: &Batch) -> bool {
+        batch.len() >= self.count || batch.weight() >= self.bytes
+    }
+}
+
+/// The numbers of a rule that may be moved while the pipeline runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Knobs {
+    pub(crate) count: Knob,
+    pub(crate) bytes: Knob,
+    /// In whole milliseconds: timers are no more exact.
+    pub(crate) age: Knob,
+}
+
+impl Knobs {
+    /// Knobs that stand where the rule does: frozen where the file `gives` the count, the bytes or the age; others go no higher, so that
+    /// the bound that was printed holds.
+    pub(crate) fn new(rule: &Rule, gives: [bool; 3]) -> Self {
+        let knob = |name: &str, number: usize, given: bool| {
+            let setting = if given { Setting::Fixed(number) } else { Setting::Auto };
+            Knob::new(name, setting, number, 1..=number.max(1))
+        };
+        let age = usize::try_from(rule.age.as_nanos().div_ceil(1_000_000)).unwrap_or(usize::MAX);
+        Knobs {
+            count: knob("batch count", rule.count, gives[0]),
+            bytes: knob("batch bytes", rule.bytes, gives[1]),
+            age: knob("batch age ms", age, gives[2]),
+        }
+    }
+
+    /// The rule as the knobs stand. A frozen age is what the file says, to the nanosecond.
+    fn apply(&self, rule: &Rule) -> Rule {
+        let age =
+            if self.age.is_frozen() { rule.age } else { Duration::from_millis(self.age.value() as u64) };
+        Rule { count: self.count.value(), bytes: self.bytes.value(), age, ..*rule }
+    }
+}
+
 struct Open {
     batch: Batch,
     tokens: TokenRuns,
@@ -38,7 +77,9 @@ struct Open {
 /// The operator.
 pub(crate) struct Batcher<F> {
     upstream: F,
+    /// As the knobs stood when it was last looked at.
     rule: Rule,
+    knobs: Knobs,
     gathered: Gathered,
     timer: Option<Pin<Box<Sleep>>>,
     ended: bool,
@@ -54,10 +95,19 @@ struct Gathered {
 }
 
 impl<F> Batcher<F> {
-    pub(crate) fn new(upstream: F, rule: Rule) -> Self {
+    pub(crate) fn new(upstream: F, rule: Rule, knobs: Knobs) -> Self {
         let gathered =
             Gathered { open: HashMap::new(), items: 0, bytes: 0, size: 0, complete: VecDeque::new() };
-        Batcher { upstream, rule, gathered, timer: None, ended: false }
+        Batcher { upstream, rule, knobs, gathered, timer: None, ended: false }
+    }
+
+    /// Obeys the knobs. What is more than they allow now is complete.
+    fn tune(&mut self) {
+        let rule = self.knobs.apply(&self.rule);
+        if rule != self.rule {
+            self.rule = rule;
+            self.gathered.complete_where(|open| rule.is_full(&open.batch));
+        }
     }
 
     /// Completes the batches that have reached their age; leaves the timer set for the next.
@@ -93,7 +143,7 @@ impl Gathered {
         open.batch.push(&item, rule.count, rule.bytes);
         token.join(&mut open.tokens);
         open.size += item.size;
-        let full = open.batch.len() >= rule.count || open.batch.weight() >= rule.bytes;
+        let full = rule.is_full(&open.batch);
         self.items += 1;
         self.bytes += open.batch.held() - held;
         self.size += item.size;
@@ -139,6 +189,7 @@ impl<F: Flow<Item = Ready, Token = Token>> Flow for Batcher<F> {
     where
         S: FnMut(Batch, TokenRuns) -> ControlFlow<()>,
     {
+        self.tune();
         let mut room = max;
         loop {
             while let Some((batch, tokens)) = self.gathered.complete.pop_front() {
@@ -211,19 +262,31 @@ mod tests {
 
     /// Sends each item after its pause; gives the keys of each batch with the second it came at.
     async fn batches(rule: Rule, items: Vec<(u64, Ready)>) -> Vec<(String, u64)> {
+        batches_tuned(rule, items, |_, _| {}).await
+    }
+
+    /// As [`batches`]; `tune` may move the knobs before each item, of which it is told how many were before.
+    async fn batches_tuned(
+        rule: Rule,
+        items: Vec<(u64, Ready)>,
+        tune: impl Fn(usize, &Knobs),
+    ) -> Vec<(String, u64)> {
         let (sender, receiver) = mpsc::channel(1);
         let mut tracker = Tracker::new(|_: std::ops::Range<u64>, _: &millstream_flow::Outcome| {});
         let account = tracker.account();
+        let knobs = Knobs::new(&rule, [false; 3]);
+        let moved = knobs.clone();
         let feeder = async move {
-            for (pause, value) in items {
+            for (number, (pause, value)) in items.into_iter().enumerate() {
                 tokio::time::sleep(Duration::from_secs(pause)).await;
+                tune(number, &moved);
                 let token = tracker.issue();
                 sender.send(Ok(Tracked { value, token })).await.expect("the flow takes it");
             }
         };
         let start = Instant::now();
         let plan = Pipe::from_tracked(account, ReceiverStream::new(receiver))
-            .via("batch", |flow| Batcher::new(flow, rule));
+            .via("batch", |flow| Batcher::new(flow, rule, knobs));
         let collected = plan.fold(Vec::new(), move |all, batch: Batch| {
             let keys: String = batch.lines().map(|line| String::from_utf8_lossy(&line[..1])).collect();
             all.push((keys, start.elapsed().as_secs()));
@@ -271,6 +334,31 @@ mod tests {
             (20, item("d", 1)),
         ];
         assert_eq!(batches(rule(), items).await, of(&[("aa", 10), ("b", 14), ("c", 26), ("d", 36)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_more_than_a_lowered_knob_allows_is_complete() {
+        let rule = Rule { count: 10, bytes: 1000, ..rule() };
+        let items =
+            || [(1, "a"), (1, "a"), (1, "b"), (1, "c"), (5, "d")].map(|(pause, key)| (pause, item(key, 10)));
+        let lowered = async |lower: fn(&Knobs)| {
+            batches_tuned(rule, items().into(), |number, knobs| {
+                if number == 3 {
+                    lower(knobs)
+                }
+            })
+            .await
+        };
+        let complete = of(&[("aa", 4), ("b", 9), ("c", 9), ("d", 9)]);
+        assert_eq!(lowered(|knobs| drop(knobs.count.set(2))).await, complete);
+        assert_eq!(lowered(|knobs| drop(knobs.bytes.set(20))).await, complete);
+        let later = vec![(0, item("a", 1)), (4, item("b", 1)), (1, item("b", 1)), (3, item("c", 1))];
+        let younger = |number, knobs: &Knobs| {
+            if number == 2 {
+                drop(knobs.age.set(2000));
+            }
+        };
+        assert_eq!(batches_tuned(rule, later, younger).await, of(&[("a", 5), ("bb", 6), ("c", 8)]));
     }
 
     #[tokio::test(start_paused = true)]

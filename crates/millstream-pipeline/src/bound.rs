@@ -2,7 +2,7 @@
 //! numbers.
 
 use crate::batch::ITEM_BYTES;
-use crate::batcher::Rule;
+use crate::batcher::{Knobs, Rule};
 use crate::feed::CHUNK_BYTES;
 use crate::file::model::{Buffer, Draft, Format, Prefetch, Source, Step};
 use crate::item::Raw;
@@ -74,6 +74,12 @@ pub(crate) fn batching(draft: &Draft) -> Rule {
         held_bytes: usize::try_from(held).unwrap_or(usize::MAX),
         held_size: usize::try_from(size).unwrap_or(usize::MAX),
     }
+}
+
+/// The numbers of that rule as knobs.
+pub(crate) fn knobs(draft: &Draft, rule: &Rule) -> Knobs {
+    let batch = &draft.batch;
+    Knobs::new(rule, [batch.count.at.is_some(), batch.bytes.at.is_some(), batch.age.at.is_some()])
 }
 
 fn reading(draft: &Draft) -> u64 {

@@ -102,7 +102,13 @@ impl Starting<'_> {
         }
         let ready = self.ready(pipe, writers, &reporter, letters.as_ref());
         let rule = bound::batching(draft);
-        let batches = ready.via("batch", |flow| Batcher::new(flow, rule)).buffer(bound::WAITING_BATCHES);
+        let knobs = bound::knobs(draft, &rule);
+        let batches = ready
+            .knob(knobs.count.clone())
+            .knob(knobs.bytes.clone())
+            .knob(knobs.age.clone())
+            .via("batch", |flow| Batcher::new(flow, rule, knobs))
+            .buffer(bound::WAITING_BATCHES);
 
         let end = match (&draft.on_error.then, letters) {
             (Then::Fail, _) => End::Fail,

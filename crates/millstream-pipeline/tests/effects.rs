@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{Bench, Failed};
-use millstream_message::{Address, Message, Overflow, Queue, QueueStats};
+use common::{Bench, Failed, LONG};
+use millstream_message::{Address, Batch, Message, Overflow, Queue, QueueStats};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -82,4 +82,56 @@ async fn a_file_that_cannot_be_written_is_tried_again() {
     freed.await.expect("freed");
     assert!(began.elapsed() > Duration::from_millis(100));
     assert_eq!(bench.read("out/x/f.ndjson"), "{\"k\":\"x\"}\n");
+}
+
+#[tokio::test]
+async fn what_the_file_says_of_a_batch_is_frozen_and_the_rest_may_be_lowered() {
+    let bench = Bench::new().await;
+    bench.broker.declare_queue(Queue::durable("in")).await.expect("declared");
+    for (batch, expected) in [
+        ("", ["= 500 in 1..=500", "= 1048576 in 1..=1048576", "= 1000 in 1..=1000"]),
+        ("batch: { count: 7 }", ["= 7 in 1..=7 (fixed)", "= 1048576 in 1..=1048576", "= 1000 in 1..=1000"]),
+        (
+            "batch: { bytes: 8KiB, age: 0.5ms }",
+            ["= 500 in 1..=500", "= 8192 in 1..=8192 (fixed)", "= 1 in 1..=1 (fixed)"],
+        ),
+    ] {
+        let yaml = format!(
+            "source: {{ queue: {{ broker: \"embedded:s\", name: in }} }}\n{batch}\noutput: {{ file: {{ path: out.ndjson }} }}"
+        );
+        let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("started");
+        let knobs = run.monitor().knobs();
+        for (name, expected) in ["count", "bytes", "age ms"].iter().zip(expected) {
+            let name = format!("batch {name}");
+            let knob = knobs.iter().find(|knob| knob.name() == name).expect("a knob");
+            assert_eq!(format!("{knob:?}"), format!("{name} {expected}"));
+        }
+        run.shutdown(LONG).await.expect("it ends");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_batches_of_a_running_pipeline_can_be_made_smaller_and_younger() {
+    for (knob, to, items) in [("batch count", 2, 4), ("batch bytes", 4, 4), ("batch age ms", 40, 1)] {
+        let bench = Bench::new().await;
+        for queue in ["in", "out"] {
+            bench.broker.declare_queue(Queue::durable(queue)).await.expect("declared");
+        }
+        let yaml = "source: { queue: { broker: \"embedded:s\", name: in } }\n\
+                    output: { queue: { broker: \"embedded:s\", name: out } }";
+        let run = bench.pipeline(yaml).start(&bench.brokers()).await.expect("started");
+        let knobs = run.monitor().knobs();
+        let knob = knobs.iter().find(|each| each.name() == knob).expect("a knob");
+        assert_eq!(knob.set(to), Ok(to));
+        let began = Instant::now();
+        let messages = (0..items).map(|_| Message::new("1"));
+        let batch = Batch::to(&Address::queue("in"), messages);
+        assert!(bench.broker.publish_batch(batch).await.expect("told").all_confirmed());
+        while bench.broker.stats("out").await.expect("there").ready < items {
+            sleep(Duration::from_millis(1)).await;
+        }
+        // A batch that is not full goes after a second.
+        assert!(began.elapsed() < Duration::from_millis(100), "{knob:?}: after {:?}", began.elapsed());
+        run.shutdown(LONG).await.expect("it ends");
+    }
 }

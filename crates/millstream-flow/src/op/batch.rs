@@ -15,10 +15,13 @@ use crate::knob::{Knob, Setting};
 use crate::measure::{Measure, Unmeasured};
 use crate::op::Tally;
 use crate::scope::Scope;
-use crate::timer::{Timer, bounded};
+use crate::timer::{Timer, bounded, later};
 use crate::token::Settle;
 
 /// When a batch is complete: at so many items, so many bytes, or at an age, whichever comes first.
+///
+/// Each of the three is a [knob](Knob) of the flow: `batch count`, `batch bytes`, and `batch age ms`, in whole milliseconds, for
+/// timers are no more exact. A number that was given is frozen; one that was left to the tuner may be moved while the flow runs.
 ///
 /// ```
 /// use millstream_flow::Batch;
@@ -28,10 +31,35 @@ use crate::token::Settle;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Batch<W = Unmeasured> {
-    pub(crate) count: Setting,
-    bytes_max: usize,
-    age_max: Option<Duration>,
+    count: Setting,
+    bytes: Option<Limit<usize>>,
+    age: Option<Limit<Duration>>,
     measure: W,
+}
+
+/// A limit that the user gave.
+#[derive(Debug, Clone, Copy)]
+struct Limit<T> {
+    first: T,
+    /// How far the tuner may move it; `None` if it is fixed.
+    most: Option<T>,
+}
+
+impl<T: PartialOrd + Copy> Limit<T> {
+    fn fixed(limit: T) -> Self {
+        Limit { first: limit, most: None }
+    }
+
+    fn auto(first: T, most: T) -> Self {
+        Limit { first, most: Some(if most < first { first } else { most }) }
+    }
+
+    /// A knob of this limit, as a `number`.
+    fn knob(self, name: String, number: impl Fn(T) -> usize) -> Knob {
+        let first = number(self.first);
+        let setting = self.most.map_or(Setting::Fixed(first), |_| Setting::Auto);
+        Knob::new(name, setting, first, 1..=self.most.map_or(first, number))
+    }
 }
 
 /// An automatic batch begins with as many items as fill this, within these bounds: what is copied costs little against a
@@ -50,13 +78,13 @@ impl Batch {
     pub fn count(count: usize) -> Self {
         assert!(count > 0, "a batch of no items is never complete");
         assert!(count <= 1 << 24, "a batch of more than 2^24 items is a file; write it as one");
-        Batch { count: count.into(), bytes_max: usize::MAX, age_max: None, measure: Unmeasured }
+        Batch { count: count.into(), bytes: None, age: None, measure: Unmeasured }
     }
 
     /// Batches of a count that is left to the tuner. It begins with as many items as fill 16 KiB, but at least 10 and at most
     /// 500.
     pub fn auto() -> Self {
-        Batch { count: Setting::Auto, bytes_max: usize::MAX, age_max: None, measure: Unmeasured }
+        Batch { count: Setting::Auto, bytes: None, age: None, measure: Unmeasured }
     }
 
     /// Also complete at `bytes`, as `measure` counts them, and before it would exceed them. A single larger item is a
@@ -65,9 +93,22 @@ impl Batch {
     /// # Panics
     /// If `bytes` is 0.
     pub fn bytes<W>(self, bytes: usize, measure: W) -> Batch<W> {
-        assert!(bytes > 0, "a batch of no bytes is never complete");
-        let Batch { count, age_max, .. } = self;
-        Batch { count, bytes_max: bytes, age_max, measure }
+        self.bytes_within(Limit::fixed(bytes), measure)
+    }
+
+    /// As [`bytes`](Batch::bytes), of a number that is left to the tuner, which begins at `first` and goes up to `most`, or to `first`
+    /// if that is more. The memory bound counts `most`.
+    ///
+    /// # Panics
+    /// If `first` is 0.
+    pub fn bytes_auto<W>(self, first: usize, most: usize, measure: W) -> Batch<W> {
+        self.bytes_within(Limit::auto(first, most), measure)
+    }
+
+    fn bytes_within<W>(self, bytes: Limit<usize>, measure: W) -> Batch<W> {
+        assert!(bytes.first > 0, "a batch of no bytes is never complete");
+        let Batch { count, age, .. } = self;
+        Batch { count, bytes: Some(bytes), age, measure }
     }
 }
 
@@ -75,21 +116,69 @@ impl<W> Batch<W> {
     /// Also complete when its oldest item has waited for `age`. Without it a batch waits for its items for ever,
     /// until the flow ends.
     pub fn age(mut self, age: Duration) -> Self {
-        self.age_max = Some(bounded(age));
+        self.age = Some(Limit::fixed(bounded(age)));
         self
     }
 
-    pub(crate) fn knob<T>(&self, name: String) -> Knob {
+    /// As [`age`](Batch::age), of a time that is left to the tuner, which begins at `first` and goes up to `most`, or to `first` if
+    /// that is more, in whole milliseconds. Where nothing comes, a batch that waits already goes at the age that was in force when
+    /// it began to wait, or at a longer one.
+    ///
+    /// ```
+    /// # use millstream_flow::{Batch, Pipe};
+    /// # use std::time::Duration;
+    /// let rule = Batch::auto().age_auto(Duration::from_millis(50), Duration::from_secs(1));
+    /// let age = Pipe::from_iter(0..10).batch(rule).monitor().knobs().remove(1);
+    /// assert_eq!((age.name(), age.value(), age.bounds()), ("batch age ms", 50, (1, 1000)));
+    /// ```
+    pub fn age_auto(mut self, first: Duration, most: Duration) -> Self {
+        self.age = Some(Limit::auto(bounded(first), bounded(most)));
+        self
+    }
+
+    pub(crate) fn knobs<T>(&self, name: &str) -> Knobs {
         let max = match self.count {
             Setting::Fixed(count) => count,
             Setting::Auto => COUNT_MAX,
         };
         let first = (AUTO_BYTES / size_of::<T>().max(1)).clamp(AUTO_MIN, AUTO_MAX);
-        Knob::new(name, self.count, first, 1..=max)
+        Knobs {
+            count: Knob::new(format!("{name} count"), self.count, first, 1..=max),
+            bytes: self.bytes.map(|bytes| bytes.knob(format!("{name} bytes"), |bytes| bytes)),
+            age: self.age.map(|age| age.knob(format!("{name} age ms"), milliseconds)),
+        }
+    }
+}
+
+/// Whole milliseconds, no fewer; no knob stands at none.
+fn milliseconds(time: Duration) -> usize {
+    let whole = time.as_nanos().div_ceil(1_000_000).max(1);
+    usize::try_from(whole).unwrap_or(usize::MAX)
+}
+
+/// The knobs of a batch, of what it is complete by.
+pub(crate) struct Knobs {
+    count: Knob,
+    bytes: Option<Knob>,
+    age: Option<Knob>,
+}
+
+impl Knobs {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Knob> {
+        [Some(&self.count), self.bytes.as_ref(), self.age.as_ref()].into_iter().flatten()
     }
 
-    pub(crate) fn bytes_max(&self) -> Option<usize> {
-        (self.bytes_max != usize::MAX).then_some(self.bytes_max)
+    /// The most that a batch may hold of items of `size` in its slots, with what they measure.
+    pub(crate) fn memory(&self, size: usize) -> usize {
+        let most = |knob: &Knob| knob.bounds().1;
+        let slots = most(&self.count).saturating_mul(size);
+        slots.saturating_add(self.bytes.as_ref().map_or(0, most))
+    }
+
+    /// The bytes in force.
+    #[inline]
+    fn bytes(&self) -> usize {
+        self.bytes.as_ref().map_or(usize::MAX, Knob::value)
     }
 }
 
@@ -97,13 +186,13 @@ impl<W> Batch<W> {
 pub struct Batched<F: Flow, W> {
     upstream: F,
     rule: Batch<W>,
-    count: Knob,
+    knobs: Knobs,
     scope: Arc<Scope>,
     open: Open<F::Item, F::Token>,
     /// Armed only while upstream has nothing more and a batch is open, so that a busy flow never touches it.
     timer: Timer,
-    /// When the open batch is of age. Only while the timer is armed.
-    due: Option<Instant>,
+    /// Since when the open batch waits. Only while the timer is armed.
+    since: Option<Instant>,
     ended: bool,
 }
 
@@ -124,8 +213,8 @@ impl<T, K: Settle> Open<T, K> {
 
     /// Complete by its count or its bytes.
     #[inline]
-    fn is_full<W: Measure<T>>(&self, count: usize, rule: &Batch<W>) -> bool {
-        self.items.len() >= count || (W::MEASURES && self.bytes >= rule.bytes_max)
+    fn is_full<W: Measure<T>>(&self, count: usize, bytes_max: usize) -> bool {
+        self.items.len() >= count || (W::MEASURES && self.bytes >= bytes_max)
     }
 
     fn add(&mut self, item: T, token: K, bytes: usize) {
@@ -158,7 +247,7 @@ impl<T, K: Settle> Open<T, K> {
         upstream: &mut F,
         cx: &mut Context<'_>,
         room: usize,
-        rule: &Batch<W>,
+        (measure, bytes_max): (&W, usize),
         over: &mut Option<(T, K, usize)>,
     ) -> Poll<Step>
     where
@@ -167,30 +256,36 @@ impl<T, K: Settle> Open<T, K> {
     {
         let Open { items, tokens, bytes } = self;
         upstream.poll_drive(cx, room, &mut |item, token| {
-            let size = rule.measure.measure(&item);
+            let size = measure.measure(&item);
             let sum = bytes.saturating_add(size);
-            if sum > rule.bytes_max && !items.is_empty() {
+            if sum > bytes_max && !items.is_empty() {
                 *over = Some((item, token, size));
                 return ControlFlow::Break(());
             }
             *bytes = sum;
             items.push(item);
             token.join(tokens);
-            if sum < rule.bytes_max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if sum < bytes_max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })
     }
 }
 
 impl<F: Flow, W> Batched<F, W> {
-    pub(crate) fn new(upstream: F, rule: Batch<W>, count: Knob, scope: Arc<Scope>) -> Self {
+    pub(crate) fn new(upstream: F, rule: Batch<W>, knobs: Knobs, scope: Arc<Scope>) -> Self {
         let open = Open { items: Vec::new(), tokens: Default::default(), bytes: 0 };
-        Batched { upstream, rule, count, scope, open, timer: Timer::default(), due: None, ended: false }
+        Batched { upstream, rule, knobs, scope, open, timer: Timer::default(), since: None, ended: false }
+    }
+
+    /// The age in force. A fixed one is as it was given: to the nanosecond, and none at all if it is none.
+    fn age(&self) -> Option<Duration> {
+        let (limit, knob) = (self.rule.age?, self.knobs.age.as_ref()?);
+        Some(if knob.is_frozen() { limit.first } else { Duration::from_millis(knob.value() as u64) })
     }
 
     /// True if the open batch has reached its age. Arms the timer if it is not.
     fn poll_age(&mut self, cx: &mut Context<'_>, age: Duration) -> bool {
-        let due = *self.due.get_or_insert_with(|| Instant::now() + age);
-        self.timer.poll_until(cx, due).is_ready()
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.timer.poll_until(cx, later(since, age)).is_ready()
     }
 }
 
@@ -203,7 +298,7 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
     where
         S: FnMut(Vec<F::Item>, Self::Token) -> ControlFlow<()>,
     {
-        let count = self.count.value();
+        let (count, bytes_max) = (self.knobs.count.value(), self.knobs.bytes());
         let scope = self.scope.clone();
         let mut merged = Tally::new::<F::Token>(&scope.counts.merged);
         let mut emit = |(items, tokens): (Vec<F::Item>, Self::Token)| {
@@ -212,12 +307,12 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
         };
         let mut emitted = 0;
         let step = loop {
-            // Full, also because the tuner has lowered the count meanwhile.
-            if self.open.is_full(count, &self.rule) {
+            // Full, also because the tuner has lowered the count or the bytes meanwhile.
+            if self.open.is_full::<W>(count, bytes_max) {
                 emitted += 1;
                 let broke = emit(self.open.close(count)).is_break();
                 if broke || emitted == max {
-                    self.due = None;
+                    self.since = None;
                     return Poll::Ready(Step::More);
                 }
             }
@@ -234,7 +329,8 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
             let room = count - self.open.items.len();
             let step = if W::MEASURES {
                 let mut over = None;
-                let step = self.open.fill_measured(&mut self.upstream, cx, room, &self.rule, &mut over);
+                let limit = (&self.rule.measure, bytes_max);
+                let step = self.open.fill_measured(&mut self.upstream, cx, room, limit, &mut over);
                 if let Some((item, token, bytes)) = over {
                     // Too large for the batch, so the batch goes, and this item begins the next one. Kept before the batch
                     // goes on: a panic further down costs that batch and not this item too.
@@ -242,7 +338,7 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
                     self.open.add(item, token, bytes);
                     emitted += 1;
                     if emit(full).is_break() || emitted == max {
-                        self.due = None;
+                        self.since = None;
                         self.ended = step == Poll::Ready(Step::End);
                         return Poll::Ready(Step::More);
                     }
@@ -252,21 +348,21 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
                 self.open.fill(&mut self.upstream, cx, room)
             };
             self.ended = step == Poll::Ready(Step::End);
-            if !self.ended && !self.open.is_full(count, &self.rule) {
+            if !self.ended && !self.open.is_full::<W>(count, bytes_max) {
                 break step;
             }
         };
         if emitted > 0 {
-            self.due = None;
+            self.since = None;
         }
         // A flow that keeps closing batches needs no timer; one that waits, or that filters everything, does.
         if !self.open.items.is_empty()
             && (step.is_pending() || emitted == 0)
-            && let Some(age) = self.rule.age_max
+            && let Some(age) = self.age()
             && self.poll_age(cx, age)
             && emitted < max
         {
-            self.due = None;
+            self.since = None;
             let flow = emit(self.open.close(count));
             if flow.is_break() {
                 return Poll::Ready(Step::More);

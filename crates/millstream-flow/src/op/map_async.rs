@@ -167,7 +167,7 @@ impl<F: Flow, M, Fut: Future> MapAsync<F, M, Fut> {
         map: M,
         limit: Knob,
         unordered: bool,
-        deadlines: Option<Deadlines>,
+        deadlines: Box<[Deadlines]>,
     ) -> Self {
         let slab = Slab::new(limit.bounds().1, unordered, deadlines);
         let service_time = if limit.is_frozen() { ServiceTime::Done } else { ServiceTime::Waiting };

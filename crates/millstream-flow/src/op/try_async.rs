@@ -7,17 +7,17 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::thread;
 
-use millstream_resilience::{Timeout, noting};
+use millstream_resilience::noting;
 use tokio::time::{Instant, sleep};
 
 use crate::failure::{BoxError, Failed, History, Panicked};
-use crate::op::map_async::limit::{Limit, within};
+use crate::op::map_async::limit::{Limit, Limits, within};
 use crate::retry::Retry;
 use crate::scope::Scope;
 use crate::stats::OpStats;
 
 /// What all calls of an operator share.
-pub(crate) type Shared<M> = Arc<(M, Retry, Arc<OpStats>, Option<Arc<Limit>>)>;
+pub(crate) type Shared<M> = Arc<(M, Retry, Arc<OpStats>, Limits)>;
 
 /// Calls until it succeeds or `retry` gives up, or its time is over.
 pub(crate) async fn call<T, U, E, M>(
@@ -30,7 +30,7 @@ where
     M: AsyncFn(&T) -> Result<U, E>,
     E: Into<BoxError>,
 {
-    let (map, retry, op, limit) = &*shared;
+    let (map, retry, op, limits) = &*shared;
     let mut history = History::default();
     let mut made = 0;
     let failed = |error: BoxError, attempts| {
@@ -42,7 +42,8 @@ where
             let mut attempts = None;
             loop {
                 made += 1;
-                let error = match attempt(async || map(&input).await, retry, &mut began).await {
+                let limit = limits.attempt.as_deref();
+                let error = match attempt(async || map(&input).await, retry, limit, &mut began).await {
                     Ok(output) => {
                         retry.succeeded();
                         return Ok(output);
@@ -58,7 +59,7 @@ where
                 sleep(delay).await;
             }
         });
-        within(limit.as_deref(), trying).await
+        within(limits.call.as_deref(), trying).await
     };
     let error = match tried {
         Ok(Ok(output)) => return Ok(output),
@@ -73,16 +74,12 @@ where
 async fn attempt<U, E: Into<BoxError>>(
     call: impl AsyncFnOnce() -> Result<U, E>,
     retry: &Retry,
+    limit: Option<&Limit>,
     began: &mut Option<Instant>,
 ) -> Result<U, BoxError> {
     // Called in there: what comes before its first wait may panic too, and is part of its time.
     let calling = async { catching(async { call().await }).await?.map_err(Into::into) };
-    let timed = pin!(async {
-        match retry.limit() {
-            None => calling.await,
-            Some(limit) => Timeout::new(limit).wrap(calling).await,
-        }
-    });
+    let timed = pin!(async { within(limit, pin!(calling)).await? });
     if retry.repeats() { noting(began, timed).await } else { timed.await }
 }
 

@@ -4,10 +4,11 @@ use std::future::{Future, pending};
 use std::hash::Hash;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Pipe;
 use crate::flow::Flow;
-use crate::op::map_async::limit::{Deadlines, Limit, Since, within};
+use crate::op::map_async::limit::{Deadlines, Limit, Limits, Since, within};
 use crate::op::map_async::{Concurrency, MapAsync};
 use crate::op::turns::Turns;
 use crate::scope::Scope;
@@ -34,16 +35,17 @@ impl<F: Flow> Pipe<F> {
         M: FnMut(F::Item) -> Fut,
         Fut: Future,
     {
-        self.calls("map_async", concurrency.into(), Since::Waiting, |_, _, _| map)
+        self.calls("map_async", concurrency.into(), Since::Waiting, None, |_, _, _| map)
     }
 
-    /// An operator that calls what `build` makes, in flight at once.
+    /// An operator that calls what `build` makes, in flight at once. `attempt` limits what each call says is one.
     pub(super) fn calls<M, Fut>(
         self,
         kind: &'static str,
         concurrency: Concurrency,
         since: Since,
-        build: impl FnOnce(Arc<OpStats>, &Arc<Scope>, Option<Arc<Limit>>) -> M,
+        attempt: Option<Duration>,
+        build: impl FnOnce(Arc<OpStats>, &Arc<Scope>, Limits) -> M,
     ) -> Pipe<MapAsync<F, M, Fut>>
     where
         M: FnMut(F::Item) -> Fut,
@@ -52,14 +54,19 @@ impl<F: Flow> Pipe<F> {
         self.then(kind, |upstream, op, scope| {
             let limit = concurrency.knob(format!("{} in flight", op.name()));
             let mut call = size_of::<Fut>() + size_of::<Option<Fut::Output>>();
-            let time_limit = concurrency.time_limit.map(Limit::new);
-            let deadlines = time_limit.clone().map(|limit| {
-                call += Deadlines::CALL_BYTES;
-                Deadlines::new(limit, since, op.clone(), scope.clone())
-            });
+            let limits =
+                Limits { call: concurrency.time_limit.map(Limit::new), attempt: attempt.map(Limit::new) };
+            let deadlines: Box<[_]> = [(&limits.call, since), (&limits.attempt, Since::Attempt)]
+                .into_iter()
+                .filter_map(|(limit, since)| {
+                    let limit = limit.clone()?;
+                    call += Deadlines::CALL_BYTES;
+                    Some(Deadlines::new(limit, since, op.clone(), scope.clone()))
+                })
+                .collect();
             scope.add_memory(kind.into(), limit.bounds().1.saturating_mul(call));
             scope.add_knob(limit.clone());
-            MapAsync::new(upstream, build(op, scope, time_limit), limit, concurrency.unordered, deadlines)
+            MapAsync::new(upstream, build(op, scope, limits), limit, concurrency.unordered, deadlines)
         })
     }
 
@@ -104,9 +111,9 @@ impl<F: Flow> Pipe<F> {
         M: AsyncFn(F::Item) -> U + 'static,
     {
         let concurrency = concurrency.into();
-        self.calls("map_async_by_key", concurrency, Since::Said, |_, scope, limit| {
+        self.calls("map_async_by_key", concurrency, Since::Said, None, |_, scope, limits| {
             let (turns, shared) =
-                (Turns::new(&concurrency, scope, "map_async_by_key"), Arc::new((map, limit)));
+                (Turns::new(&concurrency, scope, "map_async_by_key"), Arc::new((map, limits.call)));
             move |item| {
                 let (turn, shared) = (turns.of(&key(&item)), shared.clone());
                 async move {

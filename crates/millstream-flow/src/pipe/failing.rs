@@ -277,8 +277,8 @@ where
         M: AsyncFn(&F::Item) -> Result<U, E> + 'static,
         E: Into<BoxError>,
     {
-        self.calls("try_map_async", concurrency.into(), Since::Said, |op, scope, limit| {
-            let (scope, shared, mut position) = (scope.clone(), Arc::new((map, retry, op, limit)), 0);
+        self.calls("try_map_async", concurrency.into(), Since::Said, retry.limit(), |op, scope, limits| {
+            let (scope, shared, mut position) = (scope.clone(), Arc::new((map, retry, op, limits)), 0);
             move |input| {
                 let at = position;
                 position += 1;
@@ -332,9 +332,9 @@ where
         E: Into<BoxError>,
     {
         let concurrency = concurrency.into();
-        self.calls("try_map_async_by_key", concurrency, Since::Said, |op, scope, limit| {
+        self.calls("try_map_async_by_key", concurrency, Since::Said, retry.limit(), |op, scope, limits| {
             let turns = Turns::new(&concurrency, scope, "try_map_async_by_key");
-            let (scope, shared, mut position) = (scope.clone(), Arc::new((map, retry, op, limit)), 0);
+            let (scope, shared, mut position) = (scope.clone(), Arc::new((map, retry, op, limits)), 0);
             move |input| {
                 let (turn, shared, scope, at) =
                     (turns.of(&key(&input)), shared.clone(), scope.clone(), position);
@@ -389,9 +389,9 @@ where
         M: AsyncFn(&Q) -> Result<V, E> + 'static,
         E: Into<BoxError>,
     {
-        self.calls("memoize", concurrency.into(), Since::Said, |op, scope, limit| {
+        self.calls("memoize", concurrency.into(), Since::Said, None, |op, scope, limits| {
             scope.add_memory("memoize".into(), memo.memory());
-            let (shared, mut position) = (Arc::new((memo, look_up, op, scope.clone(), limit)), 0);
+            let (shared, mut position) = (Arc::new((memo, look_up, op, scope.clone(), limits.call)), 0);
             move |item| {
                 let (key, shared, at) = (key(&item), shared.clone(), position);
                 position += 1;

@@ -167,3 +167,99 @@ async fn a_batch_that_has_reached_its_bytes_does_not_wait_for_another_item() {
         assert_eq!(next.await.expect("it is complete"), Some(sizes.to_vec()));
     }
 }
+
+#[tokio::test]
+async fn what_completes_a_batch_are_knobs_frozen_where_a_number_was_given() {
+    let said = |rule: Batch<fn(&u64) -> usize>| {
+        format!("{:?}", Pipe::from_iter([1u64]).batch(rule).monitor().knobs())
+    };
+    let size: fn(&u64) -> usize = |_| 8;
+    assert_eq!(
+        said(Batch::count(100).bytes(1000, size).age(Duration::from_micros(1500))),
+        "[batch count = 100 in 1..=100 (fixed), batch bytes = 1000 in 1..=1000 (fixed), batch age ms = 2 in 1..=2 (fixed)]"
+    );
+    assert_eq!(
+        said(Batch::auto().bytes_auto(1000, 4000, size).age_auto(AGE, Duration::from_secs(1))),
+        "[batch count = 500 in 1..=65536, batch bytes = 1000 in 1..=4000, batch age ms = 50 in 1..=1000]"
+    );
+    // The most is no less than the first.
+    assert_eq!(
+        said(Batch::count(1).bytes_auto(9, 3, size).age_auto(AGE, Duration::ZERO)),
+        "[batch count = 1 in 1..=1 (fixed), batch bytes = 9 in 1..=9, batch age ms = 50 in 1..=50]"
+    );
+    let unlimited = Pipe::from_iter([1u64]).batch(Batch::count(7)).monitor().knobs();
+    assert_eq!(format!("{unlimited:?}"), "[batch count = 7 in 1..=7 (fixed)]");
+}
+
+#[tokio::test]
+async fn the_memory_bound_of_a_batch_counts_the_most_that_its_knobs_take() {
+    let bound = |rule: Batch<fn(&u64) -> usize>| {
+        Pipe::from_iter([1u64]).batch(rule).monitor().report().memory_bound_bytes
+    };
+    let size: fn(&u64) -> usize = |_| 8;
+    assert_eq!(bound(Batch::count(10).bytes(100, size)), 180);
+    assert_eq!(bound(Batch::count(10).bytes_auto(100, 5000, size)), 5080);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bytes_of_a_running_flows_batches_can_be_moved() {
+    let (feed, fed) = mpsc::channel(8);
+    let rule = Batch::count(100).bytes_auto(10, 100, |n: &usize| *n);
+    let mut batches = Pipe::from_stream(ReceiverStream::new(fed)).batch(rule);
+    let bytes = batches.monitor().knobs().remove(1);
+    let send = async |items: &[usize]| {
+        for n in items {
+            feed.send(*n).await.unwrap();
+        }
+    };
+    send(&[5, 5]).await;
+    assert_eq!(batches.next().await, Some(vec![5, 5]));
+    assert_eq!(bytes.set(1000), Ok(100));
+    send(&[50, 30, 21]).await;
+    assert_eq!(batches.next().await, Some(vec![50, 30]), "more, but not one item too many");
+    // What is held is more than the new number.
+    assert_eq!(bytes.set(20), Ok(20));
+    assert_eq!(batches.next().await, Some(vec![21]));
+    send(&[20]).await;
+    assert_eq!(batches.next().await, Some(vec![20]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_age_of_a_running_flows_batches_can_be_moved() {
+    let (feed, fed) = mpsc::channel(8);
+    let rule = Batch::count(100).age_auto(AGE, Duration::from_secs(10));
+    let mut batches = Pipe::from_stream(ReceiverStream::new(fed)).batch(rule);
+    let age = batches.monitor().knobs().remove(1);
+    for (milliseconds, gone) in
+        [(50, AGE), (20, Duration::from_millis(20)), (99_000, Duration::from_secs(10))]
+    {
+        age.set(milliseconds).unwrap();
+        let began = Instant::now();
+        feed.send(milliseconds).await.unwrap();
+        assert_eq!(batches.next().await, Some(vec![milliseconds]));
+        assert_eq!(began.elapsed(), gone);
+    }
+    // While a batch waits: a longer age holds for it too, a shorter one as soon as another item comes.
+    for (to, another, gone) in [(400, false, 400), (30, true, 40)] {
+        age.set(100).unwrap();
+        let began = Instant::now();
+        feed.send(1).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(10), batches.next()).await.is_err());
+        age.set(to).unwrap();
+        sleep(Duration::from_millis(30)).await;
+        if another {
+            feed.send(2).await.unwrap();
+        }
+        let expected = if another { vec![1, 2] } else { vec![1] };
+        assert_eq!((batches.next().await, began.elapsed()), (Some(expected), Duration::from_millis(gone)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fixed_age_holds_as_it_was_given() {
+    let (feed, fed) = mpsc::channel(8);
+    let mut batches = Pipe::from_stream(ReceiverStream::new(fed)).batch(Batch::count(9).age(Duration::ZERO));
+    let began = Instant::now();
+    feed.send(1).await.unwrap();
+    assert_eq!((batches.next().await, began.elapsed()), (Some(vec![1]), Duration::ZERO));
+}

@@ -374,12 +374,17 @@ pub(crate) fn link<K: Issue>(pipe: Link<K>, op: Op, name: &str) -> Link<K> {
             }
         }
         Op::TryLate(m, limit, policy) => {
-            let calls = Concurrency::ordered(limit).time_limit(Duration::from_millis(5));
+            // Of the call or of its only attempt: that is the same.
+            let time = Duration::from_millis(5);
+            let (calls, retry) = match limit % 2 {
+                0 => (Concurrency::ordered(limit), Retry::never().timeout(time)),
+                _ => (Concurrency::ordered(limit).time_limit(time), Retry::never()),
+            };
             let call = async move |n: &u64| {
                 yields(n % 3).await;
                 if n.is_multiple_of(m) { pending().await } else { Ok::<_, BoxError>(n + 1) }
             };
-            handled(via_box(pipe.try_map_async(calls, Retry::never(), call)), policy, name)
+            handled(via_box(pipe.try_map_async(calls, retry, call)), policy, name)
         }
         Op::TryMap(m, policy) => {
             let tried = pipe.try_map(move |n| match n % m {

@@ -264,6 +264,98 @@ async fn a_call_that_could_have_gone_on_while_a_slow_reader_held_it_back_is_not_
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_attempt_that_could_have_gone_on_while_a_slow_reader_held_it_back_is_not_late() {
+    for calls in [Concurrency::ordered(5), Concurrency::unordered(5)] {
+        for by_key in [false, true] {
+            let retry = Retry::attempts(2).unwrap().first_delay(SECOND).timeout(LIMIT);
+            let began = Arc::new(AtomicU32::new(0));
+            let count = began.clone();
+            let call = async move |n: &u64| {
+                count.fetch_add(1, Ordering::Relaxed);
+                // All are under way when the first is done, and then in the reader's hand for an hour.
+                sleep(Duration::from_millis(10)).await;
+                if *n == 4 {
+                    pending::<()>().await;
+                }
+                for _ in 0..*n {
+                    sleep(3 * SECOND / 4).await;
+                    sleep(3 * SECOND / 4).await;
+                }
+                Ok::<_, BoxError>(*n)
+            };
+            let pipe = Pipe::from_iter(0..5u64);
+            let tried = if by_key {
+                pipe.try_map_async_by_key(calls, retry, |n| *n, call).boxed()
+            } else {
+                pipe.try_map_async(calls, retry, call).boxed()
+            };
+            let slow = tried.map_async(1, async |result: Result<u64, millstream_flow::Failed<u64>>| {
+                if matches!(result, Ok(0)) {
+                    sleep(3600 * SECOND).await;
+                }
+                result
+            });
+            let (results, _) =
+                timeout(10_000 * SECOND, slow.collect().into_future()).await.expect("the run ends").unwrap();
+            let mut done: Vec<_> =
+                results.iter().filter_map(|result| result.as_ref().ok().copied()).collect();
+            done.sort_unstable();
+            assert_eq!(done, [0, 1, 2, 3], "{calls:?}, by key {by_key}");
+            // Who was not woken is late all the same, each time.
+            let failed: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+            assert_eq!((failed.len(), failed[0].input, failed[0].attempts), (1, 4, 2));
+            assert_eq!(failed[0].error.downcast_ref(), Some(&TimedOut { limit: LIMIT }));
+            assert_eq!(began.load(Ordering::Relaxed), 6, "nothing else was tried again");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_attempt_has_its_whole_time_and_what_follows_at_once_too() {
+    // Without a delay the next attempt begins in the moment when the one before is told that it is late.
+    let retry =
+        millstream_resilience::Retry::new(4).backoff(millstream_resilience::Backoff::fixed(Duration::ZERO));
+    let calls = AtomicU32::new(0);
+    let call = async move |_: &()| match calls.fetch_add(1, Ordering::Relaxed) {
+        0 | 2 => pending::<Result<(), BoxError>>().await,
+        1 => {
+            sleep(4 * SECOND).await;
+            Err("busy".into())
+        }
+        _ => {
+            sleep(4 * SECOND).await;
+            Ok(())
+        }
+    };
+    let pipe = Pipe::from_iter([()]).try_map_async(1, Retry::from(retry).timeout(LIMIT), call);
+    let (results, _, took) = survive(pipe).await;
+    assert!(results[0].is_ok(), "{:?}", results[0].as_ref().map_err(|failed| failed.attempts));
+    assert_eq!(took, LIMIT + 4 * SECOND + LIMIT + 4 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_late_as_its_next_attempt_begins_leaves_nothing_to_others() {
+    let (limit, moment) = (3 * SECOND, Duration::from_millis(1));
+    let retry = Retry::attempts(9).unwrap().first_delay(limit - moment).timeout(2 * SECOND);
+    let call = async move |n: &u32| match n {
+        0 => {
+            sleep(moment).await;
+            Err(BoxError::from("busy"))
+        }
+        n => {
+            sleep(SECOND * *n).await;
+            Ok(*n)
+        }
+    };
+    let calls = Concurrency::unordered(4).time_limit(limit);
+    let items = [0, 0, 1, 3, 1, 3, 1];
+    let (results, _, _) = survive(Pipe::from_iter(items).try_map_async(calls, retry, call)).await;
+    let failed: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
+    assert!(failed.iter().all(|failed| failed.error.is::<TimedOut>()));
+    assert_eq!((failed.len(), results.len()), (4, items.len()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_late_call_that_panics_as_it_is_dropped_costs_its_item_alone() {
     struct Thorny;
     impl Drop for Thorny {
@@ -296,6 +388,14 @@ async fn a_limit_is_in_the_memory_bound_and_may_be_taken_back() {
     let (without, with) = (bound(Concurrency::ordered(100)), bound(ordered(100)));
     assert!(with >= without + 100 * 16, "{without}, {with}");
     assert_eq!(bound(ordered(100).time_limit(None)), without);
+    let attempts = |retry: Retry| {
+        let pipe = Pipe::from_iter(0..3u32);
+        let pipe =
+            pipe.try_map_async(Concurrency::ordered(100), retry, async |n: &u32| Ok::<_, BoxError>(*n));
+        pipe.monitor().report().memory_bound_bytes
+    };
+    let (without, with) = (attempts(Retry::never()), attempts(Retry::never().timeout(LIMIT)));
+    assert!(with >= without + 100 * 16, "{without}, {with}");
 }
 
 #[test]

@@ -84,6 +84,10 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         let options = options.and_then(|options| options.downcast::<StreamOptions<R::Item>>().ok());
         let options = options.map(|options| *options).unwrap_or_default();
         let options = parts.stream_defaults.fill(options);
+        if options.retry.is_some() {
+            let remedy = "say what is done with each item by `each`, or remove it";
+            parts.problems.push(format!("`retry_each` of {} has no effect: {remedy}", R::name()));
+        }
         let dropped = crate::metrics::stream_dropped(&about, "item_error");
         self.stream_behaviours.waiting(&about, &mut Vec::new(), &mut parts.problems);
         let source = Source { handler, options, dropped };

@@ -2,7 +2,7 @@
 
 use millstream_flow::{Capacity, Concurrency};
 
-use super::options::StreamOptions;
+use super::options::{StreamOptions, tried};
 
 /// A mediator's own options of streams, and whether any stream takes them.
 #[derive(Default)]
@@ -29,13 +29,20 @@ impl<T: Copy> Taken<T> {
 
 impl StreamDefaults {
     /// The options of one type with what it leaves open.
-    pub(crate) fn fill<T>(&mut self, mut options: StreamOptions<T>) -> StreamOptions<T> {
+    pub(crate) fn fill<T: Send + 'static>(&mut self, mut options: StreamOptions<T>) -> StreamOptions<T> {
         if options.buffer.is_none() && !options.unbuffered {
             options.buffer = self.buffer.as_mut().map(Taken::take);
         }
         if let Some(each) = options.each_item.take() {
             let concurrency = self.concurrency.as_mut().map(Taken::take);
             options.each = Some((concurrency.unwrap_or_else(|| Concurrency::ordered(1)), each));
+        }
+        if let Some((concurrency, each)) = options.each.take() {
+            let each = match options.retry.take() {
+                Some((retry, copy)) => tried(each, retry, copy),
+                None => each,
+            };
+            options.each = Some((concurrency, each));
         }
         options
     }

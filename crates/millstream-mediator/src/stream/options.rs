@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use millstream_flow::{BoxError, Capacity, Concurrency};
+use millstream_resilience::{FromRetry, Retry};
 
 /// What is declared of one type of stream request: its buffer, what is done with each item and how many at once, and what
 /// becomes of items that fail. Given with [`Builder::stream_options`](crate::Builder::stream_options).
@@ -27,6 +28,8 @@ pub struct StreamOptions<T> {
     pub(crate) each: Option<(Concurrency, Arc<Each<T>>)>,
     /// With as many at once as the mediator says.
     pub(crate) each_item: Option<Arc<Each<T>>>,
+    /// How often that is tried, and how an item is copied for it.
+    pub(crate) retry: Option<(Retry, fn(&T) -> T)>,
     pub(crate) errors: ItemErrors<T>,
 }
 
@@ -40,6 +43,7 @@ impl<T> StreamOptions<T> {
             unbuffered: false,
             each: None,
             each_item: None,
+            retry: None,
             errors: ItemErrors::fail(),
         }
     }
@@ -87,6 +91,38 @@ impl<T> StreamOptions<T> {
         self
     }
 
+    /// Does again with an item what [`each`](StreamOptions::each) does, when that fails, as `retry` says; errors are of the class
+    /// that they say themselves ([`class_of`](millstream_resilience::class_of)), or transient. What no attempt could do is an item
+    /// that failed, whose error says how often it was tried, and with what errors
+    /// ([`Tried`](millstream_resilience::Tried)). An item is copied for each attempt, keeps its place in flight, and where order is
+    /// kept holds back the results behind it.
+    ///
+    /// A [time limit](Concurrency::time_limit) is for all attempts of an item together, with the delays; one for each belongs into
+    /// what is done. A panic is not tried again.
+    ///
+    /// An item that the handler's own flow gives as an error has no work that could be done again: the flow may have done
+    /// anything for it. A handler does again what it can itself; [`StreamRetries`](crate::StreamRetries) opens the stream anew, and
+    /// its [`Resume`](crate::Resume) says where it goes on.
+    ///
+    /// ```
+    /// use millstream_flow::Concurrency;
+    /// use millstream_mediator::{ItemErrors, StreamOptions};
+    /// use millstream_resilience::Retry;
+    ///
+    /// let options = StreamOptions::new()
+    ///     .each(Concurrency::ordered(4), async |n: u64| Ok(n * 2))
+    ///     .retry_each(Retry::new(3))
+    ///     .item_errors(ItemErrors::skip()); // what three attempts could not do
+    /// # let _ = options;
+    /// ```
+    pub fn retry_each(mut self, retry: Retry) -> Self
+    where
+        T: Clone,
+    {
+        self.retry = Some((retry, T::clone));
+        self
+    }
+
     /// What becomes of items that fail.
     pub fn item_errors(mut self, errors: ItemErrors<T>) -> Self {
         self.errors = errors;
@@ -107,6 +143,7 @@ impl<T> Clone for StreamOptions<T> {
             unbuffered: self.unbuffered,
             each: self.each.clone(),
             each_item: self.each_item.clone(),
+            retry: self.retry.clone(),
             errors: self.errors.clone(),
         }
     }
@@ -118,12 +155,25 @@ impl<T> fmt::Debug for StreamOptions<T> {
         f.debug_struct("StreamOptions")
             .field("buffer", &self.buffer)
             .field("each", &each)
+            .field("retry", &self.retry.as_ref().map(|(retry, _)| retry))
             .field("errors", &self.errors)
             .finish()
     }
 }
 
-/// What becomes of an item that fails while its stream could go on. A panic, or a handler's flow that ends, is never one.
+/// `each`, tried as `retry` says.
+pub(crate) fn tried<T: Send + 'static>(each: Arc<Each<T>>, retry: Retry, copy: fn(&T) -> T) -> Arc<Each<T>> {
+    Arc::new(move |item| {
+        let (each, retry) = (each.clone(), retry.clone());
+        Box::pin(async move {
+            let tried = retry.call(move || each(copy(&item))).await;
+            tried.map_err(BoxError::from_retry)
+        })
+    })
+}
+
+/// What becomes of an item that fails while its stream could go on, after [all its attempts](StreamOptions::retry_each). A panic,
+/// or a handler's flow that ends, is never one.
 pub struct ItemErrors<T>(pub(crate) Policy<T>);
 
 pub(crate) enum Policy<T> {

@@ -9,6 +9,7 @@ use millstream_flow::{BoxError, Concurrency, Flow, Pipe, Step};
 use millstream_mediator::{
     Error, ErrorKind, ItemErrors, Kind, Mediator, Scope, StreamOptions, StreamRequest, Timeout,
 };
+use millstream_resilience::{Backoff, Class, Classified, Retry, Stop, Tried};
 use tokio::time::{Instant, sleep};
 
 #[derive(Debug, Clone)]
@@ -216,6 +217,67 @@ async fn an_item_that_takes_too_long_in_each_has_failed_and_the_stream_says_so()
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_done_with_an_item_is_tried_again_and_then_it_has_failed_with_its_history() {
+    let dead = Arc::new(Mutex::new(Vec::new()));
+    let put_aside = dead.clone();
+    let calls = Arc::new(Mutex::new(vec![0; 6]));
+    let called = calls.clone();
+    let each = move |n: u64| {
+        let called = called.clone();
+        async move {
+            let attempts = {
+                let mut called = called.lock().unwrap();
+                called[n as usize] += 1;
+                called[n as usize]
+            };
+            sleep(Duration::from_secs(1)).await;
+            match n {
+                1 if attempts < 3 => Err("busy".into()),
+                2 => Err(Classified::new(Class::Permanent, "never").into()),
+                4 => Err(format!("refused {attempts}").into()),
+                n => Ok(n * 10),
+            }
+        }
+    };
+    let retry = Retry::new(3).backoff(Backoff::fixed(Duration::from_secs(5)));
+    let options = StreamOptions::new()
+        .each(Concurrency::ordered(6), each)
+        .retry_each(retry)
+        .item_errors(ItemErrors::dead_letter(move |error, at| put_aside.lock().unwrap().push((error, at))));
+    assert!(format!("{options:?}").contains("retry: Some(Retry"), "{options:?}");
+    let mediator = Mediator::builder()
+        .stream_options::<Count>(options)
+        .stream(async |to: Count| Ok::<_, Error>(Pipe::from_iter(0..to.0).map(Ok::<_, Error>)))
+        .build()
+        .unwrap();
+    let began = Instant::now();
+    let (items, _) = mediator.stream(Count(6)).await.unwrap().collect().await.unwrap();
+    assert_eq!(items.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [0, 10, 30, 50], "in order");
+    assert_eq!(began.elapsed().as_secs(), 1 + 5 + 1 + 5 + 1, "all at once, and no other waits for a delay");
+    assert_eq!(*calls.lock().unwrap(), [1, 3, 1, 1, 3, 1]);
+    let dead = dead.lock().unwrap();
+    let [(never, 2), (refused, 4)] = &dead[..] else { panic!("{dead:?}") };
+    assert_eq!(never.to_string(), "never", "an error that was not tried again stays as it is");
+    let tried: &Tried = refused.downcast_ref().unwrap();
+    assert_eq!((tried.attempts(), tried.stop()), (3, Stop::Attempts));
+    assert_eq!(tried.earlier(), ["refused 1", "refused 2"]);
+    assert!(millstream_flow::chain(&**refused).ends_with("refused 3"), "{refused:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_attempts_of_an_item_share_its_time() {
+    let calls = Concurrency::ordered(1).time_limit(Duration::from_secs(8));
+    let options = StreamOptions::new()
+        .each(calls, async |_| Err::<u64, _>("busy".into()))
+        .retry_each(Retry::new(9).backoff(Backoff::fixed(Duration::from_secs(5))));
+    let mediator = Mediator::builder().stream_options::<Count>(options).stream(count).build().unwrap();
+    let began = Instant::now();
+    let error = mediator.stream(Count(1)).await.unwrap().next().await.unwrap().unwrap_err();
+    assert!(millstream_flow::chain(&error).ends_with("it took longer than 8s"), "{error}");
+    assert_eq!(began.elapsed().as_secs(), 8);
+}
+
+#[tokio::test(start_paused = true)]
 async fn behaviours_of_requests_stand_around_the_opening_of_a_stream() {
     let mediator = Mediator::builder()
         .behaviour_for(Scope::kind(Kind::Stream), Timeout::new(Duration::from_secs(1)))
@@ -233,6 +295,12 @@ async fn behaviours_of_requests_stand_around_the_opening_of_a_stream() {
 fn options_without_effect_are_refused() {
     let error = Mediator::builder().stream_options::<Count>(StreamOptions::new()).build().unwrap_err();
     assert_eq!(error.problems(), ["options are given for 1 streams without handlers; register them"]);
+    let unread = StreamOptions::new().retry_each(Retry::new(3));
+    let error = Mediator::builder().stream_options::<Count>(unread).stream(count).build().unwrap_err();
+    assert_eq!(
+        error.problems(),
+        ["`retry_each` of Count has no effect: say what is done with each item by `each`, or remove it"]
+    );
     let builder = Mediator::builder().stream(count).stream_options::<Count>(StreamOptions::new());
     assert!(
         builder.build().unwrap_err().problems()[0].starts_with("the options of Count come after its handler")

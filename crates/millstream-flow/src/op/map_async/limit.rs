@@ -1,7 +1,8 @@
-//! How long a call may take: one timer for all calls of a stage, set for the oldest.
+//! How long a call may take, or one attempt of it: one timer for all calls of a stage, set for the oldest.
 //!
 //! All calls have the same limit, so they run out of time in the order in which their times began: a list through the
-//! slots, oldest first, from which a call that ends is taken wherever it is. Nothing of this is there without a limit.
+//! slots, oldest first, from which a call that ends is taken wherever it is. Nothing of this is there without a limit. A
+//! limit for attempts has a list of its own, which calls enter and leave with each.
 //!
 //! Calls are polled when somebody asks for their results. A call that was woken while nobody asked could have gone on, and
 //! begins its time anew: else a slow sink would fail items that it only holds back. One that was not woken is late all the same.
@@ -32,18 +33,39 @@ pub(crate) struct Limit {
     time: Duration,
     /// From the call: its time begins.
     began: AtomicBool,
+    /// From the call: what had a time is done. If both are said, it ended before.
+    ended: AtomicBool,
     /// To the call: its time is over.
     over: AtomicBool,
 }
 
 impl Limit {
     pub(crate) fn new(time: Duration) -> Arc<Self> {
-        Arc::new(Limit { time: bounded(time), began: false.into(), over: false.into() })
+        Arc::new(Limit { time: bounded(time), began: false.into(), ended: false.into(), over: false.into() })
     }
 
     pub(super) fn error(&self) -> TimedOut {
         TimedOut { limit: self.time }
     }
+
+    /// What a call has said, which is forgotten with that: whether a time ended, and whether one began after that.
+    fn take_said(&self) -> (bool, bool) {
+        let take = |said: &AtomicBool| {
+            let was = said.load(Ordering::Relaxed);
+            said.store(false, Ordering::Relaxed);
+            was
+        };
+        (take(&self.ended), take(&self.began))
+    }
+}
+
+/// The limits of a stage's calls.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Limits {
+    /// For all attempts of a call together.
+    pub(crate) call: Option<Arc<Limit>>,
+    /// For each.
+    pub(crate) attempt: Option<Arc<Limit>>,
 }
 
 /// Calls as long as the stage's limit lets it, from when the call first waits.
@@ -52,15 +74,26 @@ pub(crate) async fn within<C: Future>(
     mut call: Pin<&mut C>,
 ) -> Result<C::Output, TimedOut> {
     let mut waits = false;
-    poll_fn(|cx| match (call.as_mut().poll(cx), limit) {
-        (Poll::Ready(output), _) => Poll::Ready(Ok(output)),
-        (Poll::Pending, Some(limit)) if limit.over.load(Ordering::Relaxed) => Poll::Ready(Err(limit.error())),
-        (Poll::Pending, Some(limit)) if !waits => {
-            waits = true;
-            limit.began.store(true, Ordering::Relaxed);
-            Poll::Pending
+    poll_fn(|cx| {
+        let polled = call.as_mut().poll(cx);
+        let Some(limit) = limit else { return polled.map(Ok) };
+        let result = match polled {
+            Poll::Ready(output) => Ok(output),
+            Poll::Pending if limit.over.load(Ordering::Relaxed) => Err(limit.error()),
+            Poll::Pending => {
+                if !waits {
+                    waits = true;
+                    limit.began.store(true, Ordering::Relaxed);
+                }
+                return Poll::Pending;
+            }
+        };
+        if waits {
+            limit.ended.store(true, Ordering::Relaxed);
         }
-        (Poll::Pending, _) => Poll::Pending,
+        // It is not over for the next attempt, which may begin while this is polled.
+        limit.over.store(false, Ordering::Relaxed);
+        Poll::Ready(result)
     })
     .await
 }
@@ -81,6 +114,8 @@ pub(crate) enum Since {
     Waiting,
     /// Since it [says so](within): what it waits for before is not its own.
     Said,
+    /// As [`Said`](Since::Said), of attempts: who is told that one is over goes on with the next, or ends by itself.
+    Attempt,
 }
 
 /// When each call has had its time.
@@ -94,6 +129,8 @@ pub(crate) struct Deadlines {
     left: Option<Instant>,
     /// Between entering and leaving; still so when it is entered again, if a panic went through it.
     inside: bool,
+    /// The time when it was entered, and whether it was held back until then; `None` if there was nothing to compare it with.
+    entered: Option<(Instant, bool)>,
     /// By slot.
     links: Vec<Link>,
     first: Option<usize>,
@@ -125,6 +162,7 @@ impl Deadlines {
             failed: false,
             left: None,
             inside: false,
+            entered: None,
             links: Vec::new(),
             first: None,
             last: None,
@@ -135,14 +173,22 @@ impl Deadlines {
 
     /// The call in `slot` was polled and waits, for the `first` time or not.
     pub(super) fn waits(&mut self, slot: usize, first: bool) {
-        let begins = match self.since {
-            Since::Waiting => first,
-            Since::Said => self.limit.began.load(Ordering::Relaxed),
+        let (ended, begins) = match self.since {
+            Since::Waiting => (false, first),
+            Since::Said | Since::Attempt => self.limit.take_said(),
         };
+        if ended {
+            self.remove(slot);
+        }
         if begins {
-            self.limit.began.store(false, Ordering::Relaxed);
             self.add(slot);
         }
+    }
+
+    /// The call in `slot` has ended. What it said meanwhile is nothing of the next one's.
+    pub(super) fn ends(&mut self, slot: usize) {
+        let _ = self.limit.take_said();
+        self.remove(slot);
     }
 
     fn add(&mut self, slot: usize) {
@@ -157,8 +203,8 @@ impl Deadlines {
         self.links[slot] = Link { until: Some(Instant::now() + self.limit.time), before, after: None };
     }
 
-    /// The call in `slot` has ended, if it ever began.
-    pub(super) fn remove(&mut self, slot: usize) {
+    /// The time of the call in `slot` has ended, if it ever began.
+    fn remove(&mut self, slot: usize) {
         let Some(link) = self.links.get_mut(slot) else { return };
         let Link { until: Some(_), before, after } = std::mem::take(link) else { return };
         match before {
@@ -187,24 +233,31 @@ impl Deadlines {
         self.inside = false;
     }
 
-    /// The operator is asked again; a call was `woken` then, if any was. Returns the time, if there is anything to compare it
-    /// with, and whether it was held back until now. After a panic nobody knows since when: then it counts as held back.
-    pub(super) fn enter(&mut self, woken: Option<Instant>) -> Option<(Instant, bool)> {
+    /// The operator is asked again; a call was `woken` then, if any was. After a panic nobody knows since when it was held
+    /// back: then it counts as held back.
+    pub(super) fn enter(&mut self, woken: Option<Instant>) {
         let unwound = std::mem::replace(&mut self.inside, true);
         let since = self.left.take().or(woken);
-        self.first?;
-        let now = Instant::now();
-        let held = |since| now.saturating_duration_since(since) > HELD_MIN;
-        Some((now, unwound || since.is_some_and(held)))
+        self.entered = self.first.map(|_| {
+            let now = Instant::now();
+            let held = |since| now.saturating_duration_since(since) > HELD_MIN;
+            (now, unwound || since.is_some_and(held))
+        });
     }
 
-    /// Takes a call from the list that has had its time at `now`.
-    pub(super) fn take_due(&mut self, now: Instant) -> Option<usize> {
+    /// Takes a call from the list that has had its time when the operator was entered, and says whether it was held back.
+    pub(super) fn take_due(&mut self) -> Option<(usize, bool)> {
+        let (now, held) = self.entered?;
         let (slot, until) = self.next()?;
         (until <= now).then(|| {
             self.remove(slot);
-            slot
+            (slot, held)
         })
+    }
+
+    /// Whether a call whose time is over is dropped, if it does not end by itself.
+    pub(super) fn ends_calls(&self) -> bool {
+        self.since != Since::Attempt
     }
 
     /// The call in `slot` has all its time again.

@@ -108,8 +108,8 @@ pub(super) struct Slab<Fut: Future, K> {
     calls_ended: u64,
     unordered: bool,
     ready: Arc<Ready>,
-    /// Of calls that may take only so long.
-    deadlines: Option<Box<Deadlines>>,
+    /// Of calls, or attempts, that may take only so long.
+    deadlines: Box<[Deadlines]>,
 }
 
 // What the next line says of the slab, the compiler says of its deadlines.
@@ -133,7 +133,7 @@ impl<Fut: Future, K> Drop for Slab<Fut, K> {
 }
 
 impl<Fut: Future, K: Settle> Slab<Fut, K> {
-    pub(super) fn new(slots: usize, unordered: bool, deadlines: Option<Deadlines>) -> Self {
+    pub(super) fn new(slots: usize, unordered: bool, deadlines: Box<[Deadlines]>) -> Self {
         Slab {
             slots: Vec::new(),
             free: Vec::new(),
@@ -142,8 +142,8 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             in_flight: 0,
             calls_ended: 0,
             unordered,
-            ready: Ready::new(slots, deadlines.is_some()),
-            deadlines: deadlines.map(Box::new),
+            ready: Ready::new(slots, !deadlines.is_empty()),
+            deadlines,
         }
     }
 
@@ -206,9 +206,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
         match begun {
             Poll::Pending => {
                 *live = true;
-                if let Some(deadlines) = &mut self.deadlines {
-                    deadlines.waits(slot, true);
-                }
+                self.deadlines.iter_mut().for_each(|deadlines| deadlines.waits(slot, true));
             }
             Poll::Ready(output) => *done = Some(output),
         }
@@ -295,9 +293,7 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             Poll::Pending => {
                 place.live = true;
                 place.token = Some(token);
-                if let Some(deadlines) = &mut self.deadlines {
-                    deadlines.waits(slot, false);
-                }
+                self.deadlines.iter_mut().for_each(|deadlines| deadlines.waits(slot, false));
                 ControlFlow::Continue(())
             }
             Poll::Ready(output) if self.unordered => {
@@ -318,20 +314,18 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
     /// The call has ended: its time is not watched any more.
     #[inline]
     fn end_time(&mut self, slot: usize) {
-        if let Some(deadlines) = &mut self.deadlines {
-            deadlines.remove(slot);
-        }
+        self.deadlines.iter_mut().for_each(|deadlines| deadlines.ends(slot));
     }
 
-    /// Ends the calls that have had their time. Each is polled once more: then it is ready, or says itself that it was late,
-    /// or is dropped. Returns whether an item that was late has failed the run.
+    /// Ends the calls and attempts that have had their time. Each is polled once more: then it is ready, or says itself that it was late,
+    /// or is dropped; an attempt always says it. Returns whether an item that was late has failed the run.
     #[inline]
     pub(super) fn end_late(
         &mut self,
         room: &mut usize,
         sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
     ) -> ControlFlow<(), bool> {
-        if self.deadlines.is_none() { ControlFlow::Continue(false) } else { self.end_those_late(room, sink) }
+        if self.deadlines.is_empty() { ControlFlow::Continue(false) } else { self.end_those_late(room, sink) }
     }
 
     #[cold]
@@ -340,32 +334,30 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
         room: &mut usize,
         sink: &mut impl FnMut(Fut::Output, K) -> ControlFlow<()>,
     ) -> ControlFlow<(), bool> {
-        let Some(deadlines) = &mut self.deadlines else { return ControlFlow::Continue(false) };
-        let Some((now, held)) = deadlines.enter(self.ready.take_woken()) else {
-            return ControlFlow::Continue(self.failed());
-        };
-        // A result needs room at once if nobody asked for order.
-        while (!self.unordered || *room > 0) && !self.failed() {
-            let Some(deadlines) = &mut self.deadlines else { break };
-            let Some(slot) = deadlines.take_due(now) else { break };
-            if held && self.ready.is_woken(slot) {
-                deadlines.renew(slot);
-                continue;
-            }
-            let over = deadlines.over();
-            self.poll_woken(slot, room, sink)?;
-            drop(over);
-            if let Some(token) = self.discard(slot)
-                && let Some(deadlines) = &mut self.deadlines
-            {
-                deadlines.late(token);
+        let woken = self.ready.take_woken();
+        self.deadlines.iter_mut().for_each(|deadlines| deadlines.enter(woken));
+        for list in 0..self.deadlines.len() {
+            // A result needs room at once if nobody asked for order.
+            while (!self.unordered || *room > 0) && !self.failed() {
+                let deadlines = &mut self.deadlines[list];
+                let Some((slot, held)) = deadlines.take_due() else { break };
+                if held && self.ready.is_woken(slot) {
+                    deadlines.renew(slot);
+                    continue;
+                }
+                let (over, ends) = (deadlines.over(), deadlines.ends_calls());
+                self.poll_woken(slot, room, sink)?;
+                drop(over);
+                if ends && let Some(token) = self.discard(slot) {
+                    self.deadlines[list].late(token);
+                }
             }
         }
         ControlFlow::Continue(self.failed())
     }
 
     fn failed(&self) -> bool {
-        self.deadlines.as_ref().is_some_and(|deadlines| deadlines.failed())
+        self.deadlines.iter().any(Deadlines::failed)
     }
 
     /// Drops a call that is still under way, and gives its token.
@@ -385,21 +377,23 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
     /// Returns, though more could be done now.
     #[inline]
     pub(super) fn more(&mut self) -> Poll<Step> {
-        if let Some(deadlines) = &mut self.deadlines {
-            deadlines.leave();
-        }
+        self.deadlines.iter_mut().for_each(Deadlines::leave);
         Poll::Ready(Step::More)
     }
 
     /// As [`pending`](Self::pending), unless there are calls that have had their time: then the stage is to go on.
     pub(super) fn pending_until(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        if let Some(deadlines) = &mut self.deadlines {
-            deadlines.rest();
-            if deadlines.poll_due(cx).is_ready() {
+        if !self.deadlines.is_empty() {
+            let mut due = false;
+            for deadlines in &mut self.deadlines {
+                deadlines.rest();
+                due |= deadlines.poll_due(cx).is_ready();
+            }
+            if due {
                 return Poll::Ready(Step::More);
             }
             if self.ready.any_own() {
-                deadlines.leave();
+                self.deadlines.iter_mut().for_each(Deadlines::leave);
             }
         }
         self.pending(cx.waker())
