@@ -37,6 +37,8 @@ pub(crate) enum HeadError {
     TargetTooLong,
     #[error("the request target is neither a path nor a whole URI of http or https")]
     Target,
+    #[error("the path has `.` or `..` for a part: whoever resolves them sees another path")]
+    Dots,
     #[error("a header value is not UTF-8")]
     NotUtf8,
     #[error("`Content-Length` is repeated or no number")]
@@ -154,7 +156,34 @@ fn check_target(method: &Method, target: &Uri) -> Result<(), HeadError> {
     let known = ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
     let path = target.path();
     let valid = known && (path.starts_with('/') || (path == "*" && *method == Method::OPTIONS));
-    if valid { Ok(()) } else { Err(HeadError::Target) }
+    if !valid {
+        return Err(HeadError::Target);
+    }
+    if leads_elsewhere(path) { Err(HeadError::Dots) } else { Ok(()) }
+}
+
+/// Whether a path is another one to who resolves `.` and `..`, as servers do before or after they decode it, with `\` as a slash or
+/// without what follows a `;`. Clients resolve these before they send them (RFC 3986, 5.2.4).
+fn leads_elsewhere(path: &str) -> bool {
+    if !path.contains("/.") && !path.contains(['%', '\\']) {
+        return false;
+    }
+    let mut plain = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(at) = rest.find(['%', '\\']) {
+        plain.push_str(&rest[..at]);
+        let (len, means) = match rest[at..].as_bytes() {
+            [b'\\', ..] => (1, '/'),
+            [_, b'2', b'e' | b'E', ..] => (3, '.'),
+            [_, b'2', b'f' | b'F', ..] | [_, b'5', b'c' | b'C', ..] => (3, '/'),
+            _ => (1, '%'),
+        };
+        plain.push(means);
+        rest = &rest[at + len..];
+    }
+    plain.push_str(rest);
+    let named = |part: &str| part.split_once(';').map_or(part.len(), |(name, _)| name.len());
+    plain.split('/').any(|part| matches!(&part[..named(part)], "." | ".."))
 }
 
 fn check_values(headers: &HeaderMap) -> Result<(), HeadError> {
@@ -250,6 +279,42 @@ mod tests {
             ["", ":80", "u@a", "a:b", "a\";by=evil", "a b", "a,b", "a/b", "[::1", "[x]", "[::1]x", "ä"]
         {
             assert!(!is_authority(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_another_to_who_resolves_it_is_refused() {
+        let checked = |path: &str| check_target(&Method::GET, &path.parse().expect("a target"));
+        for path in [
+            "/v1/../admin",
+            "/v1/..",
+            "/..",
+            "/./a",
+            "/a/.",
+            "/v1/%2e%2e/admin",
+            "/v1/.%2E/x",
+            "/a%2f..%2Fb",
+            "/v1/..%5cadmin",
+            "/v1/..;/admin",
+            "/v1/%2e;a=b?x",
+            "http://a/b/../c",
+        ] {
+            assert_eq!(checked(path), Err(HeadError::Dots), "{path}");
+        }
+        for path in [
+            "/",
+            "/a.b/c..d",
+            "/.well-known/x",
+            "/...",
+            "/a%2fb",
+            "/%2e%2e%2e",
+            "/a?b=/../c",
+            "/..a/a..",
+            "/%",
+            "/a;..",
+            "/%e2%80%a6",
+        ] {
+            assert_eq!(checked(path), Ok(()), "{path}");
         }
     }
 
