@@ -172,7 +172,7 @@ fn leads_elsewhere(path: &str) -> bool {
     let mut rest = path;
     while let Some(at) = rest.find(['%', '\\']) {
         plain.push_str(&rest[..at]);
-        let (len, means) = match rest[at..].as_bytes() {
+        let (len, means) = match &rest.as_bytes()[at..] {
             [b'\\', ..] => (1, '/'),
             [_, b'2', b'e' | b'E', ..] => (3, '.'),
             [_, b'2', b'f' | b'F', ..] | [_, b'5', b'c' | b'C', ..] => (3, '/'),

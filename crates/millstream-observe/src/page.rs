@@ -188,7 +188,7 @@ fn stage(
          <div class=\"bar\" title=\"busy {busy:.0} %, blocked {blocked:.0} %, waiting {starved:.0} %\">\
          <i class=\"busy\" style=\"width:{busy:.1}%\"></i><i class=\"blocked\" style=\"width:{blocked:.1}%\"></i>\
          <i class=\"starved\" style=\"width:{starved:.1}%\"></i></div>\
-         <span class=\"dim\">{} items out</span></div>",
+         <span class=\"dim\">{} out</span></div>",
         escaped(&stage.name),
         count(rates.out.round() as u64),
         count(stage.items_out),

@@ -30,8 +30,9 @@ pub(crate) const AHEAD_BYTES: u64 = 8 << 20;
 /// What keeps a message in memory besides its bytes: its place in a queue, its properties, its id.
 const MESSAGE_BYTES: u64 = 512;
 
-/// How much larger a long JSON value is in memory than as text, while it passes the steps.
-pub(crate) const VALUE_FACTOR: u64 = 32;
+/// How much larger a long JSON value is in memory than as text, while it passes the steps: a list of objects with an entry each, the
+/// worst, takes fifty times its text.
+pub(crate) const VALUE_FACTOR: u64 = 64;
 
 /// The sum of everything that holds items.
 pub(crate) fn memory(draft: &Draft) -> u64 {

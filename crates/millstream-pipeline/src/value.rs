@@ -298,11 +298,16 @@ pub(crate) fn write_plain(out: &mut Vec<u8>, value: &Value) {
 
 /// About how many bytes a value holds in memory; what buffers and batches count.
 pub(crate) fn footprint(value: &Value) -> usize {
-    // 16 bytes a value, 32 for the header of a text, 24 more for an entry's hash and place in an object.
+    // 16 bytes a value; what a text, a list or an object is kept in, as the allocator gives it, and the first entries' index; 24 more
+    // for an entry's hash and place in an object.
     16 + match value {
-        Value::TStr(text) | Value::BStr(text) => 32 + text.len(),
-        Value::Arr(items) => items.iter().map(footprint).sum(),
-        Value::Obj(map) => map.iter().map(|(key, value)| 24 + footprint(key) + footprint(value)).sum(),
+        Value::TStr(text) | Value::BStr(text) => 48 + text.len(),
+        Value::Arr(items) => 48 + items.iter().map(footprint).sum::<usize>(),
+        Value::Obj(map) if map.is_empty() => 96,
+        Value::Obj(map) => {
+            let entries = map.iter().map(|(key, value)| 24 + footprint(key) + footprint(value));
+            96 + 64 + entries.sum::<usize>()
+        }
         _ => 0,
     }
 }

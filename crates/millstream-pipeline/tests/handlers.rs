@@ -187,5 +187,5 @@ fn items_at_handlers_count_in_the_bound_of_memory() {
         pipeline.expect("it is good").memory_bound_bytes()
     };
     // As text twice, and as a value that is larger by the factor of long ones.
-    assert_eq!(bound(8) - bound(1), 7 * (2 + 32) * 1024);
+    assert_eq!(bound(8) - bound(1), 7 * (2 + 64) * 1024);
 }
