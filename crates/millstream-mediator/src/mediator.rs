@@ -7,6 +7,7 @@ use std::future::Future;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use hashbrown::HashMap;
@@ -269,9 +270,48 @@ impl Mediator {
         &self.0.metrics
     }
 
-    /// Waits for handlers of notifications that were [detached](crate::Publish::detached) to end, and lets no more begin.
+    /// Waits for handlers of notifications that were [detached](crate::Publish::detached) to end, and lets no more begin: who
+    /// waits for room to publish, in a detached handler of another mediator too, is told at once that none was called. It waits for
+    /// as long as they take: for ever for one that never ends, or that calls this itself. See [`drain_within`](Mediator::drain_within).
+    ///
+    /// # Cancel safety
+    /// Dropping it ends the waiting. No more begin all the same.
     pub async fn drain(&self) {
         self.0.supervisor.drain().await;
+    }
+
+    /// As [`drain`](Mediator::drain), up to a deadline. Detached handlers that are under way then are dropped where they wait, which is
+    /// nobody's failure: it is neither counted nor told to [`undelivered`](crate::Builder::undelivered). Returns how many publishes
+    /// that were, and logs it; 0 if all ended by themselves. One that blocks its thread cannot be stopped, and is waited for a
+    /// second longer.
+    ///
+    /// ```
+    /// # use millstream_flow::BoxError;
+    /// # use millstream_mediator::{Mediator, Notification, Publish};
+    /// # use std::sync::Arc;
+    /// # use std::time::Duration;
+    /// struct Placed;
+    /// impl Notification for Placed {}
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let mediator = Mediator::builder()
+    ///     .notification(async |_: Arc<Placed>| std::future::pending::<Result<(), BoxError>>().await)
+    ///     .publish::<Placed>(Publish::detached())
+    ///     .build()?;
+    /// let _ = mediator.publish(Placed).await;
+    /// assert_eq!(mediator.drain_within(Duration::from_secs(5)).await, 1);
+    /// # Ok(()) }
+    /// ```
+    pub async fn drain_within(&self, deadline: Duration) -> usize {
+        let left = self.0.supervisor.drain_within(deadline).await;
+        if left > 0 {
+            tracing::warn!(
+                publishes = left,
+                ?deadline,
+                "detached handlers were dropped when draining took too long"
+            );
+        }
+        left
     }
 }
 

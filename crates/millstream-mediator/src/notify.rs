@@ -61,7 +61,8 @@ impl Publish {
     /// All handlers in one task that the caller does not wait for. The mediator does: it bounds
     /// [how many there are](crate::Builder::detached_max), logs and counts what fails, [drains](crate::Mediator::drain) them,
     /// and ends them with itself. Publishing waits while as many as may are under way, but not in the task of such a handler, which
-    /// then calls the handlers itself: it would wait for the room that it takes.
+    /// then calls the handlers itself: it would wait for the room that it takes. In the task of another mediator's it waits: two
+    /// that are full and publish to each other wait until there is room, or one of them is drained.
     pub const fn detached() -> Self {
         Publish { mode: Mode::Detached, stop: false }
     }

@@ -2,8 +2,10 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -13,18 +15,23 @@ tokio::task_local! {
     static WITHIN: usize;
 }
 
+/// How long tasks that are stopped are waited for: one that does not give way by then blocks its thread.
+const GIVES_WAY: Duration = Duration::from_secs(1);
+
 /// Begins tasks, counts them, and ends them with itself.
 pub(crate) struct Supervisor {
     tasks: TaskTracker,
     stop: CancellationToken,
     permits: Arc<Semaphore>,
+    tasks_max: usize,
 }
 
 impl Supervisor {
     /// One with room for so many tasks at once.
     pub(crate) fn new(tasks_max: usize) -> Self {
-        let permits = Arc::new(Semaphore::new(tasks_max.min(Semaphore::MAX_PERMITS)));
-        Supervisor { tasks: TaskTracker::new(), stop: CancellationToken::new(), permits }
+        let tasks_max = tasks_max.min(Semaphore::MAX_PERMITS);
+        let permits = Arc::new(Semaphore::new(tasks_max));
+        Supervisor { tasks: TaskTracker::new(), stop: CancellationToken::new(), permits, tasks_max }
     }
 
     /// Room for one task, waited for. One of its own tasks does not wait: it holds room itself, and if all did, nobody would ever
@@ -66,6 +73,17 @@ impl Supervisor {
         self.permits.close();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// As [`drain`](Self::drain) until the deadline; what is under way then is dropped where it is. Returns how many tasks that were.
+    pub(crate) async fn drain_within(&self, deadline: Duration) -> usize {
+        if timeout(deadline, self.drain()).await.is_ok() {
+            return 0;
+        }
+        let left = self.tasks_max - self.permits.available_permits();
+        self.stop.cancel();
+        let _ = timeout(GIVES_WAY, self.tasks.wait()).await;
+        left
     }
 }
 

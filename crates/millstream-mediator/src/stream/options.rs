@@ -29,9 +29,11 @@ pub struct StreamOptions<T> {
     /// With as many at once as the mediator says.
     pub(crate) each_item: Option<Arc<Each<T>>>,
     /// How often that is tried, and how an item is copied for it.
-    pub(crate) retry: Option<(Retry, fn(&T) -> T)>,
+    pub(crate) retry: Option<(Retry, Copies<T>)>,
     pub(crate) errors: ItemErrors<T>,
 }
+
+type Copies<T> = fn(&T) -> T;
 
 pub(crate) type Each<T> = dyn Fn(T) -> BoxFuture<'static, Result<T, BoxError>> + Send + Sync;
 
@@ -162,7 +164,7 @@ impl<T> fmt::Debug for StreamOptions<T> {
 }
 
 /// `each`, tried as `retry` says.
-pub(crate) fn tried<T: Send + 'static>(each: Arc<Each<T>>, retry: Retry, copy: fn(&T) -> T) -> Arc<Each<T>> {
+pub(crate) fn tried<T: Send + 'static>(each: Arc<Each<T>>, retry: Retry, copy: Copies<T>) -> Arc<Each<T>> {
     Arc::new(move |item| {
         let (each, retry) = (each.clone(), retry.clone());
         Box::pin(async move {

@@ -311,3 +311,65 @@ async fn a_detached_handler_that_publishes_does_not_wait_for_the_room_that_it_ta
     assert!(tokio::time::timeout(Duration::from_secs(60), all).await.is_ok(), "each waits for the other");
     assert_eq!(*billed.lock().unwrap(), [0, 1, 2]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn draining_ends_at_its_deadline_and_drops_the_handlers_that_are_left() {
+    let held = Arc::new(());
+    // As a handler does that publishes on: the mediator is never dropped as long as it is under way.
+    let itself = Arc::new(OnceLock::<Mediator>::new());
+    let state = (held.clone(), itself.clone());
+    let mediator = Mediator::builder()
+        .notification_with(state, async |state: (Arc<()>, Arc<OnceLock<Mediator>>), placed: Arc<Placed>| {
+            sleep(Duration::from_secs(u64::from(placed.0))).await;
+            if placed.0 == 3 {
+                state.1.get().unwrap().drain().await; // waits for itself
+            }
+            Ok::<_, BoxError>(())
+        })
+        .publish_default(Publish::detached())
+        .detached_max(3)
+        .build()
+        .unwrap();
+    assert!(itself.set(mediator.clone()).is_ok());
+    let under_way = Arc::strong_count(&held);
+    for seconds in [1, 3, 3600] {
+        let _ = mediator.publish(Placed(seconds)).await;
+    }
+    let began = Instant::now();
+    assert_eq!(mediator.drain_within(Duration::from_secs(10)).await, 2, "one has ended");
+    assert_eq!(began.elapsed().as_secs(), 10);
+    assert_eq!(Arc::strong_count(&held), under_way, "nothing of them is left");
+    assert_eq!(mediator.drain_within(Duration::from_secs(10)).await, 0);
+    assert_eq!(began.elapsed().as_secs(), 10, "there is nothing to wait for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn mediators_whose_detached_handlers_wait_for_each_others_room_go_on_when_one_drains() {
+    type Other = Arc<OnceLock<Mediator>>;
+    let (first, second, told) = (Other::default(), Other::default(), Arc::new(AtomicUsize::new(0)));
+    for (itself, other) in [(&first, &second), (&second, &first)] {
+        let state = (other.clone(), told.clone());
+        let mediator = Mediator::builder()
+            .notification_with(state, async |state: (Other, Arc<AtomicUsize>), placed: Arc<Placed>| {
+                tokio::task::yield_now().await; // until both are full
+                if placed.0 > 0 {
+                    let _ = state.0.get().unwrap().publish(Placed(placed.0 - 1)).await;
+                }
+                state.1.fetch_add(1, Ordering::SeqCst);
+                Ok::<_, BoxError>(())
+            })
+            .publish_default(Publish::detached())
+            .detached_max(1)
+            .build()
+            .unwrap();
+        assert!(itself.set(mediator).is_ok());
+    }
+    let (first, second) = (first.get().unwrap(), second.get().unwrap());
+    let _ = first.publish(Placed(1)).await;
+    let _ = second.publish(Placed(1)).await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(told.load(Ordering::SeqCst), 0, "each waits for the other");
+    assert_eq!(first.drain_within(Duration::from_secs(1)).await, 0, "all of the first end");
+    assert_eq!(second.drain_within(Duration::from_secs(1)).await, 0);
+    assert_eq!(told.load(Ordering::SeqCst), 3, "the second's was not called by the first, which drained");
+}
