@@ -14,7 +14,10 @@ fn kind(schema: &Value) -> String {
         return words.join(", ");
     }
     if let Some(choices) = schema["anyOf"].as_array() {
-        return kind(&choices[0]);
+        let word = choices[0]["const"].is_string();
+        // What else is there is a variable in the place of a value.
+        let number = choices.iter().filter(|other| word && other["type"] == "integer").map(kind);
+        return std::iter::once(kind(&choices[0])).chain(number).collect::<Vec<_>>().join(", ");
     }
     if let Some(word) = schema["const"].as_str() {
         return format!("`{word}`");
