@@ -3,7 +3,7 @@
 use crate::file::Pipeline;
 use crate::hold::Released;
 use crate::output::{Outputs, stdout};
-use crate::trouble::{ItemFailure, Trouble};
+use crate::trouble::{ItemFailure, TooMany, Trouble};
 use millstream_flow::{
     Ended, Ledger, Monitor as FlowMonitor, Plan, Run as FlowRun, RunErrorKind, StageReport,
 };
@@ -101,7 +101,13 @@ impl RunError {
 
 impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pipeline `{}`: {}", self.report.name, self.error)
+        let name = &self.report.name;
+        match self.ended() {
+            Ended::Failed(RunErrorKind::Source(error)) if error.is::<TooMany>() => {
+                write!(f, "pipeline `{name}`: {error}")
+            }
+            _ => write!(f, "pipeline `{name}`: {}", self.error),
+        }
     }
 }
 

@@ -60,17 +60,22 @@ impl Trouble {
     }
 
     /// Says so when more items have failed than the goal allows.
-    pub(crate) fn exceeds(&self, received: u64) -> Option<String> {
+    pub(crate) fn exceeds(&self, received: u64) -> Option<TooMany> {
         let max = self.rate_max?;
         let failed = self.failed.load(Ordering::Relaxed);
         if received < ITEMS_MIN || failed as f64 <= received as f64 * max {
             return None;
         }
         let reason = self.last().pop().map(|last| format!("; the last: {}: {}", last.stage, last.reason));
-        Some(format!(
+        Some(TooMany(format!(
             "{failed} of {received} items failed, more than `goals.max_error_rate` {}% allows{}",
             max * 100.0,
             reason.unwrap_or_default()
-        ))
+        )))
     }
 }
+
+/// More items have failed than the goal allows. It ends the source, whose fault it is not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct TooMany(String);

@@ -113,5 +113,6 @@ async fn too_large_a_share_of_errors_ends_the_run() {
     };
     let error = bench.try_run(&yaml("5%")).await.expect_err("every tenth fails").to_string();
     assert!(error.contains("more than `goals.max_error_rate` 5% allows; the last: read: tenth"), "{error}");
+    assert!(!error.contains("the source failed"), "it is not the source that failed: {error}");
     assert_eq!(bench.run(&yaml("20%")).await.dropped()["errors"], 500);
 }

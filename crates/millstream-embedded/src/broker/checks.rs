@@ -33,7 +33,9 @@ pub(super) fn same<T: Serialize + Debug>(
     let Some(differences) = differences(has, asked) else { return Ok(()) };
     Err(BrokerError::new(
         BrokerErrorKind::Mismatch,
-        format!("{what} `{name}` exists and differs: {differences}; delete it first, or declare it as it is"),
+        format!(
+            "{what} `{name}` exists and differs: {differences}; declare it as it is, or delete it once it is empty"
+        ),
     ))
 }
 
