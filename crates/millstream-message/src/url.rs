@@ -45,7 +45,8 @@ impl FromStr for BrokerUrl {
         let shown = shown(text);
         let Some((scheme, rest)) = text.split_once(':') else {
             return fail(format!(
-                "`{shown}` is no broker address: write `memory:`, `embedded:DIRECTORY` or `amqp://HOST`"
+                "`{shown}` is no broker address: write `memory:`, `embedded:DIRECTORY`, `amqp://HOST` or \
+                 `rabbitmq-stream://HOST`"
             ));
         };
         match scheme {
