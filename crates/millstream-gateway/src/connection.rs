@@ -9,6 +9,7 @@ use http::{Method, StatusCode, Version};
 use tokio::time::timeout;
 
 use crate::client::Client;
+use crate::current::Current;
 use crate::exchange::{Asked, Ended, Tale, exchange};
 use crate::gateway::Shared;
 use crate::head::{Framing, HeadError};
@@ -31,21 +32,28 @@ const LINGER_BYTES: usize = 1 << 20;
 /// What a client that knows that HTTP/2 is spoken here begins with, up to what looks like the end of a head (RFC 9113, 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
-/// Serves a connection to its end.
-pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Peer) {
+/// Serves a connection to its end, each request by what is in force when it begins; `shared` is what was last.
+pub(crate) async fn serve(
+    current: &Arc<Current>,
+    mut shared: Arc<Shared>,
+    connection: Connection,
+    peer: Peer,
+) {
     let (mut read, mut write) = connection.split(&shared.pool);
-    let timeouts = &shared.settings.timeouts;
     loop {
         // Between requests the connection holds no buffer, and a drain ends it.
         let next = tokio::select! {
             biased;
-            ready = within(timeouts.keep_alive, read.ready(SMALL)) => ready,
+            ready = within(shared.settings.timeouts.keep_alive, read.ready(SMALL)) => ready,
             () = shared.draining.cancelled() => return,
         };
         if !matches!(next, Ok(Ok(true))) {
             return;
         }
-        let head = within(timeouts.header, read.head(shared.settings.limits.header_bytes)).await;
+        current.renew(&mut shared);
+        let shared = &shared;
+        let head =
+            within(shared.settings.timeouts.header, read.head(shared.settings.limits.header_bytes)).await;
         let bytes = match head {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(NoHead::Closed | NoHead::Broken)) => return,
@@ -54,7 +62,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Pe
         };
         if bytes == HTTP2_PREFACE {
             let stream = unsplit(read, write, bytes);
-            return http2::serve(shared, stream, peer).await;
+            return http2::serve(current, shared.clone(), stream, peer).await;
         }
         let head = match request(&bytes, shared.settings.limits.target_bytes) {
             Ok(head) => head,
@@ -221,7 +229,7 @@ mod tests {
     #[test]
     fn a_connection_that_waits_takes_little_memory() {
         let connection =
-            bytes_of(|shared: &'static Arc<Shared>, connection, peer| serve(shared, connection, peer));
+            bytes_of(|(current, shared), connection, peer| serve(current, shared, connection, peer));
         let exchange = bytes_of(|shared: &'static Arc<Shared>, asked: Box<Asked<'static>>, client| {
             exchange(shared, asked, client)
         });

@@ -61,7 +61,7 @@ impl Serving<'_> {
         client: &mut Client<'_>,
         may_switch: bool,
     ) -> Conversed<'a> {
-        let sums = &self.shared.tally.routes[self.at].streams;
+        let sums = &self.shared.sums[self.at].streams;
         let settings = &self.shared.settings;
         let idle = settings.timeouts.idle;
         let mut meter = Meter::start(Direction::Request, &sums.request);

@@ -49,6 +49,7 @@
 
 #![forbid(unsafe_code)]
 
+mod accept;
 mod admin;
 mod answer;
 mod asking;
@@ -58,6 +59,7 @@ mod client;
 mod compress;
 mod connection;
 mod converse;
+mod current;
 mod duplex;
 mod exchange;
 pub mod exposition;
@@ -68,6 +70,7 @@ mod headers;
 mod health;
 mod http1;
 mod http2;
+mod ledger;
 mod meter;
 mod patience;
 mod pieces;
@@ -75,6 +78,7 @@ mod pool;
 mod proxying;
 mod pump;
 mod queue;
+mod reload;
 mod report;
 mod route;
 mod settings;
@@ -92,6 +96,7 @@ pub use health::HealthCheck;
 pub use meter::{DURATION_BOUNDS, Direction, StreamOutcome, StreamReport};
 pub use pool::{BufferPool, Lease, PoolSettings, PoolSnapshot, THREAD_BYTES, TIERS, TierSnapshot};
 pub use queue::{PublishTo, Serve, Served};
+pub use reload::Reloaded;
 pub use report::{ExchangeReport, Refusal};
 pub use route::{Answering, Handler, Route, Target};
 pub use settings::{CHUNK_MAX, CHUNK_MIN, Forwarded, HalfClose, Limits, Settings, Timeouts};

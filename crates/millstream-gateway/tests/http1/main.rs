@@ -5,6 +5,7 @@ mod compressed;
 mod ends;
 mod hostile;
 mod leaving;
+mod reloading;
 mod support;
 mod switching;
 mod upstreams;

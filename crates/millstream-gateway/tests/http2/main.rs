@@ -6,6 +6,7 @@ mod hostile;
 mod limits;
 mod proxying;
 mod raw;
+mod reloading;
 mod silent;
 mod slow;
 mod support;
