@@ -105,7 +105,7 @@ pub(crate) async fn accept(current: Arc<Current>, places: Arc<Places>, listener:
             place = places.take().await;
         }
         current.renew(&mut shared);
-        shared.tally.connections.fetch_add(1, Ordering::Relaxed);
+        let number = shared.tally.connections.fetch_add(1, Ordering::Relaxed) + 1;
         let open = Open::new(&shared.tally);
         let (current, serving) = (current.clone(), shared.clone());
         let stopped = shared.stopped.clone();
@@ -114,24 +114,25 @@ pub(crate) async fn accept(current: Arc<Current>, places: Arc<Places>, listener:
             tokio::select! {
                 biased;
                 () = stopped.cancelled() => {}
-                () = serve(&current, serving, stream, client) => {}
+                () = serve(&current, serving, stream, (client, number)) => {}
             }
         });
     }
 }
 
-async fn serve(current: &Arc<Current>, shared: Arc<Shared>, stream: TcpStream, client: SocketAddr) {
+async fn serve(current: &Arc<Current>, shared: Arc<Shared>, stream: TcpStream, client: (SocketAddr, u64)) {
     // Without it a small chunk would wait for the acknowledgement of the one before.
     if stream.set_nodelay(true).is_err() {
         return;
     }
+    let peer = |scheme| Peer::new(client.0, client.1, scheme);
     let Some(tls) = &shared.tls else {
-        return connection::serve(current, shared, Connection::Tcp(stream), Peer::new(client, "http")).await;
+        return connection::serve(current, shared, Connection::Tcp(stream), peer("http")).await;
     };
     let Ok(Ok((stream, http2))) = timeout(shared.settings.timeouts.header, secured(tls, stream)).await else {
         return shared.tally.refused(Refusal::Tls);
     };
-    let peer = Peer::new(client, "https");
+    let peer = peer("https");
     if http2 {
         http2::serve(current, shared, stream, peer).await;
     } else {

@@ -8,9 +8,10 @@ use http::header::HeaderMap;
 use http::{Method, StatusCode, Version};
 use tokio::time::timeout;
 
+use crate::account::Tale;
 use crate::client::Client;
 use crate::current::Current;
-use crate::exchange::{Asked, Ended, Tale, exchange};
+use crate::exchange::{Asked, Ended, exchange};
 use crate::gateway::Shared;
 use crate::head::{Framing, HeadError};
 use crate::headers::Peer;
@@ -22,6 +23,7 @@ use crate::meter::{Direction, Meter, StreamOutcome};
 use crate::patience::within;
 use crate::pump::{Rules, Sink, Source, pump};
 use crate::report::{ExchangeReport, Refusal};
+use crate::under_way::Entered;
 use crate::upstream::Connected;
 
 /// How long a connection may linger so that its client can read the last answer.
@@ -40,6 +42,7 @@ pub(crate) async fn serve(
     peer: Peer,
 ) {
     let (mut read, mut write) = connection.split(&shared.pool);
+    let slot = Entered::new(&shared.tally, &peer, 1);
     loop {
         // Between requests the connection holds no buffer, and a drain ends it.
         let next = tokio::select! {
@@ -61,6 +64,7 @@ pub(crate) async fn serve(
             Err(_) => return refuse(shared, read, write, &peer, None).await,
         };
         if bytes == HTTP2_PREFACE {
+            drop(slot);
             let stream = unsplit(read, write, bytes);
             return http2::serve(current, shared.clone(), stream, peer).await;
         }
@@ -81,7 +85,7 @@ pub(crate) async fn serve(
         let keep_alive = head.keep_alive && !shared.draining.is_cancelled();
         let mut to =
             Client::Wire { write: &mut write, method: head.method, version: head.version, keep_alive };
-        let (ended, tale) = exchange(shared, asked, &mut to).await;
+        let (ended, tale) = exchange(shared, &slot, asked, &mut to).await;
         match ended {
             Ended::Keep => {}
             Ended::Close => return linger(read, write).await,
@@ -153,8 +157,9 @@ pub(crate) async fn tunnel(
     let settings = &shared.settings;
     let rules = |chunk| Rules { chunk, bytes_max: u64::MAX, idle: settings.timeouts.tunnel, client: None };
     let sums = &shared.tally.tunnels;
-    let mut sent = Meter::start(Direction::Request, &sums.request);
-    let mut got = Meter::start(Direction::Response, &sums.response);
+    let slot = tale.as_ref().map(Tale::slot);
+    let mut sent = Meter::start(Direction::Request, &sums.request, slot);
+    let mut got = Meter::start(Direction::Response, &sums.response, slot);
     let there = one_way(&mut read, &mut up_write, &mut sent, rules(settings.request_chunk));
     let back = one_way(&mut up_read, &mut write, &mut got, rules(settings.response_chunk));
     // An error in one direction ends both.
@@ -230,8 +235,8 @@ mod tests {
     fn a_connection_that_waits_takes_little_memory() {
         let connection =
             bytes_of(|(current, shared), connection, peer| serve(current, shared, connection, peer));
-        let exchange = bytes_of(|shared: &'static Arc<Shared>, asked: Box<Asked<'static>>, client| {
-            exchange(shared, asked, client)
+        let exchange = bytes_of(|(shared, slot), asked: Box<Asked<'static>>, client| {
+            exchange(shared, slot, asked, client)
         });
         assert!(connection <= 9 << 10, "{connection} bytes");
         assert!(exchange <= 8 << 10, "{exchange} bytes");
@@ -249,7 +254,7 @@ mod tests {
     async fn a_tunnel_whose_end_is_not_taken_is_silent_for_no_longer_than_any_other() {
         let idle = Duration::from_secs(7);
         let rules = Rules { chunk: SMALL, bytes_max: u64::MAX, idle, client: None };
-        let mut meter = Meter::start(Direction::Request, &Arc::new(Sums::default()));
+        let mut meter = Meter::start(Direction::Request, &Arc::new(Sums::default()), None);
         let ((mut read, _other), (_end, mut write)) = (stuck(), stuck());
         let moved = timeout(10 * idle, one_way(&mut read, &mut write, &mut meter, rules)).await;
         assert!(moved.expect("in time").is_err());

@@ -25,13 +25,14 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_util::future::FutureExt;
 
+use crate::account::Tale;
 use crate::asking::path_of;
 use crate::body::{Body, BodyError};
 use crate::client::{Client, text_to};
 use crate::connection::tunnel;
 use crate::current::Current;
 use crate::duplex::{Duplex, Prefixed};
-use crate::exchange::{Asked, Ended, Tale, exchange};
+use crate::exchange::{Asked, Ended, exchange};
 use crate::gateway::Shared;
 use crate::head::{self, Framing, HeadError};
 use crate::headers::Peer;
@@ -39,6 +40,7 @@ use crate::http1::io::Connection;
 use crate::pump::Source;
 use crate::report::Refusal;
 use crate::settings::Settings;
+use crate::under_way::Entered;
 
 use kept::{Ends, Kept};
 use tasks::Tasks;
@@ -88,13 +90,15 @@ pub(crate) async fn serve(current: &Arc<Current>, shared: Arc<Shared>, stream: B
     let (stream, answers) = Watched::new(&shared.tally, stream);
     let draining = shared.draining.clone();
     let seen = Mutex::new(shared);
+    let begun = AtomicU64::new(0);
     let service = service_fn(|request| {
         let shared = {
             let mut seen = seen.lock();
             current.renew(&mut seen);
             seen.clone()
         };
-        answer(shared, request, peer.clone(), Stream::new(&serving))
+        let slot = Entered::new(&shared.tally, &peer, begun.fetch_add(1, Ordering::Relaxed) + 1);
+        answer(shared, request, peer.clone(), (Stream::new(&serving), slot))
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
@@ -165,7 +169,7 @@ async fn answer(
     shared: Arc<Shared>,
     mut request: Request<Incoming>,
     peer: Peer,
-    stream: Stream,
+    under_way: (Stream, Entered),
 ) -> Result<Response<Kept>, BodyError> {
     let upgrade = asks_for_websocket(&request).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
@@ -205,9 +209,9 @@ async fn answer(
     let stopped = shared.stopped.clone();
     let exchange = async move {
         // What hyper has not written when it ends the client has room for; it is watched over with the connection.
-        let _stream = stream;
+        let (_stream, slot) = under_way;
         let mut client = Client::Frames { respond: Some(respond), method };
-        let (ended, tale) = exchange(&shared, asked, &mut client).await;
+        let (ended, tale) = exchange(&shared, &slot, asked, &mut client).await;
         if let Some(upgrade) = upgrade {
             go_on(&shared, ended, upgrade, tale).await;
         }

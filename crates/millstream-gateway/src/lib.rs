@@ -32,6 +32,7 @@
 //! | [`stream_request`], [`stream_response`] | one body from any source to any sink, without a gateway |
 //! | [`BufferPool`], [`Lease`] | the buffers |
 //! | [`ExchangeReport`], [`StreamReport`], [`GatewaySnapshot`], [`exposition`] | what became of each exchange, and the sums |
+//! | [`UnderWay`], [`ExchangeUnderWay`], [`StreamUnderWay`] | which exchanges have not ended, and who is stuck |
 //!
 //! `docs/gateway.md` describes the command `millstream gateway`, every setting and every metric.
 //!
@@ -50,6 +51,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod account;
 mod admin;
 mod answer;
 mod asking;
@@ -86,6 +88,7 @@ pub mod sse;
 mod stream;
 mod tally;
 mod tls;
+mod under_way;
 mod upgrade;
 mod upstream;
 pub mod websocket;
@@ -106,5 +109,6 @@ pub use stream::{
 pub use tally::{AnswersSnapshot, GatewaySnapshot, StreamsSnapshot, UpstreamSnapshot};
 pub use tls::{client_tls, server_tls};
 pub use tokio_rustls::rustls::{ClientConfig as ClientTls, ServerConfig as ServerTls};
+pub use under_way::{ExchangeUnderWay, Side, StreamUnderWay, UnderWay};
 pub use upgrade::{Upgrade, Upgraded};
 pub use upstream::{UpstreamUrl, UpstreamUrlError, Upstreams};

@@ -12,6 +12,7 @@ use crate::ledger::Ledger;
 use crate::meter::{Direction, StreamOutcome, Sums, seconds};
 use crate::pool::PoolSnapshot;
 use crate::report::Refusal;
+use crate::under_way::Registry;
 
 /// The counters of a gateway.
 #[derive(Debug, Default)]
@@ -26,6 +27,7 @@ pub(crate) struct Tally {
     pub(crate) connections: AtomicU64,
     pub(crate) connections_open: AtomicU64,
     upstream_excess: AtomicU64,
+    pub(crate) under_way: Registry,
     /// Configurations that replaced another, and those that were refused.
     pub(crate) reloaded: AtomicU64,
     pub(crate) reloads_refused: AtomicU64,

@@ -222,3 +222,36 @@ fn no_request_fails_while_the_file_is_read_again_and_again() {
     assert_eq!(metric(&gateway, "millstream_gateway_reloads_total{outcome=\"applied\"}"), 50.0);
     assert_eq!(gateway.stop(), Some(143));
 }
+
+#[test]
+fn a_broker_that_was_opened_for_what_is_refused_is_closed_again() {
+    let place = Place::new();
+    let well = leads_to(&upstream(b"it".to_vec()));
+    place.write("g.yaml", &well);
+    let mut gateway = Gateway::start(&place, &["g.yaml"], &[]);
+    let broken = "routes:\n  - { path: /in, broker: 'embedded:state', publish: { queue: q } }\n\
+                  \x20 - { path: /x, broker: 'embedded:g.yaml', publish: { queue: q } }\n";
+    assert!(reloaded(&place, &mut gateway, &(well + broken)).starts_with("not reloaded"));
+    // Only one process at a time may have it.
+    let run = place.run(&["queue", "list", "embedded:state"]);
+    assert!(run.code == Some(0) && run.out.contains('q'), "{}", run.err);
+    assert_eq!(gateway.stop(), Some(143));
+}
+
+#[test]
+fn whoever_asks_for_the_end_does_not_wait_for_a_broker_that_says_nothing() {
+    let place = Place::new();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let well = leads_to(&upstream(b"it".to_vec()));
+    place.write("g.yaml", &well);
+    let gateway = Gateway::start(&place, &["g.yaml"], &[]);
+    let address = silent.local_addr().expect("an address");
+    let waits =
+        format!("routes:\n  - {{ path: /in, broker: 'amqp://{address}', publish: {{ queue: q }} }}\n");
+    place.write("g.yaml", &(well + &waits));
+    gateway.hang_up();
+    // It is being asked, and never answers.
+    let _asked = silent.accept().expect("a connection");
+    assert!(get(&gateway.public, "/").ends_with("it"));
+    assert_eq!(gateway.stop(), Some(143));
+}

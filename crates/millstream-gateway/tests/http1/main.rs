@@ -8,4 +8,5 @@ mod leaving;
 mod reloading;
 mod support;
 mod switching;
+mod under_way;
 mod upstreams;

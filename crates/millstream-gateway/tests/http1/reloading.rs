@@ -261,6 +261,8 @@ async fn a_limit_of_requests_holds_from_then_on() {
     // What is not changed goes on, with what it has counted.
     server.reload(limited(Some(1))).expect("it is well");
     assert_eq!(answered(1).await, [429]);
+    server.reload(limited(Some(1_000_000))).expect("it is well");
+    assert_eq!(answered(1).await, [200]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -294,10 +296,12 @@ async fn what_checks_have_found_stays_as_long_as_somebody_checks() {
     server.reload(checked(None)).expect("it is well");
     assert!(healthy());
     // Another check begins at once.
-    let other = HealthCheck { path: "/other".into(), ..check };
-    server.reload(checked(Some(&other))).expect("it is well");
-    let mut asked = accepted(&upstream).await;
-    assert!(asked.head().await.starts_with("GET /other "));
+    for path in ["/other", "/third"] {
+        let other = HealthCheck { path: path.into(), ..check.clone() };
+        server.reload(checked(Some(&other))).expect("it is well");
+        let mut asked = accepted(&upstream).await;
+        assert!(asked.head().await.starts_with(&format!("GET {path} ")));
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod reloading;
 mod silent;
 mod slow;
 mod support;
+mod under_way;
 mod uploads;
 mod upstreams;
 mod websocket;

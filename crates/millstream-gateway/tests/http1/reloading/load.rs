@@ -7,7 +7,7 @@ use super::*;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_is_lost_while_configurations_come_and_go() {
     const CLIENTS: usize = 8;
-    const RELOADS: u64 = 300;
+    const RELOADS: u64 = 150;
     let (a, b) = (listen(gateway([says("hello")])).await, listen(gateway([says("hello")])).await);
     let url = |server: &Server| format!("http://{}", server.local_addr()).parse().expect("a url");
     let configurations = [
@@ -67,11 +67,13 @@ async fn no_request_is_lost_while_configurations_come_and_go() {
     for client in clients {
         within("the last answer", client).await.expect("no request failed");
     }
-    let (asked, snapshot) = (asked.load(Ordering::Relaxed), server.snapshot());
+    // An exchange is counted when it has ended, shortly after its client has its answer.
+    let look = server.monitor();
+    let drained = within("the end", server.shutdown(Duration::from_secs(10))).await;
+    assert_eq!((drained.broken_off, drained.leases_left), (0, 0));
+    let (asked, snapshot) = (asked.load(Ordering::Relaxed), look());
     assert!(asked >= 3 * RELOADS, "{asked}");
     assert_eq!(snapshot.answers.iter().map(|one| one.by_class["2xx"]).sum::<u64>(), asked);
     assert_eq!(snapshot.reloads["applied"], RELOADS);
     assert_eq!(snapshot.refused.values().sum::<u64>(), 0, "{:?}", snapshot.refused);
-    let drained = within("the end", server.shutdown(Duration::from_secs(10))).await;
-    assert_eq!((drained.broken_off, drained.leases_left), (0, 0));
 }
