@@ -88,7 +88,7 @@ pub(crate) struct Run {
 
 #[derive(Debug, Args)]
 pub(crate) struct Gateway {
-    /// The configuration; `docs/gateway.md` lists what it may say
+    /// The configuration, read again on SIGHUP; `docs/gateway.md` lists what it may say
     #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
     /// Where requests go that no route of the file takes; several share them
@@ -97,7 +97,7 @@ pub(crate) struct Gateway {
     /// Where to listen, as in 0.0.0.0:8080
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub(crate) listen: Option<SocketAddr>,
-    /// Show /metrics, /health, /buffer-pool-metrics and /status.json on this address
+    /// Show /metrics, /health, /streams, /buffer-pool-metrics, /status.json and /config on this address
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub(crate) admin: Option<SocketAddr>,
     /// Override a setting by its dotted key, as in `response.chunk=64KiB`; may be given more than once

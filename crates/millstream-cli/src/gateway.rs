@@ -1,25 +1,26 @@
-//! `millstream gateway`: read the configuration, listen, announce, wait, drain.
+//! `millstream gateway`: read the configuration, listen, announce, wait, read it again where that is asked for, drain.
 
 mod config;
 mod log;
 mod options;
+mod reload;
 mod route;
 
 use std::path::Path;
 use std::time::Duration;
 
-use http::{Method, Request, Response};
-use millstream_gateway::{Body, ExchangeReport, Gateway, Route, Server, client_tls, server_tls};
+use millstream_gateway::{ExchangeReport, Gateway, Server, client_tls, server_tls};
 use millstream_observe::BindError;
 use millstream_pipeline::{nearest, show_duration};
 
 use crate::args;
 use crate::failure::Failure;
 use crate::out::{Out, complain};
-use crate::signals::Signals;
+use crate::signals::{Hangups, Signals};
 use config::Read;
 use log::LogWriter;
 use options::{Config, Log, SETTINGS, Setting};
+use reload::{Reloading, Shown};
 use route::{Brokers, RouteConfig};
 
 /// What the variables of this command begin with.
@@ -35,13 +36,13 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
         out.line(read.print().trim_end())?;
         return out.flush();
     }
-    let printed = read.print();
-    let config = read.config;
-    let mut signals = Signals::new()?;
+    let config = &read.config;
+    let (mut signals, mut hangups) = (Signals::new()?, Hangups::new()?);
     let mut brokers = Brokers::default();
     let writer = LogWriter::start(std::io::stderr())
         .map_err(|error| Failure::of("cannot start the thread that writes the log", &error))?;
-    let server = listen(&config, &mut brokers, &writer).await?;
+    let server = listen(config, &mut brokers, &writer).await?;
+    let shown = Shown::new(read.print());
     complain(&format!(
         "gateway: http{}://{}/",
         if config.certificates.is_some() { "s" } else { "" },
@@ -50,7 +51,7 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
     let admin = match config.admin {
         None => None,
         Some(address) => {
-            let admin = server.admin().route(config_view(printed)).listen(address).await;
+            let admin = server.admin().route(shown.route()).listen(address).await;
             let admin =
                 admin.map_err(|error| Failure::of("cannot show `admin`", &BindError::new(address, error)))?;
             complain(&format!("admin: http://{}/metrics", admin.local_addr()));
@@ -58,27 +59,33 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
         }
     };
 
-    let signal = signals.next().await;
-    let drain = show_duration(asked.drain);
+    let drain_max = asked.drain;
+    let mut reloading = Reloading { asked, read, brokers, writer: writer.clone(), shown };
+    let signal = loop {
+        tokio::select! {
+            signal = signals.next() => break signal,
+            () = hangups.next() => {}
+        }
+        // Who asks for the end does not wait for a broker.
+        tokio::select! {
+            signal = signals.next() => break signal,
+            () = reloading.reload(&server) => {}
+        }
+    };
+    let drain = show_duration(drain_max);
     writer.line(format!("finishing what was accepted, for at most {drain}; a second signal stops at once"));
     let drained = tokio::select! {
-        drained = server.shutdown(asked.drain) => Some(drained),
+        drained = server.shutdown(drain_max) => Some(drained),
         _ = signals.next() => None,
     };
     if let Some(admin) = admin {
         admin.shutdown(ADMIN_DRAIN).await;
     }
-    let closed = brokers.close().await.map_err(Failure::Failed);
+    let closed = reloading.brokers.close().await.map_err(Failure::Failed);
     let broken_off = drained.map_or(0, |drained| drained.broken_off);
     writer.finish((broken_off > 0).then(|| format!("{broken_off} connections were broken off")));
     closed?;
     Err(Failure::Signal(signal))
-}
-
-/// What `--print-config` prints, on the admin address.
-fn config_view(printed: String) -> Route {
-    let show = move |_: Request<Body>| std::future::ready(Response::new(Body::from(printed.clone())));
-    Route::handler("/config", show).path("/config").methods([Method::GET, Method::HEAD])
 }
 
 /// The configuration of the file, the environment and the flags.
@@ -136,6 +143,15 @@ fn is_service_link(ending: &str, value: &str) -> bool {
 }
 
 async fn listen(config: &Config, brokers: &mut Brokers, writer: &LogWriter) -> Result<Server, Failure> {
+    let gateway = build(config, brokers, writer).await?;
+    gateway.listen(config.listen).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidInput => Failure::Refused(error.to_string()),
+        _ => Failure::of("cannot listen", &BindError::new(config.listen, error)),
+    })
+}
+
+/// What a configuration describes.
+async fn build(config: &Config, brokers: &mut Brokers, writer: &LogWriter) -> Result<Gateway, Failure> {
     let mut routes = config.routes.clone();
     if !config.upstream.is_empty() {
         routes.push(RouteConfig::all(config.upstream.clone()));
@@ -161,10 +177,7 @@ async fn listen(config: &Config, brokers: &mut Brokers, writer: &LogWriter) -> R
         let writer = writer.clone();
         gateway = gateway.observe(move |report| tell(&writer, report, failures_only));
     }
-    gateway.listen(config.listen).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::InvalidInput => Failure::Refused(error.to_string()),
-        _ => Failure::of("cannot listen", &BindError::new(config.listen, error)),
-    })
+    Ok(gateway)
 }
 
 fn tls(config: &Config) -> Result<Option<std::sync::Arc<millstream_gateway::ServerTls>>, Failure> {

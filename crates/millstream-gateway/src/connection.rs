@@ -8,8 +8,10 @@ use http::header::HeaderMap;
 use http::{Method, StatusCode, Version};
 use tokio::time::timeout;
 
+use crate::account::Tale;
 use crate::client::Client;
-use crate::exchange::{Asked, Ended, Tale, exchange};
+use crate::current::Current;
+use crate::exchange::{Asked, Ended, exchange};
 use crate::gateway::Shared;
 use crate::head::{Framing, HeadError};
 use crate::headers::Peer;
@@ -21,6 +23,7 @@ use crate::meter::{Direction, Meter, StreamOutcome};
 use crate::patience::within;
 use crate::pump::{Rules, Sink, Source, pump};
 use crate::report::{ExchangeReport, Refusal};
+use crate::under_way::Entered;
 use crate::upstream::Connected;
 
 /// How long a connection may linger so that its client can read the last answer.
@@ -31,21 +34,29 @@ const LINGER_BYTES: usize = 1 << 20;
 /// What a client that knows that HTTP/2 is spoken here begins with, up to what looks like the end of a head (RFC 9113, 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
-/// Serves a connection to its end.
-pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Peer) {
+/// Serves a connection to its end, each request by what is in force when it begins; `shared` is what was last.
+pub(crate) async fn serve(
+    current: &Arc<Current>,
+    mut shared: Arc<Shared>,
+    connection: Connection,
+    peer: Peer,
+) {
     let (mut read, mut write) = connection.split(&shared.pool);
-    let timeouts = &shared.settings.timeouts;
+    let slot = Entered::new(&shared.tally, &peer, 1);
     loop {
         // Between requests the connection holds no buffer, and a drain ends it.
         let next = tokio::select! {
             biased;
-            ready = within(timeouts.keep_alive, read.ready(SMALL)) => ready,
+            ready = within(shared.settings.timeouts.keep_alive, read.ready(SMALL)) => ready,
             () = shared.draining.cancelled() => return,
         };
         if !matches!(next, Ok(Ok(true))) {
             return;
         }
-        let head = within(timeouts.header, read.head(shared.settings.limits.header_bytes)).await;
+        current.renew(&mut shared);
+        let shared = &shared;
+        let head =
+            within(shared.settings.timeouts.header, read.head(shared.settings.limits.header_bytes)).await;
         let bytes = match head {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(NoHead::Closed | NoHead::Broken)) => return,
@@ -53,8 +64,9 @@ pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Pe
             Err(_) => return refuse(shared, read, write, &peer, None).await,
         };
         if bytes == HTTP2_PREFACE {
+            drop(slot);
             let stream = unsplit(read, write, bytes);
-            return http2::serve(shared, stream, peer).await;
+            return http2::serve(current, shared.clone(), stream, peer).await;
         }
         let head = match request(&bytes, shared.settings.limits.target_bytes) {
             Ok(head) => head,
@@ -73,7 +85,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, connection: Connection, peer: Pe
         let keep_alive = head.keep_alive && !shared.draining.is_cancelled();
         let mut to =
             Client::Wire { write: &mut write, method: head.method, version: head.version, keep_alive };
-        let (ended, tale) = exchange(shared, asked, &mut to).await;
+        let (ended, tale) = exchange(shared, &slot, asked, &mut to).await;
         match ended {
             Ended::Keep => {}
             Ended::Close => return linger(read, write).await,
@@ -145,8 +157,9 @@ pub(crate) async fn tunnel(
     let settings = &shared.settings;
     let rules = |chunk| Rules { chunk, bytes_max: u64::MAX, idle: settings.timeouts.tunnel, client: None };
     let sums = &shared.tally.tunnels;
-    let mut sent = Meter::start(Direction::Request, &sums.request);
-    let mut got = Meter::start(Direction::Response, &sums.response);
+    let slot = tale.as_ref().map(Tale::slot);
+    let mut sent = Meter::start(Direction::Request, &sums.request, slot);
+    let mut got = Meter::start(Direction::Response, &sums.response, slot);
     let there = one_way(&mut read, &mut up_write, &mut sent, rules(settings.request_chunk));
     let back = one_way(&mut up_read, &mut write, &mut got, rules(settings.response_chunk));
     // An error in one direction ends both.
@@ -221,9 +234,9 @@ mod tests {
     #[test]
     fn a_connection_that_waits_takes_little_memory() {
         let connection =
-            bytes_of(|shared: &'static Arc<Shared>, connection, peer| serve(shared, connection, peer));
-        let exchange = bytes_of(|shared: &'static Arc<Shared>, asked: Box<Asked<'static>>, client| {
-            exchange(shared, asked, client)
+            bytes_of(|(current, shared), connection, peer| serve(current, shared, connection, peer));
+        let exchange = bytes_of(|(shared, slot), asked: Box<Asked<'static>>, client| {
+            exchange(shared, slot, asked, client)
         });
         assert!(connection <= 9 << 10, "{connection} bytes");
         assert!(exchange <= 8 << 10, "{exchange} bytes");
@@ -241,7 +254,7 @@ mod tests {
     async fn a_tunnel_whose_end_is_not_taken_is_silent_for_no_longer_than_any_other() {
         let idle = Duration::from_secs(7);
         let rules = Rules { chunk: SMALL, bytes_max: u64::MAX, idle, client: None };
-        let mut meter = Meter::start(Direction::Request, &Arc::new(Sums::default()));
+        let mut meter = Meter::start(Direction::Request, &Arc::new(Sums::default()), None);
         let ((mut read, _other), (_end, mut write)) = (stuck(), stuck());
         let moved = timeout(10 * idle, one_way(&mut read, &mut write, &mut meter, rules)).await;
         assert!(moved.expect("in time").is_err());

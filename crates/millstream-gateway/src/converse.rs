@@ -61,10 +61,10 @@ impl Serving<'_> {
         client: &mut Client<'_>,
         may_switch: bool,
     ) -> Conversed<'a> {
-        let sums = &self.shared.tally.routes[self.at].streams;
+        let sums = &self.shared.sums[self.at].streams;
         let settings = &self.shared.settings;
         let idle = settings.timeouts.idle;
-        let mut meter = Meter::start(Direction::Request, &sums.request);
+        let mut meter = Meter::start(Direction::Request, &sums.request, Some(self.slot));
         let rules = Rules {
             chunk: settings.request_chunk,
             bytes_max: settings.limits.request_body_bytes,
@@ -179,7 +179,7 @@ impl Serving<'_> {
         if let Some(coding) = coding.filter(|_| framing != Framing::None) {
             from = Source::Compressed(Box::new(from), coding.encoder());
         }
-        let mut meter = Meter::start(Direction::Response, &sums.response);
+        let mut meter = Meter::start(Direction::Response, &sums.response, Some(self.slot));
         let rules = Rules { chunk: settings.response_chunk, bytes_max: u64::MAX, idle, client: None };
         let mut fault = None;
         let result = {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Uri, Version};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
+use crate::account::{Account, Tale};
 use crate::answer::Answer;
 use crate::asking::size_of;
 use crate::body::Body;
@@ -15,12 +16,13 @@ use crate::converse::How;
 use crate::gateway::Shared;
 use crate::head::Framing;
 use crate::headers::Peer;
-use crate::meter::{Meter, StreamOutcome, StreamReport};
+use crate::meter::{Meter, StreamOutcome};
 use crate::pieces::{Pieces, To};
 use crate::pump::{Broken, Sink, Source, frames};
 use crate::report::{ExchangeReport, Refusal};
-use crate::route::{Found, Handler, Route, Target, find};
+use crate::route::{Found, Handler, Target, find};
 use crate::settings::Settings;
+use crate::under_way::Slot;
 use crate::upgrade::Offer;
 use crate::upstream::{Connected, InFlight};
 
@@ -74,13 +76,17 @@ impl Failure {
 /// Serves one request. Where the connection goes on in another protocol, there is more to tell when that ends.
 pub(crate) async fn exchange(
     shared: &Arc<Shared>,
+    slot: &Arc<Slot>,
     asked: Box<Asked<'_>>,
     client: &mut Client<'_>,
 ) -> (Ended, Option<Tale>) {
-    let mut account =
-        Account::open(shared, ExchangeReport::new(asked.peer.address, &asked.method, &asked.target));
+    let report = ExchangeReport::new(asked.peer.address, &asked.method, &asked.target);
+    let mut account = Account::open(shared, slot, report);
     let has_body = asked.framing != Framing::None;
-    let ended = match admit(shared, &asked) {
+    let admitted = admit(shared, &asked);
+    let route = admitted.as_ref().ok().map(|at| &*shared.routes[*at].name);
+    slot.begin(account.started, (asked.version, &asked.method, &asked.target), route);
+    let ended = match admitted {
         Err(failure) => refuse(shared, client, *failure, has_body, &mut account.report).await,
         Ok(at) => {
             let route = &shared.routes[at];
@@ -94,85 +100,23 @@ pub(crate) async fn exchange(
                 coding,
                 compresses: route.compress,
                 shared,
+                slot,
                 at,
                 report,
                 answered: false,
                 head_only,
+                has_body,
                 expects,
                 accept: None,
                 ending: None,
             };
-            serving.total(asked, client, route, has_body).await
+            serving.total(asked, client).await
         }
     };
     account.ended = true;
     let goes_on = matches!(ended, Ended::Tunnel(..) | Ended::Handed(_));
     let tale = goes_on.then(|| account.continued());
     (ended, tale)
-}
-
-/// What becomes of a connection that goes on in another protocol, told when that ends, however it does.
-pub(crate) struct Tale {
-    shared: Arc<Shared>,
-    /// In a box, as it lives as long as the connection.
-    report: Box<ExchangeReport>,
-    started: Instant,
-}
-
-impl Tale {
-    /// What came from the client, and what went to it.
-    pub(crate) fn streams(&mut self, request: StreamReport, response: StreamReport) {
-        (self.report.request, self.report.response) = (Some(request), Some(response));
-    }
-}
-
-impl Drop for Tale {
-    fn drop(&mut self) {
-        self.report.duration = self.started.elapsed();
-        self.shared.tell(&self.report);
-    }
-}
-
-/// What becomes of an exchange, told when it ends; an exchange that is dropped before its end is told, too.
-struct Account<'s> {
-    shared: &'s Arc<Shared>,
-    report: ExchangeReport,
-    route: Option<usize>,
-    started: Instant,
-    ended: bool,
-    /// It goes on, and is told by somebody else.
-    goes_on: bool,
-}
-
-impl<'s> Account<'s> {
-    fn open(shared: &'s Arc<Shared>, report: ExchangeReport) -> Self {
-        Account { shared, report, route: None, started: Instant::now(), ended: false, goes_on: false }
-    }
-
-    /// The rest of the story, for who goes on with the connection.
-    fn continued(&mut self) -> Tale {
-        self.goes_on = true;
-        let report = Box::new(self.report.clone());
-        Tale { shared: self.shared.clone(), report, started: self.started }
-    }
-}
-
-impl Drop for Account<'_> {
-    fn drop(&mut self) {
-        if !self.ended {
-            let stopped = self.shared.stopped.is_cancelled();
-            if !stopped {
-                self.shared.tally.refused(Refusal::ClientGone);
-            }
-            let why = if stopped { "the gateway has stopped" } else { "the client is gone" };
-            self.report.failure.get_or_insert_with(|| why.into());
-        }
-        self.shared.answered(self.route, self.report.status);
-        if !self.goes_on {
-            self.report.duration = self.started.elapsed();
-            self.shared.tell(&self.report);
-        }
-    }
 }
 
 /// The route of a request that may be served.
@@ -238,12 +182,15 @@ async fn refuse(
 /// An admitted request being served.
 pub(crate) struct Serving<'s> {
     pub(crate) shared: &'s Arc<Shared>,
+    pub(crate) slot: &'s Arc<Slot>,
     pub(crate) at: usize,
     pub(crate) report: &'s mut ExchangeReport,
     /// The answer's head was given to the client.
     pub(crate) answered: bool,
     /// The client asked for no more than a head.
     pub(crate) head_only: bool,
+    /// The request has a body.
+    has_body: bool,
     /// The client waits to hear that its body is wanted.
     pub(crate) expects: bool,
     /// What an upstream must say that accepts a WebSocket which the gateway asks for in a client's name.
@@ -269,16 +216,10 @@ impl Serving<'_> {
         &self.shared.settings
     }
 
-    async fn total(
-        mut self,
-        asked: Box<Asked<'_>>,
-        client: &mut Client<'_>,
-        route: &Route,
-        has_body: bool,
-    ) -> Ended {
+    async fn total(mut self, asked: Box<Asked<'_>>, client: &mut Client<'_>) -> Ended {
         let served = match self.settings().timeouts.total {
-            None => self.serve(asked, client, route).await,
-            Some(total) => match timeout(total, self.serve(asked, client, route)).await {
+            None => self.serve(asked, client).await,
+            Some(total) => match timeout(total, self.serve(asked, client)).await {
                 Ok(served) => served,
                 Err(_) if self.answered => {
                     self.report.failure = Some(format!("it was not done after {total:?}"));
@@ -294,17 +235,12 @@ impl Serving<'_> {
         };
         match served {
             Ok(ended) => ended,
-            Err(failure) => refuse(self.shared, client, failure, has_body, self.report).await,
+            Err(failure) => refuse(self.shared, client, failure, self.has_body, self.report).await,
         }
     }
 
-    async fn serve(
-        &mut self,
-        asked: Box<Asked<'_>>,
-        client: &mut Client<'_>,
-        route: &Route,
-    ) -> Result<Ended, Failure> {
-        let ended = match &route.target {
+    async fn serve(&mut self, asked: Box<Asked<'_>>, client: &mut Client<'_>) -> Result<Ended, Failure> {
+        let ended = match &self.shared.routes[self.at].target {
             Target::Proxy(upstreams) => self.proxy(asked, client, upstreams).await,
             Target::Handler(handler) => self.handle(asked, client, handler.as_ref()).await,
         };

@@ -23,6 +23,7 @@ macro_rules! labels {
 }
 
 labels!(/** Labels of what is counted by reason. */ ByReason: reason);
+labels!(/** Labels of what ended in one way or another. */ ByResult: outcome);
 labels!(/** Labels of the streams of a route in one direction. */ ByStream: route, direction);
 labels!(/** Labels of streams that ended. */ ByOutcome: route, direction, outcome);
 labels!(/** Labels of answers. */ ByClass: route, class);
@@ -72,6 +73,8 @@ metrics! {
     UPSTREAM_HEALTHY: Upstream = gauge "upstream_healthy" "1 if requests go to the server, 0 if not.";
     UPSTREAM_EXCESS: () =
         counter "upstream_excess_total" "Answers of upstreams that were followed by what nobody asked for.";
+    RELOADS: ByResult<'static> =
+        counter "reloads_total" "Configurations that came while it ran: `applied` or `refused`.";
     POOL_ENABLED: () = gauge "pool_enabled" "1 if buffers are kept for the next lease.";
     POOL_BYTES: () = gauge "pool_bytes" "Bytes of all buffers, leased and idle.";
     POOL_BYTES_IN_USE: () = gauge "pool_bytes_in_use" "Bytes of the buffers that are leased.";
@@ -104,6 +107,7 @@ pub fn text(gateway: &GatewaySnapshot) -> String {
     streams(&mut out, gateway);
     upstreams(&mut out, gateway);
     out.show(&UPSTREAM_EXCESS, [((), Value::Count(gateway.upstream_excess))]);
+    out.show(&RELOADS, gateway.reloads.iter().map(|(outcome, n)| (ByResult { outcome }, Value::Count(*n))));
     pool(&mut out, gateway);
     out.finish()
 }

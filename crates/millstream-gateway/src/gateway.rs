@@ -1,6 +1,5 @@
 //! The gateway: it listens, admits connections within its limits, and drains.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -9,9 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use millstream_resilience::{Keyed, Rate, RateLimiter};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use millstream_resilience::{Keyed, RateLimiter};
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -19,31 +18,32 @@ use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::connection;
-use crate::duplex::Duplex;
-use crate::headers::Peer;
-use crate::http1::io::{Connection, SMALL};
-use crate::http2;
+use crate::accept::{Places, accept};
+use crate::current::Current;
+use crate::http1::io::SMALL;
 use crate::pool::BufferPool;
-use crate::report::{ExchangeReport, Refusal};
+use crate::reload::Watching;
+use crate::report::ExchangeReport;
 use crate::route::Route;
 use crate::settings::Settings;
-use crate::tally::{GatewaySnapshot, TUNNELS, Tally, snapshot};
-use crate::tls::client_tls;
-use crate::upstream;
+use crate::tally::{GatewaySnapshot, RouteTally, Tally, snapshot};
 
-type Observer = Box<dyn Fn(&ExchangeReport) + Send + Sync>;
+pub(crate) type Observer = Box<dyn Fn(&ExchangeReport) + Send + Sync>;
 
-/// What all connections share.
+/// What all exchanges share that begin under one configuration, and what outlives it: the pool, the tally, and the ends.
 pub(crate) struct Shared {
+    /// Which configuration this is, from 0.
+    pub(crate) version: u64,
     pub(crate) settings: Settings,
     pub(crate) pool: BufferPool,
     pub(crate) routes: Vec<Route>,
-    pub(crate) tally: Tally,
-    observer: Option<Observer>,
+    /// What is counted of each route.
+    pub(crate) sums: Vec<Arc<RouteTally>>,
+    pub(crate) tally: Arc<Tally>,
+    pub(crate) observer: Option<Observer>,
     /// What each client address may do, for as many of them as connections are allowed.
     pub(crate) rates: Option<Keyed<IpAddr, RateLimiter>>,
-    tls: Option<TlsAcceptor>,
+    pub(crate) tls: Option<TlsAcceptor>,
     pub(crate) upstream_tls: Option<Arc<ClientConfig>>,
     /// Stop accepting and finish what was accepted.
     pub(crate) draining: CancellationToken,
@@ -59,7 +59,7 @@ impl Shared {
     pub(crate) fn answered(&self, route: Option<usize>, status: Option<StatusCode>) {
         if let (Some(at), Some(status)) = (route, status) {
             let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
-            self.tally.routes[at].answers[class].fetch_add(1, Ordering::Relaxed);
+            self.sums[at].answers[class].fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -103,11 +103,11 @@ impl Shared {
 /// # Ok(()) }
 /// ```
 pub struct Gateway {
-    settings: Settings,
-    routes: Vec<Route>,
-    observer: Option<Observer>,
-    tls: Option<Arc<ServerConfig>>,
-    upstream_tls: Option<Arc<ClientConfig>>,
+    pub(crate) settings: Settings,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) observer: Option<Observer>,
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+    pub(crate) upstream_tls: Option<Arc<ClientConfig>>,
 }
 
 impl Gateway {
@@ -155,71 +155,21 @@ impl Gateway {
     /// # Panics
     /// Outside a tokio runtime.
     pub async fn listen(self, address: SocketAddr) -> io::Result<Server> {
-        distinct(&self.routes).map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
+        self.check()?;
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let mut upstreams = self.routes.iter().filter_map(Route::upstreams);
-        let needs_tls = upstreams.any(|upstreams| upstreams.servers.iter().any(|server| server.url.tls));
-        let upstream_tls = match self.upstream_tls {
-            None if needs_tls => Some(client_tls(None)?),
-            given => given,
-        };
-        let limits = &self.settings.limits;
-        let rates = limits.client_rate.map(|rate| {
-            let rate = Rate::new(rate.into(), Duration::from_secs(1)).burst(limits.client_burst.into());
-            Keyed::new(limits.connections, move |_: &IpAddr| RateLimiter::new(rate).wait_max(Duration::ZERO))
-        });
-        let shared = Arc::new(Shared {
-            rates,
-            tls: self.tls.map(TlsAcceptor::from),
-            upstream_tls,
-            pool: BufferPool::new(self.settings.pool.clone()),
-            tally: Tally::new(self.routes.len()),
-            settings: self.settings,
-            routes: self.routes,
-            observer: self.observer,
-            draining: CancellationToken::new(),
-            stopped: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            upstream_tasks: TaskTracker::new(),
-        });
+        let shared = self.shared(None)?;
         shared.pool.warm_up(SMALL, shared.settings.pool_warm as usize / SMALL);
+        let places = Places::new(shared.settings.limits.connections);
+        let (pool, trim) = (shared.pool.clone(), shared.settings.pool_trim);
+        let current = Arc::new(Current::new(shared));
         let mut own = JoinSet::new();
-        own.spawn(accept(shared.clone(), listener));
-        own.spawn({
-            let (pool, period) = (shared.pool.clone(), shared.settings.pool_trim);
-            async move { pool.trim_every(period).await }
-        });
-        let mut servers = Vec::new();
-        for upstreams in shared.routes.iter().filter_map(Route::upstreams) {
-            servers.extend(upstreams.servers.iter().cloned());
-            if let Some(check) = &upstreams.health {
-                for server in &upstreams.servers {
-                    own.spawn(check.clone().watch(shared.clone(), server.clone()));
-                }
-            }
-        }
-        own.spawn(upstream::prune(shared.clone(), servers));
-        Ok(Server { shared, address, own })
+        own.spawn(accept(current.clone(), places.clone(), listener));
+        own.spawn(async move { pool.trim_every(trim).await });
+        let mut watching = Watching::default();
+        watching.follow(&current);
+        Ok(Server { current, address, places, own, watching: Mutex::new(watching) })
     }
-}
-
-/// What is wrong with routes that metrics could not tell apart.
-fn distinct(routes: &[Route]) -> Result<(), String> {
-    let mut names = HashSet::from([TUNNELS]);
-    for route in routes {
-        let name = &route.name;
-        if !names.insert(name) {
-            return Err(format!("the name `{name}` is taken already; give each route a name of its own"));
-        }
-        let mut urls = HashSet::new();
-        for server in route.upstreams().map_or(&[][..], |upstreams| &upstreams.servers) {
-            if !urls.insert(&server.name) {
-                return Err(format!("route `{name}` leads to `{}` twice; name it once", server.name));
-            }
-        }
-    }
-    Ok(())
 }
 
 impl fmt::Debug for Gateway {
@@ -232,9 +182,12 @@ impl fmt::Debug for Gateway {
 ///
 /// Dropping it breaks off what is under way; [`shutdown`](Server::shutdown) finishes it.
 pub struct Server {
-    shared: Arc<Shared>,
+    pub(crate) current: Arc<Current>,
     address: SocketAddr,
+    pub(crate) places: Arc<Places>,
     own: JoinSet<()>,
+    /// Held by who replaces the configuration.
+    pub(crate) watching: Mutex<Watching>,
 }
 
 /// How a gateway ended.
@@ -254,20 +207,21 @@ impl Server {
 
     /// What it has counted.
     pub fn snapshot(&self) -> GatewaySnapshot {
-        snapshot(&self.shared)
+        snapshot(&self.current.get())
     }
 
     /// What it has counted, from anywhere, for as long as the returned function lives.
     pub fn monitor(&self) -> impl Fn() -> GatewaySnapshot + Send + Sync + use<> {
-        let shared = self.shared.clone();
-        move || snapshot(&shared)
+        let current = self.current.clone();
+        move || snapshot(&current.get())
     }
 
     /// Stops accepting, lets every exchange that has begun end, and breaks off what has not ended at the deadline.
     pub async fn shutdown(mut self, deadline: Duration) -> Drained {
-        let shared = self.shared.clone();
+        let shared = self.current.get();
         shared.draining.cancel();
         self.own.shutdown().await;
+        self.watching.get_mut().end().await;
         shared.tasks.close();
         let broken_off = match timeout(deadline, shared.tasks.wait()).await {
             Ok(()) => 0,
@@ -290,83 +244,14 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.shared.draining.cancel();
-        self.shared.stopped.cancel();
+        let shared = self.current.get();
+        shared.draining.cancel();
+        shared.stopped.cancel();
     }
 }
 
 impl fmt::Debug for Server {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
-    }
-}
-
-async fn accept(shared: Arc<Shared>, listener: TcpListener) {
-    let permits = Arc::new(Semaphore::new(shared.settings.limits.connections));
-    loop {
-        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let (stream, client) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // A connection that is gone already is nobody's loss; without descriptors it helps to wait.
-                if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
-                {
-                    tracing::warn!(%error, "cannot accept connections; trying again in a moment");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-                continue;
-            }
-        };
-        shared.tally.connections.fetch_add(1, Ordering::Relaxed);
-        let (serving, open) = (shared.clone(), Open::new(shared.clone()));
-        shared.tasks.spawn(async move {
-            let _admitted = (permit, open);
-            tokio::select! {
-                biased;
-                () = serving.stopped.cancelled() => {}
-                () = serve(&serving, stream, client) => {}
-            }
-        });
-    }
-}
-
-async fn serve(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
-    // Without it a small chunk would wait for the acknowledgement of the one before.
-    if stream.set_nodelay(true).is_err() {
-        return;
-    }
-    let Some(tls) = &shared.tls else {
-        return connection::serve(shared, Connection::Tcp(stream), Peer::new(client, "http")).await;
-    };
-    let Ok(Ok((stream, http2))) = timeout(shared.settings.timeouts.header, secured(tls, stream)).await else {
-        return shared.tally.refused(Refusal::Tls);
-    };
-    if http2 {
-        http2::serve(shared, stream, Peer::new(client, "https")).await;
-    } else {
-        connection::serve(shared, Connection::Other(stream), Peer::new(client, "https")).await;
-    }
-}
-
-/// The stream inside of TLS, and whether its client wants HTTP/2.
-async fn secured(tls: &TlsAcceptor, stream: TcpStream) -> io::Result<(Box<dyn Duplex>, bool)> {
-    let stream = tls.accept(stream).await?;
-    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    Ok((Box::new(stream), http2))
-}
-
-/// Counts a connection while it is open.
-struct Open(Arc<Shared>);
-
-impl Open {
-    fn new(shared: Arc<Shared>) -> Open {
-        shared.tally.connections_open.fetch_add(1, Ordering::Relaxed);
-        Open(shared)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.tally.connections_open.fetch_sub(1, Ordering::Relaxed);
     }
 }

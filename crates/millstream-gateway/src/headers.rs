@@ -32,15 +32,17 @@ const HOP_BY_HOP: [HeaderName; 6] = [
 #[derive(Clone)]
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
+    /// The number of its connection, from 1.
+    pub(crate) connection: u64,
     scheme: &'static str,
     /// The address without its port.
     name: HeaderValue,
 }
 
 impl Peer {
-    pub(crate) fn new(address: SocketAddr, scheme: &'static str) -> Peer {
+    pub(crate) fn new(address: SocketAddr, connection: u64, scheme: &'static str) -> Peer {
         let name = address.ip().to_canonical().to_string();
-        Peer { address, scheme, name: HeaderValue::try_from(name).expect("addresses are ASCII") }
+        Peer { address, connection, scheme, name: HeaderValue::try_from(name).expect("addresses are ASCII") }
     }
 }
 
@@ -161,7 +163,7 @@ mod tests {
 
     #[test]
     fn the_upstream_learns_of_the_client() {
-        let peer = |address: &str, scheme| Peer::new(address.parse().expect("an address"), scheme);
+        let peer = |address: &str, scheme| Peer::new(address.parse().expect("an address"), 1, scheme);
         let client = peer("192.0.2.7:1234", "https");
         let told = [("host", "a:1"), ("x-forwarded-for", "10.0.0.1"), ("forwarded", "for=10.0.0.1")];
         let mut headers = map(&told);

@@ -8,6 +8,7 @@ use http::Method;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::body::Body;
+use crate::current::Current;
 use crate::gateway::Shared;
 use crate::http1::head::response;
 use crate::upstream::{Upstream, Way};
@@ -41,22 +42,23 @@ impl Default for HealthCheck {
 
 impl HealthCheck {
     /// Asks one server for ever.
-    pub(crate) async fn watch(self, shared: Arc<Shared>, server: Arc<Upstream>) {
+    pub(crate) async fn watch(self, current: Arc<Current>, server: Arc<Upstream>) {
         let mut ticks = interval(self.period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // How many answers in a row say otherwise than what holds.
         let mut against = 0;
         loop {
             ticks.tick().await;
-            let well = matches!(timeout(self.timeout, self.ask(&shared, &server)).await, Ok(Some(())));
-            if well == server.healthy.load(Ordering::Relaxed) {
+            let asking = async { self.ask(&current.get(), &server).await };
+            let well = matches!(timeout(self.timeout, asking).await, Ok(Some(())));
+            if well == server.lasting.healthy.load(Ordering::Relaxed) {
                 against = 0;
                 continue;
             }
             against += 1;
             if against >= if well { self.successes } else { self.failures } {
                 against = 0;
-                server.healthy.store(well, Ordering::Relaxed);
+                server.lasting.healthy.store(well, Ordering::Relaxed);
                 tracing::warn!(upstream = %server.url, well, "the health of an upstream has changed");
             }
         }

@@ -18,18 +18,21 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_util::future::FutureExt;
 
+use crate::account::Tale;
 use crate::asking::path_of;
 use crate::body::{Body, BodyError};
 use crate::client::{Client, text_to};
 use crate::connection::tunnel;
+use crate::current::Current;
 use crate::duplex::{Duplex, Prefixed};
-use crate::exchange::{Asked, Ended, Tale, exchange};
+use crate::exchange::{Asked, Ended, exchange};
 use crate::gateway::Shared;
 use crate::head::{self, Framing, HeadError};
 use crate::headers::Peer;
@@ -37,6 +40,7 @@ use crate::http1::io::Connection;
 use crate::pump::Source;
 use crate::report::Refusal;
 use crate::settings::Settings;
+use crate::under_way::Entered;
 
 use kept::{Ends, Kept};
 use tasks::Tasks;
@@ -60,9 +64,9 @@ pub(crate) const WEBSOCKET: &str = "websocket";
 /// How often a silent connection is asked whether it is still there, and how long it may take to say so.
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 
-/// Serves a client's connection to its end.
-pub(crate) async fn serve(shared: &Arc<Shared>, stream: Box<dyn Duplex>, peer: Peer) {
-    let Settings { limits, timeouts, .. } = &shared.settings;
+/// Serves a client's connection to its end, each request by what is in force when it begins, and what is of the connection by `shared`.
+pub(crate) async fn serve(current: &Arc<Current>, shared: Arc<Shared>, stream: Box<dyn Duplex>, peer: Peer) {
+    let Settings { limits, timeouts, .. } = shared.settings.clone();
     let stream = match timeout(timeouts.header, greeted(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(_)) => return,
@@ -70,7 +74,6 @@ pub(crate) async fn serve(shared: &Arc<Shared>, stream: Box<dyn Duplex>, peer: P
     };
     let (serving, mut served) = watch::channel(0);
     let serving = Arc::new(serving);
-    let service = service_fn(|request| answer(shared.clone(), request, peer.clone(), Stream::new(&serving)));
     let mut builder = hyper::server::conn::http2::Builder::new(Tasks::new(&shared.tasks, &shared.stopped));
     builder
         .timer(TokioTimer::new())
@@ -84,14 +87,26 @@ pub(crate) async fn serve(shared: &Arc<Shared>, stream: Box<dyn Duplex>, peer: P
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1)
         .enable_connect_protocol();
-    let (stream, answers) = Watched::new(shared, stream);
+    let (stream, answers) = Watched::new(&shared.tally, stream);
+    let draining = shared.draining.clone();
+    let seen = Mutex::new(shared);
+    let begun = AtomicU64::new(0);
+    let service = service_fn(|request| {
+        let shared = {
+            let mut seen = seen.lock();
+            current.renew(&mut seen);
+            seen.clone()
+        };
+        let slot = Entered::new(&shared.tally, &peer, begun.fetch_add(1, Ordering::Relaxed) + 1);
+        answer(shared, request, peer.clone(), (Stream::new(&serving), slot))
+    });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     tokio::select! {
         biased;
         // An error is the client's: its streams have seen it.
         _ = connection.as_mut() => return,
-        () = shared.draining.cancelled() => {}
+        () = draining.cancelled() => {}
         () = idle(&mut served, &answers, timeouts.keep_alive) => {}
     }
     connection.as_mut().graceful_shutdown();
@@ -154,7 +169,7 @@ async fn answer(
     shared: Arc<Shared>,
     mut request: Request<Incoming>,
     peer: Peer,
-    stream: Stream,
+    under_way: (Stream, Entered),
 ) -> Result<Response<Kept>, BodyError> {
     let upgrade = asks_for_websocket(&request).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
@@ -194,9 +209,9 @@ async fn answer(
     let stopped = shared.stopped.clone();
     let exchange = async move {
         // What hyper has not written when it ends the client has room for; it is watched over with the connection.
-        let _stream = stream;
+        let (_stream, slot) = under_way;
         let mut client = Client::Frames { respond: Some(respond), method };
-        let (ended, tale) = exchange(&shared, asked, &mut client).await;
+        let (ended, tale) = exchange(&shared, &slot, asked, &mut client).await;
         if let Some(upgrade) = upgrade {
             go_on(&shared, ended, upgrade, tale).await;
         }

@@ -32,6 +32,7 @@
 //! | [`stream_request`], [`stream_response`] | one body from any source to any sink, without a gateway |
 //! | [`BufferPool`], [`Lease`] | the buffers |
 //! | [`ExchangeReport`], [`StreamReport`], [`GatewaySnapshot`], [`exposition`] | what became of each exchange, and the sums |
+//! | [`UnderWay`], [`ExchangeUnderWay`], [`StreamUnderWay`] | which exchanges have not ended, and who is stuck |
 //!
 //! `docs/gateway.md` describes the command `millstream gateway`, every setting and every metric.
 //!
@@ -49,6 +50,8 @@
 
 #![forbid(unsafe_code)]
 
+mod accept;
+mod account;
 mod admin;
 mod answer;
 mod asking;
@@ -58,6 +61,7 @@ mod client;
 mod compress;
 mod connection;
 mod converse;
+mod current;
 mod duplex;
 mod exchange;
 pub mod exposition;
@@ -68,6 +72,7 @@ mod headers;
 mod health;
 mod http1;
 mod http2;
+mod ledger;
 mod meter;
 mod patience;
 mod pieces;
@@ -75,6 +80,7 @@ mod pool;
 mod proxying;
 mod pump;
 mod queue;
+mod reload;
 mod report;
 mod route;
 mod settings;
@@ -82,6 +88,7 @@ pub mod sse;
 mod stream;
 mod tally;
 mod tls;
+mod under_way;
 mod upgrade;
 mod upstream;
 pub mod websocket;
@@ -92,6 +99,7 @@ pub use health::HealthCheck;
 pub use meter::{DURATION_BOUNDS, Direction, StreamOutcome, StreamReport};
 pub use pool::{BufferPool, Lease, PoolSettings, PoolSnapshot, THREAD_BYTES, TIERS, TierSnapshot};
 pub use queue::{PublishTo, Serve, Served};
+pub use reload::Reloaded;
 pub use report::{ExchangeReport, Refusal};
 pub use route::{Answering, Handler, Route, Target};
 pub use settings::{CHUNK_MAX, CHUNK_MIN, Forwarded, HalfClose, Limits, Settings, Timeouts};
@@ -101,5 +109,6 @@ pub use stream::{
 pub use tally::{AnswersSnapshot, GatewaySnapshot, StreamsSnapshot, UpstreamSnapshot};
 pub use tls::{client_tls, server_tls};
 pub use tokio_rustls::rustls::{ClientConfig as ClientTls, ServerConfig as ServerTls};
+pub use under_way::{ExchangeUnderWay, Side, StreamUnderWay, UnderWay};
 pub use upgrade::{Upgrade, Upgraded};
 pub use upstream::{UpstreamUrl, UpstreamUrlError, Upstreams};

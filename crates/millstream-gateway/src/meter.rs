@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::under_way::{Flow, Slot};
+
 /// Which way a body goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -137,14 +139,19 @@ pub(crate) struct Meter {
     bytes: u64,
     chunks: u64,
     blocked_events: u64,
-    blocked: Duration,
-    source_wait: Duration,
+    blocked_nanos: u64,
+    source_wait_nanos: u64,
     sums: Arc<Sums>,
+    /// Where others see it while it is under way.
+    slot: Option<Arc<Slot>>,
     ended: Option<(StreamOutcome, Duration)>,
 }
 
 impl Meter {
-    pub(crate) fn start(direction: Direction, sums: &Arc<Sums>) -> Meter {
+    pub(crate) fn start(direction: Direction, sums: &Arc<Sums>, slot: Option<&Arc<Slot>>) -> Meter {
+        if let Some(slot) = slot {
+            slot.flow(direction).begin();
+        }
         sums.started.fetch_add(1, Ordering::Relaxed);
         Meter {
             direction,
@@ -153,11 +160,16 @@ impl Meter {
             bytes: 0,
             chunks: 0,
             blocked_events: 0,
-            blocked: Duration::ZERO,
-            source_wait: Duration::ZERO,
+            blocked_nanos: 0,
+            source_wait_nanos: 0,
             sums: sums.clone(),
+            slot: slot.cloned(),
             ended: None,
         }
+    }
+
+    fn flow(&self) -> Option<&Flow> {
+        self.slot.as_ref().map(|slot| slot.flow(self.direction))
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -181,24 +193,50 @@ impl Meter {
         self.chunks += 1;
         self.sums.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.sums.chunks.fetch_add(1, Ordering::Relaxed);
+        if let Some(flow) = self.flow() {
+            flow.bytes.store(self.bytes, Ordering::Relaxed);
+            flow.chunks.store(self.chunks, Ordering::Relaxed);
+        }
     }
 
-    /// The receiving side is not ready.
-    pub(crate) fn blocks(&mut self) {
+    /// The receiving side is not ready, since then.
+    pub(crate) fn blocks(&mut self, since: Instant) {
         self.blocked_events += 1;
         self.sums.blocked_events.fetch_add(1, Ordering::Relaxed);
+        if let Some(slot) = &self.slot {
+            let flow = slot.flow(self.direction);
+            flow.blocked_events.store(self.blocked_events, Ordering::Relaxed);
+            flow.blocked_since.store(slot.moment(since), Ordering::Relaxed);
+        }
     }
 
     /// It was not for so long.
     pub(crate) fn blocked(&mut self, time: Duration) {
-        self.blocked += time;
-        self.sums.blocked_nanos.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+        let nanos = time.as_nanos() as u64;
+        self.blocked_nanos += nanos;
+        self.sums.blocked_nanos.fetch_add(nanos, Ordering::Relaxed);
+        if let Some(flow) = self.flow() {
+            flow.blocked_since.store(0, Ordering::Relaxed);
+            flow.blocked_nanos.store(self.blocked_nanos, Ordering::Relaxed);
+        }
     }
 
-    /// The other side gave nothing for so long.
+    /// The other side gives nothing, since then.
+    pub(crate) fn waits(&mut self, since: Instant) {
+        if let Some(slot) = &self.slot {
+            slot.flow(self.direction).waits_since.store(slot.moment(since), Ordering::Relaxed);
+        }
+    }
+
+    /// It gave nothing for so long.
     pub(crate) fn waited(&mut self, time: Duration) {
-        self.source_wait += time;
-        self.sums.source_wait_nanos.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+        let nanos = time.as_nanos() as u64;
+        self.source_wait_nanos += nanos;
+        self.sums.source_wait_nanos.fetch_add(nanos, Ordering::Relaxed);
+        if let Some(flow) = self.flow() {
+            flow.waits_since.store(0, Ordering::Relaxed);
+            flow.source_wait_nanos.store(self.source_wait_nanos, Ordering::Relaxed);
+        }
     }
 
     /// It has ended so; if it had before, that stands.
@@ -209,6 +247,9 @@ impl Meter {
             self.sums.durations[bucket.unwrap_or(DURATION_BOUNDS.len())].fetch_add(1, Ordering::Relaxed);
             self.sums.duration_nanos.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
             self.sums.ended[outcome as usize].fetch_add(1, Ordering::Release);
+            if let Some(slot) = &self.slot {
+                slot.flow(self.direction).end();
+            }
             (outcome, duration)
         });
         let rate = |amount: u64, of: f64| if of > 0.0 { amount as f64 / of } else { 0.0 };
@@ -222,8 +263,8 @@ impl Meter {
             first_byte: self.first,
             bytes_per_second: rate(self.bytes, duration.as_secs_f64()),
             backpressure_events: self.blocked_events,
-            backpressure_time: self.blocked,
-            source_wait: self.source_wait,
+            backpressure_time: Duration::from_nanos(self.blocked_nanos),
+            source_wait: Duration::from_nanos(self.source_wait_nanos),
         }
     }
 }
@@ -244,7 +285,7 @@ mod tests {
     async fn a_stream_that_ended_is_counted_by_how_long_it_took() {
         let sums = Arc::new(Sums::default());
         for millis in [1, 2, 5, 3_600_001] {
-            let mut meter = Meter::start(Direction::Request, &sums);
+            let mut meter = Meter::start(Direction::Request, &sums, None);
             tokio::time::advance(Duration::from_millis(millis)).await;
             meter.end(StreamOutcome::Complete);
             // A second end is none.

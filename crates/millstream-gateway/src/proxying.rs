@@ -52,6 +52,7 @@ impl Serving<'_> {
             };
             let url = &in_flight.upstream.url;
             self.report.upstream = Some(in_flight.upstream.name.clone());
+            self.slot.asks(&in_flight.upstream.name);
             let closed = stale.map(|(server, number)| if server == at { number } else { 0 });
             let way = match accept {
                 Some(_) => in_flight.upstream.way_for_websocket(self.shared, closed).await,

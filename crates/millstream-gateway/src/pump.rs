@@ -171,7 +171,7 @@ async fn demanded(
     let watch = rules.client.map_or(Watch::NOBODY, |half_close| from.watch(half_close));
     let waits = Waits { idle: rules.idle, client: watch };
     let since = Instant::now();
-    meter.blocks();
+    meter.blocks(since);
     let waited = waits.during(pin!(sleep_until(since)), |cx| pieces.poll_demanded(cx).map(Ok)).await;
     meter.blocked(since.elapsed());
     match waited {
@@ -187,6 +187,7 @@ async fn came<F: Future>(next: F, meter: &mut Meter, idle: Duration) -> Option<F
         return Some(came);
     }
     let since = Instant::now();
+    meter.waits(since);
     let came = timeout(idle, next).await;
     meter.waited(since.elapsed());
     came.ok()

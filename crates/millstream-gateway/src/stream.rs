@@ -92,7 +92,7 @@ pub struct Streaming {
 impl Streaming {
     fn new(direction: Direction, from: StreamSource, to: StreamSink, chunk: usize) -> Streaming {
         let sums = Arc::new(Sums::default());
-        let meter = Meter::start(direction, &sums);
+        let meter = Meter::start(direction, &sums, None);
         let progress = StreamProgress { started: meter.started(), sums };
         let rules =
             Rules { chunk, bytes_max: u64::MAX, idle: Settings::default().timeouts.idle, client: None };

@@ -5,22 +5,40 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::ledger::Ledger;
 use crate::meter::{Direction, StreamOutcome, Sums, seconds};
 use crate::pool::PoolSnapshot;
 use crate::report::Refusal;
+use crate::under_way::Registry;
 
 /// The counters of a gateway.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    pub(crate) routes: Vec<RouteTally>,
+    /// By the names of routes.
+    pub(crate) routes: Mutex<Ledger<RouteTally>>,
+    /// By the names of routes and the URLs of servers, with a space between.
+    pub(crate) servers: Mutex<Ledger<ServerTally>>,
     /// Connections that changed their protocol.
     pub(crate) tunnels: BothWays,
     refused: [AtomicU64; Refusal::WORDS.len()],
     pub(crate) connections: AtomicU64,
     pub(crate) connections_open: AtomicU64,
     upstream_excess: AtomicU64,
+    pub(crate) under_way: Registry,
+    /// Configurations that replaced another, and those that were refused.
+    pub(crate) reloaded: AtomicU64,
+    pub(crate) reloads_refused: AtomicU64,
+}
+
+/// What is counted of a server.
+#[derive(Debug, Default)]
+pub(crate) struct ServerTally {
+    pub(crate) connected: AtomicU64,
+    pub(crate) reused: AtomicU64,
+    pub(crate) failed: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -38,10 +56,6 @@ pub(crate) struct BothWays {
 }
 
 impl Tally {
-    pub(crate) fn new(routes: usize) -> Tally {
-        Tally { routes: (0..routes).map(|_| RouteTally::default()).collect(), ..Tally::default() }
-    }
-
     pub(crate) fn refused(&self, why: Refusal) {
         self.refused[why as usize].fetch_add(1, Ordering::Relaxed);
     }
@@ -63,9 +77,11 @@ pub struct GatewaySnapshot {
     pub refused: BTreeMap<&'static str, u64>,
     /// Answers of upstreams after which they sent something that nobody asked for; their connections were closed.
     pub upstream_excess: u64,
-    /// The streams of each route, both ways.
+    /// How often the configuration was replaced while it ran (`applied`), and how often one was `refused`.
+    pub reloads: BTreeMap<&'static str, u64>,
+    /// The streams of each route, both ways. Routes that a configuration had before stand there, too, behind the others.
     pub streams: Vec<StreamsSnapshot>,
-    /// The answers of each route, by the first digit of their status.
+    /// The answers of the same routes, by the first digit of their status.
     pub answers: Vec<AnswersSnapshot>,
     /// The servers behind the routes.
     pub upstreams: Vec<UpstreamSnapshot>,
@@ -145,18 +161,24 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 pub(crate) fn snapshot(shared: &crate::gateway::Shared) -> GatewaySnapshot {
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let tally = &shared.tally;
-    let routes = || shared.routes.iter().zip(&tally.routes);
-    let streams = routes()
-        .map(|(route, tally)| (&*route.name, &tally.streams))
+    let there = shared.routes.iter().map(|route| &*route.name).zip(&shared.sums);
+    let known = tally.routes.lock();
+    let is_gone = |name: &str| shared.routes.iter().all(|route| route.name != name);
+    let gone = known.entries().iter().filter(|(name, _)| is_gone(name)).map(|(name, sums)| (&**name, sums));
+    let routes: Vec<(&str, &Arc<RouteTally>)> = there.chain(gone).collect();
+    let streams = routes
+        .iter()
+        .map(|(route, tally)| (*route, &tally.streams))
         .chain([(TUNNELS, &tally.tunnels)])
         .flat_map(|(route, sums)| {
             [(Direction::Request, &sums.request), (Direction::Response, &sums.response)]
                 .map(|(direction, sums)| streams_of(route, direction, sums))
         })
         .collect();
-    let answers = routes()
+    let answers = routes
+        .iter()
         .map(|(route, sums)| AnswersSnapshot {
-            route: route.name.clone(),
+            route: (*route).to_owned(),
             by_class: CLASSES.into_iter().zip(sums.answers.iter().map(load)).collect(),
         })
         .collect();
@@ -168,6 +190,10 @@ pub(crate) fn snapshot(shared: &crate::gateway::Shared) -> GatewaySnapshot {
             .map(|(why, word)| (*word, load(&tally.refused[*why as usize])))
             .collect(),
         upstream_excess: load(&tally.upstream_excess),
+        reloads: BTreeMap::from([
+            ("applied", load(&tally.reloaded)),
+            ("refused", load(&tally.reloads_refused)),
+        ]),
         streams,
         answers,
         upstreams: shared.routes.iter().flat_map(crate::upstream::snapshots).collect(),

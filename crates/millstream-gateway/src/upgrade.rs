@@ -10,11 +10,12 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::account::Tale;
 use crate::duplex::Duplex;
-use crate::exchange::Tale;
 use crate::gateway::Shared;
 use crate::meter::{Direction, Meter, StreamOutcome};
 use crate::tally::BothWays;
+use crate::under_way::Slot;
 
 /// The connection under a request that was answered with 101, for handlers: in the extensions of requests that may change their
 /// protocol.
@@ -75,7 +76,7 @@ impl Offer {
     /// Gives the connection to whoever waits for it, to the end.
     pub(crate) async fn run(self, shared: &Shared, stream: Box<dyn Duplex>, mut tale: Option<Tale>) {
         let Waiting::Talk(talk) = self.0.over() else { return };
-        let meters = Meters::start(&shared.tally.tunnels);
+        let meters = Meters::start(&shared.tally.tunnels, tale.as_ref().map(Tale::slot));
         let ended = Arc::new(Mutex::new(None));
         let silence_max = shared.settings.timeouts.tunnel;
         talk(Upgraded::new(stream, silence_max, meters, ended.clone())).await;
@@ -94,10 +95,10 @@ struct Meters {
 }
 
 impl Meters {
-    fn start(sums: &BothWays) -> Meters {
+    fn start(sums: &BothWays, slot: Option<&Arc<Slot>>) -> Meters {
         Meters {
-            read: Meter::start(Direction::Request, &sums.request),
-            written: Meter::start(Direction::Response, &sums.response),
+            read: Meter::start(Direction::Request, &sums.request, slot),
+            written: Meter::start(Direction::Response, &sums.response, slot),
         }
     }
 }
@@ -148,8 +149,9 @@ impl Upgraded {
             return taken;
         }
         if self.write_by.is_none() {
-            self.meters().written.blocks();
-            self.write_by = Some(Box::pin(sleep(silence_max)));
+            let by = Box::pin(sleep(silence_max));
+            self.meters().written.blocks(by.deadline() - silence_max);
+            self.write_by = Some(by);
         }
         let by = self.write_by.as_mut().expect("it was just set");
         ready!(by.as_mut().poll(cx));

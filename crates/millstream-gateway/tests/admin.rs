@@ -54,9 +54,66 @@ async fn the_admin_address_shows_what_was_counted_and_the_public_one_does_not() 
     assert!(pool["timestamp"].as_f64().is_some_and(|seconds| seconds > 1.7e9), "{pool}");
     assert!(get(admin.local_addr(), "/health").await.contains("\"status\": \"ok\""));
     assert!(get(admin.local_addr(), "/status.json").await.contains("\"backpressure_events\""));
-    for path in ["/metrics", "/health", "/buffer-pool-metrics", "/status.json"] {
+    for path in ["/metrics", "/health", "/buffer-pool-metrics", "/status.json", "/streams"] {
         assert!(get(server.local_addr(), path).await.starts_with("HTTP/1.1 404 "), "{path} is public");
     }
+}
+
+#[tokio::test]
+async fn the_admin_address_lists_what_is_under_way() {
+    let any = || "127.0.0.1:0".parse().expect("an address");
+    let never = Route::handler("never", |_: Request<Body>| std::future::pending::<Response<Body>>());
+    let server = Gateway::new(Settings::default()).route(never).listen(any()).await.expect("a port");
+    let admin = server.admin().listen(any()).await.expect("a port");
+    let look = async |query: &str| {
+        let answer = get(admin.local_addr(), &format!("/streams{query}")).await;
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
+        assert!(
+            head.starts_with("HTTP/1.1 200 ") && head.contains("content-type: application/json"),
+            "{answer}"
+        );
+        serde_json::from_str::<serde_json::Value>(body).expect("JSON")
+    };
+    let list = look("").await;
+    assert!(list["timestamp"].as_f64().is_some_and(|seconds| seconds > 1.7e9), "{list}");
+    assert_eq!((&list["total"], &list["streams"]), (&0.into(), &serde_json::json!([])));
+
+    let mut clients = Vec::new();
+    for number in 1..=3 {
+        let mut client = TcpStream::connect(server.local_addr()).await.expect("connected");
+        client
+            .write_all(b"PUT /a?b HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n")
+            .await
+            .expect("written");
+        clients.push(client);
+        while server.streams(9).exchanges.iter().filter(|one| one.request.is_some()).count() < number {
+            tokio::task::yield_now().await;
+        }
+    }
+    let list = look("?limit=2").await;
+    assert_eq!((&list["total"], list["streams"].as_array().map(Vec::len)), (&3.into(), Some(2)));
+    let one = &list["streams"][0];
+    assert_eq!((&one["id"], &one["method"], &one["path"]), (&"1.1".into(), &"PUT".into(), &"/a".into()));
+    assert!(one["age_seconds"].as_f64().is_some_and(|age| age > 0.0) && one["response"].is_null(), "{one}");
+    let names: Vec<&String> = one["request"].as_object().expect("a body").keys().collect();
+    let expected = [
+        "backpressure_events",
+        "backpressure_seconds",
+        "bytes",
+        "chunks",
+        "ended",
+        "source_wait_seconds",
+        "waits_for",
+    ];
+    assert_eq!(names, expected);
+    for query in ["?limit=", "?limit=x", "?limit=10001", "?limt=1"] {
+        let answer = get(admin.local_addr(), &format!("/streams{query}")).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400 ") && answer.contains("a whole number from 0 to 10000"),
+            "{answer}"
+        );
+    }
+    assert_eq!(look("?limit=10000").await["streams"].as_array().map(Vec::len), Some(3));
 }
 
 #[test]

@@ -58,6 +58,46 @@ async fn an_upstream_whose_certificate_is_of_nobody_known_is_not_asked() {
     assert_eq!(upstream.snapshot().answers[0].by_class["2xx"], 1);
 }
 
+#[tokio::test]
+async fn a_new_handshake_sees_the_new_certificate_and_the_new_authorities() {
+    let any = || "127.0.0.1:0".parse().expect("an address");
+    let directory = tempfile::tempdir().expect("a directory");
+    let (old, renewed) = (certified(&directory, "old"), certified(&directory, "renewed"));
+    let shows = |(certificate, key): &(PathBuf, PathBuf)| {
+        let tls = server_tls(certificate, key).expect("TLS");
+        Gateway::new(Settings::default()).route(hello()).tls(tls)
+    };
+    let upstream = shows(&old).listen(any()).await.expect("a port");
+    let url = format!("https://localhost:{}", upstream.local_addr().port());
+    let trusts = |(certificate, _): &(PathBuf, PathBuf)| {
+        let route = Route::proxy("up", [url.parse().expect("a url")]);
+        let tls = client_tls(Some(certificate)).expect("TLS");
+        Gateway::new(Settings::default()).route(route).upstream_tls(tls)
+    };
+    let gateway = trusts(&old).listen(any()).await.expect("a port");
+    let mut kept = TcpStream::connect(gateway.local_addr()).await.expect("connected");
+    let mut asks = async || {
+        kept.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("written");
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"hello") && !seen.ends_with(b"\n\n") && !seen.ends_with(b"reached\n") {
+            assert!(within(kept.read_buf(&mut seen)).await.expect("an answer") > 0);
+        }
+        String::from_utf8(seen).expect("text").split(' ').nth(1).map(str::to_owned)
+    };
+    let (well, unreached) = (Some("200".to_owned()), Some("502".to_owned()));
+    assert_eq!(asks().await, well);
+    // The connection that is there was agreed on before.
+    upstream.reload(shows(&renewed)).expect("it is well");
+    assert_eq!(asks().await, well);
+    assert_eq!(gateway.snapshot().upstreams[0].connected, 1);
+    // A new one is shown the certificate that the gateway does not know yet.
+    gateway.reload(Gateway::new(Settings::default()).route(hello())).expect("it is well");
+    gateway.reload(trusts(&old)).expect("it is well");
+    assert_eq!(asks().await, unreached);
+    gateway.reload(trusts(&renewed)).expect("it is well");
+    assert_eq!(asks().await, well);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_handshake_that_stands_still_is_given_up() {
     let directory = tempfile::tempdir().expect("a directory");

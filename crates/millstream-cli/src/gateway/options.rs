@@ -68,6 +68,11 @@ impl Setting {
             None => format!("MILLSTREAM_GATEWAY_{}", self.key.replace('.', "_").to_uppercase()),
         }
     }
+
+    /// Whether it holds as long as the gateway runs, whatever a configuration says that comes later.
+    pub(crate) fn is_fixed(&self) -> bool {
+        matches!(self.key, "listen" | "admin") || self.key.starts_with("pool.")
+    }
 }
 
 const fn setting(key: &'static str, set: Set, show: fn(&Config) -> String) -> Setting {

@@ -11,7 +11,7 @@ use millstream_resilience::BreakerSettings;
 
 use super::options::{bytes, list, put, switch, text, texts, time, urls};
 
-/// The brokers behind routes, each opened once.
+/// The brokers behind routes, each opened once, and open until the end: who follows a stream goes on though no route leads there any more.
 #[derive(Default)]
 pub(crate) struct Brokers(BTreeMap<String, Arc<dyn Broker>>);
 
@@ -26,6 +26,17 @@ impl Brokers {
         let broker = broker.map_err(|error| format!("cannot open the broker `{parsed}`: {error}"))?;
         self.0.insert(url.to_owned(), broker.clone());
         Ok(broker)
+    }
+
+    /// The URLs of all of them.
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    /// Closes those with other URLs, which nobody has used.
+    pub(crate) async fn close_others(&mut self, urls: &[String]) -> Result<(), String> {
+        let others: Vec<String> = self.0.keys().filter(|url| !urls.contains(url)).cloned().collect();
+        Brokers(others.into_iter().filter_map(|url| self.0.remove_entry(&url)).collect()).close().await
     }
 
     /// Closes all of them, so that what was accepted is durable.

@@ -2,6 +2,7 @@
 
 mod ends;
 mod process;
+mod reloading;
 mod routes;
 mod settings;
 #[path = "../support/mod.rs"]

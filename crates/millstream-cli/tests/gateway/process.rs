@@ -46,12 +46,22 @@ impl Gateway {
 
     /// The next line of its standard error that begins so.
     pub(crate) fn says(&mut self, prefix: &str) -> String {
+        self.says_any(&[prefix])
+    }
+
+    /// The next that begins with one of these.
+    pub(crate) fn says_any(&mut self, prefixes: &[&str]) -> String {
         loop {
-            let line = self.told.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("it never says {prefix:?}"));
-            if line.starts_with(prefix) {
+            let line = self.told.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("it never says {prefixes:?}"));
+            if prefixes.iter().any(|prefix| line.starts_with(prefix)) {
                 return line;
             }
         }
+    }
+
+    /// Asks it to read its configuration again.
+    pub(crate) fn hang_up(&self) {
+        signal(self.child.as_ref().expect("it was not stopped before"), "HUP");
     }
 
     /// Asks it to end.

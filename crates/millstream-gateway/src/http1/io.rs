@@ -278,7 +278,7 @@ impl WriteSide {
             }
             let since = Instant::now();
             if let Some(meter) = meter.as_deref_mut() {
-                meter.blocks();
+                meter.blocks(since);
             }
             let mut alarm = pin!(sleep_until(since + SLOW));
             let soon = poll_fn(|cx| match poll_write(&mut self.io, cx, &parts, written) {
@@ -317,7 +317,7 @@ impl WriteSide {
         }
         let since = Instant::now();
         if let Some(meter) = meter.as_deref_mut() {
-            meter.blocks();
+            meter.blocks(since);
         }
         let flushed = waits.during(pin!(sleep_until(since)), flush).await;
         let waited = since.elapsed();

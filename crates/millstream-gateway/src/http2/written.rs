@@ -9,8 +9,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::duplex::Duplex;
-use crate::gateway::Shared;
 use crate::report::Refusal;
+use crate::tally::Tally;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -26,16 +26,16 @@ pub(super) struct Watched {
     stream: Box<dyn Duplex>,
     frame: FrameAt,
     answers: Arc<AtomicU64>,
-    shared: Arc<Shared>,
+    tally: Arc<Tally>,
 }
 
 impl Watched {
     /// The connection, and how many bytes of answers were written, with heads and framing. Pings and the like are none: whoever only
     /// answers those takes nothing.
-    pub(super) fn new(shared: &Arc<Shared>, stream: Box<dyn Duplex>) -> (Watched, Arc<AtomicU64>) {
+    pub(super) fn new(tally: &Arc<Tally>, stream: Box<dyn Duplex>) -> (Watched, Arc<AtomicU64>) {
         let answers = Arc::<AtomicU64>::default();
         let frame = FrameAt::default();
-        (Watched { stream, frame, answers: answers.clone(), shared: shared.clone() }, answers)
+        (Watched { stream, frame, answers: answers.clone(), tally: tally.clone() }, answers)
     }
 
     fn wrote(&mut self, bytes: &[u8]) {
@@ -44,7 +44,7 @@ impl Watched {
             self.answers.fetch_add(answers, Ordering::Relaxed);
         }
         for _ in 0..faults {
-            self.shared.tally.refused(Refusal::Protocol);
+            self.tally.refused(Refusal::Protocol);
         }
     }
 }

@@ -26,7 +26,7 @@ pub(super) async fn send(
         return Ok(false);
     };
     let since = Instant::now();
-    meter.blocks();
+    meter.blocks(since);
     let taker = pieces.taker();
     let sent = {
         let mut sending = pin!(pieces.send(piece));
@@ -52,7 +52,7 @@ async fn ended(pieces: &Pieces, meter: &mut Meter, idle: Duration) -> Result<(),
         return ended.map_err(|()| Broken::Gone);
     }
     let since = Instant::now();
-    meter.blocks();
+    meter.blocks(since);
     let taker = pieces.taker();
     let mut ending = pin!(pieces.taken());
     let ended = steady(taker.as_deref(), &Waits::of(idle), |cx| ending.as_mut().poll(cx)).await;

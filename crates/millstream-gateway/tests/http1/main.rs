@@ -5,6 +5,8 @@ mod compressed;
 mod ends;
 mod hostile;
 mod leaving;
+mod reloading;
 mod support;
 mod switching;
+mod under_way;
 mod upstreams;

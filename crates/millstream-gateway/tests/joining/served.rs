@@ -3,7 +3,7 @@
 use futures_util::StreamExt;
 use http::Request;
 use millstream_gateway::websocket::WebSocketMessage;
-use millstream_gateway::{Body, Route, Serve, Served};
+use millstream_gateway::{Body, Route, Serve, Served, Side};
 use millstream_message::{Address, Message, Queue, StreamSpec};
 use tokio::net::TcpStream;
 
@@ -29,6 +29,14 @@ async fn a_stream_is_served_as_events_and_goes_on_after_the_last_one_seen() {
     for client in [&mut first, &mut again, &mut next] {
         assert!(client.until("\n\n").await.ends_with("id: 2\ndata: c\n\n"));
     }
+    let listed = server.streams(10).exchanges;
+    let of = |one: &millstream_gateway::ExchangeUnderWay| {
+        let events = one.response.clone().expect("an answer");
+        (one.route.clone(), one.upgraded, events.bytes > 10 && events.waits_for == Some(Side::Sender))
+    };
+    assert_eq!(listed.iter().map(of).collect::<Vec<_>>(), vec![(Some("s".into()), false, true); 3]);
+    drop((first, again, next));
+    until(|| server.streams(10).total == 0).await;
     let mut wrong = Client::asks(to, &get("/", "Last-Event-ID: x\r\n")).await;
     assert!(wrong.until("\r\n").await.contains(" 400 "));
 }

@@ -28,6 +28,10 @@ async fn a_stream_is_served_over_a_websocket() {
     broker.append("s", vec![Message::new("b")]).await.expect("appended");
     let heard = within(socket.next()).await.expect("a message").expect("no error");
     assert_eq!(heard, WebSocketMessage::text(r#"{"data":"b","id":"1"}"#));
+    let listed = server.streams(10).exchanges;
+    let [one] = &listed[..] else { panic!("{listed:?}") };
+    assert!(one.upgraded && one.upstream.is_none() && one.route.as_deref() == Some("s"), "{one:?}");
+    assert!(one.response.as_ref().is_some_and(|events| events.bytes > 40 && !events.ended), "{one:?}");
     // What the client does not take back ends with the gateway.
     let drained = within(server.shutdown(Duration::ZERO)).await;
     assert_eq!((drained.broken_off, drained.leases_left), (1, 0));

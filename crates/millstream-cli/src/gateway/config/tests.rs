@@ -1,0 +1,209 @@
+//! What a configuration may say, from wherever it comes.
+
+use super::super::route::Key;
+use super::*;
+
+fn of(text: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Read, String> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("g.yaml");
+    std::fs::write(&path, text).expect("written");
+    let flags: Vec<_> = flags
+        .iter()
+        .map(|(key, value)| (key.to_string(), value.to_string(), format!("--set {key}={value}")))
+        .collect();
+    let environment =
+        |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string());
+    read(Some(&path), environment, &flags).map_err(|failure| match failure {
+        Failure::Refused(text) => text.replace(&path.display().to_string(), "g.yaml"),
+        other => panic!("{other:?}"),
+    })
+}
+
+#[test]
+fn flags_have_the_last_word_then_the_environment_then_the_file() {
+    let variable = ("STREAM_RESPONSE_CHUNK_SIZE", "8192");
+    let file = "response:\n  chunk: 4KiB\n";
+    let chunk = |read: Result<Read, String>| read.map(|read| read.config.settings.response_chunk);
+    assert_eq!(chunk(of("{}", &[], &[])), Ok(512 << 10));
+    assert_eq!(chunk(of(file, &[], &[])), Ok(4 << 10));
+    assert_eq!(chunk(of(file, &[variable], &[])), Ok(8 << 10));
+    assert_eq!(chunk(of(file, &[variable], &[("response.chunk", "16KiB")])), Ok(16 << 10));
+    let text = of(file, &[variable], &[]).expect("valid").print();
+    assert!(text.contains("response:\n  chunk: 8KiB  # environment STREAM_RESPONSE_CHUNK_SIZE\n"), "{text}");
+    assert!(text.contains("request:\n  chunk: 512KiB  # default\n"), "{text}");
+}
+
+#[test]
+fn every_setting_can_be_set_by_its_variable_and_its_key() {
+    for setting in SETTINGS {
+        let before = (setting.show)(&Config::default());
+        let tried = [
+            "127.0.0.1:7777",
+            "allow",
+            "replace",
+            "all",
+            "false",
+            "true",
+            "12345",
+            "2MiB",
+            "7s",
+            "http://h:1",
+        ];
+        let changes = |value: &&str| {
+            let mut config = Config::default();
+            (setting.set)(&mut config, value).is_ok() && (setting.show)(&config) != before
+        };
+        let value = tried.into_iter().find(changes).unwrap_or_else(|| panic!("nothing sets {}", setting.key));
+        let by_variable = of("{}", &[(&setting.variable(), value)], &[]).expect("valid");
+        let by_key = of("{}", &[], &[(setting.key, value)]).expect("valid");
+        assert_ne!((setting.show)(&by_variable.config), before, "{}", setting.variable());
+        assert_eq!((setting.show)(&by_variable.config), (setting.show)(&by_key.config));
+    }
+}
+
+#[test]
+fn what_cannot_change_stays_with_where_it_comes_from_and_is_told_with_both_values() {
+    let before = of("pool: { bytes: 2MiB }\nlimits: { streams: 3 }", &[], &[]).expect("valid");
+    let file = "listen: 127.0.0.1:1\npool: { enabled: off, warm: 1MiB, trim: 1s }\nlimits: { streams: 4 }";
+    let mut after = of(file, &[], &[("pool.scrub", "true"), ("admin", "127.0.0.1:2")]).expect("valid");
+    assert_eq!(
+        after.stay(&before),
+        [
+            "`listen` stays 127.0.0.1:8080, not 127.0.0.1:1",
+            "`admin` stays none, not 127.0.0.1:2",
+            "`pool.enabled` stays true, not false",
+            "`pool.bytes` stays 2MiB, not 20MiB",
+            "`pool.scrub` stays false, not true",
+            "`pool.warm` stays 0B, not 1MiB",
+            "`pool.trim` stays 30s, not 1s",
+        ]
+    );
+    let (before, mut after) = (before.print(), after.print());
+    after = after.replace("streams: 4", "streams: 3");
+    // The directory of each has a name of its own.
+    let without_origins = |text: &str| {
+        text.lines().map(|line| line.split("  # ").next().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    assert_eq!(without_origins(&before), without_origins(&after));
+    assert!(after.contains("  bytes: 2MiB  # file ") && after.contains("  trim: 30s  # default"), "{after}");
+    let mut same = of("limits: { streams: 5 }", &[], &[]).expect("valid");
+    assert!(same.stay(&of("{}", &[], &[]).expect("valid")).is_empty());
+}
+
+#[test]
+fn where_a_gateway_listens_that_is_not_told_is_printed_as_it_is() {
+    let text = of("{}", &[], &[]).expect("valid").print();
+    assert!(text.starts_with("listen: 127.0.0.1:8080  # default\n# admin: none  # default\n"), "{text}");
+}
+
+#[test]
+fn a_value_that_is_refused_is_shown_without_its_password() {
+    let url = "http://u:secret@a:1";
+    for text in [
+        of(&format!("upstream: '{url}'"), &[], &[]),
+        of(&format!("routes:\n  - upstreams: ['http://a:1', '{url}']"), &[], &[]),
+        of("{}", &[("MILLSTREAM_GATEWAY_UPSTREAM", url)], &[]),
+        of("{}", &[], &[("upstream", url)]),
+    ] {
+        let text = text.err().expect("refused");
+        // Below stands the file's line as it was written, where `${PASSWORD}` is still that.
+        assert!(text.lines().next().is_some_and(|line| !line.contains("secret")), "{text}");
+    }
+}
+
+#[test]
+fn what_is_printed_sets_the_same() {
+    let routes = "routes:\n  - { name: \"it's\", host: '*.a', path: /x, methods: [GET, PUT], upstreams: [http://a:1], breaker: on, \
+                  compress: true, health: { path: /h, period: 1s, timeout: 500ms, failures: 3, successes: 2 } }\n\
+                  \x20 - { broker: 'embedded:d', publish: { queue: q, max: 2KiB } }\n  - { broker: 'memory:', serve: { stream: s } }\n\
+                  \x20 - { broker: 'amqp://u:secret@h', serve: { queue: q } }\n";
+    let first = of(routes, &[("MILLSTREAM_GATEWAY_TIMEOUTS_TOTAL", "3s")], &[]).expect("valid");
+    assert!(first.print().contains("host: '*.a'") && !first.print().contains("secret"), "{}", first.print());
+    for key in KEYS {
+        let (section, name) = key.name.split_once('.').unwrap_or(("", key.name));
+        assert!(
+            first.print().contains(&format!("{name}: ")) && first.print().contains(section),
+            "{}",
+            key.name
+        );
+    }
+    let second = of(&first.print(), &[], &[]).expect("valid");
+    assert_eq!(
+        first.print().split_once("routes:").map(|p| p.1),
+        second.print().split_once("routes:").map(|p| p.1)
+    );
+    for setting in SETTINGS {
+        assert_eq!((setting.show)(&first.config), (setting.show)(&second.config), "{}", setting.key);
+    }
+}
+
+#[test]
+fn what_is_wrong_is_refused_with_its_place_and_its_remedy() {
+    for (file, expected) in [
+        ("respnse:\n  chunk: 1KiB", "g.yaml:2:3: unknown key `respnse.chunk`"),
+        ("response:\n  chunk: 1KiB\n  chnk: 2", "did you mean `response.chunk`?"),
+        ("response:\n  chunk: 100B", "`response.chunk` cannot be `100B`"),
+        ("pool:\n  enabled: maybe", "`pool.enabled` cannot be `maybe`"),
+        ("routes:\n  - pth: /a", "did you mean `path`?"),
+        ("routes:\n  - path: a", "`routes.0.path` cannot be `a`"),
+        ("routes:\n  - breaker: true", "g.yaml:2:14: `breaker` has no effect here"),
+        ("routes:\n  - broker: 'memory:'\n    upstreams: [http://a:1]", "`broker` has no effect here"),
+        (
+            "routes:\n  - upstreams: [http://a:1]\n    publish: { max: 1KiB }",
+            "name the queue by `publish.queue`",
+        ),
+        (
+            "routes:\n  - broker: 'memory:'\n    serve: { queue: q }\n    health: { path: / }",
+            "`health.path` has no effect",
+        ),
+        ("upstream: ftp://a:1", "g.yaml:1:11: `upstream` cannot be `ftp://a:1`"),
+        (
+            "routes:\n  - path: /\n    upstreams: [http://a:1, b]",
+            "g.yaml:3:17: `routes.0.upstreams` cannot be",
+        ),
+        ("upstream: 'http://u:secret@a:1'", "leave out what stands before the `@`"),
+        (
+            "routes:\n  - broker: 'memory:'\n    serve: { queue: q, stream: s }",
+            "`serve.queue` has no effect here",
+        ),
+        (
+            "routes:\n  - broker: 'memory:'\n    serve: { queue: q }\n    compress: true",
+            "`compress` has no effect here",
+        ),
+        (
+            "routes:\n  - broker: 'memory:'\n    serve: { queue: q }\n    publish: { queue: q }",
+            "publishes or serves",
+        ),
+        (
+            "routes:\n  - broker: 'memory:'\n    serve: { queue: q }\n    upstreams: [http://a:1]",
+            "leads to one place",
+        ),
+    ] {
+        let text = of(file, &[], &[]).err().unwrap_or_else(|| panic!("{file:?} is taken"));
+        assert!(text.contains(expected), "{file:?}: {text}");
+    }
+    let text = of("{}", &[("STREAM_REQUEST_CHUNK_SIZE", "32KB!")], &[]).err().expect("refused");
+    assert!(text.contains("STREAM_REQUEST_CHUNK_SIZE is `32KB!`: write a size"), "{text}");
+    let text = of("{}", &[], &[("respons.chunk", "1KiB")]).err().expect("refused");
+    assert!(text.contains("did you mean `response.chunk`?"), "{text}");
+}
+
+#[test]
+fn the_reference_lists_every_setting_with_its_variable_and_every_key_of_routes() {
+    let reference = include_str!("../../../../../docs/gateway.md");
+    for setting in SETTINGS {
+        let row = format!("| `{}` | `{}` |", setting.key, setting.variable());
+        assert!(reference.contains(&row), "docs/gateway.md lacks {row}");
+    }
+    for Key { name, .. } in KEYS {
+        assert!(reference.contains(&format!("| `{name}` |")), "docs/gateway.md lacks `{name}`");
+    }
+}
+
+#[test]
+fn lists_may_be_written_either_way() {
+    for text in ["upstream: 'http://a:1, http://b:2'", "upstream: [http://a:1, http://b:2]"] {
+        let read = of(text, &[], &[]).expect("valid");
+        assert!(read.print().contains("upstream: http://a:1, http://b:2  # file "), "{}", read.print());
+    }
+}
