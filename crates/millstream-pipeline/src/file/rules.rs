@@ -7,6 +7,7 @@ use super::place::{At, Spanned};
 use super::problem::{Findings, nearest, one_of};
 use super::template::Template;
 use super::units::{show_duration, show_size};
+use super::url;
 use millstream_message::{BrokerUrl, StreamFrom};
 use std::collections::HashMap;
 use std::path::Path;
@@ -301,7 +302,7 @@ fn writing(draft: &Draft, findings: &mut Findings) {
                 if let Some(ca) = http.ca.as_ref().filter(|_| !http.url.starts_with("https:")) {
                     findings.add(
                         ca.at,
-                        format!("`ca` has no effect: {} is not https", http.url.value),
+                        format!("`ca` has no effect: {} is not https", url::shown(&http.url.value)),
                         "write `https://` in `url`, or leave `ca` out",
                     );
                 }
