@@ -479,3 +479,34 @@ fn pipelines_that_would_take_each_others_input_or_output_are_refused_before_they
     place.write("two.yaml", &writing("two", "out/b.ndjson"));
     place.done(&["run", "one.yaml", "two.yaml", "--quiet"]);
 }
+
+#[test]
+fn what_a_disk_that_fails_costs_depends_on_the_source() {
+    let place = Place::new();
+    let lines = "{\"a\":1}\n".repeat(10_000);
+    place.write("in.ndjson", &lines);
+    for (source, words) in [
+        ("{ stdin: { format: ndjson } }", "what was under way is lost"),
+        ("{ file: { path: in.ndjson } }", "nothing accepted is lost"),
+    ] {
+        place.write(
+            "p.yaml",
+            &format!("name: p\nsource: {source}\noutput: {{ file: {{ path: o/out.ndjson }} }}\n"),
+        );
+        // Files may have a few blocks, and no more.
+        let limited = format!(
+            "trap '' XFSZ; ulimit -f 8; exec {} run p.yaml --quiet < in.ndjson",
+            env!("CARGO_BIN_EXE_millstream")
+        );
+        let mut command = std::process::Command::new("sh");
+        command
+            .args(["-c", &limited])
+            .current_dir(place.path(""))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let end = ended(command.spawn().expect("a shell"));
+        assert_eq!(end.code, Some(1), "{}", end.err);
+        assert!(end.err.contains("start again") && end.err.contains(words), "{}", end.err);
+        std::fs::remove_dir_all(place.path("o")).expect("removed");
+    }
+}

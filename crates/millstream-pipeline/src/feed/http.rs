@@ -205,11 +205,14 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
 
 /// Refuses a body that is packed: how much it would be unpacked is known too late.
 fn plain(headers: &HeaderMap) -> Result<(), Refusal> {
-    let packed = |coding: &&HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity") && !coding.is_empty();
+    let packed =
+        |coding: &&HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity") && !coding.is_empty();
     match headers.get_all(CONTENT_ENCODING).iter().find(packed) {
         None => Ok(()),
         Some(coding) => {
-            let why = format!("content encoding {coding:?}; send the items as they are, without `Content-Encoding`");
+            let why = format!(
+                "content encoding {coding:?}; send the items as they are, without `Content-Encoding`"
+            );
             Err(Refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, why))
         }
     }
