@@ -51,6 +51,11 @@ fn union(node: &Node, union: &Union, key: &str, findings: &mut Findings) {
             for (tag, value) in entries {
                 match union.tags.iter().find(|known| known.name == tag.name) {
                     Some(known) => value_of(value, &known.kind, known.name, findings),
+                    None if union.words.contains(&tag.name.as_str()) => findings.add(
+                        tag.at,
+                        format!("`{}` in `{key}` takes no settings", tag.name),
+                        format!("write `{key}: {}`", tag.name),
+                    ),
                     None => unknown(tag, value, node, &format!("`{key}`"), union.tags, findings),
                 }
             }
@@ -197,7 +202,10 @@ fn scalar(text: &str, style: Style, kind: &Kind) -> Result<(), String> {
         Kind::Time => match units::duration(text) {
             Some(time) if !time.is_zero() => Ok(()),
             Some(_) => Err("must be longer than nothing".to_owned()),
-            None => Err("write a number with ms, s, m, h or d, such as `500ms` or `1h 30m`".to_owned()),
+            None => Err(format!(
+                "write a number with ms, s, m, h or d, such as `500ms` or `1h 30m`, at most `{}`",
+                units::DURATION_MAX
+            )),
         },
         Kind::Count(min, max) => match text.parse::<u64>() {
             Ok(count) if (*min..=*max).contains(&count) => Ok(()),

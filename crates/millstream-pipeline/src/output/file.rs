@@ -10,7 +10,6 @@ use crate::file::template::Template;
 use crate::hold::Hold;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -295,6 +294,7 @@ mod tests {
     use crate::file::model::{Format, Setting};
     use crate::file::place::{At, Spanned};
     use std::collections::BTreeMap;
+    use std::path::Path;
 
     fn files(root: &Path, rotate_every: Option<Duration>) -> Files {
         let template = Template::parse("{k}.ndjson", root).expect("a good template");
