@@ -1,5 +1,6 @@
 //! Standard output and standard error, written so that a closed pipe is not a panic.
 
+use std::borrow::Cow;
 use std::io::{self, BufWriter, Stdout, Write};
 
 use crate::failure::Failure;
@@ -17,6 +18,11 @@ impl Out {
         self.0.write_all(text.as_ref()).and_then(|()| self.0.write_all(b"\n")).map_err(Failure::output)
     }
 
+    /// Writes text for people, and the end of the line. What came from outside may be in it: see [`printable`].
+    pub(crate) fn text(&mut self, text: impl AsRef<str>) -> Result<(), Failure> {
+        self.line(printable(text.as_ref()).as_bytes())
+    }
+
     /// Writes a value as JSON on one line.
     pub(crate) fn json(&mut self, value: &serde_json::Value) -> Result<(), Failure> {
         self.line(value.to_string())
@@ -28,9 +34,26 @@ impl Out {
     }
 }
 
-/// Writes a line to standard error. Where that is closed there is nobody left to tell.
+/// Writes lines to standard error, [`printable`]. Where that is closed there is nobody left to tell.
 pub(crate) fn complain(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", printable(text));
+}
+
+/// Text without the control characters that a terminal might obey: they are shown as escapes. Lines and tabs stay. Names,
+/// items and what a server answered are in errors as they came.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(obeyed) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match obeyed(c) {
+            true => out.extend(c.escape_default()),
+            false => out.push(c),
+        }
+    }
+    out.into()
 }
 
 /// Bytes as one readable line of at most `width` characters: control characters, which a terminal might obey,
@@ -59,7 +82,13 @@ pub(crate) fn preview(bytes: &[u8], width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::preview;
+    use super::{preview, printable};
+
+    #[test]
+    fn no_terminal_obeys_what_is_told() {
+        assert_eq!(printable("a\n\tb — ü"), "a\n\tb — ü");
+        assert_eq!(printable("a\x1b[2J\r\u{9b}b\x7f"), "a\\u{1b}[2J\\r\\u{9b}b\\u{7f}");
+    }
 
     #[test]
     fn a_preview_is_one_line_that_no_terminal_obeys() {

@@ -34,7 +34,8 @@ pub(crate) async fn run(asked: args::Run) -> Result<(), Failure> {
     // Everything that can be refused is refused before anything starts.
     let pipelines = lint::open_all(&asked.files, &asked.settings)?;
     named_apart(&asked.files, &pipelines)?;
-    let report = asked.report.as_deref().map(ReportFile::create).transpose()?;
+    apart(&asked.files, &pipelines)?;
+    let report = asked.report.as_deref().map(|path| ReportFile::create(path, &asked.files)).transpose()?;
     let mut signals = Signals::new()?;
     let watch = Arc::new(Watch::default());
     let brokers = Arc::new(Brokers::new());
@@ -93,6 +94,27 @@ fn named_apart(files: &[PathBuf], pipelines: &[Pipeline]) -> Result<(), Failure>
             return Err(Failure::Refused(format!(
                 "{first} and {second} both name their pipeline `{name}`; what runs side by side needs names of its own"
             )));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses two pipelines that would take each other's standard input, or write each other's files.
+fn apart(files: &[PathBuf], pipelines: &[Pipeline]) -> Result<(), Failure> {
+    for (at, pipeline) in pipelines.iter().enumerate() {
+        for (other, first) in pipelines[..at].iter().zip(files) {
+            let both = format!("{} and {} both", first.display(), files[at].display());
+            if pipeline.reads_stdin() && other.reads_stdin() {
+                return Err(Failure::Refused(format!(
+                    "{both} read standard input, and each would get some of its items; \
+                     run one of them, or let one read `source.file` or a queue"
+                )));
+            }
+            if let Some(path) = pipeline.output_shared_with(other) {
+                return Err(Failure::Refused(format!(
+                    "{both} can write {path}; give each its own `output.file.path`, as a directory of its own"
+                )));
+            }
         }
     }
     Ok(())

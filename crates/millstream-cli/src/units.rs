@@ -10,8 +10,9 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 }
 
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    millstream_pipeline::duration(text)
-        .ok_or_else(|| "write a number with its unit, as in `500ms`, `30s`, `1h 30m`".into())
+    millstream_pipeline::duration(text).ok_or_else(|| {
+        "write a number with its unit, as in `500ms`, `30s`, `1h 30m`, at most `213503d`".into()
+    })
 }
 
 pub(crate) fn stream_from(text: &str) -> Result<StreamFrom, String> {

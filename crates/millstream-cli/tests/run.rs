@@ -418,3 +418,95 @@ fn a_file_that_may_not_be_read_is_told() {
         assert!(end.err.contains("echo.yaml"), "{}", end.err);
     }
 }
+
+#[test]
+fn what_came_from_outside_is_told_in_no_words_that_a_terminal_obeys() {
+    let place = Place::new();
+    place.write("p.yaml", "name: p\nsource: { stdin: { format: ndjson } }\nprocess: [ { filter: { name: \"x\\e[2J\", keep: 'item.a > 1' } } ]\noutput: { stdout: }\n");
+    let end = place.run_with_input(&["run", "p.yaml"], b"{\"a\":1}\n{\"a\":\x1b[31m}\n");
+    assert_eq!(end.code, Some(1), "{}", end.err);
+    assert!(end.err.contains("dropped by `x\\u{1b}[2J`"), "{}", end.err);
+    assert!(!end.err.contains('\x1b'), "{:?}", end.err);
+    assert!(!place.done(&["graph", "p.yaml"]).contains('\x1b'));
+}
+
+#[test]
+fn a_report_that_would_be_written_over_a_pipeline_file_is_refused() {
+    let place = Place::new();
+    let file = place.write("echo.yaml", ECHO);
+    std::fs::hard_link(&file, place.path("hard.json")).expect("a link");
+    std::os::unix::fs::symlink(&file, place.path("soft.json")).expect("a link");
+    for report in ["echo.yaml", "./echo.yaml", "hard.json", "soft.json"] {
+        let end = place.run(&["run", "echo.yaml", "--report", report]);
+        assert_eq!(end.code, Some(2), "{report}: {}", end.err);
+        assert!(end.err.contains("over the pipeline file echo.yaml; name another"), "{}", end.err);
+    }
+    assert_eq!(place.read("echo.yaml"), ECHO);
+}
+
+#[test]
+fn pipelines_that_would_take_each_others_input_or_output_are_refused_before_they_start() {
+    let place = Place::new();
+    place.write("echo.yaml", ECHO);
+    place.write("other.yaml", &ECHO.replace("echo", "other"));
+    let end = place.run_with_input(&["run", "echo.yaml", "other.yaml"], b"1\n");
+    assert_eq!((end.code, end.out.as_str()), (Some(2), ""), "{}", end.err);
+    assert!(end.err.contains("echo.yaml and other.yaml both read standard input"), "{}", end.err);
+
+    let writing = |name: &str, path: &str| {
+        format!(
+            "name: {name}\nsource: {{ generate: {{ count: 1 }} }}\noutput: {{ file: {{ path: '{path}' }} }}\n"
+        )
+    };
+    std::fs::create_dir(place.path("out")).expect("a directory");
+    std::os::unix::fs::symlink(place.path("out"), place.path("link")).expect("a link");
+    place.write("one.yaml", &writing("one", "out/a.ndjson"));
+    for (file, path) in [
+        ("two.yaml", "out/a.ndjson"),
+        ("two.yaml", "./out/{n}.ndjson"),
+        ("two.yaml", "link/a.ndjson"),
+        ("below/two.yaml", "../out/a.ndjson"),
+    ] {
+        place.write(file, &writing("two", path));
+        let end = place.run(&["run", "one.yaml", file]);
+        assert_eq!(end.code, Some(2), "{path}: {}", end.err);
+        assert!(end.err.contains(&format!("one.yaml and {file} both can write {path}")), "{}", end.err);
+        assert!(
+            std::fs::read_dir(place.path("out")).expect("listed").next().is_none(),
+            "nothing was started"
+        );
+    }
+    place.write("two.yaml", &writing("two", "out/b.ndjson"));
+    place.done(&["run", "one.yaml", "two.yaml", "--quiet"]);
+}
+
+#[test]
+fn what_a_disk_that_fails_costs_depends_on_the_source() {
+    let place = Place::new();
+    let lines = "{\"a\":1}\n".repeat(10_000);
+    place.write("in.ndjson", &lines);
+    for (source, words) in [
+        ("{ stdin: { format: ndjson } }", "what was under way is lost"),
+        ("{ file: { path: in.ndjson } }", "nothing accepted is lost"),
+    ] {
+        place.write(
+            "p.yaml",
+            &format!("name: p\nsource: {source}\noutput: {{ file: {{ path: o/out.ndjson }} }}\n"),
+        );
+        // Files may have a few blocks, and no more.
+        let limited = format!(
+            "trap '' XFSZ; ulimit -f 8; exec {} run p.yaml --quiet < in.ndjson",
+            env!("CARGO_BIN_EXE_millstream")
+        );
+        let mut command = std::process::Command::new("sh");
+        command
+            .args(["-c", &limited])
+            .current_dir(place.path(""))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let end = ended(command.spawn().expect("a shell"));
+        assert_eq!(end.code, Some(1), "{}", end.err);
+        assert!(end.err.contains("start again") && end.err.contains(words), "{}", end.err);
+        std::fs::remove_dir_all(place.path("o")).expect("removed");
+    }
+}

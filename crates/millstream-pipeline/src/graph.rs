@@ -3,6 +3,7 @@
 use crate::file::Pipeline;
 use crate::file::model::{Buffer, OutputKind, Source, Step, Then};
 use crate::file::units::{show_duration, show_size};
+use crate::file::url;
 
 impl Pipeline {
     /// The pipeline as a Mermaid flowchart: what flows where, what drops items, and where failed ones go.
@@ -81,7 +82,7 @@ impl Pipeline {
             let what = match &output.kind {
                 OutputKind::File(file) => format!("file {}", file.path.source()),
                 OutputKind::Stdout { .. } => "stdout".to_owned(),
-                OutputKind::Http(http) => format!("POST {}", http.url.value),
+                OutputKind::Http(http) => format!("POST {}", url::shown(&http.url.value)),
                 OutputKind::Queue(queue) => format!("queue {}", queue.name.value),
                 OutputKind::Stream(stream) => format!("stream {}", stream.name.value),
             };

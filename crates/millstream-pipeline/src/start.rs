@@ -118,7 +118,7 @@ impl Starting<'_> {
         };
         let tries = Tries::new(draft.on_error.retry);
         let outputs = Outputs::new(outs, tries, end, self.trouble.clone(), position, bound::writing(draft));
-        let plan = batches.into_sink(outputs);
+        let plan = batches.into_sink(outputs.losing(draft.loses()));
         Ok(Run::new(self.pipeline, plan, counted, stop, self.trouble, released))
     }
 

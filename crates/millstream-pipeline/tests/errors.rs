@@ -30,9 +30,13 @@ async fn each_bad_row_is_an_error_with_its_file_line_and_column() {
             ["in.csv:3:5", "in.csv:4:2", "in.csv:5:2", "in.csv:6:1", "in.csv:7:4"],
             "{errors:?}"
         );
-        for (error, part) in
-            errors.iter().zip(["unknown column", "`b` is missing", "0xff", "3002 bytes", "closing quote"])
-        {
+        for (error, part) in errors.iter().zip([
+            "unknown column",
+            "`b` is missing",
+            "0xff",
+            "3002 bytes; `max_line` allows 100B",
+            "closing quote",
+        ]) {
             assert!(error.1.contains(part), "{error:?}");
         }
         assert_eq!((report.ledger.received, report.ledger.completed, report.dropped()["errors"]), (7, 2, 5));

@@ -47,6 +47,24 @@ fn cel_errors_name_the_field_or_the_types() {
     assert!(holds("item.x > 1", r#"{"x":"NA"}"#).expect_err("types").contains("string"));
     assert!(holds("item.x", r#"{"x":1}"#).expect_err("no bool").contains("instead of true or false"));
     assert!(holds("item.x > 1", "7").is_err());
+    assert_eq!(holds("1 / item.x > 1", r#"{"x":0}"#), Err("divides by zero".to_owned()));
+    let dividing = holds("1 % item.x > 1", r#"{"x":0}"#).expect_err("no remainder");
+    assert_eq!(dividing, "asks for the remainder of a division by zero");
+    let overflow = holds("item.x + 1 > 1", r#"{"x":9223372036854775807}"#).expect_err("too large");
+    assert!(overflow.contains("larger than a whole number") && !overflow.contains("Int("), "{overflow}");
+}
+
+#[test]
+fn errors_show_a_part_of_a_long_item() {
+    let long = format!("{{\"x\":{:?}}}", "x".repeat(100_000));
+    for error in [
+        holds("int(item.x) > 1", &long).expect_err("no number"),
+        holds("{item.x: 1}[1.5] > 1", &long).expect_err("no key"),
+        mapped(".x | tonumber", &long).expect_err("no number"),
+        mapped("error(.x)", &long).expect_err("it is one"),
+    ] {
+        assert!(error.len() < 2000, "{} bytes", error.len());
+    }
 }
 
 #[test]

@@ -50,6 +50,8 @@ async fn one_item_an_array_or_lines_are_accepted_and_safe_when_answered() {
             ("application/json; charset=utf-8", "[{\"n\":2},{\"n\":3}]", 2),
             ("application/x-ndjson", "{\"n\":4}\n\n{\"n\":5}\n", 2),
             (json, "[]", 0),
+            (json, "\u{feff}[]", 0),
+            ("text/plain\r\nContent-Encoding: identity", "\u{feff}[]", 0),
         ] {
             let answer = post(port, "/items", content_type, body).await;
             assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -75,6 +77,8 @@ async fn what_cannot_be_accepted_is_refused_whole_with_its_reason() {
         ("/items", lines, "{\"a\":1}\n{oops}\n", "400", "line 2, column 2"),
         ("/items", json, "\"\u{1}\"", "400", "not JSON"),
         ("/items", "application/xml", "<x/>", "415", "application/x-ndjson"),
+        ("/items", "application/json\r\nContent-Encoding: gzip", "{}", "415", "without `Content-Encoding`"),
+        ("/items", "application/json\r\nContent-Encoding: zstd", "{}", "415", "accept-encoding: identity"),
         ("/items", "text/plain\r\nOrigin: http://elsewhere", "{}", "415", "application/json"),
         ("/items", "text/plain", "x", "400", "not JSON"),
         ("/items", "text/plain", "", "400", "not JSON"),
@@ -283,4 +287,37 @@ async fn a_server_that_does_not_answer_in_time_is_given_up() {
     let port = silent.local_addr().expect("an address").port();
     let error = bench.try_run(&sink(port, "", "")).await.expect_err("nobody listens").to_string();
     assert!(error.contains("cannot POST to"), "{error}");
+}
+
+#[tokio::test]
+async fn a_password_of_the_url_is_sent_and_never_shown() {
+    let bench = Bench::new().await;
+    let (port, seen, _server) = server(&["200 OK", "400 No", "hang"]).await;
+    let with_password =
+        |port| sink(port, ", timeout: 50ms", "on_error: skip").replace("http://", "http://user:hunter2@");
+    let yaml = with_password(port);
+    let graph = bench.pipeline(&yaml).graph();
+    assert!(graph.contains("POST") && !graph.contains("hunter2"), "{graph}");
+    let mut told = bench.run(&yaml).await.errors;
+    let head = seen.lock().expect("the list")[0].to_lowercase();
+    assert!(head.contains("authorization: basic dxnlcjpodw50zxiy"), "{head}");
+    told.extend(bench.run(&yaml).await.errors);
+    let silent = TcpSocket::new_v4().expect("a socket");
+    silent.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let port = silent.local_addr().expect("an address").port();
+    told.extend(bench.run(&with_password(port)).await.errors);
+    for part in ["answered 400", "no answer from", "cannot POST to"] {
+        let reason = told.iter().map(|error| &error.reason).find(|reason| reason.contains(part));
+        let reason = reason.unwrap_or_else(|| panic!("{part} is not among {told:?}"));
+        assert!(reason.contains("http://***@127.0.0.1") && !reason.contains("hunter2"), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_names_the_url_to_write_instead() {
+    let bench = Bench::new().await;
+    let (port, _, _server) = server(&["302 Found\r\nLocation: https://user:hunter2@elsewhere/in"]).await;
+    let error = bench.try_run(&sink(port, "", "")).await.expect_err("a redirect").to_string();
+    assert!(error.contains("answered 302 Found"), "{error}");
+    assert!(error.contains("write https://***@elsewhere/in in `output.http.url`"), "{error}");
 }

@@ -563,3 +563,64 @@ fn streams_are_held_against_their_brokers_and_their_settings() {
         &[(3, 27, "for an output and for the source", "another stream")],
     );
 }
+
+#[test]
+fn a_name_that_the_report_uses_itself_is_refused() {
+    check(
+        &with(
+            "process: [ { filter: { name: errors, keep: 'item.a' } }, { parallel: { steps: [ { map: { name: errors, jq: . } } ] } } ]",
+        ),
+        &[
+            (4, 30, "`on_error: skip` drops", "choose another name"),
+            (4, 96, "`on_error: skip` drops", "choose another name"),
+        ],
+    );
+}
+
+#[test]
+fn a_word_with_settings_is_answered_by_the_word() {
+    check(
+        &with("on_error: { skip: {} }"),
+        &[(4, 13, "`skip` in `on_error` takes no settings", "write `on_error: skip`")],
+    );
+    check(&with("on_error: { fail: }"), &[(4, 13, "takes no settings", "write `on_error: fail`")]);
+}
+
+#[test]
+fn a_list_that_is_not_there_begins_with_the_first_entry_that_is_set() {
+    let file = tempfile::tempdir().expect("a directory");
+    let path = file.path().join("p.yaml");
+    std::fs::write(&path, with("")).expect("a file");
+    let open = |set: &str| Pipeline::open(&path, &[set.to_owned()]);
+    let pipeline = open("process.0.filter={ name: x, keep: 'item.a' }").expect("a good override");
+    assert!(pipeline.graph().contains('x'), "{}", pipeline.graph());
+    let problems = open("process.0.filter.keep=item.a").expect_err("no name").to_string();
+    assert!(problems.contains("`filter` lacks `name`") && !problems.contains("must be a list"), "{problems}");
+}
+
+#[test]
+fn a_time_that_is_too_long_is_told_the_longest() {
+    check(&with("batch: { age: 99999999d }"), &[(4, 15, "not a time", "at most `213503d`")]);
+    accepted(&with("batch: { age: 213503d }"));
+}
+
+#[test]
+fn of_a_long_line_the_part_around_the_place_is_shown() {
+    let long = "x".repeat(100_000);
+    let problems = problems(&with(&format!("process: [ {{ map: '\"{long}\"' }}, {{ mapp: '{long}' }} ]")));
+    let text = problems.to_string();
+    assert!(text.len() < 2000, "{} bytes", text.len());
+    let lines: Vec<&str> = text.lines().collect();
+    let (line, carets) = (lines[1], lines[2]);
+    let caret = carets.chars().position(|c| c == '^').expect("a caret");
+    assert_eq!(line.chars().skip(caret).take(4).collect::<String>(), "mapp", "{text}");
+}
+
+/// The parser's own words for this are a dump of its insides.
+#[test]
+fn an_expression_that_nests_too_deeply_is_told_so() {
+    let deep = format!("{}item.a{}", "(".repeat(150), ")".repeat(150));
+    let text =
+        problems(&with(&format!("process: [ {{ filter: {{ name: x, keep: '{deep}' }} }} ]"))).to_string();
+    assert!(text.contains("nests more deeply") && !text.contains("ParseError"), "{text}");
+}

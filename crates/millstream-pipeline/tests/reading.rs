@@ -195,3 +195,35 @@ async fn an_item_that_the_broker_does_not_take_is_that_items_error() {
     assert_eq!(bench.bodies("dead").await.len(), 1);
     assert_eq!(bench.read("out/all.ndjson"), "1\n2\n");
 }
+
+/// As `copytruncate` does, and a program that begins its log anew: the name stays, and what is there has grown beyond the
+/// place that was reached before anybody looks.
+#[tokio::test(start_paused = true)]
+async fn a_followed_file_that_is_written_anew_is_read_from_its_begin_though_it_is_longer_than_before() {
+    for (pattern, begin) in
+        [("in/a.log", "aaa\nbbb\n"), ("in/*.log", "aaa\nbbb\n"), ("in/a.log", "aaa\nbbb\nrest")]
+    {
+        let bench = Bench::new().await;
+        bench.write("in/a.log", begin);
+        bench.write("in/b.log", "");
+        let yaml = format!(
+            "source: {{ file: {{ path: '{pattern}', follow: true, format: lines }} }}\n{OUT}\nbatch: {{ count: 1 }}"
+        );
+        let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
+        until(&run, 2).await;
+        if pattern.contains('*') {
+            // The other one rests meanwhile.
+            bench.write("in/b.log", "other\n");
+            until(&run, 3).await;
+        }
+        // In one step, so that nobody sees the file while it is short.
+        let file = std::fs::OpenOptions::new().write(true).open(bench.path("in/a.log")).expect("a file");
+        std::os::unix::fs::FileExt::write_all_at(&file, b"ccccc\nddddd\neeeee\n", 0).expect("written");
+        let completed = run.report().ledger.completed;
+        until(&run, completed + 3).await;
+        run.shutdown(LONG).await.expect("a clean end");
+        let text = bench.read("out/all.ndjson");
+        let lines: Vec<&str> = text.lines().map(|line| &line[9..line.len() - 2]).collect();
+        assert!(lines.ends_with(&["ccccc", "ddddd", "eeeee"]), "{pattern} {begin:?}: {lines:?}");
+    }
+}

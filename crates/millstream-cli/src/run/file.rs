@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
@@ -17,8 +18,14 @@ pub(crate) struct ReportFile {
 }
 
 impl ReportFile {
-    /// Opens it.
-    pub(crate) fn create(path: &Path) -> Result<ReportFile, Failure> {
+    /// Opens it. It must be none of `others`, the pipeline files, by whatever name.
+    pub(crate) fn create(path: &Path, others: &[PathBuf]) -> Result<ReportFile, Failure> {
+        if let Some(other) = others.iter().find(|other| is_same(path, other)) {
+            return Err(Failure::Refused(format!(
+                "the report would be written over the pipeline file {}; name another file in `--report`",
+                other.display()
+            )));
+        }
         let plain = std::fs::metadata(path).map_or(true, |found| found.is_file());
         let partial = plain.then(|| {
             let mut name = path.as_os_str().to_owned();
@@ -56,6 +63,12 @@ impl ReportFile {
     }
 }
 
+/// Whether both are one file, through links of either kind.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let identity = |path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    identity(one).is_some_and(|one| identity(other) == Some(one))
+}
+
 impl Drop for ReportFile {
     /// What did not become a report is not left behind.
     fn drop(&mut self) {
@@ -74,17 +87,17 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("report.json");
         std::fs::write(&path, "the one before").expect("writable");
-        let file = ReportFile::create(&path).expect("the directory is writable");
+        let file = ReportFile::create(&path, &[]).expect("the directory is writable");
         assert_eq!(std::fs::read_to_string(&path).expect("readable"), "the one before");
         file.write("{}").expect("there is room");
         assert_eq!(std::fs::read_to_string(&path).expect("readable"), "{}\n");
-        drop(ReportFile::create(&path).expect("the directory is writable"));
+        drop(ReportFile::create(&path, &[]).expect("the directory is writable"));
         assert_eq!(std::fs::read_dir(directory.path()).expect("readable").count(), 1);
     }
 
     #[test]
     fn a_full_disk_is_an_error() {
-        let file = ReportFile::create(Path::new("/dev/full")).expect("Linux has it");
+        let file = ReportFile::create(Path::new("/dev/full"), &[]).expect("Linux has it");
         let failure = file.write("{}").expect_err("it is always full");
         assert!(format!("{failure:?}").contains("cannot write /dev/full"), "{failure:?}");
     }

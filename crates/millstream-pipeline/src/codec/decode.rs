@@ -3,6 +3,7 @@
 use super::csv::Header;
 use super::frame::Frame;
 use crate::file::model::{Format, Reading};
+use crate::file::units::show_size;
 use crate::value::{self, JsonError, Map, Value};
 use bytes::Bytes;
 
@@ -32,6 +33,7 @@ pub(crate) struct Decoder {
     columns: Option<Vec<String>>,
     header: Option<Header>,
     line_key: Value,
+    line_max: usize,
 }
 
 impl Decoder {
@@ -42,6 +44,7 @@ impl Decoder {
             columns: read.columns.as_ref().map(|columns| columns.value.clone()),
             header: None,
             line_key: value::text("line"),
+            line_max: read.line_max,
         }
     }
 
@@ -59,7 +62,9 @@ impl Decoder {
         let header = match frame {
             Frame::Whole { bytes, .. } => Header::parse(bytes, self.delimiter)?,
             Frame::TooLong { length, .. } => {
-                return Err(Fault::new(1, format!("the header has {length} bytes; raise `max_line`")));
+                let max = show_size(self.line_max as u64);
+                let message = format!("the header has {length} bytes; raise `max_line`, which allows {max}");
+                return Err(Fault::new(1, message));
             }
         };
         if let Some(columns) = &self.columns {
@@ -81,7 +86,7 @@ impl Decoder {
 
     /// The item as JSON text, for a queue.
     pub(crate) fn write_json(&self, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Fault> {
-        let bytes = whole(frame)?;
+        let bytes = self.whole(frame)?;
         match (self.format, &self.header) {
             (Format::Csv, Some(header)) => header.write_json(bytes, out),
             (Format::Lines, _) => {
@@ -102,7 +107,7 @@ impl Decoder {
 
     /// The item as a value; on a fault, the bytes come back to be shown.
     pub(crate) fn value(&self, frame: Frame) -> Result<Value, (Fault, Bytes)> {
-        let too_long = whole(&frame).err();
+        let too_long = self.whole(&frame).err();
         let (Frame::Whole { bytes, .. } | Frame::TooLong { preview: bytes, .. }) = frame;
         let bytes: Bytes = bytes.freeze();
         let read = match too_long {
@@ -124,13 +129,15 @@ impl Decoder {
             _ => value::parse_shared(bytes).map_err(|error| json(bytes, error)),
         }
     }
-}
 
-fn whole(frame: &Frame) -> Result<&[u8], Fault> {
-    match frame {
-        Frame::Whole { bytes, .. } => Ok(bytes),
-        Frame::TooLong { length, .. } => {
-            Err(Fault::new(1, format!("the line has {length} bytes, more than `max_line` allows")))
+    /// The bytes of a frame that is not too long.
+    fn whole<'f>(&self, frame: &'f Frame) -> Result<&'f [u8], Fault> {
+        match frame {
+            Frame::Whole { bytes, .. } => Ok(bytes),
+            Frame::TooLong { length, .. } => {
+                let max = show_size(self.line_max as u64);
+                Err(Fault::new(1, format!("the line has {length} bytes; `max_line` allows {max}")))
+            }
         }
     }
 }

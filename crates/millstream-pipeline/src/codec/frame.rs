@@ -6,7 +6,7 @@ use memchr::{memchr, memchr2};
 /// How much of a line that is too long is kept to show.
 const PREVIEW: usize = 256;
 /// What some programs put before the text of a file. It is no part of its first line.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// One line or row, without its line break.
 #[derive(Debug, Clone, PartialEq, Eq)]

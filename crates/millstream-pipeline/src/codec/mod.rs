@@ -10,4 +10,4 @@ mod frame;
 
 pub(crate) use self::decode::{Decoder, Fault};
 pub(crate) use self::encode::Encoder;
-pub(crate) use self::frame::{Frame, Framer};
+pub(crate) use self::frame::{BYTE_ORDER_MARK, Frame, Framer};

@@ -73,7 +73,7 @@ impl Condition {
     /// A missing field (`has(item.FIELD)` asks for it), a comparison of different types, or a result that is
     /// neither true nor false.
     pub fn holds(&self, value: &Value) -> Result<bool, ExpressionError> {
-        self.evaluate(value).map_err(|error| ExpressionError(explain(&error)))
+        self.evaluate(value).map_err(|error| ExpressionError::bounded(explain(&error)))
     }
 
     /// The answer, if the expression reads nothing of the item and so always gives the same.
@@ -117,6 +117,10 @@ fn unknown(source: &str, name: &str) -> CompileError {
 }
 
 fn first_line(message: &str) -> String {
+    // Inside of what the parser shows of its own insides.
+    if message.contains("Recursion limit") {
+        return "nests more deeply than an expression may; take a part of it out".to_owned();
+    }
     let line = message.lines().next().unwrap_or("does not parse");
     // The parser lists every token that could follow, which helps nobody.
     let line = line.split(" expecting ").next().unwrap_or(line);
@@ -153,6 +157,12 @@ fn explain(error: &ExecutionError) -> String {
         }
         ExecutionError::UnexpectedType { got, want } if want == "bool" => {
             format!("gave a value of type {got} instead of true or false")
+        }
+        // Else the values are shown as Rust writes them for its own people.
+        ExecutionError::DivisionByZero(_) => "divides by zero".to_owned(),
+        ExecutionError::RemainderByZero(_) => "asks for the remainder of a division by zero".to_owned(),
+        ExecutionError::Overflow(operation, ..) => {
+            format!("{operation}: the result is larger than a whole number can be")
         }
         other => other.to_string(),
     }

@@ -97,7 +97,7 @@ impl std::fmt::Debug for Mapping {
 }
 
 fn explain(exception: jaq_core::Exn<'_, Value>) -> ExpressionError {
-    ExpressionError(match exception.get_err() {
+    ExpressionError::bounded(match exception.get_err() {
         // `error("text")` says it as it is; jq itself would print it quoted.
         Ok(error) => match error.into_val() {
             Value::TStr(text) => String::from_utf8_lossy(&text).into_owned(),

@@ -23,6 +23,19 @@ pub struct CompileError {
 #[error("{0}")]
 pub struct ExpressionError(pub(crate) String);
 
+/// Characters of an error that are told: values of the item may be in it, and be as long as the item.
+const TOLD: usize = 400;
+
+impl ExpressionError {
+    pub(crate) fn bounded(mut text: String) -> Self {
+        if let Some((end, _)) = text.char_indices().nth(TOLD) {
+            text.truncate(end);
+            text.push('…');
+        }
+        ExpressionError(text)
+    }
+}
+
 /// Line and column, from 1 and in characters, of byte `offset` of `source`.
 fn position(source: &str, offset: usize) -> (usize, usize) {
     let mut end = offset.min(source.len());

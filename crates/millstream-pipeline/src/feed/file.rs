@@ -1,12 +1,14 @@
 //! Files: one, or all that a pattern names, read once and remembered.
 
+mod current;
 mod error;
 mod names;
 mod place;
 
+use self::current::Current;
 use self::error::{Opening, ReadError};
 use self::names::{key, matches_pattern, path_of, show};
-use self::place::{Begin, Identity, Position};
+use self::place::{Begin, Identity, Position, Tail};
 use super::lines::Lines;
 use super::{Chunk, Feed};
 use crate::bound::READ_BYTES;
@@ -50,25 +52,6 @@ pub(crate) struct FileFeed {
     done: HashMap<PathBuf, u64>,
     /// Followed files that are open and were read to their end, the longest ago first.
     resting: VecDeque<Current>,
-}
-
-struct Current {
-    path: PathBuf,
-    name: String,
-    file: File,
-    identity: Identity,
-    lines: Lines,
-    begin: Begin,
-    /// Where its next bytes are read.
-    at: u64,
-    end: bool,
-    /// Since when it is read.
-    since: Instant,
-    /// How long it was when it was found: that much is read before others have their turn.
-    found: u64,
-    /// Whether it has lost its name, to another file or to none: what is in it is read to the end, for nobody will
-    /// write more.
-    gone: bool,
 }
 
 impl FileFeed {
@@ -167,7 +150,12 @@ impl FileFeed {
         // All of them at once, away from the tasks.
         let changed = tokio::task::spawn_blocking(look).await.ok().flatten();
         match changed.and_then(|at| self.resting.remove(at)) {
-            Some(changed) => Ok(Some(changed.woken().await?)),
+            Some(changed) if changed.is_same()? => Ok(Some(changed.woken().await?)),
+            // It will be found as a new one.
+            Some(rewritten) => {
+                self.position.files.remove(&rewritten.name);
+                Ok(None)
+            }
             None => Ok(None),
         }
     }
@@ -221,6 +209,7 @@ impl FileFeed {
             lines,
             begin: Begin::default(),
             at: offset,
+            tail: Tail::default(),
             end: false,
             since: Instant::now(),
             found: length,
@@ -294,6 +283,14 @@ impl FileFeed {
             let buffer = current.lines.framer.buffer();
             buffer.reserve(READ_BYTES as usize);
             let count = current.file.read_buf(buffer).await.map_err(ReadError::of(&current.path))?;
+            // What was read may be of another text, which took the place of the one before it.
+            if self.follow && count > 0 && !current.is_same()? {
+                self.position.files.remove(&current.name);
+                self.current = None;
+                continue;
+            }
+            let buffer = current.lines.framer.buffer();
+            current.tail.take(&buffer[buffer.len() - count..]);
             current.at += count as u64;
             current.end = count == 0;
             if current.end && self.follow {
@@ -339,22 +336,6 @@ impl FileFeed {
         {
             self.done.insert(longest.path, longest.at);
         }
-    }
-}
-
-impl Current {
-    /// Whether others have waited long enough for one that is written so fast that its end is never reached. What was
-    /// there when it was found is read first: files are in the order of their names.
-    fn has_had_its_turn(&self) -> bool {
-        self.at >= self.found && !self.end && !self.gone && self.since.elapsed() >= LOOK
-    }
-
-    /// Goes on after a rest.
-    async fn woken(mut self) -> Result<Self, ReadError> {
-        let (offset, _) = self.lines.framer.position();
-        self.file.seek(SeekFrom::Start(offset)).await.map_err(ReadError::of(&self.path))?;
-        (self.at, self.end, self.since, self.found) = (offset, false, Instant::now(), offset);
-        Ok(self)
     }
 }
 

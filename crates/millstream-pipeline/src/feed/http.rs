@@ -3,13 +3,14 @@
 use super::lines::Lines;
 use super::{Chunk, Feed, NotSafe, Reply};
 use crate::bound::VALUE_FACTOR;
+use crate::codec::BYTE_ORDER_MARK;
 use crate::file::model::{HttpSource, Reading};
 use crate::item::Raw;
 use crate::value::{self, Value};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
-use axum::http::header::{ALLOW, CONTENT_TYPE, ORIGIN, RETRY_AFTER};
+use axum::http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use bytes::Bytes;
 use millstream_flow::BoxError;
@@ -127,6 +128,9 @@ fn refuse(Refusal(status, why): Refusal) -> Response<Body> {
     value::write_text(&mut text, why.as_bytes());
     text.extend_from_slice(b"}\n");
     let mut response = reply(status, text);
+    if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+        response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
     if status == StatusCode::SERVICE_UNAVAILABLE {
         response.headers_mut().insert(RETRY_AFTER, 1.into());
     }
@@ -144,6 +148,7 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
     let full = || {
         Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many items are waiting to be stored; try again".into())
     };
+    plain(headers)?;
     let form = form(headers)?;
     let reading = shared.reading.acquire().await.map_err(|_| full())?;
     let bytes = to_bytes(body, shared.body_max).await.map_err(|_| {
@@ -157,6 +162,7 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
         true => Some(shared.parsing.acquire().await.map_err(|_| full())?),
         false => None,
     };
+    let bytes = if bytes.starts_with(BYTE_ORDER_MARK) { bytes.slice(BYTE_ORDER_MARK.len()..) } else { bytes };
     let lines = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
     let trace = TraceContext::of_request(lines(TRACEPARENT), lines(TRACESTATE)).map(Arc::new);
     let item = |value| Raw::Value(value, trace.clone());
@@ -194,6 +200,21 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
         }
         Ok(Err(NotSafe::Ended(why))) => Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why)),
         Err(_) => Err(ending()),
+    }
+}
+
+/// Refuses a body that is packed: how much it would be unpacked is known too late.
+fn plain(headers: &HeaderMap) -> Result<(), Refusal> {
+    let packed =
+        |coding: &&HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity") && !coding.is_empty();
+    match headers.get_all(CONTENT_ENCODING).iter().find(packed) {
+        None => Ok(()),
+        Some(coding) => {
+            let why = format!(
+                "content encoding {coding:?}; send the items as they are, without `Content-Encoding`"
+            );
+            Err(Refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, why))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::problem::{Findings, nearest, one_of};
 use super::shape::{Key, Kind, Shape, Union};
 use super::tree::{self, Data, Node, Style};
-use super::units;
+use super::{units, url};
 
 /// Reports everything in `node` that `shape` does not allow. What it leaves unreported, the model may read.
 pub(crate) fn object(node: &Node, shape: &Shape, what: &str, findings: &mut Findings) {
@@ -51,6 +51,11 @@ fn union(node: &Node, union: &Union, key: &str, findings: &mut Findings) {
             for (tag, value) in entries {
                 match union.tags.iter().find(|known| known.name == tag.name) {
                     Some(known) => value_of(value, &known.kind, known.name, findings),
+                    None if union.words.contains(&tag.name.as_str()) => findings.add(
+                        tag.at,
+                        format!("`{}` in `{key}` takes no settings", tag.name),
+                        format!("write `{key}: {}`", tag.name),
+                    ),
                     None => unknown(tag, value, node, &format!("`{key}`"), union.tags, findings),
                 }
             }
@@ -121,11 +126,14 @@ fn value_of(node: &Node, kind: &Kind, key: &str, findings: &mut Findings) {
         return;
     };
     if let Err(remedy) = scalar(text, *style, kind) {
-        findings.add(
-            node.at,
-            format!("`{key}` is {}, which is not {}", node.describe(), expected(kind)),
-            remedy,
-        );
+        // A password may have come from the environment.
+        let is = match kind {
+            Kind::HttpUrl | Kind::Broker | Kind::StreamBroker if url::shown(text) != *text => {
+                format!("`{}`", url::shown(text))
+            }
+            _ => node.describe(),
+        };
+        findings.add(node.at, format!("`{key}` is {is}, which is not {}", expected(kind)), remedy);
     }
 }
 
@@ -181,13 +189,7 @@ fn scalar(text: &str, style: Style, kind: &Kind) -> Result<(), String> {
             text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
             "write host and port, such as `127.0.0.1:8080`",
         ),
-        Kind::HttpUrl => {
-            let scheme = text.split_once("://").map(|(scheme, rest)| (scheme, !rest.is_empty()));
-            ok(
-                matches!(scheme, Some(("http" | "https", true))),
-                "write `http://HOST:PORT/PATH` or `https://HOST/PATH`",
-            )
-        }
+        Kind::HttpUrl => url::check(text),
         Kind::Character => ok(
             text.len() == 1 && !"\"\n\r".contains(text),
             "write one ASCII character other than the quote, such as ';' or \"\\t\"",
@@ -200,7 +202,10 @@ fn scalar(text: &str, style: Style, kind: &Kind) -> Result<(), String> {
         Kind::Time => match units::duration(text) {
             Some(time) if !time.is_zero() => Ok(()),
             Some(_) => Err("must be longer than nothing".to_owned()),
-            None => Err("write a number with ms, s, m, h or d, such as `500ms` or `1h 30m`".to_owned()),
+            None => Err(format!(
+                "write a number with ms, s, m, h or d, such as `500ms` or `1h 30m`, at most `{}`",
+                units::DURATION_MAX
+            )),
         },
         Kind::Count(min, max) => match text.parse::<u64>() {
             Ok(count) if (*min..=*max).contains(&count) => Ok(()),

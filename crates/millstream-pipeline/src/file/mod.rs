@@ -13,11 +13,13 @@ pub(crate) mod template;
 pub(crate) mod topology;
 pub(crate) mod tree;
 pub(crate) mod units;
+pub(crate) mod url;
 pub(crate) mod weave;
 
-use self::model::{Draft, Source};
+use self::model::{Draft, OutputKind, Source};
 use self::place::{At, Spanned, Texts};
 use self::problem::{Findings, Problems};
+use self::template::Template;
 use crate::handlers::Handlers;
 use std::path::{Path, PathBuf};
 
@@ -137,6 +139,30 @@ impl Pipeline {
     /// The most bytes that the items of a run hold at once: every buffer, batch and line being read.
     pub fn memory_bound_bytes(&self) -> u64 {
         crate::bound::memory(&self.draft)
+    }
+
+    /// Whether its items come from standard input, which one pipeline of a process can have.
+    pub fn reads_stdin(&self) -> bool {
+        matches!(self.source().value, Source::Stdin { .. })
+    }
+
+    /// The path, as this file writes it, of an output that can be the same file as one of `other`'s. Two that run side by
+    /// side would be refused it when they start.
+    pub fn output_shared_with(&self, other: &Pipeline) -> Option<&str> {
+        let theirs: Vec<Template> = other.paths().map(Template::of_absolute_root).collect();
+        let shared = self.paths().find(|ours| {
+            let ours = ours.of_absolute_root();
+            theirs.iter().any(|theirs| theirs.overlaps(&ours))
+        });
+        shared.map(Template::source)
+    }
+
+    /// Where it writes files.
+    fn paths(&self) -> impl Iterator<Item = &Template> {
+        self.draft.outputs.iter().filter_map(|output| match &output.kind {
+            OutputKind::File(file) => Some(&file.path.value),
+            _ => None,
+        })
     }
 
     pub(crate) fn source(&self) -> &Spanned<Source> {

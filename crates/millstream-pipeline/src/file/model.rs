@@ -34,6 +34,15 @@ pub(crate) struct Draft {
     pub(crate) goals: Goals,
 }
 
+impl Draft {
+    /// Whether items that were accepted and not written are gone with the run: the source gives each once, and nothing
+    /// durable keeps it.
+    pub(crate) fn loses(&self) -> bool {
+        let once = matches!(self.source.as_deref(), Some(Source::Stdin { .. } | Source::Generate { .. }));
+        once && matches!(self.buffer.value, Buffer::Memory { .. })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Source {
     File {

@@ -23,7 +23,7 @@ impl fmt::Display for Problem {
         if let Some(line) = &self.line {
             let number = if self.at.origin == 0 { self.at.line.to_string() } else { String::new() };
             let gutter = " ".repeat(number.len());
-            let column = self.at.column.saturating_sub(1) as usize;
+            let (line, column) = around(line, self.at.column.saturating_sub(1) as usize);
             // Tabs stay tabs under the caret, so that it stands below its character at any tab width.
             let lead: String =
                 line.chars().take(column).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
@@ -33,6 +33,22 @@ impl fmt::Display for Problem {
         }
         write!(f, "\n  = {}", self.remedy)
     }
+}
+
+/// Characters of a line that are shown.
+const SHOWN: usize = 200;
+
+/// What is shown of a line, around a column from 0, and where in it the column is.
+fn around(line: &str, column: usize) -> (String, usize) {
+    let length = line.chars().count();
+    if length <= SHOWN {
+        return (line.to_owned(), column);
+    }
+    let start = column.saturating_sub(SHOWN / 2).min(length - SHOWN);
+    let part = line.chars().skip(start).take(SHOWN);
+    let (before, after) = (start > 0, start + SHOWN < length);
+    let shown = before.then_some('…').into_iter().chain(part).chain(after.then_some('…')).collect();
+    (shown, column - start + usize::from(before))
 }
 
 /// Everything that is wrong with a pipeline file, in the order of the file. Never empty when returned as

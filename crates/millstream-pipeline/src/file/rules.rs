@@ -7,6 +7,8 @@ use super::model::*;
 use super::place::{At, Spanned};
 use super::problem::{Findings, nearest, one_of};
 use super::units::{show_duration, show_size};
+use super::url;
+use crate::output::SKIPPED;
 use millstream_message::{BrokerUrl, StreamFrom};
 use std::collections::HashMap;
 
@@ -18,6 +20,7 @@ pub(crate) fn all(draft: &Draft, findings: &mut Findings) {
     writing(draft, findings);
     files_apart(draft, findings);
     step_names(&draft.steps, &mut HashMap::new(), findings);
+    reserved_names(&draft.steps, findings);
     parallel(&draft.steps, findings);
     constant_filters(&draft.steps, findings);
     routes(draft, findings);
@@ -300,7 +303,7 @@ fn writing(draft: &Draft, findings: &mut Findings) {
                 if let Some(ca) = http.ca.as_ref().filter(|_| !http.url.starts_with("https:")) {
                     findings.add(
                         ca.at,
-                        format!("`ca` has no effect: {} is not https", http.url.value),
+                        format!("`ca` has no effect: {} is not https", url::shown(&http.url.value)),
                         "write `https://` in `url`, or leave `ca` out",
                     );
                 }
@@ -336,6 +339,25 @@ fn step_names<'d>(steps: &'d [Step], seen: &mut HashMap<&'d str, At>, findings: 
                 }
             }
             Step::Parallel { steps, .. } => step_names(steps, seen, findings),
+            _ => {}
+        }
+    }
+}
+
+/// The ledger has what `on_error: skip` drops under a name of its own.
+fn reserved_names(steps: &[Step], findings: &mut Findings) {
+    for step in steps {
+        match step {
+            Step::Filter { name, .. } | Step::Map { name, .. } | Step::Send { name, .. }
+                if name.value == SKIPPED =>
+            {
+                findings.add(
+                    name.at,
+                    format!("`{SKIPPED}` is what the report calls items that `on_error: skip` drops"),
+                    "choose another name: the report counts what is dropped by name",
+                );
+            }
+            Step::Parallel { steps, .. } => reserved_names(steps, findings),
             _ => {}
         }
     }

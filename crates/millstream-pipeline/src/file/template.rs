@@ -110,6 +110,18 @@ impl Template {
         rest(&self.parts, path)
     }
 
+    /// The same template with its root as it is from everywhere, links resolved as far as the directories are there: pipeline
+    /// files of different directories can name one file.
+    pub(crate) fn of_absolute_root(&self) -> Template {
+        let root = std::path::absolute(&self.root).unwrap_or_else(|_| self.root.clone());
+        let there = root.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+        let root = match there {
+            Some((above, found)) => found.join(root.strip_prefix(above).unwrap_or(Path::new(""))),
+            None => root,
+        };
+        Template { root, ..self.clone() }
+    }
+
     /// Whether some path could be of both templates.
     pub(crate) fn overlaps(&self, other: &Template) -> bool {
         meet(&self.pieces(), &other.pieces())

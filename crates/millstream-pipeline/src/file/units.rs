@@ -27,6 +27,9 @@ const TIMES: [(&str, u64); 7] = [
     ("d", 86_400_000_000_000),
 ];
 
+/// The longest time in whole days, as people write it: nanoseconds are counted in 64 bits.
+pub(crate) const DURATION_MAX: &str = "213503d";
+
 /// Bytes of `64MiB`, `1.5GB`, `512B`. A number without a unit is refused, except 0.
 pub fn size(text: &str) -> Option<u64> {
     let bytes = quantity(text.trim(), &SIZES)?;
@@ -127,6 +130,7 @@ mod tests {
         assert_eq!(duration("5"), None);
         assert_eq!(duration(""), None);
         assert_eq!(duration("1e9d"), None);
+        assert!(duration(DURATION_MAX).is_some() && duration("213504d").is_none());
         assert_eq!(ratio("1%"), Some(0.01));
         assert_eq!(ratio("1.5"), None);
     }

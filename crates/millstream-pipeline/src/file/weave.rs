@@ -90,9 +90,12 @@ pub(crate) fn set(root: &mut Node, argument: &str, number: u16, findings: &mut F
     relocate(&mut value, at);
     let mut node = root;
     for name in path.split('.') {
-        // A key that holds nothing yet, or does not exist, becomes a map on the way down.
+        // A key that holds nothing yet, or does not exist, becomes a map on the way down, or a list at its first entry.
         if node.is_null() {
-            node.data = Data::Map(Vec::new());
+            node.data = match name {
+                "0" => Data::List(vec![nothing(at)]),
+                _ => Data::Map(Vec::new()),
+            };
         }
         node = match &mut node.data {
             Data::List(items) => {
@@ -110,8 +113,7 @@ pub(crate) fn set(root: &mut Node, argument: &str, number: u16, findings: &mut F
                 let index = match entries.iter().position(|(key, _)| key.name == name) {
                     Some(index) => index,
                     None => {
-                        let empty = Data::Scalar { text: String::new(), style: Style::Plain };
-                        entries.push((Key { name: name.to_owned(), at }, Node { at, data: empty }));
+                        entries.push((Key { name: name.to_owned(), at }, nothing(at)));
                         entries.len() - 1
                     }
                 };
@@ -126,6 +128,10 @@ pub(crate) fn set(root: &mut Node, argument: &str, number: u16, findings: &mut F
         };
     }
     *node = value;
+}
+
+fn nothing(at: At) -> Node {
+    Node { at, data: Data::Scalar { text: String::new(), style: Style::Plain } }
 }
 
 /// Every part of an override is reported at the override.

@@ -1,5 +1,8 @@
 //! The file output: items go to the file their path names, files are finished by size, by age and at the end.
 
+mod error;
+
+pub(crate) use self::error::FileError;
 use super::partial::{Partial, left_over};
 use crate::directory;
 use crate::file::model::FileOutput;
@@ -7,42 +10,9 @@ use crate::file::template::Template;
 use crate::hold::Hold;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// Why a file could not be written, with what to do about it.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {what} {path}: {remedy}", path = path.display(), remedy = remedy(source))]
-pub(crate) struct FileError {
-    what: &'static str,
-    path: PathBuf,
-    source: std::io::Error,
-}
-
-impl FileError {
-    pub(crate) fn new(what: &'static str, path: &Path, source: std::io::Error) -> Self {
-        FileError { what, path: path.to_owned(), source }
-    }
-}
-
-fn remedy(error: &std::io::Error) -> &'static str {
-    use std::io::ErrorKind::*;
-    match error.kind() {
-        StorageFull | QuotaExceeded => {
-            "the disk is full; free some space and start again, nothing accepted is lost"
-        }
-        PermissionDenied | ReadOnlyFilesystem => {
-            "it is not writable for this user; change its permissions or `output.file.path`"
-        }
-        NotADirectory | AlreadyExists | IsADirectory => {
-            "something else has that name; move it or change `output.file.path`"
-        }
-        WouldBlock => "another process is writing it; give each run its own `output.file.path`",
-        _ => "check the disk and the path; start again, nothing accepted is lost",
-    }
-}
 
 /// Lines for one file are gathered up to so many bytes before they are written to it.
 const GATHERED: usize = 64 << 10;
@@ -324,6 +294,7 @@ mod tests {
     use crate::file::model::{Format, Setting};
     use crate::file::place::{At, Spanned};
     use std::collections::BTreeMap;
+    use std::path::Path;
 
     fn files(root: &Path, rotate_every: Option<Duration>) -> Files {
         let template = Template::parse("{k}.ndjson", root).expect("a good template");

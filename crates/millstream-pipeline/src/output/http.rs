@@ -4,8 +4,9 @@ use super::Tries;
 use super::sink::Refused;
 use crate::batch::Batch;
 use crate::file::model::HttpOutput;
+use crate::file::url;
 use millstream_flow::BoxError;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
 use rustls::pki_types::CertificateDer;
@@ -21,6 +22,8 @@ const SHOWN: usize = 200;
 pub(crate) struct HttpClient {
     client: Client,
     url: String,
+    /// The URL as errors show it, without a password.
+    shown: String,
     ndjson: bool,
 }
 
@@ -51,7 +54,8 @@ impl HttpClient {
             .redirect(Policy::none())
             .tls_backend_preconfigured(tls(output)?)
             .build()?;
-        Ok(HttpClient { client, url: output.url.value.clone(), ndjson: output.ndjson })
+        let (url, shown) = (output.url.value.clone(), url::shown(&output.url.value).into_owned());
+        Ok(HttpClient { client, url, shown, ndjson: output.ndjson })
     }
 
     /// Returns when the other side has taken the batch.
@@ -96,11 +100,15 @@ impl HttpClient {
         let response = match self.client.post(&self.url).body(body).send().await {
             Ok(response) => response,
             Err(error) if error.is_timeout() => {
-                return Tried::Again(format!("no answer from {} in time", self.url), None);
+                return Tried::Again(format!("no answer from {} in time", self.shown), None);
             }
             Err(error) => {
                 return Tried::Again(
-                    format!("cannot POST to {}: {}", self.url, millstream_flow::chain(&error.without_url())),
+                    format!(
+                        "cannot POST to {}: {}",
+                        self.shown,
+                        millstream_flow::chain(&error.without_url())
+                    ),
                     None,
                 );
             }
@@ -110,7 +118,8 @@ impl HttpClient {
             return Tried::Done;
         }
         let wait = response.headers().get(RETRY_AFTER).and_then(|wait| wait.to_str().ok()?.parse().ok());
-        let why = format!("{} answered {status}{}", self.url, shown(response).await);
+        let elsewhere = elsewhere(&response);
+        let why = format!("{} answered {status}{}{elsewhere}", self.shown, shown(response).await);
         if status.is_server_error()
             || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
         {
@@ -145,6 +154,17 @@ fn tls(output: &HttpOutput) -> Result<ClientConfig, BoxError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(versions.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// What to do about an answer that sends the batch elsewhere; empty for others.
+fn elsewhere(response: &Response) -> String {
+    if !response.status().is_redirection() {
+        return String::new();
+    }
+    let target = response.headers().get(LOCATION).and_then(|target| target.to_str().ok());
+    let to = target.map(|target| url::shown(target).chars().take(SHOWN).collect());
+    let to: String = to.unwrap_or_else(|| "the place itself".to_owned());
+    format!("; a redirect is not followed: write {to} in `output.http.url`")
 }
 
 /// The first bytes of a refusal, on one line.

@@ -57,6 +57,8 @@ pub(crate) struct Outputs {
     /// The source's position, saved last of all: it must not run ahead of what the outputs have on the disk.
     position: Option<Arc<Remembered>>,
     batches_max: usize,
+    /// Whether the source cannot give items again that were not written.
+    losing: bool,
 }
 
 impl Outputs {
@@ -77,7 +79,18 @@ impl Outputs {
                 rotation.spawn(rotate(files.clone(), rotation_error.clone()));
             }
         }
-        Outputs { outs, tries, end, trouble, rotation, rotation_error, position, batches_max }
+        Outputs { outs, tries, end, trouble, rotation, rotation_error, position, batches_max, losing: false }
+    }
+
+    /// The same for a source that cannot give items again, if `losing`: what ends the run says so.
+    pub(crate) fn losing(self, losing: bool) -> Self {
+        Outputs { losing, ..self }
+    }
+
+    /// Why the rotation ended, if it did.
+    fn rotation_failed(&self) -> Option<FileError> {
+        let error = self.rotation_error.lock().unwrap_or_else(PoisonError::into_inner).take();
+        error.map(|error| error.losing(self.losing))
     }
 
     async fn write_one(&mut self, batch: &Batch) -> Result<(), Refused> {
@@ -178,10 +191,11 @@ impl Sink for Outputs {
     type Item = Batch;
 
     async fn write(&mut self, batches: &mut Vec<Batch>) -> Result<(), SinkError> {
-        if let Some(error) = self.rotation_error.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(error) = self.rotation_failed() {
             return Err(SinkError::Failed(error.into()));
         }
-        self.write_files(batches).await.map_err(|error| SinkError::Failed(error.into()))?;
+        let losing = self.losing;
+        self.write_files(batches).await.map_err(|error| SinkError::Failed(error.losing(losing).into()))?;
         let mut rejected = Vec::new();
         for (index, batch) in batches.iter().enumerate() {
             match self.write_one(batch).await {
@@ -204,13 +218,14 @@ impl Sink for Outputs {
 
     async fn close(&mut self) -> Result<(), BoxError> {
         self.rotation.shutdown().await;
-        if let Some(error) = self.rotation_error.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(error) = self.rotation_failed() {
             return Err(error.into());
         }
         for (_, out) in &self.outs {
             if let Out::Files(files) = out {
                 let files = files.clone();
-                tokio::task::spawn_blocking(move || lock(&files).close()).await??;
+                let closed = tokio::task::spawn_blocking(move || lock(&files).close()).await?;
+                closed.map_err(|error| error.losing(self.losing))?;
             }
         }
         if let Some(position) = &self.position {

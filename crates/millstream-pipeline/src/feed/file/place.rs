@@ -67,6 +67,31 @@ impl FilePosition {
     }
 }
 
+/// The last bytes that were read of an open file, up to [`MARK`] of them. Where others stand in their place the file was
+/// written anew, also when it is longer again than it was.
+#[derive(Debug, Default)]
+pub(super) struct Tail(Vec<u8>);
+
+impl Tail {
+    /// Takes what was read behind them.
+    pub(super) fn take(&mut self, read: &[u8]) {
+        let read = &read[read.len().saturating_sub(MARK as usize)..];
+        self.0.drain(..(self.0.len() + read.len()).saturating_sub(MARK as usize));
+        self.0.extend_from_slice(read);
+    }
+
+    /// Forgets the last `count` bytes: they will be read again.
+    pub(super) fn give_back(&mut self, count: u64) {
+        self.0.truncate(self.0.len().saturating_sub(usize::try_from(count).unwrap_or(usize::MAX)));
+    }
+
+    /// Whether they are still what `file` has before `at`, up to which it was read.
+    pub(super) fn is_before(&self, at: u64, file: &File) -> io::Result<bool> {
+        let count = self.0.len() as u64;
+        Ok(count == 0 || read_at(file, at.saturating_sub(count), count)? == self.0)
+    }
+}
+
 /// Up to `count` bytes from `offset` on, whatever is being read of the file meanwhile.
 fn read_at(file: &File, offset: u64, count: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; count as usize];
