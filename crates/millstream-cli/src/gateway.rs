@@ -7,11 +7,12 @@ mod reload;
 mod route;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use millstream_gateway::{ExchangeReport, Gateway, Server, client_tls, server_tls};
 use millstream_observe::BindError;
 use millstream_pipeline::{nearest, show_duration};
+use serde::Serialize;
 
 use crate::args;
 use crate::failure::Failure;
@@ -192,12 +193,23 @@ fn tls(config: &Config) -> Result<Option<std::sync::Arc<millstream_gateway::Serv
     }
 }
 
+/// A line of the log.
+#[derive(Serialize)]
+struct Told<'a> {
+    /// When it ended, in seconds since 1970.
+    timestamp: f64,
+    #[serde(flatten)]
+    report: &'a ExchangeReport,
+}
+
 /// Writes an exchange as a JSON object on a line.
 fn tell(writer: &LogWriter, report: &ExchangeReport, failures_only: bool) {
     if failures_only && report.failure.is_none() {
         return;
     }
-    let line = serde_json::to_string(report);
+    #[expect(clippy::disallowed_methods, reason = "a log tells the time of day")]
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let line = serde_json::to_string(&Told { timestamp: now.as_secs_f64(), report });
     writer.line(line.unwrap_or_else(|error| format!("an exchange could not be written as JSON: {error}")));
 }
 

@@ -69,9 +69,19 @@ impl Read {
                 Err(Wrong::Value(problem, remedy)) => file.refuse(at, problem, remedy),
             }
         }
-        for route in &self.config.routes {
+        let first = self.config.routes.iter().position(RouteConfig::takes_all).unwrap_or(usize::MAX);
+        for (number, route) in self.config.routes.iter().enumerate() {
             for (at, key, remedy) in route.ineffective() {
                 file.refuse(at, format!("`{key}` has no effect here"), remedy);
+            }
+            if let Some(at) = route.place().filter(|_| number > first) {
+                let remedy =
+                    "put the route that takes every request last, or give it a host, a path or methods";
+                file.refuse(
+                    at,
+                    format!("`routes.{number}` is never reached: `routes.{first}` takes all"),
+                    remedy,
+                );
             }
         }
         file.finish()

@@ -91,12 +91,12 @@ const fn key(
 
 pub(crate) static KEYS: &[Key] = &[
     key("name", |r, v| put(&mut r.name, text(v)), |r| quoted(r.name.as_deref())),
-    key("host", |r, v| put(&mut r.host, text(v)), |r| quoted(r.host.as_deref())),
+    key("host", |r, v| put(&mut r.host, host(v).map(Some)), |r| quoted(r.host.as_deref())),
     key("path", |r, v| put(&mut r.path, path(v).map(Some)), |r| quoted(r.path.as_deref())),
-    key("methods", |r, v| put(&mut r.methods, Ok(list(v))), |r| quoted_all(&r.methods)),
+    key("methods", |r, v| put(&mut r.methods, methods(v)), |r| quoted_all(&r.methods)),
     key("upstreams", |r, v| put(&mut r.upstreams, urls(v)), |r| quoted_all(&texts(&r.upstreams))),
     key("breaker", |r, v| put(&mut r.breaker, switch(v)), |r| r.breaker.to_string()),
-    key("health.path", |r, v| put(&mut r.check().path, path(v)), |r| quoted(Some(&r.checks().path))),
+    key("health.path", |r, v| put(&mut r.check().path, asked(v)), |r| quoted(Some(&r.checks().path))),
     key("health.period", |r, v| put(&mut r.check().period, time(v)), |r| show_duration(r.checks().period)),
     key("health.timeout", |r, v| put(&mut r.check().timeout, time(v)), |r| show_duration(r.checks().timeout)),
     key(
@@ -136,11 +136,40 @@ fn shown(url: &str) -> String {
     url.parse::<BrokerUrl>().map_or_else(|_| "?".into(), |url| url.to_string())
 }
 
-fn path(value: &str) -> Result<String, String> {
+/// What a server is asked for, maybe with a query.
+fn asked(value: &str) -> Result<String, String> {
     if value.starts_with('/') {
         Ok(value.to_owned())
     } else {
         Err("write a path that begins with `/`".into())
+    }
+}
+
+fn path(value: &str) -> Result<String, String> {
+    let value = asked(value)?;
+    let never = |byte: u8| !byte.is_ascii_graphic() || b"?#".contains(&byte);
+    if value.bytes().any(never) || value.split('/').any(|part| matches!(part, "." | "..")) {
+        return Err("write a path as requests have it: without a query, spaces and `..`, and other characters as `%` and their code".into());
+    }
+    Ok(value)
+}
+
+fn host(value: &str) -> Result<String, String> {
+    let name = value.strip_prefix("*.").unwrap_or(value);
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~[]:".contains(&byte);
+    let with_port = !name.starts_with('[') && name.contains(':');
+    if name.is_empty() || with_port || !name.bytes().all(named) {
+        return Err("write a host without a port, as in `api.example.org`, or `*.example.org` for every name below it".into());
+    }
+    Ok(value.to_owned())
+}
+
+/// Methods are told apart by case, and `get` is sent by nobody.
+fn methods(value: &str) -> Result<Vec<String>, String> {
+    let words = list(value);
+    match words.iter().find(|word| word.bytes().any(|byte| byte.is_ascii_lowercase())) {
+        Some(word) => Err(format!("write `{}`: methods are in capitals", word.to_uppercase())),
+        None => Ok(words),
     }
 }
 
@@ -190,6 +219,16 @@ impl RouteConfig {
             _ => None,
         };
         self.given.iter().filter_map(|(at, key)| Some((*at, key.name, remedy(key.name)?))).collect()
+    }
+
+    /// Whether it takes every request.
+    pub(crate) fn takes_all(&self) -> bool {
+        self.host.is_none() && self.path.as_deref().is_none_or(|path| path == "/") && self.methods.is_empty()
+    }
+
+    /// The entry of the file that gave its first key.
+    pub(crate) fn place(&self) -> Option<usize> {
+        self.given.first().map(|(at, _)| *at)
     }
 
     /// What was given, as an element of `routes`.

@@ -51,6 +51,7 @@ fn the_log_tells_of_each_exchange_what_became_of_both_its_streams() {
     assert_eq!(response["chunk_bytes_average"], 5.0);
     for number in [
         "duration_seconds",
+        "timestamp",
         "first_byte_seconds",
         "bytes_per_second",
         "backpressure_events",

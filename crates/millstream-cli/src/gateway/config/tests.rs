@@ -115,7 +115,7 @@ fn a_value_that_is_refused_is_shown_without_its_password() {
 fn what_is_printed_sets_the_same() {
     let routes = "routes:\n  - { name: \"it's\", host: '*.a', path: /x, methods: [GET, PUT], upstreams: [http://a:1], breaker: on, \
                   compress: true, health: { path: /h, period: 1s, timeout: 500ms, failures: 3, successes: 2 } }\n\
-                  \x20 - { broker: 'embedded:d', publish: { queue: q, max: 2KiB } }\n  - { broker: 'memory:', serve: { stream: s } }\n\
+                  \x20 - { path: /p, broker: 'embedded:d', publish: { queue: q, max: 2KiB } }\n  - { path: /s, broker: 'memory:', serve: { stream: s } }\n\
                   \x20 - { broker: 'amqp://u:secret@h', serve: { queue: q } }\n";
     let first = of(routes, &[("MILLSTREAM_GATEWAY_TIMEOUTS_TOTAL", "3s")], &[]).expect("valid");
     assert!(first.print().contains("host: '*.a'") && !first.print().contains("secret"), "{}", first.print());
@@ -206,4 +206,36 @@ fn lists_may_be_written_either_way() {
         let read = of(text, &[], &[]).expect("valid");
         assert!(read.print().contains("upstream: http://a:1, http://b:2  # file "), "{}", read.print());
     }
+}
+
+#[test]
+fn a_route_that_no_request_could_take_is_refused() {
+    for (route, told) in [
+        ("methods: [GET, put]", "write `PUT`: methods are in capitals"),
+        ("host: 'a b'", "write a host without a port"),
+        ("host: 'a.example:80'", "write a host without a port"),
+        ("path: '/v1?x'", "write a path as requests have it"),
+        ("path: '/v1/../x'", "write a path as requests have it"),
+        ("path: v1", "begins with `/`"),
+    ] {
+        let error = of(&format!("routes:\n  - {route}\n    upstreams: [http://a:1]\n"), &[], &[]).err();
+        assert!(error.as_ref().is_some_and(|text| text.contains(told)), "{route}: {error:?}");
+    }
+    let after = |first: &str| {
+        let rest = "  - name: late\n    upstreams: [http://b:1]\n";
+        of(&format!("routes:\n  - {first}\n    upstreams: [http://a:1]\n{rest}"), &[], &[])
+    };
+    for first in ["name: early", "path: /"] {
+        let error = after(first).err().expect("it is never reached");
+        let told = "`routes.1` is never reached: `routes.0` takes all";
+        assert!(
+            error.contains(told) && error.contains("put the route that takes every request last"),
+            "{error}"
+        );
+    }
+    for first in ["host: '*.a.example'", "path: /v1", "methods: [GET]", "host: '[::1]'"] {
+        assert!(after(first).is_ok(), "{first}");
+    }
+    let checked = "routes:\n  - health: { path: '/ready?deep=1' }\n    upstreams: [http://a:1]\n";
+    assert!(of(checked, &[], &[]).is_ok());
 }
