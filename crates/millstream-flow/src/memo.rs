@@ -56,7 +56,9 @@ struct Book<Q, V> {
 }
 
 struct Entry<V> {
-    born: Instant,
+    /// When it was first asked for. Without an age nobody looks at a clock, nor at this.
+    born: Option<Instant>,
+    /// 0 until it is weighed.
     bytes: usize,
     value: Arc<OnceCell<V>>,
 }
@@ -83,7 +85,7 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
         self.0.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Forgets a value so long after it was first asked for.
+    /// Forgets a value so long after it was first asked for; at once, if that was before this was said. Without it no clock is read.
     ///
     /// # Panics
     /// If `age` is zero.
@@ -120,40 +122,43 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
         Q: Clone,
         V: Clone,
     {
-        let cell = self.cell(&key);
+        let (cell, unweighed) = self.cell(&key);
         let found = cell.get_or_try_init(async || look_up(&key).await).await;
         let value = found?.clone();
-        self.weigh(&key, &cell, &value);
+        if unweighed {
+            self.weigh(&key, &cell, &value);
+        }
         Ok(value)
     }
 
-    /// The place of a key's value.
-    fn cell(&self, key: &Q) -> Arc<OnceCell<V>>
+    /// The place of a key's value, and whether its bytes are still to be counted.
+    fn cell(&self, key: &Q) -> (Arc<OnceCell<V>>, bool)
     where
         Q: Clone,
     {
         let mut book = self.book();
         let Book { items_max, age_max, .. } = *book;
-        let now = Instant::now();
-        if let Some(age) = age_max {
-            while book.row.front().is_some_and(|entry| entry.born + age <= now) {
+        let measures = book.size.is_some();
+        let now = age_max.map(|_| Instant::now());
+        if let (Some(age), Some(now)) = (age_max, now) {
+            while book.row.front().is_some_and(|entry| entry.born.is_none_or(|born| born + age <= now)) {
                 book.forget_first();
             }
         }
         let absent = match book.row.find(key) {
             Ok(entry) => {
-                self.0.hits.fetch_add(1, Ordering::Relaxed);
-                return entry.value.clone();
+                count(&self.0.hits);
+                return (entry.value.clone(), measures && entry.bytes == 0);
             }
             Err(absent) => absent,
         };
-        self.0.misses.fetch_add(1, Ordering::Relaxed);
+        count(&self.0.misses);
         while book.row.len() >= items_max {
             book.forget_first();
         }
         let value = Arc::new(OnceCell::new());
         book.row.push_back(key.clone(), absent, Entry { born: now, bytes: 0, value: value.clone() });
-        value
+        (value, measures)
     }
 
     /// Counts a value's bytes when it is first seen.
@@ -210,6 +215,11 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
         let values = if book.size.is_some() { book.bytes_max } else { 0 };
         book.items_max.saturating_mul(entry).saturating_add(values)
     }
+}
+
+/// Adds one to what is only written while the book is held.
+fn count(number: &AtomicU64) {
+    number.store(number.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
 impl<Q, V> Book<Q, V> {

@@ -247,7 +247,8 @@ impl<T, K: Settle> Open<T, K> {
         upstream: &mut F,
         cx: &mut Context<'_>,
         room: usize,
-        (measure, bytes_max): (&W, usize),
+        measure: &W,
+        bytes_max: usize,
         over: &mut Option<(T, K, usize)>,
     ) -> Poll<Step>
     where
@@ -329,8 +330,9 @@ impl<F: Flow, W: Measure<F::Item>> Flow for Batched<F, W> {
             let room = count - self.open.items.len();
             let step = if W::MEASURES {
                 let mut over = None;
-                let limit = (&self.rule.measure, bytes_max);
-                let step = self.open.fill_measured(&mut self.upstream, cx, room, limit, &mut over);
+                let measure = &self.rule.measure;
+                let step =
+                    self.open.fill_measured(&mut self.upstream, cx, room, measure, bytes_max, &mut over);
                 if let Some((item, token, bytes)) = over {
                     // Too large for the batch, so the batch goes, and this item begins the next one. Kept before the batch
                     // goes on: a panic further down costs that batch and not this item too.

@@ -139,3 +139,35 @@ async fn who_waits_for_one_that_is_dropped_looks_up_for_himself() {
     assert!(dropped.is_err());
     assert_eq!(value, Ok(1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_value_is_weighed_once_and_again_when_it_was_forgotten_or_its_limit_was_said_later() {
+    let weighed = Arc::new(AtomicUsize::new(0));
+    let count = weighed.clone();
+    let size = move |n: &u32| {
+        count.fetch_add(1, Ordering::Relaxed);
+        *n as usize
+    };
+    let memo = Memo::new(100);
+    memo.get(1, echo).await.unwrap();
+    let memo = memo.bytes(10, size);
+    for key in [1, 1, 4, 4, 1] {
+        memo.get(key, echo).await.unwrap();
+    }
+    assert_eq!(weighed.load(Ordering::Relaxed), 2);
+    memo.forget(&4);
+    memo.get(4, echo).await.unwrap();
+    assert_eq!((weighed.load(Ordering::Relaxed), memo.len()), (3, 2));
+    memo.get(6, echo).await.unwrap();
+    assert_eq!(memo.len(), 2, "1, which came first, has gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_age_that_is_said_later_forgets_what_was_there() {
+    let memo = Memo::new(10);
+    memo.get(1, echo).await.unwrap();
+    let memo = memo.age(10 * SECOND);
+    memo.get(1, echo).await.unwrap();
+    memo.get(1, echo).await.unwrap();
+    assert_eq!((memo.misses(), memo.hits()), (2, 1));
+}

@@ -163,6 +163,21 @@ fn an_automatic_batch_begins_with_a_count_that_suits_its_items() {
 }
 
 #[tokio::test]
+async fn any_number_of_calls_may_be_in_flight() {
+    for limit in [1, 2, 63, 64, 65, 128, 1024] {
+        for calls in [Concurrency::ordered(limit), Concurrency::unordered(limit)] {
+            let pipe = Pipe::from_iter(0..3000).map_async(calls, async |n| {
+                yield_now().await;
+                n
+            });
+            let (mut items, _) = pipe.collect().await.unwrap();
+            items.sort_unstable();
+            assert!(items.into_iter().eq(0..3000), "{calls:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_knob_of_map_async_limits_the_calls_in_flight() {
     for (setting, limit) in
         [(None, 3), (Some(Concurrency::ordered(5)), 5), (Some(Concurrency::unordered(2)), 2)]

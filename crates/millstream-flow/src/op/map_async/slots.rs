@@ -133,7 +133,8 @@ impl<Fut: Future, K> Drop for Slab<Fut, K> {
 }
 
 impl<Fut: Future, K: Settle> Slab<Fut, K> {
-    pub(super) fn new(slots: usize, unordered: bool, deadlines: Box<[Deadlines]>) -> Self {
+    /// For so many calls in flight.
+    pub(super) fn new(calls: usize, unordered: bool, deadlines: Box<[Deadlines]>) -> Self {
         Slab {
             slots: Vec::new(),
             free: Vec::new(),
@@ -142,7 +143,8 @@ impl<Fut: Future, K: Settle> Slab<Fut, K> {
             in_flight: 0,
             calls_ended: 0,
             unordered,
-            ready: Ready::new(slots, !deadlines.is_empty()),
+            // One slot more than calls: the spare place is made before anybody looks whether there may be another.
+            ready: Ready::new(calls + 1, !deadlines.is_empty()),
             deadlines,
         }
     }
