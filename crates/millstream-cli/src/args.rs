@@ -81,7 +81,7 @@ pub(crate) struct Run {
     /// How long a run may finish what it accepted after a signal, as in `30s`
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
     pub(crate) drain: Duration,
-    /// Print nothing but errors
+    /// Print nothing but errors, and brokers that are lost and back
     #[arg(long, short)]
     pub(crate) quiet: bool,
 }

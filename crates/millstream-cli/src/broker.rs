@@ -1,6 +1,8 @@
 //! Opening brokers, and messages as JSON.
 
 use std::future::Future;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -27,6 +29,32 @@ where
     let done = done?;
     closed.map_err(|error| Failure::of(format_args!("cannot close the broker `{url}`"), &error))?;
     Ok(done)
+}
+
+/// As [`with`], of a broker that is there already: a directory without one is refused rather than made.
+pub(crate) async fn with_existing<T, F>(
+    url: &BrokerUrl,
+    work: impl FnOnce(Arc<dyn Broker>) -> F,
+) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    match url {
+        BrokerUrl::Embedded(directory) if !holds_broker(directory) => Err(Failure::Refused(format!(
+            "there is no broker in {}; check the path, or make one there with `millstream queue declare {url} NAME`",
+            directory.display()
+        ))),
+        _ => with(url, work).await,
+    }
+}
+
+/// Whether a directory has a broker's log. One that cannot be looked into may have one: opening it says why.
+fn holds_broker(directory: &Path) -> bool {
+    let is_log = |path: &Path| path.extension().is_some_and(|end| end == "log" || end == "checkpoint");
+    match std::fs::read_dir(directory) {
+        Ok(mut entries) => entries.any(|entry| entry.is_ok_and(|entry| is_log(&entry.path()))),
+        Err(error) => error.kind() != ErrorKind::NotFound,
+    }
 }
 
 /// Tells what is damaged on the disk: what is lost by it is lost, but not without a word.

@@ -30,10 +30,10 @@ pub(crate) async fn dead_letters(command: args::DeadLetters) -> Result<(), Failu
     match command {
         args::DeadLetters::List { on, queue, json } => list(on, queue, json).await,
         args::DeadLetters::Show { on, which, json } => {
-            broker::with(&on.url, |broker| show(broker, on.queue, which, json)).await
+            broker::with_existing(&on.url, |broker| show(broker, on.queue, which, json)).await
         }
         args::DeadLetters::Replay { on, which, to } => {
-            broker::with(&on.url, |broker| replay(broker, on.queue, which, to)).await
+            broker::with_existing(&on.url, |broker| replay(broker, on.queue, which, to)).await
         }
         args::DeadLetters::Discard { on, which, yes } => discard(on, which, yes).await,
     }
@@ -105,7 +105,7 @@ impl Group {
 }
 
 async fn list(on: OnBroker, queue: Option<String>, json: bool) -> Result<(), Failure> {
-    broker::with(&on.url, |broker| async move {
+    broker::with_existing(&on.url, |broker| async move {
         let queues = match queue {
             Some(queue) => vec![queue],
             None => queues_with_letters(&broker).await?,
@@ -358,7 +358,7 @@ async fn discard(on: OnQueue, which: Which, yes: bool) -> Result<(), Failure> {
             on.queue
         )));
     }
-    broker::with(&on.url, |broker| async move {
+    broker::with_existing(&on.url, |broker| async move {
         let mut letters = Letters::open(&broker, &on.queue, which).await?;
         let mut discarded = 0;
         loop {

@@ -1,12 +1,13 @@
 //! `millstream queue`: looking at queues and using them.
 
+mod figures;
+
 use std::sync::Arc;
 
 use millstream_message::{
     Address, Batch, Broker, BrokerErrorKind, BrokerUrl, Browsed, ConsumeOptions, Delivery, Message, Outcomes,
     PublishOutcome, Queue, QueueStats,
 };
-use serde_json::json;
 
 use crate::args::{self, OnQueue};
 use crate::broker::{self, message_json};
@@ -14,17 +15,16 @@ use crate::failure::Failure;
 use crate::input;
 use crate::out::{Out, complain, preview};
 use crate::signals::Signals;
-use crate::table::{count, counted, table};
+use crate::table::counted;
 
-/// Of how many queues a list asks for what is ready now: a broker may collect its figures only now and then, and whoever
-/// has just published should see it.
-const FRESH_MAX: usize = 1000;
 /// Messages looked at in one step.
 const PAGE: usize = 100;
 
 pub(crate) async fn queue(command: args::Queue) -> Result<(), Failure> {
     match command {
-        args::Queue::List { on, json } => broker::with(&on.url, |broker| list(broker, json)).await,
+        args::Queue::List { on, json } => {
+            broker::with_existing(&on.url, |broker| figures::list(broker, json)).await
+        }
         args::Queue::Declare(declare) => {
             let url = declare.on.url.clone();
             broker::with(&url, |broker| self::declare(broker, declare)).await
@@ -37,42 +37,17 @@ pub(crate) async fn queue(command: args::Queue) -> Result<(), Failure> {
             let url = consume.on.url.clone();
             // Before the directory is locked: whoever sees the lock may send a signal.
             let signals = Signals::new()?;
-            broker::with(&url, |broker| self::consume(broker, consume, signals)).await
+            broker::with_existing(&url, |broker| self::consume(broker, consume, signals)).await
         }
         args::Queue::Peek { on, max, skip, json } => {
-            broker::with(&on.url, |broker| peek(broker, &on.queue, max, skip, json)).await
+            broker::with_existing(&on.url, |broker| peek(broker, &on.queue, max, skip, json)).await
         }
         args::Queue::Stats { on, json } => {
-            broker::with(&on.url, |broker| stats(broker, &on.queue, json)).await
+            broker::with_existing(&on.url, |broker| figures::stats(broker, &on.queue, json)).await
         }
         args::Queue::Purge { on, yes } => purge(on, yes).await,
         args::Queue::Delete { on, yes } => delete(on, yes).await,
     }
-}
-
-async fn list(broker: Arc<dyn Broker>, json: bool) -> Result<(), Failure> {
-    let mut all = broker.all_stats().await.map_err(|error| Failure::of("cannot list the queues", &error))?;
-    for listed in all.iter_mut().take(FRESH_MAX) {
-        // Where nobody else may look, as into a queue that is exclusive, the collected figure has to do.
-        if let Ok(now) = broker.stats(&listed.name).await {
-            listed.ready = now.ready;
-        }
-    }
-    let mut out = Out::new();
-    if json {
-        out.json(&json!(all))?;
-    } else if all.is_empty() {
-        out.line(format!("{} has no queue", broker.url()))?;
-    } else {
-        let rows: Vec<Vec<String>> = all.iter().map(row).collect();
-        out.line(table(&["queue", ">ready", ">unacked", ">delayed", ">bytes"], &rows))?;
-    }
-    out.flush()
-}
-
-fn row(stats: &QueueStats) -> Vec<String> {
-    let bytes = stats.ready_bytes + stats.unacked_bytes + stats.delayed_bytes;
-    vec![stats.name.clone(), count(stats.ready), count(stats.unacked), count(stats.delayed), count(bytes)]
 }
 
 async fn stats_of(broker: &Arc<dyn Broker>, queue: &str) -> Result<QueueStats, Failure> {
@@ -289,68 +264,8 @@ pub(crate) async fn browse(
     broker.browse(queue, skip, max).await.map_err(|error| on_queue("look into", queue, broker.url(), &error))
 }
 
-async fn stats(broker: Arc<dyn Broker>, queue: &str, json: bool) -> Result<(), Failure> {
-    let stats = stats_of(&broker, queue).await?;
-    let declared =
-        broker.queue(queue).await.map_err(|error| on_queue("look at", queue, broker.url(), &error))?;
-    let mut out = Out::new();
-    if json {
-        out.json(&json!({ "stats": stats, "declared": declared }))?;
-        return out.flush();
-    }
-    let rows = [
-        ("ready", stats.ready, stats.ready_bytes),
-        ("unacked", stats.unacked, stats.unacked_bytes),
-        ("delayed", stats.delayed, stats.delayed_bytes),
-    ];
-    let rows = rows.map(|(name, items, bytes)| vec![name.to_owned(), count(items), count(bytes)]);
-    out.line(table(&[queue, ">messages", ">bytes"], &rows))?;
-    if let Some(declared) = declared {
-        out.line(format!("\ndeclared {}", described(&declared)))?;
-    }
-    out.flush()
-}
-
-/// A queue's declaration in words.
-fn described(queue: &Queue) -> String {
-    let mut words = vec![if queue.durable { "durable" } else { "transient" }.to_owned()];
-    if let Some(ttl) = queue.ttl {
-        words.push(format!("messages expire after {}", millstream_pipeline::show_duration(ttl)));
-    }
-    if let Some(items) = queue.max_items {
-        words.push(format!("at most {}", counted(items.get(), "message")));
-    }
-    if let Some(bytes) = queue.max_bytes {
-        words.push(format!("at most {}", millstream_pipeline::show_size(bytes.get())));
-    }
-    if queue.max_items.is_some() || queue.max_bytes.is_some() {
-        let overflow = json!(queue.overflow);
-        words.push(format!("when full {}", overflow.as_str().unwrap_or_default()));
-    }
-    if let Some(exchange) = &queue.dead_letter_exchange {
-        let to = Address::new(exchange, queue.dead_letter_key.as_deref().unwrap_or("(the message's own)"));
-        words.push(format!("dead letters go to {to}"));
-    }
-    if let Some(times) = queue.delivery_limit {
-        words.push(format!("given back at most {}", counted(times.get().into(), "time")));
-    }
-    if let Some(priority) = queue.max_priority {
-        words.push(format!("priorities up to {priority}"));
-    }
-    if let Some(kind) = queue.kind {
-        words.push(format!("kept as {}", json!(kind).as_str().unwrap_or_default()));
-    }
-    if queue.single_active_consumer {
-        words.push("one consumer at a time".to_owned());
-    }
-    if let Some(after) = queue.expires {
-        words.push(format!("goes by itself after {}", millstream_pipeline::show_duration(after)));
-    }
-    words.join(", ")
-}
-
 async fn purge(on: OnQueue, yes: bool) -> Result<(), Failure> {
-    broker::with(&on.url, |broker| async move {
+    broker::with_existing(&on.url, |broker| async move {
         let ready = stats_of(&broker, &on.queue).await?.ready;
         if !yes {
             return Err(Failure::Refused(format!(
@@ -368,7 +283,7 @@ async fn purge(on: OnQueue, yes: bool) -> Result<(), Failure> {
 }
 
 async fn delete(on: OnQueue, yes: bool) -> Result<(), Failure> {
-    broker::with(&on.url, |broker| async move {
+    broker::with_existing(&on.url, |broker| async move {
         let ready = stats_of(&broker, &on.queue).await?.ready;
         if !yes {
             return Err(Failure::Refused(format!(

@@ -2,6 +2,7 @@
 
 mod file;
 mod progress;
+mod reach;
 mod report;
 mod watch;
 
@@ -12,7 +13,7 @@ use std::time::Duration;
 use millstream_observe::{Server, Snapshot};
 use millstream_pipeline::{Brokers, Pipeline, Report, RunError, show_duration};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 
 use crate::args;
 use crate::broker;
@@ -22,6 +23,7 @@ use crate::out::complain;
 use crate::signals::Signals;
 use file::ReportFile;
 use progress::Progress;
+use reach::Reach;
 use watch::Watch;
 
 /// How long an answer that is being given to a browser may take once the runs have ended.
@@ -59,7 +61,8 @@ pub(crate) async fn run(asked: args::Run) -> Result<(), Failure> {
     }
     // Those that did start are not to run for long without the others.
     let stop = signal.is_some() || !failures.is_empty();
-    let signal = wait(&mut runs, &watch, &mut signals, &asked, (stop, signal), &mut failures).await;
+    let signal =
+        wait(&mut runs, (&watch, &brokers), &mut signals, &asked, (stop, signal), &mut failures).await;
 
     if !asked.quiet {
         for run in watch.started() {
@@ -193,13 +196,15 @@ async fn start(
 /// a signal had come already; beside it is the one that has. Returns the signal, if there was one, and adds what failed.
 async fn wait(
     runs: &mut Runs,
-    watch: &Watch,
+    (watch, brokers): (&Watch, &Brokers),
     signals: &mut Signals,
     asked: &args::Run,
     (stop, mut signal): (bool, Option<u8>),
     failures: &mut Vec<Failure>,
 ) -> Option<u8> {
     let mut progress = Progress::new(asked.quiet);
+    let (mut reach, mut looks) = (Reach::default(), every(reach::LOOK));
+    let mut shows = every(progress.period());
     let mut deadline = None;
     if stop {
         watch.drain();
@@ -225,7 +230,14 @@ async fn wait(
                 Some(Err(error)) => failures.push(Failure::of("a run was lost", &error)),
                 None => break,
             },
-            () = sleep(progress.period()) => progress.show(&watch.snapshots()),
+            _ = looks.tick() => {
+                let told = reach.look(&watch::brokers(brokers));
+                if !told.is_empty() {
+                    progress.clear();
+                }
+                told.iter().for_each(|line| complain(line));
+            }
+            _ = shows.tick() => progress.show(&watch.snapshots()),
         }
     }
     progress.clear();
@@ -233,6 +245,13 @@ async fn wait(
     // What still runs is dropped: it gives what is not settled back to its source.
     runs.shutdown().await;
     signal
+}
+
+/// Ticks from one period on.
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// Until then; for ever without a deadline.

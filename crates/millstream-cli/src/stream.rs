@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::input;
 use crate::out::{Out, complain};
 use crate::signals::Signals;
-use crate::table::{count, counted, table};
+use crate::table::{count, count_or_unknown, counted, table};
 
 /// Messages that are read in one step.
 const PAGE: usize = 100;
@@ -40,13 +40,13 @@ pub(crate) async fn stream(command: args::Stream) -> Result<(), Failure> {
         args::Stream::Read(read) => {
             // Before the directory is locked: whoever sees the lock may send a signal.
             let signals = Signals::new()?;
-            broker::with(&read.on.url.clone(), |broker| self::read(broker, read, signals)).await
+            broker::with_existing(&read.on.url.clone(), |broker| self::read(broker, read, signals)).await
         }
         args::Stream::Delete { on, yes } => {
-            broker::with(&on.url.clone(), |broker| delete(broker, on, yes)).await
+            broker::with_existing(&on.url.clone(), |broker| delete(broker, on, yes)).await
         }
         args::Stream::Stats { on, json } => {
-            broker::with(&on.url.clone(), |broker| stats(broker, on, json)).await
+            broker::with_existing(&on.url.clone(), |broker| stats(broker, on, json)).await
         }
     }
 }
@@ -73,10 +73,13 @@ async fn declare_super(on: &OnStream, spec: &StreamSpec, partitions: &Partitions
 async fn stats(broker: Arc<dyn Broker>, on: OnStream, json: bool) -> Result<(), Failure> {
     let stats = broker.stream_stats(&on.stream).await.map_err(|error| on_stream("look at", &on, &error))?;
     let mut out = Out::new();
+    let bytes = broker.features().stream_bytes.then_some(stats.bytes);
     if json {
-        out.json(&json!(stats))?;
+        let mut shown = json!(stats);
+        shown["bytes"] = json!(bytes);
+        out.json(&shown)?;
     } else {
-        let row = vec![on.stream.clone(), count(stats.first), count(stats.next), count(stats.bytes)];
+        let row = vec![on.stream.clone(), count(stats.first), count(stats.next), count_or_unknown(bytes)];
         out.line(table(&["stream", ">first", ">next", ">bytes"], &[row]))?;
     }
     out.flush()

@@ -32,6 +32,11 @@ pub(crate) fn count(number: u64) -> String {
     out
 }
 
+/// A number, or what stands where the broker does not tell it.
+pub(crate) fn count_or_unknown(number: Option<u64>) -> String {
+    number.map_or_else(|| "?".to_owned(), count)
+}
+
 /// A count and its noun, as in `1 message`, `2 messages`.
 pub(crate) fn counted(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })

@@ -368,3 +368,36 @@ fn a_queue_is_deleted_when_that_is_really_meant() {
     assert!(place.done(&["queue", "list", URL]).contains("has no queue"));
     assert_eq!(place.run(&["queue", "delete", URL, "orders", "--yes"]).code, Some(1), "it is not there");
 }
+
+#[test]
+fn looking_at_a_directory_without_a_broker_is_refused_and_makes_none() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("empty")).expect("a directory");
+    for url in ["embedded:nosuch", "embedded:empty"] {
+        for command in [
+            &["queue", "list", url][..],
+            &["queue", "stats", url, "q"],
+            &["queue", "peek", url, "q"],
+            &["queue", "consume", url, "q"],
+            &["queue", "purge", url, "q", "--yes"],
+            &["queue", "delete", url, "q", "--yes"],
+            &["stream", "stats", url, "s"],
+            &["stream", "read", url, "s"],
+            &["stream", "delete", url, "s", "--yes"],
+            &["dead-letters", "list", url],
+        ] {
+            let end = place.run(command);
+            assert_eq!(end.code, Some(2), "{command:?}: {}", end.err);
+            let name = url.trim_start_matches("embedded:");
+            assert!(
+                end.err.contains(&format!("there is no broker in {name}; check the path")),
+                "{}",
+                end.err
+            );
+            assert!(!place.path("nosuch").exists(), "{command:?} made it");
+            assert!(std::fs::read_dir(place.path("empty")).expect("listed").next().is_none(), "{command:?}");
+        }
+    }
+    place.done(&["queue", "declare", "embedded:nosuch", "q"]);
+    assert!(place.done(&["queue", "list", "embedded:nosuch"]).contains('q'));
+}

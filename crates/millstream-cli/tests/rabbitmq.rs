@@ -3,11 +3,11 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use millstream_message::Queue;
-use millstream_testing::{Node, Setup, shared, unique};
+use millstream_testing::{Node, Proxy, Setup, shared, unique};
 use serde_json::Value;
 use support::{Place, announced, ended, got, signal, watched};
 
@@ -95,8 +95,53 @@ async fn metrics_tell_of_the_connections_with_the_broker() {
 #[tokio::test]
 async fn metrics_tell_of_the_connections_by_the_stream_protocol() {
     let node = Node::start(Setup::default().plugin("rabbitmq_stream")).await.expect("it starts");
+    let (place, url) = (Place::new(), node.stream_url(""));
+    place.done(&["stream", "declare", &url, "held"]);
+    let stats = place.done(&["stream", "stats", &url, "held", "--json"]);
+    assert!(stats.contains("\"bytes\":null"), "{stats}");
+    assert!(place.done(&["stream", "stats", &url, "held"]).ends_with("?\n"));
     // What is appended is found again by another.
     shown(&node.stream_url(""), 2);
+}
+
+/// The proxy answers while this waits for what the process says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_lost_is_told_and_the_process_is_not_ready_until_it_is_back() {
+    let proxy = Proxy::to(shared().await.port).await;
+    let (place, queue, url) = (Place::new(), unique("lost"), proxy.url());
+    place.done(&["queue", "declare", &url, &queue]);
+    place.write(
+        "p.yaml",
+        &format!(
+            "name: lost\nsource: {{ queue: {{ broker: '{url}', name: {queue} }} }}\noutput: {{ stdout: }}\n"
+        ),
+    );
+    let run = ["run", "p.yaml", "--listen", "127.0.0.1:0"];
+    let mut child = place.command(&run).spawn().expect("it starts");
+    let mut err = BufReader::new(child.stderr.take().expect("it is piped"));
+    let address = announced(&mut err);
+    let (done, _watch) = watched(&child);
+    let mut told = |words: &str| {
+        let mut line = String::new();
+        while !line.contains(words) {
+            line.clear();
+            assert!(err.read_line(&mut line).expect("it is text") > 0, "{words:?} is not told");
+        }
+        line
+    };
+    while !got(&address, "/health/ready").starts_with("HTTP/1.1 200") {}
+    proxy.refuse(true);
+    proxy.cut();
+    let line = told("is out of reach");
+    assert!(line.contains("warning: the broker amqp://***@127.0.0.1"), "{line}");
+    let ready = got(&address, "/health/ready");
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("amqp://***@127.0.0.1"), "{ready}");
+    proxy.refuse(false);
+    told("is back");
+    assert!(got(&address, "/health/ready").starts_with("HTTP/1.1 200"));
+    drop(done);
+    signal(&child, "INT");
+    assert_eq!(ended(child).code, Some(130));
 }
 
 /// Moves three messages with so many consumers, and looks at the metrics meanwhile.
@@ -158,6 +203,9 @@ async fn queues_are_declared_filled_looked_at_and_emptied() {
     let stats = place.done(&["queue", "stats", &url, &queue, "--json"]);
     let stats: Value = serde_json::from_str(&stats).expect("JSON");
     assert_eq!(stats["stats"]["ready"], 1200);
+    assert_eq!(stats["stats"]["ready_bytes"], Value::Null, "AMQP does not tell them");
+    let shown = place.done(&["queue", "stats", &url, &queue]);
+    assert!(shown.lines().any(|line| line.starts_with("ready") && line.ends_with('?')), "{shown}");
     let first = place.done(&["queue", "consume", &url, &queue, "--max", "700"]);
     let rest = place.done(&["queue", "consume", &url, &queue]);
     assert_eq!(first + &rest, input);

@@ -52,6 +52,8 @@ pub struct Features {
     pub streams: bool,
     /// Offsets count messages and nothing else. Elsewhere the broker's own records take offsets, too.
     pub dense_offsets: bool,
+    /// The bytes in what [`Broker::stats`] gives are known; elsewhere they are zero.
+    pub queue_bytes: bool,
     /// [`StreamStats::bytes`] is known; elsewhere it is zero.
     pub stream_bytes: bool,
     /// [`Broker::position`], and [`Batch::with_position`], which stores the position when the batch is stored.
@@ -85,6 +87,7 @@ impl Features {
             uncounted_browse: true,
             streams: true,
             dense_offsets: true,
+            queue_bytes: true,
             stream_bytes: true,
             positions: true,
             atomic_batches: true,

@@ -191,6 +191,7 @@ impl Broker for StreamedQueues {
     fn features(&self) -> Features {
         let mut features = self.streams.features();
         features.queues = false;
+        features.queue_bytes = features.stream_bytes;
         features.delay = false;
         features.delayed_stats = false;
         features.lease = false;

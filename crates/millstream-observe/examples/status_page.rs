@@ -28,6 +28,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn broker(host: &str, elapsed: Duration) -> BrokerSnapshot {
     BrokerSnapshot {
         broker: format!("amqp://***@{host}"),
+        away: host == "south",
         connections: if host == "south" { 0 } else { 2 },
         failed_connects: elapsed.as_secs() / 2,
         unconfirmed: 128,

@@ -2,30 +2,39 @@
 
 use serde::Serialize;
 
-use crate::{RunSnapshot, RunState};
+use crate::{BrokerSnapshot, RunSnapshot, RunState};
 
 /// Whether items are accepted, with the reasons if not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Health {
-    /// Whether every run accepts items.
+    /// Whether every run accepts items, and every broker is there to take and to give them.
     pub ready: bool,
-    /// A sentence for each run that does not, naming it.
+    /// A sentence for each run that does not, and for each broker that is not, naming it.
     pub reasons: Vec<String>,
 }
 
 impl Health {
-    /// The health of a process with these runs. One without any run accepts nothing, so it is not ready.
+    /// The health of a process with these runs and their brokers. One without any run accepts nothing, so it is not ready;
+    /// nor is one with a broker that is away, for which its runs wait.
     ///
     /// ```
-    /// use millstream_observe::{Health, RunSnapshot, RunState};
+    /// use millstream_observe::{BrokerSnapshot, Health, RunSnapshot, RunState};
     ///
     /// let run = |state| RunSnapshot { name: "flights".into(), state, ..RunSnapshot::default() };
-    /// assert!(Health::of(&[run(RunState::Running)]).ready);
-    /// let health = Health::of(&[run(RunState::Draining)]);
+    /// assert!(Health::of(&[run(RunState::Running)], &[]).ready);
+    /// let health = Health::of(&[run(RunState::Draining)], &[]);
     /// assert_eq!(health.reasons, ["flights is draining: it accepts no more items"]);
+    ///
+    /// let away = BrokerSnapshot { broker: "amqp://host".into(), away: true, ..BrokerSnapshot::default() };
+    /// let health = Health::of(&[run(RunState::Running)], &[away]);
+    /// assert_eq!(health.reasons, ["the broker amqp://host is out of reach: what needs it waits"]);
     /// ```
-    pub fn of(runs: &[RunSnapshot]) -> Health {
+    pub fn of(runs: &[RunSnapshot], brokers: &[BrokerSnapshot]) -> Health {
         let mut reasons: Vec<String> = runs.iter().filter_map(reason).collect();
+        let away = brokers.iter().filter(|broker| broker.away);
+        reasons.extend(
+            away.map(|broker| format!("the broker {} is out of reach: what needs it waits", broker.broker)),
+        );
         if runs.is_empty() {
             reasons.push("no run has been started".into());
         }

@@ -71,7 +71,7 @@ fn article(out: &mut String, run: &RunSnapshot, rates: &Rates) {
 /// Whether a broker is there, and what it has not answered.
 fn broker(out: &mut String, broker: &BrokerSnapshot) {
     let address = escaped(&broker.broker);
-    if broker.connections == 0 {
+    if broker.away {
         let tries = count(broker.failed_connects);
         let _ = writeln!(
             out,
@@ -385,7 +385,7 @@ mod tests {
         let shown = page(&[run()], &[broker.clone()], &[Rates::default()]);
         assert!(shown.contains("amqp://***@&lt;host&gt;"), "{shown}");
         assert!(shown.contains("connections 2 · messages not confirmed 1\u{202f}234"), "{shown}");
-        broker.connections = 0;
+        (broker.away, broker.connections) = (true, 0);
         let shown = page(&[run()], &[broker], &[Rates::default()]);
         assert!(
             shown.contains("&lt;host&gt; is out of reach; connections tried in vain so far: 4"),

@@ -168,7 +168,8 @@ async fn live() -> Response {
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    let health = Health::of(&(shared.look)().runs);
+    let now = (shared.look)();
+    let health = Health::of(&now.runs, &now.brokers);
     let status = if health.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     json(status, &health)
 }

@@ -24,6 +24,8 @@ impl From<Vec<RunSnapshot>> for Snapshot {
 pub struct BrokerSnapshot {
     /// Its address, without a password; the label `broker` of its metrics.
     pub broker: String,
+    /// Whether it has no connection though it should have one: what needs it waits.
+    pub away: bool,
     /// Connections that are there now.
     pub connections: u64,
     /// How often a connection was made.

@@ -58,6 +58,7 @@ fn broker() -> BrokerSnapshot {
     const BOUNDS: &[Duration] = &[Duration::from_millis(500)];
     BrokerSnapshot {
         broker: "amqp://***@host".into(),
+        away: false,
         connections: 2,
         connects: 5,
         failed_connects: 3,

@@ -185,8 +185,12 @@ pub(super) fn brokers(brokers: &Brokers) -> Vec<BrokerSnapshot> {
 }
 
 fn broker(url: &BrokerUrl, figures: Statistics) -> BrokerSnapshot {
+    // By the stream protocol a connection is made when it is needed; by AMQP there is always one.
+    let needed =
+        !matches!(url, BrokerUrl::RabbitmqStream(_)) || figures.consumers > 0 || figures.in_flight > 0;
     BrokerSnapshot {
         broker: url.to_string(),
+        away: needed && figures.connections == 0,
         connections: figures.connections,
         connects: figures.connects,
         failed_connects: figures.failed_connects,

@@ -102,6 +102,8 @@ async fn a_delayed_message_is_invisible_until_due(bench: &mut Bench<'_>) {
     bench.send(&far, [late(Duration::from_secs(3600)), Message::new("now")]).await;
     let stats = bench.broker().stats(&far).await.expect("the queue is there");
     assert_eq!((stats.ready, stats.delayed), (1, 1));
+    let known = bench.broker().features().queue_bytes;
+    assert_eq!((stats.ready_bytes > 0, stats.delayed_bytes > 0), (known, known), "{stats:?}");
     let mut consumer = bench.consumer(&far).await;
     assert_eq!(texts(&bench.take(&mut consumer, 1).await), ["now"]);
     assert!(bench.is_idle(&mut consumer).await);

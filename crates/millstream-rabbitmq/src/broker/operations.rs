@@ -24,6 +24,7 @@ impl Broker for RabbitMq {
         let mut features = Features::all(self.0.max_message_bytes);
         features.lease = false;
         features.streams = false;
+        features.queue_bytes = false;
         features.atomic_batches = false;
         features.uncounted_browse = false;
         features.list = self.0.options.management.is_some();

@@ -150,6 +150,7 @@ impl Broker for StreamBroker {
         features.list = false;
         features.exact_settlement = false;
         features.dense_offsets = false;
+        features.queue_bytes = false;
         features.stream_bytes = false;
         features
     }
