@@ -10,4 +10,6 @@ mod frame;
 
 pub(crate) use self::decode::{Decoder, Fault};
 pub(crate) use self::encode::Encoder;
-pub(crate) use self::frame::{BYTE_ORDER_MARK, Frame, Framer};
+#[cfg(feature = "http")]
+pub(crate) use self::frame::BYTE_ORDER_MARK;
+pub(crate) use self::frame::{Frame, Framer};

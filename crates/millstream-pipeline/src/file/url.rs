@@ -6,7 +6,8 @@ use std::borrow::Cow;
 pub(crate) fn check(url: &str) -> Result<(), String> {
     const WRITE: &str = "write `http://HOST:PORT/PATH` or `https://HOST/PATH`";
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-    let Some(rest) = rest.filter(|rest| !rest.is_empty()) else { return Err(WRITE.to_owned()) };
+    let written = |rest: &&str| !rest.is_empty() && !rest.contains(char::is_whitespace);
+    let Some(rest) = rest.filter(written) else { return Err(WRITE.to_owned()) };
     let (authority, _) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     // The colons of an IPv6 address stand between brackets.
