@@ -99,6 +99,11 @@ fn what_nests_or_calls_too_deeply_is_the_items_error() {
         let error = mapped(program, &deep(100_000)).expect_err(program);
         assert!(error.contains("nests deeper than 128 levels"), "{error}");
     }
+    for program in ["reduce range(200000) as $i (.; [.])", "reduce range(200000) as $i (.; {a: .})"] {
+        let error = mapped(program, "1").expect_err(program);
+        assert!(error.contains("nests deeper than 512 levels"), "{error}");
+    }
+    assert!(mapped("reduce range(512) as $i (.; [.])", "1").is_ok());
     assert_eq!(mapped("fromjson | flatten", &deep(128)), Ok(Some("[]".to_owned())));
     for program in [
         "def f: 1 + f; f",

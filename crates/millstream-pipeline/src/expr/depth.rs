@@ -7,12 +7,16 @@ use jaq_core::load;
 use jaq_core::load::lex::{StrPart, Tok, Token};
 use jaq_core::native::{Fun, bome, run, v};
 use jaq_core::{DataT, Error, Exn};
-use jaq_json::Val;
+use jaq_json::{Rc, Val};
+
+use super::ExpressionError;
 
 /// How deep a text of JSON may nest, as everywhere else.
 const NESTING: usize = 128;
 /// Stack that a program may take, of the 2 MiB that threads have at the least: some hundred calls within each other.
 const STACK: usize = 1 << 20;
+/// How deep what a program gives may nest. Values are written, compared and dropped level by level.
+const GIVEN: usize = 512;
 /// Fails when the stack is used up; put in front of each function's body.
 const CHECK: &str = "__millstream_stack";
 
@@ -67,6 +71,43 @@ pub(super) fn funs<D: for<'a> DataT<V<'a> = Val>>() -> impl Iterator<Item = Fun<
     }));
     let theirs = jaq_json::funs::<D>().filter(|(name, ..)| *name != "fromjson");
     theirs.chain([from_json, check])
+}
+
+/// What a program gives, unless it nests too deeply.
+pub(super) fn bounded(value: Val) -> Result<Val, ExpressionError> {
+    if !nests_deeper(&value, GIVEN) {
+        return Ok(value);
+    }
+    take_apart(value);
+    Err(ExpressionError(format!("gave a value that nests deeper than {GIVEN} levels")))
+}
+
+fn nests_deeper(value: &Val, levels: usize) -> bool {
+    match value {
+        Val::Arr(items) => levels == 0 || items.iter().any(|item| nests_deeper(item, levels - 1)),
+        Val::Obj(map) => {
+            let deeper = |part: &Val| nests_deeper(part, levels - 1);
+            levels == 0 || map.iter().any(|(key, item)| deeper(key) || deeper(item))
+        }
+        _ => false,
+    }
+}
+
+/// Drops a value without as many calls within each other as it has levels.
+fn take_apart(value: Val) {
+    let mut parts = vec![value];
+    while let Some(part) = parts.pop() {
+        // What others have, too, they drop.
+        match part {
+            Val::Arr(items) => parts.extend(Rc::try_unwrap(items).unwrap_or_default()),
+            Val::Obj(map) => {
+                for (key, item) in Rc::try_unwrap(map).unwrap_or_default() {
+                    parts.extend([key, item]);
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Whether a text of JSON, with comments as jq knows them, may nest too deeply. What is no JSON may look deeper than it is.

@@ -80,7 +80,7 @@ impl Mapping {
             Some(first) => first.map_err(explain)?,
         };
         match values.next() {
-            None => Ok(Some(first)),
+            None => depth::bounded(first).map(Some),
             Some(Err(error)) => Err(explain(error)),
             Some(Ok(_)) => Err(ExpressionError(
                 "gave more than one value for one item; wrap the program in [ ] to make them a list"
