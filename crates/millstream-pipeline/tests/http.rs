@@ -7,7 +7,7 @@ mod common;
 use common::{BUFFERED, Bench, LONG, asked, until};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::{TlsAcceptor, rustls};
 
@@ -91,6 +91,18 @@ async fn what_cannot_be_accepted_is_refused_whole_with_its_reason() {
         assert!(
             answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(part),
             "{body}: {answer}"
+        );
+    }
+    for body in ["ZZ\r\n[1]\r\n0\r\n\r\n", "3\r\n[1]oops"] {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
+        let head = "POST /items HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+        stream.write_all(format!("{head}{body}").as_bytes()).await.expect("sent");
+        let mut answer = [0; 1024];
+        let count = stream.read(&mut answer).await.expect("an answer");
+        let answer = String::from_utf8_lossy(&answer[..count]).into_owned();
+        assert!(
+            answer.starts_with("HTTP/1.1 400") && answer.contains("nothing of it was accepted"),
+            "{answer}"
         );
     }
     let report = run.shutdown(LONG).await.expect("a clean end");

@@ -13,8 +13,10 @@ use axum::extract::State;
 use axum::http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use bytes::Bytes;
+use http_body_util::LengthLimitError;
 use millstream_flow::BoxError;
 use millstream_message::{TRACEPARENT, TRACESTATE, TraceContext};
+use std::error::Error as _;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -151,12 +153,13 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
     plain(headers)?;
     let form = form(headers)?;
     let reading = shared.reading.acquire().await.map_err(|_| full())?;
-    let bytes = to_bytes(body, shared.body_max).await.map_err(|_| {
-        let why = format!(
-            "the body is larger than {} bytes, which is `max_body`, or was cut short",
-            shared.body_max
-        );
-        Refusal(StatusCode::PAYLOAD_TOO_LARGE, why)
+    let bytes = to_bytes(body, shared.body_max).await.map_err(|error| {
+        if error.source().is_some_and(|error| error.is::<LengthLimitError>()) {
+            let why = format!("the body is larger than {} bytes, which is `max_body`", shared.body_max);
+            return Refusal(StatusCode::PAYLOAD_TOO_LARGE, why);
+        }
+        let why = format!("the body was cut short, or is no HTTP: {error}; nothing of it was accepted");
+        Refusal(StatusCode::BAD_REQUEST, why)
     })?;
     let parsing = match bytes.len() as u64 > shared.body_max as u64 / VALUE_FACTOR {
         true => Some(shared.parsing.acquire().await.map_err(|_| full())?),
