@@ -104,6 +104,22 @@ output: { stdout: }
 }
 
 #[test]
+fn rows_that_are_far_larger_than_their_text_stay_within_the_bound() {
+    for value in [r#"{"":{"":0}}"#, "[0]", "{}"] {
+        let place = Place::new();
+        let row = format!("[{}0]\n", format!("{value},").repeat((1 << 20) / (value.len() + 1) - 1));
+        place.write("in.ndjson", &row.repeat(12));
+        let yaml = "
+name: p
+source: { file: { path: in.ndjson } }
+process: [ { map: '.' } ]
+output: { file: { path: out.ndjson } }
+";
+        stays_within_its_bound(&place, yaml, 32 << 20);
+    }
+}
+
+#[test]
 fn a_queue_full_of_dead_letters_stays_within_the_bound() {
     let place = Place::new();
     place.write("in.ndjson", &digits(150_000));

@@ -103,7 +103,7 @@ pub use op::window::aggregate::{Aggregate, Count, Fold, Items, Max, Mean, Min, S
 pub use op::window::{Arrival, Closed, EventTime, Key, Patience, TimeOf, Window, Windowed};
 pub use pipe::{Lane, Pipe};
 pub use replay::Replay;
-pub use report::{HopReport, Ledger, OpReport, Report, StageReport};
+pub use report::{HopReport, KnobReport, Ledger, OpReport, Report, StageReport};
 pub use retry::Retry;
 pub use run::{Ended, Monitor, Plan, Run, RunError};
 pub use scope::{MemoryUse, PanicPolicy, RunErrorKind};

@@ -112,6 +112,22 @@ pub struct HopReport {
     pub chunks: u64,
 }
 
+/// A number of the run that may be moved while it goes on, as it stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct KnobReport {
+    /// What it sets, for example `hop 1 capacity`; of those that set the same, the second has a 2 behind its name, and so on.
+    pub name: String,
+    /// The number in force.
+    pub value: usize,
+    /// The lowest that it takes.
+    pub min: usize,
+    /// The highest that it takes.
+    pub max: usize,
+    /// Whether the user fixed the number.
+    pub fixed: bool,
+}
+
 /// The account of a run so far, or of the whole run once it has ended.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -122,6 +138,8 @@ pub struct Report {
     pub stages: Vec<StageReport>,
     /// The hops between them.
     pub hops: Vec<HopReport>,
+    /// The numbers that may be moved, in the order in which the flow was built.
+    pub knobs: Vec<KnobReport>,
     /// What the run may hold in memory at most: see [`Report::memory`] for its parts.
     pub memory_bound_bytes: u64,
     /// The parts of the memory bound.
@@ -143,6 +161,7 @@ impl Report {
         for scope in root.all() {
             report.add_ledger(&scope);
             report.add_stages(&scope);
+            report.add_knobs(&scope);
             report.memory.extend(scope.memory());
         }
         report.memory_bound_bytes = report.memory.iter().map(|part| part.bytes).sum();
@@ -174,6 +193,18 @@ impl Report {
                 *ledger.dropped.entry(name.to_string()).or_default() += count;
             }
             ledger.received += account.received();
+        }
+    }
+
+    fn add_knobs(&mut self, scope: &Scope) {
+        for knob in scope.knobs() {
+            let ((min, max), value, fixed) = (knob.bounds(), knob.value(), knob.is_frozen());
+            let (mut name, mut number) = (knob.name().to_owned(), 1);
+            while self.knobs.iter().any(|known| known.name == name) {
+                number += 1;
+                name = format!("{} {number}", knob.name());
+            }
+            self.knobs.push(KnobReport { name, value, min, max, fixed });
         }
     }
 

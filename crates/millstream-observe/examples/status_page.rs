@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use millstream_observe::{
-    BrokerSnapshot, ErrorSnapshot, HopSnapshot, LedgerSnapshot, RunSnapshot, RunState, Server, Snapshot,
-    StageSnapshot,
+    BrokerSnapshot, ErrorSnapshot, HopSnapshot, KnobSnapshot, LedgerSnapshot, RunSnapshot, RunState, Server,
+    Snapshot, StageSnapshot,
 };
 use tokio::time::Instant;
 
@@ -70,6 +70,10 @@ fn flights(elapsed: Duration) -> RunSnapshot {
             stage("write out/{carrier}.ndjson", completed, [91, 0, 9]),
         ],
         hops: [470, 300, 12].map(hop).into(),
+        knobs: vec![
+            KnobSnapshot { name: "flights prefetch".into(), value: 512, min: 1, max: 1024, fixed: false },
+            KnobSnapshot { name: "batch count".into(), value: 500, min: 1, max: 500, fixed: true },
+        ],
         memory_bound_bytes: Some(9_437_184),
         errors: vec![ErrorSnapshot {
             at_millis: 1_357_034_400_000,

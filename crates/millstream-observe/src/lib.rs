@@ -47,6 +47,6 @@ pub use health::Health;
 pub use listener::{CONNECTION_LIFETIME, CONNECTIONS_MAX};
 pub use server::{BindError, Server};
 pub use snapshot::{
-    BrokerSnapshot, ErrorSnapshot, HopSnapshot, LatencySnapshot, LedgerSnapshot, RunSnapshot, RunState,
-    Snapshot, StageSnapshot,
+    BrokerSnapshot, ErrorSnapshot, HopSnapshot, KnobSnapshot, LatencySnapshot, LedgerSnapshot, RunSnapshot,
+    RunState, Snapshot, StageSnapshot,
 };

@@ -2,7 +2,10 @@
 
 use crate::exposition::{Durations, Exposition, Labels, Metric, Value};
 use crate::process::Process;
-use crate::{BrokerSnapshot, HopSnapshot, LatencySnapshot, RunSnapshot, RunState, Snapshot, StageSnapshot};
+use crate::{
+    BrokerSnapshot, HopSnapshot, KnobSnapshot, LatencySnapshot, RunSnapshot, RunState, Snapshot,
+    StageSnapshot,
+};
 
 /// Labels of what a run has one of.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +85,22 @@ impl Labels for ByHop<'_> {
     }
 }
 
+/// Labels of a knob.
+#[derive(Clone, Copy, Debug)]
+pub struct ByKnob<'a> {
+    /// The name of the pipeline.
+    pub pipeline: &'a str,
+    /// What the knob sets.
+    pub knob: &'a str,
+}
+
+impl Labels for ByKnob<'_> {
+    const NAMES: &'static [&'static str] = &["pipeline", "knob"];
+    fn values(&self) -> Vec<&str> {
+        vec![self.pipeline, self.knob]
+    }
+}
+
 /// Labels of what a broker has one of.
 #[derive(Clone, Copy, Debug)]
 pub struct ByBroker<'a> {
@@ -100,6 +119,7 @@ type Run = ByPipeline<'static>;
 type Broker = ByBroker<'static>;
 type Stage = ByStage<'static>;
 type Hop = ByHop<'static>;
+type Knob = ByKnob<'static>;
 
 /// 1 for the state a run is in, 0 for the others.
 pub const RUN_STATE: Metric<ByState<'static>> =
@@ -165,6 +185,16 @@ pub const HOP_BYTES: Metric<Hop> = Metric::gauge("millstream_hop_bytes", "Bytes 
 /// Bytes that fit into a hop.
 pub const HOP_BYTES_MAX: Metric<Hop> =
     Metric::gauge("millstream_hop_bytes_max", "Bytes that fit there, if the hop is bounded in bytes.");
+/// Numbers that may be moved.
+pub const KNOB_VALUE: Metric<Knob> =
+    Metric::gauge("millstream_knob_value", "The number in force, of those that may be moved in a run.");
+/// The lowest that they take.
+pub const KNOB_MIN: Metric<Knob> = Metric::gauge("millstream_knob_min", "The lowest that it takes.");
+/// The highest that they take.
+pub const KNOB_MAX: Metric<Knob> = Metric::gauge("millstream_knob_max", "The highest that it takes.");
+/// Those that somebody fixed.
+pub const KNOB_FIXED: Metric<Knob> =
+    Metric::gauge("millstream_knob_fixed", "1 if the number was given and is not moved, 0 if it may be.");
 /// Connections with a broker.
 pub const BROKER_CONNECTIONS: Metric<Broker> =
     Metric::gauge("millstream_broker_connections", "Connections with the broker that are there now.");
@@ -233,6 +263,11 @@ pub fn exposition(Snapshot { runs, brokers }: &Snapshot) -> String {
     show_hops(&mut out, runs, &HOP_ITEMS_MAX, |hop| Some(hop.items_max));
     show_hops(&mut out, runs, &HOP_BYTES, |hop| Some(hop.bytes));
     show_hops(&mut out, runs, &HOP_BYTES_MAX, |hop| hop.bytes_max);
+
+    show_knobs(&mut out, runs, &KNOB_VALUE, |knob| knob.value);
+    show_knobs(&mut out, runs, &KNOB_MIN, |knob| knob.min);
+    show_knobs(&mut out, runs, &KNOB_MAX, |knob| knob.max);
+    show_knobs(&mut out, runs, &KNOB_FIXED, |knob| u64::from(knob.fixed));
 
     show_brokers(&mut out, brokers, &BROKER_CONNECTIONS, |broker| broker.connections);
     show_brokers(&mut out, brokers, &BROKER_CONNECTS, |broker| broker.connects);
@@ -319,5 +354,19 @@ fn show_hops(
             let labels = ByHop { pipeline: &run.name, hop: (at + 1).to_string() };
             Some((labels, Value::Count(value(hop)?)))
         }),
+    );
+}
+
+fn show_knobs(
+    out: &mut Exposition,
+    runs: &[RunSnapshot],
+    metric: &Metric<Knob>,
+    value: fn(&KnobSnapshot) -> u64,
+) {
+    let knobs = runs.iter().flat_map(|run| run.knobs.iter().map(move |knob| (run, knob)));
+    out.show(
+        metric,
+        knobs
+            .map(|(run, knob)| (ByKnob { pipeline: &run.name, knob: &knob.name }, Value::Count(value(knob)))),
     );
 }

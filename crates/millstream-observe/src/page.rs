@@ -64,6 +64,7 @@ fn article(out: &mut String, run: &RunSnapshot, rates: &Rates) {
     line(out, &rates.line);
     stages(out, run, rates);
     ledger(out, run);
+    knobs(out, run);
     errors(out, run);
     out.push_str("</article>\n");
 }
@@ -232,6 +233,24 @@ fn row(out: &mut String, sign: &str, items: u64, label: &str) {
     let (items, label) = (count(items), escaped(label));
     let _ =
         writeln!(out, "<tr><td class=\"sign\">{sign}</td><td class=\"n\">{items}</td><td>{label}</td></tr>");
+}
+
+/// The numbers that may be moved, as they stand.
+fn knobs(out: &mut String, run: &RunSnapshot) {
+    if run.knobs.is_empty() {
+        return;
+    }
+    out.push_str("<h2>Knobs</h2>\n<table>\n");
+    for knob in &run.knobs {
+        let (name, value) = (escaped(&knob.name), count(knob.value));
+        let may = match knob.fixed {
+            true => "fixed".to_owned(),
+            false => format!("of {} to {}", count(knob.min), count(knob.max)),
+        };
+        let _ =
+            writeln!(out, "<tr><td class=\"n\">{value}</td><td>{name}</td><td class=\"dim\">{may}</td></tr>");
+    }
+    out.push_str("</table>\n");
 }
 
 fn errors(out: &mut String, run: &RunSnapshot) {

@@ -73,6 +73,8 @@ pub struct RunSnapshot {
     pub stages: Vec<StageSnapshot>,
     /// The bounded hand-overs between its stages, from source to sink.
     pub hops: Vec<HopSnapshot>,
+    /// The numbers that may be moved while it runs.
+    pub knobs: Vec<KnobSnapshot>,
     /// The most memory its items can take, in bytes, if that is known.
     pub memory_bound_bytes: Option<u64>,
     /// Its last errors, newest first. Whoever makes the snapshot bounds their number.
@@ -178,6 +180,21 @@ impl HopSnapshot {
             .max(self.bytes_max.map_or(0.0, |max| share(self.bytes, max)))
             .clamp(0.0, 1.0)
     }
+}
+
+/// A number that may be moved while a run goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct KnobSnapshot {
+    /// What it sets, unique in the run; the label `knob` of its metrics.
+    pub name: String,
+    /// The number in force.
+    pub value: u64,
+    /// The lowest that it takes.
+    pub min: u64,
+    /// The highest that it takes.
+    pub max: u64,
+    /// Whether somebody fixed it.
+    pub fixed: bool,
 }
 
 /// An item's error, as it is shown.

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use millstream_observe::{
-    BrokerSnapshot, CONNECTIONS_MAX, HopSnapshot, LatencySnapshot, LedgerSnapshot, RunSnapshot, RunState,
-    Server, Snapshot, StageSnapshot,
+    BrokerSnapshot, CONNECTIONS_MAX, HopSnapshot, KnobSnapshot, LatencySnapshot, LedgerSnapshot, RunSnapshot,
+    RunState, Server, Snapshot, StageSnapshot,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -33,6 +33,10 @@ fn run(state: RunState) -> RunSnapshot {
             ..Default::default()
         }],
         hops: vec![HopSnapshot { items: 4, items_max: 512, bytes: 4096, bytes_max: Some(1 << 20) }],
+        knobs: vec![
+            KnobSnapshot { name: "batch count".into(), value: 300, min: 1, max: 5000, fixed: false },
+            KnobSnapshot { name: "batch bytes".into(), value: 8192, min: 1, max: 8192, fixed: true },
+        ],
         memory_bound_bytes: Some(1 << 20),
         errors: Vec::new(),
     }
@@ -137,6 +141,11 @@ async fn metrics_show_what_the_snapshot_says() {
         "millstream_hop_items_max{pipeline=\"flights\",hop=\"1\"} 512",
         "millstream_hop_bytes{pipeline=\"flights\",hop=\"1\"} 4096",
         "millstream_hop_bytes_max{pipeline=\"flights\",hop=\"1\"} 1048576",
+        "millstream_knob_value{pipeline=\"flights\",knob=\"batch count\"} 300",
+        "millstream_knob_min{pipeline=\"flights\",knob=\"batch count\"} 1",
+        "millstream_knob_max{pipeline=\"flights\",knob=\"batch count\"} 5000",
+        "millstream_knob_fixed{pipeline=\"flights\",knob=\"batch count\"} 0",
+        "millstream_knob_fixed{pipeline=\"flights\",knob=\"batch bytes\"} 1",
         "millstream_broker_connections{broker=\"amqp://***@host\"} 2",
         "millstream_broker_connects_total{broker=\"amqp://***@host\"} 5",
         "millstream_broker_connect_failures_total{broker=\"amqp://***@host\"} 3",
@@ -188,6 +197,13 @@ async fn the_page_shows_the_run_and_reloads_itself() {
     let (status, json) = get(server.local_addr(), "/status.json").await;
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!((status, &json[0]["ledger"]["received"]), (200, &27_004.into()));
+    assert_eq!(json[0]["knobs"][0]["value"], 300);
+    for row in [
+        "300</td><td>batch count</td><td class=\"dim\">of 1 to 5\u{202f}000",
+        "batch bytes</td><td class=\"dim\">fixed",
+    ] {
+        assert!(page.contains(row), "{row}\nin\n{page}");
+    }
     assert_eq!(get(server.local_addr(), "/nowhere").await.0, 404);
 }
 

@@ -59,6 +59,8 @@ pub struct Report {
     pub stages: Vec<StageReport>,
     /// The hops between them.
     pub hops: Vec<millstream_flow::HopReport>,
+    /// The numbers that may be moved while it runs; those that the file gives are fixed.
+    pub knobs: Vec<millstream_flow::KnobReport>,
     /// The most bytes that items of the run hold at once.
     pub memory_bound_bytes: u64,
     /// Since the run began.
@@ -222,6 +224,7 @@ impl Monitor {
             found,
             stages: flow.stages,
             hops: flow.hops,
+            knobs: flow.knobs,
             memory_bound_bytes: self.memory_bound_bytes,
             elapsed_seconds: flow.elapsed_seconds,
             errors: self.trouble.last(),

@@ -10,7 +10,7 @@ use std::fmt;
 use std::io::Write as _;
 
 pub use jaq_json::Val as Value;
-pub(crate) use jaq_json::{Map, Num};
+pub(crate) use jaq_json::{Map, Num, Rc};
 
 /// Why bytes are not one JSON value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -94,6 +94,8 @@ const ENTRIES_MAX: usize = 256;
 thread_local! {
     /// How many entries the last object had: the next will mostly have as many, and is not moved while it grows.
     static ENTRIES: Cell<usize> = const { Cell::new(0) };
+    /// The object without entries, which all such share: each of its own would take thirty times its text.
+    static EMPTY: Rc<Map> = Rc::default();
 }
 
 /// Builds a value; with the bytes that are read, texts refer into them instead of being copied.
@@ -153,12 +155,23 @@ impl<'de> Visitor<'de> for AsValue<'_> {
         while let Some(item) = items.next_element_seed(self.inner())? {
             list.push(item);
         }
+        // Room for four is made for the first: an item of many lists with an entry each would take twice as much.
+        if list.capacity() > 2 * list.len() {
+            list.shrink_to_fit();
+        }
         Ok(Value::Arr(list.into()))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let Some(first) = entries.next_key_seed(AsText(self.inner()))? else {
+            return Ok(Value::Obj(EMPTY.with(Rc::clone)));
+        };
         let mut map = Map::with_capacity_and_hasher(self.expected, Default::default());
+        map.insert(first, entries.next_value_seed(self.inner())?);
         while let Some(key) = entries.next_key_seed(AsText(self.inner()))? {
             map.insert(key, entries.next_value_seed(self.inner())?);
+        }
+        if map.capacity() > 2 * map.len() && self.expected == 0 {
+            map.shrink_to_fit();
         }
         Ok(Value::obj(map))
     }
@@ -182,7 +195,7 @@ pub(crate) fn text(text: &str) -> Value {
 /// An object with this field too, or instead of the one there is; `None` for anything else.
 pub(crate) fn with_field(value: Value, name: &str, field: Value) -> Option<Value> {
     let Value::Obj(map) = value else { return None };
-    let mut map = jaq_json::Rc::unwrap_or_clone(map);
+    let mut map = Rc::unwrap_or_clone(map);
     map.insert(text(name), field);
     Some(Value::obj(map))
 }

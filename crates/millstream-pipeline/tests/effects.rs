@@ -105,6 +105,9 @@ async fn what_the_file_says_of_a_batch_is_frozen_and_the_rest_may_be_lowered() {
             let name = format!("batch {name}");
             let knob = knobs.iter().find(|knob| knob.name() == name).expect("a knob");
             assert_eq!(format!("{knob:?}"), format!("{name} {expected}"));
+            let told = run.report().knobs.into_iter().find(|told| told.name == name).expect("told");
+            assert_eq!((told.value, told.fixed), (knob.value(), knob.is_frozen()));
+            assert_eq!((told.min, told.max), knob.bounds());
         }
         run.shutdown(LONG).await.expect("it ends");
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use millstream_message::BrokerUrl;
 use millstream_observe::{
-    BrokerSnapshot, ErrorSnapshot, HopSnapshot, LatencySnapshot, LedgerSnapshot, RunSnapshot, RunState,
-    StageSnapshot,
+    BrokerSnapshot, ErrorSnapshot, HopSnapshot, KnobSnapshot, LatencySnapshot, LedgerSnapshot, RunSnapshot,
+    RunState, StageSnapshot,
 };
 use millstream_pipeline::{Brokers, Monitor, Pipeline, Report};
 use millstream_rabbitmq::{ConfirmLatency, Statistics};
@@ -155,6 +155,13 @@ fn snapshot(state: RunState, report: Report) -> RunSnapshot {
         bytes: hop.bytes as u64,
         bytes_max: hop.bytes_max.map(|bytes| bytes as u64),
     });
+    let knobs = report.knobs.into_iter().map(|knob| KnobSnapshot {
+        name: knob.name,
+        value: knob.value as u64,
+        min: knob.min as u64,
+        max: knob.max as u64,
+        fixed: knob.fixed,
+    });
     let errors = report.errors.into_iter().rev().map(|error| ErrorSnapshot {
         at_millis: error.at_millis,
         stage: error.stage,
@@ -174,6 +181,7 @@ fn snapshot(state: RunState, report: Report) -> RunSnapshot {
         },
         stages: stages.collect(),
         hops: hops.collect(),
+        knobs: knobs.collect(),
         memory_bound_bytes: Some(report.memory_bound_bytes),
         errors: errors.collect(),
     }

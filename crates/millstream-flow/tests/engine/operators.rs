@@ -123,6 +123,21 @@ async fn a_fixed_knob_refuses_and_an_automatic_one_moves_the_capacity() {
 }
 
 #[tokio::test]
+async fn a_report_tells_where_each_knob_stands_under_a_name_of_its_own() {
+    let pipe =
+        Pipe::from_iter(0..10).batch(Batch::auto()).unbatch().batch(Batch::auto()).batch(Batch::count(2));
+    pipe.monitor().knobs()[0].set(4).unwrap();
+    let (_, report) = pipe.collect().await.unwrap();
+    let told: Vec<_> = report.knobs.iter().map(|knob| (&*knob.name, knob.value, knob.fixed)).collect();
+    let count = |name: &str| *told.iter().find(|knob| knob.0 == name).unwrap_or_else(|| panic!("{told:?}"));
+    assert_eq!(count("batch count"), ("batch count", 4, false));
+    assert_eq!(count("batch count 2"), ("batch count 2", 500, false));
+    assert_eq!(count("batch count 3"), ("batch count 3", 2, true));
+    let first = &report.knobs[0];
+    assert!(first.min == 1 && first.max >= 500, "{first:?}");
+}
+
+#[tokio::test]
 async fn the_knob_of_a_batch_sets_its_count() {
     let pipe = Pipe::from_iter(0..10).batch(Batch::auto());
     pipe.monitor().knobs()[0].set(4).unwrap();
