@@ -231,7 +231,7 @@ async fn wait(
                 None => break,
             },
             _ = looks.tick() => {
-                let told = reach.look(&watch::brokers(brokers));
+                let told = reach.look(&watch::brokers(brokers), &watch.snapshots());
                 if !told.is_empty() {
                     progress.clear();
                 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::failure::chain;
+use crate::failure::{BoxError, chain};
 use crate::knob::Knob;
 use crate::report::Report;
 use crate::scope::{RunErrorKind, Scope};
@@ -184,6 +184,12 @@ impl Monitor {
     /// The numbers that may be moved, in the order in which the flow was built.
     pub fn knobs(&self) -> Vec<Knob> {
         self.scope.root().all().iter().flat_map(|scope| scope.knobs()).collect()
+    }
+
+    /// Fails the run, as if its source had: for what feeds a source from beside the flow, which may not be polled for long while
+    /// its sink is slow. What is under way is given back. The first failure is the run's; after its end nothing happens.
+    pub fn fail(&self, error: impl Into<BoxError>) {
+        self.scope.fail(RunErrorKind::Source(error.into()));
     }
 
     /// Tells the sources to accept nothing more. What was accepted flows on, and the run ends when it is done.

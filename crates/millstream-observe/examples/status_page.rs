@@ -55,6 +55,7 @@ fn flights(elapsed: Duration) -> RunSnapshot {
     RunSnapshot {
         name: "flights".into(),
         state: RunState::Running,
+        refusing: None,
         elapsed,
         ledger: LedgerSnapshot {
             received: completed + dropped + dead + in_flight,

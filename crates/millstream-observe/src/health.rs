@@ -25,6 +25,9 @@ impl Health {
     /// let health = Health::of(&[run(RunState::Draining)], &[]);
     /// assert_eq!(health.reasons, ["flights is draining: it accepts no more items"]);
     ///
+    /// let refusing = RunSnapshot { refusing: Some("the disk is full".into()), ..run(RunState::Running) };
+    /// assert_eq!(Health::of(&[refusing], &[]).reasons, ["flights refuses items: the disk is full"]);
+    ///
     /// let away = BrokerSnapshot { broker: "amqp://host".into(), away: true, ..BrokerSnapshot::default() };
     /// let health = Health::of(&[run(RunState::Running)], &[away]);
     /// assert_eq!(health.reasons, ["the broker amqp://host is out of reach: what needs it waits"]);
@@ -45,7 +48,7 @@ impl Health {
 fn reason(run: &RunSnapshot) -> Option<String> {
     let name = &run.name;
     match &run.state {
-        RunState::Running => None,
+        RunState::Running => run.refusing.as_ref().map(|why| format!("{name} refuses items: {why}")),
         RunState::Starting => Some(format!("{name} is starting")),
         RunState::Draining => Some(format!("{name} is draining: it accepts no more items")),
         RunState::Completed => Some(format!("{name} has completed")),

@@ -60,6 +60,9 @@ fn article(out: &mut String, run: &RunSnapshot, rates: &Rates) {
     if let RunState::Failed(reason) = &run.state {
         let _ = writeln!(out, "<p class=\"failed-reason\">{}</p>", escaped(reason));
     }
+    if let Some(why) = &run.refusing {
+        let _ = writeln!(out, "<p class=\"failed-reason\">It refuses items: {}</p>", escaped(why));
+    }
     figures(out, run, rates);
     line(out, &rates.line);
     stages(out, run, rates);

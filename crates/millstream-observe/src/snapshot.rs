@@ -64,6 +64,8 @@ pub struct RunSnapshot {
     pub name: String,
     /// Where in its life the run is.
     pub state: RunState,
+    /// Why it refuses items now, if it does: its state alone does not say so.
+    pub refusing: Option<String>,
     /// How long it has run, or ran if it has ended.
     #[serde(rename = "elapsed_seconds", serialize_with = "seconds")]
     pub elapsed: Duration,

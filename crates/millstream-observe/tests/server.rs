@@ -16,6 +16,7 @@ fn run(state: RunState) -> RunSnapshot {
     RunSnapshot {
         name: "flights".into(),
         state,
+        refusing: None,
         elapsed: Duration::from_secs(2),
         ledger: LedgerSnapshot {
             received: 27_004,

@@ -5,7 +5,7 @@ use crate::hold::Released;
 use crate::output::{Outputs, stdout};
 use crate::trouble::{ItemFailure, TooMany, Trouble};
 use millstream_flow::{
-    Ended, Ledger, Monitor as FlowMonitor, Plan, Run as FlowRun, RunErrorKind, StageReport,
+    BoxError, Ended, Ledger, Monitor as FlowMonitor, Plan, Run as FlowRun, RunErrorKind, StageReport,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -13,13 +13,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// What a durable buffer adds to the account: items found in it, and items stored by this run.
 #[derive(Debug, Clone)]
 pub(crate) struct Counted {
     pub(crate) found: u64,
     pub(crate) stored: Arc<AtomicU64>,
+}
+
+/// What is known of those who put items into a durable buffer.
+pub(crate) struct Stored {
+    pub(crate) counted: Counted,
+    /// Told when they cannot go on.
+    pub(crate) failed: oneshot::Receiver<BoxError>,
 }
 
 /// A started pipeline. Dropping it stops it; what was not settled is given back to its source. Its files may be in use
@@ -119,12 +126,22 @@ impl Run {
     pub(crate) fn new(
         pipeline: &Pipeline,
         plan: Plan<Outputs>,
-        counted: Option<Counted>,
+        stored: Option<Stored>,
         stop: watch::Sender<bool>,
         trouble: Arc<Trouble>,
         released: Released,
     ) -> Self {
         let flow = plan.start();
+        let counted = stored.map(|Stored { counted, failed }| {
+            let flow = flow.monitor();
+            // It ends with those who may tell it.
+            tokio::spawn(async move {
+                if let Ok(error) = failed.await {
+                    flow.fail(error);
+                }
+            });
+            counted
+        });
         let monitor = Monitor {
             name: pipeline.name().into(),
             flow: flow.monitor(),
@@ -188,6 +205,12 @@ impl Monitor {
     /// The numbers that may be moved while it runs. Those that the file gives are frozen.
     pub fn knobs(&self) -> Vec<millstream_flow::Knob> {
         self.flow.knobs()
+    }
+
+    /// Why what is sent to a `source.http` is refused now, though the run goes on: its durable buffer cannot store it. `None` as
+    /// soon as something was stored.
+    pub fn refusing(&self) -> Option<String> {
+        self.trouble.refusing()
     }
 
     /// Accepts nothing more. What is under way flows on, and the run ends when it is done.

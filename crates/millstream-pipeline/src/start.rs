@@ -78,7 +78,7 @@ impl Starting<'_> {
         // Outputs first: a source that accepts items must have somewhere to put them.
         let letters = self.letters().await?;
         let (writers, outs) = self.outputs().await?;
-        let (intake, counted, position) = self.intake().await?;
+        let (intake, stored, position) = self.intake().await?;
 
         let source = draft.source.as_ref().map_or("source", |source| source.kind());
         let pipe = Pipe::from_tracked(intake.account, intake.stream).named(source).knob(intake.prefetch);
@@ -87,7 +87,7 @@ impl Starting<'_> {
             // A step that panics is its item's error like any other.
             _ => pipe.on_panic(PanicPolicy::Dead),
         };
-        let pipe = match (&draft.buffer.value, counted.is_some()) {
+        let pipe = match (&draft.buffer.value, stored.is_some()) {
             (Buffer::Memory { items, bytes }, false) => {
                 let capacity =
                     Capacity::items(*items as usize).bytes(*bytes as usize, |raw: &Raw| raw.footprint());
@@ -119,7 +119,7 @@ impl Starting<'_> {
         let tries = Tries::new(draft.on_error.retry);
         let outputs = Outputs::new(outs, tries, end, self.trouble.clone(), position, bound::writing(draft));
         let plan = batches.into_sink(outputs.losing(draft.loses()));
-        Ok(Run::new(self.pipeline, plan, counted, stop, self.trouble, released))
+        Ok(Run::new(self.pipeline, plan, stored, stop, self.trouble, released))
     }
 
     /// Whether items come by a queue, whose dead letters the queue itself makes. A stream makes none.

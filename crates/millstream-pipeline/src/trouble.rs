@@ -31,12 +31,20 @@ pub(crate) struct Trouble {
     failed: AtomicU64,
     rate_max: Option<f64>,
     last: Mutex<VecDeque<ItemFailure>>,
+    /// Why nothing is accepted now, though the run goes on.
+    refusing: Mutex<Option<String>>,
     clock: Clock,
 }
 
 impl Trouble {
     pub(crate) fn new(rate_max: Option<f64>, clock: Clock) -> Self {
-        Trouble { failed: AtomicU64::new(0), rate_max, last: Mutex::default(), clock }
+        Trouble {
+            failed: AtomicU64::new(0),
+            rate_max,
+            last: Mutex::default(),
+            refusing: Mutex::default(),
+            clock,
+        }
     }
 
     pub(crate) fn note(&self, stage: &str, reason: &str, place: &str) {
@@ -52,6 +60,15 @@ impl Trouble {
             place: place.to_owned(),
             at_millis: u64::try_from(at.as_millis()).unwrap_or(u64::MAX),
         });
+    }
+
+    /// Remembers why what is sent is refused now, or that it is accepted.
+    pub(crate) fn refuse(&self, why: Option<String>) {
+        *self.refusing.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    pub(crate) fn refusing(&self) -> Option<String> {
+        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The last errors, the oldest first.

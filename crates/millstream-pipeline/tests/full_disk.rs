@@ -76,3 +76,52 @@ async fn a_queue_that_finds_no_room_ends_the_run_and_says_why() {
             .await,
     );
 }
+
+#[cfg(feature = "http")]
+#[tokio::test]
+async fn a_source_that_fails_ends_the_run_though_its_output_waits_for_long() {
+    let (_disk, bench) = full().await;
+    bench.write("in.ndjson", lines(20_000));
+    let nobody =
+        std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let yaml = format!(
+        "source: {{ file: {{ path: in.ndjson }} }}\n{BUFFERED}\noutput: {{ http: {{ url: \"http://{nobody}/\" }} }}\n\
+         on_error: {{ retry: {{ attempts: 1000, backoff: 30s }} }}"
+    );
+    let run = tokio::time::timeout(std::time::Duration::from_secs(60), bench.try_run(&yaml));
+    refused(run.await.expect("it ends"));
+}
+
+#[cfg(feature = "http")]
+#[tokio::test]
+async fn an_http_source_refuses_while_the_disk_is_full_and_goes_on_when_there_is_room() {
+    let (disk, bench) = full().await;
+    let yaml = |port| {
+        format!(
+            "source: {{ http: {{ listen: \"127.0.0.1:{port}\", path: /in }} }}\n{BUFFERED}\nbatch: {{ count: 1 }}\n\
+             output: {{ file: {{ path: out.ndjson }} }}"
+        )
+    };
+    let (port, run) = bench.listening(yaml).await;
+    let body: String = lines(200);
+    let post = async || common::asked(port, "POST /in", "application/x-ndjson", &body).await;
+    let mut accepted = 0;
+    let refused = loop {
+        let answer = post().await;
+        if !answer.starts_with("HTTP/1.1 200") {
+            break answer;
+        }
+        accepted += 200;
+        assert!(accepted < 100_000, "the disk is never full");
+    };
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("make room"), "{refused}");
+    let why = run.monitor().refusing().expect("it says so");
+    assert!(why.contains("make room"), "{why}");
+    assert!(post().await.starts_with("HTTP/1.1 503"), "it still listens");
+    disk.set_capacity(0);
+    let answer = post().await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(run.monitor().refusing(), None);
+    common::until(&run, accepted + 200).await;
+    run.shutdown(common::LONG).await.expect("a clean end");
+}

@@ -1,22 +1,23 @@
-//! Brokers that are lost and come back while runs wait for them.
+//! Brokers that are lost and come back while runs wait for them, and runs that refuse items for a while.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use millstream_observe::BrokerSnapshot;
+use millstream_observe::{BrokerSnapshot, RunSnapshot};
 
 /// How often they are looked at. One that is away for less is not told: its connection was made again at once.
 pub(crate) const LOOK: Duration = Duration::from_secs(1);
 
-/// Knows which brokers are out of reach, so that each is told once.
+/// Knows which brokers are out of reach and which runs refuse items, so that each is told once.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
     away: BTreeSet<String>,
+    refusing: BTreeSet<String>,
 }
 
 impl Reach {
-    /// What is to be told of the brokers as they are now.
-    pub(crate) fn look(&mut self, brokers: &[BrokerSnapshot]) -> Vec<String> {
+    /// What is to be told of the brokers and runs as they are now.
+    pub(crate) fn look(&mut self, brokers: &[BrokerSnapshot], runs: &[RunSnapshot]) -> Vec<String> {
         let mut told = Vec::new();
         for BrokerSnapshot { broker, away, .. } in brokers {
             if !away {
@@ -27,6 +28,17 @@ impl Reach {
                 told.push(format!(
                     "warning: the broker {broker} is out of reach; what needs it waits, and goes on when it is back"
                 ));
+            }
+        }
+        for RunSnapshot { name, refusing, .. } in runs {
+            match refusing {
+                None if self.refusing.remove(name) => {
+                    told.push(format!("pipeline `{name}` accepts items again"))
+                }
+                Some(why) if self.refusing.insert(name.clone()) => {
+                    told.push(format!("warning: pipeline `{name}` refuses items: {why}"));
+                }
+                _ => {}
             }
         }
         told
@@ -41,11 +53,27 @@ mod tests {
     fn a_broker_is_told_once_when_it_is_lost_and_once_when_it_is_back() {
         let with = |away| [BrokerSnapshot { broker: "amqp://h".into(), away, ..BrokerSnapshot::default() }];
         let mut reach = Reach::default();
-        assert!(reach.look(&with(false)).is_empty() && reach.look(&with(false)).is_empty());
-        let lost = reach.look(&with(true));
+        let mut look = |away| reach.look(&with(away), &[]);
+        assert!(look(false).is_empty() && look(false).is_empty());
+        let lost = look(true);
         assert!(lost.len() == 1 && lost[0].contains("amqp://h is out of reach"), "{lost:?}");
-        assert!(reach.look(&with(true)).is_empty());
-        assert_eq!(reach.look(&with(false)), ["the broker amqp://h is back"]);
-        assert!(reach.look(&with(false)).is_empty());
+        assert!(look(true).is_empty());
+        assert_eq!(look(false), ["the broker amqp://h is back"]);
+        assert!(look(false).is_empty());
+    }
+
+    #[test]
+    fn a_run_that_refuses_items_is_told_once_and_once_when_it_accepts_them() {
+        let with = |refusing: Option<&str>| {
+            let refusing = refusing.map(str::to_owned);
+            [RunSnapshot { name: "p".into(), refusing, ..RunSnapshot::default() }]
+        };
+        let mut reach = Reach::default();
+        let mut look = |refusing| reach.look(&[], &with(refusing));
+        assert!(look(None).is_empty());
+        assert_eq!(look(Some("the disk is full")), ["warning: pipeline `p` refuses items: the disk is full"]);
+        assert!(look(Some("the disk is still full")).is_empty());
+        assert_eq!(look(None), ["pipeline `p` accepts items again"]);
+        assert!(look(None).is_empty());
     }
 }

@@ -44,6 +44,14 @@ impl Watched {
         self.last.clone().unwrap_or_else(now)
     }
 
+    fn snapshot(&self) -> RunSnapshot {
+        let refusing = match self.state {
+            RunState::Running => self.monitor.as_ref().and_then(Monitor::refusing),
+            _ => None,
+        };
+        RunSnapshot { refusing, ..snapshot(self.state.clone(), self.report()) }
+    }
+
     /// The report as JSON, with how the run ended.
     fn account(&self) -> Account {
         let (state, failure) = match &self.state {
@@ -113,14 +121,14 @@ impl Watch {
 
     /// All runs as they are now.
     pub(crate) fn snapshots(&self) -> Vec<RunSnapshot> {
-        self.lock().iter().map(|run| snapshot(run.state.clone(), run.report())).collect()
+        self.lock().iter().map(Watched::snapshot).collect()
     }
 
     /// Those of them that could start.
     pub(crate) fn started(&self) -> Vec<RunSnapshot> {
         let runs = self.lock();
         let started = runs.iter().filter(|run| run.monitor.is_some());
-        started.map(|run| snapshot(run.state.clone(), run.report())).collect()
+        started.map(Watched::snapshot).collect()
     }
 
     /// The report of all runs as JSON: an object for one, a list for several.
@@ -171,6 +179,7 @@ fn snapshot(state: RunState, report: Report) -> RunSnapshot {
     RunSnapshot {
         name: report.name,
         state,
+        refusing: None,
         elapsed: seconds(report.elapsed_seconds),
         ledger: LedgerSnapshot {
             received: report.ledger.received,

@@ -3,8 +3,13 @@
 use crate::feed::{Chunk, Feed, NotSafe};
 use crate::file::units::show_size;
 use crate::item::refused;
+use crate::trouble::Trouble;
 use millstream_flow::{BoxError, chain};
-use millstream_message::{Address, Batch, Broker, Message, Outcomes, PublishOutcome, Refusal};
+use millstream_message::{
+    Address, Batch, Broker, BrokerError, BrokerErrorKind, Message, Outcomes, PublishOutcome, Refusal,
+};
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -32,6 +37,7 @@ pub(crate) struct Ingest {
     pub(crate) ahead_max: u64,
     /// Bytes of a message, on the average of what was stored last.
     pub(crate) mean_bytes: AtomicU64,
+    pub(crate) trouble: Arc<Trouble>,
 }
 
 impl Ingest {
@@ -94,7 +100,10 @@ impl Ingest {
         }
         let Some(reply) = chunk.reply else { return stored };
         match &stored {
-            Ok(()) => reply.send(Ok(())),
+            Ok(()) => {
+                self.trouble.refuse(None);
+                reply.send(Ok(()));
+            }
             Err(error) => {
                 let why = chain(&**error);
                 if matches!(error.downcast_ref(), Some(Refusal::TooLarge { .. })) {
@@ -102,7 +111,12 @@ impl Ingest {
                     reply.send(Err(NotSafe::TooLarge(why)));
                     return Ok(());
                 }
-                reply.send(Err(NotSafe::Ended(why)));
+                reply.send(Err(NotSafe::Ended(why.clone())));
+                if passes(&**error) {
+                    // Who sent it still has it, and the next one may find room.
+                    self.trouble.refuse(Some(why));
+                    return Ok(());
+                }
             }
         }
         stored
@@ -152,6 +166,20 @@ impl Ingest {
             }
         }
     }
+}
+
+/// Whether what could not be stored may be stored later: the disk is full, or the broker did not answer.
+fn passes(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source()).any(|error| {
+        let unavailable = error
+            .downcast_ref::<BrokerError>()
+            .is_some_and(|error| error.kind() == BrokerErrorKind::Unavailable);
+        let full = error.downcast_ref::<io::Error>().is_some_and(|error| {
+            use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+            matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+        });
+        unavailable || full
+    })
 }
 
 /// The next chunk, or `None` when the feed has ended or is told to stop.

@@ -6,10 +6,11 @@ use crate::feed::{CHUNK_ITEMS, Feed, FileFeed, GenerateFeed, StdinFeed, StreamFe
 use crate::file::model::{Buffer, Prefetch, QueueRef, Source, StreamSource, Then};
 use crate::file::units::show_size;
 use crate::intake::{self, Ingest, Intake, Keeper, PositionFile, Remembered, position_of};
-use crate::run::Counted;
+use crate::run::{Counted, Stored};
 use millstream_message::{Address, Broker, ConsumeOptions, Consumer, Overflow, Queue, StreamOffset};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 impl Starting<'_> {
@@ -17,7 +18,7 @@ impl Starting<'_> {
     /// by hand.
     pub(super) async fn intake(
         &self,
-    ) -> Result<(Intake, Option<Counted>, Option<Arc<Remembered>>), StartError> {
+    ) -> Result<(Intake, Option<Stored>, Option<Arc<Remembered>>), StartError> {
         let draft = &self.pipeline.draft;
         if let Some(Source::Queue { queue, prefetch, drained }) = draft.source.as_deref() {
             let broker = self.broker(&queue.broker).await?;
@@ -57,12 +58,21 @@ impl Starting<'_> {
             limited: items_max.is_some() || bytes_max.is_some(),
             ahead_max: bound::AHEAD_BYTES,
             mean_bytes: AtomicU64::new(0),
+            trouble: self.trouble.clone(),
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(ingest.run(feed));
+        let (tell, failed) = oneshot::channel();
+        tasks.spawn(async move {
+            let Err(error) = ingest.run(feed).await else { return Ok(()) };
+            // The flow may not look for long, while its output waits.
+            match tell.send(error) {
+                Ok(()) => std::future::pending().await,
+                Err(error) => Err(error),
+            }
+        });
         let dead_letters = matches!(draft.on_error.then, Then::DeadLetter { .. });
         let intake = intake::queued(consumer, tasks, dead_letters, self.trouble.clone());
-        Ok((intake, Some(counted), None))
+        Ok((intake, Some(Stored { counted, failed }), None))
     }
 
     async fn feed(&self) -> Result<Box<dyn Feed>, StartError> {
