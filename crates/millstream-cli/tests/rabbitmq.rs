@@ -204,8 +204,10 @@ async fn queues_are_declared_filled_looked_at_and_emptied() {
     let stats: Value = serde_json::from_str(&stats).expect("JSON");
     assert_eq!(stats["stats"]["ready"], 1200);
     assert_eq!(stats["stats"]["ready_bytes"], Value::Null, "AMQP does not tell them");
+    assert_eq!(stats["declared"], Value::Null, "nor how it was declared");
     let shown = place.done(&["queue", "stats", &url, &queue]);
     assert!(shown.lines().any(|line| line.starts_with("ready") && line.ends_with('?')), "{shown}");
+    assert!(shown.contains("how it was declared is not known") && shown.contains("management"), "{shown}");
     let first = place.done(&["queue", "consume", &url, &queue, "--max", "700"]);
     let rest = place.done(&["queue", "consume", &url, &queue]);
     assert_eq!(first + &rest, input);

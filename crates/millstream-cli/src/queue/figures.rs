@@ -71,6 +71,12 @@ pub(super) async fn stats(broker: Arc<dyn Broker>, queue: &str, json: bool) -> R
     let stats = stats_of(&broker, queue).await?;
     let declared =
         broker.queue(queue).await.map_err(|error| on_queue("look at", queue, broker.url(), &error))?;
+    // Without its management a RabbitMQ tells that a queue is there, and not how it was declared.
+    let untold = match broker.features().list {
+        true => None,
+        false => broker.queues().await.err(),
+    };
+    let declared = declared.filter(|_| untold.is_none());
     let (mut out, told) = (Out::new(), broker.features().queue_bytes);
     if json {
         out.json(&json!({ "stats": stats_json(&stats, told), "declared": declared }))?;
@@ -82,6 +88,9 @@ pub(super) async fn stats(broker: Arc<dyn Broker>, queue: &str, json: bool) -> R
     out.line(table(&[queue, ">messages", ">bytes"], &rows))?;
     if let Some(declared) = declared {
         out.line(format!("\ndeclared {}", described(&declared)))?;
+    } else if let Some(error) = untold {
+        let why = Failure::of("how it was declared is not known", &error);
+        out.line(format!("\n{}", why.text()))?;
     }
     out.flush()
 }
