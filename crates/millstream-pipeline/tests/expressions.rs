@@ -138,3 +138,59 @@ fn functions_recur_update_and_run_on_as_in_jq() {
     let error = mapped("fromjson", "\"{a\"").expect_err("no JSON");
     assert!(error.starts_with("cannot parse {a as JSON") || error.contains("as JSON"), "{error}");
 }
+
+#[test]
+fn equal_objects_and_lists_are_equal_wherever_they_stand() {
+    let item = r#"{"o":{"a":1},"p":{"a":1.0},"q":{"a":2},"l":[1,2],"m":[1,2],"k":[{"a":1}],"j":[{"a":1}],
+        "n":{"a":{"b":[{}]}},"n2":{"a":{"b":[{}]}},"n3":{"a":{"b":[{"c":0}]}}}"#;
+    let item = parse_json(item.as_bytes()).expect("JSON");
+    let equal = [
+        ("item.o", "{'a':1}"),
+        ("item.o", "item.p"),
+        ("item.l", "item.m"),
+        ("item.l", "[1,2]"),
+        ("item.k", "[{'a':1}]"),
+        ("item.k", "item.j"),
+        ("item.k", "[item.o]"),
+        ("item.n", "item.n2"),
+        ("item.n", "{'a':{'b':[{}]}}"),
+        ("item", "item"),
+        ("{'i':item}", "{'i':item}"),
+        ("item.l", "item.l.map(x, x)"),
+        ("item.k", "item.j.filter(x, x == item.o)"),
+        ("item.l + item.m", "[1,2,1,2]"),
+        ("size(item.l)", "2"),
+        ("item.k[0]", "item.o"),
+        ("item.k[0].a", "1"),
+        ("item['o']", "item.p"),
+    ];
+    let different = [("item.o", "item.q"), ("item.l", "item.k"), ("item.n", "item.n3"), ("item.o", "item.l")];
+    for (pairs, expected) in [(&equal[..], true), (&different[..], false)] {
+        for (a, b) in pairs {
+            for (a, b) in [(a, b), (b, a)] {
+                for (source, gives) in [(format!("{a} == {b}"), expected), (format!("{a} != {b}"), !expected)]
+                {
+                    let condition = Condition::compile(&source).expect("compiles");
+                    assert_eq!(condition.holds(&item).ok(), Some(gives), "{source}");
+                }
+            }
+        }
+    }
+    for source in [
+        "item.o in item.k",
+        "{'a':1} in item.k",
+        "item.o in [{'a':1}]",
+        "item.o in [item.p]",
+        "item.k.exists(x, x == item.o)",
+        "item.k.exists(x, item.o == x)",
+        "item.k.all(x, x.a == 1)",
+        "item.n.a.b.exists(x, x == {})",
+        "1 in item.l",
+        "!(3 in item.l)",
+        "item.exists(key, item.o == {'a':1} && key == 'o')",
+        "[item.o].exists(x, x == item.o)",
+    ] {
+        let condition = Condition::compile(source).expect("compiles");
+        assert_eq!(condition.holds(&item).ok(), Some(true), "{source}");
+    }
+}

@@ -4,6 +4,7 @@ use super::decode::Fault;
 use crate::value::{self, Map, Value};
 use bytes::Bytes;
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 /// The columns of a csv file, prepared for writing and building rows.
 #[derive(Debug, Clone)]
@@ -30,6 +31,7 @@ impl Header {
             names.push(field.into_owned());
             columns.push(column);
         })?;
+        let mut known = HashSet::with_capacity(names.len());
         for (index, name) in names.iter().enumerate() {
             // The whole file would be the header, and no row would ever come.
             if name.split("\r\n").any(|line| line.contains('\r')) {
@@ -44,7 +46,7 @@ impl Header {
                     format!("column {} of the header has no name", index + 1),
                 ));
             }
-            if names[..index].contains(name) {
+            if !known.insert(name) {
                 return Err(Fault::new(
                     columns[index],
                     format!("column `{name}` appears twice in the header"),
@@ -172,9 +174,17 @@ pub(crate) fn split<'r>(
         let before = String::from_utf8_lossy(&row[..error.valid_up_to()]).chars().count();
         Fault::new(before + 1, format!("byte 0x{:02x} is not UTF-8", row[error.valid_up_to()]))
     })?;
-    // Columns count characters; for the usual ASCII row that is the offset.
+    // Columns count characters; for the usual ASCII row that is the offset. Each is asked for behind the one before it.
     let ascii = text.is_ascii();
-    let column = |offset: usize| if ascii { offset + 1 } else { text[..offset].chars().count() + 1 };
+    let (mut counted, mut characters) = (0, 0);
+    let mut column = |offset: usize| {
+        if ascii {
+            return offset + 1;
+        }
+        characters += text[counted..offset].chars().count();
+        counted = offset;
+        characters + 1
+    };
     let bytes = text.as_bytes();
     let mut start = 0;
     loop {

@@ -1,6 +1,7 @@
 //! Items to lines.
 
 use crate::value::{self, Value};
+use std::collections::HashSet;
 
 /// Writes items as NDJSON or csv. A csv file's columns are those given, or the first item's fields.
 #[derive(Debug, Clone)]
@@ -40,19 +41,24 @@ impl Encoder {
         }
         let Value::Obj(map) = item else { return Err(not_an_object(item)) };
         let columns = self.columns.as_deref().unwrap_or_default();
-        if let Some(unknown) = map.keys().find(|key| !columns.contains(key)) {
-            return Err(format!("field {unknown} has no column in the csv file; list it under `columns`"));
-        }
+        let (start, mut written) = (out.len(), 0);
         for (index, column) in columns.iter().enumerate() {
             if index > 0 {
                 out.push(b',');
             }
             if let Some(value) = map.get(column) {
                 field(out, value);
+                written += 1;
             }
         }
         out.push(b'\n');
-        Ok(())
+        if written == map.len() {
+            return Ok(());
+        }
+        out.truncate(start);
+        let columns: HashSet<&Value> = columns.iter().collect();
+        let unknown = map.keys().find(|key| !columns.contains(key)).unwrap_or(&Value::Null);
+        Err(format!("field {unknown} has no column in the csv file; list it under `columns`"))
     }
 }
 

@@ -1,6 +1,6 @@
 //! CEL expressions that say yes or no to an item.
 
-use super::view::Item;
+use super::view::{Item, Shown};
 use super::{CompileError, ExpressionError};
 use crate::value::Value;
 use cel::common::ast::{Expr, LiteralValue, operators};
@@ -13,6 +13,7 @@ use cel::{Context, Env, ExecutionError, Program};
 pub struct Condition {
     program: Program,
     context: Context<'static, 'static>,
+    shown: Shown,
 }
 
 impl Condition {
@@ -35,7 +36,7 @@ impl Condition {
         if !may_be_bool(&program.expression().expr) {
             return Err(whole("cannot give true or false".to_owned()));
         }
-        let condition = Condition { program, context: Context::with_env(env) };
+        let condition = Condition { program, context: Context::with_env(env), shown: Shown::to(source) };
         for function in condition.program.references().functions() {
             if !condition.knows(function) {
                 return Err(unknown(source, function));
@@ -83,7 +84,7 @@ impl Condition {
     }
 
     fn evaluate(&self, value: &Value) -> Result<bool, ExecutionError> {
-        let item = Item(value);
+        let item = Item(value, self.shown);
         let mut scope = self.context.new_inner_scope();
         scope.set_variable_resolver(&item);
         let result = cel::Value::resolve_val(self.program.expression(), &scope)?;
