@@ -1,5 +1,8 @@
 //! Items by HTTP: POST of one, an array, or lines of JSON. The reply says that they are safe.
 
+mod connections;
+
+use self::connections::serve;
 use super::lines::Lines;
 use super::{Chunk, Feed, NotSafe, Reply};
 use crate::bound::VALUE_FACTOR;
@@ -7,22 +10,24 @@ use crate::codec::BYTE_ORDER_MARK;
 use crate::file::model::{HttpSource, Reading};
 use crate::item::Raw;
 use crate::value::{self, Value};
-use axum::Router;
-use axum::body::{Body, to_bytes};
-use axum::extract::State;
+use axum::body::{Body, HttpBody};
 use axum::http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use bytes::Bytes;
-use http_body_util::LengthLimitError;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use millstream_flow::BoxError;
 use millstream_message::{TRACEPARENT, TRACESTATE, TraceContext};
-use std::error::Error as _;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::{Duration, Instant, timeout_at};
+
+/// How long a body may take to come, and the bytes for which it gets another millisecond: who sends slowly keeps others out.
+const BODY_TIME: Duration = Duration::from_secs(60);
+const BODY_PACE: usize = 16;
 
 /// Bodies that are being read at once, and that wait for room.
 pub(crate) const READING: usize = 16;
@@ -82,13 +87,9 @@ impl HttpFeed {
             body_max: http.body_max,
             path: http.path.value.clone(),
         });
-        // Not a route of the router: it would take some paths for patterns, and panic at others.
-        let router = Router::new().fallback(take).with_state(shared);
         let mut server = JoinSet::new();
-        server.spawn(async move {
-            // It ends only with the feed: an error of one connection is that connection's.
-            let _ = axum::serve(listener, router).await;
-        });
+        // It ends only with the feed.
+        server.spawn(serve(listener, shared, http.connections_max.value as usize));
         Ok(HttpFeed { requests, _server: server })
     }
 }
@@ -105,7 +106,7 @@ impl Feed for HttpFeed {
 }
 
 async fn take(
-    State(shared): State<Arc<Shared>>,
+    shared: Arc<Shared>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -153,14 +154,7 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
     plain(headers)?;
     let form = form(headers)?;
     let reading = shared.reading.acquire().await.map_err(|_| full())?;
-    let bytes = to_bytes(body, shared.body_max).await.map_err(|error| {
-        if error.source().is_some_and(|error| error.is::<LengthLimitError>()) {
-            let why = format!("the body is larger than {} bytes, which is `max_body`", shared.body_max);
-            return Refusal(StatusCode::PAYLOAD_TOO_LARGE, why);
-        }
-        let why = format!("the body was cut short, or is no HTTP: {error}; nothing of it was accepted");
-        Refusal(StatusCode::BAD_REQUEST, why)
-    })?;
+    let bytes = read_body(body, shared.body_max).await?;
     let parsing = match bytes.len() as u64 > shared.body_max as u64 / VALUE_FACTOR {
         true => Some(shared.parsing.acquire().await.map_err(|_| full())?),
         false => None,
@@ -204,6 +198,47 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
         Ok(Err(NotSafe::Ended(why))) => Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why)),
         Err(_) => Err(ending()),
     }
+}
+
+/// The body of a request, which has to come within its time.
+async fn read_body(body: Body, most: usize) -> Result<Bytes, Refusal> {
+    let too_long = || {
+        let why = format!("the body is larger than {most} bytes, which is `max_body`");
+        Refusal(StatusCode::PAYLOAD_TOO_LARGE, why)
+    };
+    let mut body = Limited::new(body, most);
+    if body.size_hint().lower() > most as u64 {
+        return Err(too_long());
+    }
+    let begun = Instant::now();
+    let mut pieces: Vec<Bytes> = Vec::new();
+    let mut length = 0;
+    loop {
+        let time = BODY_TIME + Duration::from_millis((length / BODY_PACE) as u64);
+        let Ok(frame) = timeout_at(begun + time, body.frame()).await else {
+            let why =
+                format!("the body did not come within {} s; nothing of it was accepted", time.as_secs());
+            return Err(Refusal(StatusCode::REQUEST_TIMEOUT, why));
+        };
+        let frame = match frame {
+            None => break,
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) if error.is::<LengthLimitError>() => return Err(too_long()),
+            Some(Err(error)) => {
+                let why =
+                    format!("the body was cut short, or is no HTTP: {error}; nothing of it was accepted");
+                return Err(Refusal(StatusCode::BAD_REQUEST, why));
+            }
+        };
+        if let Ok(data) = frame.into_data() {
+            length += data.len();
+            pieces.push(data);
+        }
+    }
+    Ok(match pieces.len() {
+        1 => pieces.swap_remove(0),
+        _ => pieces.concat().into(),
+    })
 }
 
 /// Refuses a body that is packed: how much it would be unpacked is known too late.

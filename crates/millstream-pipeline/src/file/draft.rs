@@ -72,6 +72,7 @@ impl Drafter<'_> {
                 path: spanned(node, "path").unwrap_or(Spanned::new("/".to_owned(), node.at)),
                 body_max: size(node, "max_body", 1 << 20).value as usize,
                 pending_max: count(node, "max_pending", 1024),
+                connections_max: count(node, "max_connections", 512),
             }),
             "queue" => Source::Queue {
                 queue: self.queue(node)?,

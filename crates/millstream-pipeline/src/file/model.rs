@@ -89,6 +89,7 @@ pub(crate) struct HttpSource {
     pub(crate) path: Spanned<String>,
     pub(crate) body_max: usize,
     pub(crate) pending_max: Setting<u64>,
+    pub(crate) connections_max: Setting<u64>,
 }
 
 impl HttpSource {

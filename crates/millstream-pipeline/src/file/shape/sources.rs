@@ -88,6 +88,12 @@ static SOURCE_HTTP: Shape = Shape {
              gets 503 with Retry-After.",
         )
         .or("1024"),
+        key(
+            "max_connections",
+            Kind::Count(1, 1_000_000),
+            "Connections at a time; more wait for one to end. Each takes one of the files that the process may have open.",
+        )
+        .or("512"),
     ],
 };
 
