@@ -112,7 +112,9 @@ impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = &self.report.name;
         match self.ended() {
-            Ended::Failed(RunErrorKind::Source(error)) if error.is::<TooMany>() => {
+            Ended::Failed(RunErrorKind::Source(error) | RunErrorKind::Sink(error))
+                if error.is::<TooMany>() =>
+            {
                 write!(f, "pipeline `{name}`: {error}")
             }
             _ => write!(f, "pipeline `{name}`: {}", self.error),

@@ -81,6 +81,7 @@ impl Starting<'_> {
         let (intake, stored, position) = self.intake().await?;
 
         let source = draft.source.as_ref().map_or("source", |source| source.kind());
+        let account = intake.account.clone();
         let pipe = Pipe::from_tracked(intake.account, intake.stream).named(source).knob(intake.prefetch);
         let pipe = match draft.on_error.then {
             Then::Fail => pipe,
@@ -117,7 +118,8 @@ impl Starting<'_> {
             (_, None) => End::Settle,
         };
         let tries = Tries::new(draft.on_error.retry);
-        let outputs = Outputs::new(outs, tries, end, self.trouble.clone(), position, bound::writing(draft));
+        let outputs =
+            Outputs::new(outs, tries, end, self.trouble.clone(), position, bound::writing(draft)).of(account);
         let plan = batches.into_sink(outputs.losing(draft.loses()));
         Ok(Run::new(self.pipeline, plan, stored, stop, self.trouble, released))
     }

@@ -120,3 +120,20 @@ async fn too_large_a_share_of_errors_ends_the_run() {
     assert!(!error.contains("the source failed"), "it is not the source that failed: {error}");
     assert_eq!(bench.run(&yaml("20%")).await.dropped()["errors"], 500);
 }
+
+#[tokio::test]
+async fn too_large_a_share_of_errors_fails_a_run_however_short_it_is() {
+    let bench = Bench::new().await;
+    let yaml = |count: u32, at: u32| {
+        format!(
+            "source: {{ generate: {{ count: {count}, template: 'if . % 10 == 0 then error(\"tenth\") else . end' }} }}\n\
+             output: {{ file: {{ path: '{count}-{at}.ndjson' }} }}\non_error: skip\ngoals: {{ max_error_rate: 1% }}"
+        )
+    };
+    for at in 0..20 {
+        let error = bench.try_run(&yaml(150, at)).await.expect_err("every tenth fails").to_string();
+        assert!(error.contains("more than `goals.max_error_rate` 1% allows"), "{error}");
+        assert!(!error.contains("the sink failed"), "it is not the sink that failed: {error}");
+    }
+    assert_eq!(bench.run(&yaml(90, 0)).await.dropped()["errors"], 9, "a share of fewer says little");
+}

@@ -8,7 +8,7 @@ use crate::item::{ItemError, Letter};
 use crate::letters::Letters;
 use crate::trouble::Trouble;
 use bytes::Bytes;
-use millstream_flow::{BoxError, Sink, SinkError};
+use millstream_flow::{Account, BoxError, Sink, SinkError};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -50,6 +50,8 @@ pub(crate) struct Outputs {
     tries: Tries,
     end: End,
     trouble: Arc<Trouble>,
+    /// What the source has received.
+    account: Option<Arc<Account>>,
     /// Finishes files by their age while nothing is written.
     rotation: JoinSet<()>,
     /// Of the rotation: the next write ends the run with it.
@@ -79,7 +81,24 @@ impl Outputs {
                 rotation.spawn(rotate(files.clone(), rotation_error.clone()));
             }
         }
-        Outputs { outs, tries, end, trouble, rotation, rotation_error, position, batches_max, losing: false }
+        let (account, losing) = (None, false);
+        Outputs {
+            outs,
+            tries,
+            end,
+            trouble,
+            account,
+            rotation,
+            rotation_error,
+            position,
+            batches_max,
+            losing,
+        }
+    }
+
+    /// The same for a source with this account, of whose items only a share may fail.
+    pub(crate) fn of(self, account: Arc<Account>) -> Self {
+        Outputs { account: Some(account), ..self }
     }
 
     /// The same for a source that cannot give items again, if `losing`: what ends the run says so.
@@ -231,7 +250,12 @@ impl Sink for Outputs {
         if let Some(position) = &self.position {
             position.save().await?;
         }
-        Ok(())
+        // A short run may end before its source has looked.
+        let account = self.account.as_ref();
+        match account.and_then(|account| self.trouble.exceeds(account.received())) {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
     }
 
     /// Batches written at once, so that one sync serves them all.
