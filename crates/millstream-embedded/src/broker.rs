@@ -241,7 +241,10 @@ impl Drop for EmbeddedBroker {
         self.shut();
         self.core.flush_settled();
         // Writes what was appended and gives the directory free, whoever still holds an acker.
-        drop(self.core.shared.journal.as_ref().and_then(Journal::take));
+        if let Some(journal) = &self.core.shared.journal {
+            drop(journal.take());
+            journal.abandon(&self.core);
+        }
         self.core.streams.all().iter().for_each(|stream| stream.abandon());
         self.tasks.lock().abort_all();
     }

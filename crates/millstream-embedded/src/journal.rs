@@ -213,6 +213,15 @@ impl Journal {
         }
     }
 
+    /// Tells those who wait for a batch what became of it, now that nobody will land it: the log is gone, and has answered. What
+    /// it has not is let go, so that its publishers hear that, and the queues that it names are not kept by their own journal.
+    pub(crate) fn abandon(&self, core: &Core) {
+        let mut cx = Context::from_waker(Waker::noop());
+        while self.poll_landing(core, &mut cx).is_ready() {}
+        let left = std::mem::take(&mut self.flying.lock().batches);
+        drop(left);
+    }
+
     fn poll_landing(&self, core: &Core, cx: &mut Context<'_>) -> Poll<()> {
         let mut flying = self.flying.lock();
         for _ in 0..LANDINGS {

@@ -48,6 +48,41 @@ async fn a_directory_is_free_after_dropping_the_broker_though_an_acker_lives_on(
     drop((chunk, consumer));
 }
 
+/// A body that tells when nobody has it any more.
+struct Body(#[expect(dead_code, reason = "its count is what is looked at")] std::sync::Arc<()>);
+
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        &[7; 1000]
+    }
+}
+
+#[tokio::test]
+async fn what_was_submitted_to_a_broker_that_is_dropped_is_told_of_and_kept_by_nobody() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let broker = EmbeddedBroker::open(directory.path(), Settings::default()).await.expect("opens");
+    broker.declare_queue(Queue::durable("q")).await.expect("declared");
+    let kept = std::sync::Arc::new(());
+    let mut confirms = Vec::new();
+    for _ in 0..200 {
+        let message = Message::new(bytes::Bytes::from_owner(Body(kept.clone())));
+        let batch = Batch::to(&Address::queue("q"), [message]);
+        confirms.push(broker.submit(batch).await.expect("taken"));
+    }
+    drop(broker);
+    let mut confirmed = 0;
+    for confirm in confirms {
+        let told = tokio::time::timeout(Duration::from_secs(30), confirm).await.expect("it is told");
+        confirmed += u64::from(told.all_confirmed());
+    }
+    for _ in 0..100 {
+        tokio::task::yield_now().await; // the broker's tasks end
+    }
+    assert_eq!(std::sync::Arc::strong_count(&kept), 1, "a message is kept");
+    let again = EmbeddedBroker::open(directory.path(), Settings::default()).await.expect("opens again");
+    assert!(again.stats("q").await.expect("stats").ready >= confirmed);
+}
+
 #[tokio::test]
 async fn settings_that_contradict_each_other_are_refused_with_their_numbers() {
     let settings = Settings { memory_bytes: 10, message_bytes_max: 20, ..Settings::default() };

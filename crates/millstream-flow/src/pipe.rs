@@ -400,6 +400,9 @@ impl<F: Flow> Pipe<F> {
 
     /// Forgets the operators' types: any flow of the same items is then of one type. Compiles faster, and costs
     /// each item one move into a chunk and one out of it (`cargo xtask bench engine boxed`).
+    ///
+    /// The type of what settles an item remains: [`batch`](Pipe::batch), windows and [`zip`](Pipe::zip) turn
+    /// [`Token`](crate::Token) into [`TokenRuns`](crate::TokenRuns), which settles several at once.
     pub fn boxed(self) -> Pipe<BoxFlow<F::Item, F::Token>>
     where
         F: Send + 'static,

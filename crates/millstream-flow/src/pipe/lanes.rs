@@ -130,6 +130,9 @@ where
     /// Gives every item to each of `subscribers` flows, through a buffer each. The slowest sets the pace; one
     /// that is dropped is left out. An item is settled when all have settled it.
     ///
+    /// One that ends early, as by [`take`](Pipe::take), is left out of what comes from then on. What its buffer had for it was
+    /// settled by nobody there, so a tracked source hears that those items were given up, and may deliver them again, to all.
+    ///
     /// # Panics
     /// If `subscribers` is 0.
     pub fn broadcast(self, subscribers: usize, capacity: impl Into<Capacity>) -> Vec<Pipe<LaneFlow<F>>>
