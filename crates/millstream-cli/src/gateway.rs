@@ -38,7 +38,7 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
         return out.flush();
     }
     let config = &read.config;
-    let (mut signals, mut hangups) = (Signals::new()?, Hangups::new()?);
+    let (mut signals, mut hangups) = (Signals::without_hangup()?, Hangups::new()?);
     let mut brokers = Brokers::default();
     let writer = LogWriter::start(std::io::stderr())
         .map_err(|error| Failure::of("cannot start the thread that writes the log", &error))?;
