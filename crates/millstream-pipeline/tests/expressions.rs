@@ -42,6 +42,35 @@ fn cel_reads_every_kind_of_field() {
 }
 
 #[test]
+fn maps_may_go_round_as_often_as_an_item_needs() {
+    for (program, gives) in [
+        ("[range(3)]", "[0,1,2]"),
+        ("[range(2; 9; 3), range(1; 3)]", "[2,5,8,1,2]"),
+        ("[range(0, 1; 3, 4)]", "[0,1,2,0,1,2,3,1,2,1,2,3]"),
+        ("[limit(3; repeat(1, 2))]", "[1,2,1]"),
+        ("[10 | recurse(if . > 7 then . - 1 else empty end)]", "[10,9,8,7]"),
+        ("[2 | recurse(. * .; . < 100)]", "[2,4,16]"),
+        ("[1 | while(. < 10; . * 2)]", "[1,2,4,8]"),
+        ("1 | until(. > 100; . * 2)", "128"),
+        ("[[1, 2], [3]] | [combinations]", "[[1,3],[2,3]]"),
+        ("[0, 1] | [combinations(2)] | length", "4"),
+        ("[[[1], 2] | path(recurse(.[]?))]", "[[],[0],[0,0],[1]]"),
+        ("[[1, [2]] | recurse(.[]?) |= .] | length", "1"),
+        ("reduce range(300000) as $i (0; . + 1)", "300000"),
+        ("def f: if . > 299999 then . else . + 1 | f end; 0 | f", "300000"),
+    ] {
+        assert_eq!(mapped(program, "0"), Ok(Some(gives.to_owned())), "{program}");
+    }
+}
+
+#[test]
+fn a_map_that_never_ends_fails_its_item() {
+    let error = mapped("[range(1000000000000)] | length", "0").expect_err("it never ends");
+    assert!(error.contains("more than two million steps"), "{error}");
+    assert_eq!(mapped("halt", "0").expect_err("no value"), "the program halted; `error` fails one item");
+}
+
+#[test]
 fn cel_errors_name_the_field_or_the_types() {
     assert!(holds("item.x > 1", "{}").expect_err("no field").contains("no field `x`"));
     assert!(holds("item.x > 1", r#"{"x":"NA"}"#).expect_err("types").contains("string"));
