@@ -2,6 +2,7 @@
 
 use crate::file::Pipeline;
 use crate::hold::Released;
+use crate::item::ItemError;
 use crate::output::{Outputs, stdout};
 use crate::trouble::{ItemFailure, TooMany, Trouble};
 use millstream_flow::{
@@ -40,6 +41,8 @@ pub struct Monitor {
     stop: watch::Sender<bool>,
     trouble: Arc<Trouble>,
     memory_bound_bytes: u64,
+    /// What to do about an item that ends the run.
+    about_failed_item: Arc<str>,
 }
 
 /// The account of a run.
@@ -79,6 +82,7 @@ impl Report {
 pub struct RunError {
     error: millstream_flow::RunError,
     report: Box<Report>,
+    about_failed_item: Arc<str>,
 }
 
 impl RunError {
@@ -106,6 +110,13 @@ impl fmt::Display for RunError {
             Ended::Failed(RunErrorKind::Source(error)) if error.is::<TooMany>() => {
                 write!(f, "pipeline `{name}`: {error}")
             }
+            Ended::Failed(RunErrorKind::Item(_)) => {
+                write!(f, "pipeline `{name}`: {}\n  {}", self.error, self.about_failed_item)
+            }
+            // An output did not take an item, and `on_error` says that this ends the run.
+            Ended::Failed(RunErrorKind::Sink(error)) if error.is::<ItemError>() => {
+                write!(f, "pipeline `{name}`: an item failed: {error}\n  {}", self.about_failed_item)
+            }
             _ => write!(f, "pipeline `{name}`: {}", self.error),
         }
     }
@@ -130,6 +141,7 @@ impl Run {
             stop,
             trouble,
             memory_bound_bytes: pipeline.memory_bound_bytes(),
+            about_failed_item: pipeline.draft.about_failed_item().into(),
         };
         Run { flow, monitor, released }
     }
@@ -200,7 +212,7 @@ impl Monitor {
             Ok(()) => Ok(self.report()),
             Err(error) => {
                 let report = Box::new(self.report_of(error.report().clone()));
-                Err(RunError { error, report })
+                Err(RunError { error, report, about_failed_item: self.about_failed_item.clone() })
             }
         }
     }
