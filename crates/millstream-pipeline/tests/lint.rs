@@ -575,6 +575,17 @@ fn a_name_that_the_report_uses_itself_is_refused() {
             (4, 96, "`on_error: skip` drops", "choose another name"),
         ],
     );
+    let filtered = |rest: &str| {
+        let filter = "- filter: { name: route, keep: 'item.a' }";
+        format!("name: p\n{SOURCE}\nprocess:\n  {filter}\n{rest}")
+    };
+    accepted(&filtered("output: { stdout: }"));
+    check(
+        &filtered(
+            "  - route: { cases: [ { when: 'item.b', to: x } ], else: drop }\noutput: { named: { x: { stdout: } } }",
+        ),
+        &[(4, 21, "`route` is what the report calls items that the `route` drops", "choose another name")],
+    );
 }
 
 #[test]
