@@ -14,14 +14,25 @@ pub(crate) use jaq_json::{Map, Num};
 
 /// Why bytes are not one JSON value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message} at column {column}")]
+#[error("{message} at {}column {column}", line_of(*.line))]
 pub struct JsonError {
     message: String,
+    line: usize,
     column: usize,
 }
 
+/// A text of one line needs no number for it.
+fn line_of(line: usize) -> String {
+    if line == 1 { String::new() } else { format!("line {line}, ") }
+}
+
 impl JsonError {
-    /// The column of the byte that is wrong, from 1.
+    /// The line of the byte that is wrong, from 1.
+    pub fn line(&self) -> usize {
+        self.line
+    }
+
+    /// The column of the byte that is wrong in its line, from 1.
     pub fn column(&self) -> usize {
         self.column
     }
@@ -36,7 +47,7 @@ impl JsonError {
 ///
 /// # Errors
 ///
-/// Says what is wrong and at which column.
+/// Says what is wrong, on which line and at which column.
 pub fn parse_json(text: &[u8]) -> Result<Value, JsonError> {
     parse(text, None)
 }
@@ -48,13 +59,10 @@ pub(crate) fn parse_shared(text: &Bytes) -> Result<Value, JsonError> {
 
 fn parse(text: &[u8], shared: Option<&Bytes>) -> Result<Value, JsonError> {
     let fail = |error: serde_json::Error| {
-        let line = error.line();
-        // serde_json appends the place to its message; the column is ours to tell, counted from the start.
+        // serde_json appends the place to its message; it is ours to tell.
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
-        let before: usize =
-            text.split(|b| *b == b'\n').take(line.saturating_sub(1)).map(|l| l.len() + 1).sum();
-        JsonError { message, column: (before + error.column()).max(1) }
+        JsonError { message, line: error.line().max(1), column: error.column().max(1) }
     };
     let mut reader = serde_json::Deserializer::from_slice(text);
     let expected = ENTRIES.get();
@@ -414,6 +422,9 @@ mod tests {
     #[test]
     fn bad_json_names_its_column() {
         assert_eq!(parse_json(b"{\"a\": nope}").expect_err("not JSON").column(), 8);
+        let error = parse_json(b"{\n  \"a\": nope\n}").expect_err("not JSON");
+        assert_eq!((error.line(), error.column()), (2, 9));
+        assert!(error.to_string().ends_with(" at line 2, column 9"), "{error}");
         assert!(parse_json(b"1 2").expect_err("two values").to_string().contains("trailing"));
         assert!(parse_json(&vec![b'['; 100_000]).is_err(), "deep nesting is refused, not a stack overflow");
     }

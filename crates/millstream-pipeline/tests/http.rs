@@ -29,6 +29,24 @@ async fn a_client_that_says_nothing_of_the_body_is_understood() {
     run.shutdown(LONG).await.expect("a clean end");
 }
 
+#[tokio::test]
+async fn a_fault_in_a_body_is_told_with_its_line() {
+    let bench = Bench::new().await;
+    let (port, run) = bench.listening(|port| source(port, "")).await;
+    let pretty = "{\n  \"a\": nope\n}";
+    for (declared, body, told) in [
+        ("application/json", pretty, "line 2, column 9"),
+        ("", pretty, "line 2, column 9"),
+        ("", "{\"a\":1}\n{\"a\": nope}\n", "line 2, column 8"),
+        ("application/x-ndjson", "{\"a\":1}\n{\"a\": nope}\n", "line 2, column 8"),
+        ("", "{\"a\": nope}", "at column 8"),
+    ] {
+        let answer = post(port, "/items", declared, body).await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains(told), "{declared}: {body}: {answer}");
+    }
+    run.shutdown(LONG).await.expect("a clean end");
+}
+
 async fn post(port: u16, path: &str, content_type: &str, body: &str) -> String {
     asked(port, &format!("POST {path}"), content_type, body).await
 }
@@ -307,7 +325,13 @@ async fn a_server_that_does_not_answer_in_time_is_given_up() {
     let nowhere = sink(port, "", "").replace("127.0.0.1", "nowhere.invalid");
     let error = bench.try_run(&nowhere).await.expect_err("there is no such host").to_string();
     assert!(error.contains(&format!("the host of http://nowhere.invalid:{port}/in is not known")), "{error}");
-    let (port, _, _server) = server(&["400 Bad Request"]).await;
+    let plain = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = plain.local_addr().expect("an address").port();
+    let _server = tokio::spawn(async move {
+        let (mut stream, _) = plain.accept().await.expect("a connection");
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.expect("it is read");
+        stream
+    });
     let error = bench
         .try_run(&sink(port, "", "").replace("http:/", "https:/"))
         .await

@@ -131,12 +131,14 @@ fn unsent(url: &str, timeout: Duration, error: reqwest::Error) -> String {
     let (mut refused, mut tls) = (false, None);
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(cause) = next {
-        if let Some(io) = cause.downcast_ref::<io::Error>() {
-            refused |= io.kind() == io::ErrorKind::ConnectionRefused;
-            tls = tls.or_else(|| io.get_ref()?.downcast_ref::<rustls::Error>());
-        }
-        tls = tls.or_else(|| cause.downcast_ref());
-        next = cause.source();
+        tls = tls.or_else(|| cause.downcast_ref::<rustls::Error>());
+        let io = cause.downcast_ref::<io::Error>();
+        refused |= io.is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused);
+        // What is in such an error is not its source: that is the source of what is in it.
+        next = match io.and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => cause.source(),
+        };
     }
     match tls {
         Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
