@@ -589,6 +589,16 @@ fn a_name_that_the_report_uses_itself_is_refused() {
 }
 
 #[test]
+fn yaml_that_is_none_is_told_with_what_to_do_about_it() {
+    check(
+        "name: p\nsource: *x\noutput: { stdout: }",
+        &[(2, 9, "unknown anchor", "quote a text that begins with `*`")],
+    );
+    check("name: p\nsource:\n\tstdin: {}\n", &[(3, 2, "tabs", "indent by spaces")]);
+    check("name: p\nsource: { stdin: }}\n", &[(2, 19, "not valid YAML", "check the indentation")]);
+}
+
+#[test]
 fn a_word_with_settings_is_answered_by_the_word() {
     check(
         &with("on_error: { skip: {} }"),

@@ -175,10 +175,10 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
         // One value may stand on several lines, and several lines are no single value. If it is neither, the first line tells
         // which of both was meant.
         Form::Either if !bytes.trim_ascii().contains(&b'\n') => read_json(&bytes, item)?,
-        Form::Either => read_json(&bytes, &item).or_else(|whole| {
+        Form::Either => read_json(&bytes, item).or_else(|whole| {
             let first = bytes.trim_ascii_start().split(|byte| *byte == b'\n').next().unwrap_or_default();
             match value::parse_json(first) {
-                Ok(_) => read_lines(&bytes, shared.body_max, &item),
+                Ok(_) => read_lines(&bytes, shared.body_max, item),
                 Err(_) => Err(whole),
             }
         })?,
