@@ -15,6 +15,7 @@ Exit codes:
   0    done: every item is completed, dropped by a step, or a dead letter, as the pipeline says
   1    failed: the run, the broker, the disk, an offline case, a damaged log
   2    refused before anything started: a wrong argument, or a pipeline file with problems
+  129  stopped by SIGHUP   }
   130  stopped by SIGINT   } what was accepted was finished within --drain, or is kept in a durable buffer;
   143  stopped by SIGTERM  } the report says which. A second signal stops at once";
 

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::args::{self, OnBroker, OnQueue, Which};
 use crate::broker::{self, message_json};
 use crate::failure::Failure;
-use crate::out::{Out, complain, preview};
+use crate::out::{Out, complain, on_one_line, preview};
 use crate::queue::{browse, on_queue, stored};
 use crate::table::{count, counted, table};
 
@@ -125,7 +125,7 @@ async fn list(on: OnBroker, queue: Option<String>, json: bool) -> Result<(), Fai
                 }
                 continue;
             }
-            out.line(format!("{queue}: {}", counted(total, "dead letter")))?;
+            out.line(format!("{}: {}", on_one_line(&queue), counted(total, "dead letter")))?;
             if seen < total {
                 out.line(format!("  the first {} of them:", count(seen)))?;
             }
@@ -245,10 +245,10 @@ async fn show(broker: Arc<dyn Broker>, queue: String, which: Which, json: bool) 
 
 /// A letter as a person reads it: the death first, then the headers, then the body.
 fn described(number: u64, message: &Message, cause: &Cause) -> String {
-    let mut text = format!("letter {number}\n");
+    let mut rows = Vec::new();
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
-            text.push_str(&format!("  {name:<10} {}\n", preview(value.as_bytes(), 500)));
+            rows.push((on_one_line(name).into_owned(), preview(value.as_bytes(), 500)));
         }
     };
     line("reason", &cause.reason);
@@ -269,7 +269,9 @@ fn described(number: u64, message: &Message, cause: &Cause) -> String {
         }
     }
     line("body", &String::from_utf8_lossy(message.body()));
-    text
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let rows = rows.iter().map(|(name, value)| format!("  {name:<width$}  {value}\n"));
+    format!("letter {number}\n{}", rows.collect::<String>())
 }
 
 /// Where a letter was published to before it died.
@@ -446,6 +448,26 @@ mod tests {
         let cause = |detail: &str| Cause { detail: detail.into(), ..Cause::default() }.group();
         assert_eq!(cause("line 840, column 7: `NA`"), cause("line 12, column 1: `NA`"));
         assert_ne!(cause("line 1: `NA`"), cause("line 1: ``"));
+    }
+
+    #[test]
+    fn a_letter_is_shown_in_columns_that_no_terminal_obeys() {
+        let message = Message::new("b\n\x1b[2Jody")
+            .with_header(dead::REASON, "rejected")
+            .with_header("millstream-fault", "the item")
+            .with_header("x\x1b[1m", "y");
+        let shown = described(1, &message, &Cause::of(&message));
+        let rows: Vec<&str> = shown.lines().collect();
+        assert_eq!(
+            rows,
+            [
+                "letter 1",
+                "  reason            rejected",
+                "  millstream-fault  the item",
+                "  x\\u{1b}[1m        y",
+                "  body              b\\n\\u{1b}[2Jody",
+            ]
+        );
     }
 
     #[test]

@@ -9,7 +9,9 @@ mod route;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use millstream_gateway::{ExchangeReport, Gateway, Server, client_tls, server_tls};
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode};
+use millstream_gateway::{Body, ExchangeReport, Gateway, Route, Server, client_tls, server_tls};
 use millstream_observe::BindError;
 use millstream_pipeline::{nearest, show_duration};
 use serde::Serialize;
@@ -30,6 +32,27 @@ const PREFIX: &str = "MILLSTREAM_GATEWAY_";
 /// How long a view that is being shown may take once the gateway has ended.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 
+/// What the admin address shows.
+const VIEWS: &[&str] =
+    &["/metrics", "/health", "/status.json", "/streams", "/buffer-pool-metrics", "/config"];
+
+/// Answers who asks for nothing that is there, behind all other routes: with what is.
+fn views() -> Route {
+    Route::handler("views", |request: Request<Body>| {
+        let there = VIEWS.contains(&request.uri().path());
+        let (status, text) = match there {
+            true => (StatusCode::METHOD_NOT_ALLOWED, "ask by GET or HEAD\n".to_owned()),
+            false => (StatusCode::NOT_FOUND, format!("nothing is here; there are {}\n", VIEWS.join(", "))),
+        };
+        let mut response = Response::new(Body::from(text));
+        *response.status_mut() = status;
+        if there {
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        std::future::ready(response)
+    })
+}
+
 pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
     let read = read(&asked)?;
     if asked.print_config {
@@ -38,7 +61,7 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
         return out.flush();
     }
     let config = &read.config;
-    let (mut signals, mut hangups) = (Signals::new()?, Hangups::new()?);
+    let (mut signals, mut hangups) = (Signals::without_hangup()?, Hangups::new()?);
     let mut brokers = Brokers::default();
     let writer = LogWriter::start(std::io::stderr())
         .map_err(|error| Failure::of("cannot start the thread that writes the log", &error))?;
@@ -52,7 +75,7 @@ pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
     let admin = match config.admin {
         None => None,
         Some(address) => {
-            let admin = server.admin().route(shown.route()).listen(address).await;
+            let admin = server.admin().route(shown.route()).route(views()).listen(address).await;
             let admin =
                 admin.map_err(|error| Failure::of("cannot show `admin`", &BindError::new(address, error)))?;
             complain(&format!("admin: http://{}/metrics", admin.local_addr()));

@@ -26,7 +26,7 @@ pub(crate) fn lint(asked: &args::Lint) -> Result<(), Failure> {
     let pipelines = open_all(&asked.files, &asked.settings)?;
     let mut out = Out::new();
     for (file, pipeline) in asked.files.iter().zip(&pipelines) {
-        out.text(format!(
+        out.line(format!(
             "{}: no problems; the items of a run take at most {}",
             file.display(),
             show_size(pipeline.memory_bound_bytes())
@@ -39,7 +39,7 @@ pub(crate) fn graph(asked: &args::File) -> Result<(), Failure> {
     let pipelines = open_all(std::slice::from_ref(&asked.file), &asked.settings)?;
     let mut out = Out::new();
     for pipeline in &pipelines {
-        out.text(pipeline.graph().trim_end())?;
+        out.line(pipeline.graph().trim_end())?;
     }
     out.flush()
 }
@@ -54,12 +54,12 @@ pub(crate) fn test(asked: &args::Test) -> Result<(), Failure> {
             .test(&pipeline.cases_file())
             .map_err(|problems| Failure::Refused(problems.to_string()))?;
         for name in &tested.passed {
-            out.text(format!("ok      {name}"))?;
+            out.line(format!("ok      {name}"))?;
         }
         for case in &tested.failed {
-            out.text(format!("FAILED  {} ({})", case.name, case.place))?;
+            out.line(format!("FAILED  {} ({})", case.name, case.place))?;
             for difference in &case.differences {
-                out.text(format!("          {difference}"))?;
+                out.line(format!("          {difference}"))?;
             }
         }
         failed += tested.failed.len() as u64;

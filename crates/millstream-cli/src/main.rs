@@ -76,6 +76,6 @@ fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Millstream::command(), "millstream", &mut text);
     let mut out = Out::new();
-    out.line(text)?;
+    out.bytes(&text)?;
     out.flush()
 }

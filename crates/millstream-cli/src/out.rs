@@ -1,37 +1,77 @@
 //! Standard output and standard error, written so that a closed pipe is not a panic.
 
 use std::borrow::Cow;
-use std::io::{self, BufWriter, Stdout, Write};
+use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 
 use crate::failure::Failure;
 
 /// Standard output, buffered. Whatever is written is there after [`Out::flush`].
-pub(crate) struct Out(BufWriter<Stdout>);
+pub(crate) struct Out {
+    to: BufWriter<Stdout>,
+    terminal: bool,
+}
 
 impl Out {
     pub(crate) fn new() -> Out {
-        Out(BufWriter::with_capacity(64 * 1024, io::stdout()))
-    }
-
-    /// Writes text and the end of the line.
-    pub(crate) fn line(&mut self, text: impl AsRef<[u8]>) -> Result<(), Failure> {
-        self.0.write_all(text.as_ref()).and_then(|()| self.0.write_all(b"\n")).map_err(Failure::output)
+        let to = io::stdout();
+        let terminal = to.is_terminal();
+        Out { to: BufWriter::with_capacity(64 * 1024, to), terminal }
     }
 
     /// Writes text for people, and the end of the line. What came from outside may be in it: see [`printable`].
-    pub(crate) fn text(&mut self, text: impl AsRef<str>) -> Result<(), Failure> {
-        self.line(printable(text.as_ref()).as_bytes())
+    pub(crate) fn line(&mut self, text: impl AsRef<str>) -> Result<(), Failure> {
+        self.bytes(printable(text.as_ref()).as_bytes())
+    }
+
+    /// Writes a message's body, and the end of the line: as it is, but to a terminal only what that does not obey.
+    pub(crate) fn body(&mut self, body: &[u8]) -> Result<(), Failure> {
+        self.bytes(&body_for(self.terminal, body))
     }
 
     /// Writes a value as JSON on one line.
     pub(crate) fn json(&mut self, value: &serde_json::Value) -> Result<(), Failure> {
-        self.line(value.to_string())
+        self.bytes(json_line(value).as_bytes())
+    }
+
+    /// Writes bytes as they are, and the end of the line.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.to.write_all(bytes).and_then(|()| self.to.write_all(b"\n")).map_err(Failure::output)
     }
 
     /// Hands everything to the system.
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {
-        self.0.flush().map_err(Failure::output)
+        self.to.flush().map_err(Failure::output)
     }
+}
+
+fn body_for(terminal: bool, body: &[u8]) -> Cow<'_, [u8]> {
+    if !terminal {
+        return body.into();
+    }
+    match String::from_utf8_lossy(body) {
+        Cow::Borrowed(text) => match printable(text) {
+            Cow::Borrowed(text) => text.as_bytes().into(),
+            Cow::Owned(text) => text.into_bytes().into(),
+        },
+        Cow::Owned(text) => printable(&text).into_owned().into_bytes().into(),
+    }
+}
+
+/// JSON escapes the control characters that ASCII begins with; terminals obey more than those.
+fn json_line(value: &serde_json::Value) -> String {
+    let text = value.to_string();
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c.is_control() {
+            // They are in texts only, where this is how JSON writes them.
+            true => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => out.push(c),
+        }
+    }
+    out
 }
 
 /// Writes lines to standard error, [`printable`]. Where that is closed there is nobody left to tell.
@@ -42,7 +82,15 @@ pub(crate) fn complain(text: &str) {
 /// Text without the control characters that a terminal might obey: they are shown as escapes. Lines and tabs stay. Names,
 /// items and what a server answered are in errors as they came.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
-    let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    escaped(text, |c| c.is_control() && !matches!(c, '\n' | '\t'))
+}
+
+/// As [`printable`], on one line: a name, a cell of a table.
+pub(crate) fn on_one_line(text: &str) -> Cow<'_, str> {
+    escaped(text, char::is_control)
+}
+
+fn escaped(text: &str, obeyed: fn(char) -> bool) -> Cow<'_, str> {
     if !text.contains(obeyed) {
         return text.into();
     }
@@ -82,12 +130,35 @@ pub(crate) fn preview(bytes: &[u8], width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{preview, printable};
+    use super::{body_for, json_line, on_one_line, preview, printable};
 
     #[test]
     fn no_terminal_obeys_what_is_told() {
         assert_eq!(printable("a\n\tb — ü"), "a\n\tb — ü");
         assert_eq!(printable("a\x1b[2J\r\u{9b}b\x7f"), "a\\u{1b}[2J\\r\\u{9b}b\\u{7f}");
+    }
+
+    #[test]
+    fn a_name_stays_on_its_line() {
+        assert_eq!(on_one_line("a\n\t\x1bb"), "a\\n\\t\\u{1b}b");
+    }
+
+    #[test]
+    fn bodies_are_as_they_are_but_on_a_terminal() {
+        for body in [&b"a\x1b[2J\n\xff"[..], b"\xc2\x9b"] {
+            assert_eq!(&*body_for(false, body), body);
+        }
+        assert_eq!(&*body_for(true, b"a\x1b[2J\n\xff"), "a\\u{1b}[2J\n\u{fffd}".as_bytes());
+        assert_eq!(&*body_for(true, "\u{9b}ü".as_bytes()), "\\u{9b}ü".as_bytes());
+        assert_eq!(&*body_for(true, b"plain\ttext"), b"plain\ttext");
+    }
+
+    #[test]
+    fn json_has_no_control_characters_and_stays_what_it_is() {
+        let value = serde_json::json!({ "a\u{9b}": "\u{9b}31m\x7f\x1b ü" });
+        let line = json_line(&value);
+        assert!(!line.contains(char::is_control), "{line:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&line).expect("JSON"), value);
     }
 
     #[test]

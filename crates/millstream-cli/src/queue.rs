@@ -222,7 +222,7 @@ fn print(out: &mut Out, deliveries: &[Delivery], json: bool) -> Result<(), Failu
         if json {
             out.json(&message_json(&delivery.message, &delivery.address))?;
         } else {
-            out.line(delivery.message.body())?;
+            out.body(delivery.message.body())?;
         }
     }
     Ok(())

@@ -134,7 +134,7 @@ async fn read(broker: Arc<dyn Broker>, asked: args::Read, mut signals: Signals) 
             if asked.json {
                 out.json(&item_json(item))?;
             } else {
-                out.line(item.message.body())?;
+                out.body(item.message.body())?;
             }
         }
         out.flush()?;

@@ -1,16 +1,20 @@
 //! Tables and numbers as people read them.
 
-/// Rows under a heading, each column as wide as its widest cell; a heading that starts with `>` is right-aligned.
+use crate::out::on_one_line;
+
+/// Rows under a heading, each column as wide as its widest cell; a heading that starts with `>` is right-aligned. Control
+/// characters in cells, as names from outside have them, are shown as escapes.
 pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let right: Vec<bool> = heading.iter().map(|cell| cell.starts_with('>')).collect();
-    let heading: Vec<String> = heading.iter().map(|cell| cell.trim_start_matches('>').to_owned()).collect();
-    let all = || std::iter::once(&heading).chain(rows);
-    let widths: Vec<usize> = (0..heading.len())
+    let heading = heading.iter().map(|cell| on_one_line(cell.trim_start_matches('>')).into_owned()).collect();
+    let shown = |row: &Vec<String>| row.iter().map(|cell| on_one_line(cell).into_owned()).collect();
+    let all: Vec<Vec<String>> = std::iter::once(heading).chain(rows.iter().map(shown)).collect();
+    let widths: Vec<usize> = (0..right.len())
         .map(|column| {
-            all().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+            all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
         })
         .collect();
-    let lines = all().map(|row| {
+    let lines = all.iter().map(|row| {
         let cells = row.iter().zip(&widths).zip(&right).map(|((cell, &width), right)| {
             if *right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
         });
@@ -50,6 +54,12 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["a".to_owned(), "1".to_owned()], vec!["longer".to_owned(), "1,000".to_owned()]];
         assert_eq!(table(&["name", ">ready"], &rows), "name    ready\na           1\nlonger  1,000");
+    }
+
+    #[test]
+    fn a_cell_is_shown_on_one_line_that_no_terminal_obeys() {
+        let rows = [vec!["a\n\x1b[2J".to_owned(), "1".to_owned()]];
+        assert_eq!(table(&["q\x07", ">n"], &rows), "q\\u{7}        n\na\\n\\u{1b}[2J  1");
     }
 
     #[test]

@@ -151,7 +151,7 @@ fn started(place: &Place, arguments: &[&str]) -> (Child, BufReader<std::process:
 
 #[test]
 fn a_signal_drains_and_its_number_is_the_exit_code() {
-    for (name, code) in [("INT", 130), ("TERM", 143)] {
+    for (name, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let place = Place::new();
         place.write("echo.yaml", ECHO);
         let (child, _out) = started(&place, &["run", "echo.yaml", "--report", "report.json"]);
@@ -161,6 +161,52 @@ fn a_signal_drains_and_its_number_is_the_exit_code() {
         assert!(end.err.contains("echo: stopped") || end.err.contains("echo: completed"), "{}", end.err);
         let report = report(&place, "report.json");
         assert_eq!((received(&report), &report["ledger"]["in_flight"]), (1, &0.into()));
+    }
+}
+
+#[test]
+fn a_hangup_is_never_the_second_signal() {
+    let place = Place::new();
+    place.write("echo.yaml", ECHO);
+    let (mut child, writer, mut out) =
+        stuck(&place, &["run", "echo.yaml", "--drain", "1h", "--report", "report.json"]);
+    signal(&child, "HUP");
+    let mut err = BufReader::new(child.stderr.take().expect("it is piped"));
+    until(&mut err, "a second one stops at once");
+    // A terminal that goes sends one, the shell in it another.
+    signal(&child, "HUP");
+    std::io::copy(&mut out, &mut std::io::sink()).expect("it is read");
+    assert_eq!(child.wait().expect("it ends").code(), Some(129));
+    assert_eq!(report(&place, "report.json")["ledger"]["in_flight"], 0, "it was drained");
+    writer.join().expect("the writer ends");
+}
+
+#[test]
+fn under_nohup_a_hangup_changes_nothing() {
+    let place = Place::new();
+    place.write("echo.yaml", ECHO);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" run echo.yaml", env!("CARGO_BIN_EXE_millstream")]);
+    command.current_dir(place.path("")).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("it starts");
+    let mut input = child.stdin.take().expect("it is piped");
+    let mut out = BufReader::new(child.stdout.take().expect("it is piped"));
+    let mut line = String::new();
+    writeln!(input, "{{}}").expect("it reads");
+    out.read_line(&mut line).expect("it writes");
+    signal(&child, "HUP");
+    writeln!(input, "{{}}").expect("it reads");
+    assert!(out.read_line(&mut line).expect("it writes") > 0, "it goes on");
+    drop(input);
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+/// Reads until a line has this in it.
+fn until(err: &mut impl BufRead, part: &str) {
+    let mut line = String::new();
+    while !line.contains(part) {
+        line.clear();
+        assert!(err.read_line(&mut line).expect("it is text") > 0, "it ended without `{part}`");
     }
 }
 
@@ -206,11 +252,7 @@ fn a_second_signal_stops_at_once_and_the_report_tells_what_was_left() {
     signal(&child, "INT");
     // The drain has begun when it says so.
     let mut err = BufReader::new(child.stderr.take().expect("it is piped"));
-    let mut line = String::new();
-    while !line.contains("a second one stops at once") {
-        line.clear();
-        assert!(err.read_line(&mut line).expect("it is text") > 0, "it ended without announcing the drain");
-    }
+    until(&mut err, "a second one stops at once");
     signal(&child, "INT");
     assert_eq!(child.wait().expect("it ends").code(), Some(130));
     let mut rest = String::new();

@@ -146,9 +146,9 @@ fn admit(shared: &Shared, asked: &Asked<'_>) -> Result<usize, Box<Failure>> {
         Found::Route(at) => Ok(at),
         Found::Nothing => Err(refused(StatusCode::NOT_FOUND, Refusal::Route, "no route leads there")),
         Found::OtherMethods(methods) => {
-            let text = "the route does not take this method";
-            let failure = Failure::new(StatusCode::METHOD_NOT_ALLOWED, Refusal::Route, text);
             let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+            let text = format!("the route takes {allow} only");
+            let failure = Failure::new(StatusCode::METHOD_NOT_ALLOWED, Refusal::Route, text);
             let allow = HeaderValue::from_str(&allow).expect("methods are tokens");
             Err(Box::new(failure.with(header::ALLOW, allow)))
         }

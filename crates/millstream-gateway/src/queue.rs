@@ -61,7 +61,7 @@ impl Handler for PublishTo {
         }
         Box::pin(async move {
             if !publishes {
-                let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, "publish by POST\n");
+                let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, "publish by POST or PUT\n");
                 response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST, PUT"));
                 return response;
             }

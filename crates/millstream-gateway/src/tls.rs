@@ -4,9 +4,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, crypto};
+use tokio_rustls::rustls::{ClientConfig, Error, RootCertStore, ServerConfig, crypto};
 
 /// What clients are offered to speak, the preferred first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -16,13 +16,25 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// # Errors
 /// If a file cannot be read, holds nothing of use, or the two do not belong together.
 pub fn server_tls(certificates: &Path, key: &Path) -> io::Result<Arc<ServerConfig>> {
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| bad(key, &error))?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
+        pem::Error::NoItemsFound => bad(
+            key,
+            &"there is no private key in it; name a PEM file with `-----BEGIN PRIVATE KEY-----` (certificates stand in the other file)",
+        ),
+        error => bad(key, &error),
+    })?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .with_no_client_auth()
         .with_single_cert(read(certificates)?, private)
-        .map_err(|error| bad(key, &error))?;
+        .map_err(|error| match error {
+            Error::InconsistentKeys(_) => {
+                let theirs = certificates.display();
+                bad(key, &format!("it is not the key of the first certificate in {theirs}; name the two that were made together"))
+            }
+            error => bad(key, &error),
+        })?;
     config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
     Ok(Arc::new(config))
 }
@@ -57,7 +69,11 @@ pub fn client_tls(authorities: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
 fn read(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     let found = CertificateDer::pem_file_iter(path).map_err(|error| bad(path, &error))?;
     let found = found.collect::<Result<Vec<_>, _>>().map_err(|error| bad(path, &error))?;
-    if found.is_empty() { Err(bad(path, &"there is no certificate in it")) } else { Ok(found) }
+    if found.is_empty() {
+        Err(bad(path, &"there is no certificate in it; name a PEM file with `-----BEGIN CERTIFICATE-----`"))
+    } else {
+        Ok(found)
+    }
 }
 
 fn bad(path: &Path, why: &dyn std::fmt::Display) -> io::Error {

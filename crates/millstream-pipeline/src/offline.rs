@@ -9,6 +9,7 @@ use crate::file::problem::{Findings, Problems};
 use crate::file::shape::CASES;
 use crate::file::tree::{self, Data, Node, Style};
 use crate::item::{Raw, Reporter};
+use crate::output::ROUTE;
 use crate::ready::Writer;
 use crate::steps::{Passing, Router, Simple};
 use crate::trouble::Trouble;
@@ -180,7 +181,7 @@ impl Pipeline {
                     passing.and_then(|passing| step.apply(passing).or_else(|| made.drop_by(&step.name)));
             }
             if let Some(router) = &router {
-                passing = passing.and_then(|passing| router.apply(passing).or_else(|| made.drop_by("route")));
+                passing = passing.and_then(|passing| router.apply(passing).or_else(|| made.drop_by(ROUTE)));
             }
             match passing {
                 None => {}

@@ -2,6 +2,7 @@
 
 use crate::file::Pipeline;
 use crate::hold::Released;
+use crate::item::ItemError;
 use crate::output::{Outputs, stdout};
 use crate::trouble::{ItemFailure, TooMany, Trouble};
 use millstream_flow::{
@@ -47,6 +48,8 @@ pub struct Monitor {
     stop: watch::Sender<bool>,
     trouble: Arc<Trouble>,
     memory_bound_bytes: u64,
+    /// What to do about an item that ends the run.
+    about_failed_item: Arc<str>,
 }
 
 /// The account of a run.
@@ -88,6 +91,7 @@ impl Report {
 pub struct RunError {
     error: millstream_flow::RunError,
     report: Box<Report>,
+    about_failed_item: Arc<str>,
 }
 
 impl RunError {
@@ -116,6 +120,13 @@ impl fmt::Display for RunError {
                 if error.is::<TooMany>() =>
             {
                 write!(f, "pipeline `{name}`: {error}")
+            }
+            Ended::Failed(RunErrorKind::Item(_)) => {
+                write!(f, "pipeline `{name}`: {}\n  {}", self.error, self.about_failed_item)
+            }
+            // An output did not take an item, and `on_error` says that this ends the run.
+            Ended::Failed(RunErrorKind::Sink(error)) if error.is::<ItemError>() => {
+                write!(f, "pipeline `{name}`: an item failed: {error}\n  {}", self.about_failed_item)
             }
             _ => write!(f, "pipeline `{name}`: {}", self.error),
         }
@@ -151,6 +162,7 @@ impl Run {
             stop,
             trouble,
             memory_bound_bytes: pipeline.memory_bound_bytes(),
+            about_failed_item: pipeline.draft.about_failed_item().into(),
         };
         Run { flow, monitor, released }
     }
@@ -227,7 +239,7 @@ impl Monitor {
             Ok(()) => Ok(self.report()),
             Err(error) => {
                 let report = Box::new(self.report_of(error.report().clone()));
-                Err(RunError { error, report })
+                Err(RunError { error, report, about_failed_item: self.about_failed_item.clone() })
             }
         }
     }

@@ -10,9 +10,9 @@ use crate::file::model::{Buffer, OutputKind, Source, StreamRef, Then};
 use crate::hold::{self, Hold, Released};
 use crate::item::{Raw, Reporter};
 use crate::letters::Letters;
-use crate::output::SKIPPED;
 use crate::output::file::Files;
 use crate::output::{End, Out, Outputs, QueueOutput, StdoutOutput, StreamOutput, Tries};
+use crate::output::{ROUTE, SKIPPED};
 use crate::ready::{Ready, Writer};
 use crate::run::Run;
 use crate::steps::{self, Passage, Router};
@@ -99,7 +99,7 @@ impl Starting<'_> {
         let mut pipe = steps::add(steps::read(pipe, &reporter), &draft.steps, &reporter);
         if let Some(route) = &draft.route {
             let router = Router::new(route, &draft.outputs, &reporter);
-            pipe = pipe.filter_map(move |passing| router.apply(passing)).named("route").boxed();
+            pipe = pipe.filter_map(move |passing| router.apply(passing)).named(ROUTE).boxed();
         }
         let ready = self.ready(pipe, writers, &reporter, letters.as_ref());
         let rule = bound::batching(draft);

@@ -8,6 +8,7 @@ use crate::expr::{Condition, Mapping};
 use crate::file::model::{Output, Route, Setting, Step};
 use crate::handlers::Sending;
 use crate::item::{Failure, Raw, Record, Reporter};
+use crate::output::ROUTE;
 use millstream_flow::flows::BoxFlow;
 use millstream_flow::{Concurrency, Failed, Pipe, Retry, Token, Workers};
 use std::sync::Arc;
@@ -192,7 +193,7 @@ impl Router {
     pub(crate) fn new(route: &Route, outputs: &[Output], reporter: &Arc<Reporter>) -> Self {
         let index = |name: &str| outputs.iter().position(|output| output.name.value == name);
         Router {
-            stage: "route".into(),
+            stage: ROUTE.into(),
             cases: route.cases.iter().map(|(when, to)| (when.clone(), index(to))).collect(),
             otherwise: index(&route.otherwise),
             reporter: reporter.clone(),

@@ -3,25 +3,39 @@
 //! The type is jq's own, so that `map` needs no conversion on the way in or out; objects keep the order of
 //! their keys, and a clone of a value shares its contents.
 
+mod exact;
+
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::cell::Cell;
 use std::fmt;
 use std::io::Write as _;
 
+use exact::has_long_number;
 pub use jaq_json::Val as Value;
 pub(crate) use jaq_json::{Map, Num, Rc};
 
 /// Why bytes are not one JSON value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message} at column {column}")]
+#[error("{message} at {}column {column}", line_of(*.line))]
 pub struct JsonError {
     message: String,
+    line: usize,
     column: usize,
 }
 
+/// A text of one line needs no number for it.
+fn line_of(line: usize) -> String {
+    if line == 1 { String::new() } else { format!("line {line}, ") }
+}
+
 impl JsonError {
-    /// The column of the byte that is wrong, from 1.
+    /// The line of the byte that is wrong, from 1.
+    pub fn line(&self) -> usize {
+        self.line
+    }
+
+    /// The column of the byte that is wrong in its line, from 1.
     pub fn column(&self) -> usize {
         self.column
     }
@@ -36,7 +50,7 @@ impl JsonError {
 ///
 /// # Errors
 ///
-/// Says what is wrong and at which column.
+/// Says what is wrong, on which line and at which column.
 pub fn parse_json(text: &[u8]) -> Result<Value, JsonError> {
     parse(text, None)
 }
@@ -48,13 +62,10 @@ pub(crate) fn parse_shared(text: &Bytes) -> Result<Value, JsonError> {
 
 fn parse(text: &[u8], shared: Option<&Bytes>) -> Result<Value, JsonError> {
     let fail = |error: serde_json::Error| {
-        let line = error.line();
-        // serde_json appends the place to its message; the column is ours to tell, counted from the start.
+        // serde_json appends the place to its message; it is ours to tell.
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
-        let before: usize =
-            text.split(|b| *b == b'\n').take(line.saturating_sub(1)).map(|l| l.len() + 1).sum();
-        JsonError { message, column: (before + error.column()).max(1) }
+        JsonError { message, line: error.line().max(1), column: error.column().max(1) }
     };
     let mut reader = serde_json::Deserializer::from_slice(text);
     let expected = ENTRIES.get();
@@ -71,21 +82,6 @@ fn parse(text: &[u8], shared: Option<&Bytes>) -> Result<Value, JsonError> {
         ENTRIES.set(map.len().min(ENTRIES_MAX));
     }
     Ok(value)
-}
-
-/// Digits and points in a row that a number of 64 bits may not hold exactly; shortest texts of such a float have fewer.
-const LONG: usize = 20;
-
-/// Whether there may be a number in `text` that is not told exactly by 64 bits. jq's own reader keeps those as they are
-/// written, and takes several times as long.
-fn has_long_number(text: &[u8]) -> bool {
-    let numeric = |byte: &u8| byte.is_ascii_digit() || *byte == b'.';
-    // A run of that length covers one of these places.
-    (LONG - 1..text.len()).step_by(LONG).any(|at| {
-        let before = || text[..at].iter().rev().take_while(|byte| numeric(byte)).count();
-        let behind = || text[at..].iter().take_while(|byte| numeric(byte)).count();
-        numeric(&text[at]) && before() + behind() >= LONG
-    })
 }
 
 /// The most entries that room is made for before they come.
@@ -345,6 +341,15 @@ mod tests {
             "3.14159265358979323846264338327950288",
             "9007199254740993",
             "0.30000000000000004",
+            "12345678901234567.5",
+            "-12345678901234567.5",
+            "1234567890123456.75",
+            "0.10000000000000001",
+            "9223372036854775807",
+            "9999999999999999999",
+            "-9999999999999999999",
+            "-9223372036854775808",
+            "1234567.123456789012345678",
         ] {
             for padding in 0..25 {
                 let json = format!("{{\"{}\":{number},\"n\":[{number}]}}", "x".repeat(padding));
@@ -365,6 +370,9 @@ mod tests {
     #[test]
     fn bad_json_names_its_column() {
         assert_eq!(parse_json(b"{\"a\": nope}").expect_err("not JSON").column(), 8);
+        let error = parse_json(b"{\n  \"a\": nope\n}").expect_err("not JSON");
+        assert_eq!((error.line(), error.column()), (2, 9));
+        assert!(error.to_string().ends_with(" at line 2, column 9"), "{error}");
         assert!(parse_json(b"1 2").expect_err("two values").to_string().contains("trailing"));
         assert!(parse_json(&vec![b'['; 100_000]).is_err(), "deep nesting is refused, not a stack overflow");
     }

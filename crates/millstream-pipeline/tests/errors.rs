@@ -3,7 +3,7 @@
 mod common;
 
 use common::{BUFFERED, Bench};
-use millstream_message::dead;
+use millstream_message::{Address, Message, Queue, dead};
 
 /// A good row, one with a field too many, one with a field too few, bad UTF-8, one far too long, a good row.
 fn rows() -> Vec<u8> {
@@ -31,7 +31,7 @@ async fn each_bad_row_is_an_error_with_its_file_line_and_column() {
             "{errors:?}"
         );
         for (error, part) in errors.iter().zip([
-            "unknown column",
+            "3 fields, but the header 2",
             "`b` is missing",
             "0xff",
             "3002 bytes; `max_line` allows 100B",
@@ -48,7 +48,44 @@ async fn fail_ends_the_run_with_the_place_of_the_row() {
     let bench = Bench::new().await;
     bench.write("in.csv", rows());
     let error = bench.try_run(SOURCE).await.expect_err("a bad row").to_string();
-    assert!(error.contains("read: unknown column") && error.contains("(in.csv:3:5)"), "{error}");
+    assert!(
+        error.contains("read: the row has 3 fields, but the header 2") && error.contains("(in.csv:3:5)"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn who_runs_into_an_item_again_is_told_where_it_is_and_how_to_go_on() {
+    let failing = "process: [ { map: '.a | tonumber' } ]";
+    let again = "each run will end at it again: mend the step";
+    for (buffer, position, told) in [
+        ("", "", ["mend the step, or the item where it comes from", "`dead_letter` keeps it in a queue"]),
+        (
+            "",
+            ", position: at.json",
+            ["the next run begins before it and will end at it again", "`on_error: skip`"],
+        ),
+        (BUFFERED, "", ["it stays in queue `", again]),
+    ] {
+        let bench = Bench::new().await;
+        bench.write("in.csv", "a\nNA\n");
+        let source = SOURCE.replace("in.csv", &format!("in.csv{position}"));
+        for _run in 0..2 {
+            let error =
+                bench.try_run(&format!("{source}\n{failing}\n{buffer}")).await.expect_err("a bad row");
+            let error = error.to_string();
+            assert!(error.contains("an item failed: map: "), "{error}");
+            assert!(told.iter().all(|part| error.contains(part)), "{error}");
+        }
+    }
+    let bench = Bench::new().await;
+    bench.broker.declare_queue(Queue::durable("q")).await.expect("a queue");
+    let published = bench.broker.publish(&Address::queue("q"), Message::new("NA")).await;
+    assert!(published.expect("a broker").is_confirmed());
+    let source =
+        "source: { queue: { broker: \"embedded:s\", name: q, until: drained } }\noutput: { stdout: }";
+    let error = bench.try_run(source).await.expect_err("no JSON").to_string();
+    assert!(error.contains("it stays in queue `q`") && error.contains(again), "{error}");
 }
 
 #[tokio::test]
@@ -85,7 +122,7 @@ async fn dead_letters_keep_the_item_its_reason_and_its_place() {
         assert_eq!(header(0, dead::STAGE).as_deref(), Some("typed"));
         assert_eq!(&letters[0].message.body()[..], b"{\"a\":\"NA\"}");
         assert_eq!(letters[0].message.properties().message_id.as_deref(), Some("in.csv:3"));
-        assert!(header(1, dead::DETAIL).expect("a reason").contains("unknown column"));
+        assert!(header(1, dead::DETAIL).expect("a reason").contains("has 2 fields, but the header 1"));
         assert_eq!(header(1, dead::STAGE).as_deref(), Some("read"));
         assert_eq!(&letters[1].message.body()[..], b"1,2");
         assert_eq!(letters[1].message.properties().message_id.as_deref(), Some("in.csv:4:3"));

@@ -42,16 +42,77 @@ fn cel_reads_every_kind_of_field() {
 }
 
 #[test]
-fn cel_errors_name_the_field_or_the_types() {
-    assert!(holds("item.x > 1", "{}").expect_err("no field").contains("no field `x`"));
-    assert!(holds("item.x > 1", r#"{"x":"NA"}"#).expect_err("types").contains("string"));
-    assert!(holds("item.x", r#"{"x":1}"#).expect_err("no bool").contains("instead of true or false"));
-    assert!(holds("item.x > 1", "7").is_err());
-    assert_eq!(holds("1 / item.x > 1", r#"{"x":0}"#), Err("divides by zero".to_owned()));
-    let dividing = holds("1 % item.x > 1", r#"{"x":0}"#).expect_err("no remainder");
-    assert_eq!(dividing, "asks for the remainder of a division by zero");
-    let overflow = holds("item.x + 1 > 1", r#"{"x":9223372036854775807}"#).expect_err("too large");
-    assert!(overflow.contains("larger than a whole number") && !overflow.contains("Int("), "{overflow}");
+fn maps_may_go_round_as_often_as_an_item_needs() {
+    for (program, gives) in [
+        ("[range(3)]", "[0,1,2]"),
+        ("[range(2; 9; 3), range(1; 3)]", "[2,5,8,1,2]"),
+        ("[range(0, 1; 3, 4)]", "[0,1,2,0,1,2,3,1,2,1,2,3]"),
+        ("[limit(3; repeat(1, 2))]", "[1,2,1]"),
+        ("[10 | recurse(if . > 7 then . - 1 else empty end)]", "[10,9,8,7]"),
+        ("[2 | recurse(. * .; . < 100)]", "[2,4,16]"),
+        ("[1 | while(. < 10; . * 2)]", "[1,2,4,8]"),
+        ("1 | until(. > 100; . * 2)", "128"),
+        ("[[1, 2], [3]] | [combinations]", "[[1,3],[2,3]]"),
+        ("[0, 1] | [combinations(2)] | length", "4"),
+        ("[[[1], 2] | path(recurse(.[]?))]", "[[],[0],[0,0],[1]]"),
+        ("[[1, [2]] | recurse(.[]?) |= .] | length", "1"),
+        ("reduce range(300000) as $i (0; . + 1)", "300000"),
+        ("def f: if . > 299999 then . else . + 1 | f end; 0 | f", "300000"),
+    ] {
+        assert_eq!(mapped(program, "0"), Ok(Some(gives.to_owned())), "{program}");
+    }
+}
+
+#[test]
+fn a_map_that_never_ends_fails_its_item() {
+    let error = mapped("[range(1000000000000)] | length", "0").expect_err("it never ends");
+    assert!(error.contains("more than two million steps"), "{error}");
+    assert_eq!(mapped("halt", "0").expect_err("no value"), "the program halted; `error` fails one item");
+}
+
+#[test]
+fn cel_errors_name_the_part_and_the_field() {
+    for (expression, item, told) in [
+        ("item.x > 1", "{}", "the item has no field `x`; `has(item.x)` asks for it"),
+        ("item.o.x > 1", r#"{"o":{}}"#, "`item.o` has no field `x`; `has(item.o.x)` asks for it"),
+        (
+            "item.a == 1 && item.x > 1",
+            r#"{"a":1,"x":"NA"}"#,
+            "`item.x > 1`: `item.x` is the text \"NA\", `1` is a whole number; `double(item.x)` makes a number of a text that is one",
+        ),
+        (
+            "item.x > 1",
+            r#"{"x":null}"#,
+            "`item.x > 1`: `item.x` is null, `1` is a whole number; `item.x != null && …` asks first",
+        ),
+        ("item.x", r#"{"x":1}"#, "`item.x` is the whole number 1 instead of true or false"),
+        ("item.x > 1", "7", "`item` is the whole number 7, which has no fields"),
+        ("1 / item.x > 1", r#"{"x":0}"#, "`1 / item.x` divides by zero"),
+        ("1 % item.x > 1", r#"{"x":0}"#, "`1 % item.x` asks for the remainder of a division by zero"),
+        (
+            "item.x + 1 > 1",
+            r#"{"x":9223372036854775807}"#,
+            "`item.x + 1`: the result is larger than a whole number can be",
+        ),
+        ("item.b ? item.x > 1 : item.y > 1", r#"{"b":false,"y":1}"#, ""),
+        (
+            "item.b ? item.x > 1 : item.y > 1",
+            r#"{"b":true,"y":1}"#,
+            "the item has no field `x`; `has(item.x)` asks for it",
+        ),
+        (
+            "item.s.startsWith(item.n)",
+            r#"{"s":"a","n":1}"#,
+            "`item.s.startsWith(item.n)`: `item.s` is the text \"a\", `item.n` is the whole number 1",
+        ),
+        ("item.l[5] == 1", r#"{"l":[1]}"#, "`item.l[5]`: the list has no such place"),
+        ("!item.x", r#"{"x":"a"}"#, "`!item.x`: `item.x` is the text \"a\""),
+    ] {
+        let error = holds(expression, item).err().unwrap_or_default();
+        assert_eq!(error, told, "{expression} of {item}");
+    }
+    let error = holds("item.s.matches(item.re)", r#"{"s":"a","re":"("}"#).expect_err("no pattern");
+    assert!(error.starts_with("`item.s.matches(item.re)`: ") && !error.contains('\n'), "{error}");
 }
 
 #[test]

@@ -29,6 +29,24 @@ async fn a_client_that_says_nothing_of_the_body_is_understood() {
     run.shutdown(LONG).await.expect("a clean end");
 }
 
+#[tokio::test]
+async fn a_fault_in_a_body_is_told_with_its_line() {
+    let bench = Bench::new().await;
+    let (port, run) = bench.listening(|port| source(port, "")).await;
+    let pretty = "{\n  \"a\": nope\n}";
+    for (declared, body, told) in [
+        ("application/json", pretty, "line 2, column 9"),
+        ("", pretty, "line 2, column 9"),
+        ("", "{\"a\":1}\n{\"a\": nope}\n", "line 2, column 8"),
+        ("application/x-ndjson", "{\"a\":1}\n{\"a\": nope}\n", "line 2, column 8"),
+        ("", "{\"a\": nope}", "at column 8"),
+    ] {
+        let answer = post(port, "/items", declared, body).await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains(told), "{declared}: {body}: {answer}");
+    }
+    run.shutdown(LONG).await.expect("a clean end");
+}
+
 async fn post(port: u16, path: &str, content_type: &str, body: &str) -> String {
     asked(port, &format!("POST {path}"), content_type, body).await
 }
@@ -241,7 +259,7 @@ async fn https_is_spoken_with_whom_the_system_or_the_file_trusts() {
     assert_eq!(bodies(&seen), ["[{\"n\":0},{\"n\":1}]", "[{\"n\":2},{\"n\":3}]"]);
     let (port, seen, _server) = server_behind(&["200 OK"], Some(acceptor)).await;
     let error = bench.try_run(&secure(port, "")).await.expect_err("a stranger").to_string();
-    assert!(error.contains("certificate"), "{error}");
+    assert!(error.contains("has signed the certificate") && error.contains("`output.http.ca`"), "{error}");
     assert!(bodies(&seen).is_empty(), "nothing was told to a stranger");
     bench.write("ca.pem", "no certificate");
     let error = bench.try_run(&secure(port, ", ca: ca.pem")).await.expect_err("no certificate").to_string();
@@ -292,13 +310,34 @@ async fn a_server_that_does_not_answer_in_time_is_given_up() {
     let bench = Bench::new().await;
     let (port, _, _server) = server(&["hang"]).await;
     let error = bench.try_run(&sink(port, ", timeout: 50ms", "")).await.expect_err("no answer").to_string();
-    assert!(error.contains("no answer from"), "{error}");
+    assert!(error.contains("did not answer within 50ms, which is `output.http.timeout`"), "{error}");
+    assert!(error.contains("; `on_error.retry` would try again"), "{error}");
     // Taken, so that nobody else listens there, and not listened at.
     let silent = TcpSocket::new_v4().expect("a socket");
     silent.bind(([127, 0, 0, 1], 0).into()).expect("a port");
     let port = silent.local_addr().expect("an address").port();
     let error = bench.try_run(&sink(port, "", "")).await.expect_err("nobody listens").to_string();
-    assert!(error.contains("cannot POST to"), "{error}");
+    let told = format!("nothing listens at http://127.0.0.1:{port}/in; is the server running");
+    assert!(error.contains(&told) && !error.contains("os error"), "{error}");
+    let yaml = sink(port, "", "on_error: { retry: { attempts: 2, backoff: 1ms } }");
+    let error = bench.try_run(&yaml).await.expect_err("nobody listens").to_string();
+    assert!(error.contains("; that was try 2, the last"), "{error}");
+    let nowhere = sink(port, "", "").replace("127.0.0.1", "nowhere.invalid");
+    let error = bench.try_run(&nowhere).await.expect_err("there is no such host").to_string();
+    assert!(error.contains(&format!("the host of http://nowhere.invalid:{port}/in is not known")), "{error}");
+    let plain = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = plain.local_addr().expect("an address").port();
+    let _server = tokio::spawn(async move {
+        let (mut stream, _) = plain.accept().await.expect("a connection");
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.expect("it is read");
+        stream
+    });
+    let error = bench
+        .try_run(&sink(port, "", "").replace("http:/", "https:/"))
+        .await
+        .expect_err("no TLS")
+        .to_string();
+    assert!(error.contains("does not answer by TLS; is it `http://`?"), "{error}");
 }
 
 #[tokio::test]
@@ -318,7 +357,7 @@ async fn a_password_of_the_url_is_sent_and_never_shown() {
     silent.bind(([127, 0, 0, 1], 0).into()).expect("a port");
     let port = silent.local_addr().expect("an address").port();
     told.extend(bench.run(&with_password(port)).await.errors);
-    for part in ["answered 400", "no answer from", "cannot POST to"] {
+    for part in ["answered 400", "did not answer within", "nothing listens at"] {
         let reason = told.iter().map(|error| &error.reason).find(|reason| reason.contains(part));
         let reason = reason.unwrap_or_else(|| panic!("{part} is not among {told:?}"));
         assert!(reason.contains("http://***@127.0.0.1") && !reason.contains("hunter2"), "{reason}");

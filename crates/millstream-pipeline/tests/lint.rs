@@ -575,6 +575,27 @@ fn a_name_that_the_report_uses_itself_is_refused() {
             (4, 96, "`on_error: skip` drops", "choose another name"),
         ],
     );
+    let filtered = |rest: &str| {
+        let filter = "- filter: { name: route, keep: 'item.a' }";
+        format!("name: p\n{SOURCE}\nprocess:\n  {filter}\n{rest}")
+    };
+    accepted(&filtered("output: { stdout: }"));
+    check(
+        &filtered(
+            "  - route: { cases: [ { when: 'item.b', to: x } ], else: drop }\noutput: { named: { x: { stdout: } } }",
+        ),
+        &[(4, 21, "`route` is what the report calls items that the `route` drops", "choose another name")],
+    );
+}
+
+#[test]
+fn yaml_that_is_none_is_told_with_what_to_do_about_it() {
+    check(
+        "name: p\nsource: *x\noutput: { stdout: }",
+        &[(2, 9, "unknown anchor", "quote a text that begins with `*`")],
+    );
+    check("name: p\nsource:\n\tstdin: {}\n", &[(3, 2, "tabs", "indent by spaces")]);
+    check("name: p\nsource: { stdin: }}\n", &[(2, 19, "not valid YAML", "check the indentation")]);
 }
 
 #[test]

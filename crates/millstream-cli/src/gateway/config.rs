@@ -74,6 +74,22 @@ impl Read {
             for (at, key, remedy) in route.ineffective() {
                 file.refuse(at, format!("`{key}` has no effect here"), remedy);
             }
+            if let Some((at, key)) = route.without_broker() {
+                let remedy = "name the broker by `broker`, its URL as in `embedded:DIRECTORY`";
+                file.refuse(at, format!("`{key}` without a `broker`"), remedy);
+            }
+            let taken = |name: &str| {
+                self.config.routes[..number]
+                    .iter()
+                    .any(|other| other.named().is_some_and(|(_, own)| own == name))
+            };
+            if let Some((at, name)) = route.named().filter(|(_, name)| taken(name)) {
+                file.refuse(
+                    at,
+                    format!("the name `{name}` is taken already"),
+                    "give each route a name of its own",
+                );
+            }
             if let Some(at) = route.place().filter(|_| number > first) {
                 let remedy =
                     "put the route that takes every request last, or give it a host, a path or methods";

@@ -167,6 +167,9 @@ fn host(value: &str) -> Result<String, String> {
 /// Methods are told apart by case, and `get` is sent by nobody.
 fn methods(value: &str) -> Result<Vec<String>, String> {
     let words = list(value);
+    if let Some(word) = words.iter().find(|word| Method::from_bytes(word.as_bytes()).is_err()) {
+        return Err(format!("`{word}` is no method; write such as `GET`"));
+    }
     match words.iter().find(|word| word.bytes().any(|byte| byte.is_ascii_lowercase())) {
         Some(word) => Err(format!("write `{}`: methods are in capitals", word.to_uppercase())),
         None => Ok(words),
@@ -224,6 +227,19 @@ impl RouteConfig {
     /// Whether it takes every request.
     pub(crate) fn takes_all(&self) -> bool {
         self.host.is_none() && self.path.as_deref().is_none_or(|path| path == "/") && self.methods.is_empty()
+    }
+
+    /// The entry that names it, and the name, if it is named.
+    pub(crate) fn named(&self) -> Option<(usize, &str)> {
+        let (at, _) = self.given.iter().find(|(_, key)| key.name == "name")?;
+        Some((*at, self.name.as_deref()?))
+    }
+
+    /// The entry that needs a broker, where there is none.
+    pub(crate) fn without_broker(&self) -> Option<(usize, &'static str)> {
+        let needs = |name: &str| ["publish.queue", "serve.stream", "serve.queue"].contains(&name);
+        let (at, key) = self.given.iter().find(|(_, key)| needs(key.name))?;
+        self.broker.is_none().then_some((*at, key.name))
     }
 
     /// The entry of the file that gave its first key.

@@ -74,6 +74,15 @@ fn the_configuration_is_shown_on_the_admin_address_and_not_on_the_public_one() {
     let shown = get(&gateway.admin, "/config");
     assert!(shown.contains("  streams: 7  # file g.yaml\n") && shown.contains("queue: 'q'"), "{shown}");
     assert!(get(&gateway.public, "/config").starts_with("HTTP/1.1 404 "));
+    // Who asks for anything else is told what there is, and all of it is there.
+    let lost = get(&gateway.admin, "/");
+    assert!(lost.starts_with("HTTP/1.1 404 "), "{lost}");
+    let (_, views) = lost.split_once("there are ").expect("a list");
+    let views: Vec<&str> = views.trim().split(", ").collect();
+    assert!(views.len() == 6 && views.contains(&"/config"), "{views:?}");
+    for view in views {
+        assert!(get(&gateway.admin, view).starts_with("HTTP/1.1 200 "), "{view}");
+    }
 }
 
 #[test]
@@ -99,6 +108,22 @@ fn tls_is_spoken_with_the_certificate_and_the_authorities_that_are_named() {
         let mut alone = place.command(&["gateway", "--upstream", &url]);
         let run = ended(alone.env(variable, there).spawn().expect("the binary starts"));
         assert!(run.code == Some(2) && run.err.contains("set both or neither"), "{}", run.err);
+    }
+    let stranger = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    place.write("other.pem", &stranger.signing_key.serialize_pem());
+    for (certificates, key, told) in [
+        ("key.pem", "certificate.pem", "certificate.pem: there is no private key in it; name a PEM file"),
+        ("key.pem", "key.pem", "key.pem: there is no certificate in it; name a PEM file"),
+        (
+            "certificate.pem",
+            "other.pem",
+            "other.pem: it is not the key of the first certificate in certificate.pem",
+        ),
+    ] {
+        let mut wrong = place.command(&["gateway", "--upstream", &url]);
+        wrong.env("MILLSTREAM_GATEWAY_TLS_CERTIFICATES", certificates).env("MILLSTREAM_GATEWAY_TLS_KEY", key);
+        let run = ended(wrong.spawn().expect("the binary starts"));
+        assert!(run.code == Some(1) && run.err.contains(told), "{}", run.err);
     }
     let mut lost = place.command(&["gateway", "--upstream", &url]);
     lost.env(authorities.0, "nowhere.pem");

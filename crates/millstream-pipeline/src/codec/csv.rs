@@ -142,7 +142,10 @@ impl Header {
         match surplus {
             Some(column) => Err(Fault::new(
                 column,
-                format!("unknown column: the row has {fields} fields, the header {expected}"),
+                format!(
+                    "the row has {fields} fields, but the header {expected}; a field with `{}` in it stands in quotes",
+                    char::from(self.delimiter).escape_default()
+                ),
             )),
             None if fields < expected => {
                 let end = String::from_utf8_lossy(row).chars().count() + 1;

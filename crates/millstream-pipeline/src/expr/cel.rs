@@ -1,5 +1,6 @@
 //! CEL expressions that say yes or no to an item.
 
+use super::blame::blame;
 use super::view::{Item, Shown};
 use super::{CompileError, ExpressionError};
 use crate::value::Value;
@@ -74,7 +75,13 @@ impl Condition {
     /// A missing field (`has(item.FIELD)` asks for it), a comparison of different types, or a result that is
     /// neither true nor false.
     pub fn holds(&self, value: &Value) -> Result<bool, ExpressionError> {
-        self.evaluate(value).map_err(|error| ExpressionError::bounded(explain(&error)))
+        self.evaluate(value).map_err(|error| {
+            // It is evaluated again, part by part.
+            let item = Item(value, self.shown);
+            let mut scope = self.context.new_inner_scope();
+            scope.set_variable_resolver(&item);
+            ExpressionError::bounded(blame(self.program.expression(), &scope, &error))
+        })
     }
 
     /// The answer, if the expression reads nothing of the item and so always gives the same.
@@ -148,23 +155,5 @@ fn may_be_bool(expression: &Expr) -> bool {
         ]
         .contains(&call.func_name.as_str()),
         _ => true,
-    }
-}
-
-fn explain(error: &ExecutionError) -> String {
-    match error {
-        ExecutionError::NoSuchKey(key) => {
-            format!("the item has no field `{key}`; `has(item.{key})` asks for it")
-        }
-        ExecutionError::UnexpectedType { got, want } if want == "bool" => {
-            format!("gave a value of type {got} instead of true or false")
-        }
-        // Else the values are shown as Rust writes them for its own people.
-        ExecutionError::DivisionByZero(_) => "divides by zero".to_owned(),
-        ExecutionError::RemainderByZero(_) => "asks for the remainder of a division by zero".to_owned(),
-        ExecutionError::Overflow(operation, ..) => {
-            format!("{operation}: the result is larger than a whole number can be")
-        }
-        other => other.to_string(),
     }
 }

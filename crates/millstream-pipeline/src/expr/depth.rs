@@ -1,5 +1,6 @@
-//! What keeps a jq program within its thread's stack, which would end the process with it: texts that nest deeply, and functions
-//! that call themselves without end, are errors of their item instead.
+//! What keeps a jq program within its thread's stack, which would end the process with it, and within a number of steps, which
+//! would hold all other items up: texts that nest deeply, and functions that call themselves without end, are errors of their
+//! item instead.
 
 use std::cell::Cell;
 
@@ -17,12 +18,19 @@ const NESTING: usize = 128;
 const STACK: usize = 1 << 20;
 /// How deep what a program gives may nest. Values are written, compared and dropped level by level.
 const GIVEN: usize = 512;
-/// Fails when the stack is used up; put in front of each function's body.
-const CHECK: &str = "__millstream_stack";
+/// How many steps a program may take for one item: calls of its own functions, and values of jq's functions that may go on for
+/// ever (`more.jq` has those). Each is about a microsecond, and 32 bytes in `[range(…)]`.
+const STEPS: u32 = if cfg!(test) { 20_000 } else { 2_000_000 };
+/// Fails when the stack or the steps are used up; put in front of each function's body.
+const CHECK: &str = "__millstream_step";
 
 thread_local! {
     /// Where the stack was when the program began.
     static BASE: Cell<usize> = const { Cell::new(0) };
+    /// How many steps it may still take.
+    static LEFT: Cell<u32> = const { Cell::new(STEPS) };
+    /// Why it was ended, if it was.
+    static ENDED: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
 /// About where the stack is.
@@ -35,6 +43,13 @@ fn here() -> usize {
 /// A program begins here.
 pub(super) fn begin() {
     BASE.set(here());
+    LEFT.set(STEPS);
+    ENDED.set(None);
+}
+
+/// Why the program has been ended, if not by itself.
+pub(super) fn ended() -> Option<&'static str> {
+    ENDED.get()
 }
 
 /// Functions of jq's that are otherwise here, and one more.
@@ -65,9 +80,19 @@ pub(super) fn funs<D: for<'a> DataT<V<'a> = Val>>() -> impl Iterator<Item = Fun<
         }
     }));
     let check = run::<D>((CHECK, v(0), |_| {
-        let used = BASE.get().abs_diff(here());
-        let why = "its functions call each other too deeply: recursion must end sooner";
-        bome(if used > STACK { Err(Error::str(why)) } else { Ok(Val::Null) })
+        let left = LEFT.get().saturating_sub(1);
+        LEFT.set(left);
+        let why = if BASE.get().abs_diff(here()) > STACK {
+            "its functions call each other too deeply: recursion must end sooner"
+        } else if left == 0 {
+            "takes more than two million steps for one item: `range`, `until`, `while`, `repeat`, `recurse` and functions that call \
+             themselves must end sooner"
+        } else {
+            return bome(Ok(Val::Null));
+        };
+        ENDED.set(Some(why));
+        // An error could be caught, and the program go on.
+        Box::new(std::iter::once(Err(Exn::halt(0))))
     }));
     let theirs = jaq_json::funs::<D>().filter(|(name, ..)| *name != "fromjson");
     theirs.chain([from_json, check])
@@ -193,6 +218,50 @@ fn find_bodies(source: &str, tokens: &[Token<&str>], bodies: &mut Vec<usize>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::expr::Mapping;
+
+    #[test]
+    fn whatever_never_ends_is_ended() {
+        for program in [
+            "def f: f; f",
+            "[range(1000000000000)]",
+            "[range(1000000000000)?] | length",
+            "[range(0; 1; 0)] | length",
+            "last(range(1; infinite))",
+            "until(false; .)",
+            "last(while(true; .))",
+            "last(repeat(1))",
+            "first(repeat(empty))",
+            "last(recurse(.))",
+            "last(recurse(.; true))",
+            "reduce range(1000000000000) as $i (0; .)",
+            "[path(recurse(.))] | length",
+            "[limit(1000000000000; repeat(.))]",
+            "[0, 1] | last(combinations(60))",
+            "[range(60) | [0, 1]] | last(combinations)",
+        ] {
+            let error = Mapping::compile(program)
+                .expect(program)
+                .apply(Val::from(0_isize))
+                .expect_err("it never ends");
+            let error = error.to_string();
+            assert!(error.contains("more than two million steps"), "{program}: {error}");
+        }
+    }
+
+    #[test]
+    fn nothing_catches_the_end_of_what_never_ends() {
+        for program in [
+            "def f: try f catch f; f",
+            "def f: (f?) // f; f",
+            "[range(infinite)?] // 1",
+            "try last(repeat(1)) catch 1",
+        ] {
+            let error =
+                Mapping::compile(program).expect(program).apply(Val::from(0_isize)).expect_err(program);
+            assert!(error.to_string().contains("must end sooner"), "{program}: {error}");
+        }
+    }
 
     #[test]
     fn every_function_is_checked_wherever_it_is() {

@@ -103,7 +103,7 @@ fn explain(exception: jaq_core::Exn<'_, Value>) -> ExpressionError {
             Value::TStr(text) => String::from_utf8_lossy(&text).into_owned(),
             other => other.to_string(),
         },
-        Err(_) => "the program halted; `error` fails one item".to_owned(),
+        Err(_) => depth::ended().unwrap_or("the program halted; `error` fails one item").to_owned(),
     })
 }
 

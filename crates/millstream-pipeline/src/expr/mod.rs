@@ -1,5 +1,6 @@
 //! Expressions: CEL to keep and to route, jq to reshape. Compiled once, run for each item.
 
+mod blame;
 mod cel;
 mod depth;
 mod jq;

@@ -166,10 +166,16 @@ async fn accept(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<usiz
     let items = match form {
         Form::Json => read_json(&bytes, item)?,
         Form::Lines => read_lines(&bytes, shared.body_max, item)?,
-        // One value may stand on several lines, and several lines are no single value. If it is neither, the fault
-        // of the lines names the line.
+        // One value may stand on several lines, and several lines are no single value. If it is neither, the first line tells
+        // which of both was meant.
         Form::Either if !bytes.trim_ascii().contains(&b'\n') => read_json(&bytes, item)?,
-        Form::Either => read_json(&bytes, item).or_else(|_| read_lines(&bytes, shared.body_max, item))?,
+        Form::Either => read_json(&bytes, item).or_else(|whole| {
+            let first = bytes.trim_ascii_start().split(|byte| *byte == b'\n').next().unwrap_or_default();
+            match value::parse_json(first) {
+                Ok(_) => read_lines(&bytes, shared.body_max, item),
+                Err(_) => Err(whole),
+            }
+        })?,
     };
     let count = items.len();
     if count == 0 {

@@ -41,6 +41,32 @@ impl Draft {
         let once = matches!(self.source.as_deref(), Some(Source::Stdin { .. } | Source::Generate { .. }));
         once && matches!(self.buffer.value, Buffer::Memory { .. })
     }
+
+    /// Where an item is by which a run ended, and what to do about it.
+    pub(crate) fn about_failed_item(&self) -> String {
+        let (stays, queue) = match (&self.buffer.value, self.source.as_deref()) {
+            (Buffer::Queue { queue, .. }, _) | (_, Some(Source::Queue { queue, .. })) => (
+                format!("it stays in queue `{}`, and each run will end at it again: ", queue.name.value),
+                true,
+            ),
+            (_, Some(Source::Stream(source))) => {
+                let name = &source.stream.name.value;
+                (format!("it stays in stream `{name}`, and each run will end at it again: "), false)
+            }
+            (_, Some(Source::File { position: Some(_), .. })) => {
+                ("the next run begins before it and will end at it again: ".to_owned(), false)
+            }
+            _ => (String::new(), false),
+        };
+        // A queue that is there keeps what was declared of its dead letters.
+        let letters = match queue {
+            true => {
+                "`on_error: skip` goes on without it (`dead_letter` keeps it, but is for a queue that is made anew)"
+            }
+            false => "`on_error: skip` goes on without it, `dead_letter` keeps it in a queue",
+        };
+        format!("{stays}mend the step, or the item where it comes from; {letters}")
+    }
 }
 
 #[derive(Debug)]

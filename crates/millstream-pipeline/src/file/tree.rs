@@ -119,6 +119,17 @@ struct Reader<'f> {
     nodes: usize,
 }
 
+/// What to do about YAML that the parser does not take, by its words.
+fn yaml_remedy(info: &str) -> &'static str {
+    if info.contains("anchor") || info.contains("alias") {
+        "quote a text that begins with `*` or `&`, as in `'*.csv'`: bare it is an alias, which is not taken here"
+    } else if info.contains("tab") {
+        "indent by spaces: YAML takes no tabs there"
+    } else {
+        "check the indentation, and quote text that contains `: `, `#`, `{` or `[`"
+    }
+}
+
 /// A collection that is being filled.
 enum Open {
     List(At, Vec<Node>),
@@ -139,7 +150,7 @@ impl Reader<'_> {
                     self.findings.add(
                         at,
                         format!("not valid YAML: {}", error.info()),
-                        "check the indentation, and quote text that contains `: `, `#`, `{` or `[`",
+                        yaml_remedy(error.info()),
                     );
                     return None;
                 }

@@ -4,6 +4,7 @@ use super::Tries;
 use super::sink::Refused;
 use crate::batch::Batch;
 use crate::file::model::HttpOutput;
+use crate::file::units::show_duration;
 use crate::file::url;
 use millstream_flow::BoxError;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
@@ -11,7 +12,8 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ pub(crate) struct HttpClient {
     /// The URL as errors show it, without a password.
     shown: String,
     ndjson: bool,
+    timeout: Duration,
 }
 
 /// What became of one try.
@@ -55,7 +58,7 @@ impl HttpClient {
             .tls_backend_preconfigured(tls(output)?)
             .build()?;
         let (url, shown) = (output.url.value.clone(), url::shown(&output.url.value).into_owned());
-        Ok(HttpClient { client, url, shown, ndjson: output.ndjson })
+        Ok(HttpClient { client, url, shown, ndjson: output.ndjson, timeout: output.timeout })
     }
 
     /// Returns when the other side has taken the batch.
@@ -67,12 +70,10 @@ impl HttpClient {
                 Tried::Unwanted(why) => return Err(Refused::Items(why)),
                 Tried::Again(why, wait) => {
                     if !tries.again(wait).await {
-                        let times = if tries.made() > 1 {
-                            format!(" after {} tries", tries.made())
-                        } else {
-                            String::new()
-                        };
-                        return Err(Refused::Items(format!("{why}{times}")));
+                        return Err(Refused::Items(match tries.made() {
+                            0 | 1 => format!("{why}; `on_error.retry` would try again"),
+                            made => format!("{why}; that was try {made}, the last"),
+                        }));
                     }
                 }
             }
@@ -99,19 +100,7 @@ impl HttpClient {
     async fn post(&self, body: bytes::Bytes) -> Tried {
         let response = match self.client.post(&self.url).body(body).send().await {
             Ok(response) => response,
-            Err(error) if error.is_timeout() => {
-                return Tried::Again(format!("no answer from {} in time", self.shown), None);
-            }
-            Err(error) => {
-                return Tried::Again(
-                    format!(
-                        "cannot POST to {}: {}",
-                        self.shown,
-                        millstream_flow::chain(&error.without_url())
-                    ),
-                    None,
-                );
-            }
+            Err(error) => return Tried::Again(unsent(&self.shown, self.timeout, error), None),
         };
         let status = response.status();
         if status.is_success() {
@@ -127,6 +116,55 @@ impl HttpClient {
         } else {
             Tried::Unwanted(why)
         }
+    }
+}
+
+/// Why there is no answer, and what to look at. The client's own words tell of its layers, the system's of codes.
+fn unsent(url: &str, timeout: Duration, error: reqwest::Error) -> String {
+    let (timed_out, connecting) = (error.is_timeout(), error.is_connect());
+    if timed_out && !connecting {
+        let timeout = show_duration(timeout);
+        return format!("{url} did not answer within {timeout}, which is `output.http.timeout`");
+    }
+    let error = error.without_url();
+    let chain = millstream_flow::chain(&error);
+    let (mut refused, mut tls) = (false, None);
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(cause) = next {
+        tls = tls.or_else(|| cause.downcast_ref::<rustls::Error>());
+        let io = cause.downcast_ref::<io::Error>();
+        refused |= io.is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused);
+        // What is in such an error is not its source: that is the source of what is in it.
+        next = match io.and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => cause.source(),
+        };
+    }
+    match tls {
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            return format!(
+                "nobody that is trusted has signed the certificate of {url}; `output.http.ca` names whom to trust, too"
+            );
+        }
+        Some(rustls::Error::InvalidCertificate(why)) => {
+            return format!("the certificate of {url} is not valid: {why}");
+        }
+        Some(rustls::Error::InvalidMessage(_)) => {
+            return format!("{url} does not answer by TLS; is it `http://`?");
+        }
+        Some(why) => return format!("no TLS with {url}: {why}"),
+        None => {}
+    }
+    if refused {
+        format!("nothing listens at {url}; is the server running, and is the port right?")
+    } else if connecting && chain.contains("dns error") {
+        format!("the host of {url} is not known; is its name right?")
+    } else if connecting && timed_out {
+        format!("{url} cannot be reached: no connection within {}", show_duration(timeout))
+    } else if connecting {
+        format!("{url} cannot be reached: {}", chain.rsplit(": ").next().unwrap_or(&chain))
+    } else {
+        format!("cannot POST to {url}: {chain}")
     }
 }
 

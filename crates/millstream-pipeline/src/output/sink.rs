@@ -34,6 +34,9 @@ pub(crate) enum End {
 /// What the ledger calls items that `on_error: skip` dropped.
 pub(crate) const SKIPPED: &str = "errors";
 
+/// What the ledger calls items that a route dropped.
+pub(crate) const ROUTE: &str = "route";
+
 /// One output of a run.
 pub(crate) enum Out {
     Files(Arc<Mutex<Files>>),

@@ -15,6 +15,15 @@ pub(super) fn unreachable_host(place: &str, error: io::Error) -> BrokerError {
     BrokerError::with_source(BrokerErrorKind::Unavailable, text, error)
 }
 
+/// The other side went away within the handshake, as those do that speak another protocol.
+pub(super) fn closed_early(place: &str, error: io::Error) -> BrokerError {
+    let text = format!(
+        "{place} closed the connection within the handshake; is that AMQP's port, 5672 or 5671 with TLS? 5552 is for streams, \
+         15672 for the management"
+    );
+    BrokerError::with_source(BrokerErrorKind::Unavailable, text, error)
+}
+
 impl Link {
     /// The error of a handshake, or of a life, that ended in this way.
     pub(super) fn refused(&self, place: &str, end: End) -> BrokerError {

@@ -13,8 +13,8 @@ use millstream_resilience::Backoff;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::endings::unreachable_host;
-use super::io::Io;
+use super::endings::{closed_early, unreachable_host};
+use super::io::{End, Io};
 use super::{CallError, ConnectionState, Link, Restore, Role, Use};
 use crate::proto::{Connection, Settings};
 use crate::socket::Socket;
@@ -137,6 +137,9 @@ impl Link {
         });
         match timeout(self.options.connection_timeout, handshake).await {
             Ok(Ok(())) => {}
+            Ok(Err(End::Io(error))) if error.kind() == ErrorKind::UnexpectedEof => {
+                return closed_early(&place, error);
+            }
             Ok(Err(end)) => return self.refused(&place, end),
             Err(_) => {
                 let error = Error::new(ErrorKind::TimedOut, "no handshake within `connection_timeout`");

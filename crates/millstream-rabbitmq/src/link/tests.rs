@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use millstream_message::{Address, Message, Publish, PublishOutcome};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::*;
@@ -44,4 +45,28 @@ async fn a_link_that_is_closed_while_a_host_is_silent_ends_at_once_and_tells_wha
     timeout(Duration::from_secs(60), ended).await.expect("at once").expect("the link is here");
     let outcomes = told.now_or_never().expect("nobody waits for ever");
     assert!(matches!(outcomes.get(0), PublishOutcome::Unconfirmed(_)));
+}
+
+#[tokio::test]
+async fn a_port_that_speaks_something_else_is_told_as_that() {
+    for (answer, told) in [
+        (
+            &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
+            "the other side speaks HTTP: port 15672 is for the management",
+        ),
+        (b"", "closed the connection within the handshake; is that AMQP's port, 5672"),
+    ] {
+        let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = other.local_addr().expect("an address").port();
+        let options = Arc::new(Options::parse(&format!("amqp://127.0.0.1:{port}")).expect("a URL"));
+        let link = Link::new(options, "test".to_owned(), Arc::default());
+        let starting = tokio::spawn(async move { link.start(Arc::new(Nothing)).await });
+        let (mut socket, _) = other.accept().await.expect("it connects");
+        // What it says must have been read: else it hears of a reset.
+        socket.read_exact(&mut [0; 8]).await.expect("a protocol header");
+        socket.write_all(answer).await.expect("it is read");
+        drop(socket);
+        let error = starting.await.expect("no panic").expect_err("no AMQP").to_string();
+        assert!(error.contains(told) && error.contains(&port.to_string()), "{error}");
+    }
 }

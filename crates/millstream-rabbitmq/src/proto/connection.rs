@@ -260,6 +260,10 @@ impl Connection {
                 format!("this is no AMQP 0-9-1: the other side answers {:?}", String::from_utf8_lossy(head));
             return Err(ProtocolError::new(FRAME_ERROR, text));
         }
+        if self.phase == Phase::Start && head.starts_with(b"HTTP") {
+            let text = "this is no AMQP, the other side speaks HTTP: port 15672 is for the management, AMQP has 5672";
+            return Err(ProtocolError::new(FRAME_ERROR, text));
+        }
         let (channel, length) = (u16::from_be_bytes([c0, c1]), u32::from_be_bytes(length) as usize);
         if length > self.payload_max().max(FRAME_MIN) {
             let text = format!("a frame of {length} bytes, where {} are agreed", self.server.frame_max);

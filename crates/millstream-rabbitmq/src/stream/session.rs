@@ -216,6 +216,10 @@ impl Session {
                     "this is AMQP's port; the stream protocol's is 5552 unless it was changed",
                 ));
             }
+            if head == b"HTTP" {
+                let text = "the other side speaks HTTP: port 15672 is for the management, streams have 5552";
+                return Err(broken(text.to_owned()));
+            }
             let len = u32::from_be_bytes(*head);
             if len < 4 {
                 return Err(broken(format!("a frame of {len} bytes is too short for a command")));

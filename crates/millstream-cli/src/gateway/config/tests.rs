@@ -239,3 +239,23 @@ fn a_route_that_no_request_could_take_is_refused() {
     let checked = "routes:\n  - health: { path: '/ready?deep=1' }\n    upstreams: [http://a:1]\n";
     assert!(of(checked, &[], &[]).is_ok());
 }
+
+#[test]
+fn what_is_wrong_with_a_route_is_told_with_its_place() {
+    let two = "routes:\n  - { path: /a, name: one, upstreams: ['http://a:1'] }\n";
+    for (text, told) in [
+        (
+            format!("{two}  - {{ path: /b, name: one, upstreams: ['http://b:1'] }}\n"),
+            "g.yaml:3:23: the name `one` is taken already",
+        ),
+        (format!("{two}  - {{ path: /b, publish: {{ queue: q }} }}\n"), "`publish.queue` without a `broker`"),
+        (format!("{two}  - {{ path: /b, serve: {{ stream: s }} }}\n"), "`serve.stream` without a `broker`"),
+        (
+            format!("{two}  - {{ path: /b, methods: ['G ET'], upstreams: ['http://b:1'] }}\n"),
+            "`routes.1.methods` cannot be",
+        ),
+    ] {
+        let error = of(&text, &[], &[]).err().unwrap_or_default();
+        assert!(error.starts_with("g.yaml:3:") && error.contains(told), "{text}{error}");
+    }
+}

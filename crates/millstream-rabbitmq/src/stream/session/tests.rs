@@ -152,6 +152,10 @@ fn what_has_no_place_is_refused() {
     assert!(complaint(&mut open("3.10.8"), &frame(1001, key::DELIVER)).contains("chunk_max"));
     assert!(complaint(&mut open("3.10.8"), &frame(3, 3)).contains("too short"));
     assert!(complaint(&mut Session::new(settings(), now()), b"AMQP\0\0\x09\x01").contains("AMQP"));
+    assert!(
+        complaint(&mut Session::new(settings(), now()), b"HTTP/1.1 400 No")
+            .contains("speaks HTTP: port 15672")
+    );
     let unasked = answer(99, key::CREATE, code::OK, Body::Empty);
     assert!(complaint(&mut open("3.10.8"), &unasked).contains("under 99"));
     let mut session = open("3.10.8");
