@@ -49,7 +49,7 @@ async fn apply(broker: Arc<dyn Broker>, file: TopologyFile) -> Result<(), Failur
     let Counts { missing, different, unknown } = Counts::of(&shown(&*broker, &file).await?);
     if different > 0 {
         return Err(Failure::Failed(format!(
-            "{} is there, declared otherwise, and nothing was changed: change the file, or delete it first",
+            "{} is there, declared otherwise, and nothing was changed: change the file, or delete it once it is empty",
             counted(different, "declaration")
         )));
     }

@@ -62,3 +62,14 @@ fn a_line_of_100_mb_is_an_items_error_and_is_never_held_in_memory() {
         assert!(report.contains("the line has 104857600 bytes") && report.contains(at), "{report}");
     }
 }
+
+#[test]
+fn a_directory_as_standard_input_is_told_with_what_to_do() {
+    let place = Place::new();
+    place.write("p.yaml", "name: p\nsource: { stdin: { format: ndjson } }\noutput: { stdout: }\n");
+    let directory = std::fs::File::open("/").expect("it can be opened");
+    let end = place.command(&["run", "p.yaml"]).stdin(directory).output().expect("it ends");
+    let err = String::from_utf8_lossy(&end.stderr);
+    assert_eq!(end.status.code(), Some(1), "{err}");
+    assert!(err.contains("standard input: it is a directory") && err.contains("source.file.path"), "{err}");
+}

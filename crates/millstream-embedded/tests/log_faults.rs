@@ -270,6 +270,8 @@ fn a_full_disk_refuses_keeps_reading_and_recovers_by_itself() {
     assert_eq!(error.kind(), CommitErrorKind::NotStored);
     assert!(error.is_full());
     assert!(error.to_string().contains("make room"), "{error}");
+    let cause = std::error::Error::source(&error).expect("the disk's own").to_string();
+    assert!(cause.contains("the next segment of the log needs 1 MiB"), "{cause}");
     for (position, id) in &stored {
         assert_eq!(log.read_at(*position).expect("reads go on").body, body(*id));
     }

@@ -44,6 +44,16 @@ impl JsonError {
     pub(crate) fn message(&self) -> &str {
         &self.message
     }
+
+    /// The same in words that say what to do, where the parser's do not.
+    fn in_words(mut self) -> Self {
+        if self.message.ends_with("hex escape") {
+            self.message =
+                "a `\\u` escape is half of a pair, and no character; write both, as in `\\ud83d\\ude00`"
+                    .into();
+        }
+        self
+    }
 }
 
 /// Reads exactly one JSON value. Nesting is bounded at 128.
@@ -69,7 +79,8 @@ fn parse(text: &[u8], shared: Option<&Bytes>) -> Result<Value, JsonError> {
     };
     let mut reader = serde_json::Deserializer::from_slice(text);
     let expected = ENTRIES.get();
-    let value = AsValue { shared, expected }.deserialize(&mut reader).map_err(fail)?;
+    let value =
+        AsValue { shared, expected }.deserialize(&mut reader).map_err(|error| fail(error).in_words())?;
     reader.end().map_err(fail)?;
     if has_long_number(text)
         && let Ok(exact) = jaq_json::read::parse_single(text)
@@ -365,6 +376,16 @@ mod tests {
     fn json_comes_back_as_it_was_with_its_keys_in_order() {
         let json = r#"{"z":1,"a":[true,null,-2.5,"é\"\\\n\u0001"],"big":18446744073709551615}"#;
         assert_eq!(round_trip(json), json);
+    }
+
+    #[test]
+    fn half_of_a_pair_of_surrogates_is_told_as_that() {
+        for json in [r#"{"a":"\ud800"}"#, r#"{"a":"\ud800x"}"#, r#"{"a":"\udc00"}"#, r#"{"\ud800\ud800":1}"#]
+        {
+            let error = parse_json(json.as_bytes()).expect_err("no character").to_string();
+            assert!(error.contains("half of a pair") && error.contains("column"), "{json}: {error}");
+        }
+        assert!(parse_json(br#""\ud83d\ude00""#).is_ok());
     }
 
     #[test]

@@ -71,6 +71,16 @@ async fn what_is_not_utf8_is_told_alike_in_every_format() {
 }
 
 #[tokio::test]
+async fn a_link_that_leads_nowhere_is_a_file_that_exists() {
+    let bench = Bench::new().await;
+    bench.write("in.ndjson", "1\n");
+    std::os::unix::fs::symlink("/nonexistent/x", bench.path("out.ndjson")).expect("a link");
+    bench.run("source: { file: { path: in.ndjson } }\noutput: { file: { path: out.ndjson } }").await;
+    assert!(bench.path("out.ndjson").is_symlink(), "the link is as it was");
+    assert_eq!(bench.read("out-2.ndjson"), "1\n");
+}
+
+#[tokio::test]
 async fn a_pattern_reads_all_its_files_in_order() {
     let bench = Bench::new().await;
     for (name, text) in

@@ -474,6 +474,7 @@ fn overrides_are_checked_like_the_file() {
     let pipeline = open(&["name=other", "batch.count=7", "process.0.map='{a: 1}'"]).expect("good overrides");
     assert_eq!(pipeline.name(), "other");
     for (set, message) in [
+        ("output.file.path={k}.ndjson", "quote it, as in --set 'output.file.path=\"{k}.ndjson\"'"),
         ("batch.count=0", "--set batch.count=0: `count` is `0`"),
         ("bacth.count=5", "unknown key `bacth`"),
         ("batch", "no `=`"),

@@ -100,3 +100,17 @@ fn a_directory_of_a_broker_is_one_however_it_is_written() {
         ""
     );
 }
+
+#[test]
+fn a_column_that_is_named_twice_is_refused() {
+    let with = |source: &str, output: &str| {
+        problems(&format!(
+            "name: p\nsource: {{ stdin: {{ format: csv{source} }} }}\noutput: {{ file: {{ path: o.csv{output} }} }}"
+        ))
+    };
+    for (source, output) in [(", columns: [a, b, a]", ""), ("", ", columns: [b, a, a]")] {
+        let text = with(source, output);
+        assert!(text.contains("column `a` appears twice"), "{text}");
+    }
+    assert_eq!(with(", columns: [a, b]", ", columns: [b, a]"), "");
+}

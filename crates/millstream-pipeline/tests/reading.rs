@@ -227,3 +227,44 @@ async fn a_followed_file_that_is_written_anew_is_read_from_its_begin_though_it_i
         assert!(lines.ends_with(&["ccccc", "ddddd", "eeeee"]), "{pattern} {begin:?}: {lines:?}");
     }
 }
+
+#[tokio::test]
+async fn what_is_no_text_is_told_by_what_it_is() {
+    let utf16: Vec<u8> = [0xff, 0xfe].into_iter().chain("a\n1\n".bytes().flat_map(|b| [b, 0])).collect();
+    let gzip = [0x1f, 0x8b, 8, 0, b'\n', 0xff, 0xfe, b'\n'];
+    let zstd = [0x28, 0xb5, 0x2f, 0xfd, 4, 0x80];
+    for (bytes, what, remedy) in
+        [(&utf16[..], "UTF-16", "iconv"), (&gzip, "gzip", "zcat"), (&zstd, "zstd", "zstdcat")]
+    {
+        for name in ["in.csv", "in.ndjson", "in.txt"] {
+            for buffer in ["", BUFFERED] {
+                let bench = Bench::new().await;
+                bench.write(name, bytes);
+                let yaml = format!("source: {{ file: {{ path: {name}, max_line: 1KiB }} }}\n{buffer}\n{OUT}");
+                let error = bench.try_run(&yaml).await.expect_err("it is no text").to_string();
+                let said = error.contains(what) && error.contains(remedy) && error.contains(":1:1");
+                assert!(said, "{name} {buffer}: {error}");
+            }
+        }
+    }
+    let bench = Bench::new().await;
+    // A line behind the first may begin with such bytes by chance, and is told by the byte.
+    bench.write("later.ndjson", b"1\n\xff\xfe\n");
+    let report =
+        bench.run(&format!("source: {{ file: {{ path: later.ndjson }} }}\n{OUT}\non_error: skip")).await;
+    assert!(report.errors[0].reason.contains("byte 0xff is not UTF-8"), "{:?}", report.errors);
+}
+
+#[tokio::test]
+async fn a_pipe_is_no_file_and_is_told_as_that() {
+    let bench = Bench::new().await;
+    let made = std::process::Command::new("mkfifo").arg(bench.path("in.ndjson")).status();
+    assert!(made.expect("mkfifo runs").success());
+    // Somebody may write: else to open it would wait for that, and this test with it, if it were opened.
+    let _writer = std::fs::OpenOptions::new().read(true).write(true).open(bench.path("in.ndjson"));
+    let error = bench.try_run(&format!("source: {{ file: {{ path: in.ndjson }} }}\n{OUT}")).await;
+    let error = error.expect_err("it is a pipe").to_string();
+    assert!(error.contains("it is a pipe") && error.contains("source: stdin"), "{error}");
+    // Nor is it an error of the disk.
+    assert!(!error.contains("disk"), "{error}");
+}

@@ -70,17 +70,24 @@ pub(crate) fn difference(closed: &Closed) -> String {
         rest.split_once('\'')?.1.split('\'').next()
     };
     let told = quoted("inequivalent arg ").map(|argument| {
-        let asked = quoted("received ").unwrap_or("?");
-        let has = quoted("but current is ").unwrap_or("?");
+        let asked = quoted("received ").map_or("?", shown);
+        let has = quoted("but current is ").map_or("?", shown);
         format!("{}: has {has}, asked for {asked}", our_name(argument))
     });
     told.unwrap_or_else(|| text.clone())
 }
 
+/// The name of the default exchange is empty.
+fn shown(value: &str) -> &str {
+    if value.is_empty() { "''" } else { value }
+}
+
 fn mismatch(what: &str, closed: &Closed) -> BrokerError {
     let told = difference(closed);
+    // What waits in it would be lost.
+    let empty = if what.starts_with("queue") { " once it is empty" } else { "" };
     let message =
-        format!("{what} is there, declared otherwise ({told}); declare it as it is, or delete it first");
+        format!("{what} is there, declared otherwise ({told}); declare it as it is, or delete it{empty}");
     BrokerError::new(BrokerErrorKind::Mismatch, message)
 }
 
@@ -129,6 +136,12 @@ mod tests {
             "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'",
         );
         assert!(text.contains("durable: has false, asked for true"), "{text}");
+        let text = said(
+            "PRECONDITION_FAILED - inequivalent arg 'x-dead-letter-exchange' for queue 'q' in vhost '/': received none but current is \
+             the value '' of type 'longstr'",
+        );
+        assert!(text.contains("dead_letter_exchange: has '', asked for none"), "{text}");
+        assert!(text.ends_with("declare it as it is, or delete it once it is empty"), "{text}");
         assert!(
             said("PRECONDITION_FAILED - whatever").contains("whatever"),
             "unknown words are told as they are"

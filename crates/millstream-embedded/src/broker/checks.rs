@@ -56,7 +56,7 @@ pub(super) fn check_queue(queue: &Queue) -> Result<(), BrokerError> {
         let text = if queue.expires.is_some() {
             "queues do not go by themselves here: leave `expires` out, and delete it when it is no longer used"
         } else {
-            "streams are declared by `declare_stream` here, and read by `read`"
+            "a stream is no queue here: `millstream stream declare`, or `declare_stream`, makes one"
         };
         return Err(BrokerError::new(
             BrokerErrorKind::Unsupported,
@@ -77,4 +77,15 @@ pub(super) fn check_binding(exchange: &Exchange, binding: &Binding) -> Result<()
         _ => return Ok(()),
     };
     Err(BrokerError::new(BrokerErrorKind::Invalid, format!("the {binding} {text}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_is_declared_as_a_queue_is_told_what_makes_one() {
+        let error = check_queue(&Queue::durable("q").kind(QueueKind::Stream)).expect_err("it is no queue");
+        assert!(error.to_string().contains("`millstream stream declare`"), "{error}");
+    }
 }

@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{
     disk::{Disk, DiskFile},
+    error::is_full,
     segment::Segment,
     settings::LogSettings,
 };
@@ -211,8 +212,9 @@ impl Pool {
     fn prepare(&self, name: u64, bytes: u64) -> io::Result<Spare> {
         let path = self.spare_path(name);
         let unfinished = path.with_extension("tmp");
-        let file = self.fill(&unfinished, bytes).inspect_err(|_| {
+        let file = self.fill(&unfinished, bytes).map_err(|error| {
             let _ = self.disk.remove(&unfinished);
+            in_need_of(bytes, error)
         })?;
         self.disk.rename(&unfinished, &path)?;
         Ok(Spare { path, file, bytes })
@@ -238,4 +240,13 @@ impl Pool {
     fn spare_path(&self, name: u64) -> PathBuf {
         self.dir.join(format!("spare-{name}.seg"))
     }
+}
+
+/// An error of a full disk that says how much is missing: there may be room left, only not for a whole segment.
+fn in_need_of(bytes: u64, error: io::Error) -> io::Error {
+    if !is_full(&error) {
+        return error;
+    }
+    let mib = bytes.div_ceil(1 << 20);
+    io::Error::new(error.kind(), format!("the next segment of the log needs {mib} MiB of room ({error})"))
 }

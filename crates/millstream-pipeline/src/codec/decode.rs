@@ -60,8 +60,13 @@ impl Decoder {
     /// What is wrong with the header. Without a header no row has a meaning, so this ends the source.
     pub(crate) fn header(&mut self, frame: &Frame) -> Result<(), Fault> {
         let header = match frame {
-            Frame::Whole { bytes, .. } => Header::parse(bytes, self.delimiter)?,
+            Frame::Whole { bytes, .. } => {
+                Header::parse(bytes, self.delimiter).map_err(|fault| no_text(frame).unwrap_or(fault))?
+            }
             Frame::TooLong { length, .. } => {
+                if let Some(fault) = no_text(frame) {
+                    return Err(fault);
+                }
                 let max = show_size(self.line_max as u64);
                 let message = format!("the header has {length} bytes; raise `max_line`, which allows {max}");
                 return Err(Fault::new(1, message));
@@ -86,6 +91,10 @@ impl Decoder {
 
     /// The item as JSON text, for a queue.
     pub(crate) fn write_json(&self, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Fault> {
+        self.write(frame, out).map_err(|fault| no_text(frame).unwrap_or(fault))
+    }
+
+    fn write(&self, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Fault> {
         let bytes = self.whole(frame)?;
         match (self.format, &self.header) {
             (Format::Csv, Some(header)) => header.write_json(bytes, out),
@@ -108,13 +117,14 @@ impl Decoder {
     /// The item as a value; on a fault, the bytes come back to be shown.
     pub(crate) fn value(&self, frame: Frame) -> Result<Value, (Fault, Bytes)> {
         let too_long = self.whole(&frame).err();
+        let no_text = no_text(&frame);
         let (Frame::Whole { bytes, .. } | Frame::TooLong { preview: bytes, .. }) = frame;
         let bytes: Bytes = bytes.freeze();
         let read = match too_long {
             Some(fault) => Err(fault),
             None => self.read(&bytes),
         };
-        read.map_err(|fault| (fault, bytes))
+        read.map_err(|fault| (no_text.unwrap_or(fault), bytes))
     }
 
     fn read(&self, bytes: &Bytes) -> Result<Value, Fault> {
@@ -140,6 +150,26 @@ impl Decoder {
             }
         }
     }
+}
+
+/// What a first line is that is no text in UTF-8, by the bytes that such files begin with.
+fn no_text(frame: &Frame) -> Option<Fault> {
+    let (Frame::Whole { bytes, line: 1, .. } | Frame::TooLong { preview: bytes, line: 1, .. }) = frame else {
+        return None;
+    };
+    let message = match &**bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            "this is UTF-16, and not UTF-8; convert it first, as by `iconv -f UTF-16 -t UTF-8`"
+        }
+        [0x1f, 0x8b, ..] => {
+            "this is compressed by gzip; unpack it first, or hand `zcat FILE` to `source: stdin`"
+        }
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            "this is compressed by zstd; unpack it first, or hand `zstdcat FILE` to `source: stdin`"
+        }
+        _ => return None,
+    };
+    Some(Fault::new(1, message.to_owned()))
 }
 
 /// Why bytes are no JSON; text that is not UTF-8 is told as in every other format.

@@ -19,6 +19,7 @@ use millstream_flow::BoxError;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::io::{Error, ErrorKind, SeekFrom};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
@@ -186,6 +187,10 @@ impl FileFeed {
 
     async fn open_file(&self, path: &Path) -> Result<Current, Opening> {
         let (name, shown) = (key(&self.base, path), show(&self.base, path));
+        // To open a pipe would wait for somebody who writes to it.
+        if tokio::fs::metadata(path).await?.file_type().is_fifo() {
+            return Err(Error::from(ErrorKind::NotSeekable).into());
+        }
         let mut file = File::open(path).await?;
         let opened = file.metadata().await?;
         let length = opened.len();

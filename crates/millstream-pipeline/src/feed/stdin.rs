@@ -38,8 +38,22 @@ impl<R: AsyncRead + Unpin + Send> Feed for StdinFeed<R> {
                 }
                 let buffer = self.lines.framer.buffer();
                 buffer.reserve(READ_BYTES as usize);
-                self.end = self.input.read_buf(buffer).await? == 0;
+                self.end = self.input.read_buf(buffer).await.map_err(StdinError)? == 0;
             }
         })
+    }
+}
+
+/// Standard input cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read standard input{}", remedy(.0))]
+struct StdinError(#[source] std::io::Error);
+
+fn remedy(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::IsADirectory => {
+            ": it is a directory; redirect a file, or name its files in `source.file.path`, as in `data/*.csv`"
+        }
+        _ => "",
     }
 }

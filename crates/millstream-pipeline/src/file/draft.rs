@@ -110,9 +110,23 @@ impl Drafter<'_> {
                 value: delimiter.and_then(Node::text).and_then(|text| text.bytes().next()).unwrap_or(b','),
                 at: delimiter.map(|node| node.at),
             },
-            columns: columns(node),
+            columns: self.columns(node),
             line_max: size(node, "max_line", 1 << 20).value as usize,
         }
+    }
+
+    fn columns(&mut self, node: &Node) -> Option<Spanned<Vec<String>>> {
+        let node = node.get("columns")?;
+        let items = node.items();
+        for (number, item) in items.iter().enumerate() {
+            if let Some(name) = item.text()
+                && items[..number].iter().any(|before| before.text() == Some(name))
+            {
+                let message = format!("column `{name}` appears twice");
+                self.findings.add(item.at, message, "name each column once");
+            }
+        }
+        Some(Spanned::new(items.iter().filter_map(|item| Some(item.text()?.to_owned())).collect(), node.at))
     }
 
     fn buffer(&mut self, tag: &str, node: &Node) -> Option<Buffer> {
@@ -297,7 +311,7 @@ impl Drafter<'_> {
         Some(FileOutput {
             path: Spanned::new(template, path.at),
             format,
-            columns: columns(node),
+            columns: self.columns(node),
             rotate_bytes: rotate.and_then(|node| units::size(node.get("bytes")?.text()?)),
             rotate_every: rotate.and_then(|node| units::duration(node.get("every")?.text()?)),
             rotate: node.entry("rotate").map(|(key, _)| key.at),
@@ -444,14 +458,6 @@ pub(super) fn flag(node: &Node, key: &str, default: bool) -> Setting<bool> {
 
 fn prefetch(node: &Node) -> Prefetch {
     Prefetch { items: count(node, "prefetch", 8192), bytes: size(node, "prefetch_bytes", 16 << 20) }
-}
-
-fn columns(node: &Node) -> Option<Spanned<Vec<String>>> {
-    let node = node.get("columns")?;
-    Some(Spanned::new(
-        node.items().iter().filter_map(|item| Some(item.text()?.to_owned())).collect(),
-        node.at,
-    ))
 }
 
 fn format_named(name: &str) -> Format {

@@ -80,6 +80,11 @@ pub(crate) fn set(root: &mut Node, argument: &str, number: u16, findings: &mut F
         findings.add(at, "no `=` between key and value", "write --set batch.count=100");
         return;
     };
+    if value.starts_with('{') && tree::read(value, number, &mut Findings::default()).is_none() {
+        let quoted = format!("quote it, as in --set '{path}=\"{value}\"'");
+        findings.add(at, "a value that begins with `{` is a map, and this is none", quoted);
+        return;
+    }
     let Some(mut value) = tree::read(value, number, findings).or_else(|| {
         value
             .is_empty()

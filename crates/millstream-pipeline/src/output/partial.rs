@@ -120,7 +120,8 @@ impl Partial {
         let mut number = 1;
         let target = loop {
             let target = numbered(&self.target, number);
-            if !target.exists() {
+            // A link that leads nowhere is there, too, and would be replaced.
+            if target.symlink_metadata().is_err() {
                 break target;
             }
             number += 1;

@@ -107,7 +107,8 @@ impl StreamClient {
                     Ok(_) => BrokerError::new(
                         BrokerErrorKind::Mismatch,
                         format!(
-                            "stream `{name}` exists with other arguments than {wanted}; delete it, or declare it as it is"
+                            "stream `{name}` exists, declared otherwise than with {wanted} (the broker does not tell how: `rabbitmqctl \
+                             list_queues name arguments` does); declare it as it is, or delete it, and what is in it, first"
                         ),
                     ),
                     Err(_) => BrokerError::new(

@@ -1,5 +1,6 @@
 //! Why a file could not be written, with what to do about it.
 
+use crate::directory;
 use std::path::{Path, PathBuf};
 
 /// A file that could not be written.
@@ -26,6 +27,9 @@ impl FileError {
 
 fn remedy(error: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::*;
+    if directory::is_out_of_files(error) {
+        return "this process has as many files open as it may; raise `ulimit -n`, or lower `output.file.max_open`, and start again";
+    }
     match error.kind() {
         StorageFull | QuotaExceeded => "the disk is full; free some space and start again",
         ReadOnlyFilesystem => {
@@ -66,6 +70,11 @@ mod tests {
         assert!(told(full, false).ends_with("start again; nothing accepted is lost"));
         assert!(told(full, true).contains("start again; what was under way is lost"));
         assert!(told(read_only, false).ends_with("mount it for writing, or change `output.file.path`"));
+        for many in [23, 24] {
+            let told = told(many, false);
+            assert!(told.contains("`ulimit -n`") && told.contains("`output.file.max_open`"), "{told}");
+            assert!(told.ends_with("start again; nothing accepted is lost"), "{told}");
+        }
         assert!(told(denied, false).contains("not writable for this user"));
         assert!(told(denied, true).contains("what was under way is lost"));
     }
