@@ -145,6 +145,11 @@ fn admit(shared: &Shared, asked: &Asked<'_>) -> Result<usize, Box<Failure>> {
     match find(&shared.routes, host, asked.target.path(), &asked.method) {
         Found::Route(at) => Ok(at),
         Found::Nothing => Err(refused(StatusCode::NOT_FOUND, Refusal::Route, "no route leads there")),
+        Found::Ambiguous => {
+            let text =
+                "the path leads to another route when it is decoded, or `//` taken for `/`; write it plainly";
+            Err(refused(StatusCode::BAD_REQUEST, Refusal::Head, text))
+        }
         Found::OtherMethods(methods) => {
             let text = "the route does not take this method";
             let failure = Failure::new(StatusCode::METHOD_NOT_ALLOWED, Refusal::Route, text);
