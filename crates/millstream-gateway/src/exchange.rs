@@ -145,6 +145,11 @@ fn admit(shared: &Shared, asked: &Asked<'_>) -> Result<usize, Box<Failure>> {
     match find(&shared.routes, host, asked.target.path(), &asked.method) {
         Found::Route(at) => Ok(at),
         Found::Nothing => Err(refused(StatusCode::NOT_FOUND, Refusal::Route, "no route leads there")),
+        Found::Ambiguous => {
+            let text =
+                "the path leads to another route when it is decoded, or `//` taken for `/`; write it plainly";
+            Err(refused(StatusCode::BAD_REQUEST, Refusal::Head, text))
+        }
         Found::OtherMethods(methods) => {
             let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
             let text = format!("the route takes {allow} only");

@@ -242,7 +242,12 @@ fn is_authority(text: &str) -> bool {
                 && Authority::try_from(text).is_ok()
         }
     };
-    host && port.bytes().all(|byte| byte.is_ascii_digit())
+    host && (port.is_empty() || is_port(port))
+}
+
+/// Whether this is the number of a port.
+pub(crate) fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok()
 }
 
 /// The declared length. A list is refused even where its entries agree: who forwards it may read it differently.
@@ -272,12 +277,27 @@ mod tests {
 
     #[test]
     fn a_host_is_a_name_or_an_address_with_a_port_and_nothing_else() {
-        for host in ["a", "a.example:80", "a_b-c.d", "[::1]:8080", "[::1]", "127.0.0.1", "a:"] {
+        for host in ["a", "a.example:80", "a_b-c.d", "[::1]:8080", "[::1]", "127.0.0.1", "a:", "a:65535"] {
             assert!(is_authority(host), "{host}");
         }
-        for text in
-            ["", ":80", "u@a", "a:b", "a\";by=evil", "a b", "a,b", "a/b", "[::1", "[x]", "[::1]x", "ä"]
-        {
+        for text in [
+            "",
+            ":80",
+            "u@a",
+            "a:b",
+            "a\";by=evil",
+            "a b",
+            "a,b",
+            "a/b",
+            "[::1",
+            "[x]",
+            "[::1]x",
+            "ä",
+            "a:65536",
+            "a:99999",
+            "[::1]:99999",
+            "a:+1",
+        ] {
             assert!(!is_authority(text), "{text}");
         }
     }

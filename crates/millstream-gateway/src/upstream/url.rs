@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use http::Uri;
 
+use crate::head::{host_and_port, is_port};
+
 /// The address of an upstream: `http://host:port/base`; `https://…`, which speaks HTTP/2 if it can; `h2c://…`, which speaks
 /// HTTP/2 without TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,11 @@ pub enum UpstreamUrlError {
         "`{0}` names a user or a password, by which no upstream is asked; leave out what stands before the `@`"
     )]
     Credentials(String),
+    /// Its port is none.
+    #[error(
+        "`{0}` names no port that there is; write a number from 1 to 65535 after the `:`, or leave both out"
+    )]
+    Port(String),
 }
 
 impl FromStr for UpstreamUrl {
@@ -53,6 +60,10 @@ impl FromStr for UpstreamUrl {
         }
         if uri.query().is_some() {
             return Err(error());
+        }
+        let port = host_and_port(authority.as_str()).1;
+        if !port.is_empty() && (!is_port(port) || authority.port_u16() == Some(0)) {
+            return Err(UpstreamUrlError::Port(shown));
         }
         Ok(UpstreamUrl {
             tls,
@@ -91,6 +102,12 @@ mod tests {
             ("u:secret@a", "`***@a` "),
             ("http://a?b=c", "`http://a?b=c` is no upstream; write `http://host:port`"),
             ("a", "`a` is no upstream"),
+            (
+                "http://h:99999",
+                "`http://h:99999` names no port that there is; write a number from 1 to 65535",
+            ),
+            ("https://[::1]:65536/b", "`https://[::1]:65536/b` names no port"),
+            ("h2c://h:0", "`h2c://h:0` names no port"),
         ] {
             let error = text.parse::<UpstreamUrl>().expect_err(text).to_string();
             assert!(error.starts_with(complaint) && !error.contains("secret"), "{error}");

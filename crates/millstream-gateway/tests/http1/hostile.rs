@@ -1,6 +1,9 @@
 //! Bytes that are meant to harm.
 
-use millstream_gateway::{Limits, Settings};
+use std::future::ready;
+
+use http::{Request, Response};
+use millstream_gateway::{Body, Gateway, Limits, Route, Settings};
 
 use crate::support::*;
 
@@ -36,6 +39,8 @@ async fn smuggled_requests_are_refused_and_never_reach_the_upstream() {
         ("GET gopher://h/ HTTP/1.1\r\nHost: h\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: h\";by=evil\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: h%41\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n", 400),
+        ("GET http://a:99999/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: [1:2:3:4:5:6:7:8:9:a]\r\n\r\n", 400),
     ] {
         let mut client = scene.client().await;
@@ -46,7 +51,7 @@ async fn smuggled_requests_are_refused_and_never_reach_the_upstream() {
         assert_eq!(answers.matches("HTTP/1.1").count(), 1 + usize::from(code == 505), "{head:?}: {answers}");
     }
     let upstreams = scene.server.snapshot().upstreams;
-    assert_eq!((upstreams[0].connected, scene.refused("head")), (0, 22));
+    assert_eq!((upstreams[0].connected, scene.refused("head")), (0, 24));
     scene.end().await;
 }
 
@@ -107,4 +112,34 @@ async fn what_is_too_large_is_refused() {
     assert!(!String::from_utf8_lossy(&body).contains("0\r\n\r\n"));
     assert_eq!((scene.refused("head_size"), scene.refused("body_size")), (4, 2));
     scene.end().await;
+}
+
+#[tokio::test]
+async fn no_way_to_write_a_path_passes_its_route_by() {
+    let says =
+        |name: &'static str| Route::handler(name, move |_: Request<Body>| ready(Response::new(name.into())));
+    let gateway = Gateway::new(Settings::default()).route(says("guarded").path("/v1")).route(says("rest"));
+    let server = gateway.listen("127.0.0.1:0".parse().expect("an address")).await.expect("a port");
+    let mut client = connect(server.local_addr()).await;
+    for (path, expected) in [
+        ("/v1/x", "200 guarded"),
+        ("/v1//x%20y;z", "200 guarded"),
+        ("/v2/%76%31//x;y", "200 rest"),
+        ("/%76%31/x", "400 "),
+        ("/%761", "400 "),
+        ("//v1/x", "400 "),
+        ("/v1%2fx", "400 "),
+        ("/v1;a/x", "400 "),
+        ("http://h//v1?x", "400 "),
+    ] {
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")).await;
+        let head = client.head().await;
+        let length = head.to_lowercase().split_once("content-length: ").map(|(_, rest)| rest.to_owned());
+        let length = length.and_then(|rest| rest.lines().next()?.parse().ok()).expect("a length");
+        let body = String::from_utf8(client.bytes(length).await).expect("text");
+        let answer = format!("{} {body}", status(&head));
+        assert!(answer.starts_with(expected), "{path}: {answer}");
+        assert_eq!(answer.contains("write it plainly"), expected == "400 ", "{path}: {answer}");
+    }
+    assert_eq!(server.snapshot().refused["head"], 6);
 }
