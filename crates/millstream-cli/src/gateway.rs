@@ -55,6 +55,7 @@ fn views() -> Route {
 
 pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
     let read = read(&asked)?;
+    complete(&read.config)?;
     if asked.print_config {
         let mut out = Out::new();
         out.line(read.print().trim_end())?;
@@ -184,6 +185,7 @@ async fn build(config: &Config, brokers: &mut Brokers, writer: &LogWriter) -> Re
         let text = "the gateway leads nowhere; give `--upstream http://host:port`, or a file with `upstream` or `routes`";
         return Err(Failure::Refused(text.into()));
     }
+    complete(config)?;
     let mut gateway = Gateway::new(config.settings.clone());
     for (at, route) in routes.iter().enumerate() {
         gateway = gateway.route(route.build(at, brokers).await.map_err(Failure::Refused)?);
@@ -204,15 +206,29 @@ async fn build(config: &Config, brokers: &mut Brokers, writer: &LogWriter) -> Re
     Ok(gateway)
 }
 
+/// Refuses a configuration that lacks a part. One without any place to lead to can still be printed: it shows what is there by itself.
+fn complete(config: &Config) -> Result<(), Failure> {
+    for (at, route) in config.routes.iter().enumerate() {
+        if let Some(lacks) = route.lacks() {
+            return Err(Failure::Refused(format!("`routes.{at}`: {lacks}")));
+        }
+    }
+    if config.certificates.is_some() != config.key.is_some() {
+        return Err(Failure::Refused(
+            "`tls.certificates` and `tls.key` go together; set both or neither".into(),
+        ));
+    }
+    Ok(())
+}
+
 fn tls(config: &Config) -> Result<Option<std::sync::Arc<millstream_gateway::ServerTls>>, Failure> {
     match (&config.certificates, &config.key) {
         (None, None) => Ok(None),
         (Some(certificates), Some(key)) => server_tls(Path::new(certificates), Path::new(key))
             .map(Some)
             .map_err(|error| Failure::of("cannot use `tls.certificates` and `tls.key`", &error)),
-        _ => {
-            Err(Failure::Refused("`tls.certificates` and `tls.key` go together; set both or neither".into()))
-        }
+        // Refused as incomplete.
+        _ => Ok(None),
     }
 }
 

@@ -171,7 +171,9 @@ impl Found {
 }
 
 pub(crate) fn find(routes: &[Route], host: &str, path: &str, method: &Method) -> Found {
-    let host = host_and_port(host).0.to_ascii_lowercase();
+    let host = host_and_port(host).0;
+    // With a dot at its end a name is the same name.
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     let found = first(routes, &host, method, |base| lies_below(path.as_bytes(), base.as_bytes()));
     if !reads_otherwise(path) || routes.iter().all(|route| route.base().is_empty()) {
         return found;
@@ -245,6 +247,7 @@ mod tests {
             Found::Ambiguous => "ambiguous".into(),
         };
         assert_eq!(found("A.example:80", "/x", Method::PUT), "0");
+        assert_eq!(found("a.example.:80", "/x", Method::PUT), "0");
         assert_eq!(found("a.example", "/x/y", Method::PUT), "0");
         assert_eq!(found("a.example", "/xy", Method::GET), "1");
         assert_eq!(found("a.example", "/xy", Method::PUT), "[GET]");

@@ -1,9 +1,12 @@
 //! Where settings come from: defaults, then a file, then the environment, then flags. The last word counts.
 
+mod contradiction;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
+use millstream_gateway::HealthCheck;
 use millstream_pipeline::{SettingsFile, nearest};
 
 use super::options::{Config, SETTINGS, Setting};
@@ -51,7 +54,10 @@ pub(crate) fn read(
         read.set(setting, value, format!("flag {written}"))
             .map_err(|remedy| Failure::Refused(format!("{}: {remedy}", without_credentials(written))))?;
     }
-    Ok(read)
+    match read.contradictions() {
+        found if found.is_empty() => Ok(read),
+        found => Err(Failure::Refused(found.join("\n"))),
+    }
 }
 
 impl Read {
@@ -69,7 +75,6 @@ impl Read {
                 Err(Wrong::Value(problem, remedy)) => file.refuse(at, problem, remedy),
             }
         }
-        let first = self.config.routes.iter().position(RouteConfig::takes_all).unwrap_or(usize::MAX);
         for (number, route) in self.config.routes.iter().enumerate() {
             for (at, key, remedy) in route.ineffective() {
                 file.refuse(at, format!("`{key}` has no effect here"), remedy);
@@ -90,12 +95,18 @@ impl Read {
                     "give each route a name of its own",
                 );
             }
-            if let Some(at) = route.place().filter(|_| number > first) {
-                let remedy =
-                    "put the route that takes every request last, or give it a host, a path or methods";
+            let before = self.config.routes[..number].iter().position(|before| before.covers(route));
+            if let (Some(at), Some(first)) = (route.place(), before) {
+                let (takes, remedy) = match self.config.routes[first].takes_all() {
+                    true => (
+                        "all",
+                        "put the route that takes every request last, or give it a host, a path or methods",
+                    ),
+                    false => ("what it would", "put the route that takes less first"),
+                };
                 file.refuse(
                     at,
-                    format!("`routes.{number}` is never reached: `routes.{first}` takes all"),
+                    format!("`routes.{number}` is never reached: `routes.{first}` takes {takes}"),
                     remedy,
                 );
             }
@@ -107,8 +118,19 @@ impl Read {
     fn entry(&mut self, at: usize, key: &str, value: &str, name: &str) -> Result<(), Wrong> {
         let shown = without_credentials(value);
         let invalid = |remedy| Wrong::Value(format!("`{key}` cannot be `{shown}`"), remedy);
+        if key == "routes" {
+            // A list without entries.
+            let remedy = || "write a list, each entry behind a `- `".to_owned();
+            return if value.is_empty() { Ok(()) } else { Err(invalid(remedy())) };
+        }
         if let Some(rest) = key.strip_prefix("routes.") {
             let (number, field) = rest.split_once('.').unwrap_or((rest, ""));
+            // With all as it is by itself.
+            let check = HealthCheck::default();
+            let (field, value) = match (field, value) {
+                ("health", "") => ("health.path", check.path.as_str()),
+                given => given,
+            };
             let Some(key) = KEYS.iter().find(|key| key.name == field) else {
                 return Err(unknown(field, KEYS.iter().map(|key| key.name)));
             };

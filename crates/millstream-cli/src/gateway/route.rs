@@ -170,6 +170,9 @@ fn methods(value: &str) -> Result<Vec<String>, String> {
     if let Some(word) = words.iter().find(|word| Method::from_bytes(word.as_bytes()).is_err()) {
         return Err(format!("`{word}` is no method; write such as `GET`"));
     }
+    if words.iter().any(|word| word == "CONNECT") {
+        return Err("leave `CONNECT` out: the gateway opens no tunnels, and answers 501".into());
+    }
     match words.iter().find(|word| word.bytes().any(|byte| byte.is_ascii_lowercase())) {
         Some(word) => Err(format!("write `{}`: methods are in capitals", word.to_uppercase())),
         None => Ok(words),
@@ -200,6 +203,7 @@ impl RouteConfig {
     pub(crate) fn ineffective(&self) -> Vec<(usize, &'static str, &'static str)> {
         let gives = |name: &str| self.given.iter().any(|(_, key)| key.name == name);
         let (publishes, serves) = (gives("publish.queue"), gives("serve.stream") || gives("serve.queue"));
+        let takes = |words: &[&str]| self.methods.iter().any(|method| words.contains(&method.as_str()));
         let remedy = |name: &str| match name {
             "upstreams" if publishes || serves => {
                 Some("a route leads to one place; leave `upstreams` out, or make a route for each")
@@ -214,6 +218,12 @@ impl RouteConfig {
             "broker" if !publishes && !serves => Some(
                 "say what it is for by `publish.queue`, `serve.stream` or `serve.queue`, or leave it out",
             ),
+            "methods" if publishes && !takes(&["POST", "PUT"]) => {
+                Some("what is published comes by POST or PUT; name one of them, or leave it out")
+            }
+            "methods" if serves && !takes(&["GET"]) => {
+                Some("what is served is asked for by GET; name it, or leave it out")
+            }
             "compress" if publishes || serves => {
                 Some("only answers of `upstreams` are compressed; leave it out")
             }
@@ -229,6 +239,38 @@ impl RouteConfig {
         self.host.is_none() && self.path.as_deref().is_none_or(|path| path == "/") && self.methods.is_empty()
     }
 
+    /// Whether it takes every request that `other` would.
+    pub(crate) fn covers(&self, other: &RouteConfig) -> bool {
+        let host = match (&self.host, &other.host) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(wanted), Some(host)) => {
+                let (wanted, host) = (wanted.to_ascii_lowercase(), host.to_ascii_lowercase());
+                let below = wanted.strip_prefix('*').is_some_and(|suffix| {
+                    host.trim_start_matches('*').len() > suffix.len() && host.ends_with(suffix)
+                });
+                wanted == host || below
+            }
+        };
+        let base =
+            |route: &RouteConfig| route.path.clone().unwrap_or_default().trim_end_matches('/').to_owned();
+        let below = base(other)
+            .strip_prefix(&base(self))
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let methods = self.methods.is_empty()
+            || !other.methods.is_empty() && other.methods.iter().all(|method| self.methods.contains(method));
+        host && below && methods
+    }
+
+    pub(crate) fn upstreams(&self) -> &[UpstreamUrl] {
+        &self.upstreams
+    }
+
+    /// The largest body that is published, if that was given.
+    pub(crate) fn publish_max(&self) -> Option<u64> {
+        self.publish_max
+    }
+
     /// The entry that names it, and the name, if it is named.
     pub(crate) fn named(&self) -> Option<(usize, &str)> {
         let (at, _) = self.given.iter().find(|(_, key)| key.name == "name")?;
@@ -240,6 +282,17 @@ impl RouteConfig {
         let needs = |name: &str| ["publish.queue", "serve.stream", "serve.queue"].contains(&name);
         let (at, key) = self.given.iter().find(|(_, key)| needs(key.name))?;
         self.broker.is_none().then_some((*at, key.name))
+    }
+
+    /// What is missing, if it leads nowhere.
+    pub(crate) fn lacks(&self) -> Option<&'static str> {
+        let leads = !self.upstreams.is_empty()
+            || self.publish.is_some()
+            || self.stream.is_some()
+            || self.queue.is_some();
+        (!leads).then_some(
+            "it leads nowhere: write `upstreams: [http://host:port]`, or `broker` with `publish.queue`, `serve.stream` or `serve.queue`",
+        )
     }
 
     /// The entry of the file that gave its first key.
@@ -315,11 +368,6 @@ impl RouteConfig {
                 Served::Stream(stream) => stream_is_there(&*broker, stream).await?,
             }
             return Ok(Target::Handler(Arc::new(Serve::new(broker, what))));
-        }
-        if self.upstreams.is_empty() {
-            let remedy = "it leads nowhere: write `upstreams: [http://host:port]`, or `broker` with `publish.queue`, \
-                          `serve.stream` or `serve.queue`";
-            return Err(remedy.into());
         }
         Ok(self.proxy())
     }

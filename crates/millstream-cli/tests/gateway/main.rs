@@ -90,6 +90,14 @@ fn the_configuration_is_printed_with_where_it_comes_from() {
     assert!(run.out.contains("  connections: 7  # flag --set limits.connections=7\n"), "{}", run.out);
     let run = place.run(&["gateway", "g.yaml"]);
     assert!(run.code == Some(2) && run.err.contains("leads nowhere"), "{}", run.err);
+    for (file, told) in [
+        ("tls: { certificates: c.pem }\n", "`tls.certificates` and `tls.key` go together"),
+        ("routes: [ { path: /a } ]\n", "`routes.0`: it leads nowhere"),
+    ] {
+        place.write("g.yaml", file);
+        let run = place.run(&["gateway", "g.yaml", "--print-config"]);
+        assert!(run.code == Some(2) && run.err.contains(told), "{}", run.err);
+    }
 }
 
 #[test]

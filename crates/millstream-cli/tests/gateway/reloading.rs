@@ -67,11 +67,11 @@ fn a_file_that_is_wrong_changes_nothing_and_is_told_as_at_the_start() {
         (leads_to(&url) + &leads_to(&url), "g.yaml:2:1"),
         (well.clone() + "tls: { certificates: nowhere.pem, key: nowhere.pem }\n", "nowhere.pem"),
         (
-            well.clone() + "routes:\n  - { name: all, upstreams: ['http://h:1'] }\n",
+            well.clone() + "routes:\n  - { name: all, path: /a, upstreams: ['http://h:1'] }\n",
             "the name `all` is taken already",
         ),
         (
-            well.clone() + "routes:\n  - { broker: 'embedded:g.yaml', publish: { queue: q } }\n",
+            well.clone() + "routes:\n  - { path: /p, broker: 'embedded:g.yaml', publish: { queue: q } }\n",
             "cannot open the broker",
         ),
     ] {

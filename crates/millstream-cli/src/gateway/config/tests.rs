@@ -54,8 +54,10 @@ fn every_setting_can_be_set_by_its_variable_and_its_key() {
             (setting.set)(&mut config, value).is_ok() && (setting.show)(&config) != before
         };
         let value = tried.into_iter().find(changes).unwrap_or_else(|| panic!("nothing sets {}", setting.key));
-        let by_variable = of("{}", &[(&setting.variable(), value)], &[]).expect("valid");
-        let by_key = of("{}", &[], &[(setting.key, value)]).expect("valid");
+        // Some have an effect only with these.
+        let others = "upstream: 'https://u:1'\nlimits: { client_rate: 9 }";
+        let by_variable = of(others, &[(&setting.variable(), value)], &[]).expect("valid");
+        let by_key = of(others, &[], &[(setting.key, value)]).expect("valid");
         assert_ne!((setting.show)(&by_variable.config), before, "{}", setting.variable());
         assert_eq!((setting.show)(&by_variable.config), (setting.show)(&by_key.config));
     }
@@ -64,14 +66,13 @@ fn every_setting_can_be_set_by_its_variable_and_its_key() {
 #[test]
 fn what_cannot_change_stays_with_where_it_comes_from_and_is_told_with_both_values() {
     let before = of("pool: { bytes: 2MiB }\nlimits: { streams: 3 }", &[], &[]).expect("valid");
-    let file = "listen: 127.0.0.1:1\npool: { enabled: off, warm: 1MiB, trim: 1s }\nlimits: { streams: 4 }";
+    let file = "listen: 127.0.0.1:1\npool: { warm: 1MiB, trim: 1s }\nlimits: { streams: 4 }";
     let mut after = of(file, &[], &[("pool.scrub", "true"), ("admin", "127.0.0.1:2")]).expect("valid");
     assert_eq!(
         after.stay(&before),
         [
             "`listen` stays 127.0.0.1:8080, not 127.0.0.1:1",
             "`admin` stays none, not 127.0.0.1:2",
-            "`pool.enabled` stays true, not false",
             "`pool.bytes` stays 2MiB, not 20MiB",
             "`pool.scrub` stays false, not true",
             "`pool.warm` stays 0B, not 1MiB",
@@ -86,6 +87,8 @@ fn what_cannot_change_stays_with_where_it_comes_from_and_is_told_with_both_value
     };
     assert_eq!(without_origins(&before), without_origins(&after));
     assert!(after.contains("  bytes: 2MiB  # file ") && after.contains("  trim: 30s  # default"), "{after}");
+    let mut off = of("pool: { enabled: off, bytes: 20MiB }", &[], &[]).expect("valid");
+    assert_eq!(off.stay(&of("{}", &[], &[]).expect("valid")), ["`pool.enabled` stays true, not false"]);
     let mut same = of("limits: { streams: 5 }", &[], &[]).expect("valid");
     assert!(same.stay(&of("{}", &[], &[]).expect("valid")).is_empty());
 }
@@ -258,4 +261,102 @@ fn what_is_wrong_with_a_route_is_told_with_its_place() {
         let error = of(&text, &[], &[]).err().unwrap_or_default();
         assert!(error.starts_with("g.yaml:3:") && error.contains(told), "{text}{error}");
     }
+}
+
+#[test]
+fn what_has_no_effect_together_is_refused_wherever_it_comes_from() {
+    let one = "upstream: http://a:1\n";
+    let route = "routes:\n  - { path: /p, broker: 'memory:', publish: { queue: q, max: 2MiB } }\n";
+    for (text, flag, told) in [
+        (one.to_owned(), ("limits.client_burst", "5"), "`limits.client_burst` has no effect without"),
+        (
+            format!("{one}pool: {{ enabled: false, warm: 1MiB }}\n"),
+            ("log", "off"),
+            "`pool.warm` has no effect",
+        ),
+        (format!("{one}pool: {{ enabled: false }}\n"), ("pool.scrub", "on"), "`pool.scrub` has no effect"),
+        (format!("{one}pool: {{ bytes: 1MiB, warm: 2MiB }}\n"), ("log", "off"), "`pool.warm` is more than"),
+        (
+            format!("{one}timeouts: {{ response: 50s }}\n"),
+            ("timeouts.total", "1s"),
+            "`timeouts.response` has no",
+        ),
+        (one.to_owned(), ("upstream_tls.authorities", "ca.pem"), "no upstream is `https:`"),
+        (route.to_owned(), ("limits.request_body", "1MiB"), "`routes.0.publish.max` has no effect"),
+        (one.to_owned(), ("listen", "127.0.0.1:1"), ""),
+        ("upstream: http://localhost:81\n".into(), ("listen", "127.0.0.1:81"), "is the gateway itself"),
+        ("upstream: http://127.0.0.1\n".into(), ("listen", "0.0.0.0:80"), "is the gateway itself"),
+        ("upstream: https://127.0.0.1\n".into(), ("listen", "0.0.0.0:80"), ""),
+        (
+            format!("{one}routes:\n  - {{ upstreams: ['http://b:1'] }}\n"),
+            ("log", "off"),
+            "`upstream` is never reached: `routes.0` takes all",
+        ),
+    ] {
+        let error = of(&text, &[], &[flag]).err().unwrap_or_default();
+        assert!(error.contains(told) && error.is_empty() == told.is_empty(), "{text}{flag:?}: {error:?}");
+    }
+}
+
+#[test]
+fn a_route_behind_one_that_takes_all_of_it_is_refused() {
+    let with = |first: &str, second: &str| {
+        let target = "upstreams: ['http://b:1']";
+        of(&format!("routes:\n  - {{ {first}, {target} }}\n  - {{ {second}, {target} }}\n"), &[], &[]).err()
+    };
+    for (first, second) in [
+        ("path: /a", "path: /a"),
+        ("path: /a/", "path: /a/b"),
+        ("host: a", "host: A"),
+        ("host: '*.a'", "host: b.a"),
+        ("host: '*.a'", "host: '*.b.a'"),
+        ("path: /a", "path: /a, methods: [GET]"),
+        ("methods: [GET, PUT]", "path: /a, methods: [GET]"),
+    ] {
+        let error = with(first, second).unwrap_or_default();
+        assert!(
+            error.contains("`routes.1` is never reached: `routes.0` takes what it would"),
+            "{first}; {second}: {error}"
+        );
+    }
+    for (first, second) in [
+        ("path: /a/b", "path: /a"),
+        ("path: /a", "path: /ab"),
+        ("host: b.a", "host: '*.a'"),
+        ("host: '*.a'", "host: a"),
+        ("host: a", "path: /a"),
+        ("methods: [GET]", "path: /a"),
+        ("methods: [GET]", "methods: [GET, PUT]"),
+    ] {
+        assert_eq!(with(first, second), None, "{first}; {second}");
+    }
+}
+
+#[test]
+fn methods_that_can_do_nothing_are_refused() {
+    let of = |route: &str| {
+        of(&format!("routes:\n  - {{ path: /p, {route} }}\n"), &[], &[]).err().unwrap_or_default()
+    };
+    for (route, told) in [
+        ("broker: 'memory:', publish: { queue: q }, methods: [GET]", "by POST or PUT"),
+        ("broker: 'memory:', serve: { queue: q }, methods: [POST]", "by GET"),
+        ("upstreams: ['http://a:1'], methods: [CONNECT]", "opens no tunnels"),
+    ] {
+        let error = of(route);
+        assert!(error.contains(told), "{route}: {error}");
+    }
+    assert_eq!(of("broker: 'memory:', publish: { queue: q }, methods: [PUT]"), "");
+}
+
+#[test]
+fn an_empty_list_of_routes_and_a_health_check_as_it_is_by_itself_are_taken() {
+    assert!(of("upstream: http://a:1\nroutes: []\n", &[], &[]).expect("valid").config.routes.is_empty());
+    let error = of("routes: all\n", &[], &[]).err().unwrap_or_default();
+    assert!(error.contains("write a list"), "{error}");
+    for health in ["{}", ""] {
+        let read = of(&format!("routes:\n  - upstreams: ['http://a:1']\n    health: {health}\n"), &[], &[]);
+        let text = read.expect("valid").print();
+        assert!(text.contains("health: { path: '/' }"), "{text}");
+    }
+    assert!(of("routes:\n  - { broker: 'memory:', serve: { queue: q }, health: {} }\n", &[], &[]).is_err());
 }
