@@ -49,6 +49,11 @@ impl<Q, V> KeyedQueue<Q, V> {
         self.row.is_empty()
     }
 
+    /// How many keys are found.
+    pub(crate) fn keys(&self) -> usize {
+        self.places.len()
+    }
+
     pub(crate) fn front(&self) -> Option<&V> {
         self.row.front().map(|entry| &entry.value)
     }
@@ -82,6 +87,15 @@ impl<Q: Hash + Eq, V> KeyedQueue<Q, V> {
             Some(place) => Ok(&mut row[place].value),
             None => Err(Absent(hash)),
         }
+    }
+
+    /// Has a key be found no more. Its value, which stays in the row until its turn comes.
+    pub(crate) fn hide(&mut self, key: &Q) -> Option<&mut V> {
+        let KeyedQueue { row, first, places, hasher } = self;
+        let at = |place: &u64| (place - *first) as usize;
+        let entry = places.find_entry(hasher.hash_one(key), |place| row[at(place)].key == *key).ok()?;
+        let (place, _) = entry.remove();
+        Some(&mut row[at(&place)].value)
     }
 
     /// Adds a key that [`find`](Self::find) did not, since when no other was added.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -17,7 +18,8 @@ type Size<V> = dyn Fn(&V) -> usize + Send + Sync;
 /// Values by key, bounded in number, age and bytes, each looked up once however many ask for it at the same time. See
 /// [`Pipe::memoize`](crate::Pipe::memoize). Clones are the same memory.
 ///
-/// The key that came first is forgotten first, used or not. Errors are not remembered: the next who asks looks up again.
+/// The value that was found first is forgotten first, used or not. Errors are not remembered, and take no place: the next who asks
+/// looks up again.
 ///
 /// ```
 /// use millstream_flow::Memo;
@@ -51,16 +53,28 @@ struct Book<Q, V> {
     age_max: Option<Duration>,
     bytes_max: usize,
     size: Option<Arc<Size<V>>>,
+    /// What was found, in the order in which it was. What is forgotten before its turn is hidden.
     row: KeyedQueue<Q, Entry<V>>,
     bytes: usize,
+    /// What is looked up now: as many as there are calls that have not ended.
+    under_way: HashMap<Q, Cell<V>>,
 }
 
+type Cell<V> = Arc<OnceCell<V>>;
+
 struct Entry<V> {
-    /// When it was first asked for. Without an age nobody looks at a clock, nor at this.
-    born: Option<Instant>,
+    /// When it was found. Without an age nobody looks at a clock, nor at this.
+    found: Option<Instant>,
     /// 0 until it is weighed.
     bytes: usize,
-    value: Arc<OnceCell<V>>,
+    /// `None` of what is hidden.
+    value: Option<Cell<V>>,
+}
+
+/// Where the value of a key comes from.
+enum Source<'a, Q: Hash + Eq, V> {
+    Row(Cell<V>),
+    UnderWay(Asking<'a, Q, V>),
 }
 
 impl<Q: Hash + Eq, V> Memo<Q, V> {
@@ -77,6 +91,7 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
             size: None,
             row: KeyedQueue::default(),
             bytes: 0,
+            under_way: HashMap::new(),
         };
         Memo(Arc::new(Shared { book: Mutex::new(book), hits: 0.into(), misses: 0.into() }))
     }
@@ -85,7 +100,7 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
         self.0.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Forgets a value so long after it was first asked for; at once, if that was before this was said. Without it no clock is read.
+    /// Forgets a value so long after it was found; at once, if that was before this was said. Without it no clock is read.
     ///
     /// # Panics
     /// If `age` is zero.
@@ -122,75 +137,73 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
         Q: Clone,
         V: Clone,
     {
-        let (cell, unweighed) = self.cell(&key);
-        let found = cell.get_or_try_init(async || look_up(&key).await).await;
-        let value = found?.clone();
-        if unweighed {
-            self.weigh(&key, &cell, &value);
+        let asking = match self.source(&key) {
+            Source::Row(cell) => {
+                let value = cell.get().expect("what is in the row was found");
+                return Ok(value.clone());
+            }
+            Source::UnderWay(asking) => asking,
+        };
+        let mut asked = false;
+        let found = asking.cell.get_or_try_init(async || {
+            asked = true;
+            look_up(&key).await
+        });
+        let found = found.await.cloned();
+        if found.is_ok() && asked {
+            asking.remember();
         }
-        Ok(value)
+        self.count(!asked);
+        found
     }
 
-    /// The place of a key's value, and whether its bytes are still to be counted.
-    fn cell(&self, key: &Q) -> (Arc<OnceCell<V>>, bool)
+    fn source(&self, key: &Q) -> Source<'_, Q, V>
     where
         Q: Clone,
     {
         let mut book = self.book();
-        let Book { items_max, age_max, .. } = *book;
-        let measures = book.size.is_some();
+        let Book { age_max, row, under_way, size, .. } = &mut *book;
         let now = age_max.map(|_| Instant::now());
-        if let (Some(age), Some(now)) = (age_max, now) {
-            while book.row.front().is_some_and(|entry| entry.born.is_none_or(|born| born + age <= now)) {
-                book.forget_first();
+        if let Ok(Entry { found, value: Some(value), bytes }) = row.find(key)
+            && !is_old(*found, *age_max, now)
+        {
+            let value = value.clone();
+            // The limit was said after it was found.
+            if size.is_some() && *bytes == 0 {
+                *bytes = weight(size, &value);
+                let more = *bytes;
+                book.add(more);
             }
+            add_one(&self.0.hits);
+            return Source::Row(value);
         }
-        let absent = match book.row.find(key) {
-            Ok(entry) => {
-                count(&self.0.hits);
-                return (entry.value.clone(), measures && entry.bytes == 0);
+        let cell = match under_way.get(key) {
+            Some(cell) => cell.clone(),
+            None => {
+                let cell = Cell::default();
+                under_way.insert(key.clone(), cell.clone());
+                cell
             }
-            Err(absent) => absent,
         };
-        count(&self.0.misses);
-        while book.row.len() >= items_max {
-            book.forget_first();
-        }
-        let value = Arc::new(OnceCell::new());
-        book.row.push_back(key.clone(), absent, Entry { born: now, bytes: 0, value: value.clone() });
-        (value, measures)
+        Source::UnderWay(Asking { memo: self, key: key.clone(), cell })
     }
 
-    /// Counts a value's bytes when it is first seen.
-    fn weigh(&self, key: &Q, cell: &Arc<OnceCell<V>>, value: &V) {
-        let mut book = self.book();
-        let Some(size) = book.size.clone() else { return };
-        let Ok(entry) = book.row.find(key) else { return };
-        if entry.bytes > 0 || !Arc::ptr_eq(&entry.value, cell) {
-            return;
-        }
-        // Never 0, which stands for what has not been weighed.
-        let bytes = size(value).max(1);
-        entry.bytes = bytes;
-        book.bytes += bytes;
-        while book.bytes > book.bytes_max && book.row.len() > 1 {
-            book.forget_first();
-        }
+    fn count(&self, hit: bool) {
+        let _book = self.book();
+        add_one(if hit { &self.0.hits } else { &self.0.misses });
     }
 
-    /// Forgets a key, so that the next who asks looks up.
+    /// Forgets a key, so that the next who asks looks up. Those who wait for it already get what was asked for before.
     pub fn forget(&self, key: &Q) {
         let mut book = self.book();
-        if let Ok(entry) = book.row.find(key) {
-            entry.value = Arc::new(OnceCell::new());
-            let bytes = std::mem::take(&mut entry.bytes);
-            book.bytes -= bytes;
-        }
+        book.under_way.remove(key);
+        book.forget(key);
     }
 
     /// How many keys are remembered, those being looked up included.
     pub fn len(&self) -> usize {
-        self.book().row.len()
+        let book = self.book();
+        book.row.keys() + book.under_way.len()
     }
 
     /// Whether none is.
@@ -198,17 +211,17 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
         self.len() == 0
     }
 
-    /// How often a value was there, or on its way.
+    /// How often a value was there, or was found by another who looked it up already.
     pub fn hits(&self) -> u64 {
         self.0.hits.load(Ordering::Relaxed)
     }
 
-    /// How often it was not.
+    /// How often it was looked up, found or not.
     pub fn misses(&self) -> u64 {
         self.0.misses.load(Ordering::Relaxed)
     }
 
-    /// What it may hold at most.
+    /// What it may hold at most, without what is looked up now.
     pub(crate) fn memory(&self) -> usize {
         let book = self.book();
         let entry = KeyedQueue::<Q, Entry<V>>::ENTRY_BYTES + size_of::<OnceCell<V>>();
@@ -217,16 +230,94 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
     }
 }
 
+/// One who looks a key up, or waits for another who does.
+struct Asking<'a, Q: Hash + Eq, V> {
+    memo: &'a Memo<Q, V>,
+    key: Q,
+    cell: Cell<V>,
+}
+
+impl<Q: Hash + Eq + Clone, V> Asking<'_, Q, V> {
+    /// Puts what was found where others find it, unless it was to be forgotten meanwhile.
+    fn remember(&self) {
+        let mut book = self.memo.book();
+        if !book.is_under_way(&self.key, &self.cell) {
+            return;
+        }
+        book.under_way.remove(&self.key);
+        let bytes = weight(&book.size, &self.cell);
+        let found = book.age_max.map(|_| Instant::now());
+        // What was too old is there still.
+        book.forget(&self.key);
+        while book
+            .row
+            .front()
+            .is_some_and(|entry| entry.value.is_none() || is_old(entry.found, book.age_max, found))
+        {
+            book.forget_first();
+        }
+        while book.row.len() >= book.items_max {
+            book.forget_first();
+        }
+        let Err(absent) = book.row.find(&self.key) else { return };
+        let entry = Entry { found, bytes, value: Some(self.cell.clone()) };
+        book.row.push_back(self.key.clone(), absent, entry);
+        book.add(bytes);
+    }
+}
+
+impl<Q: Hash + Eq, V> Drop for Asking<'_, Q, V> {
+    fn drop(&mut self) {
+        let mut book = self.memo.book();
+        // The last one, beside the book itself.
+        if book.is_under_way(&self.key, &self.cell) && Arc::strong_count(&self.cell) == 2 {
+            book.under_way.remove(&self.key);
+        }
+    }
+}
+
+fn is_old(found: Option<Instant>, age_max: Option<Duration>, now: Option<Instant>) -> bool {
+    let Some((age, now)) = age_max.zip(now) else { return false };
+    found.is_none_or(|found| found + age <= now)
+}
+
 /// Adds one to what is only written while the book is held.
-fn count(number: &AtomicU64) {
+fn add_one(number: &AtomicU64) {
     number.store(number.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
+/// The bytes of a value that was found, never 0; without a limit of bytes nobody looks.
+fn weight<V>(size: &Option<Arc<Size<V>>>, cell: &OnceCell<V>) -> usize {
+    let Some(size) = size else { return 0 };
+    cell.get().map_or(0, |value| size(value).max(1))
+}
+
 impl<Q, V> Book<Q, V> {
+    /// Counts bytes, and makes room for them.
+    fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        while self.bytes > self.bytes_max && self.row.len() > 1 {
+            self.forget_first();
+        }
+    }
+
     fn forget_first(&mut self) {
         if let Some(entry) = self.row.pop_front() {
             self.bytes -= entry.bytes;
         }
+    }
+}
+
+impl<Q: Hash + Eq, V> Book<Q, V> {
+    fn forget(&mut self, key: &Q) {
+        if let Some(entry) = self.row.hide(key) {
+            entry.value = None;
+            self.bytes -= std::mem::take(&mut entry.bytes);
+        }
+    }
+
+    fn is_under_way(&self, key: &Q, cell: &Cell<V>) -> bool {
+        self.under_way.get(key).is_some_and(|there| Arc::ptr_eq(there, cell))
     }
 }
 

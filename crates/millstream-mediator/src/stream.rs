@@ -187,6 +187,12 @@ pub trait StreamBehaviour: Sized + Send + Sync + 'static {
         None
     }
 
+    /// Whether it takes the items that come for the handler's, in the handler's order. Around items that are worked on
+    /// [out of order](StreamOptions::each) that would lose some: such a mediator is not built.
+    fn needs_order(&self) -> bool {
+        false
+    }
+
     /// The budget that it waits for, and takes nothing from what is inside of it meanwhile. Around what
     /// [fills](StreamBehaviour::fills) the same budget that would be for ever: such a mediator is not built.
     fn waits_for(&self) -> Option<&Memory> {
@@ -241,6 +247,9 @@ pub trait StreamBehaviours: Send + Sync + 'static {
     /// Adds the names of those that are around this.
     fn names(&self, about: &About, names: &mut Vec<Cow<'static, str>>);
 
+    /// Adds the names of those around this that need the handler's order.
+    fn needing_order(&self, about: &About, names: &mut Vec<Cow<'static, str>>);
+
     /// Adds those around this that wait for a budget, and what is wrong with their places.
     fn waiting<'a>(&'a self, about: &About, waiting: &mut Vec<Waiting<'a>>, problems: &mut Vec<String>);
 
@@ -258,6 +267,7 @@ impl StreamBehaviours for crate::behaviour::Bare {
         end
     }
     fn names(&self, _: &About, _: &mut Vec<Cow<'static, str>>) {}
+    fn needing_order(&self, _: &About, _: &mut Vec<Cow<'static, str>>) {}
     fn waiting<'a>(&'a self, _: &About, _: &mut Vec<Waiting<'a>>, _: &mut Vec<String>) {}
     fn unreached(&self, _: &mut Vec<String>) {}
 }
@@ -272,6 +282,12 @@ impl<O: StreamBehaviours, B: StreamBehaviour> StreamBehaviours for Inside<O, B> 
     fn names(&self, about: &About, names: &mut Vec<Cow<'static, str>>) {
         self.outer.names(about, names);
         names.extend(self.placed.scope.holds(about).then(|| self.behaviour.name()));
+    }
+
+    fn needing_order(&self, about: &About, names: &mut Vec<Cow<'static, str>>) {
+        self.outer.needing_order(about, names);
+        let needs = self.placed.scope.holds(about) && self.behaviour.needs_order();
+        names.extend(needs.then(|| self.behaviour.name()));
     }
 
     fn waiting<'a>(&'a self, about: &About, waiting: &mut Vec<Waiting<'a>>, problems: &mut Vec<String>) {

@@ -145,15 +145,15 @@ impl Hedge {
     where
         F: Future<Output = Result<T, E>>,
     {
-        let mut first = pin!(call()?);
+        let mut first = pin!(Some(call()?));
         // Most calls end here, or before their delay has passed.
-        let result = poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx))).await;
+        let result = poll_fn(|cx| Poll::Ready(poll_call(first.as_mut(), cx))).await;
         if let Poll::Ready(result) = result {
             return Some(self.ended(Duration::ZERO, result));
         }
         let (began, delay) = (Instant::now(), self.delay());
         let mut timer = pin!(sleep(delay));
-        let mut race = Race { first: Some(first), extra: Vec::new() };
+        let mut race = Race { first, extra: Vec::new() };
         let mut hedges = self.0.extra;
         let (result, extra) = poll_fn(|cx| {
             if let Poll::Ready(ended) = race.poll(cx) {
@@ -197,20 +197,27 @@ impl Hedge {
 /// The first call and its extra ones, under way.
 struct Race<'a, F> {
     /// `None` once it has failed.
-    first: Option<Pin<&'a mut F>>,
+    first: Pin<&'a mut Option<F>>,
     extra: Vec<Pin<Box<F>>>,
+}
+
+/// Polls a call, and drops it when it has ended: another may wait for what it holds. One that is gone is pending.
+fn poll_call<F: Future>(mut call: Pin<&mut Option<F>>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    let Some(polled) = call.as_mut().as_pin_mut() else { return Poll::Pending };
+    let poll = polled.poll(cx);
+    if poll.is_ready() {
+        call.set(None);
+    }
+    poll
 }
 
 impl<T, E, F: Future<Output = Result<T, E>>> Race<'_, F> {
     /// The first success, or the last failure; and whether it is an extra call's.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(Result<T, E>, bool)> {
-        if let Some(first) = &mut self.first
-            && let Poll::Ready(result) = first.as_mut().poll(cx)
+        if let Poll::Ready(result) = poll_call(self.first.as_mut(), cx)
+            && (result.is_ok() || self.extra.is_empty())
         {
-            self.first = None;
-            if result.is_ok() || self.extra.is_empty() {
-                return Poll::Ready((result, false));
-            }
+            return Poll::Ready((result, false));
         }
         let mut next = 0;
         while next < self.extra.len() {

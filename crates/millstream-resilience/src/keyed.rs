@@ -4,7 +4,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::{DefaultHashBuilder, HashSet, HashTable};
 
 /// Whether forgetting something would change what it does.
 pub trait Idle {
@@ -17,7 +17,9 @@ pub trait Idle {
 ///
 /// At most `capacity` keys have one. A further key takes the place of one that is [idle](Idle), rather of one that was not asked
 /// for lately, found by the *clock* algorithm (Corbató, "A Paging Experiment with the Multics System", 1968); if the 32 that it
-/// looks at are all in use, it shares one with all others that find no place, so that the number is bounded and no limit broken.
+/// looks at are all in use, it shares one with all others that find no place, and goes on with that one until it is idle, so that the
+/// number is bounded and no limit broken. (As many such keys are known as there are places, or 64; if there are more, every further key
+/// shares with them until then.)
 /// Clones are the same.
 ///
 /// ```
@@ -48,6 +50,8 @@ struct Places<K, V> {
     slots: Vec<Slot<K, V>>,
     hand: usize,
     shared: Option<V>,
+    /// The hashes of those who share it.
+    sharing: HashSet<u64>,
 }
 
 struct Slot<K, V> {
@@ -60,6 +64,8 @@ struct Slot<K, V> {
 
 /// How many places are looked at for one that can be had.
 const LOOKS: usize = 32;
+/// How many keys that share are known at least.
+const SHARING: usize = 64;
 
 impl<K, V> Keyed<K, V>
 where
@@ -93,6 +99,7 @@ where
             slots: Vec::new(),
             hand: 0,
             shared: None,
+            sharing: HashSet::new(),
         };
         Keyed(Arc::new(Shared { capacity, make, places: Mutex::new(places) }))
     }
@@ -103,19 +110,28 @@ where
         let Shared { capacity, make, places } = &*self.0;
         // What a key or `make` may panic with leaves the places as they were.
         let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
-        let Places { table, hasher, slots, hand, shared } = &mut *places;
+        let Places { table, hasher, slots, hand, shared, sharing } = &mut *places;
         let hash = hasher.hash_one(key);
         if let Some(&place) = table.find(hash, |&place| slots[place].key.borrow() == key) {
             slots[place].used = true;
             return slots[place].value.clone();
         }
-        let place = if slots.len() < *capacity {
-            slots.len()
-        } else {
-            match free(slots, hand) {
-                Some(place) => place,
-                None => return shared.get_or_insert_with(|| make(key, true)).clone(),
+        // Who has used the shared one would have a second beside it.
+        if !sharing.is_empty() && shared.as_ref().is_none_or(Idle::is_idle) {
+            sharing.clear();
+        }
+        let known_max = SHARING.max(*capacity);
+        let shares = sharing.len() >= known_max || sharing.contains(&hash);
+        let place = match slots.len() < *capacity {
+            _ if shares => None,
+            true => Some(slots.len()),
+            false => free(slots, hand),
+        };
+        let Some(place) = place else {
+            if sharing.len() < known_max {
+                sharing.insert(hash);
             }
+            return shared.get_or_insert_with(|| make(key, true)).clone();
         };
         let value = make(key, false);
         let slot = Slot { key: key.to_owned(), hash, value: value.clone(), used: false };

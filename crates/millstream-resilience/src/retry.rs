@@ -159,7 +159,9 @@ impl Retry {
         F: Future<Output = Result<T, E>>,
     {
         let mut began = None;
-        match noting(&mut began, pin!(call())).await {
+        // A statement of its own: what the attempt held is given back before the next one wants it.
+        let first = noting(&mut began, pin!(call())).await;
+        match first {
             Ok(value) => {
                 self.succeeded();
                 Ok(value)

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
@@ -64,7 +64,7 @@ impl Timeout {
 
     /// The same for a future.
     pub fn wrap<F>(&self, future: F) -> Timed<F> {
-        Timed { future, limit: self.limit, sleep: None }
+        Timed { future: Some(future), limit: self.limit, sleep: None }
     }
 }
 
@@ -73,8 +73,9 @@ pin_project! {
     #[derive(Debug)]
     #[must_use = "futures do nothing unless they are polled"]
     pub struct Timed<F> {
+        // `None` once it has ended, or its time is over.
         #[pin]
-        future: F,
+        future: Option<F>,
         limit: Duration,
         #[pin]
         sleep: Option<Sleep>,
@@ -86,14 +87,19 @@ impl<T, E: From<TimedOut>, F: Future<Output = Result<T, E>>> Future for Timed<F>
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, E>> {
         let mut this = self.project();
-        if let Poll::Ready(result) = this.future.poll(cx) {
+        let future = this.future.as_mut().as_pin_mut().expect("what has ended is not polled again");
+        if let Poll::Ready(result) = future.poll(cx) {
+            this.future.set(None);
             return Poll::Ready(result);
         }
         if this.sleep.is_none() {
             this.sleep.set(Some(sleep(*this.limit)));
         }
         let sleep = this.sleep.as_pin_mut().expect("it was just made");
-        sleep.poll(cx).map(|()| Err(TimedOut { limit: *this.limit }.into()))
+        ready!(sleep.poll(cx));
+        // At once, not when whoever waits lets go of this: the call may hold what another one needs.
+        this.future.set(None);
+        Poll::Ready(Err(TimedOut { limit: *this.limit }.into()))
     }
 }
 

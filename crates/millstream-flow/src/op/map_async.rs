@@ -98,6 +98,11 @@ impl Concurrency {
         self.time_limit
     }
 
+    /// Whether results come in the order of their items.
+    pub fn is_ordered(&self) -> bool {
+        !self.unordered
+    }
+
     pub(crate) fn knob(&self, name: String) -> Knob {
         let max = match self.limit {
             Setting::Fixed(limit) => limit,

@@ -171,3 +171,74 @@ async fn an_age_that_is_said_later_forgets_what_was_there() {
     memo.get(1, echo).await.unwrap();
     assert_eq!((memo.misses(), memo.hits()), (2, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_value_is_as_old_as_since_it_was_found_and_none_is_looked_up_twice_at_once() {
+    let memo = Memo::new(1).age(10 * SECOND);
+    let (at_once, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let slow = async |key: &u32| {
+        most.fetch_max(at_once.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        sleep(15 * SECOND).await;
+        at_once.fetch_sub(1, Ordering::Relaxed);
+        echo(key).await
+    };
+    let late = async {
+        sleep(11 * SECOND).await;
+        // Another key, which takes the only place, and its like, which waits.
+        memo.get(2, echo).await.unwrap();
+        memo.get(1, slow).await
+    };
+    assert_eq!(tokio::join!(memo.get(1, slow), late), (Ok(1), Ok(1)));
+    assert_eq!((most.load(Ordering::Relaxed), memo.misses(), memo.hits()), (1, 2, 1));
+    sleep(9 * SECOND).await;
+    memo.get(1, slow).await.unwrap();
+    assert_eq!(memo.hits(), 2, "it was found nine seconds ago");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_is_no_hit_and_takes_nobodys_place() {
+    let memo = Memo::new(1);
+    memo.get(7, echo).await.unwrap();
+    for key in 0..10 {
+        memo.get(key % 3, async |_| Err::<u32, _>(())).await.unwrap_err();
+    }
+    assert_eq!((memo.misses(), memo.hits(), memo.len()), (11, 0, 1));
+    memo.get(7, echo).await.unwrap();
+    assert_eq!(memo.hits(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_forgotten_while_it_is_looked_up_is_given_and_not_remembered() {
+    let memo = Memo::new(10);
+    let slow = async |key: &u32| {
+        sleep(SECOND).await;
+        echo(key).await
+    };
+    let forgetting = async {
+        sleep(SECOND / 2).await;
+        memo.forget(&1);
+    };
+    assert_eq!(tokio::join!(memo.get(1, slow), forgetting).0, Ok(1));
+    assert!(memo.is_empty());
+    // What is forgotten and found again is as old as since then.
+    let memo = Memo::new(10).age(10 * SECOND);
+    for key in [1, 2] {
+        memo.get(key, echo).await.unwrap();
+    }
+    sleep(9 * SECOND).await;
+    memo.forget(&1);
+    memo.get(1, echo).await.unwrap();
+    sleep(9 * SECOND).await;
+    memo.get(1, echo).await.unwrap();
+    assert_eq!((memo.misses(), memo.hits(), memo.len()), (3, 1, 2));
+    memo.get(2, echo).await.unwrap();
+    assert_eq!(memo.misses(), 4, "it is too old");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_up_that_is_dropped_leaves_nothing() {
+    let memo = Memo::<u32, u32>::new(10);
+    let never = async |_: &u32| std::future::pending::<Result<u32, ()>>().await;
+    timeout(SECOND, memo.get(1, never)).await.unwrap_err();
+    assert!(memo.is_empty());
+}

@@ -109,7 +109,7 @@ pub struct Dedupe<R, K> {
 }
 
 impl<R: Request, K: Hash + Eq> Dedupe<R, K> {
-    /// Remembers at most `keys_max` keys, each for so long.
+    /// Remembers at most `keys_max` keys, each for so long after it was handled.
     ///
     /// # Panics
     /// If either is 0.

@@ -141,8 +141,11 @@ impl Behaviour for Retries {
         next: &N,
     ) -> Result<R::Response, Error> {
         let again = if self.retry.attempts_max() > 1 { request.repeat() } else { None };
-        let (mut began, mut first) = (None, pin!(next.call(call, request)));
-        let response = if again.is_some() { noting(&mut began, first.as_mut()).await } else { first.await };
+        let mut began = None;
+        let response = {
+            let mut first = pin!(next.call(call, request));
+            if again.is_some() { noting(&mut began, first.as_mut()).await } else { first.await }
+        };
         let mut error = match response {
             Ok(response) => {
                 self.retry.succeeded();

@@ -88,6 +88,17 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
             let remedy = "say what is done with each item by `each`, or remove it";
             parts.problems.push(format!("`retry_each` of {} has no effect: {remedy}", R::name()));
         }
+        if options.each.as_ref().is_some_and(|(concurrency, _)| !concurrency.is_ordered()) {
+            let mut names = Vec::new();
+            self.stream_behaviours.needing_order(&about, &mut names);
+            parts.problems.extend(names.iter().map(|name| {
+                format!(
+                    "the behaviour `{name}` goes on at the handler's position, which is not known where `each` of {} works on items out of \
+                     order; make that `Concurrency::ordered`, or resume by `Restart` or `Dedupe`",
+                    R::name()
+                )
+            }));
+        }
         let dropped = crate::metrics::stream_dropped(&about, "item_error");
         self.stream_behaviours.waiting(&about, &mut Vec::new(), &mut parts.problems);
         let source = Source { handler, options, dropped };

@@ -94,6 +94,7 @@ where
             errors,
             call,
             dropped,
+            base: left_out.base(),
             left_out,
             position: 0,
             delivered: 0,
@@ -164,6 +165,8 @@ pub struct Failing<T, F> {
     call: Detached,
     dropped: Counter,
     left_out: LeftOut,
+    /// The position at which this try of the stream began, for those who are told of items.
+    base: u64,
     position: u64,
     delivered: u64,
     /// What it ends with, while there was no room to say so.
@@ -212,14 +215,14 @@ where
                         return ControlFlow::Break(());
                     }
                     Err(error) => match &self.errors.0 {
-                        Policy::Instead(instead) => instead(error, position),
+                        Policy::Instead(instead) => instead(error, self.base + position),
                         Policy::Fail | Policy::Pass => {
                             failed = Some(error);
                             return ControlFlow::Break(());
                         }
                         Policy::Skip | Policy::Dead(_) => {
                             if let Policy::Dead(tell) = &self.errors.0 {
-                                tell(error, position);
+                                tell(error, self.base + position);
                             }
                             position += 1;
                             left_out += 1;

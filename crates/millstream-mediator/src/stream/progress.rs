@@ -1,7 +1,7 @@
 //! What a stream has done so far: written by its flow, a few plain stores a quantum, and read by those who watch it.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -22,8 +22,8 @@ pub struct Progress {
     asked: OnceLock<Instant>,
     items: AtomicU64,
     errors: AtomicU64,
-    /// Asked for an item, and none has come yet.
-    waiting: AtomicBool,
+    /// Since when an item is waited for, in nanoseconds since it was opened, and 1 more; 0 while nobody waits.
+    waiting: AtomicU64,
     /// Nanoseconds of waiting for items that have come.
     waited: AtomicU64,
 }
@@ -35,7 +35,7 @@ impl Progress {
             asked: OnceLock::new(),
             items: AtomicU64::new(0),
             errors: AtomicU64::new(0),
-            waiting: AtomicBool::new(false),
+            waiting: AtomicU64::new(0),
             waited: AtomicU64::new(0),
         })
     }
@@ -58,12 +58,19 @@ impl Progress {
     pub(crate) fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
     }
-    /// Whether somebody waits for an item.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed)
+    /// Since when somebody waits for an item, if anybody does.
+    pub(crate) fn waiting_since(&self) -> Option<Instant> {
+        let waiting = self.waiting.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.opened + Duration::from_nanos(waiting))
     }
+    /// How long items that have come were waited for.
     pub(crate) fn waited(&self) -> Duration {
         Duration::from_nanos(self.waited.load(Ordering::Relaxed))
+    }
+    /// How long items have been waited for up to now, also for the one that has not come.
+    pub(crate) fn waited_until(&self, now: Instant) -> Duration {
+        let waits = self.waiting_since().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        self.waited() + waits
     }
     /// Items a second since it was opened.
     pub(crate) fn rate(&self) -> f64 {
@@ -75,7 +82,14 @@ impl Progress {
 /// behind it in the same task. Where items came again it is less than nothing, so that sums with it wrap. It goes with the
 /// call's context.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct LeftOut(Arc<AtomicU64>);
+pub(crate) struct LeftOut(Arc<Places>);
+
+#[derive(Debug, Default)]
+struct Places {
+    left_out: AtomicU64,
+    /// The position of the first item that is counted here, among all of the stream.
+    base: AtomicU64,
+}
 
 impl LeftOut {
     /// The count beside a call, or a new one.
@@ -96,11 +110,19 @@ impl LeftOut {
     }
 
     pub(crate) fn set(&self, items: u64) {
-        self.0.store(items, Ordering::Relaxed);
+        self.0.left_out.store(items, Ordering::Relaxed);
     }
 
     pub(crate) fn items(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.left_out.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn begin_at(&self, base: u64) {
+        self.0.base.store(base, Ordering::Relaxed);
+    }
+
+    pub(crate) fn base(&self) -> u64 {
+        self.0.base.load(Ordering::Relaxed)
     }
 }
 
@@ -217,13 +239,16 @@ where
             }
             sink(item, ())
         });
-        let items = tally.items;
+        let items = tally.items + tally.errors;
         drop(tally);
         if step.is_pending() {
             if items > 0 || self.since.is_none() {
                 self.came();
-                self.since = Some(Instant::now());
-                self.progress.waiting.store(true, Ordering::Relaxed);
+                let since = Instant::now();
+                self.since = Some(since);
+                self.progress
+                    .waiting
+                    .store(nanos(since - self.progress.opened).saturating_add(1), Ordering::Relaxed);
             }
         } else {
             self.came();
@@ -243,12 +268,14 @@ impl<F, W: Watch> Watched<F, W> {
     fn came(&mut self) {
         if let Some(since) = self.since.take() {
             let waited = self.progress.waited() + since.elapsed();
-            self.progress
-                .waited
-                .store(u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-            self.progress.waiting.store(false, Ordering::Relaxed);
+            self.progress.waited.store(nanos(waited), Ordering::Relaxed);
+            self.progress.waiting.store(0, Ordering::Relaxed);
         }
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cold]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use millstream_flow::{Flow, Pipe, Step};
-use millstream_resilience::{BreakerSettings, CircuitBreaker, Class, Permit};
+use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Class, Permit};
 
 use crate::behaviours::Judge;
 use crate::call::Call;
@@ -16,7 +16,9 @@ use crate::message::{About, StreamRequest};
 use crate::stream::{StreamBehaviour, StreamError, StreamNext};
 
 /// Opens no stream while too many have failed: one stream is one call, which has succeeded when it ends well. One that is
-/// dropped says nothing. Streams that are [slow](BreakerSettings::slow_rate) are those that flow for longer.
+/// dropped says nothing. Streams that are [slow](BreakerSettings::slow_rate) are those that flow for longer. While the breaker is half-open, a
+/// stream has succeeded as soon as it has given [enough items](StreamBreaker::success_after), one if nothing is said: others need not wait
+/// for the end of a healthy one.
 ///
 /// ```
 /// use millstream_mediator::{Mediator, StreamBreaker};
@@ -36,7 +38,7 @@ pub struct StreamBreaker(Rule);
 #[derive(Clone)]
 struct Rule {
     judge: Arc<Judge>,
-    enough: u64,
+    enough: Option<u64>,
     failed_max: Option<f64>,
 }
 
@@ -61,13 +63,17 @@ impl StreamBreaker {
     }
 
     fn with(judge: Judge) -> Self {
-        StreamBreaker(Rule { judge: Arc::new(judge), enough: u64::MAX, failed_max: None })
+        StreamBreaker(Rule { judge: Arc::new(judge), enough: None, failed_max: None })
     }
 
-    /// A stream that fails after so many items has still succeeded. Without it none has.
+    /// A stream that has given so many items has succeeded, whatever becomes of it. Without it, one that fails has failed.
+    ///
+    /// # Panics
+    /// If `items` is 0.
     #[must_use]
     pub fn success_after(mut self, items: u64) -> Self {
-        self.0.enough = items;
+        assert!(items > 0, "a stream that has given nothing has not succeeded");
+        self.0.enough = Some(items);
         self
     }
 
@@ -96,8 +102,8 @@ impl StreamBehaviour for StreamBreaker {
 
     fn name(&self) -> Cow<'static, str> {
         let mut more = String::new();
-        if self.0.enough < u64::MAX {
-            more += &format!(", success after {} items", self.0.enough);
+        if let Some(items) = self.0.enough {
+            more += &format!(", success after {items} items");
         }
         if let Some(part) = self.0.failed_max {
             more += &format!(", failure above {}% of the items", part * 100.0);
@@ -116,14 +122,24 @@ impl StreamBehaviour for StreamBreaker {
         next: &N,
     ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
         let judge = &self.0.judge;
-        let permit = match judge.get(call).try_acquire_owned() {
+        let breaker = judge.get(call);
+        let permit = match breaker.try_acquire_owned() {
             Ok(permit) => permit,
             Err(open) => return Err(judge.rejected(call.about(), open)),
         };
+        let probes = breaker.state() == BreakerState::HalfOpen;
+        let enough = self.0.enough.unwrap_or(if probes { 1 } else { u64::MAX });
         match next.open(call, request).await {
             Ok(pipe) => {
                 let (permit, rule) = (Some(permit), self.0.clone());
-                Ok(pipe.via("breaker", |upstream| Judged { upstream, permit, rule, items: 0, failed: 0 }))
+                Ok(pipe.via("breaker", |upstream| Judged {
+                    upstream,
+                    permit,
+                    rule,
+                    enough,
+                    items: 0,
+                    failed: 0,
+                }))
             }
             Err(error) => {
                 judge.ended(permit, Some(judge.class(&error)));
@@ -145,6 +161,8 @@ pub struct Judged<F> {
     /// Given back, without a word, when the stream is dropped.
     permit: Option<Permit>,
     rule: Rule,
+    /// So many items are a success.
+    enough: u64,
     items: u64,
     failed: u64,
 }
@@ -158,18 +176,18 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Judged<F> {
     where
         S: FnMut(F::Item, ()) -> ControlFlow<()>,
     {
-        let Judged { upstream, permit, rule, items, failed } = self;
+        let Judged { upstream, permit, rule, enough, items, failed } = self;
         let step = upstream.poll_drive(cx, max, &mut |item, ()| {
             match &item {
                 Ok(_) => *items += 1,
                 Err(error) if error.is_last() => {
-                    rule.ended(permit, (*items < rule.enough).then(|| rule.judge.class(error.error())))
+                    rule.ended(permit, (*items < *enough).then(|| rule.judge.class(error.error())))
                 }
                 Err(_) => *failed += 1,
             }
             sink(item, ())
         });
-        if step == Poll::Ready(Step::End) {
+        if step == Poll::Ready(Step::End) || (*items >= *enough && permit.is_some()) {
             let all = (*items + *failed) as f64;
             let too_many = rule.failed_max.is_some_and(|most| *failed as f64 > most * all);
             rule.ended(permit, too_many.then_some(Class::Transient));

@@ -89,15 +89,15 @@ impl Health {
         self
     }
 
-    /// Degraded when fewer items a second came since the last check, and somebody waits for more.
+    /// Degraded when somebody waits for more, and fewer items a second came since the last check in the time in which somebody waited, if
+    /// that was at least half of it.
     #[must_use]
     pub fn throughput(mut self, items_per_second: f64) -> Self {
         self.throughput = Some(items_per_second);
         self
     }
 
-    /// Degraded when fewer items a second came since the last check than this part of the most there was, and somebody waits for
-    /// more.
+    /// Degraded when fewer items a second came, counted as for [`throughput`](Self::throughput), than this part of the most there was.
     ///
     /// # Panics
     /// If `part` is not between 0 and 1.

@@ -2,14 +2,14 @@
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use millstream_flow::flows::RateLimited;
 use millstream_flow::{Flow, Pipe, RateLimit, Step, Unmeasured};
-use millstream_resilience::later;
-use tokio::time::{Instant, Sleep, sleep_until};
+use millstream_resilience::{bounded, later};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::call::{Call, Detached};
 use crate::error::{Error, ErrorKind};
@@ -18,7 +18,8 @@ use crate::stream::progress::LeftOut;
 use crate::stream::{StreamBehaviour, StreamError, StreamNext};
 
 /// Ends a stream with [`ErrorKind::TimedOut`] whose first or next item takes too long, or all of it. Time in which nobody
-/// asks for an item counts for all of it only; that of the opening for the first item, too.
+/// asks for an item counts for all of it only; that of the opening for the first item, too, and an opening that takes longer than either
+/// has failed with it.
 ///
 /// ```
 /// use millstream_mediator::{Mediator, StreamTimeout};
@@ -85,7 +86,18 @@ impl StreamBehaviour for StreamTimeout {
         let opened = Instant::now();
         let left_out = LeftOut::of(call);
         let call = left_out.beside(call);
-        let pipe = next.open(&call.call(), request).await?;
+        // Nothing comes before it is open.
+        let limit = self.first.into_iter().chain(self.total).min();
+        let pipe = {
+            let beside = call.call();
+            let mut opening = pin!(next.open(&beside, request));
+            match limit {
+                None => opening.await?,
+                Some(limit) => timeout(bounded(limit), opening.as_mut())
+                    .await
+                    .map_err(|_| Error::new(call.call().about(), ErrorKind::TimedOut { limit }))??,
+            }
+        };
         let (rule, opening) = (*self, opened.elapsed());
         Ok(pipe.via("timeout", |upstream| Timed {
             upstream: Some(upstream),

@@ -119,6 +119,10 @@ impl StreamBehaviour for StreamRetries {
         format!("retry {}, {}", self.retry, self.resume.delivery()).into()
     }
 
+    fn needs_order(&self) -> bool {
+        matches!(self.resume, Resume::Position | Resume::Skip)
+    }
+
     fn of(&self, about: &About) -> Self {
         let (retry, resume) = (self.retry.clone(), self.resume);
         StreamRetries {

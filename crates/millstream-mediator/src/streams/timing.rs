@@ -289,7 +289,9 @@ impl StreamTiming {
                 stats.window.look();
                 let count = progress.items();
                 let rate = per_second(count - items, now - looked);
-                if let Some(limit) = self.throughput.filter(|limit| rate < *limit && progress.is_waiting()) {
+                if let Some(limit) =
+                    self.throughput.filter(|limit| rate < *limit && progress.waiting_since().is_some())
+                {
                     stats.warn(&about, 1, &progress, limit);
                 }
                 (items, looked, next) = (count, now, later(now, self.interval));

@@ -51,3 +51,42 @@ async fn what_somebody_still_has_is_not_forgotten() {
     drop(bulkheads.of("b"));
     assert_eq!(bulkheads.list()[0].0, "b", "what nobody has any more is forgotten");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_has_used_the_shared_one_gets_no_second_beside_it() {
+    let bulkheads = Keyed::new(1, |_: &str| Bulkhead::new(1));
+    let alice = bulkheads.of("alice").try_acquire().unwrap();
+    let bob = bulkheads.of("bob").try_acquire().expect("of the shared one");
+    drop(alice);
+    assert!(bulkheads.of("bob").try_acquire().is_none(), "two places for one key");
+    assert!(bulkheads.of("carol").try_acquire().is_some(), "she has never shared");
+    drop(bob);
+    assert!(bulkheads.of("dave").try_acquire().is_some());
+    assert_eq!(bulkheads.list()[0].0, "dave", "the shared one is idle, and there is a place");
+
+    let minute = Duration::from_secs(60);
+    let limiters = Keyed::new(1, move |_: &str| RateLimiter::new(Rate::new(1, minute)));
+    limiters.of("alice").try_acquire(1).unwrap();
+    tokio::time::advance(minute / 2).await;
+    limiters.of("bob").try_acquire(1).unwrap();
+    tokio::time::advance(minute / 2).await;
+    assert!(limiters.of("bob").try_acquire(1).is_err(), "twice the rate for one key");
+    tokio::time::advance(minute / 2).await;
+    assert!(limiters.of("bob").try_acquire(1).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_more_share_than_are_known_every_further_key_shares() {
+    let bulkheads = Keyed::new(1, |_: &usize| Bulkhead::new(100));
+    let held = bulkheads.of(&0).try_acquire().unwrap();
+    let shared: Vec<_> =
+        (1..=100).map(|key| bulkheads.of(&key).try_acquire().expect("of the shared one")).collect();
+    drop(held);
+    // 90 is not known to share; it, and who never has, must go on with the shared one.
+    for key in [1, 90, 200] {
+        assert!(bulkheads.of(&key).try_acquire().is_none(), "{key}");
+    }
+    drop(shared);
+    assert!(bulkheads.of(&90).try_acquire().is_some());
+    assert_eq!(bulkheads.list()[0].0, 90, "it has a place now");
+}

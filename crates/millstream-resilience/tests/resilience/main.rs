@@ -5,6 +5,7 @@ mod breaker;
 mod breaker_model;
 mod classes;
 mod generic;
+mod giving_back;
 mod keyed;
 mod limits;
 mod rates;

@@ -14,6 +14,15 @@ use crate::call::Correlation;
 use crate::handler::Catching;
 use crate::stream::progress::{Progress, per_second};
 
+/// What a check finds of the time since the one before.
+struct Seen {
+    came: u64,
+    failed: u64,
+    /// Time in which somebody waited for an item.
+    asked: Duration,
+    interval: Duration,
+}
+
 #[derive(Clone)]
 pub(super) struct Check {
     pub(super) rule: Health,
@@ -31,22 +40,22 @@ impl Check {
         let mut ticks = interval_at(progress.opened() + every, every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let held = rule.growth.as_ref().map_or(0, |(memory, _)| memory.used());
-        let mut before = (0, 0);
-        let (mut checked, mut moved) = (progress.opened(), progress.opened());
+        let (mut before, mut waited) = ((0, 0), Duration::ZERO);
+        let mut checked = progress.opened();
         let (mut severity, mut better) = (Severity::Healthy, 0);
         loop {
             ticks.tick().await;
             let (items, errors) = (progress.items(), progress.errors());
             let now = Instant::now();
-            // Time in which nobody asks is not the stream's.
-            if (items, errors) != before || !progress.is_waiting() {
-                moved = now;
-            }
             let (came, failed) = (items - before.0, errors - before.1);
             before = (items, errors);
             // An interval, or more if the check before took long or the process stood still.
-            let rate = per_second(came, now - std::mem::replace(&mut checked, now));
-            let warnings = self.warnings(rate, came, failed, now - moved, held);
+            let interval = now - std::mem::replace(&mut checked, now);
+            let rate = per_second(came, interval);
+            let all = progress.waited_until(now);
+            let asked = all.saturating_sub(std::mem::replace(&mut waited, all));
+            let seen = Seen { came, failed, asked, interval };
+            let warnings = self.warnings(&seen, now, held);
             let found = match warnings.len() {
                 0 => Severity::Healthy,
                 1 if !warnings[0].is_critical() => Severity::Degraded,
@@ -67,13 +76,22 @@ impl Check {
         }
     }
 
-    fn warnings(&self, rate: f64, came: u64, failed: u64, still: Duration, held: u64) -> Vec<Warning> {
+    fn warnings(
+        &self,
+        &Seen { came, failed, asked, interval }: &Seen,
+        now: Instant,
+        held: u64,
+    ) -> Vec<Warning> {
         let Health { stall, throughput, error_rate, slowdown, growth, memory, .. } = &self.rule;
         let mut warnings = Vec::new();
-        if stall.is_some_and(|stall| still >= stall) {
+        let since = self.progress.waiting_since();
+        let still = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        if stall.is_some_and(|stall| since.is_some() && still >= stall) {
             warnings.push(Warning::Stalled { seconds: still.as_secs_f64() });
         }
-        if let Some(least) = throughput.filter(|least| rate < *least && self.progress.is_waiting()) {
+        // Time in which nobody asks is not the stream's, and of a short time nothing is known.
+        let rate = Some(per_second(came, asked)).filter(|_| since.is_some() && 2 * asked >= interval);
+        if let Some((rate, least)) = rate.zip(*throughput).filter(|(rate, least)| rate < least) {
             warnings.push(Warning::LowThroughput { rate, least });
         }
         let part = failed as f64 / (came + failed).max(1) as f64;
@@ -86,7 +104,7 @@ impl Check {
                 warnings.push(Warning::MemoryGrowth { bytes, most: *most });
             }
         }
-        if let Some(part) = slowdown.filter(|_| self.progress.is_waiting()) {
+        if let Some((rate, part)) = rate.zip(*slowdown) {
             let rate_max = self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).1;
             if rate < part * rate_max {
                 warnings.push(Warning::Slowdown { rate, rate_max });

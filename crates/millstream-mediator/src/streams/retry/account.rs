@@ -145,6 +145,7 @@ impl Account {
                 (self.fresh, self.came) = (0, 0);
                 self.behind.set(0);
                 self.base = if goes_on { position } else { 0 };
+                self.behind.begin_at(self.left_out.base() + self.base);
                 self.skip = if resume == Resume::Skip { self.given } else { 0 };
                 Some((again, delay))
             }

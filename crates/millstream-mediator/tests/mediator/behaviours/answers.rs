@@ -140,3 +140,38 @@ async fn a_tower_layer_stands_around_any_request() {
     assert_eq!(mediator.service::<Ask>().unwrap().oneshot(Ask(5)).await.unwrap(), 5);
     assert!(mediator.describe().to_string().contains("one at once"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_duplicate_is_refused_from_when_its_like_was_handled_and_none_runs_beside_it() {
+    // Two keys share the memory of one, and handling takes longer than what is handled is remembered.
+    let (running, most) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let counted = (running.clone(), most.clone());
+    let mediator = Mediator::builder()
+        .behaviour_of(Dedupe::new(1, 10 * SECOND, |ask: &Ask| ask.0))
+        .request(move |Ask(n): Ask| {
+            let (running, most) = counted.clone();
+            async move {
+                if n == 1 {
+                    most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    sleep(15 * SECOND).await;
+                    running.fetch_sub(1, Ordering::SeqCst);
+                }
+                Ok::<_, BoxError>(n)
+            }
+        })
+        .build()
+        .unwrap();
+    let late = async {
+        sleep(11 * SECOND).await;
+        mediator.send(Ask(2)).await.unwrap();
+        mediator.send(Ask(1)).await
+    };
+    let (first, late) = tokio::join!(mediator.send(Ask(1)), late);
+    assert_eq!((first.unwrap(), late.unwrap_err().kind()), (1, &ErrorKind::Duplicate));
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+    sleep(9 * SECOND).await;
+    let again = mediator.send(Ask(1)).await;
+    assert_eq!(again.unwrap_err().kind(), &ErrorKind::Duplicate, "it was handled nine seconds ago");
+    sleep(SECOND).await;
+    assert_eq!(mediator.send(Ask(1)).await.unwrap(), 1);
+}

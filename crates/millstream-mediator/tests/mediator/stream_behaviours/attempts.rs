@@ -368,3 +368,55 @@ async fn an_opening_is_tried_again_and_permanent_errors_are_not() {
     assert!(build(true).stream(Count(2)).await.is_err());
     assert_eq!(opened.load(Ordering::SeqCst), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_position_is_not_counted_where_items_are_worked_on_out_of_order() {
+    use millstream_flow::Concurrency;
+    let build = |resume, concurrency| {
+        Mediator::builder()
+            .stream_behaviour(StreamRetries::new(retry(3), resume))
+            .stream_options::<Numbers>(StreamOptions::new().each(concurrency, async |n| Ok::<_, BoxError>(n)))
+            .stream(async |asked: Numbers| Ok::<_, Error>(breaks_at(asked.from, 5)))
+            .build()
+    };
+    for resume in [Resume::Position, Resume::Skip] {
+        let error = build(resume, Concurrency::unordered(4)).map(drop).unwrap_err().to_string();
+        assert!(error.contains("out of order") && error.contains("Concurrency::ordered"), "{error}");
+        assert!(build(resume, Concurrency::ordered(4)).is_ok());
+    }
+    assert!(build(Resume::Dedupe(10), Concurrency::unordered(4)).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_put_aside_or_replaced_is_told_with_its_position_in_all_of_the_stream() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = told.clone();
+    for errors in [
+        ItemErrors::dead_letter(move |_, position| tell.lock().unwrap().push(position)),
+        ItemErrors::fallback(|_, position| 1000 + position),
+    ] {
+        let replaces = told.lock().unwrap().len() == 2;
+        let opened = AtomicU64::new(0);
+        let mediator = Mediator::builder()
+            .stream_behaviour(StreamRetries::new(retry(3), Resume::Position))
+            .stream_behaviour(StreamTimeout::new().next(SECOND))
+            .stream_options::<Numbers>(StreamOptions::new().item_errors(errors))
+            .stream(move |asked: Numbers| {
+                let first = opened.fetch_add(1, Ordering::SeqCst) == 0;
+                let items = stream::iter(asked.from..20).then(move |n| async move {
+                    if first && n == 10 {
+                        std::future::pending().await
+                    }
+                    if n == 5 || n == 15 { Err(BoxError::from("no")) } else { Ok(n) }
+                });
+                std::future::ready(Ok::<_, Error>(Pipe::from_stream(items).boxed()))
+            })
+            .build()
+            .unwrap();
+        let (items, error) = all(mediator.stream(Numbers { from: 0 }).await.unwrap()).await;
+        assert!(error.is_none(), "{error:?}");
+        let replaced: Vec<u64> = items.into_iter().filter(|n| *n >= 1000).collect();
+        assert_eq!(replaced, if replaces { vec![1005, 1015] } else { vec![] });
+    }
+    assert_eq!(*told.lock().unwrap(), [5, 15]);
+}

@@ -69,3 +69,32 @@ async fn an_opening_that_fails_is_counted_whoever_shares_the_breaker() {
         assert_eq!(number(&mediator, "mediator_circuit_operations", &failed), 2.0, "{name}");
     }
 }
+
+/// Endless healthy streams, one of which after the other is opened, behind two that failed.
+#[tokio::test(start_paused = true)]
+async fn a_healthy_stream_is_no_probe_for_longer_than_until_it_has_given_enough() {
+    let settings = BreakerSettings::default().calls_min(2).probes(1).pause(10 * SECOND);
+    for (enough, needed) in [(None, 1), (Some(5), 5)] {
+        let breaker = StreamBreaker::new(settings.clone());
+        let breaker = enough.map_or(breaker.clone(), |items| breaker.success_after(items));
+        let mediator = mediator(breaker, |opened, _| match opened {
+            0 | 1 => breaks_at(0, 0),
+            _ => each(SECOND / 10, u64::MAX),
+        });
+        for _ in 0..2 {
+            all(mediator.stream(Count(0)).await.unwrap()).await;
+        }
+        sleep(10 * SECOND).await;
+        let mut healthy = mediator.stream(Count(1)).await.unwrap();
+        for _ in 1..needed {
+            healthy.next().await.unwrap().unwrap();
+        }
+        assert!(mediator.stream(Count(1)).await.is_err(), "the one probe is under way");
+        for _ in 0..2 {
+            healthy.next().await.unwrap().unwrap();
+        }
+        assert_eq!(number(&mediator, "mediator_circuit_state", &[]), 0.0, "{needed} items");
+        sleep(60 * SECOND).await;
+        assert!(mediator.stream(Count(1)).await.is_ok(), "it flows still");
+    }
+}

@@ -207,3 +207,41 @@ async fn a_check_that_comes_late_counts_by_the_time_that_has_passed() {
     assert_eq!(reports.len(), 1, "100 items in 25 s are fewer than 5 a second");
     assert_eq!(reports[0].rate, 4.0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn only_time_in_which_somebody_waits_for_an_item_counts_as_a_stall() {
+    // Each with a reader that comes back shortly before a check, and then waits for less than the limit.
+    for (interval, stall, away, wait) in [(10, 5, 9_900, 500), (5, 10, 4_900, 5_500), (2, 5, 1_900, 4_300)] {
+        let (reports, report) = reports();
+        let health = Health::new(interval * SECOND).stall(stall * SECOND).report(report);
+        let mediator = mediator(health, move |_, to| each(Duration::from_millis(wait), to));
+        let mut stream = mediator.stream(Count(5)).await.unwrap();
+        sleep(Duration::from_millis(away)).await;
+        stream.next().await.unwrap().unwrap();
+        drop(stream);
+        assert!(reports.lock().unwrap().is_empty(), "it waited {wait} ms, and {stall} s are a stall");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_as_fast_as_while_somebody_waits_for_its_items() {
+    let health = |report| Health::new(10 * SECOND).throughput(5.0).slowdown(0.5).report(report);
+    // Ten items a second, whose reader goes away for a while.
+    let (told, report) = reports();
+    let fast = mediator(health(report), |_, to| each(SECOND / 10, to));
+    let mut stream = fast.stream(Count(1000)).await.unwrap();
+    for away in [0, 20, 29, 3] {
+        sleep(away * SECOND).await;
+        for _ in 0..95 {
+            stream.next().await.unwrap().unwrap();
+        }
+    }
+    drop(stream);
+    assert!(told.lock().unwrap().is_empty(), "{:?}", told.lock().unwrap());
+    // One item a second is too slow, whoever reads.
+    let (told, report) = reports();
+    let slow = mediator(health(report), |_, to| each(SECOND, to));
+    all(slow.stream(Count(25)).await.unwrap()).await;
+    let told = told.lock().unwrap();
+    assert!(told[0].warnings[0].to_string().ends_with("items/s, fewer than 5"), "{:?}", told[0]);
+}

@@ -247,3 +247,46 @@ async fn retries_go_by_the_class_that_they_are_told() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_that_hangs_is_over_with_the_first_item_or_all_of_the_stream() {
+    for (limits, limit) in [
+        (StreamTimeout::new().first(2 * SECOND), 2 * SECOND),
+        (StreamTimeout::new().total(3 * SECOND), 3 * SECOND),
+        (StreamTimeout::new().first(5 * SECOND).total(3 * SECOND), 3 * SECOND),
+    ] {
+        // The first opens, breaks, and is opened again by the retries around it; the second time it hangs, and the third time not.
+        let opened = Arc::new(AtomicU64::new(0));
+        let counted = opened.clone();
+        let mediator = Mediator::builder()
+            .stream_behaviour(StreamRetries::new(
+                Retry::new(3).backoff(Backoff::fixed(SECOND)),
+                Resume::Restart,
+            ))
+            .stream_behaviour(limits)
+            .stream(move |Count(to): Count| {
+                let nth = counted.fetch_add(1, Ordering::SeqCst);
+                async move {
+                    match nth {
+                        0 => Ok(breaks_at(0, 1)),
+                        1 => std::future::pending().await,
+                        _ => Ok::<_, Error>(at_once(to)),
+                    }
+                }
+            })
+            .build()
+            .unwrap();
+        let began = Instant::now();
+        let (items, error) = all(mediator.stream(Count(2)).await.unwrap()).await;
+        assert!(error.is_none(), "{error:?}");
+        assert_eq!((items, opened.load(Ordering::SeqCst)), (vec![0, 0, 1], 3));
+        assert_eq!(began.elapsed(), limit + 2 * SECOND, "and two delays");
+    }
+    let mediator = Mediator::builder()
+        .stream_behaviour(StreamTimeout::new().first(SECOND))
+        .stream(async |_: Count| std::future::pending::<Result<Items, Error>>().await)
+        .build()
+        .unwrap();
+    let error = mediator.stream(Count(1)).await.map(drop).unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::TimedOut { limit: SECOND });
+}
