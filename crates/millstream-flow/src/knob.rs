@@ -65,7 +65,7 @@ impl Knob {
         Knob { shared: Arc::new(Shared { name: name.into(), value, min, max, frozen }) }
     }
 
-    /// What it sets, for example `hop 1 capacity`.
+    /// What it sets, for example `batch count`.
     pub fn name(&self) -> &str {
         &self.shared.name
     }

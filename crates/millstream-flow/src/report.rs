@@ -116,7 +116,7 @@ pub struct HopReport {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct KnobReport {
-    /// What it sets, for example `hop 1 capacity`; of those that set the same, the second has a 2 behind its name, and so on.
+    /// What it sets, for example `batch count`; of those that set the same, the second has a 2 behind its name, and so on.
     pub name: String,
     /// The number in force.
     pub value: usize,

@@ -45,7 +45,11 @@ impl<T: Send + 'static> Plan<T> {
     /// Outside of a tokio runtime.
     pub fn start(self) -> Run<T> {
         let Plan { task, scope } = self;
-        let handle = Some(tokio::spawn(task));
+        let running = scope.start_end();
+        let handle = Some(tokio::spawn(async move {
+            let _running = running;
+            task.await
+        }));
         Run { handle, monitor: Monitor { scope } }
     }
 
@@ -189,7 +193,9 @@ impl Monitor {
     /// Fails the run, as if its source had: for what feeds a source from beside the flow, which may not be polled for long while
     /// its sink is slow. What is under way is given back. The first failure is the run's; after its end nothing happens.
     pub fn fail(&self, error: impl Into<BoxError>) {
-        self.scope.fail(RunErrorKind::Source(error.into()));
+        if !self.scope.has_ended() {
+            self.scope.fail(RunErrorKind::Source(error.into()));
+        }
     }
 
     /// Tells the sources to accept nothing more. What was accepted flows on, and the run ends when it is done.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use futures_util::task::AtomicWaker;
 use tokio_util::task::TaskTracker;
@@ -99,7 +99,26 @@ pub(crate) struct Scope {
     stopping: AtomicBool,
     failed: AtomicBool,
     failure: Mutex<Option<RunErrorKind>>,
+    ends: Mutex<Ends>,
     panic_policy: Mutex<Option<PanicPolicy>>,
+}
+
+/// The ends of a run that were started: several, if its lanes go to several.
+#[derive(Debug, Default)]
+struct Ends {
+    begun: bool,
+    running: usize,
+}
+
+/// An end of a run, as long as its task lives.
+#[derive(Debug)]
+pub(crate) struct Running(Arc<Scope>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // What is poisoned is only a count.
+        self.0.ends.lock().unwrap_or_else(PoisonError::into_inner).running -= 1;
+    }
 }
 
 impl Scope {
@@ -113,6 +132,7 @@ impl Scope {
             stopping: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             failure: Mutex::default(),
+            ends: Mutex::default(),
             panic_policy: Mutex::default(),
         })
     }
@@ -237,6 +257,22 @@ impl Scope {
     /// Whether sources are told to accept nothing more.
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// An end of the run has been started, and lasts until what is returned is dropped.
+    pub(crate) fn start_end(self: &Arc<Self>) -> Running {
+        let root = self.root();
+        let mut ends = root.ends.lock().expect("nothing panics while ends are counted");
+        (ends.begun, ends.running) = (true, ends.running + 1);
+        drop(ends);
+        Running(root)
+    }
+
+    /// Whether the ends that were started are over.
+    pub(crate) fn has_ended(self: &Arc<Self>) -> bool {
+        let root = self.root();
+        let ends = root.ends.lock().expect("nothing panics while ends are counted");
+        ends.begun && ends.running == 0
     }
 
     /// Fails the run. The first failure is the run's.

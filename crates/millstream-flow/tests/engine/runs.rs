@@ -299,15 +299,46 @@ async fn a_sink_that_fails_confirms_nothing_of_its_write_and_is_not_closed() {
     assert!(!closed);
 }
 
+/// A sink whose first write never ends.
+struct Stuck;
+
+impl Sink for Stuck {
+    type Item = u32;
+    async fn write(&mut self, _: &mut Vec<u32>) -> Result<(), SinkError> {
+        pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_feeds_a_source_fails_its_run_though_the_sink_writes_for_ever_and_the_first_failure_counts() {
+    let (pipe, ear, _) = tracked([1u32, 2, 3]);
+    let monitor = pipe.monitor();
+    let run = pipe.buffer(1).into_sink(Stuck).start();
+    tokio::task::yield_now().await;
+    monitor.fail("the disk is full");
+    monitor.fail("and another thing");
+    let Err(error) = timeout(SOON, run.join()).await.expect("the run ends") else { panic!("it fails") };
+    assert!(matches!(error.ended(), Ended::Failed(RunErrorKind::Source(_))));
+    assert_eq!(error.to_string(), "the source failed: the disk is full");
+    let ends = ear.list();
+    assert!(!ends.is_empty() && ends.iter().all(|end| *end == End::Abandoned), "{ends:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_has_ended_does_not_fail() {
+    let pipe = Pipe::from_iter([1u32]);
+    let monitor = pipe.monitor();
+    let run = pipe.for_each(drop).start();
+    while monitor.report().ledger.completed < 1 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::advance(SOON).await;
+    monitor.fail("too late");
+    run.join().await.expect("it had ended");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failure_elsewhere_ends_a_sink_that_writes_for_ever() {
-    struct Stuck;
-    impl Sink for Stuck {
-        type Item = u32;
-        async fn write(&mut self, _: &mut Vec<u32>) -> Result<(), SinkError> {
-            pending().await
-        }
-    }
     let (feed, fed) = mpsc::channel(4);
     let source = Pipe::from_stream(ReceiverStream::new(fed)).map(|n| {
         assert!(n < 2, "a test panics");
