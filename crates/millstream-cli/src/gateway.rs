@@ -1,5 +1,6 @@
 //! `millstream gateway`: read the configuration, listen, announce, wait, read it again where that is asked for, drain.
 
+mod brokers;
 mod config;
 mod log;
 mod options;
@@ -20,11 +21,12 @@ use crate::args;
 use crate::failure::Failure;
 use crate::out::{Out, complain};
 use crate::signals::{Hangups, Signals};
+use brokers::Brokers;
 use config::Read;
 use log::LogWriter;
 use options::{Config, Log, SETTINGS, Setting};
 use reload::{Reloading, Shown};
-use route::{Brokers, RouteConfig};
+use route::RouteConfig;
 
 /// What the variables of this command begin with.
 const PREFIX: &str = "MILLSTREAM_GATEWAY_";
@@ -32,17 +34,14 @@ const PREFIX: &str = "MILLSTREAM_GATEWAY_";
 /// How long a view that is being shown may take once the gateway has ended.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 
-/// What the admin address shows.
-const VIEWS: &[&str] =
-    &["/metrics", "/health", "/status.json", "/streams", "/buffer-pool-metrics", "/config"];
-
 /// Answers who asks for nothing that is there, behind all other routes: with what is.
 fn views() -> Route {
     Route::handler("views", |request: Request<Body>| {
-        let there = VIEWS.contains(&request.uri().path());
+        let views: Vec<&str> = Server::ADMIN_PATHS.iter().copied().chain([Shown::PATH]).collect();
+        let there = views.contains(&request.uri().path());
         let (status, text) = match there {
             true => (StatusCode::METHOD_NOT_ALLOWED, "ask by GET or HEAD\n".to_owned()),
-            false => (StatusCode::NOT_FOUND, format!("nothing is here; there are {}\n", VIEWS.join(", "))),
+            false => (StatusCode::NOT_FOUND, format!("nothing is here; there are {}\n", views.join(", "))),
         };
         let mut response = Response::new(Body::from(text));
         *response.status_mut() = status;
@@ -55,7 +54,6 @@ fn views() -> Route {
 
 pub(crate) async fn gateway(asked: args::Gateway) -> Result<(), Failure> {
     let read = read(&asked)?;
-    complete(&read.config)?;
     if asked.print_config {
         let mut out = Out::new();
         out.line(read.print().trim_end())?;
@@ -185,7 +183,6 @@ async fn build(config: &Config, brokers: &mut Brokers, writer: &LogWriter) -> Re
         let text = "the gateway leads nowhere; give `--upstream http://host:port`, or a file with `upstream` or `routes`";
         return Err(Failure::Refused(text.into()));
     }
-    complete(config)?;
     let mut gateway = Gateway::new(config.settings.clone());
     for (at, route) in routes.iter().enumerate() {
         gateway = gateway.route(route.build(at, brokers).await.map_err(Failure::Refused)?);
@@ -206,29 +203,13 @@ async fn build(config: &Config, brokers: &mut Brokers, writer: &LogWriter) -> Re
     Ok(gateway)
 }
 
-/// Refuses a configuration that lacks a part. One without any place to lead to can still be printed: it shows what is there by itself.
-fn complete(config: &Config) -> Result<(), Failure> {
-    for (at, route) in config.routes.iter().enumerate() {
-        if let Some(lacks) = route.lacks() {
-            return Err(Failure::Refused(format!("`routes.{at}`: {lacks}")));
-        }
-    }
-    if config.certificates.is_some() != config.key.is_some() {
-        return Err(Failure::Refused(
-            "`tls.certificates` and `tls.key` go together; set both or neither".into(),
-        ));
-    }
-    Ok(())
-}
-
 fn tls(config: &Config) -> Result<Option<std::sync::Arc<millstream_gateway::ServerTls>>, Failure> {
     match (&config.certificates, &config.key) {
         (None, None) => Ok(None),
         (Some(certificates), Some(key)) => server_tls(Path::new(certificates), Path::new(key))
             .map(Some)
             .map_err(|error| Failure::of("cannot use `tls.certificates` and `tls.key`", &error)),
-        // Refused as incomplete.
-        _ => Ok(None),
+        _ => Err(Failure::Refused(config::TLS_PAIR.into())),
     }
 }
 

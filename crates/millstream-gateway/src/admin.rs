@@ -39,6 +39,10 @@ struct Seen<'a, T> {
 }
 
 impl Server {
+    /// The paths of [`admin`](Self::admin).
+    pub const ADMIN_PATHS: &[&str] =
+        &["/metrics", "/health", "/buffer-pool-metrics", "/status.json", "/streams"];
+
     /// A gateway that shows this one: `/metrics` for Prometheus, `/health`, `/buffer-pool-metrics`, `/status.json`, and `/streams`, what
     /// [`streams`](Server::streams) gives, of 1,000 exchanges or as many as `?limit=` says, up to 10,000.
     /// Let it listen on an address that only those reach who may see this; the public one shows none of it.
@@ -113,4 +117,15 @@ fn health(snapshot: &GatewaySnapshot) -> Health<'_> {
 fn json(value: &impl Serialize) -> (&'static str, String) {
     let text = serde_json::to_string_pretty(value).expect("names and numbers are JSON");
     ("application/json", text + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_view_is_among_the_paths_that_are_told() {
+        let views = VIEWS.iter().map(|(path, _)| *path).chain(["/streams"]);
+        assert!(views.eq(Server::ADMIN_PATHS.iter().copied()));
+    }
 }

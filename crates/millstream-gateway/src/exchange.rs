@@ -18,9 +18,10 @@ use crate::head::Framing;
 use crate::headers::Peer;
 use crate::meter::{Meter, StreamOutcome};
 use crate::pieces::{Pieces, To};
+use crate::place::{Found, find};
 use crate::pump::{Broken, Sink, Source, frames};
 use crate::report::{ExchangeReport, Refusal};
-use crate::route::{Found, Handler, Target, find};
+use crate::route::{Handler, Target};
 use crate::settings::Settings;
 use crate::under_way::Slot;
 use crate::upgrade::Offer;
@@ -142,17 +143,16 @@ fn admit(shared: &Shared, asked: &Asked<'_>) -> Result<usize, Box<Failure>> {
         return Err(Box::new(failure.with(header::RETRY_AFTER, wait.into())));
     }
     let host = asked.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
-    match find(&shared.routes, host, asked.target.path(), &asked.method) {
-        Found::Route(at) => Ok(at),
+    match find(shared.routes.iter().map(|route| &route.place), host, asked.target.path(), &asked.method) {
+        Found::Place(at) => Ok(at),
         Found::Nothing => Err(refused(StatusCode::NOT_FOUND, Refusal::Route, "no route leads there")),
         Found::Ambiguous => {
-            let text =
-                "the path leads to another route when it is decoded, or `//` taken for `/`; write it plainly";
+            let text = "the path leads elsewhere when it is decoded, `\\` or `//` is taken for `/`, or what follows a `;` is left out; write it plainly";
             Err(refused(StatusCode::BAD_REQUEST, Refusal::Head, text))
         }
         Found::OtherMethods(methods) => {
             let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-            let text = format!("the route takes {allow} only");
+            let text = format!("what leads there takes {allow} only");
             let failure = Failure::new(StatusCode::METHOD_NOT_ALLOWED, Refusal::Route, text);
             let allow = HeaderValue::from_str(&allow).expect("methods are tokens");
             Err(Box::new(failure.with(header::ALLOW, allow)))

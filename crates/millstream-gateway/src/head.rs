@@ -4,6 +4,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 use http::{Method, StatusCode, Uri, Version};
 
+use crate::path::leads_elsewhere;
 use crate::report::Refusal;
 
 /// The most header lines of one head.
@@ -160,30 +161,6 @@ fn check_target(method: &Method, target: &Uri) -> Result<(), HeadError> {
         return Err(HeadError::Target);
     }
     if leads_elsewhere(path) { Err(HeadError::Dots) } else { Ok(()) }
-}
-
-/// Whether a path is another one to who resolves `.` and `..`, as servers do before or after they decode it, with `\` as a slash or
-/// without what follows a `;`. Clients resolve these before they send them (RFC 3986, 5.2.4).
-fn leads_elsewhere(path: &str) -> bool {
-    if !path.contains("/.") && !path.contains(['%', '\\']) {
-        return false;
-    }
-    let mut plain = String::with_capacity(path.len());
-    let mut rest = path;
-    while let Some(at) = rest.find(['%', '\\']) {
-        plain.push_str(&rest[..at]);
-        let (len, means) = match &rest.as_bytes()[at..] {
-            [b'\\', ..] => (1, '/'),
-            [_, b'2', b'e' | b'E', ..] => (3, '.'),
-            [_, b'2', b'f' | b'F', ..] | [_, b'5', b'c' | b'C', ..] => (3, '/'),
-            _ => (1, '%'),
-        };
-        plain.push(means);
-        rest = &rest[at + len..];
-    }
-    plain.push_str(rest);
-    let named = |part: &str| part.split_once(';').map_or(part.len(), |(name, _)| name.len());
-    plain.split('/').any(|part| matches!(&part[..named(part)], "." | ".."))
 }
 
 fn check_values(headers: &HeaderMap) -> Result<(), HeadError> {

@@ -2,6 +2,8 @@
 
 mod contradiction;
 
+pub(super) use contradiction::TLS_PAIR;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
@@ -83,6 +85,9 @@ impl Read {
                 let remedy = "name the broker by `broker`, its URL as in `embedded:DIRECTORY`";
                 file.refuse(at, format!("`{key}` without a `broker`"), remedy);
             }
+            if let (Some(at), Some(remedy)) = (route.entry(), route.lacks()) {
+                file.refuse(at, format!("`routes.{number}` leads nowhere"), remedy);
+            }
             let taken = |name: &str| {
                 self.config.routes[..number]
                     .iter()
@@ -95,9 +100,10 @@ impl Read {
                     "give each route a name of its own",
                 );
             }
-            let before = self.config.routes[..number].iter().position(|before| before.covers(route));
-            if let (Some(at), Some(first)) = (route.place(), before) {
-                let (takes, remedy) = match self.config.routes[first].takes_all() {
+            let place = route.place();
+            let before = self.config.routes[..number].iter().position(|before| before.place().covers(&place));
+            if let (Some(at), Some(first)) = (route.entry(), before) {
+                let (takes, remedy) = match self.config.routes[first].place().takes_all() {
                     true => (
                         "all",
                         "put the route that takes every request last, or give it a host, a path or methods",

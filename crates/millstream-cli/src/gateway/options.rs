@@ -250,8 +250,8 @@ pub(crate) fn urls(value: &str) -> Result<Vec<UpstreamUrl>, String> {
     list(value).iter().map(|url| url.parse().map_err(|error: UpstreamUrlError| error.to_string())).collect()
 }
 
-pub(crate) fn texts(urls: &[UpstreamUrl]) -> Vec<String> {
-    urls.iter().map(ToString::to_string).collect()
+pub(crate) fn texts(shown: &[impl ToString]) -> Vec<String> {
+    shown.iter().map(ToString::to_string).collect()
 }
 
 fn address(value: &str) -> Result<SocketAddr, String> {

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::{Method, Request, Response};
 use millstream_gateway::{Body, Route, Server};
 
+use super::brokers::Brokers;
 use super::config::Read;
 use super::log::LogWriter;
-use super::route::Brokers;
 use super::{build, read};
 use crate::args;
 use crate::failure::Failure;
@@ -18,6 +18,8 @@ use crate::failure::Failure;
 pub(crate) struct Shown(Arc<Mutex<String>>);
 
 impl Shown {
+    pub(crate) const PATH: &str = "/config";
+
     pub(crate) fn new(text: String) -> Shown {
         Shown(Arc::new(Mutex::new(text)))
     }
@@ -32,7 +34,7 @@ impl Shown {
         let shown = self.clone();
         let show =
             move |_: Request<Body>| std::future::ready(Response::new(Body::from(shown.text().clone())));
-        Route::handler("/config", show).path("/config").methods([Method::GET, Method::HEAD])
+        Route::handler(Shown::PATH, show).path(Shown::PATH).methods([Method::GET, Method::HEAD])
     }
 }
 

@@ -92,7 +92,7 @@ fn the_configuration_is_printed_with_where_it_comes_from() {
     assert!(run.code == Some(2) && run.err.contains("leads nowhere"), "{}", run.err);
     for (file, told) in [
         ("tls: { certificates: c.pem }\n", "`tls.certificates` and `tls.key` go together"),
-        ("routes: [ { path: /a } ]\n", "`routes.0`: it leads nowhere"),
+        ("routes: [ { path: /a } ]\n", "g.yaml:1:19: `routes.0` leads nowhere"),
     ] {
         place.write("g.yaml", file);
         let run = place.run(&["gateway", "g.yaml", "--print-config"]);

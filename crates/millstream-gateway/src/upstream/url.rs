@@ -23,6 +23,7 @@ pub struct UpstreamUrl {
 
 /// Why a text is no address of an upstream. No password is in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum UpstreamUrlError {
     /// It is no URL of a scheme that is spoken here, or has a query.
     #[error(
@@ -39,6 +40,23 @@ pub enum UpstreamUrlError {
         "`{0}` names no port that there is; write a number from 1 to 65535 after the `:`, or leave both out"
     )]
     Port(String),
+}
+
+impl UpstreamUrl {
+    /// Whether it is reached by TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Its name or address, that of IPv6 without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Its port, that of its scheme where the address names none.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
 }
 
 impl FromStr for UpstreamUrl {

@@ -283,7 +283,7 @@ async fn a_handler_sees_the_body_as_it_comes_and_answers_as_it_likes() {
     client.send("GET /echo HTTP/1.1\r\nHost: h\r\n\r\n").await;
     let head = client.head().await;
     assert!(status(&head) == 405 && head.contains("allow: POST"), "{head}");
-    client.until("the route takes POST only\n").await;
+    client.until("what leads there takes POST only\n").await;
     client.send("GET /other HTTP/1.1\r\nHost: h\r\n\r\n").await;
     assert_eq!(status(&client.head().await), 404);
     let answers = server.snapshot().answers;

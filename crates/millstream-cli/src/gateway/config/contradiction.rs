@@ -2,11 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::Uri;
 use millstream_gateway::UpstreamUrl;
 
 use super::{Config, Read, find};
 use crate::gateway::route::RouteConfig;
+
+/// What is said of a certificate without its key, or a key without its certificate.
+pub(in crate::gateway) const TLS_PAIR: &str =
+    "`tls.certificates` and `tls.key` go together; set both or neither";
 
 impl Read {
     /// What was given and has no effect, wherever it was given, each with the remedy.
@@ -43,13 +46,13 @@ impl Read {
             && settings.timeouts.response >= total
         {
             refuse(
-                "`timeouts.response` has no effect: `timeouts.total` is no longer".into(),
+                "`timeouts.response` has no effect: `timeouts.total` ends it first".into(),
                 "leave the one out, or raise the other",
             );
         }
         let upstreams =
             || config.upstream.iter().chain(config.routes.iter().flat_map(RouteConfig::upstreams));
-        if config.authorities.is_some() && !upstreams().any(|url| url.to_string().starts_with("https:")) {
+        if config.authorities.is_some() && !upstreams().any(UpstreamUrl::is_tls) {
             refuse(
                 "`upstream_tls.authorities` has no effect: no upstream is `https:`".into(),
                 "leave it out, or write `https://` for an upstream",
@@ -58,11 +61,14 @@ impl Read {
         if let Some(url) = upstreams().find(|url| is_served_at(url, config.listen)) {
             refuse(
                 format!("the upstream `{url}` is the gateway itself, at `listen`"),
-                "every request would go round; name another server",
+                "every request would go round; name another server, by its address if it is another one of `localhost`",
             );
         }
-        if let Some(at) =
-            config.routes.iter().position(RouteConfig::takes_all).filter(|_| !config.upstream.is_empty())
+        if let Some(at) = config
+            .routes
+            .iter()
+            .position(|route| route.place().takes_all())
+            .filter(|_| !config.upstream.is_empty())
         {
             refuse(
                 format!("`upstream` is never reached: `routes.{at}` takes all"),
@@ -77,20 +83,26 @@ impl Read {
                 );
             }
         }
+        if config.certificates.is_some() != config.key.is_some() {
+            found.push(TLS_PAIR.into());
+        }
         found
     }
 }
 
 /// Whether this server is the address that the gateway listens on, as far as it can be told without asking for names.
 fn is_served_at(url: &UpstreamUrl, listen: SocketAddr) -> bool {
-    let Ok(uri) = url.to_string().parse::<Uri>() else { return false };
-    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-    if uri.port_u16().unwrap_or(default) != listen.port() {
+    let here = listen.ip();
+    if url.port() != listen.port() {
         return false;
     }
-    let (here, host) = (listen.ip(), uri.host().unwrap_or_default());
-    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-        Ok(ip) => ip == here || (here.is_unspecified() && ip.is_loopback() && ip.is_ipv4() == here.is_ipv4()),
-        Err(_) => host.eq_ignore_ascii_case("localhost") && (here.is_loopback() || here.is_unspecified()),
+    match url.host().parse::<IpAddr>() {
+        // `[::]` takes what comes by IPv4, too, unless the system is told otherwise.
+        Ok(ip) => {
+            ip == here || (here.is_unspecified() && ip.is_loopback() && (ip.is_ipv4() || here.is_ipv6()))
+        }
+        Err(_) => {
+            url.host().eq_ignore_ascii_case("localhost") && (here.is_loopback() || here.is_unspecified())
+        }
     }
 }

@@ -55,7 +55,8 @@ fn every_setting_can_be_set_by_its_variable_and_its_key() {
         };
         let value = tried.into_iter().find(changes).unwrap_or_else(|| panic!("nothing sets {}", setting.key));
         // Some have an effect only with these.
-        let others = "upstream: 'https://u:1'\nlimits: { client_rate: 9 }";
+        let others =
+            "upstream: 'https://u:1'\nlimits: { client_rate: 9 }\ntls: { certificates: c.pem, key: k.pem }";
         let by_variable = of(others, &[(&setting.variable(), value)], &[]).expect("valid");
         let by_key = of(others, &[], &[(setting.key, value)]).expect("valid");
         assert_ne!((setting.show)(&by_variable.config), before, "{}", setting.variable());
@@ -286,7 +287,10 @@ fn what_has_no_effect_together_is_refused_wherever_it_comes_from() {
         (one.to_owned(), ("listen", "127.0.0.1:1"), ""),
         ("upstream: http://localhost:81\n".into(), ("listen", "127.0.0.1:81"), "is the gateway itself"),
         ("upstream: http://127.0.0.1\n".into(), ("listen", "0.0.0.0:80"), "is the gateway itself"),
+        ("upstream: http://127.0.0.1\n".into(), ("listen", "[::]:80"), "is the gateway itself"),
+        ("upstream: http://[::1]\n".into(), ("listen", "0.0.0.0:80"), ""),
         ("upstream: https://127.0.0.1\n".into(), ("listen", "0.0.0.0:80"), ""),
+        (one.to_owned(), ("tls.key", "k.pem"), "`tls.certificates` and `tls.key` go together"),
         (
             format!("{one}routes:\n  - {{ upstreams: ['http://b:1'] }}\n"),
             ("log", "off"),
@@ -312,6 +316,8 @@ fn a_route_behind_one_that_takes_all_of_it_is_refused() {
         ("host: '*.a'", "host: '*.b.a'"),
         ("path: /a", "path: /a, methods: [GET]"),
         ("methods: [GET, PUT]", "path: /a, methods: [GET]"),
+        ("path: /caf%C3%A9", "path: /caf%c3%a9"),
+        ("host: a.b.", "host: a.b"),
     ] {
         let error = with(first, second).unwrap_or_default();
         assert!(
