@@ -54,6 +54,8 @@ enum Cargo {
 struct Flying {
     batches: VecDeque<(u64, Commit, Cargo)>,
     waker: Option<Waker>,
+    /// Nobody lands what is appended now.
+    is_over: bool,
 }
 
 /// The log of a broker.
@@ -184,6 +186,12 @@ impl Journal {
 
     fn fly(&self, first: u64, commit: Commit, cargo: Cargo) {
         let mut flying = self.flying.lock();
+        if flying.is_over {
+            drop(flying);
+            // Its publishers hear that nobody will tell them.
+            drop(cargo);
+            return;
+        }
         flying.batches.push_back((first, commit, cargo));
         let waker = flying.waker.take();
         drop(flying);
@@ -213,12 +221,17 @@ impl Journal {
         }
     }
 
-    /// Tells those who wait for a batch what became of it, now that nobody will land it: the log is gone, and has answered. What
-    /// it has not is let go, so that its publishers hear that, and the queues that it names are not kept by their own journal.
+    /// Tells those who wait for a batch what became of it, now that nobody will land it. Of what the log has not answered the
+    /// publishers hear that nothing is known, and the queues that it names are not kept by their own journal; so it is with what is
+    /// still appended by who had the log in hand.
     pub(crate) fn abandon(&self, core: &Core) {
         let mut cx = Context::from_waker(Waker::noop());
         while self.poll_landing(core, &mut cx).is_ready() {}
-        let left = std::mem::take(&mut self.flying.lock().batches);
+        let left = {
+            let mut flying = self.flying.lock();
+            flying.is_over = true;
+            std::mem::take(&mut flying.batches)
+        };
         drop(left);
     }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use millstream_message::{Address, BrokerError, Outcomes, Publish, PublishOutcome, Refusal, Returned};
 
+use crate::refusals;
+
 pub(crate) use self::entry::Entry;
 
 /// What is left of a batch that was given up.
@@ -152,7 +154,8 @@ impl Confirms {
         let place = entry.place(index);
         let mut publish = entry.publishes()[index].clone();
         publish.to = meant.unwrap_or(publish.to);
-        let returned = Returned { publish, reason: reason.to_owned() };
+        let reason = refusals::unroutable(&publish.to, reason);
+        let returned = Returned { publish, reason };
         entry.tell(place, PublishOutcome::Unroutable(Box::new(returned)));
         true
     }

@@ -129,8 +129,6 @@ pub(crate) struct State {
     closing: bool,
     opened: bool,
     blocked: bool,
-    /// Why the life ended, if the server said so.
-    end: Option<String>,
 }
 
 /// Figures of a connection since it was first made.
@@ -195,7 +193,6 @@ impl Link {
                 closing: false,
                 opened: false,
                 blocked: false,
-                end: None,
             }),
             waker: AtomicWaker::new(),
             woken: AtomicBool::new(false),

@@ -1,12 +1,23 @@
 //! The words of refusals: what the server's codes mean to whoever asked.
 
-use millstream_message::{BrokerError, BrokerErrorKind};
+use millstream_message::{Address, BrokerError, BrokerErrorKind};
 
 use crate::link::CallError;
 use crate::proto::Closed;
 
 pub(crate) fn unsupported(what: &str) -> BrokerError {
     BrokerError::new(BrokerErrorKind::Unsupported, format!("RabbitMQ by AMQP has no {what}"))
+}
+
+/// Why a message came back from there: the server's word for it is `NO_ROUTE`.
+pub(crate) fn unroutable(to: &Address, word: &str) -> String {
+    match (word, to.exchange()) {
+        ("NO_ROUTE", "") => format!("there is no queue `{}`; declare it first", to.key()),
+        ("NO_ROUTE", exchange) => {
+            format!("no queue is bound to exchange `{exchange}` for key `{}`", to.key())
+        }
+        (other, _) => other.to_owned(),
+    }
 }
 
 pub(crate) fn no_streams() -> BrokerError {

@@ -20,6 +20,7 @@ use crate::headers;
 use crate::link::{Link, closed_error};
 use crate::proto::properties;
 use crate::publisher::Window;
+use crate::refusals;
 use crate::replies::{self, REPLY_TO};
 
 /// A batch that is submitted: at once, as nearly all are, or after waiting for whatever it needs.
@@ -164,7 +165,8 @@ impl Inner {
         if let Some(declare) = declare {
             // Whether any queue wants it is known when it is due, which nobody waits for: so it is looked at before, now and then.
             if to_queue && self.is_missing(publish.to.key()).await {
-                let returned = Returned { publish: publish.clone(), reason: "NO_ROUTE".to_owned() };
+                let reason = refusals::unroutable(&publish.to, "NO_ROUTE");
+                let returned = Returned { publish: publish.clone(), reason };
                 return Ok(Some(PublishOutcome::Unroutable(Box::new(returned))));
             }
             self.asked(|| "a queue for messages with a delay".to_owned(), &declare).await?;

@@ -27,7 +27,6 @@ pub(super) fn closed_early(place: &str, error: io::Error) -> BrokerError {
 impl Link {
     /// The error of a handshake, or of a life, that ended in this way.
     pub(super) fn refused(&self, place: &str, end: End) -> BrokerError {
-        let said = self.state().end.take();
         let user = match &self.options.login {
             Login::Plain(user, _) | Login::Amqplain(user, _) => user.as_str(),
             Login::External => "the certificate's",
@@ -58,10 +57,7 @@ impl Link {
                 BrokerError::with_source(kind, format!("{place}: {error}"), error)
             }
             End::Io(error) => {
-                let text = match said {
-                    Some(said) => format!("{place}: {said}"),
-                    None => format!("{place}: the connection was lost: {error}"),
-                };
+                let text = format!("{place}: the connection was lost: {error}");
                 BrokerError::with_source(BrokerErrorKind::Unavailable, text, error)
             }
             End::Asked => self.closed_error(),

@@ -126,7 +126,6 @@ impl Link {
             let mut state = self.state();
             state.connection = Some(Connection::new(settings, self.now()));
             state.opened = false;
-            state.end = None;
         }
         let mut io = pin!(Io::new(self.clone(), socket).run());
         // The handshake.
@@ -137,7 +136,10 @@ impl Link {
         });
         match timeout(self.options.connection_timeout, handshake).await {
             Ok(Ok(())) => {}
-            Ok(Err(End::Io(error))) if error.kind() == ErrorKind::UnexpectedEof => {
+            // A reset, where it has left our first bytes unread.
+            Ok(Err(End::Io(error)))
+                if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) =>
+            {
                 return closed_early(&place, error);
             }
             Ok(Err(end)) => return self.refused(&place, end),

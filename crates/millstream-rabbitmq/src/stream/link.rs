@@ -139,6 +139,13 @@ impl Link {
                 );
                 return Err(BrokerError::with_source(BrokerErrorKind::Unavailable, text, error));
             }
+            Ok(Err(error)) if driver.is_cut => {
+                let text = format!(
+                    "`{address}` closed the connection within the handshake; is it the port of the stream protocol, 5552 or 5551 \
+                     with TLS? 5672 is AMQP's, 15672 the management's"
+                );
+                return Err(BrokerError::with_source(BrokerErrorKind::Unavailable, text, error));
+            }
             Ok(done) => done?,
             Err(_) => {
                 let text = format!(

@@ -35,6 +35,8 @@ const READS: usize = 16;
 pub(super) struct Driver {
     socket: Socket,
     pub(super) session: Session,
+    /// The other side has ended the connection, or it broke.
+    pub(super) is_cut: bool,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
     input: BytesMut,
@@ -57,6 +59,7 @@ impl Driver {
         Driver {
             socket,
             session,
+            is_cut: false,
             shared,
             counters,
             input: BytesMut::new(),
@@ -168,7 +171,7 @@ impl Driver {
                     add(&self.counters.bytes_out, len as u64);
                     self.written(len);
                 }
-                Poll::Ready(Err(error)) => return Err(closed(error)),
+                Poll::Ready(Err(error)) => return Err(self.broken(error)),
                 Poll::Pending => break,
             }
         }
@@ -177,9 +180,14 @@ impl Driver {
         }
         // TLS keeps some of what it took, until the socket takes it.
         if let Poll::Ready(Err(error)) = Pin::new(&mut self.socket).poll_flush(cx) {
-            return Err(closed(error));
+            return Err(self.broken(error));
         }
         Ok(self.writing.is_empty())
+    }
+
+    fn broken(&mut self, error: io::Error) -> BrokerError {
+        self.is_cut = true;
+        BrokerError::with_source(BrokerErrorKind::Unavailable, "the connection broke", error)
     }
 
     fn written(&mut self, mut len: usize) {
@@ -198,12 +206,15 @@ impl Driver {
         for _ in 0..READS {
             self.make_room();
             match pin!(self.socket.read_buf(&mut self.input)).poll(cx) {
-                Poll::Ready(Ok(0)) => return Err(lost("the broker closed the connection")),
+                Poll::Ready(Ok(0)) => {
+                    self.is_cut = true;
+                    return Err(lost("the broker closed the connection"));
+                }
                 Poll::Ready(Ok(len)) => {
                     add(&self.counters.bytes_in, len as u64);
                     self.receive()?;
                 }
-                Poll::Ready(Err(error)) => return Err(closed(error)),
+                Poll::Ready(Err(error)) => return Err(self.broken(error)),
                 Poll::Pending => return Ok(false),
             }
         }
@@ -314,8 +325,4 @@ impl Shared {
             }
         }
     }
-}
-
-fn closed(error: io::Error) -> BrokerError {
-    BrokerError::with_source(BrokerErrorKind::Unavailable, "the connection broke", error)
 }
