@@ -82,10 +82,9 @@ async fn a_queue_that_finds_no_room_ends_the_run_and_says_why() {
 async fn a_source_that_fails_ends_the_run_though_its_output_waits_for_long() {
     let (_disk, bench) = full().await;
     bench.write("in.ndjson", lines(20_000));
-    let nobody =
-        std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let (nobody, _silent) = common::silent_port();
     let yaml = format!(
-        "source: {{ file: {{ path: in.ndjson }} }}\n{BUFFERED}\noutput: {{ http: {{ url: \"http://{nobody}/\" }} }}\n\
+        "source: {{ file: {{ path: in.ndjson }} }}\n{BUFFERED}\noutput: {{ http: {{ url: \"http://127.0.0.1:{nobody}/\" }} }}\n\
          on_error: {{ retry: {{ attempts: 1000, backoff: 30s }} }}"
     );
     let run = tokio::time::timeout(std::time::Duration::from_secs(60), bench.try_run(&yaml));

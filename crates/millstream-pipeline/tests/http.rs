@@ -7,7 +7,7 @@ mod common;
 use common::{BUFFERED, Bench, LONG, asked, until};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::{TlsAcceptor, rustls};
 
@@ -312,10 +312,12 @@ async fn a_server_that_does_not_answer_in_time_is_given_up() {
     let error = bench.try_run(&sink(port, ", timeout: 50ms", "")).await.expect_err("no answer").to_string();
     assert!(error.contains("did not answer within 50ms, which is `output.http.timeout`"), "{error}");
     assert!(error.contains("; `on_error.retry` would try again"), "{error}");
-    // Taken, so that nobody else listens there, and not listened at.
-    let silent = TcpSocket::new_v4().expect("a socket");
-    silent.bind(([127, 0, 0, 1], 0).into()).expect("a port");
-    let port = silent.local_addr().expect("an address").port();
+}
+
+#[tokio::test]
+async fn why_nobody_answers_is_told_in_one_sentence() {
+    let bench = Bench::new().await;
+    let (port, _silent) = common::silent_port();
     let error = bench.try_run(&sink(port, "", "")).await.expect_err("nobody listens").to_string();
     let told = format!("nothing listens at http://127.0.0.1:{port}/in; is the server running");
     assert!(error.contains(&told) && !error.contains("os error"), "{error}");
@@ -353,9 +355,7 @@ async fn a_password_of_the_url_is_sent_and_never_shown() {
     let head = seen.lock().expect("the list")[0].to_lowercase();
     assert!(head.contains("authorization: basic dxnlcjpodw50zxiy"), "{head}");
     told.extend(bench.run(&yaml).await.errors);
-    let silent = TcpSocket::new_v4().expect("a socket");
-    silent.bind(([127, 0, 0, 1], 0).into()).expect("a port");
-    let port = silent.local_addr().expect("an address").port();
+    let (port, _silent) = common::silent_port();
     told.extend(bench.run(&with_password(port)).await.errors);
     for part in ["answered 400", "did not answer within", "nothing listens at"] {
         let reason = told.iter().map(|error| &error.reason).find(|reason| reason.contains(part));

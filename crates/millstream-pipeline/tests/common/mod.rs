@@ -130,6 +130,13 @@ pub async fn until(run: &Run, completed: u64) {
     assert!(reached.is_ok(), "only {:?}", run.report().ledger);
 }
 
+/// A port that is taken, so that nobody else listens there, and at which nobody listens as long as the socket is kept.
+pub fn silent_port() -> (u16, tokio::net::TcpSocket) {
+    let silent = tokio::net::TcpSocket::new_v4().expect("a socket");
+    silent.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    (silent.local_addr().expect("an address").port(), silent)
+}
+
 /// A request that is sent, and its answer not read yet.
 pub async fn send(port: u16, line: &str, content_type: &str, body: &str) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
