@@ -1,5 +1,6 @@
 //! The event store.
 
+mod appending;
 mod error;
 mod expected;
 mod fold;
@@ -68,7 +69,8 @@ use crate::event::{Event, EventData, new_id};
 /// Within a stream by version; among all by [`Position`]. Who appends in one task after the other finds it in that order.
 ///
 /// # Backpressure
-/// An append waits until it is stored and seen: what a task has in flight is what it awaits.
+/// An append waits until it is stored and seen: what a task has in flight is what it awaits. Appends that come while others are
+/// being stored are stored together; entries of up to 64 MiB wait for that, those of futures that were dropped among them.
 ///
 /// # Retention
 /// The log must keep everything: what is missing is an error when the store is opened, where the broker's offsets tell. Events
@@ -80,11 +82,13 @@ pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
     savers: Savers,
     follower: JoinHandle<()>,
+    appender: JoinHandle<()>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.follower.abort();
+        self.appender.abort();
     }
 }
 
@@ -122,10 +126,11 @@ impl EventStore {
         }
         let declared = broker.declare_stream(StreamSpec::new(&log)).await;
         declared.map_err(|error| StoreError::broker(&log, error))?;
-        let shared = Shared::new(broker, log, options.cache_bytes, options.accept_gaps);
+        let (shared, appends) = Shared::new(broker, log, options.cache_bytes, options.accept_gaps);
         let reader = shared.catch_up().await?;
         let follower = tokio::spawn(shared.clone().follow(reader));
-        Ok(EventStore(Arc::new(Inner { shared, savers: Savers::default(), follower })))
+        let appender = tokio::spawn(shared.clone().append(appends));
+        Ok(EventStore(Arc::new(Inner { shared, savers: Savers::default(), follower, appender })))
     }
 
     /// The name of its log.
@@ -380,23 +385,13 @@ impl EventStore {
         if let Some(said) = self.foreseen(stream, commit, expected) {
             return said;
         }
-        let attempt = shared.attempt();
-        let message = record::write(stream, commit, &attempt, change, bodies);
+        let (attempt, name) = shared.attempt();
+        let message = record::write(stream, commit, &name, change, bodies);
         let (len, max) = (message.size() as u64, shared.broker.features().max_message_bytes);
         if len > max {
             return Err(AppendError::TooLarge { len, max });
         }
-        let unseen = |error| AppendError::Unseen { commit: commit.to_owned(), error };
-        let waiting = shared.wait_for(&attempt).map_err(AppendError::Unreadable)?;
-        if let Err(error) = shared.broker.append(&shared.log, vec![message]).await {
-            return Err(match error.kind() {
-                BrokerErrorKind::NotFound | BrokerErrorKind::Unsupported | BrokerErrorKind::Invalid => {
-                    AppendError::Refused(error)
-                }
-                _ => AppendError::Unknown { commit: commit.to_owned(), error },
-            });
-        }
-        match waiting.verdict().await.map_err(unseen)? {
+        match shared.store(commit, attempt, message).await? {
             Verdict::Applied(versions) => Ok((versions, false)),
             Verdict::Repeated(versions) => Ok((versions, true)),
             Verdict::Conflict(actual) => Err(conflict(stream, expected, actual)),

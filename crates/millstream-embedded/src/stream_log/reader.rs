@@ -16,6 +16,9 @@ use crate::log::{Commit, Position, ReadError, Reader};
 use crate::record::APPENDED;
 use crate::streams::deleted;
 
+/// Bytes of records after which a chunk is handed on, however few messages it has: whoever reads holds no more than this and one record.
+const CHUNK_BYTES: usize = 256 << 10;
+
 /// Reads a stream's log, and waits at its end.
 pub(super) struct LogReader {
     stream: Arc<LoggedStream>,
@@ -37,16 +40,34 @@ impl LogReader {
         LogReader { stream, reader, at, not_before, ready: VecDeque::new(), flushing: None, at_end: false }
     }
 
-    /// Reads the next record into `ready`. False at the end of what is durable.
-    fn fill(&mut self) -> Result<bool, BrokerError> {
+    /// Reads records into `ready` until there are `max` messages of them, or the bytes of a chunk. False if it is the end of what
+    /// is durable that leaves it empty.
+    fn fill(&mut self, max: usize) -> Result<bool, BrokerError> {
+        let mut bytes = 0;
+        loop {
+            match self.read() {
+                Ok(Some(more)) => bytes += more,
+                Ok(None) => return Ok(!self.ready.is_empty()),
+                // What was read before goes first; the next call comes here again.
+                Err(_) if !self.ready.is_empty() => return Ok(true),
+                Err(error) => return Err(error),
+            }
+            if self.ready.len() >= max || bytes >= CHUNK_BYTES {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Reads the next record into `ready`: its bytes, or `None` at the end of what is durable.
+    fn read(&mut self) -> Result<Option<usize>, BrokerError> {
         let record = match self.reader.next() {
-            Ok(None) => return Ok(false),
+            Ok(None) => return Ok(None),
             // Damage shows as a gap in the offsets.
             Err(ReadError::Damaged(range)) => {
                 self.stream.damage.lock().note(range);
-                return Ok(true);
+                return Ok(Some(0));
             }
-            Err(ReadError::Gone(_) | ReadError::NotDurable(_)) => return Ok(true),
+            Err(ReadError::Gone(_) | ReadError::NotDurable(_)) => return Ok(Some(0)),
             Err(error) => {
                 let text = format!("stream `{}` cannot be read now", self.stream.spec.name);
                 return Err(BrokerError::with_source(BrokerErrorKind::Storage, text, error));
@@ -54,7 +75,7 @@ impl LogReader {
             Ok(Some(record)) => record,
         };
         if record.kind != APPENDED || record.time < self.not_before {
-            return Ok(true);
+            return Ok(Some(record.body.len()));
         }
         let (time, position) = (system_time(record.time), record.position);
         let (at, ready) = (&mut self.at, &mut self.ready);
@@ -69,7 +90,7 @@ impl LogReader {
         if made_sense.is_err() {
             self.stream.damage.lock().note(position..Position::new(position.get() + 1));
         }
-        Ok(true)
+        Ok(Some(body.len()))
     }
 }
 
@@ -93,7 +114,7 @@ impl StreamSource for LogReader {
             // Before reading, so that what is appended after the read is not taken for seen.
             let Ok(log) = self.stream.log() else { return Poll::Ready(Ok(0)) };
             let (next, end, durable) = (self.stream.index.lock().next, log.end(), log.durable());
-            if self.fill()? {
+            if self.fill(max)? {
                 continue;
             }
             if durable < end {

@@ -140,7 +140,7 @@ pub enum AppendError {
     #[error("nothing was stored, since the log cannot be read")]
     Unreadable(#[source] StoreError),
     /// The log cannot be read, so that what has become of the commit is not known. It is found when the store is opened again.
-    #[error("commit `{commit}` is stored, and the log cannot be read to see whether it counts")]
+    #[error("the log cannot be read to see whether commit `{commit}` is stored and counts")]
     Unseen {
         /// The name of the commit.
         commit: String,

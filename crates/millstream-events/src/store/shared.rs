@@ -4,9 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use millstream_message::{Broker, StreamFrom, StreamItem, StreamReader};
+use millstream_message::{Broker, BrokerError, StreamFrom, StreamItem, StreamReader};
 use tokio::sync::{oneshot, watch};
 
+use super::appending::{Appending, Appends};
 use super::error::StoreError;
 use super::fold::{Fold, Verdict};
 use super::record;
@@ -24,6 +25,7 @@ pub(crate) struct Shared {
     /// What names this store's attempts to append: its own name, and a number.
     name: String,
     attempts: AtomicU64,
+    pub(crate) appending: Appending,
     state: Mutex<State>,
     /// The offset up to which the log is folded; told once more when nothing further comes.
     folded: watch::Sender<u64>,
@@ -32,8 +34,8 @@ pub(crate) struct Shared {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) fold: Fold,
-    /// Those who wait for what becomes of an entry, by the name of the message.
-    waiting: HashMap<String, oneshot::Sender<Verdict>>,
+    /// Those who wait for what becomes of an entry, by the number of the attempt.
+    waiting: HashMap<u64, oneshot::Sender<Result<Verdict, BrokerError>>>,
     cache: Cache,
     failed: Option<StoreError>,
 }
@@ -67,11 +69,21 @@ impl Shared {
         log: String,
         cache_bytes: usize,
         accept_gaps: bool,
-    ) -> Arc<Shared> {
-        let dense = broker.features().dense_offsets;
-        let folded = watch::Sender::new(0);
-        let (name, attempts, state) = (new_id(), AtomicU64::new(0), Mutex::default());
-        Arc::new(Shared { broker, log, cache_bytes, accept_gaps, dense, name, attempts, state, folded })
+    ) -> (Arc<Shared>, Appends) {
+        let (appending, appends) = Appending::new();
+        let shared = Shared {
+            dense: broker.features().dense_offsets,
+            broker,
+            log,
+            cache_bytes,
+            accept_gaps,
+            name: new_id() + ".",
+            attempts: AtomicU64::new(0),
+            appending,
+            state: Mutex::default(),
+            folded: watch::Sender::new(0),
+        };
+        (Arc::new(shared), appends)
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -147,10 +159,11 @@ impl Shared {
                 continue;
             };
             let verdict = fold.fold(item.offset, &head);
-            let attempt = item.message.properties().message_id.as_deref().unwrap_or_default();
-            if let Some(one) = waiting.remove(attempt) {
+            let attempt = item.message.properties().message_id.as_deref();
+            let attempt = attempt.and_then(|attempt| attempt.strip_prefix(&*self.name)?.parse().ok());
+            if let Some(one) = attempt.and_then(|attempt: u64| waiting.remove(&attempt)) {
                 // Who no longer waits does not want to know.
-                let _ = one.send(verdict);
+                let _ = one.send(Ok(verdict));
             }
         }
         items.into_iter().for_each(|item| cache.push(item, self.cache_bytes));
@@ -171,20 +184,30 @@ impl Shared {
         Ok(())
     }
 
-    /// A name for a message that nothing else has.
-    pub(crate) fn attempt(&self) -> String {
-        format!("{}.{}", self.name, self.attempts.fetch_add(1, Ordering::Relaxed))
+    /// A number for an attempt to append, and a name for its message that nothing else has.
+    pub(crate) fn attempt(&self) -> (u64, String) {
+        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
+        (attempt, format!("{}{attempt}", self.name))
+    }
+
+    /// The broker has not appended this attempt, or does not know.
+    pub(crate) fn not_appended(&self, attempt: u64, error: &BrokerError) {
+        let waiting = self.state().waiting.remove(&attempt);
+        if let Some(one) = waiting {
+            // Who no longer waits does not want to know.
+            let _ = one.send(Err(error.clone()));
+        }
     }
 
     /// Hears what becomes of an attempt to append.
-    pub(crate) fn wait_for(self: &Arc<Shared>, attempt: &str) -> Result<Waiting, StoreError> {
+    pub(crate) fn wait_for(self: &Arc<Shared>, attempt: u64) -> Result<Waiting, StoreError> {
         let (sender, verdict) = oneshot::channel();
         let mut state = self.state();
         if let Some(error) = &state.failed {
             return Err(error.clone());
         }
-        state.waiting.insert(attempt.to_owned(), sender);
-        Ok(Waiting { shared: self.clone(), attempt: attempt.to_owned(), verdict })
+        state.waiting.insert(attempt, sender);
+        Ok(Waiting { shared: self.clone(), attempt, verdict })
     }
 
     /// What was read of the log, wanted from `next` on, must be all that is there.
@@ -226,14 +249,14 @@ impl Shared {
     }
 }
 
-/// A follower that panics has its store fail: nobody waits for what nobody reads.
-struct TellOfPanic<'a>(&'a Shared);
+/// A task of the store that panics has it fail: nobody waits for what nobody reads or appends.
+pub(crate) struct TellOfPanic<'a>(pub(crate) &'a Shared);
 
 impl Drop for TellOfPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.fail(StoreError::Invalid(format!(
-                "the reading of the event log `{}` has panicked",
+                "the reading or appending of the event log `{}` has panicked",
                 self.0.log
             )));
         }
@@ -243,12 +266,16 @@ impl Drop for TellOfPanic<'_> {
 /// Waits for what becomes of an attempt. Dropping it forgets that.
 pub(crate) struct Waiting {
     shared: Arc<Shared>,
-    attempt: String,
-    verdict: oneshot::Receiver<Verdict>,
+    attempt: u64,
+    verdict: oneshot::Receiver<Result<Verdict, BrokerError>>,
 }
 
 impl Waiting {
-    pub(crate) async fn verdict(mut self) -> Result<Verdict, StoreError> {
+    /// The verdict, or why the broker has not stored it, or does not know.
+    ///
+    /// # Errors
+    /// If the log is not read any more.
+    pub(crate) async fn verdict(mut self) -> Result<Result<Verdict, BrokerError>, StoreError> {
         let verdict = (&mut self.verdict).await;
         verdict.map_err(|_| {
             let closed = || StoreError::Closed { log: self.shared.log.clone() };

@@ -1,0 +1,111 @@
+//! Entries on their way into the log.
+//!
+//! Whoever comes while others are being stored goes with the next batch, so that a hundred writers cost one sync of the disk, or one
+//! confirm of the broker, and one wake-up (group commit: DeWitt et al., *Implementation techniques for main memory database systems*,
+//! SIGMOD 1984).
+
+use std::sync::Arc;
+
+use millstream_message::{BrokerError, BrokerErrorKind, Message};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::error::{AppendError, StoreError};
+use super::fold::Verdict;
+use super::shared::{Shared, TellOfPanic};
+
+/// Entries that are stored together.
+const BATCH: usize = 512;
+/// Bytes of entries that wait, also of those whose writers have gone.
+const ROOM: usize = 64 << 20;
+
+/// An entry that is to be stored.
+struct Entry {
+    attempt: u64,
+    message: Message,
+    /// Its part of the room, until the broker has answered.
+    room: OwnedSemaphorePermit,
+}
+
+/// Where entries wait.
+pub(crate) struct Appending {
+    room: Arc<Semaphore>,
+    entries: mpsc::UnboundedSender<Entry>,
+}
+
+/// Where they are taken.
+pub(crate) struct Appends(mpsc::UnboundedReceiver<Entry>);
+
+impl Appending {
+    pub(crate) fn new() -> (Appending, Appends) {
+        // As many as the room allows.
+        let (entries, taken) = mpsc::unbounded_channel();
+        (Appending { room: Arc::new(Semaphore::new(ROOM)), entries }, Appends(taken))
+    }
+
+    /// Hands an entry over; what becomes of it is told to who [waits](Shared::wait_for) for its attempt. False if nobody takes it.
+    async fn push(&self, attempt: u64, message: Message) -> bool {
+        let bytes = message.footprint().min(ROOM) as u32;
+        let Ok(room) = self.room.clone().acquire_many_owned(bytes).await else { return false };
+        self.entries.send(Entry { attempt, message, room }).is_ok()
+    }
+}
+
+impl Shared {
+    /// Stores an entry, and returns when it is read back.
+    ///
+    /// # Cancel safety
+    /// Dropped, it may be stored or not.
+    pub(crate) async fn store(
+        self: &Arc<Shared>,
+        commit: &str,
+        attempt: u64,
+        message: Message,
+    ) -> Result<Verdict, AppendError> {
+        let waiting = self.wait_for(attempt).map_err(AppendError::Unreadable)?;
+        if !self.appending.push(attempt, message).await {
+            return Err(AppendError::Unreadable(StoreError::Closed { log: self.log.clone() }));
+        }
+        let commit = || commit.to_owned();
+        match waiting.verdict().await {
+            Ok(Ok(verdict)) => Ok(verdict),
+            Ok(Err(error)) => Err(match error.kind() {
+                BrokerErrorKind::NotFound | BrokerErrorKind::Unsupported | BrokerErrorKind::Invalid => {
+                    AppendError::Refused(error)
+                }
+                _ => AppendError::Unknown { commit: commit(), error },
+            }),
+            Err(error) => Err(AppendError::Unseen { commit: commit(), error }),
+        }
+    }
+
+    /// Appends what comes, as long as the store lives.
+    pub(crate) async fn append(self: Arc<Shared>, Appends(mut taken): Appends) {
+        let _told = TellOfPanic(&self);
+        let mut entries = Vec::new();
+        while taken.recv_many(&mut entries, BATCH).await > 0 {
+            let (mut attempts, mut messages, mut room) = (Vec::new(), Vec::new(), Vec::new());
+            for entry in entries.drain(..) {
+                attempts.push(entry.attempt);
+                messages.push(entry.message);
+                room.push(entry.room);
+            }
+            self.append_all(&attempts, messages).await;
+        }
+    }
+
+    async fn append_all(&self, attempts: &[u64], messages: Vec<Message>) {
+        let several = (messages.len() > 1).then(|| messages.clone());
+        let Err(error) = self.broker.append(&self.log, messages).await else { return };
+        let Some(several) = several.filter(|_| error.kind() == BrokerErrorKind::Invalid) else {
+            attempts.iter().for_each(|attempt| self.not_appended(*attempt, &error));
+            return;
+        };
+        // One that the broker does not take is no reason to refuse the others. If some of them were stored, they are stored again,
+        // and count once.
+        for (attempt, message) in attempts.iter().zip(several) {
+            if let Err(error) = self.broker.append(&self.log, vec![message]).await {
+                self.not_appended(*attempt, &error);
+            }
+        }
+    }
+}
