@@ -22,6 +22,8 @@ const PAGE: usize = 100;
 const LETTERS_MAX: u64 = 100_000;
 /// How many groups are told apart in a queue; letters of further ones are counted together.
 const GROUPS_MAX: usize = 100;
+/// Characters of the column of names, where a letter is shown.
+const NAME_WIDTH: usize = 24;
 /// Counts how often a letter was replayed. Replaying takes the headers of the death off, so that another death
 /// is told as it is; this one stays and says that it was tried before.
 const REPLAYS: &str = "millstream-replays";
@@ -269,7 +271,8 @@ fn described(number: u64, message: &Message, cause: &Cause) -> String {
         }
     }
     line("body", &String::from_utf8_lossy(message.body()));
-    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    // Who sends a message chooses the names of its headers: a long one does not move all others.
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).min(NAME_WIDTH);
     let rows = rows.iter().map(|(name, value)| format!("  {name:<width$}  {value}\n"));
     format!("letter {number}\n{}", rows.collect::<String>())
 }

@@ -57,15 +57,21 @@ fn body_for(terminal: bool, body: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
+/// Whether a terminal may obey a character instead of showing it: control characters, and those that turn the direction of what
+/// follows, by which a line can be made to look like another (CVE-2021-42574).
+fn is_obeyed(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// JSON escapes the control characters that ASCII begins with; terminals obey more than those.
 fn json_line(value: &serde_json::Value) -> String {
     let text = value.to_string();
-    if !text.contains(char::is_control) {
+    if !text.contains(is_obeyed) {
         return text;
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        match c.is_control() {
+        match is_obeyed(c) {
             // They are in texts only, where this is how JSON writes them.
             true => out.push_str(&format!("\\u{:04x}", u32::from(c))),
             false => out.push(c),
@@ -79,15 +85,15 @@ pub(crate) fn complain(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", printable(text));
 }
 
-/// Text without the control characters that a terminal might obey: they are shown as escapes. Lines and tabs stay. Names,
+/// Text without the characters that a terminal might obey: they are shown as escapes. Lines and tabs stay. Names,
 /// items and what a server answered are in errors as they came.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
-    escaped(text, |c| c.is_control() && !matches!(c, '\n' | '\t'))
+    escaped(text, |c| is_obeyed(c) && !matches!(c, '\n' | '\t'))
 }
 
 /// As [`printable`], on one line: a name, a cell of a table.
 pub(crate) fn on_one_line(text: &str) -> Cow<'_, str> {
-    escaped(text, char::is_control)
+    escaped(text, is_obeyed)
 }
 
 fn escaped(text: &str, obeyed: fn(char) -> bool) -> Cow<'_, str> {
@@ -104,19 +110,15 @@ fn escaped(text: &str, obeyed: fn(char) -> bool) -> Cow<'_, str> {
     out.into()
 }
 
-/// Bytes as one readable line of at most `width` characters: control characters, which a terminal might obey,
-/// and what is not UTF-8 are shown as escapes.
+/// Bytes as one readable line of at most `width` characters: what a terminal might obey and what is not UTF-8 are shown as escapes.
 pub(crate) fn preview(bytes: &[u8], width: usize) -> String {
     // Four bytes a character at most, and the replacement of an invalid byte is one character.
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(width * 4)]);
     let mut out = String::new();
     let mut room = width;
     for character in text.chars() {
-        let shown = if character.is_control() {
-            character.escape_default().to_string()
-        } else {
-            character.to_string()
-        };
+        let shown =
+            if is_obeyed(character) { character.escape_default().to_string() } else { character.to_string() };
         let size = shown.chars().count();
         if size >= room {
             out.push('…');
@@ -136,6 +138,7 @@ mod tests {
     fn no_terminal_obeys_what_is_told() {
         assert_eq!(printable("a\n\tb — ü"), "a\n\tb — ü");
         assert_eq!(printable("a\x1b[2J\r\u{9b}b\x7f"), "a\\u{1b}[2J\\r\\u{9b}b\\u{7f}");
+        assert_eq!(printable("a\u{202e}b\u{2066}"), "a\\u{202e}b\\u{2066}");
     }
 
     #[test]

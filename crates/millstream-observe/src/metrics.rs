@@ -124,6 +124,11 @@ type Knob = ByKnob<'static>;
 /// 1 for the state a run is in, 0 for the others.
 pub const RUN_STATE: Metric<ByState<'static>> =
     Metric::gauge("millstream_run_state", "1 for the state the run is in, 0 for the others.");
+/// 1 while a run refuses items, though it goes on.
+pub const RUN_REFUSING: Metric<Run> = Metric::gauge(
+    "millstream_run_refusing",
+    "1 while the run refuses what is sent to it, though it goes on, as with a full disk; 0 otherwise.",
+);
 /// How long a run has run.
 pub const RUN_ELAPSED: Metric<Run> =
     Metric::gauge("millstream_run_elapsed_seconds", "How long the run has run, or ran if it has ended.");
@@ -244,6 +249,7 @@ pub const SERIES_OMITTED: Metric<()> = Metric::gauge(
 pub fn exposition(Snapshot { runs, brokers }: &Snapshot) -> String {
     let mut out = Exposition::default();
     out.show(&RUN_STATE, runs.iter().flat_map(states));
+    show_runs(&mut out, runs, &RUN_REFUSING, |run| Value::Count(run.refusing.is_some().into()));
     show_runs(&mut out, runs, &RUN_ELAPSED, |run| Value::Number(run.elapsed.as_secs_f64()));
     show_runs(&mut out, runs, &RECEIVED, |run| Value::Count(run.ledger.received));
     show_runs(&mut out, runs, &COMPLETED, |run| Value::Count(run.ledger.completed));

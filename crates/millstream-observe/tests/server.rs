@@ -125,6 +125,7 @@ async fn metrics_show_what_the_snapshot_says() {
     for line in [
         "millstream_run_state{pipeline=\"flights\",state=\"draining\"} 1",
         "millstream_run_state{pipeline=\"flights\",state=\"running\"} 0",
+        "millstream_run_refusing{pipeline=\"flights\"} 0",
         "millstream_run_elapsed_seconds{pipeline=\"flights\"} 2",
         "millstream_items_received_total{pipeline=\"flights\"} 27004",
         "millstream_items_completed_total{pipeline=\"flights\"} 12000",
@@ -182,6 +183,22 @@ async fn ready_follows_the_run_and_says_why_not_while_live_stays() {
         assert_eq!(found, status, "{body}");
         assert!(body.contains(word), "{body}");
         assert_eq!(get(server.local_addr(), "/health/live").await.0, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_refuses_items_says_so_wherever_it_is_looked_at() {
+    let why = Some("the disk is <full>".to_owned());
+    let server = serve(move || vec![RunSnapshot { refusing: why.clone(), ..run(RunState::Running) }]).await;
+    for (path, status, told) in [
+        ("/metrics", 200, "millstream_run_refusing{pipeline=\"flights\"} 1\n"),
+        ("/", 200, "It refuses items: the disk is &lt;full&gt;"),
+        ("/health/ready", 503, "flights refuses items: the disk is <full>"),
+        ("/status.json", 200, "\"refusing\": \"the disk is <full>\""),
+    ] {
+        let (found, text) = get(server.local_addr(), path).await;
+        assert_eq!(found, status, "{path}");
+        assert!(text.contains(told), "{path}: {text}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Directories that outlast a power cut, and files that are too many.
+//! Directories that outlast a power cut.
 
 use std::fs::{self, File};
 use std::io;
@@ -26,10 +26,4 @@ pub(crate) fn create(directory: &Path) -> io::Result<()> {
 /// Returns when the names in a directory are on the disk.
 pub(crate) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
-}
-
-/// Whether `error` says that this process, or the machine, has as many files open as it may.
-pub(crate) fn is_out_of_files(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    [Errno::MFILE, Errno::NFILE].iter().any(|limit| error.raw_os_error() == Some(limit.raw_os_error()))
 }

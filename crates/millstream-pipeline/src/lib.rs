@@ -47,6 +47,7 @@ mod bound;
 mod brokers;
 mod codec;
 mod directory;
+mod exhausted;
 mod expr;
 mod feed;
 mod file;

@@ -222,7 +222,7 @@ impl Monitor {
     }
 
     /// Why what is sent to a `source.http` is refused now, though the run goes on: its durable buffer cannot store it. `None` as
-    /// soon as something was stored.
+    /// soon as something was stored, and ten seconds after the last refusal: what is sent then shows whether there is room.
     pub fn refusing(&self) -> Option<String> {
         self.trouble.refusing()
     }

@@ -11,7 +11,7 @@ use crate::hold::{self, Hold, Released};
 use crate::item::{Raw, Reporter};
 use crate::letters::Letters;
 use crate::output::file::Files;
-use crate::output::{End, Out, Outputs, QueueOutput, StdoutOutput, StreamOutput, Tries};
+use crate::output::{End, Out, Outputs, QueueOutput, StdoutOutput, StreamOutput, Tries, Writing};
 use crate::output::{ROUTE, SKIPPED};
 use crate::ready::{Ready, Writer};
 use crate::run::Run;
@@ -117,10 +117,17 @@ impl Starting<'_> {
             (Then::Skip, _) => End::Skip,
             (_, None) => End::Settle,
         };
-        let tries = Tries::new(draft.on_error.retry);
-        let outputs =
-            Outputs::new(outs, tries, end, self.trouble.clone(), position, bound::writing(draft)).of(account);
-        let plan = batches.into_sink(outputs.losing(draft.loses()));
+        let outputs = Outputs::new(Writing {
+            outs,
+            tries: Tries::new(draft.on_error.retry),
+            end,
+            trouble: self.trouble.clone(),
+            account,
+            position,
+            losing: draft.loses(),
+            batches_max: bound::writing(draft),
+        });
+        let plan = batches.into_sink(outputs);
         Ok(Run::new(self.pipeline, plan, stored, stop, self.trouble, released))
     }
 

@@ -5,12 +5,16 @@ use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
 
 /// How many of the last errors are kept.
 const KEPT: usize = 16;
 /// Below this many items a share says little.
 const ITEMS_MIN: u64 = 100;
+/// After a refusal the run counts as refusing for so long. Whoever sends it nothing while it does (a load balancer) would never
+/// learn that there is room again, so the next item is let in to find out.
+const REFUSING: Duration = Duration::from_secs(10);
 
 /// An item's error, as reports show it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -31,8 +35,8 @@ pub(crate) struct Trouble {
     failed: AtomicU64,
     rate_max: Option<f64>,
     last: Mutex<VecDeque<ItemFailure>>,
-    /// Why nothing is accepted now, though the run goes on.
-    refusing: Mutex<Option<String>>,
+    /// When an item was refused last, and why, though the run goes on; `None` once one was accepted.
+    refused: Mutex<Option<(Instant, String)>>,
     clock: Clock,
 }
 
@@ -42,7 +46,7 @@ impl Trouble {
             failed: AtomicU64::new(0),
             rate_max,
             last: Mutex::default(),
-            refusing: Mutex::default(),
+            refused: Mutex::default(),
             clock,
         }
     }
@@ -62,13 +66,16 @@ impl Trouble {
         });
     }
 
-    /// Remembers why what is sent is refused now, or that it is accepted.
+    /// Remembers why an item was refused, or that one was accepted.
     pub(crate) fn refuse(&self, why: Option<String>) {
-        *self.refusing.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        let refused = why.map(|why| (Instant::now(), why));
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
     }
 
+    /// Why items were refused lately, and none was accepted since.
     pub(crate) fn refusing(&self) -> Option<String> {
-        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.as_ref().filter(|(at, _)| at.elapsed() < REFUSING).map(|(_, why)| why.clone())
     }
 
     /// The last errors, the oldest first.
@@ -96,3 +103,26 @@ impl Trouble {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct TooMany(String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_lapses_so_that_something_is_sent_again() {
+        let trouble = Trouble::new(None, Clock::system());
+        assert_eq!(trouble.refusing(), None);
+        trouble.refuse(Some("full".into()));
+        tokio::time::advance(REFUSING - Duration::from_millis(1)).await;
+        assert_eq!(trouble.refusing().as_deref(), Some("full"));
+        // Who tries in vain begins the time anew.
+        trouble.refuse(Some("still full".into()));
+        tokio::time::advance(REFUSING - Duration::from_millis(1)).await;
+        assert_eq!(trouble.refusing().as_deref(), Some("still full"));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(trouble.refusing(), None);
+        trouble.refuse(Some("full".into()));
+        trouble.refuse(None);
+        assert_eq!(trouble.refusing(), None, "one was accepted");
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use millstream_observe::{BrokerSnapshot, RunSnapshot};
+use millstream_observe::{BrokerSnapshot, RunSnapshot, RunState};
 
 /// How often they are looked at. One that is away for less is not told: its connection was made again at once.
 pub(crate) const LOOK: Duration = Duration::from_secs(1);
@@ -30,10 +30,11 @@ impl Reach {
                 ));
             }
         }
-        for RunSnapshot { name, refusing, .. } in runs {
+        for RunSnapshot { name, refusing, state, .. } in runs {
             match refusing {
-                None if self.refusing.remove(name) => {
-                    told.push(format!("pipeline `{name}` accepts items again"))
+                // One that ends accepts nothing any more.
+                None if self.refusing.remove(name) && *state == RunState::Running => {
+                    told.push(format!("pipeline `{name}` is ready for items again"))
                 }
                 Some(why) if self.refusing.insert(name.clone()) => {
                     told.push(format!("warning: pipeline `{name}` refuses items: {why}"));
@@ -64,16 +65,21 @@ mod tests {
 
     #[test]
     fn a_run_that_refuses_items_is_told_once_and_once_when_it_accepts_them() {
-        let with = |refusing: Option<&str>| {
+        let with = |refusing: Option<&str>, state| {
             let refusing = refusing.map(str::to_owned);
-            [RunSnapshot { name: "p".into(), refusing, ..RunSnapshot::default() }]
+            [RunSnapshot { name: "p".into(), refusing, state, ..RunSnapshot::default() }]
         };
         let mut reach = Reach::default();
-        let mut look = |refusing| reach.look(&[], &with(refusing));
-        assert!(look(None).is_empty());
-        assert_eq!(look(Some("the disk is full")), ["warning: pipeline `p` refuses items: the disk is full"]);
-        assert!(look(Some("the disk is still full")).is_empty());
-        assert_eq!(look(None), ["pipeline `p` accepts items again"]);
-        assert!(look(None).is_empty());
+        let mut look = |refusing, state| reach.look(&[], &with(refusing, state));
+        assert!(look(None, RunState::Running).is_empty());
+        for end in [RunState::Draining, RunState::Failed("x".into()), RunState::Running] {
+            let told = look(Some("the disk is full"), RunState::Running);
+            assert_eq!(told, ["warning: pipeline `p` refuses items: the disk is full"]);
+            assert!(look(Some("the disk is still full"), RunState::Running).is_empty());
+            let told = look(None, end.clone());
+            let ready: &[&str] = &["pipeline `p` is ready for items again"];
+            assert_eq!(told, if end == RunState::Running { ready } else { &[] }, "{end:?}");
+            assert!(look(None, RunState::Running).is_empty());
+        }
     }
 }

@@ -57,6 +57,7 @@ impl Encoder {
         }
         out.truncate(start);
         let columns: HashSet<&Value> = columns.iter().collect();
+        // There is one: columns are all different, by lint or as the keys of a map.
         let unknown = map.keys().find(|key| !columns.contains(key)).unwrap_or(&Value::Null);
         Err(format!("field {unknown} has no column in the csv file; list it under `columns`"))
     }

@@ -11,6 +11,11 @@ use cel::context::VariableResolver;
 use std::sync::OnceLock;
 
 /// How an item is shown to an expression.
+///
+/// In place is what costs least: nothing is built of what the expression does not look at. But a list or map of CEL's own on
+/// the left of an equality asks the other side for a list or map of CEL's own (`as_builtin`), and an object in place that
+/// nobody has read whole has none to show: the two would never be equal. So an expression that can make lists or maps, and
+/// thus can have one on the left, is shown CEL's own where it could compare them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shown {
     /// Lists and objects in place, whatever the depth.

@@ -1,5 +1,6 @@
 //! A feed into the buffer's queue: what was read is stored, and with it how far was read.
 
+use crate::exhausted;
 use crate::feed::{Chunk, Feed, NotSafe};
 use crate::file::units::show_size;
 use crate::item::refused;
@@ -174,10 +175,7 @@ fn passes(error: &(dyn Error + 'static)) -> bool {
         let unavailable = error
             .downcast_ref::<BrokerError>()
             .is_some_and(|error| error.kind() == BrokerErrorKind::Unavailable);
-        let full = error.downcast_ref::<io::Error>().is_some_and(|error| {
-            use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-            matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
-        });
+        let full = error.downcast_ref::<io::Error>().is_some_and(exhausted::is_out_of_room);
         unavailable || full
     })
 }

@@ -14,6 +14,6 @@ mod stream;
 pub(crate) use self::http::HttpClient;
 pub(crate) use self::queue::{QueueOutput, message_fits};
 pub(crate) use self::retry::Tries;
-pub(crate) use self::sink::{End, Out, Outputs, ROUTE, SKIPPED};
+pub(crate) use self::sink::{End, Out, Outputs, ROUTE, SKIPPED, Writing};
 pub(crate) use self::stdout::StdoutOutput;
 pub(crate) use self::stream::StreamOutput;

@@ -47,94 +47,71 @@ pub(crate) enum Out {
     Http(super::HttpClient),
 }
 
+/// What a run writes to, and what it must know of the source while it writes.
+pub(crate) struct Writing {
+    pub(crate) outs: Vec<(Arc<str>, Out)>,
+    pub(crate) tries: Tries,
+    pub(crate) end: End,
+    pub(crate) trouble: Arc<Trouble>,
+    /// What the source has received: at most a share of it may fail.
+    pub(crate) account: Arc<Account>,
+    /// The source's position, saved last of all: it must not run ahead of what the outputs have on the disk.
+    pub(crate) position: Option<Arc<Remembered>>,
+    /// Whether the source cannot give items again that were not written: what ends the run says so.
+    pub(crate) losing: bool,
+    /// Batches written at once.
+    pub(crate) batches_max: usize,
+}
+
 /// All outputs of a run.
 pub(crate) struct Outputs {
-    outs: Vec<(Arc<str>, Out)>,
-    tries: Tries,
-    end: End,
-    trouble: Arc<Trouble>,
-    /// What the source has received.
-    account: Option<Arc<Account>>,
+    writing: Writing,
     /// Finishes files by their age while nothing is written.
     rotation: JoinSet<()>,
     /// Of the rotation: the next write ends the run with it.
     rotation_error: Arc<Mutex<Option<FileError>>>,
-    /// The source's position, saved last of all: it must not run ahead of what the outputs have on the disk.
-    position: Option<Arc<Remembered>>,
-    batches_max: usize,
-    /// Whether the source cannot give items again that were not written.
-    losing: bool,
 }
 
 impl Outputs {
-    pub(crate) fn new(
-        outs: Vec<(Arc<str>, Out)>,
-        tries: Tries,
-        end: End,
-        trouble: Arc<Trouble>,
-        position: Option<Arc<Remembered>>,
-        batches_max: usize,
-    ) -> Self {
+    pub(crate) fn new(writing: Writing) -> Self {
         let mut rotation = JoinSet::new();
         let rotation_error = Arc::new(Mutex::new(None));
-        for (_, out) in &outs {
+        for (_, out) in &writing.outs {
             if let Out::Files(files) = out
                 && lock(files).rotates_by_age()
             {
                 rotation.spawn(rotate(files.clone(), rotation_error.clone()));
             }
         }
-        let (account, losing) = (None, false);
-        Outputs {
-            outs,
-            tries,
-            end,
-            trouble,
-            account,
-            rotation,
-            rotation_error,
-            position,
-            batches_max,
-            losing,
-        }
-    }
-
-    /// The same for a source with this account, of whose items only a share may fail.
-    pub(crate) fn of(self, account: Arc<Account>) -> Self {
-        Outputs { account: Some(account), ..self }
-    }
-
-    /// The same for a source that cannot give items again, if `losing`: what ends the run says so.
-    pub(crate) fn losing(self, losing: bool) -> Self {
-        Outputs { losing, ..self }
+        Outputs { writing, rotation, rotation_error }
     }
 
     /// Why the rotation ended, if it did.
     fn rotation_failed(&self) -> Option<FileError> {
         let error = self.rotation_error.lock().unwrap_or_else(PoisonError::into_inner).take();
-        error.map(|error| error.losing(self.losing))
+        error.map(|error| error.losing(self.writing.losing))
     }
 
     async fn write_one(&mut self, batch: &Batch) -> Result<(), Refused> {
-        match &mut self.outs[batch.output].1 {
+        match &mut self.writing.outs[batch.output].1 {
             // Written together with all other batches, by `write`.
             Out::Files(_) => Ok(()),
             Out::Stdout(out) => out.write(batch).map_err(Refused::Broken),
             Out::Queue(out) => out.write(batch).await,
             Out::Stream(out) => out.write(batch).await,
             #[cfg(feature = "http")]
-            Out::Http(out) => out.write(batch, self.tries.clone()).await,
+            Out::Http(out) => out.write(batch, self.writing.tries.clone()).await,
         }
     }
 
     /// Writes the batches of file outputs and returns when they are on the disk.
     async fn write_files(&mut self, batches: &mut Vec<Batch>) -> Result<(), FileError> {
-        for (index, (_, out)) in self.outs.iter().enumerate() {
+        for (index, (_, out)) in self.writing.outs.iter().enumerate() {
             let Out::Files(files) = out else { continue };
             if !batches.iter().any(|batch| batch.output == index) {
                 continue;
             }
-            let mut tries = self.tries.clone();
+            let mut tries = self.writing.tries.clone();
             loop {
                 // The disk may take its time: not on a thread that others need.
                 let (files, moved) = (files.clone(), std::mem::take(batches));
@@ -157,13 +134,13 @@ impl Outputs {
         Ok(())
     }
 
-    /// Applies the policy to a batch that its output refused. `None` when that ends the run.
+    /// Applies the policy to a batch that its output refused: what its items are settled with, or the error that ends the run.
     async fn refuse(&self, batch: &Batch, reason: String) -> Result<BoxError, BoxError> {
-        let stage = &self.outs[batch.output].0;
+        let stage = &self.writing.outs[batch.output].0;
         for item in 0..batch.len() {
-            self.trouble.note(stage, &reason, batch.place(item));
+            self.writing.trouble.note(stage, &reason, batch.place(item));
         }
-        match &self.end {
+        match &self.writing.end {
             End::Fail => return Err(ItemError(format!("output `{stage}`: {reason}")).into()),
             End::Skip | End::Settle => {}
             End::Letters(letters) => {
@@ -216,7 +193,7 @@ impl Sink for Outputs {
         if let Some(error) = self.rotation_failed() {
             return Err(SinkError::Failed(error.into()));
         }
-        let losing = self.losing;
+        let losing = self.writing.losing;
         self.write_files(batches).await.map_err(|error| SinkError::Failed(error.losing(losing).into()))?;
         let mut rejected = Vec::new();
         for (index, batch) in batches.iter().enumerate() {
@@ -228,7 +205,7 @@ impl Sink for Outputs {
                 }
             }
         }
-        match &self.end {
+        match &self.writing.end {
             _ if rejected.is_empty() => Ok(()),
             End::Skip => {
                 let skipped = rejected.into_iter().map(|(index, _)| index).collect();
@@ -243,19 +220,18 @@ impl Sink for Outputs {
         if let Some(error) = self.rotation_failed() {
             return Err(error.into());
         }
-        for (_, out) in &self.outs {
+        for (_, out) in &self.writing.outs {
             if let Out::Files(files) = out {
                 let files = files.clone();
                 let closed = tokio::task::spawn_blocking(move || lock(&files).close()).await?;
-                closed.map_err(|error| error.losing(self.losing))?;
+                closed.map_err(|error| error.losing(self.writing.losing))?;
             }
         }
-        if let Some(position) = &self.position {
+        if let Some(position) = &self.writing.position {
             position.save().await?;
         }
         // A short run may end before its source has looked.
-        let account = self.account.as_ref();
-        match account.and_then(|account| self.trouble.exceeds(account.received())) {
+        match self.writing.trouble.exceeds(self.writing.account.received()) {
             Some(error) => Err(error.into()),
             None => Ok(()),
         }
@@ -263,6 +239,6 @@ impl Sink for Outputs {
 
     /// Batches written at once, so that one sync serves them all.
     fn chunk(&self) -> usize {
-        self.batches_max
+        self.writing.batches_max
     }
 }

@@ -2,6 +2,7 @@
 
 use super::file::Header;
 use crate::batch::Batch;
+use crate::exhausted;
 use millstream_flow::BoxError;
 use std::error::Error;
 use std::io::{self, Write};
@@ -40,8 +41,8 @@ impl StdoutOutput {
     pub(crate) fn write(&mut self, batch: &Batch) -> Result<(), BoxError> {
         self.put(batch).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => Closed(error).into(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Unwritten {
-                remedy: "the disk that it leads to is full; free some space and start again",
+            _ if exhausted::is_out_of_room(&error) => Unwritten {
+                remedy: "the disk or file that it leads to is full; free some space and start again",
                 source: error,
             }
             .into(),

@@ -1,6 +1,6 @@
 //! Why a file cannot be read.
 
-use crate::directory;
+use crate::exhausted;
 use millstream_flow::BoxError;
 use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ impl ReadError {
 }
 
 fn remedy(error: &Error) -> &'static str {
-    if directory::is_out_of_files(error) {
+    if exhausted::is_out_of_files(error) {
         return "this process has as many files open as it may; raise `ulimit -n`, and start again";
     }
     match error.kind() {

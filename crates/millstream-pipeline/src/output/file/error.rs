@@ -1,6 +1,6 @@
 //! Why a file could not be written, with what to do about it.
 
-use crate::directory;
+use crate::exhausted;
 use std::path::{Path, PathBuf};
 
 /// A file that could not be written.
@@ -27,11 +27,14 @@ impl FileError {
 
 fn remedy(error: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::*;
-    if directory::is_out_of_files(error) {
+    if exhausted::is_out_of_files(error) {
         return "this process has as many files open as it may; raise `ulimit -n`, or lower `output.file.max_open`, and start again";
     }
     match error.kind() {
-        StorageFull | QuotaExceeded => "the disk is full; free some space and start again",
+        FileTooLarge => {
+            "the file is as large as it may be; raise `ulimit -f`, or set `rotate.size`, and start again"
+        }
+        _ if exhausted::is_out_of_room(error) => "the disk is full; free some space and start again",
         ReadOnlyFilesystem => {
             "its file system is read-only; mount it for writing, or change `output.file.path`"
         }
@@ -67,7 +70,12 @@ mod tests {
                 .to_string()
         };
         let (full, read_only, denied) = (28, 30, 13);
-        assert!(told(full, false).ends_with("start again; nothing accepted is lost"));
+        let (quota, too_large) = (122, 27);
+        for full in [full, quota] {
+            assert!(told(full, false).contains("the disk is full"));
+            assert!(told(full, false).ends_with("start again; nothing accepted is lost"));
+        }
+        assert!(told(too_large, false).contains("`ulimit -f`, or set `rotate.size`"));
         assert!(told(full, true).contains("start again; what was under way is lost"));
         assert!(told(read_only, false).ends_with("mount it for writing, or change `output.file.path`"));
         for many in [23, 24] {
