@@ -19,8 +19,8 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), BoxError> {
 //! let mediator = Mediator::builder()
-//!     .behaviour(Timeout::new(Duration::from_secs(5))) // outermost: for all tries together
-//!     .behaviour(Breaker::new(BreakerSettings::default()))
+//!     .behaviour(Breaker::new(BreakerSettings::default())) // outermost: hears of what hangs, too
+//!     .behaviour(Timeout::new(Duration::from_secs(5))) // for all tries together
 //!     .behaviour(Retries::new(Retry::new(3)))
 //!     .request(price_of)
 //!     .build()?; // or everything that is wrong with it

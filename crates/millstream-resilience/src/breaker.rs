@@ -94,6 +94,9 @@ impl CircuitBreaker {
     /// # Errors
     /// Those of `call`; [`Open`], as an `E`, if it is not allowed.
     ///
+    /// # Panics
+    /// If `call` does, which counts as a failure.
+    ///
     /// # Cancel safety
     /// A call that is dropped does not count, and gives the place of a probe back.
     pub async fn call<T, E, F>(&self, call: impl FnOnce() -> F) -> Result<T, E>
@@ -174,14 +177,22 @@ impl CircuitBreaker {
 
     #[cold]
     fn ask(&self) -> Result<u64, Open> {
-        let until = match self.admit() {
-            Admission::Now(era) => return Ok(era),
-            Admission::NotBefore(until) => until,
-        };
+        let now = Instant::now();
         let mut book = self.book();
-        book.rejected += 1;
-        let retry_after = until.map(|until| until.saturating_duration_since(Instant::now()));
-        Err(Open { name: book.settings.name.clone(), state: book.state(), retry_after })
+        let (admission, change) = book.admit(now);
+        let answer = match admission {
+            Admission::Now(era) => Ok(era),
+            Admission::NotBefore(until) => {
+                book.rejected += 1;
+                let state = book.state();
+                // Probes may end at any time: that they may take until then is no reason to wait for so long.
+                let until = until.filter(|_| state == BreakerState::Open);
+                let retry_after = until.map(|until| until.saturating_duration_since(now));
+                Err(Open { name: book.settings.name.clone(), state, retry_after })
+            }
+        };
+        self.tell(book, change);
+        answer
     }
 
     fn admit(&self) -> Admission {
@@ -322,7 +333,8 @@ impl Idle for CircuitBreaker {
     }
 }
 
-/// A call that may be made. Dropped without a word it says nothing, and gives the place of a probe back.
+/// A call that may be made. Dropped without a word it says nothing, and gives the place of a probe back; but dropped by a panic it has
+/// failed.
 #[derive(Debug)]
 #[must_use = "a permit that is dropped is given back"]
 pub struct Permit<B: Borrow<CircuitBreaker> = CircuitBreaker> {
@@ -372,8 +384,13 @@ impl<B: Borrow<CircuitBreaker>> Permit<B> {
 
 impl<B: Borrow<CircuitBreaker>> Drop for Permit<B> {
     fn drop(&mut self) {
-        if !self.ended {
-            self.breaker.borrow().end(self.era, Ended::Ignored);
+        if self.ended {
+            return;
         }
+        let ended = match std::thread::panicking() {
+            true => Ended::Counted(Call { failed: true, slow: false }),
+            false => Ended::Ignored,
+        };
+        self.breaker.borrow().end(self.era, ended);
     }
 }

@@ -92,6 +92,12 @@ impl Places {
         Places { sharing, who, concurrent, queue, wait_max }
     }
 
+    /// What is wrong with how they are set.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let idle = self.wait_max.is_some() && self.queue == 0;
+        idle.then(|| "`wait_max` has no effect without a `queue` to wait in: give both, or neither".into())
+    }
+
     /// What they are, for those that are called so.
     pub(crate) fn name(&self, taken: &str) -> Cow<'static, str> {
         let Places { sharing, concurrent, queue, wait_max, .. } = self;
@@ -158,6 +164,10 @@ impl Behaviour for Bulkhead {
 
     fn of(&self, about: &About) -> Self {
         Bulkhead(self.0.of(about))
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.0.problem()
     }
 
     #[inline]

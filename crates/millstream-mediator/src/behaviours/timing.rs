@@ -121,13 +121,15 @@ impl Default for Timing {
     }
 }
 
-/// Counts a call that is dropped.
+/// Counts a call that is dropped, also by a panic.
 struct Underway<'a>(&'a Stats);
 
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
         self.0.calls.cancel();
-        self.0.otherwise.add(ErrorKind::CANCELLED, 1);
+        // What a behaviour panics with comes by here, and is an error further out.
+        let how = if std::thread::panicking() { ErrorKind::Panicked.index() } else { ErrorKind::CANCELLED };
+        self.0.otherwise.add(how, 1);
     }
 }
 

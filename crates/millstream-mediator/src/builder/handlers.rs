@@ -156,7 +156,9 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
 
     /// How notifications of one type go to their handlers.
     pub fn publish<N: Notification>(mut self, publish: Publish) -> Self {
-        self.parts.topic::<N>().publish = Some(publish);
+        if self.parts.topic::<N>().publish.replace(publish).is_some() {
+            self.parts.given_twice::<N>("publish");
+        }
         self
     }
 
@@ -190,7 +192,9 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         mut self,
         tell: impl Fn(Undelivered<'_, N>) + Send + Sync + 'static,
     ) -> Self {
-        self.parts.topic::<N>().undelivered = Some(Box::new(tell));
+        if self.parts.topic::<N>().undelivered.replace(Box::new(tell)).is_some() {
+            self.parts.given_twice::<N>("undelivered");
+        }
         self
     }
 

@@ -133,6 +133,11 @@ impl Parts {
         twice
     }
 
+    /// What is said of a notification's type counts once.
+    pub(super) fn given_twice<N: Notification>(&mut self, what: &str) {
+        self.problems.push(format!("`{what}` of {} is given twice; remove one of them", N::name()));
+    }
+
     pub(super) fn topic<N: Notification>(&mut self) -> &mut Gathering<N> {
         let key = type_name::<N>();
         let gathered = self.topics.entry(key.into()).or_insert_with(|| {

@@ -35,8 +35,8 @@ pub enum Environment {
 }
 
 /// What stands around requests, as fits a kind of service and where it runs. Outermost first: logging, timing, admission,
-/// timeout, breaker, retries; so that retries are tried within the timeout, and the breaker counts what they could not
-/// save.
+/// breaker, timeout, retries; so that retries are tried within the timeout, and the breaker counts what they could not
+/// save, and what hangs until its time is over.
 ///
 /// It prints itself, a behaviour a line.
 ///
@@ -136,7 +136,7 @@ impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (logging, timing, admission, timeout, breaker, retries) = self.parts();
         for name in
-            [logging.name(), timing.name(), admission.name(), timeout.name(), breaker.name(), retries.name()]
+            [logging.name(), timing.name(), admission.name(), breaker.name(), timeout.name(), retries.name()]
         {
             writeln!(f, "{name}")?;
         }
@@ -146,7 +146,7 @@ impl fmt::Display for Profile {
 
 /// What a profile adds.
 pub type Profiled<B = Bare> =
-    Inside<Inside<Inside<Inside<Inside<Inside<B, Logging>, Timing>, Admission>, Timeout>, Breaker>, Retries>;
+    Inside<Inside<Inside<Inside<Inside<Inside<B, Logging>, Timing>, Admission>, Breaker>, Timeout>, Retries>;
 
 impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
     /// Stands a profile's behaviours around all requests.
@@ -155,8 +155,8 @@ impl<B: Behaviours, S: StreamBehaviours> Builder<B, S> {
         self.behaviour(logging)
             .behaviour(timing)
             .behaviour(admission)
-            .behaviour(timeout)
             .behaviour(breaker)
+            .behaviour(timeout)
             .behaviour(retries)
     }
 }

@@ -67,6 +67,10 @@ impl StreamBehaviour for StreamBulkhead {
         StreamBulkhead(self.0.of(about))
     }
 
+    fn problem(&self) -> Option<String> {
+        self.0.problem()
+    }
+
     async fn open<R: StreamRequest, N: StreamNext<R>>(
         &self,
         call: &Call<'_>,

@@ -77,6 +77,11 @@ impl StreamBehaviour for StreamTimeout {
         *self
     }
 
+    fn problem(&self) -> Option<String> {
+        let none = self.first.is_none() && self.next.is_none() && self.total.is_none();
+        none.then(|| "it has no limit: give it `first`, `next` or `total`, or leave it out".into())
+    }
+
     async fn open<R: StreamRequest, N: StreamNext<R>>(
         &self,
         call: &Call<'_>,

@@ -69,8 +69,8 @@ fn profiles_print_what_they_stand_around_requests() {
         "logging 1 in 100\n\
          timing, slow above 200ms\n\
          admission within 512 MiB\n\
-         timeout 30s\n\
          breaker opens at 50% failures of at least 5 in 60s; open 30s each time, then 3 probes\n\
+         timeout 30s\n\
          retry up to 4 attempts, exponential from 1s to 30s, within 30s\n"
     );
     assert!(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millstream_resilience::{
     AllTransient, Backoff, BoxError, BreakerEvent, BreakerSettings, BreakerState, Cause, CircuitBreaker,
-    Class, Classified, Error, Mode, Open,
+    Class, Classified, Error, Mode, Open, Retry,
 };
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::{Instant, sleep, timeout};
@@ -376,4 +376,38 @@ fn settings_print_themselves() {
         settings.to_string(),
         "opens at 50% failures of at least 20 of the last 100; open exponential from 1s to 30s, then 3 probes"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_panics_has_failed() {
+    let breaker = CircuitBreaker::new(BreakerSettings::default().calls_min(2));
+    for _ in 0..2 {
+        let breaker = breaker.clone();
+        let call =
+            async move { breaker.call(async || -> Result<(), BoxError> { panic!("out of luck") }).await };
+        assert!(tokio::spawn(call).await.unwrap_err().is_panic());
+    }
+    assert_eq!((breaker.state(), breaker.snapshot().failures_total), (BreakerState::Open, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_probes_are_under_way_is_not_sent_away_until_they_may_hang() {
+    let settings = BreakerSettings::default().calls_min(1).failure_rate(1.0).pause(30 * SECOND).probes(1);
+    let breaker = CircuitBreaker::new(settings);
+    breaker.try_acquire().unwrap().fail();
+    assert_eq!(breaker.try_acquire().unwrap_err().retry_after, Some(30 * SECOND));
+    sleep(30 * SECOND).await;
+    let probe = breaker.try_acquire().unwrap();
+    let refused = breaker.try_acquire().unwrap_err();
+    assert_eq!((refused.state, refused.retry_after), (BreakerState::HalfOpen, None));
+    // So a retry comes back at its own pace.
+    let retry = Retry::new(5).backoff(Backoff::fixed(SECOND / 10));
+    let began = Instant::now();
+    let call = retry.call(async || breaker.call(async || Ok::<_, BoxError>(7)).await);
+    let probing = async {
+        sleep(SECOND / 4).await;
+        probe.succeed();
+    };
+    assert_eq!(tokio::join!(call, probing).0.unwrap(), 7);
+    assert!(began.elapsed() < SECOND);
 }

@@ -205,6 +205,53 @@ fn a_behaviour_for_a_kind_that_nobody_handles_is_refused() {
         assert!(error.problems()[0].contains("no handler of such is registered"), "{error}");
     }
     let nothing = Mediator::builder().behaviour(Timeout::new(SECOND));
-    let nothing = nothing.stream_behaviour(millstream_mediator::StreamTimeout::new()).build();
+    let limit = millstream_mediator::StreamTimeout::new().first(SECOND);
+    let nothing = nothing.stream_behaviour(limit).build();
     assert!(nothing.is_ok(), "those for all requests and all streams may stand around nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_behaviour_that_panics_has_failed_for_the_breakers_around_it_and_is_counted_as_that() {
+    struct Falls;
+    impl Interceptor for Falls {
+        fn request(&self, _: &Call<'_>, _: &mut dyn Any) -> Result<(), BoxError> {
+            panic!("out of luck")
+        }
+    }
+    let mediator = Mediator::builder()
+        .behaviour(Timing::new())
+        .behaviour(Breaker::new(settings()))
+        .behaviour(InterceptAll::new(Falls))
+        .request(async |Ask(n): Ask| Ok::<_, BoxError>(n))
+        .build()
+        .unwrap();
+    for _ in 0..2 {
+        assert_eq!(mediator.send(Ask(1)).await.unwrap_err().kind(), &ErrorKind::Panicked);
+    }
+    assert!(matches!(mediator.send(Ask(1)).await.unwrap_err().kind(), ErrorKind::CircuitOpen { .. }));
+    assert_eq!(number(&mediator, "mediator_requests_total", &[("status", "panicked")]), 2.0);
+}
+
+#[tokio::test]
+async fn what_has_no_effect_is_not_built() {
+    let problems =
+        |built: Result<Mediator, millstream_mediator::BuildError>| built.map(drop).unwrap_err().to_string();
+    let ask = async |Ask(n): Ask| Ok::<_, BoxError>(n);
+    let bulkhead = Bulkhead::new(1).wait_max(SECOND);
+    let told = problems(Mediator::builder().behaviour(bulkhead).request(ask).build());
+    assert!(told.contains("`wait_max` has no effect without a `queue`"), "{told}");
+    let told = problems(
+        Mediator::builder().stream_behaviour(millstream_mediator::StreamTimeout::new()).request(ask).build(),
+    );
+    assert!(told.contains("it has no limit"), "{told}");
+    struct Paid;
+    impl millstream_mediator::Notification for Paid {}
+    let told = problems(
+        Mediator::builder()
+            .notification(async |_: Arc<Paid>| Ok::<_, BoxError>(()))
+            .undelivered::<Paid>(|_| {})
+            .undelivered::<Paid>(|_| {})
+            .build(),
+    );
+    assert!(told.contains("`undelivered` of Paid is given twice"), "{told}");
 }

@@ -125,3 +125,22 @@ async fn profiles_have_as_much_memory_as_fits_where_they_run() {
         assert_eq!(error.kind(), &ErrorKind::Shed, "{service:?} {environment:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_profiles_breaker_opens_for_what_hangs() {
+    for service in [Service::Web, Service::Microservice, Service::Background] {
+        let mediator = within(&profile(service));
+        let mut hung = 0;
+        while mediator.send(Ask(1_000_000)).await.unwrap_err().kind()
+            == (&ErrorKind::TimedOut { limit: 30 * SECOND })
+        {
+            hung += 1;
+            assert!(hung < 100, "{service:?}: it never opens");
+            // At once, as clients come: what is spread over minutes has left the breaker's window.
+            let more = (0..30).map(|_| mediator.send(Ask(1_000_000)));
+            futures_util::future::join_all(more).await;
+        }
+        let refused = mediator.send(Ask(1)).await.unwrap_err();
+        assert!(matches!(refused.kind(), ErrorKind::CircuitOpen { .. }), "{service:?}: {refused}");
+    }
+}

@@ -186,7 +186,8 @@ async fn a_stream_goes_on_at_its_handlers_position_whatever_became_of_items_that
     for (words, errors, failed) in policies {
         for resume in [Resume::Position, Resume::Skip] {
             let asked = Arc::<Mutex<Vec<u64>>>::default();
-            let mediator = broken_with(errors(), StreamTimeout::new(), resume, asked.clone());
+            let limit = StreamTimeout::new().total(3600 * SECOND);
+            let mediator = broken_with(errors(), limit, resume, asked.clone());
             let (items, _) = mediator.stream(Numbers { from: 0 }).await.unwrap().collect().await.unwrap();
             let (good, bad): (Vec<_>, Vec<_>) = items.into_iter().partition(Result::is_ok);
             let good: Vec<u64> = good.into_iter().map(Result::unwrap).filter(|n| *n < 100).collect();
