@@ -98,6 +98,16 @@ impl<Q: Hash + Eq, V> KeyedQueue<Q, V> {
         Some(&mut row[at(&place)].value)
     }
 
+    /// Takes out of the row what is not to be kept. What is hidden must be among that.
+    pub(crate) fn compact(&mut self, keep: impl Fn(&V) -> bool) {
+        let KeyedQueue { row, first, places, .. } = self;
+        row.retain(|entry| keep(&entry.value));
+        places.clear();
+        for (at, entry) in row.iter().enumerate() {
+            places.insert_unique(entry.hash, *first + at as u64, |place| row[(place - *first) as usize].hash);
+        }
+    }
+
     /// Adds a key that [`find`](Self::find) did not, since when no other was added.
     #[inline]
     pub(crate) fn push_back(&mut self, key: Q, Absent(hash): Absent, value: V) {

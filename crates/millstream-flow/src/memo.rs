@@ -226,7 +226,7 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
         let book = self.book();
         let entry = KeyedQueue::<Q, Entry<V>>::ENTRY_BYTES + size_of::<OnceCell<V>>();
         let values = if book.size.is_some() { book.bytes_max } else { 0 };
-        book.items_max.saturating_mul(entry).saturating_add(values)
+        book.items_max.saturating_mul(2 * entry).saturating_add(values)
     }
 }
 
@@ -256,8 +256,12 @@ impl<Q: Hash + Eq + Clone, V> Asking<'_, Q, V> {
         {
             book.forget_first();
         }
-        while book.row.len() >= book.items_max {
+        while book.row.keys() >= book.items_max {
             book.forget_first();
+        }
+        // What is hidden takes no more room than what is there.
+        if book.row.len() >= 2 * book.items_max {
+            book.row.compact(|entry| entry.value.is_some());
         }
         let Err(absent) = book.row.find(&self.key) else { return };
         let entry = Entry { found, bytes, value: Some(self.cell.clone()) };

@@ -1,6 +1,6 @@
 //! The account of a run: its ledger, its stages, its memory bound.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -158,10 +158,11 @@ impl Report {
     pub(crate) fn of(root: &Arc<Scope>) -> Report {
         let mut report =
             Report { elapsed_seconds: root.clock().elapsed().as_secs_f64(), ..Report::default() };
+        let mut named = HashMap::new();
         for scope in root.all() {
             report.add_ledger(&scope);
             report.add_stages(&scope);
-            report.add_knobs(&scope);
+            report.add_knobs(&scope, &mut named);
             report.memory.extend(scope.memory());
         }
         report.memory_bound_bytes = report.memory.iter().map(|part| part.bytes).sum();
@@ -196,14 +197,18 @@ impl Report {
         }
     }
 
-    fn add_knobs(&mut self, scope: &Scope) {
+    /// `named` has how many there are of each name.
+    fn add_knobs(&mut self, scope: &Scope, named: &mut HashMap<String, usize>) {
         for knob in scope.knobs() {
             let ((min, max), value, fixed) = (knob.bounds(), knob.value(), knob.is_frozen());
-            let (mut name, mut number) = (knob.name().to_owned(), 1);
-            while self.knobs.iter().any(|known| known.name == name) {
+            let mut name = knob.name().to_owned();
+            let mut number = named.get(&name).map_or(0, |number| *number);
+            while named.contains_key(&name) {
                 number += 1;
                 name = format!("{} {number}", knob.name());
             }
+            named.insert(name.clone(), 1);
+            named.insert(knob.name().to_owned(), number.max(1));
             self.knobs.push(KnobReport { name, value, min, max, fixed });
         }
     }

@@ -68,6 +68,9 @@ impl<T: Send + 'static> IntoFuture for Plan<T> {
     }
 }
 
+/// How long a flow in which nothing is under way may take to end.
+const ENDING: Duration = Duration::from_millis(100);
+
 /// A started flow. Dropping it stops every task it owns; what was not settled is given back to its source.
 #[must_use = "dropping a run stops it"]
 pub struct Run<T> {
@@ -99,16 +102,23 @@ impl<T: Send + 'static> Run<T> {
         self.finish(output).await
     }
 
-    /// Stops the sources, lets what was accepted flow to its end for up to `deadline`, then stops what is left.
+    /// Stops the sources, lets what was accepted flow to its end for up to `deadline`, then stops what is left. A flow in which nothing is
+    /// under way has a moment longer to end.
     ///
     /// # Errors
     /// As [`join`](Run::join), and [`Ended::Deadline`] in the error's kind if items were still under way; the
     /// report's `in_flight` says how many.
     pub async fn shutdown(mut self, deadline: Duration) -> Result<(T, Report), RunError> {
         self.monitor.stop();
-        match timeout(deadline, self.wait()).await {
-            Ok(output) => self.finish(output).await,
-            Err(_) => {
+        let output = match timeout(deadline, self.wait()).await {
+            Ok(output) => Some(output),
+            // Its tasks have only to see that there is nothing.
+            Err(_) if self.report().ledger.in_flight == 0 => timeout(ENDING, self.wait()).await.ok(),
+            Err(_) => None,
+        };
+        match output {
+            Some(output) => self.finish(output).await,
+            None => {
                 self.abort().await;
                 let report = self.report();
                 Err(RunError { ended: Ended::Deadline(deadline), report: Box::new(report) })

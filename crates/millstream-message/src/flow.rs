@@ -132,14 +132,20 @@ impl Settler for Acknowledge {
             return; // it returns to its place when the consumer goes
         }
         let tags = lock(&self.tags).take(items);
-        // A delivery whose lease ran out belongs to somebody else by now, who settles it: nothing to do.
-        let _ = match outcome {
+        let settled = match outcome {
             Outcome::Dead(failure) if self.dead_letters => {
                 let (reason, stage) = (failure.reason.clone(), Some(failure.stage.to_string()));
                 self.acker.nack_ranges(&tags, &Nack::DeadLetter { reason, stage })
             }
             _ => self.acker.ack_ranges(&tags),
         };
+        // They belong to somebody else by now, who settles them. A run in which that goes on does all its work again.
+        if settled.stale > 0 {
+            tracing::warn!(
+                deliveries = settled.stale,
+                "deliveries were settled too late and come again: their lease had run out, or their connection was lost"
+            );
+        }
     }
 }
 

@@ -48,7 +48,8 @@ pub struct Properties {
     /// When the publisher made the message. Kept to the millisecond.
     pub timestamp: Option<SystemTime>,
     /// How long the message may wait in a queue before it is expired. The queue's own limit also counts: the shorter
-    /// wins. Kept to the millisecond.
+    /// wins. Kept to the millisecond. It expires when it has come to the head of its queue, as on RabbitMQ: behind messages that
+    /// wait for longer it stays, and counts, until they are gone.
     pub ttl: Option<Duration>,
     /// How long the message stays invisible after it was stored. Kept to the millisecond.
     pub delay: Option<Duration>,

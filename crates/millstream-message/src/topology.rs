@@ -188,7 +188,8 @@ impl Queue {
         Queue { exclusive: true, ..Queue::transient(name) }
     }
 
-    /// Sets how long a message may wait.
+    /// Sets how long a message may wait. With a dead-letter exchange it goes there then; but a message that expires in a circle of queues, and
+    /// comes to one a second time without anybody having rejected it in between, is dropped, as on RabbitMQ.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Queue {
         self.ttl = Some(ttl);

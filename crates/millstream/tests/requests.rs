@@ -119,3 +119,28 @@ async fn no_more_requests_are_under_way_than_may_be() {
     assert!(one.is_err() && two.is_err() && three.is_err());
     assert_eq!(broker.stats("q").await.expect("there").total(), 2, "the third was never sent");
 }
+
+/// Of no use on RabbitMQ, which has no queue for replies.
+#[tokio::test(start_paused = true)]
+async fn a_requesters_queue_goes_with_it() {
+    let broker: Arc<dyn Broker> = millstream::open("memory:").await.expect("opened");
+    for _ in 0..5 {
+        drop(Requester::open(broker.clone()).await.expect("open"));
+    }
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(broker.queues().await.expect("listed"), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_answer_holds_no_other_up() {
+    let broker: Arc<dyn Broker> = millstream::open("memory:").await.expect("opened");
+    broker.declare_queue(Queue::durable("square")).await.expect("declared");
+    let consumer = broker.consume("square", ConsumeOptions::default()).await.expect("consumed");
+    let _serving = respond(broker.clone(), consumer, 8, square).for_each(drop).start();
+    let (requester, to) = (Requester::open(broker.clone()).await.expect("open"), Address::queue("square"));
+    let slow = requester.request(&to, Message::new("5000"), 10 * SECOND);
+    let fast = requester.request(&to, Message::new("2"), SECOND);
+    let (slow, fast) = tokio::join!(slow, fast);
+    assert_eq!(fast.expect("at once").body(), "4");
+    assert_eq!(slow.expect("at last").body(), "25000000");
+}

@@ -280,7 +280,8 @@ where
         Saga { name: name.into(), parts: Vec::new(), timeout: None }
     }
 
-    /// How long it may take, from its beginning until its last step is done. Then it is undone. Without this, as long as it likes.
+    /// How long it may take, from its beginning until its last step is done. Then it is undone: a step under way is dropped where it waits, and,
+    /// like one that has failed, is not undone itself. Without this, as long as it likes.
     pub fn timeout(mut self, time: Duration) -> Self {
         self.timeout = Some(time);
         self

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use millstream_flow::{Clock, TimedOut, chain};
+use millstream_resilience::bounded;
 use serde_json::Value;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
@@ -183,7 +184,11 @@ impl Driver {
         let span =
             tracing::info_span!("saga step", saga = name, id = self.id, step = step.name, undo, attempt);
         let acted = self.definition.act(at, undo, &progress.state, context.clone()).instrument(span);
-        let limit = retry(step, undo).limit().unwrap_or(Duration::MAX);
+        // What is undone has no deadline any more. Rounded up, so that it has passed then.
+        let deadline = progress.deadline.filter(|_| !undo);
+        let left = deadline.map(|deadline| Duration::from_millis(deadline.saturating_sub(self.now()) + 1));
+        let limit = retry(step, undo).limit().into_iter().chain(left).min();
+        let limit = bounded(limit.unwrap_or(Duration::MAX));
         let acted = tokio::select! {
             acted = timeout(limit, acted) => acted.unwrap_or_else(|_| Err(TimedOut { limit }.into())),
             () = self.common.abandon.cancelled() => return Err(Leave::Stopped),
@@ -283,7 +288,7 @@ impl Driver {
     async fn wait(&self, time: Option<Duration>) -> Result<(), Leave> {
         let time = async {
             match time {
-                Some(time) => sleep(millstream_resilience::bounded(time)).await,
+                Some(time) => sleep(bounded(time)).await,
                 None => std::future::pending().await,
             }
         };

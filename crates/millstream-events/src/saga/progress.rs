@@ -18,7 +18,7 @@ pub(super) struct Progress {
     pub(super) version: u64,
     pub(super) state: Value,
     pub(super) correlation_id: String,
-    deadline: Option<Millis>,
+    pub(super) deadline: Option<Millis>,
     pub(super) done: Vec<String>,
     undone: Vec<String>,
     /// Failures of what is tried now, and when it is tried again; if never, it has failed for good.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use millstream_message::{BrokerError, BrokerErrorKind, Message};
+use millstream_message::{BrokerErrorKind, Message};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::error::{AppendError, StoreError};
@@ -15,7 +15,9 @@ use super::shared::{Shared, TellOfPanic};
 
 /// Entries that are stored together.
 const BATCH: usize = 512;
-/// Bytes of entries that wait, also of those whose writers have gone.
+/// Entries that wait, also those whose writers have gone.
+const ENTRIES: usize = 1 << 14;
+/// Their bytes.
 const ROOM: usize = 64 << 20;
 
 /// An entry that is to be stored.
@@ -29,16 +31,15 @@ struct Entry {
 /// Where entries wait.
 pub(crate) struct Appending {
     room: Arc<Semaphore>,
-    entries: mpsc::UnboundedSender<Entry>,
+    entries: mpsc::Sender<Entry>,
 }
 
 /// Where they are taken.
-pub(crate) struct Appends(mpsc::UnboundedReceiver<Entry>);
+pub(crate) struct Appends(mpsc::Receiver<Entry>);
 
 impl Appending {
     pub(crate) fn new() -> (Appending, Appends) {
-        // As many as the room allows.
-        let (entries, taken) = mpsc::unbounded_channel();
+        let (entries, taken) = mpsc::channel(ENTRIES);
         (Appending { room: Arc::new(Semaphore::new(ROOM)), entries }, Appends(taken))
     }
 
@@ -46,7 +47,7 @@ impl Appending {
     async fn push(&self, attempt: u64, message: Message) -> bool {
         let bytes = message.footprint().min(ROOM) as u32;
         let Ok(room) = self.room.clone().acquire_many_owned(bytes).await else { return false };
-        self.entries.send(Entry { attempt, message, room }).is_ok()
+        self.entries.send(Entry { attempt, message, room }).await.is_ok()
     }
 }
 

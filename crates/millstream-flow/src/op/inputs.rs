@@ -69,7 +69,7 @@ impl<T: Send + 'static, K: Settle> Inputs<T, K> {
     /// Adds an input, which runs in tasks of its own with a buffer of 256 items. `None` if the flow has ended or was
     /// dropped.
     ///
-    /// Its account is the run's, and stays part of it when it has ended: some hundred bytes for each input that was ever
+    /// Its account is the run's, and stays part of it when it has ended: two to three kilobytes for each input that was ever
     /// added.
     pub fn add<F>(&self, pipe: Pipe<F>) -> Option<Input>
     where

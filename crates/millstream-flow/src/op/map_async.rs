@@ -98,6 +98,13 @@ impl Concurrency {
         self.time_limit
     }
 
+    /// The same, with results as soon as they are there.
+    #[must_use]
+    pub fn in_any_order(mut self) -> Self {
+        self.unordered = true;
+        self
+    }
+
     /// Whether results come in the order of their items.
     pub fn is_ordered(&self) -> bool {
         !self.unordered

@@ -1,6 +1,7 @@
 //! No more than so many items or bytes a second.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use millstream_resilience::{Bucket, Rate};
 
 use crate::flow::{Flow, Step};
 use crate::measure::{Measure, Unmeasured};
+use crate::scope::{Scope, StopSignal};
 use crate::timer::Timer;
 
 /// A token bucket: how fast items may flow, and how many at once after a pause.
@@ -55,17 +57,40 @@ impl<W> RateLimit<W> {
 }
 
 /// See [`Pipe::rate_limit`](crate::Pipe::rate_limit).
-pub struct RateLimited<F, W> {
+pub struct RateLimited<F: Flow, W> {
     upstream: F,
     measure: W,
     bucket: Bucket,
     timer: Timer,
+    stop: Arc<StopSignal>,
+    /// What upstream had still accepted when the run was told to stop, and waits for its turn.
+    held: Option<(F::Item, F::Token)>,
+    ended: bool,
 }
 
-impl<F, W> RateLimited<F, W> {
-    pub(crate) fn new(upstream: F, limit: RateLimit<W>) -> Self {
+impl<F: Flow, W> RateLimited<F, W> {
+    pub(crate) fn new(upstream: F, limit: RateLimit<W>, scope: &Scope) -> Self {
         let RateLimit { rate, measure } = limit;
-        RateLimited { upstream, measure, bucket: Bucket::new(rate), timer: Timer::default() }
+        let (bucket, timer, stop) = (Bucket::new(rate), Timer::default(), scope.stop_signal());
+        RateLimited { upstream, measure, bucket, timer, stop, held: None, ended: false }
+    }
+
+    /// While nothing may pass: whether the run is told to stop and upstream has ended, as it does then without another item.
+    #[cold]
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        self.stop.register(cx.waker());
+        if !self.stop.is_raised() || self.held.is_some() {
+            return false;
+        }
+        let RateLimited { upstream, held, ended, .. } = self;
+        if !*ended {
+            let step = upstream.poll_drive(cx, 1, &mut |item, token| {
+                *held = Some((item, token));
+                ControlFlow::Break(())
+            });
+            *ended = step == Poll::Ready(Step::End);
+        }
+        *ended && held.is_none()
     }
 }
 
@@ -78,18 +103,29 @@ impl<F: Flow, W: Measure<F::Item>> Flow for RateLimited<F, W> {
     where
         S: FnMut(F::Item, F::Token) -> ControlFlow<()>,
     {
-        let RateLimited { upstream, measure, bucket, timer } = self;
         // How many items may pass now, or bytes: the last item may be larger than that.
         let allowed = loop {
+            let RateLimited { bucket, timer, .. } = self;
             match if W::MEASURES { bucket.any() } else { bucket.tokens(1) } {
                 Ok(allowed) => break allowed.max(1),
                 Err(until) if timer.poll_until(cx, until).is_pending() => {
                     bucket.wait();
-                    return Poll::Pending;
+                    return if self.is_over(cx) { Poll::Ready(Step::End) } else { Poll::Pending };
                 }
                 Err(_) => {}
             }
         };
+        let RateLimited { upstream, measure, bucket, held, ended, .. } = self;
+        if max > 0
+            && let Some((item, token)) = held.take()
+        {
+            bucket.take(if W::MEASURES { measure.measure(&item) as u64 } else { 1 });
+            let _ = sink(item, token);
+            return Poll::Ready(Step::More);
+        }
+        if *ended {
+            return Poll::Ready(Step::End);
+        }
         if !W::MEASURES {
             let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
             return upstream.poll_drive(cx, max.min(allowed), &mut |item, token| {

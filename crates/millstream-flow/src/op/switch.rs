@@ -103,7 +103,7 @@ where
 
     /// A route for the items of a key, from now on. If the key had one, that one ends after what is in it.
     ///
-    /// Its buffer stays in the run's report and memory bound when it has ended: some hundred bytes for each route that was
+    /// Its buffer stays in the run's report and memory bound when it has ended: two to three kilobytes for each route that was
     /// ever added.
     pub fn route(&self, key: Q, lane: impl Into<Lane>) -> Pipe<Buffered<F, Unmeasured>> {
         self.board.notes().keys.insert(key.clone());

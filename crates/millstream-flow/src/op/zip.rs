@@ -10,21 +10,37 @@ use crate::scope::Scope;
 use crate::stats::OpStats;
 use crate::token::Settle;
 
+/// An item of a flow that waits for its partner.
+type Held<F> = Option<(<F as Flow>::Item, <F as Flow>::Token)>;
+
 /// See [`Pipe::zip`](crate::Pipe::zip).
-pub struct Zip<A: Flow, B> {
+pub struct Zip<A: Flow, B: Flow> {
     left: A,
     right: B,
-    /// An item of the left flow whose partner has not come yet.
-    held: Option<(A::Item, A::Token)>,
+    /// Items whose partner has not come yet: of one side only, between calls.
+    held: (Held<A>, Held<B>),
     op: Arc<OpStats>,
     scope: Arc<Scope>,
     ended: bool,
 }
 
-impl<A: Flow, B> Zip<A, B> {
+impl<A: Flow, B: Flow> Zip<A, B> {
     pub(crate) fn new(left: A, right: B, op: Arc<OpStats>, scope: Arc<Scope>) -> Self {
-        Zip { left, right, held: None, op, scope, ended: false }
+        Zip { left, right, held: (None, None), op, scope, ended: false }
     }
+}
+
+/// Has a flow's next item held, unless there is one. True if the flow has ended without another.
+#[inline]
+fn hold<F: Flow>(flow: &mut F, cx: &mut Context<'_>, held: &mut Held<F>) -> bool {
+    if held.is_some() {
+        return false;
+    }
+    let step = flow.poll_drive(cx, 1, &mut |item, token| {
+        *held = Some((item, token));
+        ControlFlow::Break(())
+    });
+    held.is_none() && step == Poll::Ready(Step::End)
 }
 
 impl<A, B> Flow for Zip<A, B>
@@ -44,38 +60,28 @@ where
         let mut merged = Tally::new::<A::Token>(&scope.counts.merged);
         let mut room = max;
         while !*ended && room > 0 {
-            if held.is_none() {
-                let step = left.poll_drive(cx, 1, &mut |item, token| {
-                    *held = Some((item, token));
-                    ControlFlow::Break(())
-                });
-                if held.is_none() {
-                    *ended = step == Poll::Ready(Step::End);
-                    return step;
+            // Both are asked, so that either end is heard of while the other side is silent.
+            *ended = hold(left, cx, &mut held.0) || hold(right, cx, &mut held.1);
+            match (held.0.take(), held.1.take()) {
+                (Some((item, own)), Some((other, token))) => {
+                    let mut tokens = Self::Token::default();
+                    own.join(&mut tokens);
+                    token.join(&mut tokens);
+                    merged.add(1);
+                    room -= 1;
+                    if sink((item, other), tokens).is_break() {
+                        break;
+                    }
                 }
-            }
-            let mut flow = ControlFlow::Continue(());
-            let before = room;
-            let step = right.poll_drive(cx, 1, &mut |other, token| {
-                let Some((item, own)) = held.take() else { return ControlFlow::Break(()) };
-                let mut tokens = Self::Token::default();
-                own.join(&mut tokens);
-                token.join(&mut tokens);
-                merged.add(1);
-                room -= 1;
-                flow = sink((item, other), tokens);
-                ControlFlow::Break(())
-            });
-            *ended = step == Poll::Ready(Step::End);
-            if *ended && let Some((_, token)) = held.take() {
                 // Its partner will never come.
-                Discard::<A::Token>::new(op).add(token);
-            }
-            if flow.is_break() {
-                break;
-            }
-            if room == before && !*ended {
-                return step;
+                (Some((_, token)), None) | (None, Some((_, token))) if *ended => {
+                    Discard::<A::Token>::new(op).add(token);
+                }
+                waiting if !*ended => {
+                    *held = waiting;
+                    return Poll::Pending;
+                }
+                _ => {}
             }
         }
         Poll::Ready(if *ended { Step::End } else { Step::More })

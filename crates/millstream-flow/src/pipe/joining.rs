@@ -71,10 +71,10 @@ impl<F: Flow> Pipe<F> {
     /// Kept.
     ///
     /// # Backpressure
-    /// Of this flow's items at most one is held, until its partner comes; the faster flow waits for the other.
+    /// At most one item is held, until its partner comes; the faster flow waits for the other.
     ///
     /// # At the end
-    /// An item of this flow whose partner never came is dropped by this operator's name.
+    /// An item whose partner never came is dropped by this operator's name.
     pub fn zip<G>(self, other: Pipe<G>) -> Pipe<Zip<F, G>>
     where
         G: Flow<Token = F::Token>,

@@ -106,7 +106,7 @@ impl<F: Flow> Pipe<F> {
     /// # }
     /// ```
     pub fn rate_limit<W: Measure<F::Item>>(self, limit: RateLimit<W>) -> Pipe<RateLimited<F, W>> {
-        self.then("rate_limit", |upstream, _, _| RateLimited::new(upstream, limit))
+        self.then("rate_limit", |upstream, _, scope| RateLimited::new(upstream, limit, scope))
     }
 
     /// Fails the run, with [`Silent`](crate::Silent), when nothing has come for so long. Time in which the flow itself was

@@ -242,3 +242,20 @@ async fn a_look_up_that_is_dropped_leaves_nothing() {
     timeout(SECOND, memo.get(1, never)).await.unwrap_err();
     assert!(memo.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_forgotten_by_hand_takes_nobodys_place() {
+    let memo = Memo::new(3);
+    for key in 0..3 {
+        memo.get(key, echo).await.unwrap();
+    }
+    for _ in 0..20 {
+        memo.forget(&2);
+        memo.get(2, echo).await.unwrap();
+    }
+    let misses = memo.misses();
+    for key in 0..3 {
+        memo.get(key, echo).await.unwrap();
+    }
+    assert_eq!((memo.misses() - misses, memo.len()), (0, 3));
+}

@@ -494,3 +494,24 @@ fn a_tracker_outlives_its_source_and_its_tokens_the_tracker() {
     drop(tokens);
     assert_eq!(ear.list(), vec![End::Abandoned; 5000]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_in_which_nothing_is_under_way_ends_well_whatever_the_deadline() {
+    let run = Pipe::from_stream(stream::iter(0..3u32).chain(stream::pending())).buffer(2).collect().start();
+    while run.report().ledger.completed < 3 {
+        tokio::task::yield_now().await;
+    }
+    let (items, report) = run.shutdown(Duration::ZERO).await.expect("there is nothing to wait for");
+    assert_eq!((items, report.ledger.in_flight), (vec![0, 1, 2], 0));
+}
+
+/// Looking at a run must not take longer than as it grows: this one took minutes.
+#[test]
+fn a_report_of_many_joined_flows_names_each_knob_and_is_made_at_once() {
+    let pipe = Pipe::merge_all((0..3_000u32).map(|n| Pipe::from_iter([n]).buffer(4)));
+    let report = pipe.for_each(drop).report();
+    let names: std::collections::HashSet<_> = report.knobs.iter().map(|knob| &knob.name).collect();
+    assert_eq!((report.knobs.len(), names.len()), (3_000, 3_000));
+    let first: Vec<_> = report.knobs.iter().take(3).map(|knob| &knob.name[..]).collect();
+    assert_eq!(first, ["buffer 1 capacity", "buffer 1 capacity 2", "buffer 1 capacity 3"]);
+}

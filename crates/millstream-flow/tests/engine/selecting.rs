@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use millstream_flow::{Dedupe, Pipe, Sample};
 use tokio::time::{Instant, sleep};
 
@@ -162,4 +163,16 @@ async fn flatten_takes_collections_apart_and_scan_carries_a_state_along() {
     assert_eq!((items, report.ledger.dropped["flatten"]), (vec![1, 2, 3], 1));
     let differences = Pipe::from_iter([5, 7, 4]).scan(0, |last, n| n - std::mem::replace(last, n));
     assert_eq!(differences.collect().await.unwrap().0, [5, 2, -3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_zip_ends_with_either_side_while_the_other_is_silent() {
+    let silent =
+        || Pipe::from_stream(futures_util::stream::iter(0..2u32).chain(futures_util::stream::pending()));
+    let soon = Duration::from_secs(1);
+    let ended = async |run| tokio::time::timeout(soon, run).await.expect("it ends");
+    let (pairs, _) = ended(silent().zip(Pipe::from_iter(0..2u32)).collect().into_future()).await.unwrap();
+    assert_eq!(pairs, [(0, 0), (1, 1)]);
+    let (pairs, _) = ended(Pipe::from_iter(0..2u32).zip(silent()).collect().into_future()).await.unwrap();
+    assert_eq!(pairs, [(0, 0), (1, 1)]);
 }

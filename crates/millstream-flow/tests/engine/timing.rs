@@ -5,12 +5,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use millstream_flow::{Debounce, Ended, Pipe, RateLimit, Retry, RunErrorKind, Sender, Silent, Throttle};
+use millstream_flow::{
+    Batch, Debounce, Ended, Pipe, RateLimit, Retry, RunErrorKind, Sender, Silent, Throttle,
+};
 use millstream_resilience::{Backoff, Class, Classified};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::support::{End, tracked};
+use crate::support::{End, tracked, tracked_stream};
+
+const SECOND: Duration = Duration::from_secs(1);
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -121,9 +125,8 @@ async fn what_bursts_leave_out_is_counted_and_settled_and_what_they_hold_is_give
     let dropped = End::Dropped("settle down".into());
     assert_eq!(ear.list(), [dropped.clone(), dropped.clone(), dropped, End::Completed]);
 
-    let (pipe, ear, account) = crate::support::tracked_stream(
-        futures_util::stream::iter([7u32]).chain(futures_util::stream::pending()),
-    );
+    let (pipe, ear, account) =
+        tracked_stream(futures_util::stream::iter([7u32]).chain(futures_util::stream::pending()));
     let run = pipe.throttle(Throttle::trailing(Duration::from_secs(60))).for_each(drop).start();
     while account.received() == 0 {
         yield_now().await;
@@ -232,7 +235,7 @@ async fn times_longer_than_any_flow_are_no_reason_to_panic() {
         .latest_by(longest, 100, |n| *n)
         .throttle(Throttle::both(longest))
         .debounce(Debounce::both(longest).max_wait(longest))
-        .batch(millstream_flow::Batch::count(100).age(longest));
+        .batch(Batch::count(100).age(longest));
     assert_eq!(pipe.collect().await.unwrap().0, [[0, 9]]);
 }
 
@@ -310,4 +313,31 @@ async fn a_meter_that_panics_costs_no_item() {
     assert_eq!(items.len(), 10);
     assert_eq!((report.ledger.dead, report.ledger.completed), (0, 10));
     assert!(report.ledger.balances());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_limit_does_not_keep_a_run_that_is_told_to_stop() {
+    // What has passed flows to its end, though the next item might not pass for an hour.
+    let (pipe, ear, _) =
+        tracked_stream(futures_util::stream::iter(0..3u32).chain(futures_util::stream::pending()));
+    let limit = RateLimit::new(1, 3600 * SECOND).burst(3);
+    let run = pipe.rate_limit(limit).batch(Batch::count(10)).collect().start();
+    sleep(10 * SECOND).await;
+    let began = Instant::now();
+    let (batches, report) =
+        run.shutdown(30 * SECOND).await.expect("nothing is under way but what has passed");
+    assert_eq!((batches, report.ledger.completed), (vec![vec![0, 1, 2]], 3));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert!(ear.list().iter().all(|end| *end == End::Completed));
+    // What was accepted before it waits for its turn, also then.
+    let (feed, fed) = tokio::sync::mpsc::channel(4);
+    let pipe = Pipe::from_stream(tokio_stream::wrappers::ReceiverStream::new(fed)).buffer(4);
+    let run = pipe.rate_limit(RateLimit::new(1, SECOND)).collect().start();
+    for n in 0..3u32 {
+        feed.send(n).await.unwrap();
+    }
+    sleep(SECOND / 2).await;
+    let began = Instant::now();
+    assert_eq!(run.shutdown(30 * SECOND).await.unwrap().0, [0, 1, 2]);
+    assert_eq!(began.elapsed(), SECOND + SECOND / 2);
 }

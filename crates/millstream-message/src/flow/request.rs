@@ -1,6 +1,7 @@
 //! Requests and their replies over queues.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +9,6 @@ use std::time::Duration;
 
 use millstream_flow::{BoxError, Concurrency, Flow, Pipe, Retry, Token, chain};
 use tokio::sync::{Semaphore, oneshot};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::Instrument;
 
@@ -89,7 +89,8 @@ pub struct Requester {
     prefix: String,
     waiting: Arc<Mutex<Waiting>>,
     room: Semaphore,
-    receiving: JoinHandle<()>,
+    /// Ends the task that receives, when this is dropped.
+    _open: oneshot::Sender<Infallible>,
 }
 
 #[derive(Default)]
@@ -121,6 +122,7 @@ impl Requester {
     /// # Errors
     /// The broker's.
     pub async fn open(broker: Arc<dyn Broker>) -> Result<Requester, BrokerError> {
+        let mut own = None;
         let (replies, prefix, consumer) = match broker.direct_replies().await? {
             Some(direct) => (direct.reply_to, direct.correlation_prefix, direct.consumer),
             None => {
@@ -128,12 +130,24 @@ impl Requester {
                 let replies = format!("millstream.replies.{:016x}{:016x}", random(), random());
                 broker.declare_queue(Queue::exclusive(&replies)).await?;
                 let consumer = broker.consume(&replies, ConsumeOptions::default().name("replies")).await?;
+                own = Some((broker.clone(), replies.clone()));
                 (replies, String::new(), consumer)
             }
         };
         let waiting = Arc::new(Mutex::new(Waiting::default()));
-        let receiving = tokio::spawn(receive(consumer, prefix.clone(), waiting.clone()));
-        Ok(Requester { broker, replies, prefix, waiting, room: Semaphore::new(UNDER_WAY), receiving })
+        let (open, dropped) = oneshot::channel();
+        let receiving = receive(consumer, prefix.clone(), waiting.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = receiving => {}
+                _ = dropped => {}
+            }
+            // Whoever answers late finds nobody, instead of a queue that nobody reads.
+            if let Some((broker, queue)) = own {
+                let _ = broker.delete_queue(&queue).await;
+            }
+        });
+        Ok(Requester { broker, replies, prefix, waiting, room: Semaphore::new(UNDER_WAY), _open: open })
     }
 
     /// Lets so many requests be under way at once; more wait. 10,000 unless said otherwise.
@@ -210,12 +224,6 @@ impl Requester {
     }
 }
 
-impl Drop for Requester {
-    fn drop(&mut self) {
-        self.receiving.abort();
-    }
-}
-
 impl fmt::Debug for Requester {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Requester").field("replies", &self.replies).field("waiting", &self.waiting()).finish()
@@ -238,8 +246,8 @@ async fn receive(mut consumer: Consumer, prefix: String, waiting: Arc<Mutex<Wait
     waiting.callers.clear();
 }
 
-/// Answers the requests of a queue: a flow of nothing that calls `handle` for each, up to `concurrency` at once. What `handle`
-/// fails with, by an error, a panic or the time limit of `concurrency`, is the reply's [`ERROR`].
+/// Answers the requests of a queue: a flow of nothing that calls `handle` for each, up to `concurrency` at once; replies go out as soon as
+/// they are there, whatever the order of requests. What `handle` fails with, by an error, a panic or the time limit of `concurrency`, is the reply's [`ERROR`].
 ///
 /// A reply belongs to the [trace](crate::TraceContext) of its request, unless it says otherwise. Each call has a `tracing` span `request` of the
 /// target `millstream_message::respond`, with the request's correlation and `trace_id`.
@@ -258,7 +266,8 @@ pub fn respond<H>(
 where
     H: AsyncFn(Message) -> Result<Message, BoxError> + 'static,
 {
-    let concurrency = concurrency.into();
+    // Those who ask do not know of each other: a slow answer holds no other up.
+    let concurrency = concurrency.into().in_any_order();
     messages(requests)
         .try_map_async(concurrency, Retry::never(), async move |request: &Message| {
             let reply = handle(request.clone()).instrument(span::request(request)).await?;

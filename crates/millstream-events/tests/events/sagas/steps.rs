@@ -263,3 +263,35 @@ async fn what_makes_no_sense_is_refused_with_all_that_is_wrong() {
     let error = sagas.begin("s", "1", &7_u32).await.expect_err("another type").to_string();
     assert_eq!(error, "the state of saga `s` is not a `u32`");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_is_undone_when_its_time_is_over_whatever_step_is_under_way() {
+    let slow = |name: &'static str, time: std::time::Duration| {
+        Step::new(name, move |state: Done, _| async move {
+            sleep(time).await;
+            Ok(state)
+        })
+    };
+    let world = World::default();
+    let hour = 3600 * SECOND;
+    let saga = |name| Saga::new(name).timeout(3 * SECOND).step(world.step("a"));
+    let sagas = Sagas::builder(store().await)
+        .saga(saga("last").step(slow("slow", hour)))
+        .saga(saga("middle").step(slow("slow", hour)).step(world.step("z")))
+        .saga(saga("in time").step(slow("slow", 2 * SECOND)));
+    let sagas = started(sagas).await;
+    for (name, status, seconds) in [
+        ("last", SagaStatus::TimedOut, 3),
+        ("middle", SagaStatus::TimedOut, 3),
+        ("in time", SagaStatus::Completed, 2),
+    ] {
+        let begun = Instant::now();
+        sagas.begin(name, "1", &Done::default()).await.expect("begun");
+        let view = sagas.ended(name, "1").await.expect("known");
+        assert_eq!((view.status, begun.elapsed().as_secs()), (status, seconds), "{name}: {view:?}");
+        if status == SagaStatus::TimedOut {
+            assert_eq!(view.reason.as_deref(), Some("it was not done in time, at step `slow`"));
+            assert_eq!(world.done().last().map(String::as_str), Some("-a"));
+        }
+    }
+}

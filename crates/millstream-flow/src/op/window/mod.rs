@@ -122,7 +122,7 @@ impl Window {
     /// come so far.
     ///
     /// # Panics
-    /// If either is 0, or if they have so little in common that a window is of more than 2^20 panes.
+    /// If either is 0, if `every` is more than `items`, or if they have so little in common that a window is of more than 2^20 panes.
     pub fn sliding_count(items: u64, every: u64) -> Self {
         assert!(items > 0 && every > 0, "a window of no items holds nothing");
         assert!(
