@@ -230,7 +230,10 @@ impl Mediator {
     ) -> Result<T, Error> {
         let ended = match door {
             Some(door) => call(&**door).await,
-            None => Err(Behind::Unread(unhandled(name.to_owned().into()))),
+            None => {
+                let words = "only what the builder has opened by `json`, `json_notification` or `json_stream` is called by name, each as what it is";
+                Err(Behind::Unread(unhandled(name.to_owned().into()).because(words)))
+            }
         };
         ended.map_err(|behind| match behind {
             Behind::Failed(error) => error,

@@ -134,7 +134,7 @@ impl Backpressure {
         self.marks(high, low)
     }
 
-    /// How long a handler may wait for room, while its reader makes none; as long as its reader if it is not said. After that the
+    /// How long a handler may wait for room, while its reader takes nothing; as long as its reader if it is not said. After that the
     /// stream ends with [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut), behind what waits.
     #[must_use]
     pub fn wait_max(mut self, wait: Duration) -> Self {
@@ -257,6 +257,7 @@ impl StreamBehaviour for Backpressure {
             upstream: Some(upstream),
             pump: None,
             taken: VecDeque::new(),
+            given: 0,
             _place: place,
         }))
     }
@@ -270,6 +271,8 @@ pub struct Pressed<T, F> {
     upstream: Option<F>,
     pump: Option<Task>,
     taken: VecDeque<Result<T, StreamError>>,
+    /// Items that the reader has got: others were dropped, or wait.
+    given: u64,
     /// Shows what waits as long as this is there.
     _place: Option<Place>,
 }
@@ -319,6 +322,13 @@ where
         loop {
             while let Some(item) = self.taken.pop_front() {
                 room -= 1;
+                let item = match item {
+                    Ok(item) => {
+                        self.given += 1;
+                        Ok(item)
+                    }
+                    Err(error) => Err(error.delivered_in_all(self.given)),
+                };
                 if sink(item, ()).is_break() || room == 0 {
                     return Poll::Ready(Step::More);
                 }

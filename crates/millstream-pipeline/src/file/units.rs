@@ -33,7 +33,7 @@ pub(crate) const DURATION_MAX: &str = "213503d";
 /// Bytes of `64MiB`, `1.5GB`, `512B`. A number without a unit is refused, except 0.
 pub fn size(text: &str) -> Option<u64> {
     let bytes = quantity(text.trim(), &SIZES)?;
-    (bytes <= u64::MAX as f64).then_some(bytes as u64)
+    (bytes <= u64::MAX as f64).then_some(bytes.round() as u64)
 }
 
 /// `500ms`, `1s`, `1h 30m`. A number without a unit is refused, except 0.
@@ -44,7 +44,7 @@ pub fn duration(text: &str) -> Option<Duration> {
         total += quantity(part, &TIMES)?;
         parts += 1;
     }
-    (parts > 0 && total <= u64::MAX as f64).then(|| Duration::from_nanos(total as u64))
+    (parts > 0 && total <= u64::MAX as f64).then(|| Duration::from_nanos(total.round() as u64))
 }
 
 /// `1%` or `0.01` as a share between 0 and 1.
@@ -152,5 +152,9 @@ mod tests {
         assert_eq!(show_size(64 << 20), "64MiB");
         assert_eq!(show_duration(Duration::from_millis(1500)), "1.5s");
         assert_eq!(duration(&show_duration(Duration::from_secs(90))), Some(Duration::from_secs(90)));
+        for millis in (1..100_000).chain((100_000..100_000_000).step_by(997)) {
+            let time = Duration::from_millis(millis);
+            assert_eq!(duration(&show_duration(time)), Some(time));
+        }
     }
 }

@@ -179,7 +179,12 @@ impl fmt::Display for BreakerSettings {
         if let Some(Slow { longer_than, rate }) = self.slow {
             write!(f, " or {}% calls above {longer_than:?}", rate * 100.0)?;
         }
-        write!(f, " of at least {} ", self.calls_min)?;
+        // A window of fewer calls never has more.
+        let least = match self.window {
+            Window::Count(calls) => self.calls_min.min(calls),
+            _ => self.calls_min,
+        };
+        write!(f, " of at least {least} ")?;
         match self.window {
             Window::Time(time) => write!(f, "in {time:?}")?,
             Window::Count(calls) => write!(f, "of the last {calls}")?,

@@ -131,8 +131,15 @@ impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
             let give_up = async {
                 match rule.wait_max {
                     Some(limit) => {
-                        sleep(limit).await;
-                        limit
+                        let mut taken = shelf.delivered();
+                        loop {
+                            sleep(limit).await;
+                            // A reader who takes some, and not yet enough, is there.
+                            match shelf.delivered() {
+                                now if now == taken => break limit,
+                                now => taken = now,
+                            }
+                        }
                     }
                     None => pending().await,
                 }

@@ -94,6 +94,11 @@ impl<T> Shelf<T> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Items that the reader has taken so far.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.state().delivered
+    }
+
     /// How many items the writer may bring. Registers it if there is no room.
     pub(crate) fn poll_room(&self, cx: &mut Context<'_>, marks: &Marks, strategy: &Strategy) -> Poll<usize> {
         let mut state = self.state();

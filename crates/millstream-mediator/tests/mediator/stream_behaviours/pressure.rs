@@ -371,3 +371,37 @@ async fn items_that_failed_are_bounded_like_others() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_error_behind_a_buffer_says_how_many_items_its_reader_got() {
+    for strategy in [Strategy::DropOldest, Strategy::DropNewest, Strategy::Block] {
+        let mediator = mediator(Backpressure::new(strategy, 10), |_, to| breaks_at(0, to));
+        let mut stream = mediator.stream(Count(1000)).await.unwrap();
+        let mut got = 0;
+        let error = loop {
+            match stream.next().await.unwrap() {
+                Ok(_) => got += 1,
+                Err(error) => break error,
+            }
+            sleep(SECOND).await;
+        };
+        assert_eq!((error.delivered(), error.position()), (got, 1000), "{strategy}");
+        assert_eq!(got == 1000, strategy == Strategy::Block, "{strategy}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_takes_its_time_is_no_reader_that_has_gone() {
+    let pressure = Backpressure::new(Strategy::Block, 64).wait_max(10 * SECOND);
+    let mediator = mediator(pressure, |_, to| at_once(to));
+    let mut stream = mediator.stream(Count(200)).await.unwrap();
+    for n in 0..200 {
+        assert_eq!(stream.next().await.unwrap().unwrap(), n);
+        sleep(2 * SECOND).await;
+    }
+    let mut stream = mediator.stream(Count(200)).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    sleep(60 * SECOND).await;
+    let (_, error) = all(stream).await;
+    assert_eq!(error.unwrap().error().kind(), &ErrorKind::TimedOut { limit: 10 * SECOND });
+}
