@@ -5,8 +5,8 @@ use millstream_message::Message;
 
 use crate::wire::{Input, Malformed, put_bytes, put_properties, put_u64};
 
-/// A record holds messages of about this many bytes, or one that is larger.
-const RECORD_BYTES: usize = 256 << 10;
+/// A record holds messages of about this many bytes, or one that is larger. Whoever wants one message reads all of its record.
+const RECORD_BYTES: usize = 32 << 10;
 
 /// Encodes as many messages as one record takes, at least one.
 pub(super) fn encode(first: u64, messages: &[Message]) -> (usize, Vec<u8>) {

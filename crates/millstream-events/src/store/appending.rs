@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use millstream_message::{BrokerErrorKind, Message};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -15,6 +17,8 @@ use super::shared::{Shared, TellOfPanic};
 
 /// Entries that are stored together.
 const BATCH: usize = 512;
+/// Batches that the broker has at once.
+const UNDER_WAY: usize = 8;
 /// Entries that wait, also those whose writers have gone.
 const ENTRIES: usize = 1 << 14;
 /// Their bytes.
@@ -82,30 +86,39 @@ impl Shared {
     /// Appends what comes, as long as the store lives.
     pub(crate) async fn append(self: Arc<Shared>, Appends(mut taken): Appends) {
         let _told = TellOfPanic(&self);
-        let mut entries = Vec::new();
-        while taken.recv_many(&mut entries, BATCH).await > 0 {
-            let (mut attempts, mut messages, mut room) = (Vec::new(), Vec::new(), Vec::new());
-            for entry in entries.drain(..) {
-                attempts.push(entry.attempt);
-                messages.push(entry.message);
-                room.push(entry.room);
+        let (mut entries, mut under_way) = (Vec::new(), FuturesUnordered::new());
+        loop {
+            tokio::select! {
+                // A batch does not wait for the one before to be stored: the broker's log has a batching of its own.
+                count = taken.recv_many(&mut entries, BATCH), if under_way.len() < UNDER_WAY => {
+                    if count == 0 {
+                        return;
+                    }
+                    under_way.push(self.append_all(std::mem::take(&mut entries)));
+                }
+                Some(()) = under_way.next() => {}
             }
-            self.append_all(&attempts, messages).await;
         }
     }
 
-    async fn append_all(&self, attempts: &[u64], messages: Vec<Message>) {
+    async fn append_all(&self, entries: Vec<Entry>) {
+        let (mut attempts, mut messages, mut room) = (Vec::new(), Vec::new(), Vec::new());
+        for entry in entries {
+            attempts.push(entry.attempt);
+            messages.push(entry.message);
+            room.push(entry.room);
+        }
         let several = (messages.len() > 1).then(|| messages.clone());
         let Err(error) = self.broker.append(&self.log, messages).await else { return };
         let Some(several) = several.filter(|_| error.kind() == BrokerErrorKind::Invalid) else {
-            attempts.iter().for_each(|attempt| self.not_appended(*attempt, &error));
+            attempts.into_iter().for_each(|attempt| self.not_appended(attempt, &error));
             return;
         };
         // One that the broker does not take is no reason to refuse the others. If some of them were stored, they are stored again,
         // and count once.
-        for (attempt, message) in attempts.iter().zip(several) {
+        for (attempt, message) in attempts.into_iter().zip(several) {
             if let Err(error) = self.broker.append(&self.log, vec![message]).await {
-                self.not_appended(*attempt, &error);
+                self.not_appended(attempt, &error);
             }
         }
     }
