@@ -17,6 +17,8 @@ use crate::stats::OpStats;
 impl<F: Flow> Pipe<F> {
     /// Calls an async function for each item, with many calls in flight in this stage's task.
     ///
+    /// What an async closure captures its calls cannot borrow here: `move |item| async move { … }`, with clones, is how it gets there.
+    ///
     /// # Ordering
     /// As [`Concurrency`] says: in order, or as results come.
     ///

@@ -97,7 +97,7 @@ impl<T: Send + 'static> Script<T> {
         (Pipe::from_tracked(account, stream), outcomes)
     }
 
-    /// The script as a stream.
+    /// The script as a stream, in which what the script fails with is an error; as the items of a flow those are results.
     pub fn stream(self) -> ScriptStream<T> {
         ScriptStream { steps: self.steps, waiting: None }
     }

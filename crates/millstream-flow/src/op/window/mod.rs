@@ -256,8 +256,8 @@ impl<N> EventTime<N> {
         self
     }
 
-    /// An item whose window was complete no longer than this ago gives another result for it, of itself alone:
-    /// [`Closed::Late`]. What comes later than that is dropped, counted by the operator's name, or handed on by
+    /// An item whose window was complete less than this ago gives another result for it, of itself alone:
+    /// [`Closed::Late`]. What comes later is dropped, counted by the operator's name, or handed on by
     /// [`window_or_late`](crate::Pipe::window_or_late).
     pub fn lateness(mut self, lateness: Duration) -> Self {
         self.patience.lateness = span(lateness);
