@@ -57,10 +57,16 @@ struct Book<Q, V> {
     row: KeyedQueue<Q, Entry<V>>,
     bytes: usize,
     /// What is looked up now: as many as there are calls that have not ended.
-    under_way: HashMap<Q, Cell<V>>,
+    under_way: HashMap<Q, UnderWay<V>>,
 }
 
 type Cell<V> = Arc<OnceCell<V>>;
+
+struct UnderWay<V> {
+    cell: Cell<V>,
+    /// Who looks it up and who waits for that.
+    asking: usize,
+}
 
 struct Entry<V> {
     /// When it was found. Without an age nobody looks at a clock, nor at this.
@@ -150,10 +156,7 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
             look_up(&key).await
         });
         let found = found.await.cloned();
-        if found.is_ok() && asked {
-            asking.remember();
-        }
-        self.count(!asked);
+        asking.end(asked, found.is_ok());
         found
     }
 
@@ -177,20 +180,11 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
             add_one(&self.0.hits);
             return Source::Row(value);
         }
-        let cell = match under_way.get(key) {
-            Some(cell) => cell.clone(),
-            None => {
-                let cell = Cell::default();
-                under_way.insert(key.clone(), cell.clone());
-                cell
-            }
-        };
-        Source::UnderWay(Asking { memo: self, key: key.clone(), cell })
-    }
-
-    fn count(&self, hit: bool) {
-        let _book = self.book();
-        add_one(if hit { &self.0.hits } else { &self.0.misses });
+        let under_way =
+            under_way.entry_ref(key).or_insert_with(|| UnderWay { cell: Cell::default(), asking: 0 });
+        under_way.asking += 1;
+        let cell = under_way.cell.clone();
+        Source::UnderWay(Asking { memo: self, key: key.clone(), cell, ended: false })
     }
 
     /// Forgets a key, so that the next who asks looks up. Those who wait for it already get what was asked for before.
@@ -235,13 +229,37 @@ struct Asking<'a, Q: Hash + Eq, V> {
     memo: &'a Memo<Q, V>,
     key: Q,
     cell: Cell<V>,
+    ended: bool,
+}
+
+impl<Q: Hash + Eq, V> Asking<'_, Q, V> {
+    /// Has the key no longer be under way if nobody else waits for it.
+    fn leave(&self, book: &mut Book<Q, V>) {
+        let Some(under_way) = book.under_way(&self.key, &self.cell) else { return };
+        under_way.asking -= 1;
+        if under_way.asking == 0 {
+            book.under_way.remove(&self.key);
+        }
+    }
 }
 
 impl<Q: Hash + Eq + Clone, V> Asking<'_, Q, V> {
+    /// It was looked up, by this one if it has `asked`, and found or not.
+    fn end(mut self, asked: bool, found: bool) {
+        let memo = self.memo;
+        let mut book = memo.book();
+        add_one(if asked { &memo.0.misses } else { &memo.0.hits });
+        if asked && found {
+            self.remember(&mut book);
+        } else {
+            self.leave(&mut book);
+        }
+        self.ended = true;
+    }
+
     /// Puts what was found where others find it, unless it was to be forgotten meanwhile.
-    fn remember(&self) {
-        let mut book = self.memo.book();
-        if !book.is_under_way(&self.key, &self.cell) {
+    fn remember(&self, book: &mut Book<Q, V>) {
+        if book.under_way(&self.key, &self.cell).is_none() {
             return;
         }
         book.under_way.remove(&self.key);
@@ -272,10 +290,8 @@ impl<Q: Hash + Eq + Clone, V> Asking<'_, Q, V> {
 
 impl<Q: Hash + Eq, V> Drop for Asking<'_, Q, V> {
     fn drop(&mut self) {
-        let mut book = self.memo.book();
-        // The last one, beside the book itself.
-        if book.is_under_way(&self.key, &self.cell) && Arc::strong_count(&self.cell) == 2 {
-            book.under_way.remove(&self.key);
+        if !self.ended {
+            self.leave(&mut self.memo.book());
         }
     }
 }
@@ -320,8 +336,9 @@ impl<Q: Hash + Eq, V> Book<Q, V> {
         }
     }
 
-    fn is_under_way(&self, key: &Q, cell: &Cell<V>) -> bool {
-        self.under_way.get(key).is_some_and(|there| Arc::ptr_eq(there, cell))
+    /// What is under way for a key, if it is this.
+    fn under_way(&mut self, key: &Q, cell: &Cell<V>) -> Option<&mut UnderWay<V>> {
+        self.under_way.get_mut(key).filter(|there| Arc::ptr_eq(&there.cell, cell))
     }
 }
 
