@@ -42,7 +42,7 @@ use millstream_pipeline::{Problems, SettingsFile, duration, nearest, show_durati
 ///     .profile(&settings.profile(process_memory))
 ///     .request(async |_: Ping| Ok::<_, millstream::mediator::Error>(()))
 ///     .build()?;
-/// assert!(mediator.describe().to_string().contains("timeout 5s, Ping 1s > breaker opens at 60%"));
+/// assert!(mediator.describe().to_string().contains("then 3 probes > timeout 5s, Ping 1s > retry"));
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone, PartialEq)]
