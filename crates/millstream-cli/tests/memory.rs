@@ -120,6 +120,22 @@ output: { file: { path: out.ndjson } }
 }
 
 #[test]
+fn large_values_at_several_workers_stay_within_the_bound() {
+    let place = Place::new();
+    // A step that looks at one field of a large value takes so little time that workers go far ahead.
+    let row = format!("{{\"n\":1,\"text\":\"{}\"}}\n", "x".repeat(190_000));
+    place.write("in.ndjson", &row.repeat(1500));
+    let yaml = "
+name: p
+source: { file: { path: in.ndjson, max_line: 200KiB } }
+process: [ { parallel: { workers: 256, steps: [ { filter: { name: all, keep: item.n > 0 } } ] } } ]
+batch: { count: 100, bytes: 1MiB }
+output: { stdout: }
+";
+    stays_within_its_bound(&place, yaml, 8 << 20);
+}
+
+#[test]
 fn a_queue_full_of_dead_letters_stays_within_the_bound() {
     let place = Place::new();
     place.write("in.ndjson", &digits(150_000));

@@ -16,7 +16,7 @@ impl<T, F: Fn(&T) -> usize + Send + 'static> Measure<T> for F {
 }
 
 /// Items are counted, not measured.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Unmeasured;
 
 impl<T> Measure<T> for Unmeasured {

@@ -37,4 +37,4 @@ pub use timeout::Timeout;
 pub use timing::Timing;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
-pub use tower::{Passing, Tower, TowerNext, TowerService};
+pub use tower::{Answering, InTurn, InTurnService, Passing, Tower, TowerNext, TowerService};

@@ -184,6 +184,11 @@ impl Detached {
         Detached { about, context }
     }
 
+    #[cfg(feature = "tower")]
+    pub(crate) fn about(&self) -> &About {
+        &self.about
+    }
+
     /// The call.
     pub fn call(&self) -> Call<'_> {
         Call::new(&self.about, &self.context)

@@ -11,6 +11,8 @@ use millstream_resilience::{Class, Classified, Classify, class_of};
 
 use crate::message::About;
 
+mod policies;
+
 /// Why a call did not succeed: a kind to act upon, the message's name, and the cause as it was.
 ///
 /// The handler's own error is the [`source`](StdError::source), never wrapped by behaviours, so that whoever classifies
@@ -217,6 +219,9 @@ impl fmt::Display for Error {
             ErrorKind::NoHandler => write!(f, "{message}: nobody handles it; register a handler"),
             ErrorKind::Failed => write!(f, "{message}: its handler `{handler}` failed"),
             ErrorKind::Panicked => write!(f, "{message}: its handler `{handler}` panicked"),
+            ErrorKind::TimedOut { limit } if self.0.handler.is_none() => {
+                write!(f, "{message}: took longer than {limit:?}")
+            }
             ErrorKind::TimedOut { limit } => {
                 write!(f, "{message}: its handler `{handler}` took longer than {limit:?}")
             }

@@ -77,7 +77,7 @@ pub use behaviours::{
 };
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
-pub use behaviours::{Passing, Tower, TowerNext, TowerService};
+pub use behaviours::{Answering, InTurn, InTurnService, Passing, Tower, TowerNext, TowerService};
 pub use builder::{BuildError, Builder};
 pub use call::{Call, Context, Correlation, Detached};
 pub use describe::{Description, Line};

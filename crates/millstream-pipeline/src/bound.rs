@@ -17,6 +17,8 @@ const STREAM_BYTES: u64 = 8 << 20;
 const WRITE_BYTES: u64 = 8 << 20;
 /// Batches that wait for the output while it writes.
 pub(crate) const WAITING_BATCHES: usize = 2;
+/// Bytes of values that the workers of `parallel` have taken and whose results are not taken from them.
+pub(crate) const PARALLEL_BYTES: u64 = 16 << 20;
 /// Open batches of one pipeline hold at most this many full ones.
 const OPEN_BATCHES: u64 = 16;
 
@@ -40,6 +42,7 @@ pub(crate) fn memory(draft: &Draft) -> u64 {
     let complete = batch(draft).saturating_mul((writing(draft) + WAITING_BATCHES) as u64);
     reading(draft)
         .saturating_add(buffered(draft))
+        .saturating_add(at_workers(draft))
         .saturating_add(rule.held_bytes as u64)
         .saturating_add(complete)
 }
@@ -106,14 +109,21 @@ fn reading(draft: &Draft) -> u64 {
     }
 }
 
-/// Items that are at handlers at once, beside the one that passes the steps. Those of a queue or of http are counted as
-/// prefetched, or as pending.
+/// Items that are at handlers at once, or may be more than the workers of `parallel` should have, beside the one that passes the
+/// steps. Those of a queue or of http are counted as prefetched, or as pending.
 fn sent(draft: &Draft) -> u64 {
     let at_once = |step: &Step| match step {
         Step::Send { at_once, .. } => *at_once as u64 - 1,
+        Step::Parallel { .. } => 1,
         _ => 0,
     };
     draft.steps.iter().map(at_once).sum()
+}
+
+/// What is at the workers of `parallel`, as values.
+fn at_workers(draft: &Draft) -> u64 {
+    let steps = draft.steps.iter().filter(|step| matches!(step, Step::Parallel { .. }));
+    steps.count() as u64 * PARALLEL_BYTES
 }
 
 fn buffered(draft: &Draft) -> u64 {

@@ -4,11 +4,13 @@
 //! one operator with the user's name, so that the report's stages read like the file; what a step needs beside it is named
 //! by what it does.
 
+use crate::bound::PARALLEL_BYTES;
 use crate::expr::{Condition, Mapping};
 use crate::file::model::{Output, Route, Setting, Step};
 use crate::handlers::Sending;
 use crate::item::{Failure, Raw, Record, Reporter};
 use crate::output::ROUTE;
+use crate::value;
 use millstream_flow::flows::BoxFlow;
 use millstream_flow::{Concurrency, Failed, Pipe, Retry, Token, Workers};
 use std::sync::Arc;
@@ -96,6 +98,13 @@ enum Worked {
     Dropped(usize),
 }
 
+fn footprint(passing: &Passing) -> usize {
+    match passing {
+        Ok(record) => value::footprint(&record.value),
+        Err(failed) => failed.input.body.len(),
+    }
+}
+
 fn parallel(
     pipe: Passage,
     workers: &Setting<Option<u64>>,
@@ -108,8 +117,9 @@ fn parallel(
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let count = workers.value.map_or(cores, |count| count as usize);
     let workers = if ordered { Workers::ordered(count) } else { Workers::unordered(count) };
+    let workers = workers.bytes(PARALLEL_BYTES as usize, footprint);
     let mut pipe = pipe
-        .parallel(workers, move |mut passing: Passing| {
+        .parallel_measured(workers, move |mut passing: Passing| {
             for (number, step) in simple.iter().enumerate() {
                 match step.apply(passing) {
                     Some(next) => passing = next,

@@ -2,8 +2,11 @@
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast, watch};
@@ -120,8 +123,9 @@ impl CircuitBreaker {
         E: From<Open>,
         F: Future<Output = Result<T, E>>,
     {
-        let permit = self.try_acquire()?;
-        let result = call().await;
+        let mut permit = self.try_acquire()?;
+        let mut calling = pin!(permit.inside(call));
+        let result = poll_fn(|cx| permit.poll(calling.as_mut(), cx)).await;
         permit.end(result.as_ref().err().map(|error| classifier.classify(error)));
         result
     }
@@ -333,8 +337,8 @@ impl Idle for CircuitBreaker {
     }
 }
 
-/// A call that may be made. Dropped without a word it says nothing, and gives the place of a probe back; but dropped by a panic it has
-/// failed.
+/// A call that may be made. Dropped without a word it says nothing, and gives the place of a probe back; but a call that panics when
+/// it is [polled](Permit::poll) through its permit has failed.
 #[derive(Debug)]
 #[must_use = "a permit that is dropped is given back"]
 pub struct Permit<B: Borrow<CircuitBreaker> = CircuitBreaker> {
@@ -343,13 +347,29 @@ pub struct Permit<B: Borrow<CircuitBreaker> = CircuitBreaker> {
     /// Only where slow calls count.
     began: Option<Instant>,
     ended: bool,
+    /// The call is at work, and not another one of its thread.
+    inside: bool,
 }
 
 impl<B: Borrow<CircuitBreaker>> Permit<B> {
     #[inline]
     fn new(breaker: B, era: u64) -> Self {
         let began = breaker.borrow().0.slow.map(|_| Instant::now());
-        Permit { breaker, era, began, ended: false }
+        Permit { breaker, era, began, ended: false, inside: false }
+    }
+
+    /// Polls the call: if that panics, it has failed.
+    #[inline]
+    pub fn poll<F: Future>(&mut self, call: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.inside(|| call.poll(cx))
+    }
+
+    #[inline]
+    fn inside<T>(&mut self, call: impl FnOnce() -> T) -> T {
+        self.inside = true;
+        let result = call();
+        self.inside = false;
+        result
     }
 
     /// The call has succeeded.
@@ -387,7 +407,7 @@ impl<B: Borrow<CircuitBreaker>> Drop for Permit<B> {
         if self.ended {
             return;
         }
-        let ended = match std::thread::panicking() {
+        let ended = match self.inside {
             true => Ended::Counted(Call { failed: true, slow: false }),
             false => Ended::Ignored,
         };

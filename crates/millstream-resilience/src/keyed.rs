@@ -3,8 +3,10 @@
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hashbrown::{DefaultHashBuilder, HashSet, HashTable};
+use tokio::time::Instant;
 
 /// Whether forgetting something would change what it does.
 pub trait Idle {
@@ -17,9 +19,10 @@ pub trait Idle {
 ///
 /// At most `capacity` keys have one. A further key takes the place of one that is [idle](Idle), rather of one that was not asked
 /// for lately, found by the *clock* algorithm (Corbató, "A Paging Experiment with the Multics System", 1968); if the 32 that it
-/// looks at are all in use, it shares one with all others that find no place, and goes on with that one until it is idle, so that the
-/// number is bounded and no limit broken. (As many such keys are known as there are places, or 64; if there are more, every further key
-/// shares with them until then.)
+/// looks at are all in use, it shares one with all others that find no place, so that the number is bounded. It goes on with that one
+/// until it is idle, for it would have two limits otherwise; but no longer than a minute or two, nor when twice as many keys as there are
+/// places, or 64, have come to share after it: then it may have a place of its own beside what it has used of the other. So a crowd
+/// that has gone leaves nobody behind.
 /// Clones are the same.
 ///
 /// ```
@@ -50,8 +53,66 @@ struct Places<K, V> {
     slots: Vec<Slot<K, V>>,
     hand: usize,
     shared: Option<V>,
-    /// The hashes of those who share it.
-    sharing: HashSet<u64>,
+    sharing: Sharing,
+}
+
+/// The hashes of those who share what is for all that find no place: the newer ones and the older ones, which are forgotten together.
+struct Sharing {
+    newer: HashSet<u64>,
+    older: HashSet<u64>,
+    /// Since when the newer ones have come.
+    since: Instant,
+    newer_max: usize,
+}
+
+impl Sharing {
+    fn new(capacity: usize) -> Self {
+        Sharing {
+            newer: HashSet::new(),
+            older: HashSet::new(),
+            since: Instant::now(),
+            newer_max: SHARING.max(capacity),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.newer.is_empty() && self.older.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.newer.clear();
+        self.older.clear();
+    }
+
+    fn knows(&self, hash: u64) -> bool {
+        self.newer.contains(&hash) || self.older.contains(&hash)
+    }
+
+    fn add(&mut self, hash: u64) {
+        if self.newer.len() >= self.newer_max {
+            self.turn();
+        }
+        if self.is_empty() {
+            self.since = Instant::now();
+        }
+        self.newer.insert(hash);
+    }
+
+    /// Forgets those who have shared for long.
+    fn age(&mut self) {
+        let age = self.since.elapsed();
+        if age >= 2 * KNOWN {
+            self.clear();
+        } else if age >= KNOWN {
+            self.turn();
+        }
+    }
+
+    fn turn(&mut self) {
+        std::mem::swap(&mut self.newer, &mut self.older);
+        self.newer.clear();
+        self.since = Instant::now();
+    }
 }
 
 struct Slot<K, V> {
@@ -64,8 +125,9 @@ struct Slot<K, V> {
 
 /// How many places are looked at for one that can be had.
 const LOOKS: usize = 32;
-/// How many keys that share are known at least.
+/// How many keys that share are known at least, and for how long.
 const SHARING: usize = 64;
+const KNOWN: Duration = Duration::from_secs(60);
 
 impl<K, V> Keyed<K, V>
 where
@@ -99,7 +161,7 @@ where
             slots: Vec::new(),
             hand: 0,
             shared: None,
-            sharing: HashSet::new(),
+            sharing: Sharing::new(capacity),
         };
         Keyed(Arc::new(Shared { capacity, make, places: Mutex::new(places) }))
     }
@@ -117,19 +179,21 @@ where
             return slots[place].value.clone();
         }
         // Who has used the shared one would have a second beside it.
-        if !sharing.is_empty() && shared.as_ref().is_none_or(Idle::is_idle) {
-            sharing.clear();
-        }
-        let known_max = SHARING.max(*capacity);
-        let shares = sharing.len() >= known_max || sharing.contains(&hash);
+        let shares = !sharing.is_empty() && {
+            match shared.as_ref().is_none_or(Idle::is_idle) {
+                true => sharing.clear(),
+                false => sharing.age(),
+            }
+            sharing.knows(hash)
+        };
         let place = match slots.len() < *capacity {
             _ if shares => None,
             true => Some(slots.len()),
             false => free(slots, hand),
         };
         let Some(place) = place else {
-            if sharing.len() < known_max {
-                sharing.insert(hash);
+            if !shares {
+                sharing.add(hash);
             }
             return shared.get_or_insert_with(|| make(key, true)).clone();
         };

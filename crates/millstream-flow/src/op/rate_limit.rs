@@ -89,6 +89,10 @@ impl<F: Flow, W> RateLimited<F, W> {
                 ControlFlow::Break(())
             });
             *ended = step == Poll::Ready(Step::End);
+            if held.is_none() && step == Poll::Ready(Step::More) {
+                // It has dropped what it had, and nobody else will ask it again.
+                cx.waker().wake_by_ref();
+            }
         }
         *ended && held.is_none()
     }

@@ -30,17 +30,32 @@ impl<A: Flow, B: Flow> Zip<A, B> {
     }
 }
 
-/// Has a flow's next item held, unless there is one. True if the flow has ended without another.
+/// What a flow says that has no item held.
+enum Empty {
+    Ended,
+    Waits,
+    /// It has dropped what it had, and is to be asked again.
+    Dropped,
+}
+
+/// Has a flow's next item held, unless there is one.
 #[inline]
-fn hold<F: Flow>(flow: &mut F, cx: &mut Context<'_>, held: &mut Held<F>) -> bool {
+fn hold<F: Flow>(flow: &mut F, cx: &mut Context<'_>, held: &mut Held<F>) -> Option<Empty> {
     if held.is_some() {
-        return false;
+        return None;
     }
     let step = flow.poll_drive(cx, 1, &mut |item, token| {
         *held = Some((item, token));
         ControlFlow::Break(())
     });
-    held.is_none() && step == Poll::Ready(Step::End)
+    if held.is_some() {
+        return None;
+    }
+    Some(match step {
+        Poll::Ready(Step::End) => Empty::Ended,
+        Poll::Ready(Step::More) => Empty::Dropped,
+        Poll::Pending => Empty::Waits,
+    })
 }
 
 impl<A, B> Flow for Zip<A, B>
@@ -61,7 +76,12 @@ where
         let mut room = max;
         while !*ended && room > 0 {
             // Both are asked, so that either end is heard of while the other side is silent.
-            *ended = hold(left, cx, &mut held.0) || hold(right, cx, &mut held.1);
+            let own = hold(left, cx, &mut held.0);
+            let other = match own {
+                Some(Empty::Ended) => None,
+                _ => hold(right, cx, &mut held.1),
+            };
+            *ended = matches!((&own, &other), (Some(Empty::Ended), _) | (_, Some(Empty::Ended)));
             match (held.0.take(), held.1.take()) {
                 (Some((item, own)), Some((other, token))) => {
                     let mut tokens = Self::Token::default();
@@ -79,7 +99,10 @@ where
                 }
                 waiting if !*ended => {
                     *held = waiting;
-                    return Poll::Pending;
+                    return match (own, other) {
+                        (Some(Empty::Dropped), _) | (_, Some(Empty::Dropped)) => Poll::Ready(Step::More),
+                        _ => Poll::Pending,
+                    };
                 }
                 _ => {}
             }

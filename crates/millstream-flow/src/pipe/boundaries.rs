@@ -197,7 +197,8 @@ where
     /// Calls a function that needs the processor, on several cores.
     ///
     /// Workers pull chunks of about 100 µs of work from what was built so far, so uneven work spreads by
-    /// itself. From about 0.2 µs an item on, two cores do nearly twice the work of one.
+    /// itself; a chunk that takes longer than was expected is split while another worker has nothing to do. What stands
+    /// behind one long call in its chunk waits for it. From about 0.2 µs an item on, two cores do nearly twice the work of one.
     ///
     /// # Ordering
     /// As [`Workers`] says: in order, with a bounded window of chunks ahead of the slowest, or as they come.
@@ -209,18 +210,40 @@ where
         U: Send + 'static,
         M: Fn(F::Item) -> U + Send + Sync + 'static,
     {
-        let workers = workers.into();
+        self.parallel_measured(workers.into(), map)
+    }
+
+    /// As [`parallel`](Pipe::parallel), bounded in bytes too: of items from when they are pulled until their results are read.
+    ///
+    /// ```
+    /// use millstream_flow::{Pipe, Workers};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), millstream_flow::RunError> {
+    /// let workers = Workers::ordered(2).bytes(1 << 20, |line: &String| line.capacity());
+    /// let lines = Pipe::from_iter(["a b".to_owned(), "c".to_owned()]);
+    /// let (words, _) = lines.parallel_measured(workers, |line| line.split(' ').count()).collect().await?;
+    /// assert_eq!(words, [2, 1]);
+    /// # Ok(()) }
+    /// ```
+    pub fn parallel_measured<U, M, W>(self, workers: Workers<W>, map: M) -> Pipe<Parallel<F, U>>
+    where
+        U: Send + 'static,
+        M: Fn(F::Item) -> U + Send + Sync + 'static,
+        W: Measure<F::Item> + Clone,
+    {
         let (flow, driver, op) = self.boundary("pull", parallel::CHUNK_MAX);
         let scope = driver.scope.clone();
         let work = OpStats::new("parallel");
         let knob = workers.knob(format!("{} workers", work.name()));
         let each = size_of::<(F::Item, F::Token)>().max(size_of::<(U, F::Token)>());
         let chunks = knob.bounds().1 * parallel::CHUNKS_AHEAD;
-        scope.add_memory(op.name().to_string(), chunks * parallel::CHUNK_MAX * each);
+        let slots = chunks * parallel::CHUNK_MAX * each;
+        scope.add_memory(op.name().to_string(), slots.saturating_add(workers.bytes_max.unwrap_or(0)));
         scope.add_knob(knob.clone());
         let stats = Arc::new(StageStats::new(vec![work.clone()]));
         scope.add_stage(stats.clone());
-        let flow = Parallel::new(flow, map, knob, workers.unordered, driver, stats);
+        let flow = Parallel::new(flow, map, knob, workers, driver, stats);
         Pipe { flow, scope, ops: Vec::new(), boundary: Some(work) }
     }
 }

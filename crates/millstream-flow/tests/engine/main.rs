@@ -29,3 +29,4 @@ mod unread;
 mod windows;
 mod windows_limits;
 mod windows_model;
+mod workers;

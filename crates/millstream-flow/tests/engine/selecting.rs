@@ -130,6 +130,18 @@ async fn concat_asks_the_second_flow_for_nothing_before_the_first_has_ended() {
     assert_eq!(all, [0, 1, 10, 11, 20, 21]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_zip_goes_on_past_what_either_side_drops() {
+    let odd = || Pipe::from_iter(0..10u32).filter(|n| n % 2 == 1);
+    for pairs in [
+        odd().zip(Pipe::from_iter(0..3)).collect().into_future(),
+        Pipe::from_iter(0..3).zip(odd()).map(|(n, odd)| (odd, n)).collect().into_future(),
+    ] {
+        let pairs = tokio::time::timeout(Duration::from_secs(1), pairs).await.expect("it does not hang");
+        assert_eq!(pairs.unwrap().0, [(1, 0), (3, 1), (5, 2)]);
+    }
+}
+
 #[tokio::test]
 async fn zip_pairs_in_order_ends_with_the_shorter_and_drops_what_has_no_partner() {
     let (numbers, ear, account) = tracked(0..10u32);

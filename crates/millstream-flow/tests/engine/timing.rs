@@ -340,4 +340,15 @@ async fn a_rate_limit_does_not_keep_a_run_that_is_told_to_stop() {
     let began = Instant::now();
     assert_eq!(run.shutdown(30 * SECOND).await.unwrap().0, [0, 1, 2]);
     assert_eq!(began.elapsed(), SECOND + SECOND / 2);
+    // What is dropped before it waits for nothing.
+    let (feed, fed) = tokio::sync::mpsc::channel(4);
+    let pipe = Pipe::from_stream(tokio_stream::wrappers::ReceiverStream::new(fed)).buffer(4);
+    let run = pipe.filter(|n| *n < 1).rate_limit(RateLimit::new(1, 3600 * SECOND).burst(1)).collect().start();
+    for n in 0..4u32 {
+        feed.send(n).await.unwrap();
+        sleep(SECOND).await;
+    }
+    let began = Instant::now();
+    assert_eq!(run.shutdown(30 * SECOND).await.unwrap().0, [0]);
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }

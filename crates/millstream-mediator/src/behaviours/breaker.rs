@@ -2,6 +2,8 @@
 
 use std::borrow::{Borrow, Cow};
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 
 use millstream_resilience::{BreakerSettings, BreakerState, CircuitBreaker, Class, Open, Permit};
@@ -210,11 +212,12 @@ impl Behaviour for Breaker {
     ) -> Result<R::Response, Error> {
         let judge = &self.0;
         let breaker = judge.get(call);
-        let permit = match breaker.try_acquire() {
+        let mut permit = match breaker.try_acquire() {
             Ok(permit) => permit,
             Err(open) => return Err(judge.rejected(call.about(), open)),
         };
-        let ended = next.call(call, request).await;
+        let mut calling = pin!(next.call(call, request));
+        let ended = poll_fn(|cx| permit.poll(calling.as_mut(), cx)).await;
         judge.ended(permit, ended.as_ref().err().map(|error| judge.class(error)));
         ended
     }

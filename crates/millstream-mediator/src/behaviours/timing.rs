@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use millstream_flow::Tick;
@@ -121,15 +121,29 @@ impl Default for Timing {
     }
 }
 
-/// Counts a call that is dropped, also by a panic.
-struct Underway<'a>(&'a Stats);
+/// Counts a call that is dropped, also by its own panic.
+struct Underway<'a> {
+    stats: &'a Stats,
+    /// The call is at work, and not another one of its thread.
+    inside: bool,
+}
+
+impl Underway<'_> {
+    #[inline]
+    fn poll<F: Future>(&mut self, call: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.inside = true;
+        let polled = call.poll(cx);
+        self.inside = false;
+        polled
+    }
+}
 
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
-        self.0.calls.cancel();
+        self.stats.calls.cancel();
         // What a behaviour panics with comes by here, and is an error further out.
-        let how = if std::thread::panicking() { ErrorKind::Panicked.index() } else { ErrorKind::CANCELLED };
-        self.0.otherwise.add(how, 1);
+        let how = if self.inside { ErrorKind::Panicked.index() } else { ErrorKind::CANCELLED };
+        self.stats.otherwise.add(how, 1);
     }
 }
 
@@ -159,10 +173,10 @@ impl Behaviour for Timing {
         async move {
             let Some(stats) = self.stats.as_deref() else { return next.call(call, request).await };
             let number = stats.calls.begin();
-            let underway = Underway(stats);
+            let mut underway = Underway { stats, inside: false };
             let began = (self.one_in == 1 || number.is_multiple_of(self.one_in)).then(Tick::now);
             let mut calling = pin!(next.call(call, request));
-            let first = poll_fn(|cx| Poll::Ready(calling.as_mut().poll(cx))).await;
+            let first = poll_fn(|cx| Poll::Ready(underway.poll(calling.as_mut(), cx))).await;
             let took = began.map(|began| Tick::now().nanoseconds_since(began));
             let ended = match first {
                 Poll::Ready(ended) => {
@@ -180,7 +194,7 @@ impl Behaviour for Timing {
                     // In a box, so that calls that never wait need no room for it.
                     let mut late = self.slow.map(|slow| Box::pin(sleep(slow.saturating_sub(before))));
                     let ended = poll_fn(|cx| {
-                        let poll = calling.as_mut().poll(cx);
+                        let poll = underway.poll(calling.as_mut(), cx);
                         if poll.is_pending()
                             && let Some(sleeping) = &mut late
                             && sleeping.as_mut().poll(cx).is_ready()

@@ -4,9 +4,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use futures_util::future::BoxFuture;
 use millstream_flow::BoxError;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -14,14 +12,25 @@ use tower_service::Service;
 use crate::behaviour::{Behaviour, Next};
 use crate::call::Call;
 use crate::error::{Error, ErrorKind};
-use crate::mediator::{Handle, Mediator};
 use crate::message::{About, Request};
 
-/// A layer of tower as a behaviour: of all requests, which pass it as [`Passing`], whatever they are. So it is for layers that
-/// do not look at requests: limits, timeouts, load shedding. It costs two boxes a call.
+mod in_turn;
+mod passing;
+mod service;
+
+pub use in_turn::{InTurn, InTurnService};
+pub use passing::{Answering, Passing, TowerNext};
+pub use service::TowerService;
+
+/// A layer of tower as a behaviour: of all requests, which pass it as [`Passing`], whatever they are. It costs two boxes a call.
 ///
 /// Each handler has a service of its own, made by the layer; a layer that is to hold for all shares its state itself, as
-/// tower's `GlobalConcurrencyLimitLayer` does. Services are cloned for each call.
+/// tower's `GlobalConcurrencyLimitLayer` does. Services are cloned for each call; what cannot be cloned is for
+/// [`in_turn`](Tower::in_turn).
+///
+/// The policies of `millstream-resilience` are layers too. For those that call again, with a clone of the request, there are
+/// behaviours: [`Retries`](crate::Retries) and [`Hedging`](crate::Hedging) know which requests [may be
+/// repeated](Request::repeat). Tower's own retries learn it by [`Passing::repeat`].
 ///
 /// ```
 /// use millstream_mediator::{Error, Mediator, Request, Tower};
@@ -54,29 +63,30 @@ where
 {
     /// This layer, by the name that [`describe`](Mediator::describe) shows.
     pub fn new(name: impl Into<Cow<'static, str>>, layer: L) -> Self {
-        let service = layer.layer(TowerNext(()));
+        let service = layer.layer(TowerNext::new());
         Tower { name: name.into(), layer: Arc::new(layer), service }
     }
 }
 
-/// A request that passes layers of tower: it brings along what answers it.
-pub struct Passing(BoxFuture<'static, Result<Box<dyn Any + Send>, Error>>);
-
-/// The service inside a layer of tower: what comes next.
-#[derive(Debug, Clone)]
-pub struct TowerNext(());
-
-impl Service<Passing> for TowerNext {
-    type Response = Box<dyn Any + Send>;
-    type Error = Error;
-    type Future = BoxFuture<'static, Result<Box<dyn Any + Send>, Error>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Passing) -> Self::Future {
-        request.0
+impl<L> Tower<InTurn<L>>
+where
+    L: Layer<TowerNext>,
+{
+    /// The same of a layer whose services cannot be cloned: all calls of a handler share one. See [`InTurn`].
+    ///
+    /// ```
+    /// use millstream_mediator::{Mediator, Tower};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let five_a_second = tower::limit::RateLimitLayer::new(5, Duration::from_secs(1));
+    /// let builder = Mediator::builder().behaviour(Tower::in_turn("five a second", five_a_second));
+    /// # let _ = builder;
+    /// # }
+    /// ```
+    pub fn in_turn(name: impl Into<Cow<'static, str>>, layer: L) -> Self {
+        Tower::new(name, InTurn::new(layer))
     }
 }
 
@@ -92,7 +102,7 @@ where
     }
 
     fn of(&self, _: &About) -> Self {
-        let service = self.layer.layer(TowerNext(()));
+        let service = self.layer.layer(TowerNext::new());
         Tower { name: self.name.clone(), layer: self.layer.clone(), service }
     }
 
@@ -103,47 +113,15 @@ where
         next: &N,
     ) -> Result<R::Response, Error> {
         let failed = |error: BoxError| match error.downcast::<Error>() {
-            Ok(error) => *error, // the mediator's own, which the layer has passed on
+            // The mediator's own, which the layer has passed on, or one that a policy has made.
+            Ok(error) => error.of(call.about()),
             Err(error) => Error::new(call.about(), ErrorKind::Failed).because(error),
         };
         let mut service = self.service.clone();
         poll_fn(|cx| service.poll_ready(cx)).await.map_err(|error| failed(error.into()))?;
-        let (next, detached) = (next.clone(), call.detach());
-        let passing = Passing(Box::pin(async move {
-            let response = next.call(&detached.call(), request).await?;
-            Ok(Box::new(response) as Box<dyn Any + Send>)
-        }));
+        let passing = Passing::new(next.clone(), call.detach(), request);
         let response = service.call(passing).await.map_err(|error| failed(error.into()))?;
         let response = response.downcast::<R::Response>();
         Ok(*response.map_err(|_| failed("a layer of tower has answered with something else".into()))?)
-    }
-}
-
-/// A handler with its behaviours as a service of tower, always ready. See [`Mediator::service`].
-#[derive(Debug, Clone)]
-pub struct TowerService<R: Request>(Handle<R>);
-
-impl Mediator {
-    /// The way to one handler as a service of tower.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NoHandler`].
-    pub fn service<R: Request>(&self) -> Result<TowerService<R>, Error> {
-        Ok(TowerService(self.handle()?))
-    }
-}
-
-impl<R: Request> Service<R> for TowerService<R> {
-    type Response = R::Response;
-    type Error = Error;
-    type Future = BoxFuture<'static, Result<R::Response, Error>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: R) -> Self::Future {
-        let handle = self.0.clone();
-        Box::pin(async move { handle.send(request).await })
     }
 }

@@ -250,7 +250,8 @@ where
                     .waiting
                     .store(nanos(since - self.progress.opened).saturating_add(1), Ordering::Relaxed);
             }
-        } else {
+        } else if items > 0 || last.is_some() || step == Poll::Ready(Step::End) {
+            // What was left out was not waited for.
             self.came();
         }
         self.watch.passed(&self.progress);

@@ -228,6 +228,18 @@ impl StreamBehaviour for Backpressure {
     }
 
     fn problem(&self) -> Option<String> {
+        let (strategy, waiting) = (self.strategy, self.strategies().map(Strategy::waits));
+        if self.wait_max.is_some() && waiting == [false; 2] {
+            return Some(format!("`wait_max` has no effect: {strategy} makes no handler wait; remove it"));
+        }
+        if self.tell_dropped.is_some() && waiting == [true; 2] {
+            return Some(format!("`on_dropped` has no effect: {strategy} drops nothing; remove it"));
+        }
+        if self.fallback.is_some_and(|(_, other)| other == strategy) {
+            return Some(format!(
+                "`fallback` to {strategy} has no effect: it is the strategy already; remove it"
+            ));
+        }
         self.memory.as_ref().and_then(Memory::problem)
     }
 
@@ -317,6 +329,9 @@ where
         if let Some(flow) = self.upstream.take() {
             let (rule, about) = (self.rule.clone(), self.about.clone());
             self.pump = Some(Pump::spawn(flow, self.shelf.clone(), rule, about));
+        }
+        if self.rule.wait_max.is_some() {
+            self.shelf.asks();
         }
         let mut room = max;
         loop {

@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::future::poll_fn;
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -123,13 +125,14 @@ impl StreamBehaviour for StreamBreaker {
     ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
         let judge = &self.0.judge;
         let breaker = judge.get(call);
-        let permit = match breaker.try_acquire_owned() {
+        let mut permit = match breaker.try_acquire_owned() {
             Ok(permit) => permit,
             Err(open) => return Err(judge.rejected(call.about(), open)),
         };
         let probes = breaker.state() == BreakerState::HalfOpen;
         let enough = self.0.enough.unwrap_or(if probes { 1 } else { u64::MAX });
-        match next.open(call, request).await {
+        let mut opening = pin!(next.open(call, request));
+        match poll_fn(|cx| permit.poll(opening.as_mut(), cx)).await {
             Ok(pipe) => {
                 let (permit, rule) = (Some(permit), self.0.clone());
                 Ok(pipe.via("breaker", |upstream| Judged {

@@ -3,6 +3,7 @@
 mod answers;
 mod attempts;
 mod faults;
+mod layers;
 mod limits;
 mod seen;
 mod shown;

@@ -86,7 +86,11 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, E>> {
         match self.project() {
-            Projected::Calling { future, permit, classifier } => future.poll(cx).map(|result| {
+            Projected::Calling { future, permit, classifier } => match permit.as_mut() {
+                Some(permit) => permit.poll(future, cx),
+                None => future.poll(cx),
+            }
+            .map(|result| {
                 let permit = permit.take().expect("a future that is done is not polled");
                 permit.end(result.as_ref().err().map(|error| classifier.classify(error)));
                 result

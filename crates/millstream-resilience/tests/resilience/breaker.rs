@@ -379,6 +379,29 @@ fn settings_print_themselves() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn calls_of_a_task_that_panics_elsewhere_have_not_failed() {
+    let breaker = CircuitBreaker::new(BreakerSettings::default().calls_min(2));
+    let calls = breaker.clone();
+    let task = async move {
+        let call = || async {
+            calls
+                .call(async || {
+                    sleep(Duration::from_secs(1)).await;
+                    Ok::<_, BoxError>(())
+                })
+                .await
+        };
+        let broken = async {
+            tokio::task::yield_now().await;
+            panic!("something else of the task");
+        };
+        tokio::join!(call(), call(), broken)
+    };
+    assert!(tokio::spawn(task).await.unwrap_err().is_panic());
+    assert_eq!((breaker.state(), breaker.snapshot().failures_total), (BreakerState::Closed, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_panics_has_failed() {
     let breaker = CircuitBreaker::new(BreakerSettings::default().calls_min(2));
     for _ in 0..2 {

@@ -76,17 +76,34 @@ async fn who_has_used_the_shared_one_gets_no_second_beside_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_more_share_than_are_known_every_further_key_shares() {
+async fn who_shares_is_known_and_the_others_go_on_as_if_nothing_were() {
     let bulkheads = Keyed::new(1, |_: &usize| Bulkhead::new(100));
     let held = bulkheads.of(&0).try_acquire().unwrap();
     let shared: Vec<_> =
         (1..=100).map(|key| bulkheads.of(&key).try_acquire().expect("of the shared one")).collect();
     drop(held);
-    // 90 is not known to share; it, and who never has, must go on with the shared one.
-    for key in [1, 90, 200] {
-        assert!(bulkheads.of(&key).try_acquire().is_none(), "{key}");
+    for key in [1, 90] {
+        assert!(bulkheads.of(&key).try_acquire().is_none(), "{key} would have two");
     }
+    assert!(bulkheads.of(&200).try_acquire().is_some(), "it has never shared");
     drop(shared);
     assert!(bulkheads.of(&90).try_acquire().is_some());
     assert_eq!(bulkheads.list()[0].0, 90, "it has a place now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_that_has_gone_leaves_nobody_behind() {
+    // As many have shared as ever are known, and more; some of them keep what they share in use.
+    let bulkheads = Keyed::new(64, |_: &usize| Bulkhead::new(2));
+    let crowd: Vec<_> = (0..300).map(|key| bulkheads.of(&key)).collect();
+    let busy = bulkheads.others().unwrap().try_acquire().unwrap();
+    drop(crowd);
+    for key in 1000..3000 {
+        assert!(bulkheads.of(&key).try_acquire().is_some(), "{key} comes when all places are idle");
+    }
+    let stays = bulkheads.of(&299).try_acquire().expect("a second place of the shared one");
+    assert!(bulkheads.of(&299).try_acquire().is_none());
+    tokio::time::advance(Duration::from_secs(121)).await;
+    assert!(bulkheads.of(&299).try_acquire().is_some(), "it has shared long enough");
+    drop((busy, stays));
 }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use millstream_flow::{BoxError, Panicked, Step};
-use tokio::time::{sleep, sleep_until};
+use millstream_resilience::later;
+use tokio::time::{Instant, sleep_until};
 
 use super::shelf::{CHUNK, Shelf};
 use super::{Backpressure, Pressure, PressureEvent, Strategy};
@@ -131,13 +132,13 @@ impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
             let give_up = async {
                 match rule.wait_max {
                     Some(limit) => {
-                        let mut taken = shelf.delivered();
+                        let mut until = later(Instant::now(), limit);
                         loop {
-                            sleep(limit).await;
+                            sleep_until(until).await;
                             // A reader who takes some, and not yet enough, is there.
-                            match shelf.delivered() {
-                                now if now == taken => break limit,
-                                now => taken = now,
+                            match later(shelf.asked(), limit) {
+                                asked if asked <= until => break limit,
+                                asked => until = asked,
                             }
                         }
                     }

@@ -1,6 +1,7 @@
 //! The buffer between a stream's task and its reader, with water marks.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -33,7 +34,12 @@ impl Marks {
 }
 
 /// Items on their way, under a lock that both sides take once a chunk.
-pub(crate) struct Shelf<T>(Mutex<State<T>>);
+pub(crate) struct Shelf<T> {
+    state: Mutex<State<T>>,
+    opened: Instant,
+    /// When the reader asked for items last, in nanoseconds from then on, if anybody wants to know.
+    asked: AtomicU64,
+}
 
 pub(crate) struct State<T> {
     items: Waiting<T>,
@@ -72,7 +78,7 @@ pub(crate) enum Room {
 
 impl<T> Shelf<T> {
     pub(crate) fn new(items: Waiting<T>, reserved: Option<Reserved>) -> Self {
-        Shelf(Mutex::new(State {
+        let state = Mutex::new(State {
             items,
             pressed: None,
             dropped: 0,
@@ -87,16 +93,23 @@ impl<T> Shelf<T> {
             writer: None,
             writer_gone: false,
             reserved,
-        }))
+        });
+        Shelf { state, opened: Instant::now(), asked: AtomicU64::new(0) }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Items that the reader has taken so far.
-    pub(crate) fn delivered(&self) -> u64 {
-        self.state().delivered
+    /// The reader asks for items.
+    pub(crate) fn asks(&self) {
+        let since = u64::try_from(self.opened.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.asked.store(since, Ordering::Relaxed);
+    }
+
+    /// When the reader asked for items last.
+    pub(crate) fn asked(&self) -> Instant {
+        later(self.opened, Duration::from_nanos(self.asked.load(Ordering::Relaxed)))
     }
 
     /// How many items the writer may bring. Registers it if there is no room.

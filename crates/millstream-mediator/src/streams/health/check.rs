@@ -105,7 +105,11 @@ impl Check {
             }
         }
         if let Some((rate, part)) = rate.zip(*slowdown) {
-            let rate_max = self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).1;
+            let mut found = self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let rate_max = found.1;
+            // The most, too, is of the time in which somebody asked.
+            found.1 = rate_max.max(rate);
+            drop(found);
             if rate < part * rate_max {
                 warnings.push(Warning::Slowdown { rate, rate_max });
             }

@@ -121,26 +121,6 @@ async fn an_interceptor_of_all_changes_in_place_and_refuses() {
     assert_eq!(error.find::<Error>().unwrap().kind(), &ErrorKind::Invalid);
 }
 
-#[tokio::test]
-async fn a_tower_layer_stands_around_any_request() {
-    use millstream_mediator::Tower;
-    use tower::ServiceExt;
-    let layer = tower::limit::ConcurrencyLimitLayer::new(1);
-    let mediator = Mediator::builder()
-        .behaviour_for(Scope::kind(Kind::Query), Tower::new("one at once", layer))
-        .request(async |ask: Ask| if ask.0 > 0 { Ok(ask.0) } else { Err("zero") })
-        .build()
-        .unwrap();
-    assert_eq!(mediator.send(Ask(2)).await.unwrap(), 2);
-    let error = mediator.send(Ask(0)).await.unwrap_err();
-    assert_eq!(
-        millstream_flow::chain(&error),
-        "Ask: its handler `closure in a_tower_layer_stands_around_any_request` failed: zero"
-    );
-    assert_eq!(mediator.service::<Ask>().unwrap().oneshot(Ask(5)).await.unwrap(), 5);
-    assert!(mediator.describe().to_string().contains("one at once"));
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_duplicate_is_refused_from_when_its_like_was_handled_and_none_runs_beside_it() {
     // Two keys share the memory of one, and handling takes longer than what is handled is remembered.

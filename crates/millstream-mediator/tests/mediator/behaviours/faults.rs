@@ -244,6 +244,27 @@ async fn what_has_no_effect_is_not_built() {
         Mediator::builder().stream_behaviour(millstream_mediator::StreamTimeout::new()).request(ask).build(),
     );
     assert!(told.contains("it has no limit"), "{told}");
+    for (useless, words) in [
+        (
+            Backpressure::new(Strategy::DropOldest, 10).wait_max(SECOND),
+            "`wait_max` has no effect: drop oldest makes no handler wait",
+        ),
+        (
+            Backpressure::new(Strategy::Buffer, 10).on_dropped(1, |_, _| {}),
+            "`on_dropped` has no effect: buffer drops nothing",
+        ),
+        (
+            Backpressure::new(Strategy::Block, 10).fallback(SECOND, Strategy::Block),
+            "`fallback` to block has no effect",
+        ),
+    ] {
+        let told = problems(Mediator::builder().stream_behaviour(useless.clone()).request(ask).build());
+        assert!(told.contains(words), "{told}");
+        // With a fallback of the other kind both have their effect.
+        let other = if words.contains("wait_max") { Strategy::Block } else { Strategy::DropNewest };
+        let useful = useless.fallback(SECOND, other);
+        assert!(Mediator::builder().stream_behaviour(useful).request(ask).build().is_ok());
+    }
     struct Paid;
     impl millstream_mediator::Notification for Paid {}
     let told = problems(

@@ -245,3 +245,29 @@ async fn a_stream_is_as_fast_as_while_somebody_waits_for_its_items() {
     let told = told.lock().unwrap();
     assert!(told[0].warnings[0].to_string().ends_with("items/s, fewer than 5"), "{:?}", told[0]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_leaves_all_its_items_out_stalls() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = told.clone();
+    let health = Health::new(SECOND).stall(5 * SECOND).report(move |health: StreamHealth| {
+        tell.lock().unwrap().push((health.severity, health.seconds));
+        std::future::ready(())
+    });
+    let mediator = Mediator::builder()
+        .stream_behaviour(health)
+        .stream_options::<Count>(StreamOptions::new().item_errors(ItemErrors::skip()))
+        .stream(|_: Count| {
+            let failed = stream::repeat(()).then(|()| async {
+                sleep(Duration::from_millis(371)).await;
+                Err::<u64, BoxError>("no".into())
+            });
+            std::future::ready(Ok::<_, Error>(Pipe::from_stream(Box::pin(failed)).boxed()))
+        })
+        .build()
+        .unwrap();
+    let mut stream = mediator.stream(Count(0)).await.unwrap();
+    assert!(tokio::time::timeout(30 * SECOND, stream.next()).await.is_err());
+    let told = told.lock().unwrap();
+    assert!(matches!(told[..], [(Severity::Unhealthy, 5.0..=6.0)]), "{told:?}");
+}

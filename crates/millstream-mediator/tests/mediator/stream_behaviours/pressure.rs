@@ -405,3 +405,52 @@ async fn a_reader_that_takes_its_time_is_no_reader_that_has_gone() {
     let (_, error) = all(stream).await;
     assert_eq!(error.unwrap().error().kind(), &ErrorKind::TimedOut { limit: 10 * SECOND });
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_behind_a_stream_that_was_opened_again_has_not_gone_either() {
+    let opened = AtomicU64::new(0);
+    let again = StreamRetries::new(Retry::new(3).backoff(Backoff::fixed(SECOND)), Resume::Restart);
+    let mediator = Mediator::builder()
+        .stream_behaviour(again)
+        .stream_behaviour(Backpressure::new(Strategy::Block, 64).wait_max(10 * SECOND))
+        .stream(move |to: Count| {
+            let breaks = opened.fetch_add(1, Ordering::SeqCst) == 0;
+            let broken = Pipe::from_iter([Err::<u64, BoxError>("broken".into())]);
+            std::future::ready(Ok::<_, Error>(if breaks { broken.boxed() } else { at_once(to.0) }))
+        })
+        .build()
+        .unwrap();
+    let mut stream = mediator.stream(Count(300)).await.unwrap();
+    for n in 0..300 {
+        assert_eq!(stream.next().await.unwrap().unwrap(), n);
+        sleep(2 * SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_waits_as_long_as_it_may_after_the_last_item_that_was_taken() {
+    struct Tells(Arc<Mutex<Option<Instant>>>);
+    impl Drop for Tells {
+        fn drop(&mut self) {
+            *self.0.lock().unwrap() = Some(Instant::now());
+        }
+    }
+    let gone = Arc::new(Mutex::new(None));
+    let tells = gone.clone();
+    let mediator = mediator(Backpressure::new(Strategy::Block, 64).wait_max(10 * SECOND), move |_, to| {
+        let tells = Tells(tells.clone());
+        let items = stream::iter(0..to).map(move |n| {
+            let _ = &tells;
+            Ok(n)
+        });
+        Pipe::from_stream(items).boxed()
+    });
+    let mut stream = mediator.stream(Count(1000)).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    sleep(SECOND / 10).await;
+    stream.next().await.unwrap().unwrap();
+    let last = Instant::now();
+    sleep(60 * SECOND).await;
+    assert_eq!(gone.lock().unwrap().unwrap() - last, 10 * SECOND);
+    drop(stream);
+}
