@@ -77,11 +77,22 @@ impl<Q, V> KeyedQueue<Q, V> {
 }
 
 impl<Q: Hash + Eq, V> KeyedQueue<Q, V> {
+    /// What a key is found by.
+    #[inline]
+    pub(crate) fn hash(&self, key: &Q) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
     /// The value of a key.
     #[inline]
     pub(crate) fn find(&mut self, key: &Q) -> Result<&mut V, Absent> {
-        let KeyedQueue { row, first, places, hasher } = self;
-        let hash = hasher.hash_one(key);
+        self.find_by(self.hash(key), key)
+    }
+
+    /// As [`find`](Self::find), of a key that has this [`hash`](Self::hash).
+    #[inline]
+    pub(crate) fn find_by(&mut self, hash: u64, key: &Q) -> Result<&mut V, Absent> {
+        let KeyedQueue { row, first, places, .. } = self;
         let at = |place: &u64| (place - *first) as usize;
         match places.find(hash, |place| row[at(place)].key == *key).map(at) {
             Some(place) => Ok(&mut row[place].value),
@@ -89,11 +100,11 @@ impl<Q: Hash + Eq, V> KeyedQueue<Q, V> {
         }
     }
 
-    /// Has a key be found no more. Its value, which stays in the row until its turn comes.
-    pub(crate) fn hide(&mut self, key: &Q) -> Option<&mut V> {
-        let KeyedQueue { row, first, places, hasher } = self;
+    /// Has a key of this [`hash`](Self::hash) be found no more. Its value, which stays in the row until its turn comes.
+    pub(crate) fn hide(&mut self, hash: u64, key: &Q) -> Option<&mut V> {
+        let KeyedQueue { row, first, places, .. } = self;
         let at = |place: &u64| (place - *first) as usize;
-        let entry = places.find_entry(hasher.hash_one(key), |place| row[at(place)].key == *key).ok()?;
+        let entry = places.find_entry(hash, |place| row[at(place)].key == *key).ok()?;
         let (place, _) = entry.remove();
         Some(&mut row[at(&place)].value)
     }
@@ -111,6 +122,12 @@ impl<Q: Hash + Eq, V> KeyedQueue<Q, V> {
     /// Adds a key that [`find`](Self::find) did not, since when no other was added.
     #[inline]
     pub(crate) fn push_back(&mut self, key: Q, Absent(hash): Absent, value: V) {
+        self.push_back_by(hash, key, value);
+    }
+
+    /// Adds a key of this [`hash`](Self::hash) that is not here.
+    #[inline]
+    pub(crate) fn push_back_by(&mut self, hash: u64, key: Q, value: V) {
         let KeyedQueue { row, first, places, .. } = self;
         let place = *first + row.len() as u64;
         row.push_back(Entry { key, hash, value });

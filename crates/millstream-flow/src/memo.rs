@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -56,13 +56,15 @@ struct Book<Q, V> {
     /// What was found, in the order in which it was. What is forgotten before its turn is hidden.
     row: KeyedQueue<Q, Entry<V>>,
     bytes: usize,
-    /// What is looked up now: as many as there are calls that have not ended.
-    under_way: HashMap<Q, UnderWay<V>>,
+    /// What is looked up now, by the hashes of the row: as many as there are calls that have not ended.
+    under_way: HashTable<UnderWay<Q, V>>,
 }
 
 type Cell<V> = Arc<OnceCell<V>>;
 
-struct UnderWay<V> {
+struct UnderWay<Q, V> {
+    hash: u64,
+    key: Q,
     cell: Cell<V>,
     /// Who looks it up and who waits for that.
     asking: usize,
@@ -78,9 +80,15 @@ struct Entry<V> {
 }
 
 /// Where the value of a key comes from.
-enum Source<'a, Q: Hash + Eq, V> {
+enum Source<'a, Q, V> {
     Row(Cell<V>),
     UnderWay(Asking<'a, Q, V>),
+}
+
+impl<Q, V> Memo<Q, V> {
+    fn book(&self) -> MutexGuard<'_, Book<Q, V>> {
+        self.0.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
 }
 
 impl<Q: Hash + Eq, V> Memo<Q, V> {
@@ -97,16 +105,13 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
             size: None,
             row: KeyedQueue::default(),
             bytes: 0,
-            under_way: HashMap::new(),
+            under_way: HashTable::new(),
         };
         Memo(Arc::new(Shared { book: Mutex::new(book), hits: 0.into(), misses: 0.into() }))
     }
 
-    fn book(&self) -> MutexGuard<'_, Book<Q, V>> {
-        self.0.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Forgets a value so long after it was found; at once, if that was before this was said. Without it no clock is read.
+    /// Forgets a value so long after it was found, when any key is next asked for; at once, if that was before this was said. Without it no
+    /// clock is read.
     ///
     /// # Panics
     /// If `age` is zero.
@@ -150,26 +155,25 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
             }
             Source::UnderWay(asking) => asking,
         };
-        let mut asked = false;
         let found = asking.cell.get_or_try_init(async || {
-            asked = true;
+            asking.asked.store(true, Ordering::Relaxed);
             look_up(&key).await
         });
         let found = found.await.cloned();
-        asking.end(asked, found.is_ok());
+        asking.end(found.is_ok());
         found
     }
 
-    fn source(&self, key: &Q) -> Source<'_, Q, V>
+    fn source<'a>(&'a self, key: &'a Q) -> Source<'a, Q, V>
     where
         Q: Clone,
     {
         let mut book = self.book();
-        let Book { age_max, row, under_way, size, .. } = &mut *book;
-        let now = age_max.map(|_| Instant::now());
-        if let Ok(Entry { found, value: Some(value), bytes }) = row.find(key)
-            && !is_old(*found, *age_max, now)
-        {
+        let now = book.age_max.map(|_| Instant::now());
+        book.forget_old(now);
+        let hash = book.row.hash(key);
+        let Book { row, under_way, size, .. } = &mut *book;
+        if let Ok(Entry { value: Some(value), bytes, .. }) = row.find_by(hash, key) {
             let value = value.clone();
             // The limit was said after it was found.
             if size.is_some() && *bytes == 0 {
@@ -180,18 +184,23 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
             add_one(&self.0.hits);
             return Source::Row(value);
         }
-        let under_way =
-            under_way.entry_ref(key).or_insert_with(|| UnderWay { cell: Cell::default(), asking: 0 });
+        let mut entry = under_way
+            .entry(hash, |there| there.key == *key, |there| there.hash)
+            .or_insert_with(|| UnderWay { hash, key: key.clone(), cell: Cell::default(), asking: 0 });
+        let under_way = entry.get_mut();
         under_way.asking += 1;
         let cell = under_way.cell.clone();
-        Source::UnderWay(Asking { memo: self, key: key.clone(), cell, ended: false })
+        Source::UnderWay(Asking { memo: self, hash, key, cell, asked: false.into(), ended: false })
     }
 
     /// Forgets a key, so that the next who asks looks up. Those who wait for it already get what was asked for before.
     pub fn forget(&self, key: &Q) {
         let mut book = self.book();
-        book.under_way.remove(key);
-        book.forget(key);
+        let hash = book.row.hash(key);
+        if let Ok(under_way) = book.under_way.find_entry(hash, |there| there.key == *key) {
+            under_way.remove();
+        }
+        book.forget(hash, key);
     }
 
     /// How many keys are remembered, those being looked up included.
@@ -210,7 +219,7 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
         self.0.hits.load(Ordering::Relaxed)
     }
 
-    /// How often it was looked up, found or not.
+    /// How often it was looked up, found or not, or given up meanwhile.
     pub fn misses(&self) -> u64 {
         self.0.misses.load(Ordering::Relaxed)
     }
@@ -225,28 +234,36 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
 }
 
 /// One who looks a key up, or waits for another who does.
-struct Asking<'a, Q: Hash + Eq, V> {
+struct Asking<'a, Q, V> {
     memo: &'a Memo<Q, V>,
-    key: Q,
+    hash: u64,
+    key: &'a Q,
     cell: Cell<V>,
+    /// It is this one who looks up.
+    asked: AtomicBool,
     ended: bool,
 }
 
-impl<Q: Hash + Eq, V> Asking<'_, Q, V> {
-    /// Has the key no longer be under way if nobody else waits for it.
-    fn leave(&self, book: &mut Book<Q, V>) {
-        let Some(under_way) = book.under_way(&self.key, &self.cell) else { return };
-        under_way.asking -= 1;
-        if under_way.asking == 0 {
-            book.under_way.remove(&self.key);
+impl<Q, V> Asking<'_, Q, V> {
+    /// Counts it, and has the key no longer be under way if nobody else waits for it.
+    fn leave(&mut self, book: &mut Book<Q, V>) {
+        self.ended = true;
+        let Ok(mut there) =
+            book.under_way.find_entry(self.hash, |there| Arc::ptr_eq(&there.cell, &self.cell))
+        else {
+            return;
+        };
+        there.get_mut().asking -= 1;
+        if there.get().asking == 0 {
+            there.remove();
         }
     }
 }
 
-impl<Q: Hash + Eq + Clone, V> Asking<'_, Q, V> {
-    /// It was looked up, by this one if it has `asked`, and found or not.
-    fn end(mut self, asked: bool, found: bool) {
-        let memo = self.memo;
+impl<Q: Hash + Eq, V> Asking<'_, Q, V> {
+    /// It was looked up, by this one if it has asked, and found or not.
+    fn end(mut self, found: bool) {
+        let (memo, asked) = (self.memo, *self.asked.get_mut());
         let mut book = memo.book();
         add_one(if asked { &memo.0.misses } else { &memo.0.hits });
         if asked && found {
@@ -254,26 +271,19 @@ impl<Q: Hash + Eq + Clone, V> Asking<'_, Q, V> {
         } else {
             self.leave(&mut book);
         }
-        self.ended = true;
     }
 
     /// Puts what was found where others find it, unless it was to be forgotten meanwhile.
-    fn remember(&self, book: &mut Book<Q, V>) {
-        if book.under_way(&self.key, &self.cell).is_none() {
-            return;
-        }
-        book.under_way.remove(&self.key);
-        let bytes = weight(&book.size, &self.cell);
+    fn remember(&mut self, book: &mut Book<Q, V>) {
+        self.ended = true;
+        let under_way = book.under_way.find_entry(self.hash, |there| Arc::ptr_eq(&there.cell, &self.cell));
+        let Ok(under_way) = under_way else { return };
+        let (UnderWay { key, cell, .. }, _) = under_way.remove();
+        let bytes = weight(&book.size, &cell);
         let found = book.age_max.map(|_| Instant::now());
-        // What was too old is there still.
-        book.forget(&self.key);
-        while book
-            .row
-            .front()
-            .is_some_and(|entry| entry.value.is_none() || is_old(entry.found, book.age_max, found))
-        {
-            book.forget_first();
-        }
+        // What was forgotten before its end, and found by another who began later.
+        book.forget(self.hash, self.key);
+        book.forget_old(found);
         while book.row.keys() >= book.items_max {
             book.forget_first();
         }
@@ -281,17 +291,20 @@ impl<Q: Hash + Eq + Clone, V> Asking<'_, Q, V> {
         if book.row.len() >= 2 * book.items_max {
             book.row.compact(|entry| entry.value.is_some());
         }
-        let Err(absent) = book.row.find(&self.key) else { return };
-        let entry = Entry { found, bytes, value: Some(self.cell.clone()) };
-        book.row.push_back(self.key.clone(), absent, entry);
+        book.row.push_back_by(self.hash, key, Entry { found, bytes, value: Some(cell) });
         book.add(bytes);
     }
 }
 
-impl<Q: Hash + Eq, V> Drop for Asking<'_, Q, V> {
+impl<Q, V> Drop for Asking<'_, Q, V> {
     fn drop(&mut self) {
         if !self.ended {
-            self.leave(&mut self.memo.book());
+            let memo = self.memo;
+            let mut book = memo.book();
+            if *self.asked.get_mut() {
+                add_one(&memo.0.misses);
+            }
+            self.leave(&mut book);
         }
     }
 }
@@ -316,7 +329,26 @@ impl<Q, V> Book<Q, V> {
     /// Counts bytes, and makes room for them.
     fn add(&mut self, bytes: usize) {
         self.bytes += bytes;
-        while self.bytes > self.bytes_max && self.row.len() > 1 {
+        while self.bytes > self.bytes_max && self.row.keys() > 1 {
+            self.forget_first();
+        }
+    }
+
+    /// Forgets what is too old now, and what is hidden in front.
+    #[inline]
+    fn forget_old(&mut self, now: Option<Instant>) {
+        let Book { row, age_max, .. } = &*self;
+        let goes = |entry: &Entry<V>| entry.value.is_none() || is_old(entry.found, *age_max, now);
+        if row.front().is_some_and(goes) {
+            self.forget_front(now);
+        }
+    }
+
+    #[cold]
+    fn forget_front(&mut self, now: Option<Instant>) {
+        while let Some(entry) = self.row.front()
+            && (entry.value.is_none() || is_old(entry.found, self.age_max, now))
+        {
             self.forget_first();
         }
     }
@@ -329,16 +361,11 @@ impl<Q, V> Book<Q, V> {
 }
 
 impl<Q: Hash + Eq, V> Book<Q, V> {
-    fn forget(&mut self, key: &Q) {
-        if let Some(entry) = self.row.hide(key) {
+    fn forget(&mut self, hash: u64, key: &Q) {
+        if let Some(entry) = self.row.hide(hash, key) {
             entry.value = None;
             self.bytes -= std::mem::take(&mut entry.bytes);
         }
-    }
-
-    /// What is under way for a key, if it is this.
-    fn under_way(&mut self, key: &Q, cell: &Cell<V>) -> Option<&mut UnderWay<V>> {
-        self.under_way.get_mut(key).filter(|there| Arc::ptr_eq(&there.cell, cell))
     }
 }
 

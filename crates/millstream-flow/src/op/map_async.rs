@@ -105,9 +105,9 @@ impl Concurrency {
         self
     }
 
-    /// Whether results come in the order of their items.
+    /// Whether results come in the order of their items, as also do those of calls one at a time.
     pub fn is_ordered(&self) -> bool {
-        !self.unordered
+        !self.unordered || matches!(self.limit, Setting::Fixed(1))
     }
 
     pub(crate) fn knob(&self, name: String) -> Knob {

@@ -230,7 +230,7 @@ async fn what_is_forgotten_while_it_is_looked_up_is_given_and_not_remembered() {
     memo.get(1, echo).await.unwrap();
     sleep(9 * SECOND).await;
     memo.get(1, echo).await.unwrap();
-    assert_eq!((memo.misses(), memo.hits(), memo.len()), (3, 1, 2));
+    assert_eq!((memo.misses(), memo.hits(), memo.len()), (3, 1, 1));
     memo.get(2, echo).await.unwrap();
     assert_eq!(memo.misses(), 4, "it is too old");
 }
@@ -258,4 +258,40 @@ async fn what_is_forgotten_by_hand_takes_nobodys_place() {
         memo.get(key, echo).await.unwrap();
     }
     assert_eq!((memo.misses() - misses, memo.len()), (0, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_old_goes_with_the_next_look_and_what_is_given_up_was_looked_up() {
+    let value = Arc::new(());
+    let memo = Memo::<u32, Arc<()>>::new(10).age(Duration::from_secs(1));
+    let given = value.clone();
+    for key in 0..5 {
+        memo.get(key, async |_: &u32| Ok::<_, ()>(given.clone())).await.unwrap();
+    }
+    sleep(Duration::from_secs(1)).await;
+    let never = memo.get(0, async |_: &u32| std::future::pending().await);
+    let never: Result<Result<_, ()>, _> = timeout(Duration::from_secs(1), async {
+        let (got, len) = tokio::join!(never, async { memo.len() });
+        assert_eq!(len, 1, "the one that is looked up");
+        got
+    })
+    .await;
+    assert!(never.is_err());
+    drop(given);
+    assert_eq!((Arc::strong_count(&value), memo.len(), memo.misses()), (1, 0, 6));
+}
+
+#[tokio::test]
+async fn bytes_that_are_limited_late_leave_the_newest_value_though_others_are_hidden() {
+    let memo = Memo::<u32, u64>::new(10);
+    for key in 0..3 {
+        memo.get(key, async |key: &u32| Ok::<_, ()>(u64::from(*key))).await.unwrap();
+    }
+    memo.forget(&0);
+    memo.forget(&2);
+    let memo = memo.bytes(10, |_| 100);
+    for _ in 0..2 {
+        let found = memo.get(1, async |_: &u32| Err("it is there")).await;
+        assert_eq!(found, Ok(1));
+    }
 }

@@ -80,7 +80,8 @@ impl StreamBreaker {
     }
 
     /// A stream that ends well has still failed if more than this part of its items has, of those that are
-    /// [passed on](crate::ItemErrors::pass) as errors. Without it that does not matter.
+    /// [passed on](crate::ItemErrors::pass) as errors. Without it that does not matter. Where a stream has succeeded by its
+    /// [number of items](Self::success_after), or as a probe by its first, what comes later is not looked at.
     ///
     /// # Panics
     /// If `part` is not between 0 and 1.
