@@ -124,7 +124,9 @@ impl CircuitBreaker {
         F: Future<Output = Result<T, E>>,
     {
         let mut permit = self.try_acquire()?;
-        let mut calling = pin!(permit.inside(call));
+        permit.call = Doing::Works;
+        let mut calling = pin!(call());
+        permit.call = Doing::Waits;
         let result = poll_fn(|cx| permit.poll(calling.as_mut(), cx)).await;
         permit.end(result.as_ref().err().map(|error| classifier.classify(error)));
         result
@@ -346,30 +348,42 @@ pub struct Permit<B: Borrow<CircuitBreaker> = CircuitBreaker> {
     era: u64,
     /// Only where slow calls count.
     began: Option<Instant>,
-    ended: bool,
-    /// The call is at work, and not another one of its thread.
-    inside: bool,
+    call: Doing,
+}
+
+/// What the call of a permit does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doing {
+    Waits,
+    /// It is at work, and not another one of its thread.
+    Works,
+    Ended,
 }
 
 impl<B: Borrow<CircuitBreaker>> Permit<B> {
     #[inline]
     fn new(breaker: B, era: u64) -> Self {
         let began = breaker.borrow().0.slow.map(|_| Instant::now());
-        Permit { breaker, era, began, ended: false, inside: false }
+        Permit { breaker, era, began, call: Doing::Waits }
     }
 
     /// Polls the call: if that panics, it has failed.
     #[inline]
     pub fn poll<F: Future>(&mut self, call: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        self.inside(|| call.poll(cx))
+        self.call = Doing::Works;
+        let polled = call.poll(cx);
+        self.call = Doing::Waits;
+        polled
     }
 
-    #[inline]
-    fn inside<T>(&mut self, call: impl FnOnce() -> T) -> T {
-        self.inside = true;
-        let result = call();
-        self.inside = false;
-        result
+    /// Nobody has said how the call has ended.
+    #[cold]
+    fn dropped(&self) {
+        let ended = match self.call {
+            Doing::Works => Ended::Counted(Call { failed: true, slow: false }),
+            Doing::Waits | Doing::Ended => Ended::Ignored,
+        };
+        self.breaker.borrow().end(self.era, ended);
     }
 
     /// The call has succeeded.
@@ -386,7 +400,7 @@ impl<B: Borrow<CircuitBreaker>> Permit<B> {
     /// The call has ended, with an error of this class if it failed.
     #[inline]
     pub fn end(mut self, error: Option<Class>) {
-        self.ended = true;
+        self.call = Doing::Ended;
         let breaker = self.breaker.borrow();
         let ended = match error {
             Some(Class::Cancelled) => Ended::Ignored,
@@ -403,14 +417,10 @@ impl<B: Borrow<CircuitBreaker>> Permit<B> {
 }
 
 impl<B: Borrow<CircuitBreaker>> Drop for Permit<B> {
+    #[inline]
     fn drop(&mut self) {
-        if self.ended {
-            return;
+        if self.call != Doing::Ended {
+            self.dropped();
         }
-        let ended = match self.inside {
-            true => Ended::Counted(Call { failed: true, slow: false }),
-            false => Ended::Ignored,
-        };
-        self.breaker.borrow().end(self.era, ended);
     }
 }
