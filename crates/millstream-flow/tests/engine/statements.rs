@@ -162,6 +162,9 @@ static OPERATORS: LazyLock<Vec<Seen>> = LazyLock::new(|| {
             sums.filter_map(|sum| sum.ok()).map(|sum| sum.value)
         };
         "parallel" holds 2048: |pipe| pipe.parallel(Workers::ordered(2), |n| n);
+        "parallel_measured" holds 80: |pipe| {
+            pipe.parallel_measured(Workers::ordered(2).bytes(640, |_: &u64| 8), |n| n)
+        };
         "buffer_spilling" holds 300: |pipe| pipe.buffer_spilling(5, 30, Heap::default());
         "inputs" holds 256: |pipe| {
             let (inputs, all) = Pipe::inputs();
@@ -249,6 +252,7 @@ const SHOWN: &[(&str, &str, &str)] = &[
         "tried_calls_of_one_key_wait_for_each_other_and_for_each_others_retries",
     ),
     ("order", "parallel", "parallel_keeps_the_order_unless_told_otherwise_and_loses_nothing"),
+    ("order", "parallel_measured", "workers_hold_as_many_bytes_as_they_may_and_one_item"),
     ("order", "conflate", "a_slow_reader_of_a_conflating_buffer_sees_the_newest_of_each_key_once"),
     ("order", "merge", "merging_gives_each_input_its_turn"),
     ("order", "merge_all", "fifty_inputs_keep_their_order_each"),
@@ -294,6 +298,7 @@ fn every_cell_of_the_table_has_its_test() {
         include_str!("timing.rs"),
         include_str!("windows.rs"),
         include_str!("windows_model.rs"),
+        include_str!("workers.rs"),
     ];
     for (.., test) in SHOWN {
         assert!(
