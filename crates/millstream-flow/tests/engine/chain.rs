@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use millstream_flow::{
     Batch, BoxError, Capacity, Concurrency, Debounce, Dedupe, EventTime, Failed, Flow, Pipe, RateLimit,
-    Replay, Retry, Sample, Sum, Throttle, TimeOf, Window, Workers,
+    Replay, Retry, Sample, Sum, Throttle, Tick, TimeOf, Window, Workers,
 };
 use proptest::prelude::*;
 
@@ -85,9 +85,12 @@ pub(crate) enum Op {
     PanicParts(u64),
     Buffer(usize),
     BufferBytes(usize, usize),
+    /// With so many bytes at once, of items of up to nine; busy for as long as others are woken for.
     Parallel {
         workers: usize,
         unordered: bool,
+        bytes: usize,
+        busy: bool,
     },
     PerKey(usize),
     /// Running sums.
@@ -268,7 +271,8 @@ fn op_of_a_run() -> impl Strategy<Value = Op> {
         (2..20u64).prop_map(Op::PanicParts),
         (1..20usize).prop_map(Op::Buffer),
         ((1..20usize), (1..30usize)).prop_map(|(items, bytes)| Op::BufferBytes(items, bytes)),
-        ((1..4usize), any::<bool>()).prop_map(|(workers, unordered)| Op::Parallel { workers, unordered }),
+        ((1..4usize), any::<bool>(), 1..60usize, prop::bool::weighted(0.1))
+            .prop_map(|(workers, unordered, bytes, busy)| Op::Parallel { workers, unordered, bytes, busy }),
         (1..4usize).prop_map(Op::PerKey),
         Just(Op::Halves),
     ]
@@ -448,9 +452,15 @@ pub(crate) fn link<K: Issue>(pipe: Link<K>, op: Op, name: &str) -> Link<K> {
         Op::BufferBytes(n, bytes) => {
             checked(pipe.buffer_measured(Capacity::items(n).bytes(bytes, size)), name)
         }
-        Op::Parallel { workers, unordered } => {
+        Op::Parallel { workers, unordered, bytes, busy } => {
             let workers = if unordered { Workers::unordered(workers) } else { Workers::ordered(workers) };
-            checked(pipe.parallel(workers, |n| n + 1), name)
+            let work = move |n| {
+                let began = Tick::now();
+                while busy && Tick::now().since(began) < Duration::from_micros(5) {}
+                n + 1
+            };
+            let workers = workers.bytes(bytes, |n: &u64| (n % 10) as usize);
+            checked(pipe.parallel_measured(workers, work), name)
         }
         Op::PerKey(lanes) => checked(pipe.per_key(lanes, 3, |n| n % 7, |lane| lane.map(|n| n + 1)), name),
         Op::Scan => {
