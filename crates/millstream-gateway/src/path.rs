@@ -18,6 +18,18 @@ pub(crate) fn reads_otherwise(path: &str) -> bool {
     path.as_bytes().windows(2).any(odd)
 }
 
+/// Whether it depends on the order in which a server reads where a name of the path ends: a slash that is written otherwise stands
+/// behind a `;`, so that it is left out by who cuts first, and parts the path for who decodes first.
+pub(crate) fn ends_in_doubt(path: &str) -> bool {
+    let coded = |bytes: &[u8], code: &[u8]| bytes.len() >= 3 && bytes[..3].eq_ignore_ascii_case(code);
+    path.as_bytes().split(|byte| *byte == b'/').any(|part| {
+        let rests = || (0..part.len()).map(|at| &part[at..]);
+        let cut = rests().position(|rest| rest[0] == b';' || coded(rest, b"%3b"));
+        let slash = |rest: &[u8]| rest[0] == b'\\' || coded(rest, b"%5c") || coded(rest, b"%2f");
+        cut.is_some_and(|cut| rests().skip(cut).any(slash))
+    })
+}
+
 /// A path as servers take it that decode it, with `\` as a slash, without what follows a `;`, and with one slash for several. It ends
 /// with no slash: `/` is empty.
 pub(crate) fn plain(path: &str) -> Vec<u8> {

@@ -5,7 +5,7 @@ use std::fmt;
 use http::Method;
 
 use crate::head::host_and_port;
-use crate::path::{plain, reads_otherwise};
+use crate::path::{ends_in_doubt, leads_elsewhere, plain, reads_otherwise};
 
 /// Which requests a route takes: those to a host, at a path or below it, by some methods.
 #[derive(Clone, Default)]
@@ -59,6 +59,18 @@ impl Place {
     /// Whether it takes every request.
     pub fn takes_all(&self) -> bool {
         self.host.is_none() && self.path.is_empty() && self.methods.is_empty()
+    }
+
+    /// Whether any request can reach it: not if its path has a name like `..`, or if it depends on who reads it where a name ends, for such
+    /// requests are refused.
+    pub fn is_reachable(&self) -> bool {
+        !leads_elsewhere(&self.path) && !ends_in_doubt(&self.path)
+    }
+
+    /// Whether it takes what `behind` would take, where this comes first. Where it only [covers](Self::covers) it, their paths differ and are
+    /// one to who decodes them or leaves out what follows a `;`, so that requests are refused.
+    pub fn takes(&self, behind: &Place) -> bool {
+        self.covers(behind) && lies_below(behind.path.as_bytes(), self.path.as_bytes())
     }
 
     /// Whether no request reaches `behind` where this comes first: it takes them all, or they would be at both places, depending on
@@ -122,6 +134,9 @@ pub(crate) fn find<'a>(
     let in_two_ways = reads_otherwise(path) || places.clone().any(|place| place.in_two_ways);
     if !in_two_ways || places.clone().all(|place| place.path.is_empty()) {
         return found;
+    }
+    if ends_in_doubt(path) {
+        return Found::Ambiguous;
     }
     let plain = plain(path);
     let other = first(places, &host, method, |place| lies_below(&plain, &place.plain));
@@ -216,6 +231,13 @@ mod tests {
             "/caf%c3%a9",
             "/caf\u{e9}/x",
             "/p/x",
+            // Who cuts before decoding, or knows no other slash, is elsewhere.
+            "/;x%2fy/v1",
+            "/;x%2Fy/v2",
+            "/;%5cy/v1",
+            "/;\\y/v1",
+            "/;a%3bb%2fc/v1/users",
+            "/%3Bb%2fc/v1",
         ] {
             for host in ["all.example", "h"] {
                 assert_eq!(at(host, path), "ambiguous", "{host} {path}");
@@ -233,6 +255,8 @@ mod tests {
             ("/", "4"),
             ("/%", "4"),
             ("//", "4"),
+            ("/v2%2fx;y", "4"),
+            ("/v2;x/%2f", "4"),
         ] {
             assert_eq!(at("all.example", path), expected, "{path}");
         }
@@ -240,6 +264,20 @@ mod tests {
         // Where no place has a path, it does not matter.
         assert_eq!(found(&places[4..], "all.example", "//%76", Method::GET), "0");
         assert_eq!(found(&places[..1], "h", "//v1/%76", Method::PUT), "nothing");
+    }
+
+    #[test]
+    fn a_place_whose_requests_are_refused_is_not_reachable() {
+        let path = |path: &str| Place::everywhere().path(path);
+        for refused in ["/%2e%2e/x", "/..;a", "/\\..", "/a/../b", "/a;b%2fc", "/a%3b%5Cc"] {
+            assert!(!path(refused).is_reachable(), "{refused}");
+        }
+        for reached in ["/", "/a;b/c", "/a%2fb", "/a..b", "/a.", "/...", "/%2fa;b"] {
+            assert!(path(reached).is_reachable(), "{reached}");
+        }
+        assert!(path("/p;q").covers(&path("/p")) && !path("/p;q").takes(&path("/p")));
+        assert!(path("/p").covers(&path("/p;q")) && !path("/p").takes(&path("/p;q")));
+        assert!(path("/p").takes(&path("/p/q")));
     }
 
     #[test]

@@ -11,7 +11,8 @@ use std::time::Duration;
 use futures_core::Stream;
 use millstream_flow::flows::FromTracked;
 use millstream_flow::{
-    Account, BoxError, Flow, Knob, Outcome, Pipe, Setting, Settler, Sink, SinkError, Token, Tracked, Tracker,
+    Account, BoxError, Flow, Knob, Outcome, Pipe, Setting, Settler, Sink, SinkError, Tick, Token, Tracked,
+    Tracker,
 };
 use tokio::time::sleep;
 use tracing::Instrument;
@@ -124,6 +125,7 @@ struct Acknowledge {
     acker: Acker,
     dead_letters: bool,
     tags: Arc<Mutex<Tags>>,
+    late: Mutex<Late>,
 }
 
 impl Settler for Acknowledge {
@@ -141,16 +143,50 @@ impl Settler for Acknowledge {
         };
         // They belong to somebody else by now, who settles them. A run in which that goes on does all its work again.
         if settled.stale > 0 {
+            lock(&self.late).tell(settled.stale);
+        }
+    }
+}
+
+/// Deliveries that were settled too late, told once in a while.
+#[derive(Default)]
+struct Late {
+    untold: u64,
+    told: Option<Tick>,
+}
+
+impl Late {
+    fn tell(&mut self, deliveries: u64) {
+        self.untold += deliveries;
+        let now = Tick::now();
+        if self.told.is_none_or(|told| now.since(told) >= TOLD_EVERY) {
+            self.told = Some(now);
+            self.warn();
+        }
+    }
+
+    fn warn(&mut self) {
+        let deliveries = std::mem::take(&mut self.untold);
+        if deliveries > 0 {
             tracing::warn!(
-                deliveries = settled.stale,
-                "deliveries were settled too late and come again: their lease had run out, or their connection was lost"
+                deliveries,
+                "deliveries were settled too late: they have gone back to their queue, as when a lease has run out or a \
+                 connection was lost, or the queue is gone"
             );
         }
     }
 }
 
-fn lock(tags: &Mutex<Tags>) -> MutexGuard<'_, Tags> {
-    tags.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Late {
+    fn drop(&mut self) {
+        self.warn();
+    }
+}
+
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The stream behind [`messages`], for sources that are more than a queue.
@@ -243,7 +279,12 @@ impl Deliveries {
 
     fn settling(consumer: Consumer, dead_letters: bool) -> Deliveries {
         let tags = Arc::new(Mutex::new(Tags::default()));
-        let tracker = Tracker::new(Acknowledge { acker: consumer.acker(), dead_letters, tags: tags.clone() });
+        let tracker = Tracker::new(Acknowledge {
+            acker: consumer.acker(),
+            dead_letters,
+            tags: tags.clone(),
+            late: Mutex::default(),
+        });
         let (prefetch, ready, scratch) = (Tuned::of(&consumer), VecDeque::new(), Vec::new());
         Deliveries { consumer, prefetch, ready, scratch, tags, tracker, ended: false }
     }

@@ -127,7 +127,7 @@ pub const RUN_STATE: Metric<ByState<'static>> =
 /// 1 while a run refuses items, though it goes on.
 pub const RUN_REFUSING: Metric<Run> = Metric::gauge(
     "millstream_run_refusing",
-    "1 while the run refuses what is sent to it, though it goes on, as with a full disk; 0 otherwise.",
+    "1 while the run refuses what is sent to it, though it goes on, as with a full disk, and for ten seconds more; 0 otherwise.",
 );
 /// How long a run has run.
 pub const RUN_ELAPSED: Metric<Run> =

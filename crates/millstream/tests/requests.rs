@@ -131,6 +131,59 @@ async fn a_requesters_queue_goes_with_it() {
     assert_eq!(broker.queues().await.expect("listed"), Vec::<String>::new());
 }
 
+#[tokio::test]
+async fn a_requester_that_is_dropped_does_not_keep_its_broker_open() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = format!("embedded:{}", directory.path().display());
+    for _ in 0..3 {
+        let broker: Arc<dyn Broker> = millstream::open(&url).await.expect("nobody has it");
+        let requester = Requester::open(broker.clone()).await.expect("open");
+        drop((requester, broker));
+    }
+}
+
+#[tokio::test]
+async fn what_is_settled_too_late_is_told_in_one_line_a_second() {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no writer panics").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let write = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || write.clone()).finish();
+    let _told = tracing::subscriber::set_default(subscriber);
+    let broker: Arc<dyn Broker> = millstream::open("memory:").await.expect("opened");
+    broker.declare_queue(Queue::transient("q")).await.expect("declared");
+    for _ in 0..200 {
+        let outcome = broker.publish(&Address::queue("q"), Message::new("x")).await.expect("stored");
+        assert!(outcome.is_confirmed());
+    }
+    let consumer = broker.consume("q", ConsumeOptions::default().prefetch(200)).await.expect("consumes");
+    let deletes = broker.clone();
+    let pipe = millstream::queue::messages(consumer).map_async(4, move |message| {
+        let deletes = deletes.clone();
+        async move {
+            // Once for all: the queue that they would be settled in is gone.
+            let _ = deletes.delete_queue("q").await;
+            message
+        }
+    });
+    let _ = pipe.for_each(drop).start().join().await;
+    let told = String::from_utf8(lines.0.lock().expect("no writer panics").clone()).expect("a text");
+    let late: Vec<_> = told.lines().filter(|line| line.contains("settled too late")).collect();
+    let count =
+        |line: &&str| line.rsplit("deliveries=").next().and_then(|count| count.trim().parse::<u64>().ok());
+    let sum: u64 = late.iter().filter_map(count).sum();
+    assert!(late.len() <= 3 && sum > 20, "{told}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_answer_holds_no_other_up() {
     let broker: Arc<dyn Broker> = millstream::open("memory:").await.expect("opened");

@@ -103,12 +103,19 @@ impl Read {
             let place = route.place();
             let before = self.config.routes[..number].iter().position(|before| before.place().covers(&place));
             if let (Some(at), Some(first)) = (route.entry(), before) {
-                let (takes, remedy) = match self.config.routes[first].place().takes_all() {
-                    true => (
+                let other = self.config.routes[first].place();
+                let (takes, remedy) = if other.takes_all() {
+                    (
                         "all",
                         "put the route that takes every request last, or give it a host, a path or methods",
-                    ),
-                    false => ("what it would", "put the route that takes less first"),
+                    )
+                } else if other.takes(&place) {
+                    ("what it would", "put the route that takes less first")
+                } else {
+                    (
+                        "the same path to who decodes it, or leaves out what follows a `;`, so that requests are refused",
+                        "write one of the two",
+                    )
                 };
                 file.refuse(
                     at,

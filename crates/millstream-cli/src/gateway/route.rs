@@ -109,8 +109,8 @@ fn asked(value: &str) -> Result<String, String> {
 fn path(value: &str) -> Result<String, String> {
     let value = asked(value)?;
     let never = |byte: u8| !byte.is_ascii_graphic() || b"?#".contains(&byte);
-    if value.bytes().any(never) || value.split('/').any(|part| matches!(part, "." | "..")) {
-        return Err("write a path as requests have it: without a query, spaces and `..`, and other characters as `%` and their code".into());
+    if value.bytes().any(never) || !Place::everywhere().path(&value).is_reachable() {
+        return Err("write a path as requests have it: without a query, spaces, `..`, and slashes in codes behind a `;`, and other characters as `%` and their code".into());
     }
     Ok(value)
 }

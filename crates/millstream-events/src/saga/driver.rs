@@ -180,13 +180,18 @@ impl Driver {
             permit = self.common.steps.acquire() => permit.expect("it is never closed"),
             () = self.common.stop.cancelled() => return Err(Leave::Stopped),
         };
+        // Its time may have come while it waited for its turn.
+        if !undo && progress.deadline.is_some_and(|deadline| deadline <= self.now()) {
+            return Ok(progress);
+        }
         let context = StepContext::new(name, &self.id, &step.name, attempt, &progress.correlation_id);
         let span =
             tracing::info_span!("saga step", saga = name, id = self.id, step = step.name, undo, attempt);
         let acted = self.definition.act(at, undo, &progress.state, context.clone()).instrument(span);
         // What is undone has no deadline any more. Rounded up, so that it has passed then.
         let deadline = progress.deadline.filter(|_| !undo);
-        let left = deadline.map(|deadline| Duration::from_millis(deadline.saturating_sub(self.now()) + 1));
+        let rounded = |deadline: u64| deadline.saturating_sub(self.now()).saturating_add(1);
+        let left = deadline.map(|deadline| Duration::from_millis(rounded(deadline)));
         let limit = retry(step, undo).limit().into_iter().chain(left).min();
         let limit = bounded(limit.unwrap_or(Duration::MAX));
         let acted = tokio::select! {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use millstream_message::{BrokerErrorKind, Message};
+use millstream_message::{BrokerError, BrokerErrorKind, Message};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::error::{AppendError, StoreError};
@@ -66,9 +66,16 @@ impl Shared {
         attempt: u64,
         message: Message,
     ) -> Result<Verdict, AppendError> {
-        let waiting = self.wait_for(attempt).map_err(AppendError::Unreadable)?;
-        if !self.appending.push(attempt, message).await {
-            return Err(AppendError::Unreadable(StoreError::Closed { log: self.log.clone() }));
+        let mut waiting = self.wait_for(attempt).map_err(AppendError::Unreadable)?;
+        let pushed = tokio::select! {
+            biased;
+            pushed = self.appending.push(attempt, message) => pushed,
+            // Without a verdict on what nobody has: the store has failed while there was no room.
+            () = waiting.ended() => false,
+        };
+        if !pushed {
+            let closed = || StoreError::Closed { log: self.log.clone() };
+            return Err(AppendError::Unreadable(self.check().err().unwrap_or_else(closed)));
         }
         let commit = || commit.to_owned();
         match waiting.verdict().await {
@@ -102,24 +109,55 @@ impl Shared {
     }
 
     async fn append_all(&self, entries: Vec<Entry>) {
-        let (mut attempts, mut messages, mut room) = (Vec::new(), Vec::new(), Vec::new());
-        for entry in entries {
-            attempts.push(entry.attempt);
-            messages.push(entry.message);
-            room.push(entry.room);
+        // The room is given back when all is told.
+        let (mut all, mut rooms) = (Vec::new(), Vec::new());
+        for Entry { attempt, message, room } in entries {
+            all.push((attempt, message));
+            rooms.push(room);
         }
-        let several = (messages.len() > 1).then(|| messages.clone());
-        let Err(error) = self.broker.append(&self.log, messages).await else { return };
-        let Some(several) = several.filter(|_| error.kind() == BrokerErrorKind::Invalid) else {
-            attempts.into_iter().for_each(|attempt| self.not_appended(attempt, &error));
-            return;
-        };
-        // One that the broker does not take is no reason to refuse the others. If some of them were stored, they are stored again,
-        // and count once.
-        for (attempt, message) in attempts.into_iter().zip(several) {
-            if let Err(error) = self.broker.append(&self.log, vec![message]).await {
-                self.not_appended(attempt, &error);
+        // What is refused for a message that the broker does not take is no reason to refuse the others: by halves, so that one costs
+        // little. If some of them were stored, they are stored again, and count once.
+        let (mut parts, mut alone) = (vec![all], Alone::default());
+        while let Some(mut part) = parts.pop() {
+            let several = part.len() > 1;
+            if several && let Some(error) = alone.of_all() {
+                part.iter().for_each(|(attempt, _)| self.not_appended(*attempt, error));
+                continue;
             }
+            let messages = part.iter().map(|(_, message)| message.clone()).collect();
+            let Err(error) = self.broker.append(&self.log, messages).await else {
+                alone = Alone::default();
+                continue;
+            };
+            if several && error.kind() == BrokerErrorKind::Invalid {
+                let half = part.split_off(part.len() / 2);
+                parts.extend([half, part]);
+                continue;
+            }
+            part.iter().for_each(|(attempt, _)| self.not_appended(*attempt, &error));
+            alone.refused(error);
         }
+    }
+}
+
+/// Messages that were refused one after the other, each by itself.
+#[derive(Default)]
+struct Alone {
+    count: usize,
+    error: Option<BrokerError>,
+}
+
+/// So many refused for one reason are not refused for what they are: the broker takes none.
+const ALONE: usize = 4;
+
+impl Alone {
+    fn refused(&mut self, error: BrokerError) {
+        let same = self.error.as_ref().is_some_and(|before| before.to_string() == error.to_string());
+        self.count = if same { self.count + 1 } else { 1 };
+        self.error = Some(error);
+    }
+
+    fn of_all(&self) -> Option<&BrokerError> {
+        self.error.as_ref().filter(|_| self.count >= ALONE)
     }
 }

@@ -284,6 +284,13 @@ impl Waiting {
     }
 }
 
+impl Waiting {
+    /// When there is a verdict, or never will be one.
+    pub(crate) async fn ended(&mut self) {
+        let _ = (&mut self.verdict).await;
+    }
+}
+
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.shared.state().waiting.remove(&self.attempt);

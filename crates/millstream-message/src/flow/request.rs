@@ -130,7 +130,8 @@ impl Requester {
                 let replies = format!("millstream.replies.{:016x}{:016x}", random(), random());
                 broker.declare_queue(Queue::exclusive(&replies)).await?;
                 let consumer = broker.consume(&replies, ConsumeOptions::default().name("replies")).await?;
-                own = Some((broker.clone(), replies.clone()));
+                // Not kept open by the task below, which may not run before somebody opens it again.
+                own = Some((Arc::downgrade(&broker), replies.clone()));
                 (replies, String::new(), consumer)
             }
         };
@@ -143,7 +144,9 @@ impl Requester {
                 _ = dropped => {}
             }
             // Whoever answers late finds nobody, instead of a queue that nobody reads.
-            if let Some((broker, queue)) = own {
+            if let Some((broker, queue)) = own
+                && let Some(broker) = broker.upgrade()
+            {
                 let _ = broker.delete_queue(&queue).await;
             }
         });

@@ -220,6 +220,8 @@ fn a_route_that_no_request_could_take_is_refused() {
         ("host: 'a.example:80'", "write a host without a port"),
         ("path: '/v1?x'", "write a path as requests have it"),
         ("path: '/v1/../x'", "write a path as requests have it"),
+        ("path: '/v1/%2e%2e/x'", "write a path as requests have it"),
+        ("path: '/a;b%2fc'", "write a path as requests have it"),
         ("path: v1", "begins with `/`"),
     ] {
         let error = of(&format!("routes:\n  - {route}\n    upstreams: [http://a:1]\n"), &[], &[]).err();
@@ -316,12 +318,21 @@ fn a_route_behind_one_that_takes_all_of_it_is_refused() {
         ("host: '*.a'", "host: '*.b.a'"),
         ("path: /a", "path: /a, methods: [GET]"),
         ("methods: [GET, PUT]", "path: /a, methods: [GET]"),
-        ("path: /caf%C3%A9", "path: /caf%c3%a9"),
         ("host: a.b.", "host: a.b"),
     ] {
         let error = with(first, second).unwrap_or_default();
         assert!(
             error.contains("`routes.1` is never reached: `routes.0` takes what it would"),
+            "{first}; {second}: {error}"
+        );
+    }
+    for (first, second) in
+        [("path: /caf%C3%A9", "path: /caf%c3%a9"), ("path: '/p;q'", "path: /p"), ("path: /p", "path: '/p;q'")]
+    {
+        let error = with(first, second).unwrap_or_default();
+        assert!(
+            error.contains("`routes.0` takes the same path to who decodes it")
+                && error.contains("write one of the two"),
             "{first}; {second}: {error}"
         );
     }

@@ -147,6 +147,22 @@ async fn a_saga_that_takes_too_long_is_undone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_step_whose_turn_comes_too_late_is_not_begun() {
+    let world = World::default();
+    let slow = Saga::new("slow").step(Step::new("busy", async |state: Done, _| {
+        sleep(30 * SECOND).await;
+        Ok(state)
+    }));
+    let late = Saga::new("late").timeout(10 * SECOND).step(world.step("a"));
+    let sagas = started(Sagas::builder(store().await).concurrency(1).saga(slow).saga(late)).await;
+    sagas.begin("slow", "1", &Done::default()).await.expect("begun");
+    sleep(SECOND).await;
+    sagas.begin("late", "1", &Done::default()).await.expect("begun");
+    assert_eq!(sagas.ended("late", "1").await.expect("known").status, SagaStatus::TimedOut);
+    assert!(world.done().is_empty(), "{:?}", world.done());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_saga_is_undone_or_stopped_when_somebody_asks_for_it() {
     let world = World::default();
     let slow = || {

@@ -1,4 +1,5 @@
 mod appending;
 mod faults;
+mod grouped;
 mod reading;
 mod subscribing;
