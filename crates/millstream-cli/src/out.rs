@@ -60,7 +60,8 @@ fn body_for(terminal: bool, body: &[u8]) -> Cow<'_, [u8]> {
 /// Whether a terminal may obey a character instead of showing it: control characters, and those that turn the direction of what
 /// follows, by which a line can be made to look like another (CVE-2021-42574).
 fn is_obeyed(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    let marks = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || marks(c)
 }
 
 /// JSON escapes the control characters that ASCII begins with; terminals obey more than those.

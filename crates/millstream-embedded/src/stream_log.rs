@@ -64,6 +64,15 @@ struct Mark {
     time: u64,
 }
 
+/// Wakes readers when it goes.
+struct Wakes<'a>(&'a LoggedStream);
+
+impl Drop for Wakes<'_> {
+    fn drop(&mut self) {
+        self.0.wake();
+    }
+}
+
 impl Index {
     fn see(&mut self, offset: u64, count: u64, position: u64, time: u64) {
         if self.marks.last().is_none_or(|last| position >= last.position + MARK_BYTES) {
@@ -191,6 +200,8 @@ impl LoggedStream {
         let mut commits = Vec::new();
         let first;
         {
+            // Also if the caller goes away between two records: the first is there.
+            let _wakes = Wakes(self);
             let _in_order = self.appending.lock().await;
             first = self.index.lock().next;
             let mut rest = &messages[..];
@@ -213,7 +224,6 @@ impl LoggedStream {
                 commits.push(appended.commit);
             }
         }
-        self.wake();
         for commit in commits {
             commit.await.map_err(|error| storage(&error))?;
         }
