@@ -61,7 +61,7 @@ impl<L> Tower<L>
 where
     L: Layer<TowerNext>,
 {
-    /// This layer, by the name that [`describe`](Mediator::describe) shows.
+    /// This layer, by the name that [`describe`](crate::Mediator::describe) shows.
     pub fn new(name: impl Into<Cow<'static, str>>, layer: L) -> Self {
         let service = layer.layer(TowerNext::new());
         Tower { name: name.into(), layer: Arc::new(layer), service }

@@ -36,6 +36,8 @@ enum Phase {
     HalfOpen {
         running: u32,
         succeeded: u32,
+        /// Those of them that took too long.
+        slow: u32,
         /// When it counts as failed that those that run have not ended.
         until: Instant,
     },
@@ -111,7 +113,7 @@ impl Book {
         let mut change = None;
         match self.phase {
             Phase::Open { until: Some(until) } if until <= now => {
-                let phase = Phase::HalfOpen { running: 0, succeeded: 0, until: now };
+                let phase = Phase::HalfOpen { running: 0, succeeded: 0, slow: 0, until: now };
                 change = Some(self.turn(phase, Cause::PauseOver, now));
             }
             Phase::HalfOpen { running, until, .. } if until <= now && running > 0 => {
@@ -127,7 +129,7 @@ impl Book {
         let probe_time = self.settings.probe_time.unwrap_or(self.settings.pause.nominal(1));
         match &mut self.phase {
             Phase::Closed => Admission::Now(era),
-            Phase::HalfOpen { running, succeeded, until } if *running + *succeeded < probes => {
+            Phase::HalfOpen { running, succeeded, until, .. } if *running + *succeeded < probes => {
                 if *running == 0 {
                     *until = later(now, probe_time);
                 }
@@ -161,10 +163,20 @@ impl Book {
             (Phase::HalfOpen { .. }, Ended::Counted(call)) if call.failed => {
                 Some(self.open(Cause::ProbeFailed, now))
             }
-            (Phase::HalfOpen { running, succeeded, .. }, Ended::Counted(_)) => {
+            (Phase::HalfOpen { running, succeeded, slow, .. }, Ended::Counted(call)) => {
                 *running -= 1;
                 *succeeded += 1;
-                (*succeeded >= self.settings.probes).then(|| self.close(Cause::ProbesSucceeded, now))
+                *slow += u32::from(call.slow);
+                let (calls, slow) = (u64::from(*succeeded), u64::from(*slow));
+                if *succeeded < self.settings.probes {
+                    return None;
+                }
+                Some(match self.settings.slow {
+                    Some(Slow { rate, .. }) if slow as f64 >= rate * calls as f64 => {
+                        self.open(Cause::SlowRate { slow, calls }, now)
+                    }
+                    _ => self.close(Cause::ProbesSucceeded, now),
+                })
             }
             (Phase::HalfOpen { running, .. }, Ended::Ignored) => {
                 *running -= 1;

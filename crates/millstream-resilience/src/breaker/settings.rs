@@ -80,7 +80,8 @@ impl BreakerSettings {
         self
     }
 
-    /// Opens also when this part of the calls, whether they failed or not, took longer than that. By default none is too slow.
+    /// Opens also when this part of the calls, whether they failed or not, took longer than that; and again when this part of the probes did. By
+    /// default none is too slow.
     /// The clock is read for it once more a call.
     ///
     /// # Panics

@@ -112,6 +112,31 @@ async fn slow_calls_open_it_though_they_succeed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn probes_that_are_too_slow_open_it_again() {
+    let breaker = breaker(|settings| {
+        settings.calls_min(2).slow_rate(0.6, SECOND).probes(2).pause(10 * SECOND).probe_time(60 * SECOND)
+    });
+    let slow = 2 * SECOND;
+    for _ in 0..2 {
+        takes(&breaker, slow).await;
+    }
+    assert_eq!(breaker.state(), BreakerState::Open);
+    let mut events = breaker.events();
+    sleep(10 * SECOND).await;
+    for _ in 0..2 {
+        takes(&breaker, slow).await;
+    }
+    assert_eq!(breaker.state(), BreakerState::Open, "it would be slow again at once");
+    assert_eq!(events.recv().await.unwrap().cause, Cause::PauseOver);
+    assert_eq!(events.recv().await.unwrap().cause, Cause::SlowRate { slow: 2, calls: 2 });
+    sleep(10 * SECOND).await;
+    for time in [slow, Duration::ZERO] {
+        takes(&breaker, time).await;
+    }
+    assert_eq!(breaker.state(), BreakerState::Closed, "half of them are fewer than it takes");
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_lets_exactly_its_probes_through_when_half_open_and_closes_when_all_have_succeeded() {
     let breaker = open(|settings| settings.pause(30 * SECOND).probes(3));
     sleep(30 * SECOND - Duration::from_millis(1)).await;
