@@ -34,6 +34,10 @@ pub(crate) fn cases() -> Vec<Case> {
             .floor(RAW, |scale| read(scale.of(200_000), Reading::Raw))
             .ours("ours", |scale| read(scale.of(200_000), Reading::Open))
             .goal_on(RATE, Bound::RateOf(0.2, RAW), ""),
+        Case::new("event store, opening from a checkpoint")
+            .floor(RAW, |scale| read(scale.of(200_000), Reading::Raw))
+            .ours("ours", |scale| read(scale.of(200_000), Reading::OpenCheckpoint))
+            .goal_on(RATE, Bound::RateOf(2.0, RAW), "opening reads less than the stream holds"),
         Case::new("event store, 1,000 streams one by one, each 1/1000 of the log")
             .ours("ours", |scale| read(scale.of(200_000), Reading::Streams))
             .goal_on(RATE, Bound::AtLeast(10_000.0), "events of one stream lie a thousand entries apart"),
@@ -82,6 +86,7 @@ enum Reading {
     Raw,
     All,
     Open,
+    OpenCheckpoint,
     Streams,
 }
 
@@ -109,6 +114,11 @@ fn read(count: u64, what: Reading) -> Result<Sample, Absent> {
         }
         let uncached = EventStoreOptions::default().cache_bytes(0);
         let store = EventStore::open_with(broker.clone(), STREAM, uncached.clone()).await.map_err(text)?;
+        if matches!(what, Reading::OpenCheckpoint) {
+            // One at the end: else it depends on the moment how much comes behind it.
+            let now = EventStoreOptions::default().cache_bytes(0).checkpoint_every(1);
+            drop(EventStore::open_with(broker.clone(), STREAM, now).await.map_err(text)?);
+        }
         let began = clock::now();
         let mut read = 0;
         match what {
@@ -125,8 +135,9 @@ fn read(count: u64, what: Reading) -> Result<Sample, Absent> {
                     read += 1;
                 }
             }
-            Reading::Open => {
-                let opened = EventStore::open_with(broker.clone(), STREAM, uncached).await.map_err(text)?;
+            Reading::Open | Reading::OpenCheckpoint => {
+                let options = if matches!(what, Reading::Open) { uncached.whole_log() } else { uncached };
+                let opened = EventStore::open_with(broker.clone(), STREAM, options).await.map_err(text)?;
                 read = opened.statistics().await.map_err(text)?.events;
             }
             Reading::Streams => {

@@ -1,6 +1,7 @@
 //! The event store.
 
 mod appending;
+mod checkpoint;
 mod error;
 mod expected;
 mod fold;
@@ -37,7 +38,8 @@ use crate::event::{Event, EventData, new_id};
 /// it says what was [expected](Expected) of its stream, and whoever reads the log up to there sees whether that held. So any number of
 /// processes may append to one log, without a lock, and of two that have read the same version exactly one succeeds.
 ///
-/// A handle is cheap to clone. It reads the log when it is opened, and then whatever is appended by anyone; in memory are the
+/// A handle is cheap to clone. It reads the log when it is opened, from its last checkpoint on
+/// ([`EventStoreOptions::checkpoint_every`]), and then whatever is appended by anyone; in memory are the
 /// newest entries ([`EventStoreOptions::cache_bytes`]), and where the others are: 16 bytes for each commit that is still read, some
 /// 200 for each stream, some 10 for each entry that does not count, and the names of the last 65,536 commits, some 10 MB if they
 /// are UUIDs.
@@ -73,7 +75,8 @@ use crate::event::{Event, EventData, new_id};
 /// being stored are stored together; entries of up to 64 MiB wait for that, those of futures that were dropped among them.
 ///
 /// # Retention
-/// The log must keep everything: what is missing is an error when the store is opened, where the broker's offsets tell. Events
+/// The log must keep everything: what is missing is an error where the broker's offsets tell, when the store is opened
+/// ([`EventStoreOptions::whole_log`]) or when it is read. Events
 /// [before a version](EventStore::truncate) and [deleted](EventStore::delete) streams are not read any more, and stay on the disk.
 #[derive(Clone)]
 pub struct EventStore(Arc<Inner>);
@@ -83,12 +86,14 @@ pub(crate) struct Inner {
     savers: Savers,
     follower: JoinHandle<()>,
     appender: JoinHandle<()>,
+    checkpointer: JoinHandle<()>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.follower.abort();
         self.appender.abort();
+        self.checkpointer.abort();
     }
 }
 
@@ -126,11 +131,15 @@ impl EventStore {
         }
         let declared = broker.declare_stream(StreamSpec::new(&log)).await;
         declared.map_err(|error| StoreError::broker(&log, error))?;
-        let (shared, appends) = Shared::new(broker, log, options.cache_bytes, options.accept_gaps);
+        let (shared, appends) = Shared::new(broker, log, options);
         let reader = shared.catch_up().await?;
+        // A program that ends soon shall not have read so much in vain.
+        shared.checkpoint().await;
         let follower = tokio::spawn(shared.clone().follow(reader));
         let appender = tokio::spawn(shared.clone().append(appends));
-        Ok(EventStore(Arc::new(Inner { shared, savers: Savers::default(), follower, appender })))
+        let checkpointer = tokio::spawn(shared.clone().keep_checkpoints());
+        let savers = Savers::default();
+        Ok(EventStore(Arc::new(Inner { shared, savers, follower, appender, checkpointer })))
     }
 
     /// The name of its log.
@@ -350,6 +359,7 @@ impl EventStore {
             foreign: fold.foreign,
             gaps: fold.gaps,
             next_offset: fold.next_offset,
+            checkpoint_offset: state.newest.offset,
             bytes,
         })
     }

@@ -7,10 +7,13 @@
 //!
 //! No I/O and no clock: heads go in, verdicts come out.
 
+mod taking;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use self::taking::{Beside, Taking, Totals};
 use super::expected::Expected;
 use super::record::{Change, Head};
 
@@ -41,14 +44,14 @@ pub(crate) struct Place {
 }
 
 /// What is known of a stream.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
     /// The version that the next event will have.
     pub(crate) next: u64,
     /// The version of the first event that is still read.
     pub(crate) first: u64,
     /// The version of the first event since it was deleted.
-    begun: u64,
+    pub(crate) begun: u64,
     pub(crate) gone: bool,
     /// The commits that are still read, in order.
     pub(crate) commits: Vec<Place>,
@@ -112,6 +115,7 @@ pub(crate) struct Fold {
     pub(crate) foreign: u64,
     /// Ranges of the log that are lost.
     pub(crate) gaps: u64,
+    taking: Option<Taking>,
 }
 
 impl Fold {
@@ -150,10 +154,18 @@ impl Fold {
         self.commits.get(&*named(stream, commit)).cloned()
     }
 
+    /// The commits that are remembered, the oldest first.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> Vec<(Arc<str>, Range<u64>)> {
+        assert_eq!(self.order.len(), self.commits.len());
+        self.order.iter().map(|name| (name.clone(), self.commits[name].clone())).collect()
+    }
+
     fn judge(&mut self, offset: u64, head: &Head<'_>) -> Verdict {
         if let Some(versions) = self.commits.get(&*named(&head.stream, &head.commit)) {
             return Verdict::Repeated(versions.clone());
         }
+        self.changes(&head.stream);
         let after_gap = self.gaps > 0;
         // A stream that nobody has written to is not kept for having been asked about.
         let Some(entry) = self.streams.get_mut(&*head.stream) else {

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use millstream_message::{Broker, BrokerError, StreamFrom, StreamItem, StreamReader};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::appending::{Appending, Appends};
+use super::checkpoint::Newest;
 use super::error::StoreError;
 use super::fold::{Fold, Verdict};
-use super::record;
+use super::{EventStoreOptions, record};
 use crate::event::new_id;
 
 /// Entries that the follower takes at once.
@@ -21,7 +22,11 @@ pub(crate) struct Shared {
     pub(crate) log: String,
     cache_bytes: usize,
     accept_gaps: bool,
+    pub(crate) checkpoint_every: u64,
+    whole_log: bool,
     dense: bool,
+    /// It is time for a checkpoint.
+    pub(crate) due: Notify,
     /// What names this store's attempts to append: its own name, and a number.
     name: String,
     attempts: AtomicU64,
@@ -37,6 +42,9 @@ pub(crate) struct State {
     /// Those who wait for what becomes of an entry, by the number of the attempt.
     waiting: HashMap<u64, oneshot::Sender<Result<Verdict, BrokerError>>>,
     cache: Cache,
+    pub(crate) newest: Newest,
+    /// What was read last.
+    pub(crate) last: Option<StreamItem>,
     failed: Option<StoreError>,
 }
 
@@ -48,8 +56,8 @@ struct Cache {
 }
 
 impl Cache {
-    fn push(&mut self, item: StreamItem, bytes_max: usize) {
-        self.bytes += item.message.footprint();
+    fn push(&mut self, item: StreamItem, bytes: usize, bytes_max: usize) {
+        self.bytes += bytes;
         self.items.push_back(item);
         while self.bytes > bytes_max {
             let oldest = self.items.pop_front().expect("what has bytes has items");
@@ -67,16 +75,19 @@ impl Shared {
     pub(crate) fn new(
         broker: Arc<dyn Broker>,
         log: String,
-        cache_bytes: usize,
-        accept_gaps: bool,
+        options: EventStoreOptions,
     ) -> (Arc<Shared>, Appends) {
         let (appending, appends) = Appending::new();
+        let EventStoreOptions { cache_bytes, accept_gaps, checkpoint_every, whole_log } = options;
         let shared = Shared {
             dense: broker.features().dense_offsets,
             broker,
             log,
             cache_bytes,
             accept_gaps,
+            checkpoint_every,
+            whole_log,
+            due: Notify::new(),
             name: new_id() + ".",
             attempts: AtomicU64::new(0),
             appending,
@@ -90,7 +101,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the log to its end, and returns a reader of what comes then.
+    /// Reads the log to its end, from the newest checkpoint on, and returns a reader of what comes then.
     pub(crate) async fn catch_up(&self) -> Result<StreamReader, StoreError> {
         let failed = |error| StoreError::broker(&self.log, error);
         let extent = millstream_message::stream_extent(&*self.broker, &self.log, StreamFrom::First)
@@ -99,8 +110,13 @@ impl Shared {
         if self.dense && extent.start > 0 {
             self.lost(0, extent.start)?;
         }
-        let end = extent.end;
-        let mut reader = self.broker.read(&self.log, StreamFrom::First).await.map_err(failed)?.until(extent);
+        // Of what is lost all must know alike.
+        if !self.whole_log && !self.accept_gaps {
+            self.restore(&extent).await;
+        }
+        let (end, from) = (extent.end, self.reached().max(extent.start));
+        let reader = self.broker.read(&self.log, StreamFrom::Offset(from)).await.map_err(failed)?;
+        let mut reader = reader.until(from..end);
         loop {
             let chunk = reader.next_chunk(CHUNK).await.map_err(failed)?;
             if chunk.is_empty() {
@@ -111,6 +127,9 @@ impl Shared {
         if self.dense && self.state().fold.next_offset < end {
             let from = self.state().fold.next_offset;
             self.lost(from, end)?;
+        }
+        if self.state().fold.gaps > 0 {
+            self.forget_checkpoints().await;
         }
         self.broker.read(&self.log, StreamFrom::Offset(end)).await.map_err(failed)
     }
@@ -149,7 +168,7 @@ impl Shared {
         });
         let heads: Vec<_> = heads.collect();
         let mut state = self.state();
-        let State { fold, waiting, cache, .. } = &mut *state;
+        let State { fold, waiting, cache, newest, last, .. } = &mut *state;
         for (item, head) in items.iter().zip(heads) {
             if self.dense && item.offset > fold.next_offset {
                 self.lost_in(fold, fold.next_offset, item.offset)?;
@@ -166,9 +185,22 @@ impl Shared {
                 let _ = one.send(Ok(verdict));
             }
         }
-        items.into_iter().for_each(|item| cache.push(item, self.cache_bytes));
-        self.folded.send_replace(fold.next_offset);
+        *last = items.last().cloned();
+        for item in items {
+            let bytes = item.message.footprint();
+            newest.read(bytes);
+            cache.push(item, bytes, self.cache_bytes);
+        }
+        self.reached_at(&state);
+        if state.is_due(self.checkpoint_every) {
+            self.due.notify_one();
+        }
         Ok(())
+    }
+
+    /// Tells who waits for an offset.
+    pub(crate) fn reached_at(&self, state: &State) {
+        self.folded.send_replace(state.fold.next_offset);
     }
 
     fn lost(&self, from: u64, next: u64) -> Result<(), StoreError> {

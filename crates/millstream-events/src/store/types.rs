@@ -16,11 +16,20 @@ pub struct EventStoreOptions {
     pub cache_bytes: usize,
     /// Whether to go on without entries that are lost. Default false: the store does not open.
     pub accept_gaps: bool,
+    /// After how many entries a checkpoint is written, from which the store is opened the next time. Default 100,000; 0 writes none.
+    pub checkpoint_every: u64,
+    /// Whether to read the whole log though there is a checkpoint. Default false.
+    pub whole_log: bool,
 }
 
 impl Default for EventStoreOptions {
     fn default() -> EventStoreOptions {
-        EventStoreOptions { cache_bytes: 16 << 20, accept_gaps: false }
+        EventStoreOptions {
+            cache_bytes: 16 << 20,
+            accept_gaps: false,
+            checkpoint_every: 100_000,
+            whole_log: false,
+        }
     }
 }
 
@@ -32,12 +41,28 @@ impl EventStoreOptions {
         self
     }
 
-    /// Goes on without entries that are lost. Versions go on where later writers saw them: what is missing stays missing, and nothing
+    /// Goes on without entries that are lost, and reads the whole log to see which. Versions go on where later writers saw them: what is missing stays missing, and nothing
     /// takes its place. Processes that had the log open before the loss have seen more than this one will: open the store again in
     /// all of them, else they may disagree about what is appended next.
     #[must_use]
     pub fn accept_gaps(mut self) -> Self {
         self.accept_gaps = true;
+        self
+    }
+
+    /// Writes a checkpoint after every so many entries, or later: when four times the bytes of the last one were appended since. They
+    /// are in two streams of the broker, `LOG.checkpoint-0` and `-1`, the newest two. 0 writes none.
+    #[must_use]
+    pub fn checkpoint_every(mut self, entries: u64) -> Self {
+        self.checkpoint_every = entries;
+        self
+    }
+
+    /// Reads the whole log, though there is a checkpoint: what is lost or damaged is found when the store is opened, and not when it
+    /// is read.
+    #[must_use]
+    pub fn whole_log(mut self) -> Self {
+        self.whole_log = true;
         self
     }
 }
@@ -107,6 +132,8 @@ pub struct EventStoreStatistics {
     pub gaps: u64,
     /// The offset of what is appended next, as far as this store has seen.
     pub next_offset: u64,
+    /// The offset behind the newest checkpoint that this store knows: opening reads from there on. 0 without one.
+    pub checkpoint_offset: u64,
     /// Bytes of the log; 0 where the broker does not tell.
     pub bytes: u64,
 }

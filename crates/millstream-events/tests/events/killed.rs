@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_events::{
-    Event, EventBus, EventStore, Expected, Filter, Outbox, Saga, SagaStatus, Sagas, Step, Subscribe,
+    Event, EventBus, EventStore, EventStoreOptions, Expected, Filter, Outbox, Saga, SagaStatus, Sagas, Step,
+    Subscribe,
 };
 use millstream_message::{Broker, ConsumeOptions};
 use tokio::time::timeout;
@@ -26,7 +27,9 @@ fn tell(line: String) {
 
 async fn opened(directory: &str) -> (Arc<dyn Broker>, EventStore, EventBus) {
     let broker = embedded(&format!("embedded:{directory}")).await;
-    let store = EventStore::open(broker.clone(), "log").await.expect("opened");
+    // So often that some are cut short.
+    let options = EventStoreOptions::default().checkpoint_every(7);
+    let store = EventStore::open_with(broker.clone(), "log", options).await.expect("opened");
     let bus = EventBus::new(broker.clone(), "shop");
     (broker, store, bus)
 }
@@ -116,6 +119,7 @@ fn killed_at_any_moment_no_event_and_no_saga_is_lost() {
     }
     runtime.block_on(async {
         let (broker, store, bus) = opened(path).await;
+        super::store::says_what_the_log_says(&store).await;
         let mut stored = BTreeSet::new();
         for (stream, said) in &appended {
             let events = store.read(stream).collect().await.expect("read");

@@ -42,7 +42,7 @@ async fn a_closed_broker_is_told_and_stores_nothing() {
 }
 
 /// Flips a bit of every place in the directory's files where these bytes stand.
-fn damage(directory: &Path, bytes: &[u8]) -> usize {
+pub(super) fn damage(directory: &Path, bytes: &[u8]) -> usize {
     let mut damaged = 0;
     for entry in std::fs::read_dir(directory).expect("a directory") {
         let path = entry.expect("an entry").path();

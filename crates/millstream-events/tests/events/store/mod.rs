@@ -1,5 +1,8 @@
 mod appending;
+mod checkpoints;
 mod faults;
 mod grouped;
 mod reading;
 mod subscribing;
+
+pub(crate) use self::checkpoints::says_what_the_log_says;
