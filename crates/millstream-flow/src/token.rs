@@ -4,7 +4,7 @@
 //! means "deliver again". Settling is told to the source's [`Settler`] as ranges of numbers. Flows that nobody
 //! has to acknowledge carry `()` instead, which costs nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 use std::ops::Range;
@@ -15,11 +15,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::failure::Failure;
 
 mod runs;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod unwound;
 
 pub use runs::TokenRuns;
+use shared::{Ended, PAGE, Shared};
 pub(crate) use unwound::CatchScope;
 
 /// How an item ended.
@@ -218,10 +220,7 @@ impl Account {
 struct Inner {
     /// One for the tracker, one for each token that exists, plus what the tracker has reserved ahead.
     refs: AtomicUsize,
-    /// How many entries `shared` has; zero lets settling skip its lock.
-    shared_len: AtomicUsize,
-    /// Items with more than one handle: how many handles are left, and the weightiest outcome so far.
-    shared: Mutex<HashMap<u64, (u32, Option<Outcome>)>>,
+    shared: Shared,
     account: Arc<Account>,
     settler: Box<dyn Settler>,
 }
@@ -232,60 +231,62 @@ impl Inner {
         self.account.count(count, outcome);
     }
 
-    /// Settles without counting. Returns how many items the caller must count: those with a single handle.
+    /// Settles without counting. Returns how many items the caller must count: those that end with this outcome.
     fn settle_uncounted(&self, items: Range<u64>, outcome: &Outcome) -> u64 {
-        if self.shared_len.load(Ordering::Acquire) == 0 {
+        if self.shared.is_empty() {
             let count = items.end - items.start;
             // The source hears first: whoever sees the ledger balanced may rely on the source having been told.
             self.settler.settle(items, outcome);
             return count;
         }
-        for item in items {
-            let mut shared = self.shared.lock().expect("no panic while shares are held");
-            let ended = match shared.get_mut(&item) {
-                None => Some(outcome.clone()),
-                Some((handles, worst)) => {
-                    if worst.as_ref().is_none_or(|w| w.rank() < outcome.rank()) {
-                        *worst = Some(outcome.clone());
-                    }
-                    *handles -= 1;
-                    if *handles == 0 {
-                        self.shared_len.fetch_sub(1, Ordering::AcqRel);
-                        shared.remove(&item).and_then(|(_, worst)| worst)
-                    } else {
-                        None
-                    }
-                }
-            };
-            drop(shared);
-            if let Some(outcome) = ended {
-                self.settler.settle(item..item + 1, &outcome);
-                self.account.count(1, &outcome);
-            }
-        }
-        0
+        self.settle_words(shared::words(items), outcome)
     }
 
     /// As [`settle_uncounted`](Self::settle_uncounted), for the items whose bits are set.
     fn settle_some_uncounted(&self, first: u64, bits: u64, outcome: &Outcome) -> u64 {
-        if self.shared_len.load(Ordering::Acquire) == 0 {
+        if self.shared.is_empty() {
             self.settler.settle_some(first, bits, outcome);
             return u64::from(bits.count_ones());
         }
-        let mut count = 0;
-        for_each_range(first, bits, |items| count += self.settle_uncounted(items, outcome));
+        self.settle_words(shared::words_of(first, bits), outcome)
+    }
+
+    #[inline(never)]
+    fn settle_words(&self, words: impl Iterator<Item = (u64, u64)>, outcome: &Outcome) -> u64 {
+        // Items that end in a row, over pages.
+        let (mut count, mut row) = (0, 0..0);
+        let settle_row = |row: Range<u64>| {
+            if !row.is_empty() {
+                self.settler.settle(row, outcome);
+            }
+        };
+        for (number, bits) in words {
+            let Ended { so, otherwise } = self.shared.settle(number, bits, outcome);
+            if so != 0 {
+                let skipped = so.trailing_zeros();
+                let (first, bits) = (number * PAGE + u64::from(skipped), so >> skipped);
+                let ones = u64::from(bits.count_ones());
+                count += ones;
+                if bits.trailing_ones() != bits.count_ones() {
+                    self.settler.settle_some(first, bits, outcome);
+                } else if row.end == first {
+                    row.end += ones;
+                } else {
+                    settle_row(mem::replace(&mut row, first..first + ones));
+                }
+            }
+            for (item, outcome) in otherwise {
+                self.settler.settle(item..item + 1, &outcome);
+                self.account.count(1, &outcome);
+            }
+        }
+        settle_row(row);
         count
     }
 
-    fn share(&self, item: u64) {
-        let mut shared = self.shared.lock().expect("no panic while shares are held");
-        shared
-            .entry(item)
-            .or_insert_with(|| {
-                self.shared_len.fetch_add(1, Ordering::AcqRel);
-                (1, None)
-            })
-            .0 += 1;
+    /// One handle more for each of these items.
+    fn share(&self, words: impl Iterator<Item = (u64, u64)>) {
+        words.for_each(|(number, bits)| self.shared.share(number, bits));
     }
 }
 
@@ -358,8 +359,7 @@ impl Tracker {
     pub fn new(settler: impl Settler) -> Self {
         let inner = Box::new(Inner {
             refs: AtomicUsize::new(1),
-            shared_len: AtomicUsize::new(0),
-            shared: Mutex::default(),
+            shared: Shared::default(),
             account: Arc::default(),
             settler: Box::new(settler),
         });
@@ -432,7 +432,7 @@ impl Settle for Token {
     fn share(&self) -> Token {
         let inner = self.inner.get();
         inner.refs.fetch_add(1, Ordering::Relaxed);
-        inner.share(self.item);
+        inner.share(shared::words(self.item..self.item + 1));
         Token { inner: self.inner, item: self.item }
     }
 

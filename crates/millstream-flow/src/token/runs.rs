@@ -5,7 +5,7 @@ use std::fmt;
 use std::mem;
 use std::sync::atomic::Ordering;
 
-use super::{InnerRef, Outcome, Settle, Token, unwound};
+use super::{InnerRef, Outcome, Settle, Token, shared, unwound};
 
 /// Items of one tracker in the order of their numbers: consecutive, or some of 64. Owns `len` references.
 ///
@@ -231,8 +231,9 @@ impl Settle for TokenRuns {
         for run in self.more.iter().chain(&self.last) {
             let inner = run.inner.get();
             inner.refs.fetch_add(run.len as usize, Ordering::Relaxed);
-            for item in run.items() {
-                inner.share(item);
+            match run.bits {
+                0 => inner.share(shared::words(run.first..run.first + run.len)),
+                bits => inner.share(shared::words_of(run.first, bits)),
             }
             group.push_run(Run { ..*run });
         }

@@ -162,3 +162,84 @@ fn groups_of_one_thread_use_the_same_room_again() {
     assert_eq!(rooms[0], rooms[1]);
     assert_eq!(rooms[1], rooms[2]);
 }
+
+/// Handles that are made, put together and settled in any order: each item ends once, when its last handle is settled, as the
+/// weightiest of their outcomes.
+#[test]
+fn whatever_is_shared_ends_with_its_last_handle_as_the_weightiest_says() {
+    let outcomes = [
+        Outcome::Dropped("filter".into()),
+        Outcome::Completed,
+        Outcome::Dead(Arc::new(crate::Failure::new("s", &std::fmt::Error, std::time::UNIX_EPOCH))),
+        Outcome::Abandoned,
+    ];
+    let names = ["dropped", "completed", "dead", "abandoned"];
+    for seed in 0..if cfg!(miri) { 5 } else { 500 } {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (mut tracker, heard) = tracker();
+        let count = random.usize(1..300);
+        let mut groups: Vec<TokenRuns> = Vec::new();
+        let (mut handles, mut worst) = (vec![1_u32; count], vec![0; count]);
+        let gap = random.usize(1..4);
+        let mut group = TokenRuns::default();
+        for item in 0..count {
+            let token = tracker.issue();
+            for _ in 0..if random.u8(0..3) == 0 { random.usize(0..3) } else { 0 } {
+                handles[item] += 1;
+                let mut alone = TokenRuns::default();
+                token.share().join(&mut alone);
+                groups.push(alone);
+            }
+            token.join(&mut group);
+            if random.usize(0..80) < gap {
+                groups.push(std::mem::take(&mut group));
+            }
+        }
+        groups.push(group);
+        let mut ended = 0;
+        while !groups.is_empty() {
+            let group = groups.swap_remove(random.usize(0..groups.len()));
+            let items: Vec<usize> = {
+                let tokens: Vec<_> = group.into_tokens().collect();
+                let items = tokens.iter().map(|token| token.item() as usize).collect();
+                groups.push(TokenRuns::default());
+                let last = groups.len() - 1;
+                tokens.into_iter().for_each(|token| token.join(&mut groups[last]));
+                items
+            };
+            let group = groups.pop().unwrap();
+            if random.u8(0..4) == 0 && items.iter().all(|item| handles[*item] < 6) {
+                items.iter().for_each(|item| handles[*item] += 1);
+                groups.push(group.share());
+                groups.push(group);
+                continue;
+            }
+            let outcome = random.usize(0..4);
+            heard.lock().unwrap().clear();
+            group.settle(&outcomes[outcome]);
+            let mut expected: Vec<(u64, &str)> = Vec::new();
+            for item in items {
+                handles[item] -= 1;
+                worst[item] = worst[item].max(outcome);
+                if handles[item] == 0 {
+                    expected.push((item as u64, names[worst[item]]));
+                }
+            }
+            let heard = heard.lock().unwrap();
+            let mut told: Vec<_> =
+                heard.iter().flat_map(|(items, how)| items.clone().map(move |item| (item, *how))).collect();
+            expected.sort_unstable();
+            told.sort_unstable();
+            assert_eq!(told, expected, "seed {seed}");
+            ended += told.len();
+        }
+        assert_eq!(ended, count, "seed {seed}");
+        let account = tracker.account();
+        let dropped = account.dropped().values().sum::<u64>();
+        assert_eq!(
+            account.completed() + account.dead() + account.abandoned() + dropped,
+            count as u64,
+            "seed {seed}"
+        );
+    }
+}
