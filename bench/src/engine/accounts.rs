@@ -8,10 +8,10 @@ use std::task::{Context, Poll, ready};
 use futures_util::stream;
 use millstream_flow::{BoxError, Flow, Outcome, Pipe, Step, Tracked, Tracker};
 
-use super::run::{Threads, nanoseconds, plan};
+use super::run::{Threads, future, nanoseconds, plan};
 use crate::case::{Bound, Case, Sample, Scale};
 use crate::clock;
-use crate::work::{kept, mix, multiply, three};
+use crate::work::{kept, mix, multiply, one, three};
 
 const ITEMS: u64 = 20_000_000;
 const ADDED: &str = "added ns";
@@ -21,6 +21,7 @@ pub(crate) fn cases() -> Vec<Case> {
         tracked("tracked against untracked, fused, ct", Threads::One, false),
         tracked("tracked against untracked, one hop, ct", Threads::One, true),
         tracked("tracked against untracked, one hop, mt", Threads::Two, true),
+        tracked_lanes(),
         metrics(),
     ]
 }
@@ -59,6 +60,40 @@ fn tracked(name: &'static str, threads: Threads, hop: bool) -> Case {
                 .with("tracked ns", tracked)
         })
         .goal_on(ADDED, Bound::AtMost(8.0), "an item")
+}
+
+/// The same where every item has two handles, for two tasks.
+fn tracked_lanes() -> Case {
+    async fn sum<F: Flow<Item = u64> + Send + 'static>(lanes: Vec<Pipe<F>>) -> u64 {
+        let runs: Vec<_> = lanes.into_iter().map(|lane| lane.map(multiply).fold(0u64, add).start()).collect();
+        let mut sum = 0u64;
+        for run in runs {
+            let (part, _) = run.join().await.expect("the run succeeds");
+            sum = sum.wrapping_add(part);
+        }
+        sum
+    }
+    Case::new("tracked against untracked, broadcast to 2 tasks, ct")
+        .ours("ours", |scale| {
+            let items = scale.of(ITEMS / 4);
+            let expected = one(items).wrapping_mul(2);
+            let untracked = future(Threads::One, items, expected, move || async move {
+                sum(Pipe::from_stream(stream::iter(0..items)).broadcast(2, 1024)).await
+            });
+            let tracked = future(Threads::One, items, expected, move || async move {
+                let mut tracker = Tracker::new(|_: std::ops::Range<u64>, _: &Outcome| {});
+                let account = tracker.account();
+                let deliveries =
+                    (0..items).map(move |value| Ok::<_, BoxError>(Tracked { value, token: tracker.issue() }));
+                sum(Pipe::from_tracked(account, stream::iter(deliveries)).broadcast(2, 1024)).await
+            });
+            let (untracked, tracked) = (nanoseconds(&untracked), nanoseconds(&tracked));
+            Sample::new()
+                .with(ADDED, tracked - untracked)
+                .with("untracked ns", untracked)
+                .with("tracked ns", tracked)
+        })
+        .goal_on(ADDED, Bound::AtMost(50.0), "an item that ends when both have settled it")
 }
 
 fn metrics() -> Case {
