@@ -103,7 +103,7 @@ fn metrics() -> Case {
     Case::new("metrics, ledger and signals on against off, 3 fused operators, ct")
         .floor("the same flow, paced but unaccounted", |scale: Scale| {
             let items = scale.of(5 * ITEMS);
-            super::run::future(Threads::One, items, three(items), || unaccounted(pipe(items), true))
+            future(Threads::One, items, three(items), || unaccounted(pipe(items), true))
         })
         .ours("ours", |scale| {
             let items = scale.of(5 * ITEMS);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::Hash;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -58,6 +59,9 @@ struct Book<Q, V> {
     bytes: usize,
     /// What is looked up now, by the hashes of the row: as many as there are calls that have not ended.
     under_way: HashTable<UnderWay<Q, V>>,
+    /// Values that were forgotten: mostly one at a time.
+    gone: Option<Cell<V>>,
+    more_gone: Vec<Cell<V>>,
 }
 
 type Cell<V> = Arc<OnceCell<V>>;
@@ -86,8 +90,36 @@ enum Source<'a, Q, V> {
 }
 
 impl<Q, V> Memo<Q, V> {
-    fn book(&self) -> MutexGuard<'_, Book<Q, V>> {
-        self.0.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn book(&self) -> Look<'_, Q, V> {
+        Look(Some(self.0.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())))
+    }
+}
+
+/// The book, as long as it is held. What was forgotten meanwhile is dropped when others may have it, and may ask the memo itself.
+struct Look<'a, Q, V>(Option<MutexGuard<'a, Book<Q, V>>>);
+
+impl<Q, V> Deref for Look<'_, Q, V> {
+    type Target = Book<Q, V>;
+    #[inline]
+    fn deref(&self) -> &Book<Q, V> {
+        self.0.as_ref().expect("it is held until it is dropped")
+    }
+}
+
+impl<Q, V> DerefMut for Look<'_, Q, V> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Book<Q, V> {
+        self.0.as_mut().expect("it is held until it is dropped")
+    }
+}
+
+impl<Q, V> Drop for Look<'_, Q, V> {
+    #[inline]
+    fn drop(&mut self) {
+        let Some(mut book) = self.0.take() else { return };
+        let gone = (book.gone.take(), std::mem::take(&mut book.more_gone));
+        drop(book);
+        drop(gone);
     }
 }
 
@@ -106,6 +138,8 @@ impl<Q: Hash + Eq, V> Memo<Q, V> {
             row: KeyedQueue::default(),
             bytes: 0,
             under_way: HashTable::new(),
+            gone: None,
+            more_gone: Vec::new(),
         };
         Memo(Arc::new(Shared { book: Mutex::new(book), hits: 0.into(), misses: 0.into() }))
     }
@@ -356,6 +390,14 @@ impl<Q, V> Book<Q, V> {
     fn forget_first(&mut self) {
         if let Some(entry) = self.row.pop_front() {
             self.bytes -= entry.bytes;
+            self.go(entry.value);
+        }
+    }
+
+    fn go(&mut self, value: Option<Cell<V>>) {
+        let Some(value) = value else { return };
+        if let Some(before) = self.gone.replace(value) {
+            self.more_gone.push(before);
         }
     }
 }
@@ -363,8 +405,9 @@ impl<Q, V> Book<Q, V> {
 impl<Q: Hash + Eq, V> Book<Q, V> {
     fn forget(&mut self, hash: u64, key: &Q) {
         if let Some(entry) = self.row.hide(hash, key) {
-            entry.value = None;
+            let value = entry.value.take();
             self.bytes -= std::mem::take(&mut entry.bytes);
+            self.go(value);
         }
     }
 }

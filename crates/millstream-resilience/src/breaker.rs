@@ -124,9 +124,7 @@ impl CircuitBreaker {
         F: Future<Output = Result<T, E>>,
     {
         let mut permit = self.try_acquire()?;
-        permit.call = Doing::Works;
-        let mut calling = pin!(call());
-        permit.call = Doing::Waits;
+        let mut calling = pin!(permit.work(call));
         let result = poll_fn(|cx| permit.poll(calling.as_mut(), cx)).await;
         permit.end(result.as_ref().err().map(|error| classifier.classify(error)));
         result
@@ -370,10 +368,28 @@ impl<B: Borrow<CircuitBreaker>> Permit<B> {
     /// Polls the call: if that panics, it has failed.
     #[inline]
     pub fn poll<F: Future>(&mut self, call: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.work(|| call.poll(cx))
+    }
+
+    /// Does a part of the call, such as to begin it: if that panics, it has failed.
+    #[inline]
+    pub fn work<T>(&mut self, part: impl FnOnce() -> T) -> T {
+        self.begin_work();
+        let done = part();
+        self.end_work();
+        done
+    }
+
+    /// The call is at work from now on: if the permit is dropped meanwhile, that is by a panic of the call, which has failed.
+    #[inline]
+    pub fn begin_work(&mut self) {
         self.call = Doing::Works;
-        let polled = call.poll(cx);
+    }
+
+    /// The call waits again, or others work: if the permit is dropped meanwhile, nothing is known of it.
+    #[inline]
+    pub fn end_work(&mut self) {
         self.call = Doing::Waits;
-        polled
     }
 
     /// Nobody has said how the call has ended.

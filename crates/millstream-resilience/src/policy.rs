@@ -172,15 +172,22 @@ impl<C> Policy<C> {
         if let Some(limiter) = &self.rate_limit {
             limiter.acquire(1).await?;
         }
-        let permit = match &self.breaker {
+        let mut permit = match &self.breaker {
             None => None,
             Some(breaker) => Some(breaker.try_acquire()?),
         };
-        let called = async { call().await.map_err(Error::Failed) };
-        let result = match &self.attempt_timeout {
-            None => called.await,
-            Some(timeout) => timeout.wrap(called).await,
-        };
+        let mut called = std::pin::pin!(async {
+            let called = async { call().await.map_err(Error::Failed) };
+            match &self.attempt_timeout {
+                None => called.await,
+                Some(timeout) => timeout.wrap(called).await,
+            }
+        });
+        let result = std::future::poll_fn(|cx| match &mut permit {
+            Some(permit) => permit.poll(called.as_mut(), cx),
+            None => called.as_mut().poll(cx),
+        })
+        .await;
         if let Some(permit) = permit {
             permit.end(result.as_ref().err().map(|error| error.class_by(&self.classifier)));
         }

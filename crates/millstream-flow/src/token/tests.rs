@@ -182,10 +182,10 @@ fn whatever_is_shared_ends_with_its_last_handle_as_the_weightiest_says() {
         let (mut handles, mut worst) = (vec![1_u32; count], vec![0; count]);
         let gap = random.usize(1..4);
         let mut group = TokenRuns::default();
-        for item in 0..count {
+        for handles in &mut handles {
             let token = tracker.issue();
             for _ in 0..if random.u8(0..3) == 0 { random.usize(0..3) } else { 0 } {
-                handles[item] += 1;
+                *handles += 1;
                 let mut alone = TokenRuns::default();
                 token.share().join(&mut alone);
                 groups.push(alone);

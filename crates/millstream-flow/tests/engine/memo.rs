@@ -295,3 +295,30 @@ async fn bytes_that_are_limited_late_leave_the_newest_value_though_others_are_hi
         assert_eq!(found, Ok(1));
     }
 }
+
+/// A value that asks its memo when it goes.
+struct Asks(Memo<u32, Arc<Asks>>, Arc<AtomicUsize>);
+
+impl Drop for Asks {
+    fn drop(&mut self) {
+        self.1.fetch_add(self.0.len() + 1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_is_forgotten_may_ask_the_memo_when_it_goes() {
+    let gone = Arc::new(AtomicUsize::new(0));
+    let memo = Memo::<u32, Arc<Asks>>::new(3).age(SECOND);
+    let look_up = async |_: &u32| Ok::<_, ()>(Arc::new(Asks(memo.clone(), gone.clone())));
+    for key in 0..5 {
+        drop(memo.get(key, look_up).await);
+    }
+    assert_eq!(gone.load(Ordering::Relaxed), 2 * 4, "two had no place beside three");
+    memo.forget(&4);
+    assert_eq!(gone.load(Ordering::Relaxed), 8 + 3);
+    sleep(SECOND).await;
+    // The look that finds them old is the first to know.
+    assert!(memo.get(9, async |_: &u32| Err::<Arc<Asks>, ()>(())).await.is_err());
+    assert_eq!(memo.len(), 0);
+    assert!(gone.load(Ordering::Relaxed) > 11);
+}

@@ -216,7 +216,7 @@ impl Behaviour for Breaker {
             Ok(permit) => permit,
             Err(open) => return Err(judge.rejected(call.about(), open)),
         };
-        let mut calling = pin!(next.call(call, request));
+        let mut calling = pin!(permit.work(|| next.call(call, request)));
         let ended = poll_fn(|cx| permit.poll(calling.as_mut(), cx)).await;
         judge.ended(permit, ended.as_ref().err().map(|error| judge.class(error)));
         ended

@@ -175,7 +175,9 @@ impl Behaviour for Timing {
             let number = stats.calls.begin();
             let mut underway = Underway { stats, inside: false };
             let began = (self.one_in == 1 || number.is_multiple_of(self.one_in)).then(Tick::now);
+            underway.inside = true;
             let mut calling = pin!(next.call(call, request));
+            underway.inside = false;
             let first = poll_fn(|cx| Poll::Ready(underway.poll(calling.as_mut(), cx))).await;
             let took = began.map(|began| Tick::now().nanoseconds_since(began));
             let ended = match first {

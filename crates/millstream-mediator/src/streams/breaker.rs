@@ -132,7 +132,7 @@ impl StreamBehaviour for StreamBreaker {
         };
         let probes = breaker.state() == BreakerState::HalfOpen;
         let enough = self.0.enough.unwrap_or(if probes { 1 } else { u64::MAX });
-        let mut opening = pin!(next.open(call, request));
+        let mut opening = pin!(permit.work(|| next.open(call, request)));
         match poll_fn(|cx| permit.poll(opening.as_mut(), cx)).await {
             Ok(pipe) => {
                 let (permit, rule) = (Some(permit), self.0.clone());
@@ -181,7 +181,10 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Judged<F> {
         S: FnMut(F::Item, ()) -> ControlFlow<()>,
     {
         let Judged { upstream, permit, rule, enough, items, failed } = self;
+        // A panic of the stream is its failure, one of whoever takes its items is not.
+        permit.iter_mut().for_each(Permit::begin_work);
         let step = upstream.poll_drive(cx, max, &mut |item, ()| {
+            permit.iter_mut().for_each(Permit::end_work);
             match &item {
                 Ok(_) => *items += 1,
                 Err(error) if error.is_last() => {
@@ -189,8 +192,11 @@ impl<T, F: Flow<Item = Result<T, StreamError>, Token = ()>> Flow for Judged<F> {
                 }
                 Err(_) => *failed += 1,
             }
-            sink(item, ())
+            let more = sink(item, ());
+            permit.iter_mut().for_each(Permit::begin_work);
+            more
         });
+        permit.iter_mut().for_each(Permit::end_work);
         if step == Poll::Ready(Step::End) || (*items >= *enough && permit.is_some()) {
             let all = (*items + *failed) as f64;
             let too_many = rule.failed_max.is_some_and(|most| *failed as f64 > most * all);

@@ -237,7 +237,7 @@ pub struct Entry {
 
 impl Watch for Entry {
     fn ended(&mut self, progress: &Progress, how: &Ended) {
-        let last = self.check.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).0.take();
+        let last = self.check.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).last.take();
         let (severity, warnings) = match (how, last) {
             (Ended::Failed(..), last) => {
                 (Severity::Unhealthy, last.map(|last| last.warnings).unwrap_or_default())

@@ -11,19 +11,22 @@ mod shedding;
 mod together;
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::num::NonZeroU64;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
 use millstream_flow::flows::BoxFlow;
-use millstream_flow::{BoxError, Pipe};
+use millstream_flow::{BoxError, Flow, Pipe, Step};
 use millstream_mediator::{
-    Backpressure, Call, Context, Error, ErrorKind, Health, HealthBoard, ItemErrors, Mediator, Memory,
+    About, Backpressure, Call, Context, Error, ErrorKind, Health, HealthBoard, ItemErrors, Mediator, Memory,
     PressureEvent, Resume, Scope, Severity, Strategy, StreamAdmission, StreamBehaviour, StreamBreaker,
-    StreamBulkhead, StreamError, StreamHealth, StreamIntercept, StreamInterceptor, StreamLogging,
+    StreamBulkhead, StreamError, StreamHealth, StreamIntercept, StreamInterceptor, StreamLogging, StreamNext,
     StreamOptions, StreamRateLimit, StreamRequest, StreamRetries, StreamTimeout, StreamTiming, Streaming,
 };
 use millstream_resilience::{Backoff, BreakerSettings, CircuitBreaker, Class, Classified, Retry};

@@ -48,8 +48,8 @@ where
 
     fn call(&mut self, request: R) -> Self::Future {
         match self.breaker.try_acquire_owned() {
-            Ok(permit) => BreakerFuture::Calling {
-                future: self.inner.call(request),
+            Ok(mut permit) => BreakerFuture::Calling {
+                future: permit.work(|| self.inner.call(request)),
                 permit: Some(permit),
                 classifier: self.classifier.clone(),
             },

@@ -245,3 +245,59 @@ async fn a_policy_is_a_layer_for_services_of_any_error() {
     assert_eq!(error.attempts(), 3);
     let _: fn(_) -> Error<io::Error> = Error::from_retry;
 }
+
+/// Calls until the breaker refuses, at most so often; each panics in a task of its own. How many were made.
+async fn panicking<F: Future<Output = bool> + Send + 'static>(most: u32, call: impl Fn() -> F) -> u32 {
+    for made in 0..most {
+        if tokio::spawn(call()).await.is_ok() {
+            return made;
+        }
+    }
+    most
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_behind_a_policy_or_a_layer_is_a_failure_also_of_a_probe() {
+    fn fails(at_once: bool) -> Ready<Result<u32, BoxError>> {
+        assert!(!at_once, "a test panics before there is a future");
+        ready(Ok(0))
+    }
+    let by_policy = |breaker: CircuitBreaker| {
+        let policy = Policy::new().breaker(breaker).attempt_timeout(Timeout::new(SECOND));
+        move || {
+            let policy = policy.clone();
+            async move { policy.call(async || -> io::Result<u32> { panic!("a test panics") }).await.is_err() }
+        }
+    };
+    let breaker_of_policy = breaker(|settings| settings);
+    let call = by_policy(breaker_of_policy.clone());
+    assert_eq!((panicking(9, &call).await, breaker_of_policy.state()), (2, BreakerState::Open));
+    sleep(10 * SECOND).await;
+    assert_eq!((panicking(9, &call).await, breaker_of_policy.state()), (1, BreakerState::Open));
+
+    let breaker_of_layer = breaker(|settings| settings);
+    let layer = breaker_of_layer.clone();
+    let call = move || {
+        let mut service = layer.layer(Begins(|_| fails(true)));
+        async move { service.call(1).await.is_err() }
+    };
+    assert_eq!((panicking(9, &call).await, breaker_of_layer.state()), (2, BreakerState::Open));
+    sleep(10 * SECOND).await;
+    assert_eq!((panicking(9, &call).await, breaker_of_layer.state()), (1, BreakerState::Open));
+    assert_eq!(breaker_of_layer.snapshot().failures_total, 3);
+}
+
+/// A service whose function makes the future.
+struct Begins<F>(F);
+
+impl<F: Fn(u32) -> Ready<Result<u32, BoxError>>> Service<u32> for Begins<F> {
+    type Response = u32;
+    type Error = BoxError;
+    type Future = Ready<Result<u32, BoxError>>;
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+    fn call(&mut self, request: u32) -> Self::Future {
+        (self.0)(request)
+    }
+}

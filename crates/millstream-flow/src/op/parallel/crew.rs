@@ -25,8 +25,14 @@ pub(super) type Done<F, U> = Chunk<(U, <F as Flow>::Token)>;
 pub(super) type Pulled<F> = (<F as Flow>::Item, <F as Flow>::Token);
 /// What workers and reader share, beside upstream.
 type Shared<F, U> = Output<Pulled<F>, (U, <F as Flow>::Token)>;
-/// A place for results, and an empty chunk for them.
-pub(super) type Job<F, U> = Option<(Place, Done<F, U>)>;
+/// What a worker is to do.
+pub(super) struct Job<F: Flow, U> {
+    pub(super) place: Place,
+    /// An empty chunk for the results.
+    pub(super) output: Done<F, U>,
+    /// How many items were asked for, of what comes from upstream.
+    pub(super) pulled: Option<usize>,
+}
 
 /// What the workers and the reader share. `T` goes in, `U` comes out.
 pub(crate) struct Crew<F: Flow, U> {
@@ -103,7 +109,8 @@ impl<F: Flow, U> Crew<F, U> {
         if worker < self.workers.value() || over {
             return Poll::Ready(());
         }
-        output.parked.push(cx.waker().clone());
+        output.parked.retain(|(parked, _)| *parked != worker);
+        output.parked.push((worker, cx.waker().clone()));
         Poll::Pending
     }
 
@@ -118,11 +125,14 @@ impl<F: Flow, U> Crew<F, U> {
     }
 
     /// What another worker could not get done.
-    pub(super) fn offered(&self, input: &mut Vec<Pulled<F>>) -> Job<F, U> {
+    pub(super) fn offered(&self, input: &mut Vec<Pulled<F>>) -> Option<Job<F, U>> {
         let mut output = self.output();
+        if output.closed {
+            return None;
+        }
         let offer = output.offer()?;
         *input = offer.items;
-        Some((offer.place, output.spare()))
+        Some(Job { place: offer.place, output: output.spare(), pulled: None })
     }
 
     /// The same for a worker that waits for something else; with `None` if the crew is closed.
@@ -131,14 +141,14 @@ impl<F: Flow, U> Crew<F, U> {
         cx: &Context<'_>,
         worker: usize,
         input: &mut Vec<Pulled<F>>,
-    ) -> Poll<Job<F, U>> {
+    ) -> Poll<Option<Job<F, U>>> {
         let mut output = self.output();
         if output.closed {
             return Poll::Ready(None);
         }
         if let Some(offer) = output.offer() {
             *input = offer.items;
-            return Poll::Ready(Some((offer.place, output.spare())));
+            return Poll::Ready(Some(Job { place: offer.place, output: output.spare(), pulled: None }));
         }
         let idle = output.wait(worker, Some(cx.waker().clone()));
         self.idle.store(idle, Ordering::Relaxed);
@@ -151,7 +161,7 @@ impl<F: Flow, U> Crew<F, U> {
         cx: &Context<'_>,
         worker: usize,
         input: &mut Vec<Pulled<F>>,
-    ) -> Poll<Job<F, U>> {
+    ) -> Poll<Option<Job<F, U>>> {
         match self.poll_offer(cx, worker, input) {
             // Whoever finishes the last chunk rouses those who have come to wait before.
             Poll::Pending if self.output().is_over() => Poll::Ready(None),
@@ -162,7 +172,8 @@ impl<F: Flow, U> Crew<F, U> {
     /// The worker waits no more.
     pub(super) fn go_on(&self, worker: usize) {
         if self.idle.load(Ordering::Relaxed) > 0 {
-            let idle = self.output().wait(worker, None);
+            let mut output = self.output();
+            let idle = output.wait(worker, None);
             self.idle.store(idle, Ordering::Relaxed);
         }
     }
@@ -190,16 +201,24 @@ impl<F: Flow, U> Crew<F, U> {
     pub(super) fn deliver(&self, place: Place, chunk: Done<F, U>) {
         let mut output = self.output();
         let reader = output.put(place, chunk).then(|| output.reader.take()).flatten();
-        let others = if output.is_over() { output.rouse_all() } else { std::mem::take(&mut output.parked) };
+        let others = match output.is_over() {
+            true => self.rouse_all(&mut output),
+            false => output.unpark(self.workers.value()),
+        };
         drop(output);
         others.into_iter().chain(reader).for_each(Waker::wake);
+    }
+
+    fn rouse_all(&self, output: &mut Shared<F, U>) -> Vec<Waker> {
+        self.idle.store(0, Ordering::Relaxed);
+        output.rouse_all()
     }
 
     /// Ends all workers: nobody reads any more, or the run has failed.
     pub(super) fn close(&self) {
         let mut output = self.output();
         output.closed = true;
-        let (waiting, others) = (output.waiting.take(), output.rouse_all());
+        let (waiting, others) = (output.waiting.take(), self.rouse_all(&mut output));
         drop(output);
         others.into_iter().chain(waiting).for_each(Waker::wake);
     }
@@ -208,7 +227,7 @@ impl<F: Flow, U> Crew<F, U> {
     pub(super) fn leave(&self) {
         let mut output = self.output();
         output.workers_left -= 1;
-        let wakers = output.rouse_all();
+        let wakers = self.rouse_all(&mut output);
         let reader = output.reader.take();
         drop(output);
         wakers.into_iter().chain(reader).for_each(Waker::wake);

@@ -123,10 +123,12 @@ pub(super) struct Output<T, R> {
     /// The worker that holds upstream and waits for the reader to catch up.
     pub(super) waiting: Option<Waker>,
     /// Workers above the knob's number.
-    pub(super) parked: Vec<Waker>,
+    pub(super) parked: Vec<(usize, Waker)>,
     pub(super) workers_left: usize,
     /// Nobody reads any more, or the run has failed.
     pub(super) closed: bool,
+    /// Nothing more is pulled.
+    pub(super) ended: bool,
 }
 
 impl<T, R> Output<T, R> {
@@ -148,6 +150,7 @@ impl<T, R> Output<T, R> {
             parked: Vec::new(),
             workers_left: workers,
             closed: false,
+            ended: false,
         }
     }
 
@@ -241,7 +244,7 @@ impl<T, R> Output<T, R> {
 
     /// Whether nobody works on anything that could still be split.
     pub(super) fn is_over(&self) -> bool {
-        self.closed || self.working == 0
+        self.closed || self.ended && self.working == 0
     }
 
     /// Notes that this worker waits, and how many do.
@@ -259,7 +262,12 @@ impl<T, R> Output<T, R> {
     /// All workers that wait or are parked.
     pub(super) fn rouse_all(&mut self) -> Vec<Waker> {
         let idle = self.idle.iter_mut().filter_map(Option::take);
-        self.parked.drain(..).chain(idle).collect()
+        self.parked.drain(..).map(|(_, waker)| waker).chain(idle).collect()
+    }
+
+    /// Those that are parked and shall take part, since so many do.
+    pub(super) fn unpark(&mut self, workers: usize) -> Vec<Waker> {
+        self.parked.extract_if(.., |(worker, _)| *worker < workers).map(|(_, waker)| waker).collect()
     }
 }
 
@@ -309,6 +317,8 @@ mod tests {
         assert_eq!(read(&mut output), [0, 1]);
         assert!(output.put(Place { bytes: 15, ..second }, chunk(&[2])));
         assert_eq!(read(&mut output), [2, 3, 4]);
+        assert!(!output.is_over(), "more may come: workers that wait are left alone");
+        output.ended = true;
         assert!(output.is_over());
         assert_eq!((output.outstanding, output.bytes), (0, 0));
     }

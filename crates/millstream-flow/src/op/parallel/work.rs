@@ -26,7 +26,7 @@ async fn next<F: Flow, U, W: Measure<F::Item>>(
     measure: &mut W,
     worker: usize,
     input: &mut Vec<Pulled<F>>,
-) -> Job<F, U> {
+) -> Option<Job<F, U>> {
     if let Some(job) = crew.offered(input) {
         return Some(job);
     }
@@ -58,7 +58,10 @@ async fn next<F: Flow, U, W: Measure<F::Item>>(
                 if W::MEASURES {
                     crew.output().pulled(bytes);
                 }
-                Some((upstream.ticket(bytes), chunk))
+                if upstream.ended {
+                    crew.output().ended = true;
+                }
+                Some(Job { place: upstream.ticket(bytes), output: chunk, pulled: Some(max) })
             }
             Err(job) => {
                 crew.output().give_back(chunk);
@@ -88,10 +91,9 @@ pub(super) async fn work<F, U, M, W>(
     let mut input = Vec::new();
     loop {
         poll_fn(|cx| crew.poll_turn(cx, worker, started)).await;
-        let max = crew.chunk.load(Ordering::Relaxed);
         let job = next(&crew, &mut measure, worker, &mut input).await;
         crew.go_on(worker);
-        let Some((mut place, mut output)) = job else { return };
+        let Some(Job { mut place, mut output, pulled }) = job else { return };
 
         let began = Tick::now();
         crew.stats.work_as(worker, Some(began));
@@ -106,7 +108,7 @@ pub(super) async fn work<F, U, M, W>(
         if took > CHUNK_WORK {
             crew.stats.add_stall(took);
         }
-        if let Some(each) = took.checked_div(items as u32) {
+        if let Some((max, each)) = pulled.zip(took.checked_div(items as u32)) {
             let fit = CHUNK_WORK.as_nanos() / each.as_nanos().max(1);
             // Grow by doubling only: the first items of a run are often the slow ones.
             let next = (fit as usize).clamp(1, CHUNK_MAX).min(max.saturating_mul(2));

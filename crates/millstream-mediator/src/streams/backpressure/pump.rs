@@ -118,6 +118,8 @@ impl<T, F> Drop for Pump<T, F> {
 
 impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
     async fn run(&mut self) {
+        // Until when it waits for room, whatever strategy it falls back to meanwhile.
+        let mut given_up = None;
         loop {
             let strategy = self.look();
             let Pump { flow, shelf, rule, chunk, position, above, .. } = &mut *self;
@@ -132,13 +134,13 @@ impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
             let give_up = async {
                 match rule.wait_max {
                     Some(limit) => {
-                        let mut until = later(Instant::now(), limit);
+                        let until = given_up.get_or_insert_with(|| later(Instant::now(), limit));
                         loop {
-                            sleep_until(until).await;
+                            sleep_until(*until).await;
                             // A reader who takes some, and not yet enough, is there.
                             match later(shelf.asked(), limit) {
-                                asked if asked <= until => break limit,
-                                asked => until = asked,
+                                asked if asked <= *until => break limit,
+                                asked => *until = asked,
                             }
                         }
                     }
@@ -154,6 +156,7 @@ impl<T: Send + 'static, F: ItemFlow<T>> Pump<T, F> {
                     return;
                 }
             };
+            given_up = None;
             let room = room.min(CHUNK);
             let ended = poll_fn(|cx| {
                 let step = flow.poll_drive(cx, room, &mut |item, ()| {

@@ -30,7 +30,16 @@ pub(super) struct Check {
     pub(super) correlation: Correlation,
     pub(super) progress: Arc<Progress>,
     /// What the last check found, for the end.
-    pub(super) found: Arc<Mutex<(Option<StreamHealth>, f64)>>,
+    pub(super) found: Arc<Mutex<Found>>,
+}
+
+/// What checks have found.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) last: Option<StreamHealth>,
+    rate_max: f64,
+    /// The most of the time in which somebody asked.
+    asked_max: f64,
 }
 
 impl Check {
@@ -106,9 +115,8 @@ impl Check {
         }
         if let Some((rate, part)) = rate.zip(*slowdown) {
             let mut found = self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let rate_max = found.1;
-            // The most, too, is of the time in which somebody asked.
-            found.1 = rate_max.max(rate);
+            let rate_max = found.asked_max;
+            found.asked_max = rate_max.max(rate);
             drop(found);
             if rate < part * rate_max {
                 warnings.push(Warning::Slowdown { rate, rate_max });
@@ -128,7 +136,7 @@ impl Check {
         ended: Option<&'static str>,
     ) -> StreamHealth {
         let mut found = self.found.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        found.1 = found.1.max(rate);
+        found.rate_max = found.rate_max.max(rate);
         let health = StreamHealth {
             stream: self.stream.clone(),
             correlation: self.correlation.to_string(),
@@ -137,11 +145,11 @@ impl Check {
             items: self.progress.items(),
             errors: self.progress.errors(),
             rate,
-            rate_max: found.1,
+            rate_max: found.rate_max,
             seconds: self.progress.elapsed().as_secs_f64(),
             ended,
         };
-        found.0 = Some(health.clone());
+        found.last = Some(health.clone());
         health
     }
 

@@ -50,9 +50,9 @@ pub enum Warning {
     },
     /// Fewer items a second than the declared part of the most there was, while somebody waited for them.
     Slowdown {
-        /// Items a second since the last check.
+        /// Items a second since the last check, of the time in which somebody waited for them.
         rate: f64,
-        /// The most of that there was.
+        /// The most of that there was before.
         rate_max: f64,
     },
     /// The budget of memory is short.

@@ -276,3 +276,44 @@ async fn what_has_no_effect_is_not_built() {
     );
     assert!(told.contains("`undelivered` of Paid is given twice"), "{told}");
 }
+
+/// Panics before it has a future.
+#[derive(Clone)]
+struct Unlucky;
+
+impl Behaviour for Unlucky {
+    fn name(&self) -> Cow<'static, str> {
+        "unlucky".into()
+    }
+    fn of(&self, _: &About) -> Self {
+        Unlucky
+    }
+    fn call<R: Request, N: Next<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> impl Future<Output = Result<R::Response, Error>> + Send {
+        assert!(call.about().name.is_empty(), "out of luck");
+        next.call(call, request)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_behaviour_that_panics_before_its_future_has_failed_and_is_counted_so() {
+    let mediator = Mediator::builder()
+        .behaviour(Timing::new())
+        .behaviour(Breaker::new(settings()))
+        .behaviour(Unlucky)
+        .request(async |ask: Ask| Ok::<_, BoxError>(ask.0))
+        .build()
+        .unwrap();
+    for _ in 0..2 {
+        assert_eq!(mediator.send(Ask(1)).await.unwrap_err().kind(), &ErrorKind::Panicked);
+    }
+    assert!(matches!(mediator.send(Ask(1)).await.unwrap_err().kind(), ErrorKind::CircuitOpen { .. }));
+    assert_eq!(number(&mediator, "mediator_requests_total", &[("status", "panicked")]), 2.0);
+    assert!(
+        mediator.metrics().snapshot().number("mediator_requests_total", &[("status", "cancelled")]).is_none()
+    );
+}

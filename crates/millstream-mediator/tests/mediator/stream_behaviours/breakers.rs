@@ -98,3 +98,65 @@ async fn a_healthy_stream_is_no_probe_for_longer_than_until_it_has_given_enough(
         assert!(mediator.stream(Count(1)).await.is_ok(), "it flows still");
     }
 }
+
+/// Panics in the middle of the stream, as a behaviour's own flow may.
+#[derive(Clone)]
+struct Unlucky;
+
+struct UnluckyFlow<F>(F, u64);
+
+impl<F: Flow<Token = ()>> Flow for UnluckyFlow<F> {
+    type Item = F::Item;
+    type Token = ();
+    fn poll_drive<S>(&mut self, cx: &mut task::Context<'_>, _max: usize, sink: &mut S) -> Poll<Step>
+    where
+        S: FnMut(F::Item, ()) -> ControlFlow<()>,
+    {
+        self.1 += 1;
+        assert!(self.1 < 4, "out of luck");
+        self.0.poll_drive(cx, 1, sink)
+    }
+}
+
+impl StreamBehaviour for Unlucky {
+    type Flow<R: StreamRequest, N: StreamNext<R>> = UnluckyFlow<N::Flow>;
+    fn name(&self) -> Cow<'static, str> {
+        "unlucky".into()
+    }
+    fn of(&self, _: &About) -> Self {
+        Unlucky
+    }
+    async fn open<R: StreamRequest, N: StreamNext<R>>(
+        &self,
+        call: &Call<'_>,
+        request: R,
+        next: &N,
+    ) -> Result<Pipe<Self::Flow<R, N>>, Error> {
+        Ok(next.open(call, request).await?.via("unlucky", |flow| UnluckyFlow(flow, 0)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_panics_on_its_way_has_failed_and_one_whose_reader_does_has_not() {
+    let breaker = || StreamBreaker::new(BreakerSettings::default().calls_min(2).pause(10 * SECOND));
+    let unlucky = Mediator::builder()
+        .stream_behaviour(breaker())
+        .stream_behaviour(Unlucky)
+        .stream(|to: Count| std::future::ready(Ok::<_, Error>(at_once(to.0))))
+        .build()
+        .unwrap();
+    for _ in 0..2 {
+        let (items, error) = all(unlucky.stream(Count(9)).await.unwrap()).await;
+        assert_eq!((items.len(), error.unwrap().error().kind()), (3, &ErrorKind::Panicked));
+    }
+    let refused = unlucky.stream(Count(9)).await.map(drop).unwrap_err();
+    assert!(matches!(refused.kind(), ErrorKind::CircuitOpen { .. }), "{refused}");
+
+    let lucky = mediator(breaker(), |_, to| at_once(to));
+    for _ in 0..4 {
+        let stream = lucky.stream(Count(9)).await.unwrap();
+        let reading = stream.for_each(|_| panic!("the reader's luck")).start();
+        assert!(tokio::spawn(reading.join()).await.unwrap().is_err());
+    }
+    assert_eq!(all(lucky.stream(Count(9)).await.unwrap()).await.0.len(), 9);
+}

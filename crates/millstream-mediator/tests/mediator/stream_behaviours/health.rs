@@ -271,3 +271,22 @@ async fn a_stream_that_leaves_all_its_items_out_stalls() {
     let told = told.lock().unwrap();
     assert!(matches!(told[..], [(Severity::Unhealthy, 5.0..=6.0)]), "{told:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_most_items_a_second_is_a_number_that_was_shown() {
+    let board = HealthBoard::default();
+    let health = Health::new(SECOND).slowdown(0.1).board(&board);
+    let mediator = mediator(health, |_, to| each(SECOND / 10, to));
+    let mut stream = mediator.stream(Count(100)).await.unwrap();
+    let mut most = 0_f64;
+    for _ in 0..100 {
+        stream.next().await.unwrap().unwrap();
+        // Nobody asks meanwhile: while somebody does there are ten a second, and in all there are fewer.
+        sleep(Duration::from_millis(60)).await;
+        for health in board.open() {
+            most = most.max(health.rate);
+            assert!(health.rate_max <= most, "{} of at most {most}", health.rate_max);
+        }
+    }
+    assert!((4.0..8.0).contains(&most), "{most}");
+}
