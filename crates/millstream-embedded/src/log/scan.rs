@@ -11,6 +11,9 @@ use super::{
 /// Bytes read at once. Fits the second-level cache of current processors.
 const READ_AHEAD: u64 = 512 << 10;
 
+/// The same at first, and twice as many each time: who wants one record shall not wait for half a megabyte.
+const READ_FIRST: u64 = 64 << 10;
+
 /// How many bytes may be checksummed while looking for a record behind a damaged range, in multiples of the
 /// range searched: bytes that were made to look like headers cannot make the search quadratic.
 const SEARCH_BUDGET: u64 = 16;
@@ -25,11 +28,13 @@ pub(crate) struct Cursor {
     buffer: Vec<u8>,
     buffer_at: u64,
     filled: usize,
+    /// How many bytes are read next.
+    ahead: u64,
 }
 
 impl Cursor {
     pub(crate) fn new(file: Arc<dyn DiskFile>, base: u64, salt: u32) -> Self {
-        Self { file, base, salt, buffer: Vec::new(), buffer_at: base, filled: 0 }
+        Self { file, base, salt, buffer: Vec::new(), buffer_at: base, filled: 0, ahead: READ_FIRST }
     }
 
     /// The record at `position`, if a whole and valid one is there that ends at `limit` at the latest. Its
@@ -100,7 +105,8 @@ impl Cursor {
         let buffered = self.buffer_at..self.buffer_at + self.filled as u64;
         if position < buffered.start || position + need > buffered.end {
             // Nothing at or behind `limit` is buffered: it may be written after this.
-            let len = need.max(READ_AHEAD).min(limit - position) as usize;
+            let len = need.max(self.ahead).min(limit - position) as usize;
+            self.ahead = (2 * self.ahead).min(READ_AHEAD);
             if self.buffer.len() < len {
                 self.buffer.resize(len, 0);
             }

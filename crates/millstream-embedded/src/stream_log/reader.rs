@@ -10,7 +10,7 @@ use bytes::Bytes;
 use millstream_message::{BrokerError, BrokerErrorKind, StreamItem, StreamSource};
 
 use super::LoggedStream;
-use super::record::decode;
+use super::record::{decode, is_before};
 use crate::clock::system_time;
 use crate::log::{Commit, Position, ReadError, Reader};
 use crate::record::APPENDED;
@@ -75,6 +75,9 @@ impl LogReader {
             Ok(Some(record)) => record,
         };
         if record.kind != APPENDED || record.time < self.not_before {
+            return Ok(Some(record.body.len()));
+        }
+        if is_before(record.body, self.at) {
             return Ok(Some(record.body.len()));
         }
         let (time, position) = (system_time(record.time), record.position);

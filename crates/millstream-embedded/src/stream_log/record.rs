@@ -31,6 +31,12 @@ pub(super) fn head(input: &mut Input<'_>) -> Result<(u64, u64), Malformed> {
     Ok((input.u64()?, input.count()? as u64))
 }
 
+/// Whether all of a record's messages are before this offset.
+pub(crate) fn is_before(record: &[u8], offset: u64) -> bool {
+    let head = head(&mut Input(record));
+    head.is_ok_and(|(first, count)| count > 0 && first.checked_add(count).is_some_and(|end| end <= offset))
+}
+
 /// Reads a record's messages; bodies share its bytes.
 pub(crate) fn decode(record: &Bytes, mut each: impl FnMut(u64, Message)) -> Result<(), Malformed> {
     let mut input = Input(record);

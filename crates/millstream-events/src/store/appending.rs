@@ -125,9 +125,13 @@ impl Shared {
                 continue;
             }
             let messages = part.iter().map(|(_, message)| message.clone()).collect();
-            let Err(error) = self.broker.append(&self.log, messages).await else {
-                alone = Alone::default();
-                continue;
+            let error = match self.broker.append(&self.log, messages).await {
+                Ok(offset) => {
+                    self.stored(offset, &part);
+                    alone = Alone::default();
+                    continue;
+                }
+                Err(error) => error,
             };
             if several && error.kind() == BrokerErrorKind::Invalid {
                 let half = part.split_off(part.len() / 2);

@@ -135,7 +135,7 @@ impl Shared {
         }
         let marked = self.broker.read(&self.log, StreamFrom::Offset(mark.offset)).await?;
         let marked = marked.until(mark.offset..extent.end).next_chunk(1).await?;
-        if marked.first().map(Mark::of).as_ref() != Some(mark) {
+        if marked.first().map(|item| Mark::of(item.offset, &item.message)).as_ref() != Some(mark) {
             return Ok(None);
         }
         let mut reader = self.reader(&self.place(*place), StreamFrom::First).await?;
@@ -212,7 +212,7 @@ impl Shared {
             let mut state = self.state();
             let beside = state.fold.begin_taking();
             let since = std::mem::take(&mut state.newest.since);
-            state.last.clone().map(|last| (Mark::of(&last), beside, since))
+            state.last.clone().map(|(offset, message)| (Mark::of(offset, &message), beside, since))
         };
         let Some((mark, beside, since)) = begun else { return Ok(()) };
         let offset = beside.totals.next_offset;

@@ -4,13 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use millstream_message::{Broker, BrokerError, StreamFrom, StreamItem, StreamReader};
+use millstream_message::{Broker, BrokerError, Message, StreamFrom, StreamItem, StreamReader};
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::appending::{Appending, Appends};
 use super::checkpoint::Newest;
 use super::error::StoreError;
 use super::fold::{Fold, Verdict};
+use super::record::{Head, RecordError};
 use super::{EventStoreOptions, record};
 use crate::event::new_id;
 
@@ -43,8 +44,8 @@ pub(crate) struct State {
     waiting: HashMap<u64, oneshot::Sender<Result<Verdict, BrokerError>>>,
     cache: Cache,
     pub(crate) newest: Newest,
-    /// What was read last.
-    pub(crate) last: Option<StreamItem>,
+    /// What was folded last.
+    pub(crate) last: Option<(u64, Message)>,
     failed: Option<StoreError>,
 }
 
@@ -56,8 +57,8 @@ struct Cache {
 }
 
 impl Cache {
-    fn push(&mut self, item: StreamItem, bytes: usize, bytes_max: usize) {
-        self.bytes += bytes;
+    fn push(&mut self, item: StreamItem, bytes_max: usize) {
+        self.bytes += item.message.footprint();
         self.items.push_back(item);
         while self.bytes > bytes_max {
             let oldest = self.items.pop_front().expect("what has bytes has items");
@@ -69,6 +70,27 @@ impl Cache {
         let index = self.items.binary_search_by_key(&offset, |item| item.offset).ok()?;
         Some(&self.items[index])
     }
+}
+
+impl State {
+    /// Folds the entry at this offset, and tells who waits for that. Attempts of this store begin with its name.
+    fn judge(&mut self, name: &str, offset: u64, message: &Message, head: Option<Head<'_>>) {
+        self.newest.read(message.footprint());
+        self.last = Some((offset, message.clone()));
+        let Some(head) = head else { return self.fold.pass(offset) };
+        let verdict = self.fold.fold(offset, &head);
+        let attempt = message.properties().message_id.as_deref();
+        let attempt = attempt.and_then(|attempt| attempt.strip_prefix(name)?.parse().ok());
+        if let Some(one) = attempt.and_then(|attempt: u64| self.waiting.remove(&attempt)) {
+            // Who no longer waits does not want to know.
+            let _ = one.send(Ok(verdict));
+        }
+    }
+}
+
+/// What an entry says; `None` of what is not of a store.
+fn head(message: &Message) -> Result<Option<Head<'_>>, RecordError> {
+    record::is_ours(message).then(|| record::head(message)).transpose()
 }
 
 impl Shared {
@@ -160,42 +182,55 @@ impl Shared {
         self.folded.send_modify(|_| {});
     }
 
+    /// Folds what was read of the log.
     fn take(&self, items: Vec<StreamItem>) -> Result<(), StoreError> {
-        // Read before the lock is taken, which appends want.
-        let heads = items.iter().map(|item| match record::is_ours(&item.message) {
-            true => record::head(&item.message).map(Some),
-            false => Ok(None),
-        });
-        let heads: Vec<_> = heads.collect();
+        // Read before the lock is taken, which appends want. What was folded when it was stored needs no second look.
+        let from = self.reached();
+        let new = items.partition_point(|item| item.offset < from);
+        let heads: Vec<_> = items[new..].iter().map(|item| head(&item.message)).collect();
         let mut state = self.state();
-        let State { fold, waiting, cache, newest, last, .. } = &mut *state;
-        for (item, head) in items.iter().zip(heads) {
-            if self.dense && item.offset > fold.next_offset {
-                self.lost_in(fold, fold.next_offset, item.offset)?;
-            }
-            let Some(head) = head.map_err(|error| StoreError::entry(&self.log, item.offset, error))? else {
-                fold.pass(item.offset);
+        for (item, head) in items[new..].iter().zip(heads) {
+            let next = state.fold.next_offset;
+            if item.offset < next {
                 continue;
-            };
-            let verdict = fold.fold(item.offset, &head);
-            let attempt = item.message.properties().message_id.as_deref();
-            let attempt = attempt.and_then(|attempt| attempt.strip_prefix(&*self.name)?.parse().ok());
-            if let Some(one) = attempt.and_then(|attempt: u64| waiting.remove(&attempt)) {
-                // Who no longer waits does not want to know.
-                let _ = one.send(Ok(verdict));
             }
+            if self.dense && item.offset > next {
+                self.lost_in(&mut state.fold, next, item.offset)?;
+            }
+            let head = head.map_err(|error| StoreError::entry(&self.log, item.offset, error))?;
+            state.judge(&self.name, item.offset, &item.message, head);
         }
-        *last = items.last().cloned();
         for item in items {
-            let bytes = item.message.footprint();
-            newest.read(bytes);
-            cache.push(item, bytes, self.cache_bytes);
+            state.cache.push(item, self.cache_bytes);
         }
+        self.went_on(state);
+        Ok(())
+    }
+
+    /// Folds what this store has appended at this offset and behind, if all before is folded: whoever waits for that need not wait until
+    /// it is read.
+    pub(super) fn stored(&self, offset: u64, entries: &[(u64, Message)]) {
+        if !self.dense {
+            return;
+        }
+        let heads: Result<Vec<_>, _> = entries.iter().map(|(_, message)| head(message)).collect();
+        // Whoever reads it tells what is wrong with it.
+        let Ok(heads) = heads else { return };
+        let mut state = self.state();
+        if state.failed.is_some() || state.fold.next_offset != offset {
+            return;
+        }
+        for ((offset, (_, message)), head) in (offset..).zip(entries).zip(heads) {
+            state.judge(&self.name, offset, message, head);
+        }
+        self.went_on(state);
+    }
+
+    fn went_on(&self, state: MutexGuard<'_, State>) {
         self.reached_at(&state);
         if state.is_due(self.checkpoint_every) {
             self.due.notify_one();
         }
-        Ok(())
     }
 
     /// Tells who waits for an offset.

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millstream_message::{Message, StreamItem};
+use millstream_message::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::store::fold::{Beside, Entry, Fold, Place, Totals};
@@ -28,21 +28,14 @@ const PLACES: usize = PART / 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mark {
     pub(super) offset: u64,
-    /// Milliseconds since 1970.
-    time: u64,
     id: Option<String>,
     crc: u32,
 }
 
 impl Mark {
-    pub(super) fn of(item: &StreamItem) -> Mark {
-        let since = item.time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Mark {
-            offset: item.offset,
-            time: since.as_millis() as u64,
-            id: item.message.properties().message_id.clone(),
-            crc: crc32fast::hash(item.message.body()),
-        }
+    pub(super) fn of(offset: u64, message: &Message) -> Mark {
+        let id = message.properties().message_id.clone();
+        Mark { offset, id, crc: crc32fast::hash(message.body()) }
     }
 }
 

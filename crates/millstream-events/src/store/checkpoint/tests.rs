@@ -7,7 +7,7 @@ use super::form::{self, FormError, Mark, PART, Reader, Writer};
 use crate::store::expected::Expected;
 use crate::store::fold::Fold;
 use crate::store::record::{BodyHead, Change, EventHead, Head};
-use millstream_message::{Message, StreamItem};
+use millstream_message::Message;
 
 /// What an entry does, of which stream, under which name.
 type Said = (u8, Change<'static>, u8);
@@ -48,12 +48,8 @@ fn fold(fold: &mut Fold, offset: u64, (stream, change, commit): &Said) {
     fold.fold(offset, &head);
 }
 
-fn item(offset: u64, body: &str) -> StreamItem {
-    StreamItem { offset, time: std::time::UNIX_EPOCH, message: Message::new(body.to_owned()) }
-}
-
 fn mark(offset: u64) -> Mark {
-    Mark::of(&item(offset, "entry"))
+    Mark::of(offset, &Message::new("entry"))
 }
 
 fn read(parts: &[Message]) -> Result<Fold, FormError> {
@@ -224,10 +220,9 @@ fn parts_that_are_missing_are_told_and_those_of_others_passed_over() {
 
 #[test]
 fn a_mark_tells_entries_apart() {
-    let mark = Mark::of(&item(3, "a"));
-    assert_eq!(mark, Mark::of(&item(3, "a")));
-    assert_ne!(mark, Mark::of(&item(4, "a")));
-    assert_ne!(mark, Mark::of(&item(3, "b")));
-    let named = StreamItem { message: Message::new("a").with_message_id("m"), ..item(3, "") };
-    assert_ne!(mark, Mark::of(&named));
+    let mark = Mark::of(3, &Message::new("a"));
+    assert_eq!(mark, Mark::of(3, &Message::new("a")));
+    assert_ne!(mark, Mark::of(4, &Message::new("a")));
+    assert_ne!(mark, Mark::of(3, &Message::new("b")));
+    assert_ne!(mark, Mark::of(3, &Message::new("a").with_message_id("m")));
 }
