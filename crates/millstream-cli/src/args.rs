@@ -446,15 +446,18 @@ pub(crate) enum DeadLetters {
         #[arg(long)]
         json: bool,
     },
-    /// Put dead letters back where they came from, or where you say
+    /// Put dead letters back into the queue they died in, or where you say
     Replay {
         #[command(flatten)]
         on: OnQueue,
         #[command(flatten)]
         which: Which,
         /// Put them into this queue instead
-        #[arg(long, value_name = "QUEUE")]
+        #[arg(long, value_name = "QUEUE", conflicts_with = "as_published")]
         to: Option<String>,
+        /// Publish them as they were: to their exchange, and so to all queues that are bound there
+        #[arg(long)]
+        as_published: bool,
     },
     /// Remove dead letters for good
     Discard {

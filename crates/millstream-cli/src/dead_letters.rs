@@ -7,6 +7,7 @@ use millstream_message::{
     Acker, Address, Batch, Broker, BrokerUrl, ConsumeOptions, Delivery, Message, Outcomes, Publish,
     QueueKind, Value, dead,
 };
+use millstream_rabbitmq::USER_ID;
 use serde_json::json;
 
 use crate::args::{self, OnBroker, OnQueue, Which};
@@ -34,7 +35,18 @@ pub(crate) async fn dead_letters(command: args::DeadLetters) -> Result<(), Failu
         args::DeadLetters::Show { on, which, json } => {
             broker::with_existing(&on.url, |broker| show(broker, on.queue, which, json)).await
         }
-        args::DeadLetters::Replay { on, which, to } => {
+        args::DeadLetters::Replay { on, which, to, as_published } => {
+            if to.as_deref() == Some(&*on.queue) {
+                return Err(Failure::Refused(format!(
+                    "`{0}` is where the letters are: --to {0} would only take off why they died",
+                    on.queue
+                )));
+            }
+            let to = match (to, as_published) {
+                (Some(queue), _) => Home::Named(queue),
+                (None, true) => Home::Published,
+                (None, false) => Home::Queue,
+            };
             broker::with_existing(&on.url, |broker| replay(broker, on.queue, which, to)).await
         }
         args::DeadLetters::Discard { on, which, yes } => discard(on, which, yes).await,
@@ -277,6 +289,26 @@ fn described(number: u64, message: &Message, cause: &Cause) -> String {
     format!("letter {number}\n{}", rows.collect::<String>())
 }
 
+/// Where letters are put back.
+enum Home {
+    /// Into the queue that each died in.
+    Queue,
+    /// Where each was published to: its exchange, and all queues that are bound there.
+    Published,
+    Named(String),
+}
+
+impl Home {
+    fn of(&self, message: &Message) -> Option<Address> {
+        let queue = || message.header(dead::QUEUE).and_then(Value::as_text).filter(|queue| !queue.is_empty());
+        match self {
+            Home::Queue => queue().map(Address::queue).or_else(|| origin(message)),
+            Home::Published => origin(message),
+            Home::Named(queue) => Some(Address::queue(queue)),
+        }
+    }
+}
+
 /// Where a letter was published to before it died.
 fn origin(message: &Message) -> Option<Address> {
     let exchange = message.header(dead::EXCHANGE)?.as_text()?;
@@ -285,13 +317,7 @@ fn origin(message: &Message) -> Option<Address> {
     (!exchange.is_empty() || !key.is_empty()).then(|| Address::new(exchange, key))
 }
 
-async fn replay(
-    broker: Arc<dyn Broker>,
-    queue: String,
-    which: Which,
-    to: Option<String>,
-) -> Result<(), Failure> {
-    let to = to.map(Address::queue);
+async fn replay(broker: Arc<dyn Broker>, queue: String, which: Which, to: Home) -> Result<(), Failure> {
     let mut replayed = 0;
     let mut homeless = 0;
     let mut letters = Letters::open(&broker, &queue, which).await?;
@@ -303,7 +329,7 @@ async fn replay(
         let (mut tags, mut targets, mut publishes) = (Vec::new(), Vec::new(), Vec::new());
         let mut stuck = false;
         for letter in chunk {
-            match to.clone().or_else(|| origin(&letter.message)) {
+            match to.of(&letter.message) {
                 // What is behind it would not be taken off, and would be replayed again the next time.
                 _ if stuck => {}
                 Some(to) => {
@@ -340,7 +366,7 @@ async fn replay(
     if homeless > 0 {
         let behind = if letters.in_order { ", with all behind it in the stream" } else { "" };
         return Err(Failure::Failed(format!(
-            "{} did not say where it came from and stays{behind}; --to QUEUE puts it there",
+            "{} without a word of where it came from, left where it was{behind}; --to QUEUE puts it there",
             counted(homeless, "dead letter")
         )));
     }
@@ -350,6 +376,8 @@ async fn replay(
 /// The message as it was before it died.
 fn revived(mut message: Message) -> Message {
     let headers = &mut message.properties_mut().headers;
+    // Whoever publishes it now is not the one who did, as which RabbitMQ would refuse it.
+    headers.remove(USER_ID);
     headers.retain(|name, _| !name.starts_with("millstream-dead-"));
     let replays = headers.get(REPLAYS).and_then(Value::as_int).unwrap_or(0);
     headers.insert(REPLAYS.into(), Value::Int(replays.saturating_add(1)));

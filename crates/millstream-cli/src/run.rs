@@ -102,7 +102,7 @@ fn named_apart(files: &[PathBuf], pipelines: &[Pipeline]) -> Result<(), Failure>
     Ok(())
 }
 
-/// Refuses two pipelines that would take each other's standard input, or write each other's files.
+/// Refuses two pipelines that would take each other's items, or write each other's files.
 fn apart(files: &[PathBuf], pipelines: &[Pipeline]) -> Result<(), Failure> {
     for (at, pipeline) in pipelines.iter().enumerate() {
         for (other, first) in pipelines[..at].iter().zip(files) {
@@ -111,6 +111,12 @@ fn apart(files: &[PathBuf], pipelines: &[Pipeline]) -> Result<(), Failure> {
                 return Err(Failure::Refused(format!(
                     "{both} read standard input, and each would get some of its items; \
                      run one of them, or let one read `source.file` or a queue"
+                )));
+            }
+            if let Some(queue) = pipeline.buffer_shared_with(other) {
+                return Err(Failure::Refused(format!(
+                    "{both} have queue `{queue}` as their buffer, and each would get some of the other's items; \
+                     give each its own `buffer.queue.name`"
                 )));
             }
             if let Some(path) = pipeline.output_shared_with(other) {

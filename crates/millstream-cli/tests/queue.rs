@@ -4,6 +4,7 @@ mod support;
 
 use std::process::Stdio;
 
+use millstream_message::{Address, Binding, ConsumeOptions, Exchange, ExchangeKind, Message, Nack, Queue};
 use support::{Place, ended};
 
 const URL: &str = "embedded:state";
@@ -299,7 +300,11 @@ fn a_letter_that_does_not_say_where_it_came_from_stays_and_is_counted() {
     place.done(&["queue", "publish", URL, "letters", "who am I"]);
     let end = place.run(&["dead-letters", "replay", URL, "letters"]);
     assert_eq!(end.code, Some(1));
-    assert!(end.err.contains("1 dead letter did not say") && end.err.contains("--to QUEUE"), "{}", end.err);
+    assert!(
+        end.err.contains("1 dead letter without a word of where") && end.err.contains("--to QUEUE"),
+        "{}",
+        end.err
+    );
     assert_eq!(place.done(&["queue", "peek", URL, "letters"]), "who am I\n");
 }
 
@@ -400,4 +405,46 @@ fn looking_at_a_directory_without_a_broker_is_refused_and_makes_none() {
     }
     place.done(&["queue", "declare", "embedded:nosuch", "q"]);
     assert!(place.done(&["queue", "list", "embedded:nosuch"]).contains('q'));
+}
+
+/// A message that two queues have of an exchange, and that died in one of them.
+async fn died_in_one_of_two(place: &Place) {
+    let url = format!("embedded:{}", place.path("state").display()).parse().expect("a URL");
+    let broker = millstream_embedded::open(&url).await.expect("opened");
+    broker.declare_exchange(Exchange::durable("orders", ExchangeKind::Fanout)).await.expect("declared");
+    broker.declare_queue(Queue::durable("dead")).await.expect("declared");
+    for queue in [Queue::durable("one").dead_letter("", "dead"), Queue::durable("two")] {
+        let name = queue.name.clone();
+        broker.declare_queue(queue).await.expect("declared");
+        broker.bind(Binding::new("orders", "", &name)).await.expect("bound");
+    }
+    let message = Message::new("tea").with_header("amqp-user-id", "somebody");
+    assert!(broker.publish(&Address::new("orders", "north"), message).await.expect("taken").is_confirmed());
+    let mut consumer = broker.consume("one", ConsumeOptions::default()).await.expect("consumed");
+    let delivery = consumer.next().await.expect("it is there").expect("read");
+    assert!(delivery.nack(&Nack::dead_letter("not today")));
+    drop((delivery, consumer));
+    broker.close().await.expect("closed");
+}
+
+#[tokio::test]
+async fn a_letter_goes_back_into_the_queue_it_died_in_and_into_others_only_if_that_is_said() {
+    let place = Place::new();
+    died_in_one_of_two(&place).await;
+    let same = place.run(&["dead-letters", "replay", URL, "dead", "--to", "dead"]);
+    assert!(same.code == Some(2) && same.err.contains("`dead` is where the letters are"), "{}", same.err);
+    place.done(&["dead-letters", "replay", URL, "dead"]);
+    let back = place.done(&["queue", "peek", URL, "one", "--json"]);
+    let back: serde_json::Value = serde_json::from_str(&back).expect("one message");
+    assert_eq!(
+        (&back["body"], &back["headers"]),
+        (&"tea".into(), &serde_json::json!({ "millstream-replays": 1 }))
+    );
+    assert_eq!(place.done(&["queue", "consume", URL, "two"]), "tea\n", "it is not there twice");
+
+    let place = Place::new();
+    died_in_one_of_two(&place).await;
+    place.done(&["dead-letters", "replay", URL, "dead", "--as-published"]);
+    assert_eq!(place.done(&["queue", "consume", URL, "one"]), "tea\n");
+    assert_eq!(place.done(&["queue", "consume", URL, "two"]), "tea\ntea\n");
 }

@@ -495,6 +495,22 @@ fn pipelines_that_would_take_each_others_input_or_output_are_refused_before_they
     assert_eq!((end.code, end.out.as_str()), (Some(2), ""), "{}", end.err);
     assert!(end.err.contains("echo.yaml and other.yaml both read standard input"), "{}", end.err);
 
+    let buffered = |name: &str| {
+        let buffer = "buffer: { queue: { broker: \"embedded:state\", name: shared } }";
+        format!(
+            "name: {name}\nsource: {{ generate: {{ count: 1 }} }}\n{buffer}\noutput: {{ file: {{ path: {name}.ndjson }} }}\n"
+        )
+    };
+    place.write("one.yaml", &buffered("one"));
+    place.write("two.yaml", &buffered("two"));
+    let end = place.run(&["run", "one.yaml", "two.yaml"]);
+    assert_eq!(end.code, Some(2), "{}", end.err);
+    assert!(
+        end.err.contains("one.yaml and two.yaml both have queue `shared` as their buffer"),
+        "{}",
+        end.err
+    );
+
     let writing = |name: &str, path: &str| {
         format!(
             "name: {name}\nsource: {{ generate: {{ count: 1 }} }}\noutput: {{ file: {{ path: '{path}' }} }}\n"

@@ -141,5 +141,5 @@ pub mod flows {
     pub use crate::op::zip::Zip;
     pub use crate::pipe::{Buffered, LaneFlow};
     pub use crate::replay::{Recorded, Replayed};
-    pub use crate::source::{FromIter, FromStream, FromTracked};
+    pub use crate::source::{FromIter, FromStream, FromTracked, Stopping};
 }

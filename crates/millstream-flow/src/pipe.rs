@@ -22,7 +22,7 @@ use crate::op::meter::{Meter, Metered};
 use crate::replay::{Recorded, Replay};
 use crate::run::Monitor;
 use crate::scope::{PanicPolicy, Scope};
-use crate::source::{FromIter, FromStream, FromTracked};
+use crate::source::{FromIter, FromStream, FromTracked, Stopping};
 use crate::stats::OpStats;
 use crate::token::{Account, Settle, Tracked};
 
@@ -170,6 +170,16 @@ where
         Pipe::source("source", |scope, _| {
             scope.add_account(account);
             FromTracked::new(stream, scope)
+        })
+    }
+
+    /// As [`from_tracked`](Self::from_tracked), of a stream that hears itself when the run is to stop, and ends then: after what belongs
+    /// together, such as the rest of a block that has one position. One that does not end is dropped when the
+    /// [deadline](crate::RunHandle::shutdown) has passed.
+    pub fn from_tracked_until(account: Arc<Account>, make: impl FnOnce(Stopping) -> S) -> Self {
+        Pipe::source("source", |scope, _| {
+            scope.add_account(account);
+            FromTracked::until(make, scope)
         })
     }
 }

@@ -178,12 +178,37 @@ impl<St: Stream> Flow for FromStream<St> {
 pub struct FromTracked<S> {
     stream: Pin<Box<S>>,
     entry: Entry,
+    /// The stream hears the word to stop itself.
+    hears: bool,
     panicked: bool,
 }
 
 impl<S> FromTracked<S> {
     pub(crate) fn new(stream: S, scope: &Arc<Scope>) -> Self {
-        FromTracked { stream: Box::pin(stream), entry: Entry::new(scope), panicked: false }
+        FromTracked { stream: Box::pin(stream), entry: Entry::new(scope), hears: false, panicked: false }
+    }
+
+    pub(crate) fn until(make: impl FnOnce(Stopping) -> S, scope: &Arc<Scope>) -> Self {
+        let entry = Entry::new(scope);
+        let stream = Box::pin(make(Stopping(entry.signal())));
+        FromTracked { stream, entry, hears: true, panicked: false }
+    }
+}
+
+/// How a source hears that its run is to stop: see [`Pipe::from_tracked_until`](crate::Pipe::from_tracked_until).
+#[derive(Debug)]
+pub struct Stopping(Arc<StopSignal>);
+
+impl Stopping {
+    /// Whether the run is to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.0.is_raised()
+    }
+
+    /// Ready when the run is to stop. Only the last task that has polled it is woken.
+    pub fn poll_stopping(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.register(cx.waker());
+        if self.0.is_raised() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
@@ -200,7 +225,7 @@ where
     where
         S: FnMut(T, K) -> ControlFlow<()>,
     {
-        if self.entry.stop.is_raised() {
+        if !self.hears && self.entry.stop.is_raised() {
             return Poll::Ready(Step::End);
         }
         if self.panicked {
@@ -222,7 +247,7 @@ where
                     return Poll::Ready(Step::End);
                 }
                 Poll::Ready(None) => return Poll::Ready(Step::End),
-                Poll::Pending if self.entry.wait(cx) => return Poll::Ready(Step::End),
+                Poll::Pending if !self.hears && self.entry.wait(cx) => return Poll::Ready(Step::End),
                 Poll::Pending => return Poll::Pending,
             }
         }

@@ -6,6 +6,7 @@ use crate::trouble::Trouble;
 use crate::value::{self, Value};
 use bytes::Bytes;
 use millstream_flow::{Clock, Failed};
+use millstream_message::codec::{is_json, is_plain};
 use millstream_message::{Message, TraceContext};
 use std::fmt;
 use std::sync::Arc;
@@ -215,21 +216,16 @@ fn read_message(message: Message, stage: &Arc<str>, reporter: &Reporter) -> Resu
     if let Some(reason) = message.header(FAULT).and_then(|reason| reason.as_text()) {
         return refuse(&message, reason.to_owned());
     }
-    if let Some(encoding) = &message.properties().content_encoding {
+    if let Some(encoding) = &message.properties().content_encoding
+        && !is_plain(encoding)
+    {
         return refuse(
             &message,
             format!("the message's content encoding is `{encoding}`, which is not supported"),
         );
     }
-    match message.content_type() {
-        None | Some("application/json") => {}
-        Some(other) if other.starts_with("application/json;") || other.ends_with("+json") => {}
-        Some(other) => {
-            return refuse(
-                &message,
-                format!("the message's content type is `{other}`, not `application/json`"),
-            );
-        }
+    if let Some(other) = message.content_type().filter(|declared| !is_json(declared)) {
+        return refuse(&message, format!("the message's content type is `{other}`, not `application/json`"));
     }
     match value::parse_shared(message.body()) {
         Ok(value) => {

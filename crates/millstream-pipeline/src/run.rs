@@ -2,6 +2,7 @@
 
 use crate::file::Pipeline;
 use crate::hold::Released;
+use crate::intake::Remembered;
 use crate::item::ItemError;
 use crate::output::{Outputs, stdout};
 use crate::trouble::{ItemFailure, TooMany, Trouble};
@@ -36,6 +37,8 @@ pub(crate) struct Stored {
 pub struct Run {
     flow: FlowRun<Outputs>,
     monitor: Monitor,
+    /// What a run that fails has still to keep.
+    position: Option<Arc<Remembered>>,
     released: Released,
 }
 
@@ -140,6 +143,7 @@ impl Run {
         pipeline: &Pipeline,
         plan: Plan<Outputs>,
         stored: Option<Stored>,
+        position: Option<Arc<Remembered>>,
         stop: watch::Sender<bool>,
         trouble: Arc<Trouble>,
         released: Released,
@@ -164,7 +168,7 @@ impl Run {
             memory_bound_bytes: pipeline.memory_bound_bytes(),
             about_failed_item: pipeline.draft.about_failed_item().into(),
         };
-        Run { flow, monitor, released }
+        Run { flow, monitor, position, released }
     }
 
     /// A handle to watch and stop the run with, for others to hold.
@@ -188,8 +192,9 @@ impl Run {
     ///
     /// Dropping the future stops the run.
     pub async fn join(self) -> Result<Report, RunError> {
-        let Run { flow, monitor, mut released } = self;
+        let Run { flow, monitor, position, mut released } = self;
         let ended = flow.join().await.map(drop);
+        settled(position, ended.is_err()).await;
         released.wait().await;
         monitor.ended(ended)
     }
@@ -202,12 +207,23 @@ impl Run {
     ///
     /// As [`join`](Run::join), and if the deadline passed with items under way.
     pub async fn shutdown(self, deadline: Duration) -> Result<Report, RunError> {
-        let Run { flow, monitor, mut released } = self;
+        let Run { flow, monitor, position, mut released } = self;
         monitor.stop();
         let ended = flow.shutdown(deadline).await.map(drop);
+        settled(position, ended.is_err()).await;
         released.wait().await;
         monitor.ended(ended)
     }
+}
+
+/// How long a run that has failed tries to keep its position: the broker that keeps it may be what failed.
+const LAST_SAVE: Duration = Duration::from_secs(5);
+
+/// Keeps how far a run came that has failed, which its output has not done at its end: the next run need not repeat that.
+async fn settled(position: Option<Arc<Remembered>>, failed: bool) {
+    let Some(position) = position.filter(|_| failed) else { return };
+    // Else it is the position of the last save, from which the next run repeats something. Why the run failed is told already.
+    let _ = tokio::time::timeout(LAST_SAVE, position.save()).await;
 }
 
 impl Monitor {

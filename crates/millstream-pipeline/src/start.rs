@@ -8,6 +8,7 @@ use crate::brokers::Brokers;
 use crate::file::Pipeline;
 use crate::file::model::{Buffer, OutputKind, Source, StreamRef, Then};
 use crate::hold::{self, Hold, Released};
+use crate::intake::Items;
 use crate::item::{Raw, Reporter};
 use crate::letters::Letters;
 use crate::output::file::Files;
@@ -82,7 +83,11 @@ impl Starting<'_> {
 
         let source = draft.source.as_ref().map_or("source", |source| source.kind());
         let account = intake.account.clone();
-        let pipe = Pipe::from_tracked(intake.account, intake.stream).named(source).knob(intake.prefetch);
+        let pipe = match intake.stream {
+            Items::Single(items) => Pipe::from_tracked(intake.account, items),
+            Items::Chunks(make) => Pipe::from_tracked_until(intake.account, make),
+        };
+        let pipe = pipe.named(source).knob(intake.prefetch);
         let pipe = match draft.on_error.then {
             Then::Fail => pipe,
             // A step that panics is its item's error like any other.
@@ -123,12 +128,12 @@ impl Starting<'_> {
             end,
             trouble: self.trouble.clone(),
             account,
-            position,
+            position: position.clone(),
             losing: draft.loses(),
             batches_max: bound::writing(draft),
         });
         let plan = batches.into_sink(outputs);
-        Ok(Run::new(self.pipeline, plan, stored, stop, self.trouble, released))
+        Ok(Run::new(self.pipeline, plan, stored, position, stop, self.trouble, released))
     }
 
     /// Whether items come by a queue, whose dead letters the queue itself makes. A stream makes none.

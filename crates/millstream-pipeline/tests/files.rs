@@ -395,3 +395,48 @@ async fn a_position_that_cannot_be_saved_ends_the_run_and_says_so() {
     assert!(error.contains("p.position: cannot be written"), "{error}");
     assert_eq!(bench.read("out/all.ndjson"), "1\n2\n", "what was written stays");
 }
+
+/// All lines of all files in `out`, in order.
+fn written(bench: &Bench) -> Vec<String> {
+    let files = bench.list("out");
+    let files = files.iter().filter(|name| !name.starts_with('.'));
+    let mut lines: Vec<String> = files
+        .flat_map(|name| bench.read(&format!("out/{name}")).lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    lines.sort();
+    lines
+}
+
+#[tokio::test]
+async fn a_run_that_is_stopped_at_any_moment_repeats_nothing() {
+    let bench = Bench::new().await;
+    let lines: Vec<String> = (0..30_000).map(|n| format!("1{n:06}")).collect();
+    bench.write("in.ndjson", lines.join("\n") + "\n");
+    let yaml = format!("{REMEMBERING}\nbuffer: {{ memory: {{ items: 64 }} }}\nbatch: {{ count: 7 }}\n{OUT}");
+    let mut completed = 0;
+    for stop_at in (1..20).map(|run| 37 * run) {
+        let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
+        until(&run, stop_at).await;
+        let report = run.shutdown(LONG).await.expect("a clean end");
+        assert_eq!((report.ledger.in_flight, report.ledger.received), (0, report.ledger.completed));
+        completed += report.ledger.completed;
+    }
+    assert!(completed < 30_000, "it was stopped in its middle: {completed}");
+    bench.run(&yaml).await;
+    assert_eq!(written(&bench), lines, "each once");
+}
+
+#[tokio::test]
+async fn a_run_that_fails_keeps_how_far_it_came() {
+    let bench = Bench::new().await;
+    let good: Vec<String> = (0..20_000).map(|n| format!("1{n:06}")).collect();
+    bench.write("in.ndjson", good.join("\n") + "\n{bad}\n");
+    let error = bench.try_run(&format!("{REMEMBERING}\n{OUT}")).await.expect_err("a bad line").to_string();
+    assert!(error.contains("in.ndjson:20001"), "{error}");
+    bench.run(&format!("{REMEMBERING}\n{OUT}\non_error: skip")).await;
+    let mut all = written(&bench);
+    let again = all.len() - good.len();
+    assert!(again < 2_000, "only what was being written is repeated, not {again}");
+    all.dedup();
+    assert_eq!(all, good);
+}

@@ -163,6 +163,14 @@ async fn a_queue_is_drained_into_another() {
         Message::new("{\"n\":2}").with_content_type("application/json").with_message_id("two"),
         Message::new("hello").with_content_type("text/plain"),
         Message::new("{oops"),
+        // As clients in Python declare it, and others.
+        Message::new("{\"n\":3}")
+            .with_content_type("Application/JSON; charset=utf-8")
+            .with_content_encoding("utf-8"),
+        Message::new("{\"n\":4}")
+            .with_content_type("application/x.y+json ; a=b")
+            .with_content_encoding("Identity"),
+        Message::new("{\"n\":5}").with_content_encoding("gzip"),
     ];
     for body in bodies {
         assert!(bench.broker.publish(&Address::queue("in"), body).await.expect("published").is_confirmed());
@@ -173,9 +181,11 @@ async fn a_queue_is_drained_into_another() {
              output: { queue: { broker: \"embedded:s\", name: out } }\non_error: skip",
         )
         .await;
-    assert_eq!((report.ledger.completed, report.dropped()["errors"]), (2, 2));
+    assert_eq!((report.ledger.completed, report.dropped()["errors"]), (4, 3));
     assert!(report.errors[0].reason.contains("`text/plain`"), "{:?}", report.errors);
-    assert_eq!(bench.bodies("out").await, ["{\"n\":1}", "{\"n\":2}"]);
+    assert!(report.errors[2].reason.contains("`gzip`"), "{:?}", report.errors);
+    let numbers = ["{\"n\":1}", "{\"n\":2}", "{\"n\":3}", "{\"n\":4}"];
+    assert_eq!(bench.bodies("out").await, numbers);
     let out = bench.browse("out").await;
     assert_eq!(out[1].message.properties().message_id.as_deref(), Some("two"), "an item keeps its name");
     assert_eq!(bench.broker.stats("in").await.expect("the queue").total(), 0, "everything was acknowledged");

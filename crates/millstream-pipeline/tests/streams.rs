@@ -168,3 +168,20 @@ async fn items_are_appended_to_a_stream_that_is_made_if_it_is_not_there() {
     }
     assert_eq!(bodies, numbers(0, 2500));
 }
+
+#[tokio::test]
+async fn a_run_that_is_stopped_at_any_moment_repeats_nothing() {
+    let bench = with_events(20_000).await;
+    let yaml = format!("{SOURCE}\nbuffer: {{ memory: {{ items: 64 }} }}\nbatch: {{ count: 7 }}\n{OUT}");
+    let mut completed = 0;
+    for stop_at in (1..20).map(|run| 37 * run) {
+        let run = bench.pipeline(&yaml).start(&bench.brokers()).await.expect("a run");
+        common::until(&run, stop_at).await;
+        let report = run.shutdown(LONG).await.expect("a clean end");
+        assert_eq!((report.ledger.in_flight, report.ledger.received), (0, report.ledger.completed));
+        completed += report.ledger.completed;
+    }
+    assert!(completed < 20_000, "it was stopped in its middle: {completed}");
+    completed += bench.run(&yaml).await.ledger.completed;
+    assert_eq!(completed, 20_000, "each once");
+}

@@ -381,7 +381,8 @@ impl ConsumerCore {
                     *bytes -= kept.bytes;
                     let Kept { message, address, redeliveries, .. } = kept;
                     let consumer = self.clone();
-                    errands.push(Errand { consumer, tag, message, address, redeliveries, way: way.clone() });
+                    let (way, _open) = (way.clone(), self.hub.open_errand());
+                    errands.push(Errand { consumer, tag, message, address, redeliveries, way, _open });
                 });
                 state.nacked += settled.applied;
                 settled

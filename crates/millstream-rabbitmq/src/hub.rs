@@ -1,12 +1,12 @@
 //! What the parts of one broker handle share: what was declared, and what is being brought elsewhere.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hashbrown::HashSet;
-use millstream_message::{Address, Message, QueueKind, Tag};
+use millstream_message::{Address, Message, Queue, QueueKind, Tag};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -21,6 +21,8 @@ use crate::topology::Topology;
 pub(crate) struct Hub {
     pub(crate) topology: Mutex<Topology>,
     pub(crate) known: Arc<Known>,
+    /// Where the dead letters of queues go that were looked at and not declared, for those that have any.
+    letters: Mutex<HashMap<String, (String, Option<String>)>>,
     /// Queues of positions that are known to be there.
     pub(crate) positions: Mutex<HashSet<String>>,
     consumers: Mutex<Vec<Weak<ConsumerCore>>>,
@@ -33,6 +35,8 @@ pub(crate) struct Hub {
     /// Notified whenever one has been.
     pub(crate) any_cancelled: Notify,
     errands: Mutex<VecDeque<Errand>>,
+    /// How many errands there are, those that are being run included.
+    errands_open: AtomicUsize,
     /// Notified when there are errands.
     pub(crate) any_errands: Notify,
 }
@@ -63,6 +67,16 @@ pub(crate) struct Errand {
     pub(crate) address: Address,
     pub(crate) redeliveries: u32,
     pub(crate) way: Way,
+    pub(crate) _open: Open,
+}
+
+/// Counts an errand until it is done or given up.
+pub(crate) struct Open(Arc<Hub>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.errands_open.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Where to.
@@ -82,6 +96,7 @@ impl Hub {
         Arc::new(Hub {
             topology: Default::default(),
             known: Default::default(),
+            letters: Default::default(),
             positions: Default::default(),
             consumers: Default::default(),
             consumers_made: AtomicU64::new(0),
@@ -90,15 +105,26 @@ impl Hub {
             cancelling: Default::default(),
             any_cancelled: Notify::new(),
             errands: Default::default(),
+            errands_open: AtomicUsize::new(0),
             any_errands: Notify::new(),
         })
     }
 
-    /// Where a queue's dead letters go, if it was declared through this handle and has any.
+    /// Where a queue's dead letters go, if it was declared or looked at through this handle and has any.
     pub(crate) fn dead_letters_of(&self, queue: &str) -> Option<(String, Option<String>)> {
-        let topology = self.topology.lock();
-        let queue = topology.queues.get(queue)?;
-        Some((queue.dead_letter_exchange.clone()?, queue.dead_letter_key.clone()))
+        if let Some(declared) = self.topology.lock().queues.get(queue) {
+            return letters_of(declared);
+        }
+        self.letters.lock().get(queue).cloned()
+    }
+
+    /// A queue is like that, or is not there, says the broker.
+    pub(crate) fn learn(&self, name: &str, queue: Option<&Queue>) {
+        let mut letters = self.letters.lock();
+        match queue.and_then(letters_of) {
+            Some(to) => letters.insert(name.to_owned(), to),
+            None => letters.remove(name),
+        };
     }
 
     /// Whether a queue is known to deliver to one consumer at a time, the one that was first.
@@ -197,9 +223,24 @@ impl Hub {
         }
     }
 
+    /// One errand more.
+    pub(crate) fn open_errand(self: &Arc<Self>) -> Open {
+        self.errands_open.fetch_add(1, Ordering::AcqRel);
+        Open(self.clone())
+    }
+
+    /// How many errands are not done.
+    pub(crate) fn errands_open(&self) -> usize {
+        self.errands_open.load(Ordering::Acquire)
+    }
+
     pub(crate) fn take_errands(&self) -> VecDeque<Errand> {
         std::mem::take(&mut self.errands.lock())
     }
+}
+
+fn letters_of(queue: &Queue) -> Option<(String, Option<String>)> {
+    Some((queue.dead_letter_exchange.clone()?, queue.dead_letter_key.clone()))
 }
 
 /// The slot of which a time is part, or its end.

@@ -233,9 +233,21 @@ fn other_type(message: &Message, expected: &str) -> CodecError {
 fn check_plain(message: &Message) -> Result<(), CodecError> {
     match message.properties().content_encoding.as_deref() {
         None => Ok(()),
-        Some(encoding) if encoding.eq_ignore_ascii_case("identity") => Ok(()),
+        Some(encoding) if is_plain(encoding) => Ok(()),
         Some(encoding) => Err(CodecError::ContentEncoding { encoding: shown(encoding) }),
     }
+}
+
+/// Whether a content encoding leaves a body as it is: `identity`, and what some clients declare by it that is none, as Python's kombu
+/// does: `utf-8`, `us-ascii` and `binary`, in any case.
+pub fn is_plain(encoding: &str) -> bool {
+    const PLAIN: [&str; 6] = ["identity", "utf-8", "utf8", "us-ascii", "ascii", "binary"];
+    PLAIN.iter().any(|plain| encoding.trim().eq_ignore_ascii_case(plain))
+}
+
+/// Whether a content type is that of JSON: `application/json`, any `…+json`, in any case, with any parameters.
+pub fn is_json(content_type: &str) -> bool {
+    json::reads(media(content_type))
 }
 
 /// A media type without its parameters.

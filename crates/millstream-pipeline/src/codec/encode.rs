@@ -51,6 +51,10 @@ impl Encoder {
                 written += 1;
             }
         }
+        if out.len() == start {
+            // A row of one field that is empty: as an empty line it would be no row.
+            out.extend_from_slice(b"\"\"");
+        }
         out.push(b'\n');
         if written == map.len() {
             return Ok(());
@@ -108,6 +112,13 @@ mod tests {
         let mut encoder = Encoder::new(true, None);
         let rows = written(&mut encoder, &[r#"{"a":"x,\"y\"\n","b":null}"#, r#"{"b":1.5,"a":[1]}"#]);
         assert_eq!(rows.as_deref(), Ok("a,b\n\"x,\"\"y\"\"\n\",\n[1],1.5\n"));
+    }
+
+    #[test]
+    fn a_csv_row_of_one_field_that_is_empty_is_a_row() {
+        let items = [r#"{"a":""}"#, r#"{"a":null}"#, "{}", r#"{"a":"x"}"#];
+        let text = written(&mut Encoder::new(true, None), &items);
+        assert_eq!(text.as_deref(), Ok("a\n\"\"\n\"\"\n\"\"\nx\n"));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use millstream_flow::BoxError;
+use millstream_message::codec::is_json;
 use millstream_message::{TRACEPARENT, TRACESTATE, TraceContext};
 use std::future::Future;
 use std::pin::Pin;
@@ -280,7 +281,7 @@ fn form(headers: &HeaderMap) -> Result<Form, Refusal> {
     let Some(declared) = headers.get(CONTENT_TYPE) else { return Ok(Form::Either) };
     let declared = declared.to_str().unwrap_or("");
     match declared.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str() {
-        "application/json" => Ok(Form::Json),
+        media if is_json(media) => Ok(Form::Json),
         "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(Form::Lines),
         "" | "text/plain" | "application/octet-stream" | "application/x-www-form-urlencoded"
             if !headers.contains_key(ORIGIN) =>

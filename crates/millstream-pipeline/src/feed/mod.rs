@@ -27,6 +27,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 /// The most items of a chunk.
 pub(crate) const CHUNK_ITEMS: usize = 1024;
 
+/// The same where a chunk's position is kept by itself: a run that is stopped hands the rest of its chunk out, and one that fails or is
+/// killed repeats it.
+pub(crate) const CHUNK_REMEMBERED: usize = 128;
+
 /// Some items that a source gave at once.
 #[derive(Debug, Default)]
 pub(crate) struct Chunk {

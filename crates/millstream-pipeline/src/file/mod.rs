@@ -16,7 +16,7 @@ pub(crate) mod units;
 pub(crate) mod url;
 pub(crate) mod weave;
 
-use self::model::{Draft, OutputKind, Source};
+use self::model::{Buffer, Draft, OutputKind, Source};
 use self::place::{At, Spanned, Texts};
 use self::problem::{Findings, Problems};
 use self::template::Template;
@@ -144,6 +144,18 @@ impl Pipeline {
     /// Whether its items come from standard input, which one pipeline of a process can have.
     pub fn reads_stdin(&self) -> bool {
         matches!(self.source().value, Source::Stdin { .. })
+    }
+
+    /// The name of the queue that is the buffer of both, if it is: each would get some of the other's items.
+    pub fn buffer_shared_with(&self, other: &Pipeline) -> Option<&str> {
+        match (&self.draft.buffer.value, &other.draft.buffer.value) {
+            (Buffer::Queue { queue: ours, .. }, Buffer::Queue { queue: theirs, .. })
+                if (&ours.broker, &ours.name.value) == (&theirs.broker, &theirs.name.value) =>
+            {
+                Some(&ours.name.value)
+            }
+            _ => None,
+        }
     }
 
     /// The path, as this file writes it, of an output that can be the same file as one of `other`'s. Two that run side by

@@ -1,10 +1,11 @@
 //! A feed straight into the flow, with nothing durable between.
 
-use super::{Intake, Remembered, too_many};
+use super::{Intake, Items, Remembered, TrackedItems, too_many};
 use crate::feed::{Chunk, Feed, NotSafe, Reply};
 use crate::item::Raw;
 use crate::trouble::Trouble;
 use futures_core::Stream;
+use millstream_flow::flows::Stopping;
 use millstream_flow::{Account, BoxError, Outcome, Settler, Tracked, Tracker};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -26,6 +27,7 @@ struct Direct {
     remembered: Option<Arc<Remembered>>,
     /// Saves the position; dropping it stops that.
     keeping: JoinSet<Result<(), BoxError>>,
+    stopping: Stopping,
     ended: bool,
 }
 
@@ -42,18 +44,22 @@ pub(crate) fn direct(
         keeping.spawn(remembered.clone().keep());
     }
     let account = tracker.account();
-    let stream = Direct {
-        next: next(feed),
-        ready: VecDeque::new(),
-        tracker,
-        account: account.clone(),
-        replies,
-        trouble,
-        remembered,
-        keeping,
-        ended: false,
+    let counted = account.clone();
+    let make = move |stopping| -> TrackedItems {
+        Box::pin(Direct {
+            next: next(feed),
+            ready: VecDeque::new(),
+            tracker,
+            account: counted,
+            replies,
+            trouble,
+            remembered,
+            keeping,
+            stopping,
+            ended: false,
+        })
     };
-    Intake { stream: Box::pin(stream), account, prefetch: None }
+    Intake { stream: Items::Chunks(Box::new(make)), account, prefetch: None }
 }
 
 fn next(mut feed: Box<dyn Feed>) -> Next {
@@ -67,7 +73,12 @@ impl Stream for Direct {
     type Item = Result<Tracked<Raw>, BoxError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let stopping = self.stopping.is_stopping();
         loop {
+            // The items of a chunk have one position: the next run would repeat those that were handed out.
+            if stopping && (self.remembered.is_none() || self.ready.is_empty()) {
+                return Poll::Ready(None);
+            }
             if let Some(value) = self.ready.pop_front() {
                 let token = self.tracker.issue();
                 return Poll::Ready(Some(Ok(Tracked { value, token })));
@@ -85,7 +96,9 @@ impl Stream for Direct {
                 let error = ended.map_or_else(|panicked| Some(panicked.into()), Result::err);
                 return Poll::Ready(error.map(Err));
             }
-            let Poll::Ready((feed, chunk)) = self.next.as_mut().poll(cx) else { return Poll::Pending };
+            let Poll::Ready((feed, chunk)) = self.next.as_mut().poll(cx) else {
+                return self.stopping.poll_stopping(cx).map(|()| None);
+            };
             match chunk {
                 Ok(Some(chunk)) => {
                     let first = self.tracker.issued();

@@ -1,6 +1,6 @@
 //! Items of a queue, acknowledged when they are settled.
 
-use super::{Intake, too_many};
+use super::{Intake, Items, too_many};
 use crate::item::Raw;
 use crate::trouble::Trouble;
 use futures_core::Stream;
@@ -37,7 +37,7 @@ pub(crate) fn queued(
     };
     let (account, prefetch) = (messages.account(), messages.prefetch());
     let stream = Queued { messages, account: account.clone(), trouble, ingest, ended: false };
-    Intake { stream: Box::pin(stream), account, prefetch }
+    Intake { stream: Items::Single(Box::pin(stream)), account, prefetch }
 }
 
 impl Queued {

@@ -7,7 +7,7 @@ use crate::file::model::HttpOutput;
 use crate::file::units::show_duration;
 use crate::file::url;
 use millstream_flow::BoxError;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
 use rustls::pki_types::CertificateDer;
@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Bytes of a refusal's body that are shown.
 const SHOWN: usize = 200;
@@ -106,17 +106,31 @@ impl HttpClient {
         if status.is_success() {
             return Tried::Done;
         }
-        let wait = response.headers().get(RETRY_AFTER).and_then(|wait| wait.to_str().ok()?.parse().ok());
+        let wait = retry_after(response.headers());
         let elsewhere = elsewhere(&response);
         let why = format!("{} answered {status}{}{elsewhere}", self.shown, shown(response).await);
         if status.is_server_error()
             || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
         {
-            Tried::Again(why, wait.map(Duration::from_secs))
+            Tried::Again(why, wait)
         } else {
             Tried::Unwanted(why)
         }
     }
+}
+
+/// How long a server wants to be left alone: seconds, or a moment by its own clock (RFC 9110, 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::trim);
+    let wait = text(RETRY_AFTER)?;
+    if !wait.is_empty() && wait.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More than numbers hold is long.
+        return Some(Duration::from_secs(wait.parse().unwrap_or(u64::MAX)));
+    }
+    let until = httpdate::parse_http_date(wait).ok()?;
+    #[expect(clippy::disallowed_methods, reason = "a server that does not say its time means everybody's")]
+    let now = text(DATE).and_then(|now| httpdate::parse_http_date(now).ok()).unwrap_or_else(SystemTime::now);
+    Some(until.duration_since(now).unwrap_or_default())
 }
 
 /// Why there is no answer, and what to look at. The client's own words tell of its layers, the system's of codes.
@@ -216,4 +230,29 @@ async fn shown(mut response: Response) -> String {
     }
     let text = String::from_utf8_lossy(&text).split_whitespace().collect::<Vec<_>>().join(" ");
     if text.is_empty() { text } else { format!(": {text}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_says_by_seconds_or_by_its_clock_how_long_it_wants_to_be_left_alone() {
+        let wait = |fields: &[(HeaderName, &'static str)]| {
+            let fields = fields.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
+            retry_after(&fields.collect())
+        };
+        let after = |value| wait(&[(RETRY_AFTER, value), (DATE, "Wed, 21 Oct 2015 07:28:00 GMT")]);
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(after("120"), seconds(120));
+        assert_eq!(after("99999999999999999999999"), seconds(u64::MAX));
+        assert_eq!(after("Wed, 21 Oct 2015 07:28:30 GMT"), seconds(30));
+        assert_eq!(after("Wednesday, 21-Oct-15 07:29:00 GMT"), seconds(60));
+        assert_eq!(after("Wed, 21 Oct 2015 07:27:00 GMT"), seconds(0));
+        for bad in ["", "-1", "soon", "1.5"] {
+            assert_eq!(after(bad), None, "{bad:?}");
+        }
+        assert!(wait(&[(RETRY_AFTER, "Fri, 31 Dec 9999 23:59:59 GMT")]) > seconds(1 << 30));
+        assert_eq!(wait(&[]), None);
+    }
 }

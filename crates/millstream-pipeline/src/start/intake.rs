@@ -2,7 +2,7 @@
 
 use super::{StartError, Starting};
 use crate::bound;
-use crate::feed::{CHUNK_ITEMS, Feed, FileFeed, GenerateFeed, StdinFeed, StreamFeed};
+use crate::feed::{CHUNK_ITEMS, CHUNK_REMEMBERED, Feed, FileFeed, GenerateFeed, StdinFeed, StreamFeed};
 use crate::file::model::{Buffer, Prefetch, QueueRef, Source, StreamSource, Then};
 use crate::file::units::show_size;
 use crate::intake::{self, Ingest, Intake, Keeper, PositionFile, Remembered, position_of};
@@ -80,7 +80,11 @@ impl Starting<'_> {
         // Items that are stored together must fit into the queue together.
         let chunk = match &pipeline.draft.buffer.value {
             Buffer::Queue { items_max: Some(max), .. } => CHUNK_ITEMS.min(max.value as usize),
-            _ => CHUNK_ITEMS,
+            Buffer::Queue { .. } => CHUNK_ITEMS,
+            Buffer::Memory { .. } => match pipeline.draft.source.as_deref() {
+                Some(Source::Stream(_) | Source::File { position: Some(_), .. }) => CHUNK_REMEMBERED,
+                _ => CHUNK_ITEMS,
+            },
         };
         Ok(match &pipeline.source().value {
             Source::File { path, read, follow, .. } => {

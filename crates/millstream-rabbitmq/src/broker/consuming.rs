@@ -78,11 +78,12 @@ impl Inner {
     }
 
     pub(super) async fn close(&self) -> Result<(), BrokerError> {
-        // Publishing first: what was accepted is confirmed before the connection goes.
+        // Publishing first: what was accepted is confirmed before the connection goes, and what was settled as a dead letter is one.
         let drained = async {
             let waits = |jobs: &mpsc::Sender<PositionJob>| jobs.capacity() < jobs.max_capacity();
             while waits(&*self.positions.lock().await)
                 || self.links().any(|link| link.state().outbox.in_flight() > 0)
+                || self.hub.errands_open() > 0
             {
                 if self.links().all(|link| link.is_closing()) {
                     return;
@@ -92,6 +93,7 @@ impl Inner {
         };
         let drained = timeout(self.options.operation_timeout, drained).await;
         let left: u64 = self.links().map(|link| link.state().outbox.in_flight()).sum();
+        let errands = self.hub.errands_open();
         for consumer in self.hub.consumers() {
             consumer.stop_for_good();
         }
@@ -104,6 +106,14 @@ impl Inner {
         }
         for consumer in self.hub.consumers() {
             consumer.lost();
+        }
+        if drained.is_err() && errands > 0 {
+            let within = self.options.operation_timeout;
+            let text = format!(
+                "closed with {errands} deliveries that could not be stored as dead letters, or to come again later, within {within:?}; \
+                 they are still in their queue, and come again"
+            );
+            return Err(BrokerError::new(BrokerErrorKind::Unavailable, text));
         }
         if drained.is_err() && left > 0 {
             let within = self.options.operation_timeout;

@@ -74,6 +74,7 @@ impl Broker for RabbitMq {
         Box::pin(async move {
             topology::check_name("queue", name)?;
             self.0.hub.topology.lock().forget_queue(name);
+            self.0.hub.learn(name, None);
             let delete = Method::QueueDelete { reserved_1: 0, queue: name.to_owned(), flags: [false; 3] };
             match self.0.asked(|| format!("queue `{name}`"), &delete).await? {
                 Method::QueueDeleteOk { messages } => Ok(messages.into()),
@@ -217,7 +218,10 @@ impl Broker for RabbitMq {
             match self.0.told_queue(name).await {
                 Err(error) if self.features().list => Err(error),
                 Err(_) => Ok(Some(undescribed)),
-                told => told,
+                Ok(told) => {
+                    self.0.hub.learn(name, told.as_ref());
+                    Ok(told)
+                }
             }
         })
     }

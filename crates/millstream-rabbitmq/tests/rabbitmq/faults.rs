@@ -433,3 +433,62 @@ async fn what_the_server_does_not_like_is_refused_and_all_else_arrives() {
         assert!(refusal(3).contains("somebody"), "{}", refusal(3));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handle_that_is_closed_has_brought_away_what_was_settled_before() {
+    let url = shared().await.url();
+    let proxy = Proxy::to(shared().await.port).await;
+    let observer = RabbitMq::connect(&url).await.expect("connected");
+    let (name, dead) = (unique("queue"), unique("dead"));
+    observer.declare_queue(Queue::durable(&dead)).await.expect("declared");
+    let ways = [(Nack::dead_letter("no good"), &dead), (Nack::RequeueAfter(Duration::from_millis(1)), &name)];
+    for (how, queue) in ways {
+        let broker = RabbitMq::connect(&proxy.url()).await.expect("connected");
+        broker.declare_queue(Queue::durable(&name).dead_letter("", &dead)).await.expect("declared");
+        let batch = Batch::to(&Address::queue(&name), (0..500).map(|n| Message::new(n.to_string())));
+        assert!(broker.publish_batch(batch).await.expect("taken").all_confirmed());
+        let mut consumer = broker.consume(&name, ConsumeOptions::default()).await.expect("consumed");
+        for _ in 0..500 {
+            let delivery =
+                timeout(LONG, consumer.next()).await.expect("delivered").expect("on").expect("read");
+            assert!(delivery.nack(&how));
+        }
+        drop(consumer);
+        broker.close().await.expect("closed");
+        let arrived = async {
+            // A moment passes until what was to come later is back.
+            while observer.stats(queue).await.expect("there").ready < 500 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LONG, arrived).await.expect("all are there");
+        assert_eq!(observer.purge(queue).await.expect("purged"), 500);
+        assert_eq!(observer.purge(&name).await.expect("purged"), 0, "and nowhere else");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_closes_a_handle_is_told_what_could_not_be_brought_away() {
+    let url = format!("{}?operation_timeout=500", shared().await.url());
+    let broker = RabbitMq::connect(&url).await.expect("connected");
+    let (name, dead) = (unique("queue"), unique("dead"));
+    broker.declare_queue(Queue::durable(&dead).max_items(1)).await.expect("declared");
+    broker.declare_queue(Queue::durable(&name).dead_letter("", &dead)).await.expect("declared");
+    let batch = Batch::to(&Address::queue(&name), ["a", "b", "c"].map(Message::new));
+    assert!(broker.publish_batch(batch).await.expect("taken").all_confirmed());
+    let mut consumer = broker.consume(&name, ConsumeOptions::default()).await.expect("consumed");
+    for _ in 0..3 {
+        let delivery = timeout(LONG, consumer.next()).await.expect("delivered").expect("on").expect("read");
+        assert!(delivery.nack(&Nack::dead_letter("no good")));
+    }
+    let error = broker.close().await.expect_err("there is room for one");
+    assert!(error.to_string().contains("closed with 2 deliveries that could not be stored"), "{error}");
+    let observer = RabbitMq::connect(&shared().await.url()).await.expect("connected");
+    let ready = async |queue: &str| observer.stats(queue).await.expect("there").ready;
+    let there = async {
+        while ready(&name).await + ready(&dead).await < 3 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, there).await.expect("none is lost");
+}

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use millstream_message::{
-    Address, Batch, Binding, Broker, BrokerErrorKind, Declaration, Exchange, ExchangeKind, Message, Overflow,
-    Queue, QueueKind, Standing,
+    Address, Batch, Binding, Broker, BrokerErrorKind, ConsumeOptions, Declaration, Exchange, ExchangeKind,
+    Message, Nack, Overflow, Queue, QueueKind, Standing, dead,
 };
 use millstream_rabbitmq::RabbitMq;
 use millstream_testing::{Certificates, Node, Setup, free_port, shared, unique};
@@ -238,4 +238,25 @@ async fn a_management_that_is_off_or_lets_nobody_in_is_told_with_the_remedy() {
     assert!(error.to_string().contains("set_user_tags"), "{error}");
     node.tell("rabbitmqctl", &["set_user_tags", "ada", "management"]).await;
     assert_eq!(broker.queues().await.expect("listed"), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_of_a_queue_that_was_looked_at_says_why_it_died() {
+    let setup =
+        Setup::default().plugin("rabbitmq_management").configured("collect_statistics_interval = 500");
+    let node = Node::start(setup).await.expect("it starts");
+    let owner = RabbitMq::connect(&node.managed_url()).await.expect("connected");
+    owner.declare_queue(Queue::durable("dead")).await.expect("declared");
+    owner.declare_queue(Queue::durable("orders").dead_letter("", "dead")).await.expect("declared");
+    assert!(owner.publish(&Address::queue("orders"), Message::new("x")).await.expect("taken").is_confirmed());
+    let other = RabbitMq::connect(&node.managed_url()).await.expect("connected");
+    assert!(other.queue("orders").await.expect("looked up").is_some());
+    let mut consumer = other.consume("orders", ConsumeOptions::default()).await.expect("consumed");
+    let delivery = consumer.next().await.expect("it is there").expect("read");
+    assert!(delivery.nack(&Nack::dead_letter("no such carrier")));
+    let mut letters = owner.consume("dead", ConsumeOptions::default()).await.expect("consumed");
+    let letter = timeout(Duration::from_secs(60), letters.next()).await.expect("it comes");
+    let letter = letter.expect("it is there").expect("read");
+    let detail = letter.message.header(dead::DETAIL).and_then(|detail| detail.as_text());
+    assert_eq!(detail, Some("no such carrier"));
 }

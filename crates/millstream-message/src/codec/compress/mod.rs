@@ -12,7 +12,7 @@ use std::io::{self, Read};
 
 use bytes::Bytes;
 
-use super::{Codec, CodecError, check_length, shown};
+use super::{Codec, CodecError, check_length, is_plain, shown};
 use crate::message::Message;
 
 /// The most encodings on top of each other that are undone.
@@ -210,7 +210,7 @@ pub fn decompress(mut message: Message, max_bytes: usize) -> Result<Message, Cod
     }
     let mut body = message.body().clone();
     for encoding in encodings.rsplit(',').map(str::trim) {
-        if !encoding.eq_ignore_ascii_case("identity") {
+        if !is_plain(encoding) {
             body = expand(encoding, &body, max_bytes)?.into();
         }
     }
