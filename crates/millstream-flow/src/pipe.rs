@@ -175,7 +175,7 @@ where
 
     /// As [`from_tracked`](Self::from_tracked), of a stream that hears itself when the run is to stop, and ends then: after what belongs
     /// together, such as the rest of a block that has one position. One that does not end is dropped when the
-    /// [deadline](crate::RunHandle::shutdown) has passed.
+    /// [deadline](crate::Run::shutdown) has passed.
     pub fn from_tracked_until(account: Arc<Account>, make: impl FnOnce(Stopping) -> S) -> Self {
         Pipe::source("source", |scope, _| {
             scope.add_account(account);
