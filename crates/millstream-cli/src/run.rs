@@ -21,6 +21,7 @@ use crate::failure::Failure;
 use crate::lint;
 use crate::out::complain;
 use crate::signals::Signals;
+use crate::table::counted;
 use file::ReportFile;
 use progress::Progress;
 use reach::Reach;
@@ -81,9 +82,9 @@ pub(crate) async fn run(asked: args::Run) -> Result<(), Failure> {
         failure.report();
     }
     match signal {
+        _ if !failures.is_empty() => Err(Failure::Said),
         Some(signal) => Err(Failure::Signal(signal)),
-        None if failures.is_empty() => Ok(()),
-        None => Err(Failure::Said),
+        None => Ok(()),
     }
 }
 
@@ -232,7 +233,16 @@ async fn wait(
             }
             () = until(deadline) => break,
             ended = runs.join_next() => match ended {
-                Some(Ok((number, result))) => failures.extend(ended_one(watch, number, result)),
+                Some(Ok((number, result))) => {
+                    let failed = ended_one(watch, number, result);
+                    // At once: the others may go on for long.
+                    if let Some(failure) = failed.as_ref().filter(|_| !runs.is_empty()) {
+                        progress.clear();
+                        let others = counted(runs.len() as u64, "other pipeline");
+                        complain(&format!("error: {}\n{others} of this run still at work", failure.text()));
+                    }
+                    failures.extend(failed);
+                }
                 Some(Err(error)) => failures.push(Failure::of("a run was lost", &error)),
                 None => break,
             },

@@ -568,3 +568,32 @@ fn what_a_disk_that_fails_costs_depends_on_the_source() {
         std::fs::remove_dir_all(place.path("o")).expect("removed");
     }
 }
+
+#[test]
+fn a_pipeline_that_fails_beside_others_is_told_at_once_and_by_the_exit_code() {
+    let place = Place::new();
+    place.write(
+        "fails.yaml",
+        "name: fails\nsource: { file: { path: in.ndjson } }\noutput: { file: { path: fails.ndjson } }\n",
+    );
+    place.write("in.ndjson", "{bad}\n");
+    place.write(
+        "goes-on.yaml",
+        "name: on\nsource: { file: { path: on.in.ndjson, follow: true } }\noutput: { file: { path: on.ndjson } }\n",
+    );
+    place.write("on.in.ndjson", "1\n");
+    let mut child = place
+        .command(&["run", "--quiet", "fails.yaml", "goes-on.yaml"])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let mut err = BufReader::new(child.stderr.take().expect("piped"));
+    let mut told = String::new();
+    while !told.contains("1 other pipeline of this run still at work") {
+        assert!(err.read_line(&mut told).expect("read") > 0, "it ended: {told}");
+    }
+    assert!(told.contains("error: pipeline `fails`") && told.contains("in.ndjson:1"), "{told}");
+    signal(&child, "TERM");
+    assert_eq!(child.wait().expect("it ends").code(), Some(1), "a failure is no clean stop");
+}

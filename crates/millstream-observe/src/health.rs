@@ -15,7 +15,7 @@ pub struct Health {
 
 impl Health {
     /// The health of a process with these runs and their brokers. One without any run accepts nothing, so it is not ready;
-    /// nor is one with a broker that is away, for which its runs wait.
+    /// nor is one with a broker that is away or takes nothing, for which its runs wait.
     ///
     /// ```
     /// use millstream_observe::{BrokerSnapshot, Health, RunSnapshot, RunState};
@@ -31,6 +31,10 @@ impl Health {
     /// let away = BrokerSnapshot { broker: "amqp://host".into(), away: true, ..BrokerSnapshot::default() };
     /// let health = Health::of(&[run(RunState::Running)], &[away]);
     /// assert_eq!(health.reasons, ["the broker amqp://host is out of reach: what needs it waits"]);
+    ///
+    /// let full = BrokerSnapshot { broker: "amqp://host".into(), blocked: Some("low on memory".into()), ..Default::default() };
+    /// let health = Health::of(&[run(RunState::Running)], &[full]);
+    /// assert_eq!(health.reasons, ["the broker amqp://host takes nothing (low on memory): what is published waits"]);
     /// ```
     pub fn of(runs: &[RunSnapshot], brokers: &[BrokerSnapshot]) -> Health {
         let mut reasons: Vec<String> = runs.iter().filter_map(reason).collect();
@@ -38,6 +42,11 @@ impl Health {
         reasons.extend(
             away.map(|broker| format!("the broker {} is out of reach: what needs it waits", broker.broker)),
         );
+        let blocked = brokers.iter().filter(|broker| !broker.away);
+        reasons.extend(blocked.filter_map(|BrokerSnapshot { broker, blocked, .. }| {
+            let why = blocked.as_ref()?;
+            Some(format!("the broker {broker} takes nothing ({why}): what is published waits"))
+        }));
         if runs.is_empty() {
             reasons.push("no run has been started".into());
         }

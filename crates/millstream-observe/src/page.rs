@@ -83,6 +83,13 @@ fn broker(out: &mut String, broker: &BrokerSnapshot) {
         );
         return;
     }
+    if let Some(why) = &broker.blocked {
+        let why = escaped(why);
+        let _ = writeln!(
+            out,
+            "<p class=\"failed-reason\">{address} takes nothing for now, and what is published waits: {why}</p>"
+        );
+    }
     let (connections, unconfirmed) = (count(broker.connections), count(broker.unconfirmed));
     let _ = writeln!(
         out,

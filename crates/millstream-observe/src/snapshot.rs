@@ -26,6 +26,8 @@ pub struct BrokerSnapshot {
     pub broker: String,
     /// Whether it has no connection though it should have one: what needs it waits.
     pub away: bool,
+    /// Why it takes nothing for now, in its words: it is short of memory or disk.
+    pub blocked: Option<String>,
     /// Connections that are there now.
     pub connections: u64,
     /// How often a connection was made.

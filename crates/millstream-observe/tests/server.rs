@@ -63,6 +63,7 @@ fn broker() -> BrokerSnapshot {
     const BOUNDS: &[Duration] = &[Duration::from_millis(500)];
     BrokerSnapshot {
         broker: "amqp://***@host".into(),
+        blocked: None,
         away: false,
         connections: 2,
         connects: 5,

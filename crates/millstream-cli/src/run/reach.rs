@@ -1,4 +1,4 @@
-//! Brokers that are lost and come back while runs wait for them, and runs that refuse items for a while.
+//! Brokers that are lost or take nothing while runs wait for them, and come back, and runs that refuse items for a while.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,10 +8,11 @@ use millstream_observe::{BrokerSnapshot, RunSnapshot, RunState};
 /// How often they are looked at. One that is away for less is not told: its connection was made again at once.
 pub(crate) const LOOK: Duration = Duration::from_secs(1);
 
-/// Knows which brokers are out of reach and which runs refuse items, so that each is told once.
+/// Knows which brokers are out of reach or blocked and which runs refuse items, so that each is told once.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
     away: BTreeSet<String>,
+    blocked: BTreeSet<String>,
     refusing: BTreeSet<String>,
 }
 
@@ -19,7 +20,16 @@ impl Reach {
     /// What is to be told of the brokers and runs as they are now.
     pub(crate) fn look(&mut self, brokers: &[BrokerSnapshot], runs: &[RunSnapshot]) -> Vec<String> {
         let mut told = Vec::new();
-        for BrokerSnapshot { broker, away, .. } in brokers {
+        for BrokerSnapshot { broker, away, blocked, .. } in brokers {
+            match blocked {
+                None if self.blocked.remove(broker) && !away => {
+                    told.push(format!("the broker {broker} takes messages again"));
+                }
+                Some(why) if self.blocked.insert(broker.clone()) => told.push(format!(
+                    "warning: the broker {broker} takes nothing for now ({why}); what is published waits"
+                )),
+                _ => {}
+            }
             if !away {
                 if self.away.remove(broker) {
                     told.push(format!("the broker {broker} is back"));
@@ -61,6 +71,25 @@ mod tests {
         assert!(look(true).is_empty());
         assert_eq!(look(false), ["the broker amqp://h is back"]);
         assert!(look(false).is_empty());
+    }
+
+    #[test]
+    fn a_broker_that_takes_nothing_is_told_once_and_once_when_it_does() {
+        let with = |blocked: Option<&str>| {
+            let blocked = blocked.map(str::to_owned);
+            [BrokerSnapshot { broker: "amqp://h".into(), blocked, ..BrokerSnapshot::default() }]
+        };
+        let mut reach = Reach::default();
+        let mut look = |blocked| reach.look(&with(blocked), &[]);
+        assert!(look(None).is_empty());
+        let told = look(Some("low on memory"));
+        assert_eq!(
+            told,
+            ["warning: the broker amqp://h takes nothing for now (low on memory); what is published waits"]
+        );
+        assert!(look(Some("low on disk")).is_empty());
+        assert_eq!(look(None), ["the broker amqp://h takes messages again"]);
+        assert!(look(None).is_empty());
     }
 
     #[test]

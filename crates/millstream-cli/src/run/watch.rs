@@ -208,6 +208,7 @@ fn broker(url: &BrokerUrl, figures: Statistics) -> BrokerSnapshot {
     BrokerSnapshot {
         broker: url.to_string(),
         away: needed && figures.connections == 0,
+        blocked: figures.blocked,
         connections: figures.connections,
         connects: figures.connects,
         failed_connects: figures.failed_connects,

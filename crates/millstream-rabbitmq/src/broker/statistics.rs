@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::RabbitMq;
+use crate::link::ConnectionState;
 use crate::publisher::ConfirmLatency;
 
 /// Figures of a broker handle since it was opened.
@@ -32,6 +33,8 @@ pub struct Statistics {
     pub confirm_latency: ConfirmLatency,
     /// Consumers.
     pub consumers: u64,
+    /// Why the broker reads nothing of what is published, in its words, while that is so: it is short of memory or disk.
+    pub blocked: Option<String>,
 }
 
 /// Figures of one consumer since it began, over any number of connections.
@@ -91,6 +94,10 @@ impl RabbitMq {
             let state = link.state();
             figures.settled += link.window.confirmed.load(Ordering::Relaxed);
             figures.in_flight += state.outbox.in_flight();
+            drop(state);
+            if let ConnectionState::Blocked { reason } = &*link.status().borrow() {
+                figures.blocked = Some(reason.clone());
+            }
         }
         if let Some(link) = inner.publishing.get() {
             figures.confirm_latency = link.state().outbox.latency.clone();

@@ -67,6 +67,8 @@ impl Counters {
         let settled = count(&self.settled);
         let published = count(&self.published);
         Statistics {
+            // The stream protocol has no word for it: publishes wait to be confirmed.
+            blocked: None,
             connections: count(&self.connections),
             connects: count(&self.connects),
             failed_connects: count(&self.failed_connects),

@@ -237,6 +237,7 @@ async fn publishers_wait_while_the_broker_is_short_of_memory() {
     let blocked = publishing.wait_for(|state| matches!(state, ConnectionState::Blocked { .. }));
     let blocked = timeout(LONG, blocked).await.expect("it is told").expect("it is open").clone();
     assert!(matches!(blocked, ConnectionState::Blocked { reason } if reason.contains("memory")));
+    assert!(broker.statistics().blocked.is_some_and(|why| why.contains("memory")));
     sleep(SECOND).await;
     assert!(!waiting.is_finished());
     let in_flight = broker.statistics().in_flight;
