@@ -7,10 +7,15 @@
 
 mod form;
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
-use millstream_message::{BrokerError, BrokerErrorKind, StreamFrom, StreamReader, StreamSpec, stream_extent};
+use millstream_message::{
+    BrokerError, BrokerErrorKind, StreamFrom, StreamItem, StreamReader, StreamSpec, stream_extent,
+};
+use tokio::time::{sleep, timeout};
 
 use self::form::{FormError, Mark, Reader, Writer};
 use super::fold::Fold;
@@ -100,7 +105,7 @@ impl Shared {
     async fn found(&self) -> Vec<Found> {
         let mut found = Vec::new();
         for place in 0..2 {
-            match self.begins(place).await {
+            match self.ends(place).await {
                 Ok(here) => found.extend(here),
                 Err(error) if error.kind() == BrokerErrorKind::NotFound => {}
                 Err(error) => tracing::warn!(log = %self.log, %error, "no checkpoint can be read"),
@@ -110,15 +115,12 @@ impl Shared {
         found
     }
 
-    async fn begins(&self, place: usize) -> Result<Option<Found>, BrokerError> {
-        let stream = self.place(place);
-        let first = self.reader(&stream, StreamFrom::First).await?.next_chunk(1).await?;
-        let begin = first.first().and_then(|item| form::begin(&item.message));
-        let Some((of, next_offset, mark)) = begin else { return Ok(None) };
-        // One that is still being written, or was cut short, is none.
-        let last = self.reader(&stream, StreamFrom::Last).await?.next_chunk(1).await?;
-        let whole = last.first().is_some_and(|item| form::ends(&item.message, &of));
-        Ok(whole.then_some(Found { place, of, next_offset, mark }))
+    /// The checkpoint that was finished last in this place. Others may have begun between its parts, and may not have been finished.
+    async fn ends(&self, place: usize) -> Result<Option<Found>, BrokerError> {
+        let mut reader = self.reader(&self.place(place), StreamFrom::Last).await?;
+        let last = next(&mut reader, 1).await?;
+        let end = last.first().and_then(|item| form::end(&item.message));
+        Ok(end.map(|(of, next_offset, mark)| Found { place, of, next_offset, mark }))
     }
 
     async fn reader(&self, stream: &str, from: StreamFrom) -> Result<StreamReader, BrokerError> {
@@ -134,14 +136,14 @@ impl Shared {
             return Ok(None);
         }
         let marked = self.broker.read(&self.log, StreamFrom::Offset(mark.offset)).await?;
-        let marked = marked.until(mark.offset..extent.end).next_chunk(1).await?;
+        let marked = next(&mut marked.until(mark.offset..extent.end), 1).await?;
         if marked.first().map(|item| Mark::of(item.offset, &item.message)).as_ref() != Some(mark) {
             return Ok(None);
         }
         let mut reader = self.reader(&self.place(*place), StreamFrom::First).await?;
         let (mut parts, mut bytes) = (Reader::new(of.clone()), 0);
         'parts: loop {
-            let chunk = reader.next_chunk(CHUNK).await?;
+            let chunk = next(&mut reader, CHUNK).await?;
             if chunk.is_empty() {
                 break;
             }
@@ -171,6 +173,8 @@ impl Shared {
     pub(crate) async fn keep_checkpoints(self: Arc<Shared>) {
         loop {
             self.due.notified().await;
+            // All processes that follow the log find it time at the same entry: one of them is the first.
+            sleep(jitter()).await;
             self.checkpoint().await;
         }
     }
@@ -182,9 +186,13 @@ impl Shared {
         }
         let found = self.found().await;
         let reached = self.reached();
-        // One that is ahead of this store is of another log, or nobody's concern.
-        let newest = found.iter().find(|found| found.next_offset <= reached);
+        let newest = found.first();
         if let Some(newest) = newest {
+            if newest.next_offset > reached {
+                // Somebody is further than this store, or it is of another log, which this one will outgrow.
+                self.state().newest.failed = reached;
+                return;
+            }
             // Another process may have written one meanwhile.
             let mut state = self.state();
             state.newest.offset = state.newest.offset.max(newest.next_offset);
@@ -228,7 +236,7 @@ impl Shared {
     async fn write_parts(&self, place: &str, mut writer: Writer) -> Result<u64, BrokerError> {
         let (mut bytes, mut parts) = (0, writer.ready());
         loop {
-            // Appends want the lock: it is held for a part at a time.
+            // Appends want the lock: it is held for a part at a time, or for one stream that is longer.
             let more = self.state().fold.take(|name, entry| writer.stream(name, entry));
             if !more {
                 writer.end();
@@ -245,6 +253,21 @@ impl Shared {
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// How long a broker may take for a part of a checkpoint. One that is written anew meanwhile may never have the part that was looked for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn next(reader: &mut StreamReader, max: usize) -> Result<Vec<StreamItem>, BrokerError> {
+    timeout(PATIENCE, reader.next_chunk(max)).await.unwrap_or_else(|_| {
+        let text = format!("nothing of a checkpoint came within {PATIENCE:?}");
+        Err(BrokerError::new(BrokerErrorKind::Unavailable, text))
+    })
+}
+
+/// Up to two seconds.
+fn jitter() -> Duration {
+    Duration::from_millis(RandomState::new().build_hasher().finish() % 2_000)
 }
 
 /// Streams are taken. Nothing is kept for that when it ends, whatever ends it.

@@ -76,7 +76,6 @@ impl State {
     /// Folds the entry at this offset, and tells who waits for that. Attempts of this store begin with its name.
     fn judge(&mut self, name: &str, offset: u64, message: &Message, head: Option<Head<'_>>) {
         self.newest.read(message.footprint());
-        self.last = Some((offset, message.clone()));
         let Some(head) = head else { return self.fold.pass(offset) };
         let verdict = self.fold.fold(offset, &head);
         let attempt = message.properties().message_id.as_deref();
@@ -200,6 +199,9 @@ impl Shared {
             let head = head.map_err(|error| StoreError::entry(&self.log, item.offset, error))?;
             state.judge(&self.name, item.offset, &item.message, head);
         }
+        if let Some(last) = items.last().filter(|last| last.offset + 1 == state.fold.next_offset) {
+            state.last = Some((last.offset, last.message.clone()));
+        }
         for item in items {
             state.cache.push(item, self.cache_bytes);
         }
@@ -222,6 +224,9 @@ impl Shared {
         }
         for ((offset, (_, message)), head) in (offset..).zip(entries).zip(heads) {
             state.judge(&self.name, offset, message, head);
+        }
+        if let Some((_, last)) = entries.last() {
+            state.last = Some((state.fold.next_offset - 1, last.clone()));
         }
         self.went_on(state);
     }

@@ -13,7 +13,9 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 type Next = Pin<Box<dyn Future<Output = (Box<dyn Feed>, Result<Option<Chunk>, BoxError>)> + Send>>;
 
@@ -28,8 +30,13 @@ struct Direct {
     /// Saves the position; dropping it stops that.
     keeping: JoinSet<Result<(), BoxError>>,
     stopping: Stopping,
+    /// Until when the rest of a chunk is handed out though the run is to stop.
+    rest_until: Option<Instant>,
     ended: bool,
 }
+
+/// How long the rest of a chunk is handed out when the run is to stop: a slow one shall end in time, and repeats it.
+const REST_MAX: Duration = Duration::from_secs(3);
 
 /// Items of `feed`, in its order. With `remembered`, how far they are settled is saved there.
 pub(crate) fn direct(
@@ -56,6 +63,7 @@ pub(crate) fn direct(
             remembered,
             keeping,
             stopping,
+            rest_until: None,
             ended: false,
         })
     };
@@ -75,9 +83,12 @@ impl Stream for Direct {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let stopping = self.stopping.is_stopping();
         loop {
-            // The items of a chunk have one position: the next run would repeat those that were handed out.
-            if stopping && (self.remembered.is_none() || self.ready.is_empty()) {
-                return Poll::Ready(None);
+            if stopping {
+                // The items of a chunk have one position: the next run would repeat those that were handed out.
+                let until = *self.rest_until.get_or_insert_with(|| Instant::now() + REST_MAX);
+                if self.remembered.is_none() || self.ready.is_empty() || Instant::now() >= until {
+                    return Poll::Ready(None);
+                }
             }
             if let Some(value) = self.ready.pop_front() {
                 let token = self.tracker.issue();

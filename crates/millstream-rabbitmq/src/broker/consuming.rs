@@ -78,7 +78,11 @@ impl Inner {
     }
 
     pub(super) async fn close(&self) -> Result<(), BrokerError> {
-        // Publishing first: what was accepted is confirmed before the connection goes, and what was settled as a dead letter is one.
+        // Nothing more is taken in, which would have to be brought away again.
+        for consumer in self.hub.consumers() {
+            consumer.stop_for_good();
+        }
+        // Then publishing: what was accepted is confirmed before the connection goes, and what was settled as a dead letter is one.
         let drained = async {
             let waits = |jobs: &mpsc::Sender<PositionJob>| jobs.capacity() < jobs.max_capacity();
             while waits(&*self.positions.lock().await)
@@ -94,9 +98,6 @@ impl Inner {
         let drained = timeout(self.options.operation_timeout, drained).await;
         let left: u64 = self.links().map(|link| link.state().outbox.in_flight()).sum();
         let errands = self.hub.errands_open();
-        for consumer in self.hub.consumers() {
-            consumer.stop_for_good();
-        }
         self.links().for_each(|link| link.close());
         self.hub.any_errands.notify_one();
         for link in self.links() {
@@ -107,6 +108,8 @@ impl Inner {
         for consumer in self.hub.consumers() {
             consumer.lost();
         }
+        // What was settled since then is nobody's any more.
+        drop(self.hub.take_errands());
         if drained.is_err() && errands > 0 {
             let within = self.options.operation_timeout;
             let text = format!(

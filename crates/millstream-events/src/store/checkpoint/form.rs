@@ -51,10 +51,7 @@ struct Part<'a> {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Says<'a> {
-    Begin {
-        totals: Totals,
-        mark: Mark,
-    },
+    Begin(Totals),
     /// More offsets of entries that do not count, each from the one before.
     Void(Vec<u64>),
     /// More remembered commits, the oldest first: name, first version, number of events.
@@ -65,7 +62,11 @@ enum Says<'a> {
     Streams(Vec<Stream<'a>>),
     /// More places of the last stream.
     Places(Vec<(u64, u64)>),
-    End,
+    /// It is whole. Where it ends: others may have begun between its parts.
+    End {
+        next_offset: u64,
+        mark: Mark,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -85,6 +86,8 @@ struct Stream<'a> {
 pub(super) struct Writer {
     of: String,
     number: u32,
+    next_offset: u64,
+    mark: Mark,
     /// Parts that are whole.
     ready: Vec<Message>,
     streams: Vec<Stream<'static>>,
@@ -94,8 +97,10 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(of: String, beside: &Beside, mark: Mark) -> Writer {
-        let mut writer = Writer { of, number: 0, ready: Vec::new(), streams: Vec::new(), bytes: 0 };
-        writer.part(Says::Begin { totals: beside.totals, mark });
+        let next_offset = beside.totals.next_offset;
+        let mut writer =
+            Writer { of, number: 0, next_offset, mark, ready: Vec::new(), streams: Vec::new(), bytes: 0 };
+        writer.part(Says::Begin(beside.totals));
         let mut last = 0;
         let offsets = beside.void.iter().map(|offset| offset - std::mem::replace(&mut last, *offset));
         let offsets: Vec<u64> = offsets.collect();
@@ -153,7 +158,8 @@ impl Writer {
     /// No stream comes any more.
     pub(super) fn end(&mut self) {
         self.flush();
-        self.part(Says::End);
+        let (next_offset, mark) = (self.next_offset, self.mark.clone());
+        self.part(Says::End { next_offset, mark });
     }
 
     /// The parts that are whole.
@@ -188,16 +194,11 @@ pub(super) enum FormError {
     Numbers,
 }
 
-/// Where a checkpoint begins: what it is called, and behind which entry it is.
-pub(super) fn begin(message: &Message) -> Option<(String, u64, Mark)> {
+/// If this is the end of a checkpoint: what that is called, and behind which entry it is.
+pub(super) fn end(message: &Message) -> Option<(String, u64, Mark)> {
     let part = part(message).ok()?;
-    let Says::Begin { totals, mark } = part.says else { return None };
-    (part.number == 0).then(|| (part.of.to_owned(), totals.next_offset, mark))
-}
-
-/// Whether this is the end of the checkpoint of this name.
-pub(super) fn ends(message: &Message, of: &str) -> bool {
-    part(message).is_ok_and(|part| part.of == of && matches!(part.says, Says::End))
+    let Says::End { next_offset, mark } = part.says else { return None };
+    Some((part.of.to_owned(), next_offset, mark))
 }
 
 fn part(message: &Message) -> Result<Part<'_>, FormError> {
@@ -234,7 +235,7 @@ impl Reader {
         }
         self.number = self.number.checked_add(1).ok_or(FormError::Numbers)?;
         match part.says {
-            Says::Begin { totals, .. } => self.beside.totals = totals,
+            Says::Begin(totals) => self.beside.totals = totals,
             Says::Void(offsets) => {
                 for more in offsets {
                     let last = self.beside.void.last().copied().unwrap_or(0);
@@ -252,7 +253,7 @@ impl Reader {
                 }
             }
             Says::Places(places) => self.places(places)?,
-            Says::End => self.whole = true,
+            Says::End { .. } => self.whole = true,
         }
         Ok(!self.whole)
     }

@@ -259,3 +259,23 @@ async fn what_is_lost_behind_a_checkpoint_is_told_when_it_is_read_or_all_is() {
     let error = EventStore::open(place.broker.clone(), &place.log).await.expect_err("lost");
     assert!(matches!(error, StoreError::Gap { from: 7, to: 7, .. }), "{error}");
 }
+
+#[tokio::test]
+async fn of_several_that_write_a_checkpoint_at_once_one_is_whole() {
+    everywhere(async |place| {
+        let store = opened(&place.broker, &place.log, every(0)).await;
+        write(&store, 100).await;
+        for round in 1..4 {
+            write(&store, 60).await;
+            store.refresh().await.expect("read");
+            let at = store.statistics().await.expect("told").next_offset;
+            let all = (0..3).map(|_| opened(&place.broker, &place.log, every(40)));
+            drop(futures_util::future::join_all(all).await);
+            let reader = opened(&place.broker, &place.log, every(0)).await;
+            let from = reader.statistics().await.expect("told").checkpoint_offset;
+            assert!(from > 0 && from <= at, "in round {round}: {from} of {at}");
+            says_what_the_log_says(&reader).await;
+        }
+    })
+    .await;
+}
