@@ -161,7 +161,7 @@ fn docs() -> Outcome {
             "--no-deps",
             "--quiet",
             "--features",
-            "millstream-flow/test,millstream-message/msgpack,millstream-message/postcard,\
+            "millstream-flow/test,millstream-events/metrics,millstream-message/msgpack,millstream-message/postcard,\
              millstream-message/protobuf,millstream-message/gzip,millstream-message/zstd,millstream-message/lz4",
         ])
         .env("RUSTDOCFLAGS", "-D warnings")

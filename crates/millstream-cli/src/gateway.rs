@@ -132,7 +132,9 @@ fn read(asked: &args::Gateway) -> Result<Read, Failure> {
         let name = name.into_string().ok()?;
         Some((name, value.to_string_lossy().into_owned()))
     }))?;
-    config::read(asked.file.as_deref(), |name| std::env::var(name).ok(), &flags)
+    // What is no text in UTF-8 is refused as a value, and not passed over.
+    let variable = |name: &str| Some(std::env::var_os(name)?.to_string_lossy().into_owned());
+    config::read(asked.file.as_deref(), variable, &flags)
 }
 
 /// A variable that is meant for the gateway and sets nothing would be missed by nobody but its user.

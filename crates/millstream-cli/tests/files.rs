@@ -119,3 +119,25 @@ fn help_into_a_closed_pipe_is_no_panic() {
     let end = support::ended(child);
     assert!(!end.err.contains("panicked"), "{}", end.err);
 }
+
+#[test]
+fn a_variable_that_is_no_text_is_refused_and_not_passed_over() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    place.write(
+        "p.yaml",
+        "name: p\nsource: { stdin: { format: lines } }\noutput: { file: { path: '${OUT:-out.ndjson}' } }\n",
+    );
+    let not_text = std::ffi::OsStr::from_bytes(b"out-\xff");
+    let refused =
+        |arguments: &[&str], name| place.command(arguments).env(name, not_text).output().expect("it runs");
+    let lint = refused(&["lint", "p.yaml"], "OUT");
+    let told = String::from_utf8_lossy(&lint.stderr) + String::from_utf8_lossy(&lint.stdout);
+    assert!(told.contains("p.yaml:3:") && told.contains(r#"`OUT` is not UTF-8: "out-\xFF""#), "{told}");
+    assert_eq!(lint.status.code(), Some(2));
+    let arguments = ["gateway", "--upstream", "http://127.0.0.1:1", "--print-config"];
+    let gateway = refused(&arguments, "STREAM_RESPONSE_CHUNK_SIZE");
+    let told = String::from_utf8_lossy(&gateway.stderr);
+    assert!(told.contains("STREAM_RESPONSE_CHUNK_SIZE") && told.contains("out-"), "{told}");
+    assert_eq!(gateway.status.code(), Some(2));
+}

@@ -8,6 +8,8 @@
 //! - [`Outbox`]: publishes what a store holds to a bus, each event at least once and in order.
 //! - [`Sagas`]: work of several steps over several services, each of which can be undone. All they know is in an event store.
 //!
+//! With the feature `metrics` the statistics of all of these are shown to Prometheus (`metrics::EventMetrics`).
+//!
 //! An event is an [`Event`] wherever it is: an id, a type, a body as a codec wrote it, what it belongs to and what caused it.
 //!
 //! ```
@@ -40,6 +42,8 @@
 mod aggregate;
 mod bus;
 mod event;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 mod outbox;
 mod saga;
 mod store;
@@ -59,7 +63,7 @@ pub use saga::{
     SagasStatistics, Step, StepContext, StepError, Wait, Why,
 };
 pub use store::{
-    AppendError, Appended, CatchUp, Conflict, EventReader, EventStore, EventStoreOptions,
+    AppendError, Appended, CatchUp, CatchUpStatistics, Conflict, EventReader, EventStore, EventStoreOptions,
     EventStoreStatistics, EventSubscription, Expected, Filter, Position, ReadAll, ReadStream, RecordedEvent,
     StoreError, SubscribedEvents,
 };

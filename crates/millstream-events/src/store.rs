@@ -29,7 +29,9 @@ use self::record::{BodyHead, Change, EventHead};
 use self::shared::Shared;
 use self::subscribe::Savers;
 pub use self::subscribe::{CatchUp, EventSubscription, SubscribedEvents};
-pub use self::types::{Appended, EventStoreOptions, EventStoreStatistics, Position, RecordedEvent};
+pub use self::types::{
+    Appended, CatchUpStatistics, EventStoreOptions, EventStoreStatistics, Position, RecordedEvent,
+};
 use crate::event::{Event, EventData, new_id};
 
 /// Streams of events, kept for ever in one stream of a broker: `memory:`, `embedded:PATH` or `rabbitmq-stream:`.
@@ -339,17 +341,19 @@ impl EventStore {
         }
     }
 
-    /// What it holds.
+    /// What it holds, with what others have appended until now.
     ///
     /// # Errors
-    /// If the broker does not tell.
+    /// As [`refresh`](Self::refresh), or if the broker does not tell.
     pub async fn statistics(&self) -> Result<EventStoreStatistics, StoreError> {
+        self.refresh().await?;
         let shared = &self.0.shared;
         let stats = shared.broker.stream_stats(&shared.log).await;
         let bytes = stats.map_err(|error| StoreError::broker(&shared.log, error))?.bytes;
         let state = shared.state();
         let fold = &state.fold;
         let streams = fold.streams.values().filter(|entry| entry.version().is_some()).count();
+        let subscriptions = self.0.savers.places(fold.next_offset);
         Ok(EventStoreStatistics {
             streams: streams as u64,
             commits: fold.applied,
@@ -361,6 +365,7 @@ impl EventStore {
             next_offset: fold.next_offset,
             checkpoint_offset: state.newest.offset,
             bytes,
+            subscriptions,
         })
     }
 

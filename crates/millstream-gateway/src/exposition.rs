@@ -1,26 +1,9 @@
 //! The metrics of a gateway in the Prometheus text format. `docs/gateway.md` lists them; a test holds the two together.
 
-use millstream_observe::{Durations, Exposition, Labels, Metric, Value};
+use millstream_observe::{Durations, Exposition, Metric, Value, labels, metrics};
 
 use crate::meter::{DURATION_BOUNDS, Direction};
 use crate::tally::{GatewaySnapshot, StreamsSnapshot, UpstreamSnapshot};
-
-/// Defines the labels of a metric.
-macro_rules! labels {
-    ($(#[$doc:meta])* $name:ident: $($label:ident),+) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug)]
-        pub struct $name<'a> {
-            $(#[doc = concat!("The label `", stringify!($label), "`.")] pub $label: &'a str),+
-        }
-        impl Labels for $name<'_> {
-            const NAMES: &'static [&'static str] = &[$(stringify!($label)),+];
-            fn values(&self) -> Vec<&str> {
-                vec![$(self.$label),+]
-            }
-        }
-    };
-}
 
 labels!(/** Labels of what is counted by reason. */ ByReason: reason);
 labels!(/** Labels of what ended in one way or another. */ ByResult: outcome);
@@ -34,17 +17,7 @@ type Stream = ByStream<'static>;
 type Upstream = ByUpstream<'static>;
 type Tier = ByTier<'static>;
 
-/// Defines metrics, and a list of them all.
-macro_rules! metrics {
-    ($($const:ident: $labels:ty = $kind:ident $name:literal $help:literal;)+) => {
-        $(#[doc = $help] pub const $const: Metric<$labels> =
-            Metric::$kind(concat!("millstream_gateway_", $name), $help);)+
-        /// The names of all metrics.
-        pub const NAMES: &[&str] = &[$(concat!("millstream_gateway_", $name)),+];
-    };
-}
-
-metrics! {
+metrics! { "millstream_gateway_":
     CONNECTIONS: () = counter "connections_total" "Connections from clients.";
     CONNECTIONS_OPEN: () = gauge "connections_open" "Connections from clients that are open.";
     REFUSED: ByReason<'static> = counter "refused_total" "What was refused or given up, by reason.";

@@ -15,6 +15,7 @@ use std::ops::Range;
 /// assert_eq!((run.mark(2, "after two"), run.mark(5, "after five")), (None, None));
 /// assert_eq!(run.settle(2..5), None, "the first two are not");
 /// assert_eq!(run.settle(0..2), Some("after five"));
+/// assert!(run.is_reached());
 /// ```
 #[derive(Debug)]
 pub struct LongestRun<M> {
@@ -33,10 +34,19 @@ impl<M> Default for LongestRun<M> {
 }
 
 impl<M> LongestRun<M> {
-    /// `mark` counts when all items below `end` are settled; called with rising numbers. The last mark that is reached by that.
+    /// `mark` counts when all items below `end` are settled; called with rising numbers, and of several with the same number the last
+    /// counts. The last mark that is reached by that.
     pub fn mark(&mut self, end: u64, mark: M) -> Option<M> {
-        self.marks.push_back((end, mark));
+        match self.marks.back_mut() {
+            Some(last) if last.0 == end => last.1 = mark,
+            _ => self.marks.push_back((end, mark)),
+        }
         self.reach()
+    }
+
+    /// Whether every mark is reached.
+    pub fn is_reached(&self) -> bool {
+        self.marks.is_empty()
     }
 
     /// These items are settled, each of them for the first time. The last mark that is reached by that.

@@ -35,6 +35,54 @@ pub trait Labels {
     fn values(&self) -> Vec<&str>;
 }
 
+/// Defines a set of labels, a name and a value each.
+///
+/// ```
+/// use millstream_observe::{Exposition, Metric, Value, labels};
+///
+/// labels!(/** Labels of marbles. */ ByColour: colour, size);
+/// const MARBLES: Metric<ByColour<'static>> = Metric::gauge("marbles", "Marbles in the bag.");
+///
+/// let mut exposition = Exposition::default();
+/// exposition.show(&MARBLES, [(ByColour { colour: "red", size: "small" }, Value::Count(3))]);
+/// assert!(exposition.finish().contains("\nmarbles{colour=\"red\",size=\"small\"} 3\n"));
+/// ```
+#[macro_export]
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident: $($label:ident),+) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $name<'a> {
+            $(#[doc = concat!("The label `", stringify!($label), "`.")] pub $label: &'a str),+
+        }
+        impl $crate::Labels for $name<'_> {
+            const NAMES: &'static [&'static str] = &[$(stringify!($label)),+];
+            fn values(&self) -> Vec<&str> {
+                vec![$(self.$label),+]
+            }
+        }
+    };
+}
+
+/// Defines metrics whose names begin alike, and `NAMES`, a list of them all.
+///
+/// ```
+/// millstream_observe::metrics! { "bag_":
+///     MARBLES: () = gauge "marbles" "Marbles in the bag.";
+///     TAKEN: () = counter "taken_total" "Marbles that were taken out.";
+/// }
+/// assert_eq!((MARBLES.name, NAMES), ("bag_marbles", &["bag_marbles", "bag_taken_total"][..]));
+/// ```
+#[macro_export]
+macro_rules! metrics {
+    ($prefix:literal: $($const:ident: $labels:ty = $kind:ident $name:literal $help:literal;)+) => {
+        $(#[doc = $help] pub const $const: $crate::Metric<$labels> =
+            $crate::Metric::$kind(concat!($prefix, $name), $help);)+
+        /// The names of all metrics.
+        pub const NAMES: &[&str] = &[$(concat!($prefix, $name)),+];
+    };
+}
+
 /// No labels.
 impl Labels for () {
     const NAMES: &'static [&'static str] = &[];

@@ -49,7 +49,7 @@ impl SettingsFile {
             let remedy = "check the path, and that you may read the file".to_owned();
             Problems::of(name.clone(), format!("cannot be read: {error}"), remedy)
         })?;
-        SettingsFile::check(name, source, &|name| std::env::var(name).ok())
+        SettingsFile::check(name, source, &|name| std::env::var_os(name))
     }
 
     /// Reads a text, without an environment; `name` stands in messages.

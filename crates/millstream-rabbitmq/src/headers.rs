@@ -5,6 +5,8 @@ use millstream_message::Headers;
 use millstream_message::dead::{self, DeadReason, Death};
 use millstream_message::{Address, Message, Value};
 
+use crate::proto::properties::{FORMER_USER_ID, USER_ID};
+
 /// Where a message that was delayed had been published to: a list of exchange and key.
 const ADDRESS: &str = "millstream-address";
 /// How often it had been delivered before it was given back with a delay.
@@ -20,6 +22,18 @@ pub(crate) fn given_back(mut message: Message, address: &Address, redeliveries: 
     }
     let place = Value::List(vec![address.exchange().into(), address.key().into()]);
     message.with_header(ADDRESS, place).with_header(REDELIVERIES, redeliveries.saturating_add(1))
+}
+
+/// A message as this user may publish it again: the server refuses one that says it is somebody else's.
+pub(crate) fn published_by(user: Option<&str>, mut message: Message) -> Message {
+    let said = message.header(USER_ID).and_then(Value::as_text);
+    if said.is_some() && said != user {
+        let headers = &mut message.properties_mut().headers;
+        if let Some(former) = headers.remove(USER_ID) {
+            headers.insert(FORMER_USER_ID.to_owned(), former);
+        }
+    }
+    message
 }
 
 /// Whether a message is one that was given back.
@@ -55,6 +69,12 @@ pub(crate) fn received(
     }
     let headers = &mut message.properties_mut().headers;
     let place = headers.remove(ADDRESS);
+    if place.is_some()
+        && let Some(former) = headers.remove(FORMER_USER_ID)
+    {
+        // It has only waited, and is as it was before.
+        headers.entry(USER_ID.to_owned()).or_insert(former);
+    }
     let before = headers.remove(REDELIVERIES).and_then(|count| count.as_int()).unwrap_or(0);
     // Quorum queues count; others only say that there was one.
     let seen = match headers.remove("x-delivery-count").and_then(|count| count.as_int()) {

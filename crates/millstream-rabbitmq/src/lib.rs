@@ -56,5 +56,5 @@ mod unsettled;
 
 pub use broker::{ConsumerStatistics, RabbitMq, Statistics};
 pub use link::ConnectionState;
-pub use proto::properties::{APP_ID, TYPE, USER_ID};
+pub use proto::properties::{APP_ID, FORMER_USER_ID, TYPE, USER_ID};
 pub use publisher::ConfirmLatency;

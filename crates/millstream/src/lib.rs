@@ -45,7 +45,8 @@
 //!
 //! `embedded` (default): the broker behind `memory:` and `embedded:PATH`. `rabbitmq`: RabbitMQ behind `amqp://`.
 //! `resilience`: retries, circuit breakers, rate limits and their like around any async call; `mediator`: requests, notifications
-//! and stream requests to handlers; `tower`: either with layers of tower. `events`: an event store, an event bus, an outbox and sagas.
+//! and stream requests to handlers; `tower`: either with layers of tower. `events`: an event store, an event bus, an outbox and sagas;
+//! `event-metrics`: their statistics for Prometheus.
 //! `gateway`: the streaming gateway, for programs that serve flows by HTTP.
 //! `pipeline`: pipeline files, for programs that load them; the `millstream` binary is its own crate. `msgpack`, `postcard`,
 //! `protobuf`, `gzip`, `zstd`, `lz4`: more of [`codec`]. `test`: `flow::test`, for your tests. Neither

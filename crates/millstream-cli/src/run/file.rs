@@ -26,7 +26,12 @@ impl ReportFile {
                 other.display()
             )));
         }
-        let plain = std::fs::metadata(path).map_or(true, |found| found.is_file());
+        // What a process has open already, be it a file, goes on where it is.
+        let open =
+            ["/dev/stdout", "/dev/stderr", "/dev/fd", "/proc"].iter().any(|open| path.starts_with(open));
+        // Where a link leads to, which stays a link.
+        let path = std::fs::canonicalize(path).ok().filter(|_| !open).unwrap_or_else(|| path.to_owned());
+        let plain = !open && std::fs::metadata(&path).map_or(true, |found| found.is_file());
         let partial = plain.then(|| {
             let mut name = path.as_os_str().to_owned();
             name.push(".partial");
@@ -34,7 +39,7 @@ impl ReportFile {
         });
         let opened = match &partial {
             Some(partial) => File::create(partial),
-            None => File::options().write(true).open(path),
+            None => File::options().append(true).open(&path),
         };
         let file = opened.map_err(|error| {
             Failure::Refused(format!(
@@ -43,7 +48,7 @@ impl ReportFile {
                 path.display()
             ))
         })?;
-        Ok(ReportFile { path: path.to_owned(), file, partial })
+        Ok(ReportFile { path, file, partial })
     }
 
     /// Writes the report, which is then there under its name, whole.
@@ -92,6 +97,29 @@ mod tests {
         file.write("{}").expect("there is room");
         assert_eq!(std::fs::read_to_string(&path).expect("readable"), "{}\n");
         drop(ReportFile::create(&path, &[]).expect("the directory is writable"));
+        assert_eq!(std::fs::read_dir(directory.path()).expect("readable").count(), 1);
+    }
+
+    #[test]
+    fn a_link_stays_one_and_what_it_leads_to_is_written() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (path, link) = (directory.path().join("there.json"), directory.path().join("report.json"));
+        std::fs::write(&path, "the one before").expect("writable");
+        std::os::unix::fs::symlink("there.json", &link).expect("writable");
+        ReportFile::create(&link, &[]).expect("writable").write("{}").expect("there is room");
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read_to_string(&path).expect("readable"), "{}\n");
+    }
+
+    #[test]
+    fn what_is_open_already_goes_on_behind_what_it_holds() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("log");
+        std::fs::write(&path, "before\n").expect("writable");
+        let file = File::options().append(true).open(&path).expect("there");
+        let open = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        ReportFile::create(Path::new(&open), &[]).expect("open").write("{}").expect("there is room");
+        assert_eq!(std::fs::read_to_string(&path).expect("readable"), "before\n{}\n");
         assert_eq!(std::fs::read_dir(directory.path()).expect("readable").count(), 1);
     }
 

@@ -21,9 +21,13 @@ use super::Inner;
 use super::RecordedEvent;
 use super::error::StoreError;
 use super::read::{Filter, Tail};
+use super::types::CatchUpStatistics;
 
 /// The time between two saves of a subscription's place: a process that is killed repeats what it settled since the last one.
 const SAVE_EVERY: Duration = Duration::from_millis(200);
+
+/// Entries without an event that is wanted, after which the place goes on: so many are read again at most.
+const PASSED_MAX: u64 = 1000;
 
 /// How often a broker that is out of reach is asked to save the place of a subscription that has gone.
 const LAST_TRIES: u32 = 5;
@@ -75,7 +79,8 @@ impl CatchUp {
         CatchUp { store, name, filter: Filter::default(), new_only: false }
     }
 
-    /// Only these events. Others are passed over, and the subscription's place goes on behind them with the next that it gets.
+    /// Only these events. Others are passed over; the subscription's place goes on behind them with the next that it gets, and after a
+    /// thousand entries without one.
     pub fn filter(mut self, filter: Filter) -> Self {
         self.filter = filter;
         self
@@ -162,11 +167,11 @@ impl EventSubscription {
     /// # Errors
     /// A log that cannot be read fails the run.
     pub fn flow(self) -> Pipe<FromTracked<SubscribedEvents>> {
-        let chunks = unfold(Some(self.tail), |tail| async move {
+        let chunks = unfold((Some(self.tail), self.place.clone()), |(tail, place)| async move {
             let mut tail = tail?;
-            match tail.next_chunk().await {
-                Ok(events) => Some((Ok((events, tail.next)), Some(tail))),
-                Err(error) => Some((Err(error), None)),
+            match tail.next_chunk_telling(|next| place.passed(next)).await {
+                Ok(events) => Some((Ok((events, tail.next)), (Some(tail), place))),
+                Err(error) => Some((Err(error), (None, place))),
             }
         });
         let tracker = Tracker::new(Settle(self.place.clone()));
@@ -231,40 +236,80 @@ impl Settler for Settle {
 /// How far a subscription has come.
 pub(crate) struct Place {
     reached: watch::Sender<u64>,
-    /// In offsets of the log.
-    settled: Mutex<LongestRun<u64>>,
+    ahead: Mutex<Ahead>,
+}
+
+/// What a subscription has read ahead of where it has come. All but the number of items in offsets of the log.
+#[derive(Default)]
+struct Ahead {
+    settled: LongestRun<u64>,
+    /// Items handed out.
+    items: u64,
+    /// Behind what was handed out or passed over.
+    read: u64,
+    /// How much of that counts once all items are settled.
+    marked: u64,
 }
 
 impl Place {
     fn begin(&self, from: u64) {
+        let mut ahead = self.ahead();
+        (ahead.read, ahead.marked) = (from, from);
         self.reached.send_if_modified(|reached| {
             *reached = from;
             false
         });
     }
 
-    fn run(&self) -> MutexGuard<'_, LongestRun<u64>> {
-        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ahead(&self) -> MutexGuard<'_, Ahead> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it has come, and how many entries of a log with this end it has still to see to.
+    fn of(&self, end: u64) -> (u64, u64) {
+        let ahead = self.ahead();
+        let reached = *self.reached.borrow();
+        let seen = if ahead.settled.is_reached() { ahead.read } else { reached };
+        (reached, end.saturating_sub(seen))
+    }
+
+    /// Up to `next` there is nothing that is wanted. That is kept now and then, not each time somebody else's events have come.
+    fn passed(&self, next: u64) {
+        let mut ahead = self.ahead();
+        ahead.read = next;
+        if next - ahead.marked < PASSED_MAX {
+            return;
+        }
+        ahead.marked = next;
+        let items = ahead.items;
+        let reached = ahead.settled.mark(items, next);
+        self.reach(reached);
+    }
+
+    fn reach(&self, reached: Option<u64>) {
+        if let Some(offset) = reached {
+            self.reached.send_replace(offset);
+        }
     }
 
     /// Items from this number on are these events, after which comes what is at `next`. Nobody has settled one of them yet.
     fn handed_out(&self, first: u64, events: &[RecordedEvent], next: u64) {
-        let mut run = self.run();
+        let mut ahead = self.ahead();
         let mut item = first;
         let mut entries =
             events.chunk_by(|one, other| one.position.offset == other.position.offset).peekable();
         while let Some(entry) = entries.next() {
             item += entry.len() as u64;
             let behind = if entries.peek().is_some() { entry[0].position.offset + 1 } else { next };
-            run.mark(item, behind);
+            ahead.settled.mark(item, behind);
         }
+        (ahead.items, ahead.read, ahead.marked) = (item, next, next);
     }
 
     fn settled(&self, items: Range<u64>) {
-        let reached = self.run().settle(items);
-        if let Some(offset) = reached {
-            self.reached.send_replace(offset);
-        }
+        let mut ahead = self.ahead();
+        let reached = ahead.settled.settle(items);
+        self.reach(reached);
     }
 }
 
@@ -323,7 +368,7 @@ impl Savers {
             Some(open) => open.saver.take(),
             None => None,
         };
-        let place = Arc::new(Place { reached: watch::Sender::new(0), settled: Mutex::default() });
+        let place = Arc::new(Place { reached: watch::Sender::new(0), ahead: Mutex::default() });
         all.insert(name.to_owned(), Open { place: Arc::downgrade(&place), saver: None });
         Ok((place, before))
     }
@@ -332,6 +377,20 @@ impl Savers {
         if let Some(open) = self.all().get_mut(name) {
             open.saver = Some(tokio::spawn(saving));
         }
+    }
+
+    /// How far those have come that are open, in a log with this end; by name.
+    pub(super) fn places(&self, end: u64) -> Vec<CatchUpStatistics> {
+        let all = self.all();
+        let open = all.iter().filter_map(|(name, open)| Some((name, open.place.upgrade()?)));
+        let mut places: Vec<_> = open
+            .map(|(name, place)| {
+                let (offset, behind) = place.of(end);
+                CatchUpStatistics { name: name.clone(), offset, behind }
+            })
+            .collect();
+        places.sort_by(|one, other| one.name.cmp(&other.name));
+        places
     }
 
     /// Waits for what subscriptions that have gone had to save.

@@ -130,10 +130,26 @@ pub struct EventStoreStatistics {
     pub foreign: u64,
     /// Ranges of entries that are lost.
     pub gaps: u64,
-    /// The offset of what is appended next, as far as this store has seen.
+    /// The offset behind the last entry.
     pub next_offset: u64,
     /// The offset behind the newest checkpoint that this store knows: opening reads from there on. 0 without one.
     pub checkpoint_offset: u64,
     /// Bytes of the log; 0 where the broker does not tell.
     pub bytes: u64,
+    /// The subscriptions that are open by this handle of the store or a clone of it, by name.
+    pub subscriptions: Vec<CatchUpStatistics>,
+}
+
+/// How far a [subscription](crate::EventStore::subscribe) has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct CatchUpStatistics {
+    /// Its name.
+    pub name: String,
+    /// The offset of the first entry of the log that it does not have behind it for ever: if its process were killed, it went on there,
+    /// or a little before.
+    pub offset: u64,
+    /// Entries of the log that it has not read, or whose events are not all settled. 0 when it has nothing left to do. Before that it may
+    /// be too many on RabbitMQ, which has entries of its own in a stream.
+    pub behind: u64,
 }

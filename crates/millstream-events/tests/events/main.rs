@@ -3,6 +3,7 @@
 mod aggregates;
 mod bus;
 mod killed;
+mod metrics;
 mod outbox;
 mod sagas;
 mod store;

@@ -66,7 +66,7 @@ impl Pipeline {
     pub fn open_with(file: &Path, overrides: &[String], handlers: &Handlers) -> Result<Self, Problems> {
         let source = read(file)?;
         let base = file.parent().unwrap_or(Path::new("")).to_owned();
-        let environment = |name: &str| std::env::var(name).ok();
+        let environment = |name: &str| std::env::var_os(name);
         Self::check(file.to_owned(), base, source, overrides, &environment, handlers)
     }
 

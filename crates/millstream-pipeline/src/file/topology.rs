@@ -91,7 +91,7 @@ impl TopologyFile {
     /// Everything that is wrong with the file, each with its place and its remedy.
     pub fn open(file: &Path) -> Result<TopologyFile, Problems> {
         let source = super::read(file)?;
-        TopologyFile::check(file.to_owned(), source, &|name| std::env::var(name).ok())
+        TopologyFile::check(file.to_owned(), source, &|name| std::env::var_os(name))
     }
 
     /// Checks a text; `name` stands in messages, and the environment is empty.

@@ -1,11 +1,13 @@
 //! What comes into the file from outside: `${ENV}` variables and `--set KEY=VALUE`.
 
+use std::ffi::OsString;
+
 use super::place::At;
 use super::problem::{Findings, nearest};
 use super::tree::{self, Data, Key, Node, Style};
 
 /// Looks a variable of the environment up.
-pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// Replaces `${NAME}` and `${NAME:-default}` in every scalar of the tree. `$${` stands for `${`.
 ///
@@ -51,13 +53,19 @@ fn expand(text: &str, at: At, environment: Environment<'_>, findings: &mut Findi
         let valid = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         // An empty variable counts as missing when there is a default, as in the shell.
-        match environment(name).filter(|value| !(value.is_empty() && default.is_some())) {
+        let value = environment(name).filter(|value| !(value.is_empty() && default.is_some()));
+        match value.map(OsString::into_string) {
             _ if !valid => findings.add_unknown(
                 at,
                 format!("`${{{inner}}}` does not name a variable"),
                 "write `${NAME}` or `${NAME:-default}`, or `$${` for the two characters",
             ),
-            Some(value) => out.push_str(&value),
+            Some(Ok(value)) => out.push_str(&value),
+            Some(Err(value)) => findings.add_unknown(
+                at,
+                format!("the environment variable `{name}` is not UTF-8: {value:?}"),
+                "set it to text in UTF-8, or read what is not from a file",
+            ),
             None => match default {
                 Some(default) => out.push_str(default),
                 None => findings.add_unknown(

@@ -15,6 +15,7 @@ use crate::unsettled::Parked;
 /// Brings deliveries elsewhere and then has them acked, as long as the handle is open.
 pub(super) async fn run(inner: Arc<Inner>) {
     let hub = inner.hub.clone();
+    let user = inner.options.login.user();
     loop {
         let errands: Vec<Errand> = hub.take_errands().into();
         if errands.is_empty() {
@@ -24,7 +25,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
             hub.any_errands.notified().await;
             continue;
         }
-        let publishes = errands.iter().map(publish_of).collect::<Vec<_>>();
+        let publishes = errands.iter().map(|errand| publish_of(errand, user)).collect::<Vec<_>>();
         let outcomes = match inner.submit(Batch::from(publishes)).await {
             Ok(confirm) => confirm.await,
             Err(error) => Outcomes::all(errands.len(), &PublishOutcome::Unconfirmed(error)),
@@ -79,11 +80,12 @@ fn is_final(refusal: &Refusal) -> bool {
     }
 }
 
-fn publish_of(errand: &Errand) -> Publish {
+fn publish_of(errand: &Errand, user: Option<&str>) -> Publish {
     let Errand { consumer, message, address, redeliveries, way, .. } = errand;
+    let message = headers::published_by(user, message.clone());
     match way {
         Way::Later(delay) => {
-            let message = headers::given_back(message.clone(), address, *redeliveries).with_delay(*delay);
+            let message = headers::given_back(message, address, *redeliveries).with_delay(*delay);
             Publish { to: Address::queue(consumer.queue()), message }
         }
         Way::DeadLetter { to: (exchange, key), reason, stage } => {
@@ -98,10 +100,7 @@ fn publish_of(errand: &Errand) -> Publish {
                 time: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             };
             let key = key.clone().unwrap_or_else(|| address.key().to_owned());
-            Publish {
-                to: Address::new(exchange.clone(), key),
-                message: dead::letter(message.clone(), &death),
-            }
+            Publish { to: Address::new(exchange.clone(), key), message: dead::letter(message, &death) }
         }
     }
 }

@@ -6,7 +6,7 @@ use millstream_message::{BrokerError, BrokerErrorKind};
 
 use super::Link;
 use super::io::End;
-use crate::proto::{Closed, Login};
+use crate::proto::Closed;
 
 pub(super) fn unreachable_host(place: &str, error: io::Error) -> BrokerError {
     let text = format!(
@@ -27,10 +27,7 @@ pub(super) fn closed_early(place: &str, error: io::Error) -> BrokerError {
 impl Link {
     /// The error of a handshake, or of a life, that ended in this way.
     pub(super) fn refused(&self, place: &str, end: End) -> BrokerError {
-        let user = match &self.options.login {
-            Login::Plain(user, _) | Login::Amqplain(user, _) => user.as_str(),
-            Login::External => "the certificate's",
-        };
+        let user = self.options.login.user().unwrap_or("the certificate's");
         match end {
             End::Closed(Closed { code: 403, text, .. }) => BrokerError::new(
                 BrokerErrorKind::Invalid,

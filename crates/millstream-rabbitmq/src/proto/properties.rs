@@ -10,7 +10,12 @@ use super::wire::{Reader, WireError, put_shortstr, put_table};
 /// AMQP's `type`, `user-id` and `app-id` have no place of their own in a message: they are these headers.
 pub const TYPE: &str = "amqp-type";
 /// See [`TYPE`].
+///
+/// RabbitMQ takes a message only from the user that this names. One that somebody else had published is moved to dead letters, or given
+/// back with a delay, with that name in [`FORMER_USER_ID`].
 pub const USER_ID: &str = "amqp-user-id";
+/// The header with the `user-id` that a message had before another user moved it.
+pub const FORMER_USER_ID: &str = "amqp-former-user-id";
 /// See [`TYPE`].
 pub const APP_ID: &str = "amqp-app-id";
 

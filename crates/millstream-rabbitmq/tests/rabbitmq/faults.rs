@@ -9,7 +9,7 @@ use millstream_message::{
     Address, Batch, Binding, Broker, BrokerErrorKind, Confirm, ConsumeOptions, Exchange, ExchangeKind,
     Message, Nack, PublishOutcome, Queue, Refusal,
 };
-use millstream_rabbitmq::{ConnectionState, RabbitMq};
+use millstream_rabbitmq::{ConnectionState, FORMER_USER_ID, RabbitMq, USER_ID};
 use millstream_testing::{Node, Proxy, Setup, shared, unique};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -410,7 +410,7 @@ async fn what_the_server_does_not_like_is_refused_and_all_else_arrives() {
     let url = node.url().replace("guest:guest", "ada:pw");
     let broker = RabbitMq::connect(&url).await.expect("connected");
     let (good, bad) = (Address::new("good", ""), Address::new("bad", ""));
-    let as_other = Message::new("x").with_header(millstream_rabbitmq::USER_ID, "somebody");
+    let as_other = Message::new("x").with_header(USER_ID, "somebody");
     let batch = [
         (&good, Message::new("a")),
         (&bad, Message::new("forbidden")),
@@ -492,4 +492,37 @@ async fn who_closes_a_handle_is_told_what_could_not_be_brought_away() {
         }
     };
     timeout(LONG, there).await.expect("none is lost");
+}
+
+/// The server takes a message only from the user that its `user-id` names, and most services consume as another one than they publish.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_user_has_published_waits_and_dies_with_its_words() {
+    let node = shared().await;
+    let user = unique("user");
+    node.tell("rabbitmqctl", &["add_user", &user, "pw"]).await;
+    node.tell("rabbitmqctl", &["set_permissions", &user, ".*", ".*", ".*"]).await;
+    let guest = RabbitMq::connect(&node.url()).await.expect("connected");
+    let url = node.url().replace("guest:guest", &format!("{user}:pw"));
+    let theirs = RabbitMq::connect(&url).await.expect("connected");
+    let (name, dead) = (unique("queue"), unique("dead"));
+    theirs.declare_queue(Queue::durable(&dead)).await.expect("declared");
+    theirs.declare_queue(Queue::durable(&name).dead_letter("", &dead)).await.expect("declared");
+    let message = Message::new("tea").with_header(USER_ID, "guest");
+    let published = timeout(LONG, guest.publish(&Address::queue(&name), message)).await.expect("it ends");
+    assert!(published.expect("taken").is_confirmed());
+
+    let mut consumer = theirs.consume(&name, ConsumeOptions::default()).await.expect("consumed");
+    for redeliveries in 0..3 {
+        let delivery = timeout(LONG, consumer.next()).await.expect("delivered").expect("on").expect("read");
+        let said = delivery.message.header(USER_ID).and_then(|user| user.as_text());
+        assert_eq!((said, delivery.redeliveries), (Some("guest"), redeliveries), "it is as it was");
+        let later = Nack::RequeueAfter(Duration::from_millis(20));
+        assert!(delivery.nack(&if redeliveries < 2 { later } else { Nack::dead_letter("no good") }));
+    }
+    drop(consumer);
+    let mut letters = theirs.consume(&dead, ConsumeOptions::default()).await.expect("consumed");
+    let letter = timeout(LONG, letters.next()).await.expect("delivered").expect("on").expect("read");
+    let text = |name: &str| letter.message.header(name).and_then(|value| value.as_text().map(str::to_owned));
+    assert_eq!(text(millstream_message::dead::DETAIL).as_deref(), Some("no good"));
+    assert_eq!((text(USER_ID), text(FORMER_USER_ID).as_deref()), (None, Some("guest")));
 }

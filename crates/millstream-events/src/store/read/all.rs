@@ -147,6 +147,14 @@ impl Tail {
     /// # Cancel safety
     /// Nothing is lost: entries that were read and not given are read again.
     pub(crate) async fn next_chunk(&mut self) -> Result<Vec<RecordedEvent>, StoreError> {
+        self.next_chunk_telling(|_| {}).await
+    }
+
+    /// The same; what is passed over meanwhile is told, by the offset behind it.
+    pub(crate) async fn next_chunk_telling(
+        &mut self,
+        passed: impl Fn(u64),
+    ) -> Result<Vec<RecordedEvent>, StoreError> {
         loop {
             if self.end.is_some_and(|end| self.next >= end) {
                 return Ok(Vec::new());
@@ -181,6 +189,7 @@ impl Tail {
             if !events.is_empty() {
                 return Ok(events);
             }
+            passed(next);
         }
     }
 

@@ -1,9 +1,10 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_events::{CatchUp, Event, EventStore, Expected, Filter, RecordedEvent};
 use millstream_flow::Run;
 use millstream_message::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
@@ -208,4 +209,101 @@ async fn a_place_that_cannot_be_saved_ends_with_its_broker() {
     // The log has ended for the run, too.
     let _ = run.shutdown(SECOND).await;
     timeout(60 * SECOND, store.saved()).await.expect("it ends");
+}
+
+/// How far the only subscription has come, and how far it is behind.
+async fn lag(store: &EventStore) -> (u64, u64) {
+    let subscriptions = store.statistics().await.expect("told").subscriptions;
+    let [one] = &subscriptions[..] else { panic!("{subscriptions:?}") };
+    (one.offset, one.behind)
+}
+
+async fn until_behind(store: &EventStore, behind: u64) -> u64 {
+    loop {
+        let now = lag(store).await;
+        if now.1 == behind {
+            return now.0;
+        }
+        yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn how_far_subscriptions_are_behind_is_told_until_they_have_nothing_left_to_do() {
+    everywhere(async |place| {
+        let store = place.store().await;
+        append(&store, ["a", "b"]).await;
+        assert_eq!(store.statistics().await.expect("told").subscriptions, []);
+        let opened = store.subscribe("one").open().await.expect("opened");
+        assert_eq!(lag(&store).await, (0, 2), "it has not begun");
+        // The second event hangs until it is let go.
+        let (release, held) = oneshot::channel::<()>();
+        let mut held = Some(held);
+        let run = opened
+            .flow()
+            .map_async(1, move |event| {
+                let held = if text(&event.event) == "b" { held.take() } else { None };
+                async move {
+                    if let Some(held) = held {
+                        let _ = held.await;
+                    }
+                }
+            })
+            .for_each(drop)
+            .start();
+        assert_eq!(until_behind(&store, 1).await, 1);
+        // Another process appends, of which this store has not heard.
+        append(&place.store().await, ["c"]).await;
+        // RabbitMQ puts the places of subscriptions into their stream, as entries that are nobody's.
+        let behind = lag(&store).await.1;
+        assert!(behind == 2 || place.kind == Kind::RabbitMq && behind > 2, "{behind}");
+        release.send(()).expect("it waits");
+        assert!(until_behind(&store, 0).await >= 3);
+        run.shutdown(SECOND).await.expect("ended");
+        store.saved().await;
+        assert_eq!(store.statistics().await.expect("told").subscriptions, []);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_passed_over_is_behind_a_subscription_and_is_not_read_again_for_ever() {
+    let place = Place::of(Kind::Memory).await;
+    let store = place.store().await;
+    let wanted = |store: &EventStore| store.subscribe("one").filter(Filter::all().types(["wanted"]));
+    let (run, _events) = listen(wanted(&store)).await;
+    append(&store, ["a"; 10]).await;
+    assert_eq!(until_behind(&store, 0).await, 0, "all is seen to; so little is not worth to be kept");
+    append(&store, ["a"; 1200]).await;
+    let kept = until_behind(&store, 0).await;
+    assert!((1000..=1210).contains(&kept), "{kept}");
+    run.shutdown(SECOND).await.expect("ended");
+    store.saved().await;
+    let opened = wanted(&store).open().await.expect("opened");
+    assert_eq!(opened.offset(), kept);
+}
+
+/// One that is held up does not have what is passed over behind it, nor count each of it.
+#[tokio::test]
+async fn what_is_passed_over_counts_when_what_is_before_it_is_settled() {
+    let place = Place::of(Kind::Memory).await;
+    let store = place.store().await;
+    let filter = Filter::all().types(["wanted"]);
+    let opened = store.subscribe("one").filter(filter).open().await.expect("opened");
+    let gate = Arc::new(Semaphore::new(0));
+    let held = gate.clone();
+    let run = opened
+        .flow()
+        .map_async(2, move |_| {
+            let held = held.clone();
+            async move { held.acquire().await.expect("it is not closed").forget() }
+        })
+        .for_each(drop)
+        .start();
+    store.append("s", Expected::Any, [Event::new("wanted", Message::new("x"))]).await.expect("stored");
+    append(&store, ["a"; 3000]).await;
+    assert_eq!(until_behind(&store, 3001).await, 0);
+    gate.add_permits(1);
+    assert!(until_behind(&store, 0).await >= 2000);
+    run.shutdown(SECOND).await.expect("ended");
 }

@@ -28,6 +28,14 @@ pub(crate) enum Login {
 }
 
 impl Login {
+    /// The user's name, if it is not the server that reads it from a certificate.
+    pub(crate) fn user(&self) -> Option<&str> {
+        match self {
+            Login::Plain(name, _) | Login::Amqplain(name, _) => Some(name),
+            Login::External => None,
+        }
+    }
+
     pub(super) fn mechanism(&self) -> &'static str {
         match self {
             Login::Plain(..) => "PLAIN",
