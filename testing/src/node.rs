@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::free_port;
@@ -119,11 +120,32 @@ impl Node {
         Ok(node)
     }
 
+    /// Starts so many nodes with the same setup, as one cluster.
+    ///
+    /// # Errors
+    /// If one of them does not start.
+    ///
+    /// # Panics
+    /// If one does not join.
+    pub async fn cluster(nodes: usize, setup: Setup) -> Result<Vec<Node>, String> {
+        let mut starting: JoinSet<Result<Node, String>> = JoinSet::new();
+        (0..nodes).for_each(|_| drop(starting.spawn(Node::start(setup.clone()))));
+        let nodes = starting.join_all().await.into_iter().collect::<Result<Vec<Node>, String>>()?;
+        let (first, others) = nodes.split_first().expect("there is one");
+        for node in others {
+            node.tell("rabbitmqctl", &["stop_app"]).await;
+            node.tell("rabbitmqctl", &["join_cluster", &first.name()]).await;
+            node.tell("rabbitmqctl", &["start_app"]).await;
+        }
+        Ok(nodes)
+    }
+
     fn below(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn name(&self) -> String {
+    /// Its name, by which the others of a cluster know it.
+    pub fn name(&self) -> String {
         format!("millstream{}@localhost", self.port)
     }
 

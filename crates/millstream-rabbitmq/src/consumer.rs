@@ -83,6 +83,8 @@ struct State {
     abandoned: bool,
     /// The broker has taken it once.
     established: bool,
+    /// How often it has closed its channels since.
+    refusals: u32,
     end: Option<Result<(), BrokerError>>,
     waker: Option<Waker>,
     /// Among those with something to tell the broker.
@@ -190,6 +192,7 @@ impl ConsumerCore {
                 leaving: false,
                 abandoned: false,
                 established: false,
+                refusals: 0,
                 end: None,
                 waker: None,
                 talking: false,

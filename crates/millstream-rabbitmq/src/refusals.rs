@@ -12,7 +12,9 @@ pub(crate) fn unsupported(what: &str) -> BrokerError {
 /// Why a message came back from there: the server's word for it is `NO_ROUTE`.
 pub(crate) fn unroutable(to: &Address, word: &str) -> String {
     match (word, to.exchange()) {
-        ("NO_ROUTE", "") => format!("there is no queue `{}`; declare it first", to.key()),
+        ("NO_ROUTE", "") => {
+            format!("there is no queue `{}`, or its node is down; declare it first", to.key())
+        }
         ("NO_ROUTE", exchange) => {
             format!("no queue is bound to exchange `{exchange}` for key `{}`", to.key())
         }
@@ -31,6 +33,12 @@ pub(crate) fn no_streams() -> BrokerError {
 pub(crate) fn refused(what: &str, closed: &Closed) -> BrokerError {
     let text = &closed.text;
     match closed.code {
+        _ if closed.is_down() => BrokerError::new(
+            BrokerErrorKind::Unavailable,
+            format!(
+                "{what}: {text}; try again when the node is back, or have a quorum queue, which is on several"
+            ),
+        ),
         404 => BrokerError::new(BrokerErrorKind::NotFound, format!("{what}: {text}; declare it first")),
         405 => BrokerError::new(
             BrokerErrorKind::InUse,

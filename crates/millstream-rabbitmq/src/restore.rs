@@ -13,8 +13,9 @@ use crate::hub::Hub;
 use crate::link::{CallError, Link, Restore, Role};
 use crate::proto::Method;
 
-/// How long to wait before a consumer that the broker refused is tried again.
+/// How long to wait before a consumer that the broker refused is tried again; twice as long after each further time, so often.
 const REFUSED: Duration = Duration::from_millis(300);
+const DOUBLINGS: u32 = 3;
 
 /// The code of what belongs to another connection (RESOURCE_LOCKED).
 const LOCKED: u16 = 405;
@@ -66,7 +67,8 @@ impl Restore for Consuming {
             let locked = !self.locked.lock().is_empty();
             if locked || !broken.is_empty() {
                 // Whatever was wrong is likely to be wrong still for a moment.
-                sleep(REFUSED).await;
+                let times = broken.iter().map(|consumer| consumer.refusals().saturating_sub(1)).min();
+                sleep(REFUSED * 2_u32.pow(times.unwrap_or(0).min(DOUBLINGS))).await;
             }
             if locked {
                 let methods = std::mem::take(&mut *self.locked.lock());
@@ -133,7 +135,7 @@ impl Consuming {
         }
         match open(link, consumer).await {
             Err(CallError::Refused(closed)) => {
-                tracing::warn!(queue = consumer.queue(), error = %closed.text, "a consumer could not be restored");
+                tracing::debug!(queue = consumer.queue(), error = %closed.text, "a consumer could not be restored");
                 if consumer.goes_on() {
                     link.mend(consumer.clone());
                 }

@@ -132,7 +132,7 @@ impl Inner {
             Ok(Method::QueueDeclareOk { messages, consumers, .. }) => {
                 Ok(Looked::There { ready: messages.into(), consumers: consumers.into() })
             }
-            Err(CallError::Refused(Closed { code: 404, .. })) => Ok(Looked::Missing),
+            Err(CallError::Refused(closed)) if closed.code == 404 && !closed.is_down() => Ok(Looked::Missing),
             Err(CallError::Refused(closed)) if closed.code == 405 => {
                 Ok(Looked::Foreign(refused(&format!("queue `{name}`"), &closed)))
             }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use millstream_message::dead::{self, DeadReason, Death};
-use millstream_message::{Address, Batch, BrokerErrorKind, Outcomes, Publish, PublishOutcome, Refusal};
+use millstream_message::{
+    Address, Batch, BrokerError, BrokerErrorKind, Outcomes, Publish, PublishOutcome, Refusal,
+};
 use tokio::time::sleep;
 
 use super::Inner;
@@ -33,6 +35,10 @@ pub(super) async fn run(inner: Arc<Inner>) {
         let mut again = Vec::new();
         for (at, errand) in errands.into_iter().enumerate() {
             let outcome = if at < outcomes.len() { outcomes.get(at) } else { continue };
+            if matches!(outcome, PublishOutcome::Unroutable(_)) && is_away(&inner, &errand).await {
+                again.push(errand);
+                continue;
+            }
             let end = match outcome {
                 PublishOutcome::Confirmed => Parked::Arrived,
                 // A dead letter that no queue wants is dropped, as the broker does it. Of what comes back later it is the queue in
@@ -69,6 +75,13 @@ pub(super) async fn run(inner: Arc<Inner>) {
             hub.send(again);
         }
     }
+}
+
+/// Whether a dead letter is for a queue that is there, on a node of the cluster that is not.
+async fn is_away(inner: &Inner, errand: &Errand) -> bool {
+    let Way::DeadLetter { to: (exchange, Some(queue)), .. } = &errand.way else { return false };
+    let unreachable = |error: BrokerError| error.kind() == BrokerErrorKind::Unavailable;
+    exchange.is_empty() && inner.look_at(queue).await.is_err_and(unreachable)
 }
 
 /// Whether the same message would be refused for ever.

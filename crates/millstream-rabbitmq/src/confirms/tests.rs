@@ -47,7 +47,7 @@ fn refused_and_returned_ones_are_told_by_their_place() {
     let PublishOutcome::Unroutable(returned) = outcomes.get(1) else { panic!("{outcomes:?}") };
     assert_eq!(
         (returned.publish, returned.reason.as_str()),
-        (publish("b", 1), "there is no queue `b`; declare it first")
+        (publish("b", 1), "there is no queue `b`, or its node is down; declare it first")
     );
     assert!(matches!(outcomes.get(2), PublishOutcome::Refused(Refusal::Full { queue, .. }) if queue == "a"));
     assert!(matches!(outcomes.get(3), PublishOutcome::Unroutable(_)));

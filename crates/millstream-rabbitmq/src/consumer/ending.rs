@@ -51,26 +51,37 @@ impl ConsumerCore {
     pub(crate) fn closed(&self, why: Option<&Closed>) -> (bool, Option<Waker>) {
         let mut state = self.state.lock();
         self.forget(&mut state);
-        if let Some(why) = why.filter(|why| why.code == 404) {
-            let text = format!("queue `{}`: {}", self.queue, why.text);
+        if let Some(why) = why.filter(|why| why.code == 404 && !why.is_down()) {
+            let text = format!("queue `{}`: {}; declare it and consume again", self.queue, why.text);
             state.end.get_or_insert(Err(BrokerError::new(BrokerErrorKind::NotFound, text)));
         }
         let goes_on = why.is_some() && state.established && state.end.is_none() && !state.abandoned;
+        state.refusals = state.refusals.saturating_add(u32::from(goes_on));
         (goes_on, state.waker.take())
     }
 
-    /// The server ended the consumer.
-    pub(crate) fn gone(&self) -> Option<Waker> {
+    /// The server ended the consumer: its queue was deleted, or its node is gone. Whether it wants another channel, on which it will be
+    /// told which, and who is to be woken.
+    pub(crate) fn gone(&self) -> (bool, Option<Waker>) {
         let mut state = self.state.lock();
-        let text =
-            format!("queue `{}` was deleted, or its node is gone; declare it and consume again", self.queue);
-        state.end.get_or_insert(Err(BrokerError::new(BrokerErrorKind::NotFound, text)));
-        if matches!(state.cancel, Cancel::Wanted | Cancel::Sent) {
-            self.hub.cancelled(&self.queue);
+        let goes_on = state.established && state.goes_on();
+        if goes_on {
+            self.forget(&mut state);
+        } else {
+            let text = format!("queue `{}` was deleted; declare it and consume again", self.queue);
+            state.end.get_or_insert(Err(BrokerError::new(BrokerErrorKind::NotFound, text)));
+            if matches!(state.cancel, Cancel::Wanted | Cancel::Sent) {
+                self.hub.cancelled(&self.queue);
+            }
+            state.cancel = Cancel::Done;
+            self.drained.notify_one();
         }
-        state.cancel = Cancel::Done;
-        self.drained.notify_one();
-        state.waker.take()
+        (goes_on, state.waker.take())
+    }
+
+    /// How often the server has closed its channels since it consumed last.
+    pub(crate) fn refusals(&self) -> u32 {
+        self.state.lock().refusals
     }
 
     /// The server has cancelled the consumer, as we asked.

@@ -65,6 +65,9 @@ impl ConsumerCore {
     pub(crate) fn established(self: &Arc<Self>, asked: Option<u16>) {
         let mut state = self.state.lock();
         state.established = true;
+        if std::mem::take(&mut state.refusals) > 0 {
+            tracing::info!(queue = self.queue, "a consumer is served again");
+        }
         state.intake = asked.map_or(Intake::Paused, Intake::Running);
         drop(state);
         self.asked();

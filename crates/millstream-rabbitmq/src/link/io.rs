@@ -152,7 +152,7 @@ impl Io {
         let Io { link, input, begin, end, wakers, .. } = self;
         let now = link.now();
         let mut ended = None;
-        let mut status = None;
+        let (mut status, mut left) = (None, Vec::new());
         {
             let mut state = link.state.lock();
             let State { connection, channels, outbox, publisher, replying, opened, blocked, .. } =
@@ -218,8 +218,19 @@ impl Io {
                     }
                 }
                 Event::Cancelled { channel, .. } => {
-                    if let Some(Use { role: Role::Consumer(consumer), .. }) = channels.get(&channel) {
-                        wakers.extend(consumer.gone());
+                    let Some(used) = channels.get_mut(&channel) else { return };
+                    let Role::Consumer(consumer) = &used.role else { return };
+                    let (goes_on, woken) = consumer.gone();
+                    wakers.extend(woken);
+                    if goes_on {
+                        tracing::warn!(
+                            queue = consumer.queue(),
+                            "RabbitMQ ended a consumer; asking it again"
+                        );
+                        link.mend(consumer.clone());
+                        // Nothing of it is this consumer's any more.
+                        used.role = Role::Control;
+                        left.push(channel);
                     }
                 }
                 Event::ChannelClosed(channel, closed) => {
@@ -236,7 +247,13 @@ impl Io {
                             let (goes_on, woken) = consumer.closed(Some(&closed));
                             wakers.extend(woken);
                             if goes_on {
-                                tracing::warn!(queue = consumer.queue(), error = %closed.text, "a consumer's channel was closed");
+                                let (queue, error) = (consumer.queue(), &closed.text);
+                                match consumer.refusals() {
+                                    1 => tracing::warn!(queue, %error, "a consumer's channel was closed"),
+                                    _ => {
+                                        tracing::debug!(queue, %error, "a consumer's channel was closed again")
+                                    }
+                                }
                                 link.mend(consumer);
                             }
                         }
@@ -274,6 +291,7 @@ impl Io {
                 Ok(used) => *begin += used,
                 Err(error) => ended = Some(End::Protocol(error)),
             }
+            left.into_iter().for_each(|channel| connection.close_channel(channel));
             outbox.resolve(now);
         }
         if *begin == *end {

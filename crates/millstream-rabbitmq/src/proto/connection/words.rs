@@ -120,6 +120,14 @@ pub(crate) struct Closed {
     pub(crate) cause: (u16, u16),
 }
 
+impl Closed {
+    /// Whether what was asked for is there, on a node of the cluster that is not: `NOT_FOUND - home node 'rabbit@b' of durable queue
+    /// 'q' in vhost '/' is down or inaccessible`.
+    pub(crate) fn is_down(&self) -> bool {
+        self.code == 404 && self.text.ends_with("is down or inaccessible")
+    }
+}
+
 /// A message that came, whole.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Content {
