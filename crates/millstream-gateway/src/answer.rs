@@ -55,7 +55,12 @@ impl<'u> Answer<'u> {
                         answered.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
                     }
                 } else {
+                    let instead = answered.headers.get(header::UPGRADE).cloned();
                     headers::remove_hop_by_hop(&mut answered.headers);
+                    // What is required is the answer (RFC 9110, 15.5.22).
+                    if let Some(instead) = instead.filter(|_| head.status == StatusCode::UPGRADE_REQUIRED) {
+                        answered.headers.insert(header::UPGRADE, instead);
+                    }
                 }
                 Ok((answered, head.keep_alive))
             }

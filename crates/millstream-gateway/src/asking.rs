@@ -27,7 +27,13 @@ pub(crate) fn path_of(target: &Uri) -> &str {
 
 /// The path at an upstream whose paths all begin with `base`. `*` is the server itself, and no path.
 pub(crate) fn path_below<'a>(base: &str, path: &'a str) -> Cow<'a, str> {
-    if base.is_empty() || path == "*" { Cow::Borrowed(path) } else { Cow::Owned(format!("{base}{path}")) }
+    match path {
+        // Of a URI without a path, such as `http://host?query`.
+        _ if path.starts_with('?') => Cow::Owned(format!("{base}/{path}")),
+        "*" => Cow::Borrowed(path),
+        _ if base.is_empty() => Cow::Borrowed(path),
+        _ => Cow::Owned(format!("{base}{path}")),
+    }
 }
 
 /// Appends a request's head for an upstream.

@@ -93,10 +93,12 @@ impl Client<'_> {
                     Framing::None => {}
                 }
                 if head.status != StatusCode::SWITCHING_PROTOCOLS {
+                    let upgrade = head.headers.contains_key(header::UPGRADE);
                     let connection = match (*keep_alive, *version) {
+                        (false, _) if upgrade => Some("close, upgrade"),
                         (false, _) => Some("close"),
                         (true, Version::HTTP_10) => Some("keep-alive"),
-                        (true, _) => None,
+                        (true, _) => upgrade.then_some("upgrade"),
                     };
                     if let Some(connection) = connection {
                         head.headers.insert(header::CONNECTION, HeaderValue::from_static(connection));
@@ -115,6 +117,7 @@ impl Client<'_> {
                         head.headers.remove(name);
                     }
                 }
+                head.headers.remove(header::UPGRADE);
                 let (sender, body) = Body::channel(size_of(head.framing), To::Client);
                 let body = if head.framing == Framing::None { Body::empty() } else { body };
                 let mut response = Response::new(body);

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use bytes::Bytes;
 use flate2::write::GzEncoder;
 use http::StatusCode;
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::client::AnswerHead;
 use crate::head::{self, Framing, words};
@@ -54,13 +54,9 @@ impl Coding {
         head.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(name));
         head.headers.remove(header::CONTENT_LENGTH);
         head.headers.remove(header::ACCEPT_RANGES);
-        // What is sent is no longer the same bytes (RFC 9110, 8.8.3.3).
-        if let Some(tag) = head.headers.get(header::ETAG)
-            && !tag.as_bytes().starts_with(b"W/")
-            && let Ok(weak) = HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat())
-        {
-            head.headers.insert(header::ETAG, weak);
-        }
+        // What is sent is no longer the same bytes.
+        DIGESTS.iter().for_each(|name| drop(head.headers.remove(name)));
+        weaken(&mut head.headers);
         if head.framing != Framing::None {
             head.framing = Framing::Chunked;
         }
@@ -76,6 +72,24 @@ impl Coding {
                 Encoder::Zstd(encoder)
             }
         }
+    }
+}
+
+/// What says which bytes the body has: RFC 9530, and what was before it.
+const DIGESTS: [HeaderName; 4] = [
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("content-md5"),
+];
+
+/// Says that bodies with this tag need not have the same bytes (RFC 9110, 8.8.3.3).
+pub(crate) fn weaken(headers: &mut HeaderMap) {
+    if let Some(tag) = headers.get(header::ETAG)
+        && !tag.as_bytes().starts_with(b"W/")
+        && let Ok(weak) = HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat())
+    {
+        headers.insert(header::ETAG, weak);
     }
 }
 
@@ -95,8 +109,7 @@ pub(crate) fn is_worth_it(head: &AnswerHead, head_only: bool) -> bool {
                 || ["json", "xml", "javascript", "ndjson"].iter().any(|word| kind.ends_with(word))
                 || kind == "image/svg+xml"
         });
-    let no_transform = head.headers.get(header::CACHE_CONTROL).and_then(|value| value.to_str().ok());
-    let no_transform = no_transform.is_some_and(|value| value.to_ascii_lowercase().contains("no-transform"));
+    let no_transform = words(&head.headers, &header::CACHE_CONTROL).any(|word| word == "no-transform");
     let long = match head.framing {
         Framing::None if head_only => {
             head::length(&head.headers).is_ok_and(|length| length.is_none_or(|length| length >= LENGTH_MIN))

@@ -163,10 +163,21 @@ impl Serving<'_> {
         if uploaded.is_none() && self.expects {
             client.close();
         }
+        // One that will not take another request says so, also if that was decided while this one was served.
+        if self.shared.draining.is_cancelled() {
+            client.close();
+        }
         let framing = head.framing;
         let compressible = self.compresses && compress::is_worth_it(&head, self.head_only);
         if compressible {
             compress::vary(&mut head.headers);
+        }
+        if self.compresses && head.status == StatusCode::NOT_MODIFIED {
+            // What it says of is what the client has, compressed or not.
+            compress::vary(&mut head.headers);
+            if self.coding.is_some() {
+                compress::weaken(&mut head.headers);
+            }
         }
         let coding = self.coding.filter(|_| compressible);
         if let Some(coding) = coding {

@@ -23,6 +23,7 @@ use crate::pump::{Broken, Sink, Source, frames};
 use crate::report::{ExchangeReport, Refusal};
 use crate::route::{Handler, Target};
 use crate::settings::Settings;
+use crate::sse::Heartbeat;
 use crate::under_way::Slot;
 use crate::upgrade::Offer;
 use crate::upstream::{Connected, InFlight};
@@ -59,18 +60,25 @@ pub(crate) struct Failure {
     pub(crate) status: StatusCode,
     pub(crate) refusal: Refusal,
     pub(crate) text: String,
+    /// Why, for those who run the gateway and for nobody else.
+    cause: Option<Box<str>>,
     /// A header that the answer needs.
     header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Failure {
+    pub(crate) fn because(mut self, cause: impl Into<String>) -> Failure {
+        self.cause = Some(cause.into().into());
+        self
+    }
+
     fn with(mut self, name: HeaderName, value: HeaderValue) -> Failure {
         self.header = Some((name, value));
         self
     }
 
     pub(crate) fn new(status: StatusCode, refusal: Refusal, text: impl Into<String>) -> Failure {
-        Failure { status, refusal, text: text.into(), header: None }
+        Failure { status, refusal, text: text.into(), cause: None, header: None }
     }
 }
 
@@ -174,8 +182,11 @@ async fn refuse(
 ) -> Ended {
     shared.tally.refused(failure.refusal);
     report.status = Some(failure.status);
-    report.failure = Some(failure.text.clone());
-    if has_body {
+    report.failure = Some(match &failure.cause {
+        None => failure.text.clone(),
+        Some(cause) => format!("{}: {cause}", failure.text),
+    });
+    if has_body || shared.draining.is_cancelled() {
         client.close();
     }
     let text = format!("{}\n", failure.text);
@@ -281,6 +292,11 @@ impl Serving<'_> {
         client: &mut Client<'_>,
         handler: &dyn Handler,
     ) -> Result<Ended, Failure> {
+        if let (true, Framing::Length(length), Some(max)) = (self.expects, asked.framing, handler.body_max())
+            && length > max
+        {
+            return Err(too_large(max));
+        }
         // A handler reads when it wants to; the client must not wait for it to say so.
         if let Err(how) = self.want_body(asked.framing, client).await {
             return self.concluded(how, client);
@@ -310,7 +326,15 @@ impl Serving<'_> {
             request.extensions_mut().insert(offer.upgrade());
         }
         let answering = handler.handle(request);
-        let answer = Answer::Frames(Box::pin(async move { Ok(answering.await) }));
+        let idle = self.settings().timeouts.idle;
+        let answer = Answer::Frames(Box::pin(async move {
+            let response = answering.await;
+            if let Some(heartbeat) = response.extensions().get::<Heartbeat>() {
+                // Or its silence would be taken for the end of whoever answers.
+                heartbeat.at_most(idle / 3);
+            }
+            Ok(response)
+        }));
         Given { answer, source, sender, offer }
     }
 

@@ -5,12 +5,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Method;
+use millstream_flow::chain;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::answer::NoAnswer;
 use crate::body::Body;
 use crate::current::Current;
 use crate::gateway::Shared;
 use crate::http1::head::response;
+use crate::http1::io::NoHead;
 use crate::upstream::{Upstream, Way};
 
 /// How servers are asked whether they are well.
@@ -50,7 +53,9 @@ impl HealthCheck {
         loop {
             ticks.tick().await;
             let asking = async { self.ask(&current.get(), &server).await };
-            let well = matches!(timeout(self.timeout, asking).await, Ok(Some(())));
+            let found = timeout(self.timeout, asking).await;
+            let found = found.unwrap_or_else(|_| Err(format!("no answer after {:?}", self.timeout)));
+            let well = found.is_ok();
             if well == server.lasting.healthy.load(Ordering::Relaxed) {
                 against = 0;
                 continue;
@@ -59,25 +64,32 @@ impl HealthCheck {
             if against >= if well { self.successes } else { self.failures } {
                 against = 0;
                 server.lasting.healthy.store(well, Ordering::Relaxed);
-                tracing::warn!(upstream = %server.url, well, "the health of an upstream has changed");
+                match found {
+                    Ok(()) => tracing::warn!(upstream = %server.url, "an upstream is well again"),
+                    Err(reason) => tracing::warn!(upstream = %server.url, reason, "an upstream is not well"),
+                }
             }
         }
     }
 
-    /// Something, if the server is well.
-    async fn ask(&self, shared: &Arc<Shared>, server: &Upstream) -> Option<()> {
+    /// Why the server is not well, if it is not.
+    async fn ask(&self, shared: &Arc<Shared>, server: &Upstream) -> Result<(), String> {
         let path = format!("{}{}", server.url.base, self.path);
-        let status = match server.probe(shared).await.ok()? {
+        let status = match server.probe(shared).await.map_err(|error| chain(&error))? {
             Way::Http1(mut up) => {
                 let head = format!(
                     "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
                     server.url.authority
                 );
                 up.write.pending = head.into_bytes();
-                up.write.flush(self.timeout).await.ok()?;
+                up.write.flush(self.timeout).await.map_err(|error| chain(&error))?;
                 loop {
-                    let head = up.read.head(shared.settings.limits.header_bytes).await.ok()?;
-                    let status = response(&head, &Method::GET).ok()?.status;
+                    let head = up.read.head(shared.settings.limits.header_bytes).await;
+                    let head = head.map_err(|none| match none {
+                        NoHead::Closed | NoHead::Broken => "it closes without an answer".to_owned(),
+                        NoHead::Refused(error) => error.to_string(),
+                    })?;
+                    let status = response(&head, &Method::GET).map_err(|error| error.to_string())?.status;
                     // What may still become anything.
                     if !status.is_informational() {
                         break status;
@@ -87,10 +99,15 @@ impl HealthCheck {
             Way::Http2 { requests, .. } | Way::WebSocket(requests) => {
                 let scheme = if server.url.tls { "https" } else { "http" };
                 let uri = format!("{scheme}://{}{path}", server.url.authority);
-                let request = http::Request::get(uri).body(Body::empty()).ok()?;
-                requests.ask(request).await.ok()?.status()
+                let request = http::Request::get(uri).body(Body::empty());
+                let answer = requests.ask(request.map_err(|error| error.to_string())?).await;
+                let answer = answer.map_err(|none| match none {
+                    NoAnswer::Closed | NoAnswer::Unsent => "it closes without an answer".to_owned(),
+                    NoAnswer::Invalid(text) => text,
+                })?;
+                answer.status()
             }
         };
-        (status.as_u16() < 400).then_some(())
+        if status.as_u16() < 400 { Ok(()) } else { Err(format!("it answers {status}")) }
     }
 }

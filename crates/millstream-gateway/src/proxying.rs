@@ -2,6 +2,7 @@
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, StatusCode};
+use millstream_flow::chain;
 use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -48,7 +49,7 @@ impl Serving<'_> {
             let Some((at, mut in_flight)) = upstreams.choose(&failed) else {
                 let text = "no server of this route is well";
                 let ill = || Failure::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::Upstream, text);
-                return Err(unreachable.unwrap_or_else(ill));
+                return Err(unreachable.map_or_else(ill, |failure: Box<Failure>| *failure));
             };
             let url = &in_flight.upstream.url;
             self.report.upstream = Some(in_flight.upstream.name.clone());
@@ -101,7 +102,10 @@ impl Serving<'_> {
                     let late = error.kind() == std::io::ErrorKind::TimedOut;
                     let status = if late { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
                     let text = "the upstream cannot be reached";
-                    unreachable = Some(Failure::new(status, Refusal::Upstream, text));
+                    let failure = Failure::new(status, Refusal::Upstream, text);
+                    let cause = format!("{}: {}", in_flight.upstream.name, chain(&error));
+                    // In a box: what waits for an answer has room for this, too.
+                    unreachable = Some(Box::new(failure.because(cause)));
                     continue;
                 }
             };

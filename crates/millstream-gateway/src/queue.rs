@@ -34,7 +34,7 @@ const ROOM_WAIT: Duration = Duration::from_secs(5);
 ///
 /// The answer is 202 when every queue that wanted the message has stored it; 404 if no queue wanted it; 413 or 409 with the reason if
 /// the broker refused it, 503 if it may take it later (a full queue or disk, a broker out of reach); and 504 if the connection to the
-/// broker was lost before it said so: then the message may be stored or not. The content type goes along, and so does the
+/// broker was lost before it said so: then the message may be stored or not. Content type and encoding go along, and so does the
 /// [trace](TraceContext) that `traceparent` and `tracestate` tell of.
 pub struct PublishTo {
     broker: Arc<dyn Broker>,
@@ -52,6 +52,10 @@ impl PublishTo {
 }
 
 impl Handler for PublishTo {
+    fn body_max(&self) -> Option<u64> {
+        Some(self.body_max as u64)
+    }
+
     fn handle(&self, request: Request<Body>) -> Answering {
         let (broker, address, max) = (self.broker.clone(), self.address.clone(), self.body_max);
         let publishes = matches!(*request.method(), Method::POST | Method::PUT);
@@ -84,6 +88,11 @@ impl Handler for PublishTo {
             let mut message = Message::new(body);
             if let Some(kind) = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) {
                 message = message.with_content_type(kind);
+            }
+            let codings = parts.headers.get_all(header::CONTENT_ENCODING).into_iter();
+            let codings: Vec<&str> = codings.filter_map(|coding| coding.to_str().ok()).collect();
+            if !codings.is_empty() {
+                message = message.with_content_encoding(codings.join(", "));
             }
             if let Some(trace) = trace(&parts.headers) {
                 message = message.with_trace(&trace);
@@ -252,6 +261,8 @@ fn from(request: &Request<Body>) -> Result<StreamFrom, String> {
         pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
     };
     let seen = last_event_id(request.headers()).or_else(|| query("last-event-id"));
+    // Who has seen none says so with an empty one.
+    let seen = seen.filter(|seen| !seen.is_empty());
     if let Some(seen) = seen {
         let offset = seen.parse::<u64>().ok().and_then(|offset| offset.checked_add(1));
         return offset

@@ -20,6 +20,12 @@ use crate::upstream::{UpstreamUrl, Upstreams};
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request.
     fn handle(&self, request: Request<Body>) -> Answering;
+
+    /// The largest body that it takes, if that is known before: a client that asks whether a larger one is wanted (`Expect: 100-continue`)
+    /// is answered 413, and need not send it.
+    fn body_max(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// The future of an answer.

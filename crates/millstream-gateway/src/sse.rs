@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use bytes::Bytes;
 use futures_core::Stream;
 use http::Response;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::body::{Body, BodyError};
 
@@ -18,6 +20,26 @@ pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// How long a client hears nothing before a comment tells it, and what lies between, that the connection lives.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// How long the events of an answer may be silent, in milliseconds.
+#[derive(Clone)]
+pub(crate) struct Heartbeat(Arc<AtomicU64>);
+
+impl Heartbeat {
+    fn new() -> Heartbeat {
+        Heartbeat(Arc::new(AtomicU64::new(HEARTBEAT.as_millis() as u64)))
+    }
+
+    /// Not for longer than this.
+    pub(crate) fn at_most(&self, silence: Duration) {
+        let silence = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.0.fetch_min(silence, Ordering::Relaxed);
+    }
+
+    fn next(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+}
 
 /// One event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,7 +84,8 @@ impl Event {
     }
 }
 
-/// An answer of a stream's events, each of which goes on at once, with a comment whenever nothing came for 15 s.
+/// An answer of a stream's events, each of which goes on at once, with a comment whenever nothing came for 15 s, or for a third of
+/// [`Timeouts::idle`](crate::Timeouts::idle) where that is less.
 ///
 /// # Backpressure
 /// The stream is asked for the next event when the client has taken the one before.
@@ -70,8 +93,10 @@ pub fn events<S>(events: S) -> Response<Body>
 where
     S: Stream<Item = Result<Event, BodyError>> + Send + 'static,
 {
-    let stream = Events { events: Box::pin(events), heartbeat: Box::pin(sleep(HEARTBEAT)) };
+    let heartbeat = Heartbeat::new();
+    let stream = Events { events: Box::pin(events), heartbeat: heartbeat.clone(), silence: None };
     let mut response = Response::new(Body::from_stream(stream));
+    response.extensions_mut().insert(heartbeat);
     for (name, value) in [
         (header::CONTENT_TYPE, "text/event-stream"),
         (header::CACHE_CONTROL, "no-cache, no-transform"),
@@ -89,21 +114,25 @@ pub fn last_event_id(headers: &HeaderMap) -> Option<&str> {
 
 struct Events<S> {
     events: Pin<Box<S>>,
-    heartbeat: Pin<Box<Sleep>>,
+    heartbeat: Heartbeat,
+    /// Until the next comment; from when somebody asks for the first event.
+    silence: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: Stream<Item = Result<Event, BodyError>>> Stream for Events<S> {
     type Item = Result<Bytes, BodyError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let next = match self.events.as_mut().poll_next(cx) {
+        let Events { events, heartbeat, silence } = &mut *self;
+        let silence = silence.get_or_insert_with(|| Box::pin(sleep_until(heartbeat.next())));
+        let next = match events.as_mut().poll_next(cx) {
             Poll::Ready(next) => next.map(|event| event.map(|event| event.encode())),
-            Poll::Pending => match self.heartbeat.as_mut().poll(cx) {
+            Poll::Pending => match silence.as_mut().poll(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(()) => Some(Ok(Bytes::from_static(b":\n\n"))),
             },
         };
-        self.heartbeat.as_mut().reset(Instant::now() + HEARTBEAT);
+        silence.as_mut().reset(heartbeat.next());
         Poll::Ready(next)
     }
 }

@@ -158,3 +158,22 @@ async fn a_websocket_that_ends_with_the_gateway_is_told_as_cancelled() {
     let ended: Vec<_> = streams.iter().filter(|stream| stream.route == "(tunnels)").collect();
     assert_eq!((ended[0].ended["cancelled"], ended[1].ended["cancelled"]), (1, 1));
 }
+
+#[tokio::test]
+async fn why_a_server_cannot_be_reached_is_told_to_those_who_run_the_gateway_alone() {
+    // Where nobody listens: a port that was just given back.
+    let free = TcpListener::bind("127.0.0.1:0").await.and_then(|socket| socket.local_addr()).expect("a port");
+    let url = format!("http://{free}");
+    let (server, mut told) =
+        observed(Settings::default(), Route::proxy("up", [url.parse().expect("a url")])).await;
+    let mut client = connect(server.local_addr()).await;
+    client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await.expect("written");
+    let failure = next(&mut told).await.failure.expect("one");
+    assert!(
+        failure.starts_with(&format!("the upstream cannot be reached: {url}: Connection refused")),
+        "{failure}"
+    );
+    let mut answer = String::new();
+    within(client.read_to_string(&mut answer)).await.expect("text");
+    assert!(answer.ends_with("\r\n\r\nthe upstream cannot be reached\n"), "{answer}");
+}

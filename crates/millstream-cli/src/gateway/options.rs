@@ -247,7 +247,13 @@ pub(crate) fn list(value: &str) -> Vec<String> {
 
 /// The servers of a list.
 pub(crate) fn urls(value: &str) -> Result<Vec<UpstreamUrl>, String> {
-    list(value).iter().map(|url| url.parse().map_err(|error: UpstreamUrlError| error.to_string())).collect()
+    let parse = |url: &String| url.parse().map_err(|error: UpstreamUrlError| error.to_string());
+    let urls = list(value).iter().map(parse).collect::<Result<Vec<UpstreamUrl>, _>>()?;
+    let names = texts(&urls);
+    match names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        Some((_, twice)) => Err(format!("it leads to `{twice}` twice; name it once")),
+        None => Ok(urls),
+    }
 }
 
 pub(crate) fn texts(shown: &[impl ToString]) -> Vec<String> {

@@ -76,7 +76,11 @@ pub(crate) static KEYS: &[Key] = &[
         |r| r.checks().successes.to_string(),
     ),
     key("compress", |r, v| put(&mut r.compress, switch(v)), |r| r.compress.to_string()),
-    key("broker", |r, v| put(&mut r.broker, text(v)), |r| quoted(r.broker.as_deref().map(shown).as_deref())),
+    key(
+        "broker",
+        |r, v| put(&mut r.broker, broker(v).map(Some)),
+        |r| quoted(r.broker.as_deref().map(shown).as_deref()),
+    ),
     key("publish.queue", |r, v| put(&mut r.publish, text(v)), |r| quoted(r.publish.as_deref())),
     key(
         "publish.max",
@@ -138,6 +142,10 @@ fn methods(value: &str) -> Result<Vec<Method>, String> {
         Ok(method) => Ok(method),
     };
     list(value).into_iter().map(method).collect()
+}
+
+fn broker(value: &str) -> Result<String, String> {
+    value.parse::<BrokerUrl>().map(|_| value.to_owned()).map_err(|error| error.to_string())
 }
 
 fn times(value: &str) -> Result<u32, String> {

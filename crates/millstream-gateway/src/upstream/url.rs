@@ -76,7 +76,8 @@ impl FromStr for UpstreamUrl {
         if authority.as_str().contains('@') {
             return Err(UpstreamUrlError::Credentials(shown));
         }
-        if uri.query().is_some() {
+        // `Uri` leaves a fragment out.
+        if uri.query().is_some() || text.contains('#') {
             return Err(error());
         }
         let port = host_and_port(authority.as_str()).1;
@@ -119,6 +120,7 @@ mod tests {
             ("ftp://u:secret@a:1", "`***@a:1` is no upstream"),
             ("u:secret@a", "`***@a` "),
             ("http://a?b=c", "`http://a?b=c` is no upstream; write `http://host:port`"),
+            ("http://a/b#c", "`http://a/b#c` is no upstream"),
             ("a", "`a` is no upstream"),
             (
                 "http://h:99999",

@@ -291,3 +291,11 @@ async fn a_handler_sees_the_body_as_it_comes_and_answers_as_it_likes() {
     drop(client);
     assert_eq!(within("the end", server.shutdown(std::time::Duration::from_secs(5))).await.broken_off, 0);
 }
+
+#[tokio::test]
+async fn a_uri_without_a_path_asks_for_the_root() {
+    let scene = scene(Settings::default()).await;
+    let (_client, _up, head) = scene.asked("GET http://h?q=1 HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert!(head.starts_with("GET /?q=1 HTTP/1.1\r\n"), "{head}");
+    scene.end().await;
+}

@@ -117,3 +117,36 @@ async fn what_would_be_compressed_for_others_says_so() {
         }
     }
 }
+
+#[tokio::test]
+async fn what_says_which_bytes_a_body_has_does_not_go_with_others() {
+    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", upstream.local_addr().expect("an address"));
+    let server = Gateway::new(Settings::default())
+        .route(Route::proxy("up", [url.parse().expect("a url")]).compress())
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let digests = "Content-MD5: a\r\nDigest: b\r\nContent-Digest: c\r\nRepr-Digest: d\r\nETag: \"1\"\r\n";
+    let body = "x".repeat(300);
+    let whole = format!("200 OK\r\nContent-Type: text/plain\r\n{digests}Content-Length: 300\r\n\r\n{body}");
+    let not_modified = "304 Not Modified\r\nETag: \"1\"\r\n\r\n".to_owned();
+    for (accepts, answer, digest, tag) in [
+        ("gzip", &whole, false, "W/\"1\""),
+        ("br", &whole, true, "\"1\""),
+        // Of the body that the client has, which was compressed if this one would be.
+        ("gzip", &not_modified, false, "W/\"1\""),
+        ("br", &not_modified, false, "\"1\""),
+    ] {
+        let mut client = connect(server.local_addr()).await;
+        client.send(format!("GET / HTTP/1.1\r\nHost: h\r\nAccept-Encoding: {accepts}\r\n\r\n")).await;
+        let mut up = Wire::new(within("a connection", upstream.accept()).await.expect("accepted").0);
+        up.head().await;
+        up.send(format!("HTTP/1.1 {answer}")).await;
+        drop(up);
+        let head = client.head().await;
+        assert_eq!(head.contains("digest: ") && head.contains("content-md5: "), digest, "{accepts}: {head}");
+        assert!(head.contains(&format!("etag: {tag}\r\n")), "{accepts}: {head}");
+        assert!(head.contains("vary: accept-encoding\r\n"), "{accepts}: {head}");
+    }
+}

@@ -238,7 +238,9 @@ async fn a_drain_finishes_what_has_begun_and_lets_idle_connections_go() {
         Wire::new(stream).rest().await;
     }
     up.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await;
-    client.head().await;
+    // Or its client would send the next request, and never know whether it was seen.
+    let head = client.head().await;
+    assert!(head.contains("connection: close\r\n"), "{head}");
     assert_eq!(client.bytes(2).await, b"hi");
     client.ended().await;
     let drained = within("the end", draining).await.expect("no panic");

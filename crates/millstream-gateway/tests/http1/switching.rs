@@ -163,3 +163,19 @@ async fn a_tunnel_that_is_silent_for_too_long_ends() {
     client.ended().await;
     scene.end().await;
 }
+
+#[tokio::test]
+async fn what_an_upstream_requires_instead_is_told() {
+    let scene = scene(Settings::default()).await;
+    let (mut client, mut up, _) = scene.asked(GET).await;
+    let answer = "426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0";
+    up.send(format!("HTTP/1.1 {answer}\r\n\r\n")).await;
+    let head = client.head().await;
+    assert!(head.contains("upgrade: websocket\r\n") && head.contains("connection: upgrade\r\n"), "{head}");
+    // Of any other answer it is nothing that concerns the client.
+    client.send(GET).await;
+    up.head().await;
+    up.send("HTTP/1.1 200 OK\r\nUpgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(client.head().await, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+    scene.end().await;
+}

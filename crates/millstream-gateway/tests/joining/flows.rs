@@ -252,3 +252,25 @@ async fn the_chunks_of_a_body_are_a_flow_that_ends_with_its_error() {
     );
     assert_eq!(items(Body::empty()).await, []);
 }
+
+#[tokio::test]
+async fn what_is_published_compressed_says_so_and_too_much_is_not_asked_for() {
+    let broker = memory().await;
+    broker.declare_queue(Queue::durable("orders")).await.expect("a queue");
+    let to = PublishTo::new(broker.clone(), Address::queue("orders"), 10);
+    let server = listen([Route::handler("a", to)]).await;
+    let head = "POST / HTTP/1.1\r\nHost: h\r\nContent-Encoding: gzip\r\nContent-Encoding: br\r\n";
+    let request = format!("{head}Content-Length: 1\r\n\r\nx");
+    let mut client = Client::asks(server.local_addr(), &request).await;
+    assert_eq!(client.until("\r\n").await, "HTTP/1.1 202 Accepted\r\n");
+    let seen = broker.browse("orders", 0, 1).await.expect("a message").remove(0).message;
+    assert_eq!(seen.properties().content_encoding.as_deref(), Some("gzip, br"));
+
+    let ask = |length: usize| {
+        format!("POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n")
+    };
+    let mut client = Client::asks(server.local_addr(), &ask(10)).await;
+    assert_eq!(client.until("\r\n").await, "HTTP/1.1 100 Continue\r\n");
+    let mut client = Client::asks(server.local_addr(), &ask(11)).await;
+    assert_eq!(client.until("\r\n").await, "HTTP/1.1 413 Payload Too Large\r\n");
+}

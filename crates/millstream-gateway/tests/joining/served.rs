@@ -1,11 +1,14 @@
 //! Queues and streams as server-sent events.
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
 use http::Request;
 use millstream_gateway::websocket::WebSocketMessage;
-use millstream_gateway::{Body, Route, Serve, Served, Side};
+use millstream_gateway::{Body, Gateway, Route, Serve, Served, Settings, Side, Timeouts};
 use millstream_message::{Address, Message, Queue, StreamSpec};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::support::*;
 
@@ -127,4 +130,35 @@ async fn events_are_followed_by_get_where_there_are_any() {
         let answer = ask(&format!("GET {path}")).await;
         assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
     }
+}
+
+#[tokio::test]
+async fn an_empty_name_of_the_last_event_is_none() {
+    let broker = memory().await;
+    broker.declare_stream(StreamSpec::new("s")).await.expect("a stream");
+    broker.append("s", vec![Message::new("a")]).await.expect("appended");
+    let server = listen([Route::handler("s", Serve::new(broker.clone(), Served::Stream("s".into())))]).await;
+    let mut client = Client::asks(server.local_addr(), &get("/?last-event-id=&from=first", "")).await;
+    client.until("data: a\n\n").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_events_outlast_the_patience_with_bodies() {
+    let broker = memory().await;
+    broker.declare_stream(StreamSpec::new("s")).await.expect("a stream");
+    let timeouts = Timeouts { idle: Duration::from_secs(3), ..Timeouts::default() };
+    let server = Gateway::new(Settings { timeouts, ..Settings::default() })
+        .route(Route::handler("s", Serve::new(broker.clone(), Served::Stream("s".into()))))
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a port");
+    let mut client = Client::asks(server.local_addr(), &get("/", "")).await;
+    client.until("\r\n\r\n").await;
+    let begun = Instant::now();
+    for _ in 0..10 {
+        client.until(":\n\n").await;
+    }
+    assert_eq!(begun.elapsed().as_secs(), 10, "a comment a second");
+    broker.append("s", vec![Message::new("a")]).await.expect("appended");
+    client.until("data: a\n\n").await;
 }

@@ -163,7 +163,7 @@ impl Reader<'_> {
                         self.findings.add(
                             at,
                             "a second document begins here",
-                            "keep one pipeline in one file; `millstream run` takes several files",
+                            "keep one document in one file; `millstream run` takes several files",
                         );
                         return None;
                     }

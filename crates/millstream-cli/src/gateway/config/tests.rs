@@ -166,6 +166,11 @@ fn what_is_wrong_is_refused_with_its_place_and_its_remedy() {
             "g.yaml:3:17: `routes.0.upstreams` cannot be",
         ),
         ("upstream: 'http://u:secret@a:1'", "leave out what stands before the `@`"),
+        ("upstream: [http://a, http://b, 'http://a/']", "it leads to `http://a` twice; name it once"),
+        (
+            "routes:\n  - broker: 'foo:'\n    serve: { queue: q }",
+            "g.yaml:2:13: `routes.0.broker` cannot be `foo:`",
+        ),
         (
             "routes:\n  - broker: 'memory:'\n    serve: { queue: q, stream: s }",
             "`serve.queue` has no effect here",
