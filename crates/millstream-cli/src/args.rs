@@ -19,6 +19,15 @@ Exit codes:
   130  stopped by SIGINT   } what was accepted was finished within --drain, or is kept in a durable buffer;
   143  stopped by SIGTERM  } the report says which. A second signal stops at once";
 
+const GATEWAY_EXIT_CODES: &str = "\
+Exit codes:
+  0    done: the configuration was printed
+  1    failed: an address that is taken, a broker, a key or a certificate that cannot be read
+  2    refused before anything started: a wrong argument, or a configuration with problems
+  130  stopped by SIGINT   } exchanges that had begun were finished within --drain.
+  143  stopped by SIGTERM  } A second signal stops at once
+SIGHUP reads the configuration again";
+
 /// Streams of items from a source through typed steps to an output, with bounded memory and nothing lost.
 #[derive(Debug, Parser)]
 #[command(name = "millstream", version, after_help = EXIT_CODES, max_term_width = 100)]
@@ -39,7 +48,7 @@ pub(crate) enum Command {
     /// Run the offline cases beside a pipeline (FILE.test.yaml), without its source and outputs
     Test(Test),
     /// Stream HTTP through pooled buffers: a proxy in constant memory
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = GATEWAY_EXIT_CODES)]
     Gateway(Gateway),
     /// Look at queues and use them, on any broker
     #[command(subcommand)]

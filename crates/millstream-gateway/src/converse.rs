@@ -89,7 +89,21 @@ impl Serving<'_> {
                 (source, meter, result) = &mut upload, if running => {
                     let ended = Uploaded::new(source, meter, result);
                     self.report.request = Some(ended.report.clone());
-                    // An upstream that takes no more may still say why.
+                    if let Some(Broken::SinkIdle(time)) = ended.broken
+                        && self.shared.routes[self.at].upstreams().is_some()
+                    {
+                        // It will never have the whole of it.
+                        let text = format!("the upstream took nothing of the request body for {time:?}");
+                        let failure = Failure::new(StatusCode::GATEWAY_TIMEOUT, Refusal::Timeout, text);
+                        return Conversed { source: None, how: How::Failed(failure) };
+                    }
+                    if matches!(ended.broken, Some(Broken::SourceIdle(_))) && self.expects {
+                        // Its client waits to hear that the body is wanted.
+                        let text = "the upstream does not say whether it wants the request body";
+                        let failure = Failure::new(StatusCode::GATEWAY_TIMEOUT, Refusal::Timeout, text);
+                        return Conversed { source: None, how: How::Failed(failure) };
+                    }
+                    // One that takes no more may still say why.
                     if let Some(how) = ended.broken.as_ref().and_then(fault_of) {
                         return Conversed { source: None, how };
                     }

@@ -6,7 +6,7 @@ use millstream_flow::chain;
 use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, NoAnswer};
 use crate::asking::{path_below, path_of, size_of, write_request_head};
 use crate::body::Body;
 use crate::client::Client;
@@ -79,7 +79,27 @@ impl Serving<'_> {
                         return self.concluded(how, client);
                     }
                     let (request, sink) = http2_request(&asked, url);
-                    let answer = Answer::Frames(Box::pin(requests.ask(request)));
+                    let (upstream, shared) = (in_flight.upstream.clone(), self.shared);
+                    // As long as its stream lasts a connection counts it; the other one from when it is asked.
+                    let (other, _other) = oneshot::channel();
+                    let first = requests.try_ask(request);
+                    let asking = async move {
+                        match first.await {
+                            // It takes no more requests, and has seen nothing of this one, whose body is where it was.
+                            Err((NoAnswer::Unsent, Some(unsent))) => {
+                                match upstream.way(shared, Some(number)).await {
+                                    Ok(Way::Http2 { requests, .. }) => {
+                                        let answer = requests.ask(*unsent);
+                                        let _ = other.send(requests);
+                                        answer.await
+                                    }
+                                    _ => Err(NoAnswer::Unsent),
+                                }
+                            }
+                            answer => answer.map_err(|(why, _)| why),
+                        }
+                    };
+                    let answer = Answer::Frames(Box::pin(asking));
                     let conversed = self.converse(asked.source, sink, answer, client, false).await;
                     ((reused, number), None, conversed)
                 }

@@ -6,7 +6,7 @@
 //! | path | what | for |
 //! |---|---|---|
 //! | `/` | the picture of each pipeline: stages, rates, occupancy, ledger, errors | people |
-//! | `/metrics` | the [`metrics`], in the Prometheus text format | Prometheus and its kin |
+//! | `/metrics` | the [metrics](mod@metrics), in the Prometheus text format | Prometheus and its kin |
 //! | `/health/live` | 200 while the process answers | restarts |
 //! | `/health/ready` | 200 while every run accepts items and every broker is within reach, 503 with the reasons otherwise | load balancers |
 //! | `/status.json` | the snapshots as they are | scripts |

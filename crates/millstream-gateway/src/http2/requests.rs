@@ -46,6 +46,9 @@ pub(crate) struct Requests {
 
 type UpstreamConnection = hyper::client::conn::http2::Connection<TokioIo<Box<dyn Duplex>>, Body, Tasks>;
 
+/// Why there is no answer, and the request if it was not sent.
+type Unanswered = (NoAnswer, Option<Box<Request<Body>>>);
+
 /// Begins to speak HTTP/2 with an upstream.
 pub(crate) async fn connect(shared: &Arc<Shared>, stream: Box<dyn Duplex>) -> hyper::Result<Requests> {
     let tasks = Tasks::new(&shared.upstream_tasks, &shared.stopped);
@@ -121,16 +124,27 @@ impl Requests {
         &self,
         request: Request<Body>,
     ) -> impl Future<Output = Result<Response<Body>, NoAnswer>> + Send + use<> {
+        let asking = self.try_ask(request);
+        async move { asking.await.map_err(|(why, _)| why) }
+    }
+
+    /// The same, and what was not sent comes back, with whatever its body has meanwhile.
+    pub(crate) fn try_ask(
+        &self,
+        request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Body>, Unanswered>> + Send + use<> {
         let mut sender = self.sender.clone();
         async move {
-            sender.ready().await.map_err(|_| NoAnswer::Unsent)?;
+            if sender.ready().await.is_err() {
+                return Err((NoAnswer::Unsent, Some(Box::new(request))));
+            }
             let response = sender.try_send_request(request).await;
             let response = response.map_err(|mut error| match error.take_message() {
-                Some(_) => NoAnswer::Unsent,
-                None => NoAnswer::Closed,
+                Some(request) => (NoAnswer::Unsent, Some(Box::new(request))),
+                None => (NoAnswer::Closed, None),
             })?;
-            head::check_answer(response.headers())
-                .map_err(|error| NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}")))?;
+            let invalid = |error| NoAnswer::Invalid(format!("the upstream's answer is invalid: {error}"));
+            head::check_answer(response.headers()).map_err(|error| (invalid(error), None))?;
             Ok(response.map(Body::new))
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use millstream_gateway::{Body, Gateway, HalfClose, Limits, Route, Settings, Timeouts};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::*;
 
@@ -292,4 +293,43 @@ async fn a_handler_never_takes_a_broken_body_for_a_whole_one() {
         drop(client);
         assert!(within("its end", body.collect(100)).await.is_err(), "{head}");
     }
+}
+
+#[tokio::test]
+async fn an_upstream_that_takes_no_more_of_a_body_is_given_up_with_it() {
+    let timeouts = Timeouts { idle: SHORT, response: Duration::from_secs(300), ..Timeouts::default() };
+    let scene = scene(Settings { timeouts, ..Settings::default() }).await;
+    let length = 64 << 20;
+    let (mut client, mut up, _) =
+        scene.asked(&format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n")).await;
+    let (mut read, mut write) = client.stream.split();
+    let sending = async {
+        // Until the gateway closes.
+        while write.write_all(&[b'x'; 1 << 16]).await.is_ok() {}
+        std::future::pending::<()>().await
+    };
+    let mut head = [0; 200];
+    let answered = async { within("an answer", read.read(&mut head)).await.expect("one") };
+    let count = tokio::select! {
+        () = sending => unreachable!(),
+        count = answered => count,
+    };
+    let answer = String::from_utf8_lossy(&head[..count]).into_owned();
+    assert_eq!(status(&answer), 504, "{answer}");
+    assert!(answer.contains("the upstream took nothing of the request body for"), "{answer}");
+    // It is let go, too.
+    up.rest().await;
+    assert_eq!(scene.refused("timeout"), 1);
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_say_whether_it_wants_a_body_is_what_does_not_answer() {
+    let timeouts = Timeouts { idle: SHORT, ..Timeouts::default() };
+    let scene = scene(Settings { timeouts, ..Settings::default() }).await;
+    let asked = "PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n";
+    let (mut client, _up, _) = scene.asked(asked).await;
+    assert_eq!(status(&client.head().await), 504);
+    let (text, _) = client.rest().await;
+    assert_eq!(text, b"the upstream does not say whether it wants the request body\n");
+    scene.end().await;
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Request, Response};
-use http_body_util::{Empty, Full};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use millstream_gateway::{Body, Gateway, HealthCheck, Route, Settings, Target, Timeouts, Upstreams};
@@ -302,12 +302,12 @@ async fn requests_that_a_leaving_server_has_not_taken_go_over_another_connection
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.expect("accepted");
-            let service = service_fn(|request: Request<hyper::body::Incoming>| {
+            let service = service_fn(async |request: Request<hyper::body::Incoming>| {
                 let body = match request.uri().path() {
                     "/long" => Body::from_stream(futures_util::stream::pending()),
-                    _ => Body::from("hi"),
+                    _ => Body::from(request.into_body().collect().await?.to_bytes()),
                 };
-                std::future::ready(Ok::<_, std::convert::Infallible>(Response::new(body)))
+                Ok::<_, hyper::Error>(Response::new(body))
             });
             let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             let serving = server.serve_connection(TokioIo::new(stream), service);
@@ -323,17 +323,22 @@ async fn requests_that_a_leaving_server_has_not_taken_go_over_another_connection
         }
     });
     let gateway = proxy(&[url], Settings::default()).await;
-    let sender = http2::<Empty<Bytes>>(gateway.local_addr()).await;
-    let ask = async |method: &str, path: &str| {
-        let request = Request::builder().method(method).uri(format!("http://h{path}")).body(Empty::new());
+    let sender = http2::<Full<Bytes>>(gateway.local_addr()).await;
+    let ask = async |method: &str, path: &str, body: &'static str| {
+        let request = Request::builder().method(method).uri(format!("http://h{path}")).body(Full::from(body));
         within(sender.clone().send_request(request.expect("a request"))).await.expect("an answer")
     };
     let mut long = Vec::new();
-    for _ in 0..10 {
-        long.push(ask("GET", "/long").await);
+    // Those with a body, too: nothing of it was sent.
+    for (turn, body) in ["", "tea"].repeat(9).into_iter().enumerate() {
+        long.push(ask("GET", "/long", "").await);
         leave.notify_waiters();
+        // It has been heard by then, or is heard on the way.
+        tokio::time::sleep(Duration::from_millis(5) * (turn as u32 / 2 % 3)).await;
         for _ in 0..5 {
-            assert_eq!(ask("POST", "/x").await.status(), 200);
+            let answer = ask("POST", "/x", body).await;
+            assert_eq!(answer.status(), 200);
+            assert_eq!(answer.into_body().collect().await.expect("whole").to_bytes(), body);
         }
     }
 }
