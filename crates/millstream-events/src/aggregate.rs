@@ -18,7 +18,7 @@ pub trait Aggregate: Default + Send + Sync + 'static {
     const NAME: &'static str;
 
     /// The form of its state, in snapshots: raise it when the state's type or [`apply`](Self::apply) changes, and older snapshots are not
-    /// used.
+    /// used. All events are read instead: what was truncated cannot be loaded any more ([`LoadError::Truncated`]).
     const STATE_VERSION: u32 = 0;
 
     /// What can happen to it.
@@ -149,6 +149,17 @@ pub enum LoadError {
     /// The store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Its first events were [truncated](EventStore::truncate), and there is no snapshot that has them: none was taken, this handle takes
+    /// none, or its state has another form now.
+    #[error(
+        "`{stream}` was truncated before event {first}, and no snapshot of this form has what was before"
+    )]
+    Truncated {
+        /// The stream.
+        stream: String,
+        /// The version of the first event that is still read.
+        first: u64,
+    },
     /// One of its events cannot be read.
     #[error("event {version} of `{stream}`")]
     Event {
@@ -207,7 +218,7 @@ impl<A: Aggregate> Aggregates<A> {
     }
 
     /// Keeps the state whenever so many events have come since it was kept, as JSON, and loads from there. A snapshot that cannot be
-    /// written or read is no error: the events have everything.
+    /// written or read is no error: the events have everything, unless they are truncated.
     ///
     /// # Panics
     /// If `events` is 0.
@@ -277,8 +288,10 @@ impl<A: Aggregate> Aggregates<A> {
         }
         let from = loaded.version.map_or(0, |version| version + 1);
         let mut events = self.store.read(stream).from(from).events();
+        let mut begin = None;
         while let Some(recorded) = events.next().await {
             let recorded = recorded?;
+            begin.get_or_insert(recorded.version);
             let event = self.upcasters.decode(&recorded.event).map_err(|error| LoadError::Event {
                 stream: stream.to_owned(),
                 version: recorded.version,
@@ -286,6 +299,13 @@ impl<A: Aggregate> Aggregates<A> {
             })?;
             loaded.state.apply(&event);
             loaded.version = Some(recorded.version);
+        }
+        // A state of some of the events is none.
+        if let Some(first) = self.store.truncated(stream)
+            && from < first
+            && begin != Some(from)
+        {
+            return Err(LoadError::Truncated { stream: stream.to_owned(), first });
         }
         Ok((loaded, kept))
     }

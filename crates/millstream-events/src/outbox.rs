@@ -65,7 +65,9 @@ const GATHER: Duration = Duration::from_millis(1);
 ///
 /// # Delivery
 /// At least once: an event is settled when the bus has stored it, or has nobody who wants it. After a lost confirm or a crash it is
-/// published again, with the same [id](crate::Event::id); an [`Inbox`](crate::Inbox) passes over what was handled before.
+/// published again, with the same [id](crate::Event::id); an [`Inbox`](crate::Inbox) passes over what was handled before. While the queue of
+/// one subscriber is full and rejects, nothing behind the event is published, and on RabbitMQ, which has stored it for the others, those get it
+/// again with each try.
 ///
 /// # Ordering
 /// That of the log. If the broker takes an event of a batch only later (a full queue that rejects, a lost confirm), those behind it in the

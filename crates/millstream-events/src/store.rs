@@ -282,6 +282,17 @@ impl EventStore {
         self.0.shared.state().fold.streams.get(stream).and_then(fold::Entry::version)
     }
 
+    /// Why it can do nothing more, if that is so.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        self.0.shared.check()
+    }
+
+    /// The version of the first event of a stream that is still read, if others before it were [truncated](Self::truncate).
+    pub(crate) fn truncated(&self, stream: &str) -> Option<u64> {
+        let state = self.0.shared.state();
+        state.fold.streams.get(stream).filter(|entry| entry.first > entry.begun).map(|entry| entry.first)
+    }
+
     /// What a commit of this name has appended to a stream, if it is among the last 65,536 of the log.
     pub fn committed(&self, stream: &str, commit: &str) -> Option<Appended> {
         let versions = self.0.shared.state().fold.commit(stream, commit)?;

@@ -15,7 +15,7 @@ use crate::proto::Method;
 
 /// How long to wait before a consumer that the broker refused is tried again; twice as long after each further time, so often.
 const REFUSED: Duration = Duration::from_millis(300);
-const DOUBLINGS: u32 = 3;
+const DOUBLINGS: u32 = 2;
 
 /// The code of what belongs to another connection (RESOURCE_LOCKED).
 const LOCKED: u16 = 405;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 /// The words between backticks in some text that could be names of features.
 fn named(text: &str) -> BTreeSet<&str> {
-    let plain = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let plain = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     text.split('`').skip(1).step_by(2).filter(plain).collect()
 }
 

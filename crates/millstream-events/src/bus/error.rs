@@ -18,8 +18,8 @@ pub enum BusError {
     /// The value cannot be written.
     #[error("the event cannot be written")]
     Codec(#[source] CodecError),
-    /// The broker has not stored it, or not for every subscriber that wants it: one whose queue is full and rejects refuses it
-    /// for itself alone.
+    /// The broker has not stored it, or not for every subscriber that wants it. On RabbitMQ a queue that is full and rejects refuses it for
+    /// itself alone; `memory:` and `embedded:` store it for all or for none.
     #[error("the event was refused")]
     Refused(#[source] Refusal),
     /// It may be stored or not. To publish it again is safe where subscribers have an [`Inbox`](crate::Inbox), as it keeps its id.

@@ -122,6 +122,9 @@ pub enum SagaChange {
     /// Steps are undone from now on, the last one first.
     #[serde(rename = "saga.compensating")]
     Compensating {
+        /// The step that was under way when somebody asked for it: that is done first, and undone with the others.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        under_way: Option<String>,
         /// Why.
         why: Why,
         /// In words.

@@ -12,7 +12,7 @@ use millstream_message::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub(super) use self::erased::{Definition, Info, Kind};
+pub(super) use self::erased::{Definition, Info, Kind, TOO_DEEP, is_deep};
 use crate::event::{Event, EventData};
 use crate::upcast::Upcasters;
 
@@ -138,7 +138,8 @@ impl<S> Step<S> {
     }
 
     /// How often and after which delays it is tried again, for which errors, and how long [one attempt](Retry::timeout) may take.
-    /// The delays outlast the process.
+    /// The delays outlast the process, so that what counts in memory has no effect here: the rule's budget, its whole time, its jitter and
+    /// `on_retry`.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
         self

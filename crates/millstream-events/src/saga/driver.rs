@@ -1,11 +1,13 @@
 //! What brings one saga from step to step.
 
 use std::error::Error;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use millstream_flow::{Clock, TimedOut, chain};
+use futures_util::FutureExt;
+use millstream_flow::{Clock, Panicked, TimedOut, chain};
 use millstream_resilience::bounded;
 use serde_json::Value;
 use tokio::sync::{Notify, Semaphore};
@@ -109,6 +111,22 @@ pub(super) struct Driver {
     pub(super) id: String,
     /// Something may have been stored by somebody else.
     pub(super) wake: Arc<Notify>,
+    /// The step that it is doing.
+    pub(super) acting: Acting,
+}
+
+/// The step that is being done of a saga, for who wants to have it undone.
+#[derive(Clone, Default)]
+pub(super) struct Acting(Arc<Mutex<Option<String>>>);
+
+impl Acting {
+    fn set(&self, step: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = step;
+    }
+
+    pub(super) fn step(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Why a driver leaves its saga as it is.
@@ -117,6 +135,8 @@ enum Leave {
     Stopped,
     /// It cannot be read, now or ever.
     Broken(SagaError),
+    /// What the program says of it panics, outside of its steps.
+    Panicked(Panicked),
 }
 
 impl From<SagaError> for Leave {
@@ -126,21 +146,23 @@ impl From<SagaError> for Leave {
 }
 
 impl Driver {
-    /// Goes on until the saga has ended or the program ends.
-    pub(super) async fn drive(self) {
+    /// Goes on until the saga has ended or the program ends. True if it is left before.
+    pub(super) async fn drive(self) -> bool {
         let (saga, id) = (self.definition.name(), &self.id);
-        match self.go().await {
-            Ok(()) | Err(Leave::Stopped) => {}
-            Err(Leave::Broken(error)) => {
-                let error = chain(&error);
-                tracing::error!(saga, id, error, "a saga is left as it is until the program begins again");
-            }
-        }
+        let went = AssertUnwindSafe(self.go()).catch_unwind().await;
+        let error = match went.unwrap_or_else(|panic| Err(Leave::Panicked(Panicked::new(panic)))) {
+            Ok(()) | Err(Leave::Stopped) => return false,
+            Err(Leave::Broken(error)) => chain(&error),
+            Err(Leave::Panicked(panicked)) => chain(&panicked),
+        };
+        tracing::error!(saga, id, error, "a saga is left as it is until the program begins again");
+        true
     }
 
     async fn go(&self) -> Result<(), Leave> {
         let steps = self.definition.steps();
-        let mut progress = self.reread(None).await?;
+        let stop = &self.common.stop;
+        let mut progress = self.reread(None, stop).await?;
         loop {
             if self.common.stop.is_cancelled() {
                 return Err(Leave::Stopped);
@@ -150,7 +172,7 @@ impl Driver {
                 Next::Nothing => return Ok(()),
                 Next::Wait(until) => {
                     self.wait(until.map(|until| Duration::from_millis(until - now))).await?;
-                    self.reread(Some(progress)).await?
+                    self.reread(Some(progress), stop).await?
                 }
                 Next::Store(change) => self.store(progress, change, Vec::new()).await?,
                 Next::Hear { step, event } => {
@@ -176,20 +198,33 @@ impl Driver {
     async fn act(&self, progress: Progress, at: usize, undo: bool, attempt: u32) -> Result<Progress, Leave> {
         let step = &self.definition.steps()[at];
         let name = self.definition.name();
+        let stop = &self.common.stop;
         let permit = tokio::select! {
             permit = self.common.steps.acquire() => permit.expect("it is never closed"),
-            () = self.common.stop.cancelled() => return Err(Leave::Stopped),
+            // It may have been told to stop.
+            () = self.wake.notified() => return self.reread(Some(progress), stop).await,
+            () = stop.cancelled() => return Err(Leave::Stopped),
         };
         // Its time may have come while it waited for its turn.
-        if !undo && progress.deadline.is_some_and(|deadline| deadline <= self.now()) {
+        let late = !undo && !progress.is_undoing();
+        if late && progress.deadline.is_some_and(|deadline| deadline <= self.now()) {
             return Ok(progress);
+        }
+        if !undo {
+            self.acting.set(Some(step.name.clone()));
+        }
+        let _acting = Cleared(&self.acting);
+        if self.common.store.version(&stream(name, &self.id)) != Some(progress.version) {
+            // What was decided upon is not so any more.
+            drop(permit);
+            return self.reread(Some(progress), stop).await;
         }
         let context = StepContext::new(name, &self.id, &step.name, attempt, &progress.correlation_id);
         let span =
             tracing::info_span!("saga step", saga = name, id = self.id, step = step.name, undo, attempt);
         let acted = self.definition.act(at, undo, &progress.state, context.clone()).instrument(span);
         // What is undone has no deadline any more. Rounded up, so that it has passed then.
-        let deadline = progress.deadline.filter(|_| !undo);
+        let deadline = progress.deadline.filter(|_| late);
         let rounded = |deadline: u64| deadline.saturating_sub(self.now()).saturating_add(1);
         let left = deadline.map(|deadline| Duration::from_millis(rounded(deadline)));
         let limit = retry(step, undo).limit().into_iter().chain(left).min();
@@ -217,12 +252,17 @@ impl Driver {
     }
 
     fn failed(&self, step: &Info, undo: bool, attempt: u32, error: &StepError) -> SagaChange {
-        let delay = match error.permanent {
-            true => None,
-            false => retry(step, undo).next_delay(attempt, &*error.error),
-        };
+        // Both may ask the program: whether to try again, and what the error says.
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            let delay = match error.permanent {
+                true => None,
+                false => retry(step, undo).next_delay(attempt, &*error.error),
+            };
+            (delay, words(error))
+        }));
+        let (delay, error) = asked.unwrap_or_else(|panic| (None, chain(&Panicked::new(panic))));
         let again = delay.map(|delay| super::later(self.now(), delay));
-        let (step, error) = (step.name.clone(), words(error));
+        let step = step.name.clone();
         match undo {
             true => SagaChange::UndoFailed { step, attempt, error, again },
             false => SagaChange::StepFailed { step, attempt, error, again },
@@ -236,7 +276,8 @@ impl Driver {
         mut change: SagaChange,
         emitted: Vec<Event>,
     ) -> Result<Progress, Leave> {
-        let begun = progress.begun;
+        // What was done is stored as long as there is time for it.
+        let (begun, abandon) = (progress.begun, &self.common.abandon);
         let mut commit = new_id();
         let stream = stream(self.definition.name(), &self.id);
         let mut events = vec![change.event()];
@@ -247,10 +288,10 @@ impl Driver {
             match self.common.store.append_as(&commit, &stream, expected, events.clone()).await {
                 Ok(_) => {
                     self.common.counted.count(&change);
-                    return self.reread(Some(progress)).await;
+                    return self.reread(Some(progress), &self.common.stop).await;
                 }
                 Err(AppendError::Conflict(_)) => {
-                    progress = self.reread(Some(progress)).await?;
+                    progress = self.reread(Some(progress), abandon).await?;
                     if progress.begun != begun {
                         // Forgotten, and begun again: that is another one's.
                         return Err(Leave::Stopped);
@@ -261,21 +302,20 @@ impl Driver {
                 }
                 Err(error @ (AppendError::TooLarge { .. } | AppendError::Invalid(_))) => {
                     // What a step has made cannot be stored: it has failed, and would the next time.
-                    change = cannot_be_stored(&change, progress.failures + 1, &error)
-                        .ok_or(SagaError::Append(error))?;
+                    change = cannot_be_stored(&change, &progress, &error).ok_or(SagaError::Append(error))?;
                     events = vec![change.event()];
                     commit = new_id();
                 }
                 // Deleted: nobody wants it any more.
                 Err(AppendError::Gone { .. }) => return Err(Leave::Stopped),
                 // Under the same name it is stored once, however often it is tried.
-                Err(error) => self.pause(&mut pause, &error).await?,
+                Err(error) => self.pause(&mut pause, &error, abandon).await?,
             }
         }
     }
 
-    /// Reads what is there since.
-    async fn reread(&self, progress: Option<Progress>) -> Result<Progress, Leave> {
+    /// Reads what is there since; tries until it is told to give up.
+    async fn reread(&self, progress: Option<Progress>, until: &CancellationToken) -> Result<Progress, Leave> {
         let name = self.definition.name();
         let mut pause = PAUSE;
         loop {
@@ -283,7 +323,7 @@ impl Driver {
                 Ok(Some(progress)) => return Ok(progress),
                 // Forgotten.
                 Ok(None) => return Err(Leave::Stopped),
-                Err(SagaError::Store(error)) => self.pause(&mut pause, &error).await?,
+                Err(SagaError::Store(error)) => self.pause(&mut pause, &error, until).await?,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -308,12 +348,15 @@ impl Driver {
         &self,
         pause: &mut Duration,
         error: &(dyn Error + Send + Sync + 'static),
+        until: &CancellationToken,
     ) -> Result<(), Leave> {
+        // It may be one for ever.
+        self.common.store.check().map_err(SagaError::Store)?;
         let (saga, id, error) = (self.definition.name(), &self.id, chain(error));
         tracing::warn!(saga, id, error, "the store does not answer a saga, and is asked again");
         tokio::select! {
             () = sleep(*pause) => {}
-            () = self.common.stop.cancelled() => return Err(Leave::Stopped),
+            () = until.cancelled() => return Err(Leave::Stopped),
         }
         *pause = (*pause * 2).min(PAUSE_MAX);
         Ok(())
@@ -340,15 +383,27 @@ fn done(step: &Info, undo: bool, state: Value) -> SagaChange {
     }
 }
 
+/// Nothing is being done any more when this is dropped.
+struct Cleared<'a>(&'a Acting);
+
+impl Drop for Cleared<'_> {
+    fn drop(&mut self) {
+        self.0.set(None);
+    }
+}
+
 /// The failure instead of a step that is done, or undone, and cannot be said to be.
-fn cannot_be_stored(change: &SagaChange, attempt: u32, error: &AppendError) -> Option<SagaChange> {
+fn cannot_be_stored(change: &SagaChange, progress: &Progress, error: &AppendError) -> Option<SagaChange> {
     let error = format!("what it has made cannot be stored: {}", chain(error));
+    let failed = |step: &String| (step.clone(), progress.attempt(step));
     match change {
         SagaChange::StepDone { step, .. } => {
-            Some(SagaChange::StepFailed { step: step.clone(), attempt, error, again: None })
+            let (step, attempt) = failed(step);
+            Some(SagaChange::StepFailed { step, attempt, error, again: None })
         }
         SagaChange::Undone { step, .. } => {
-            Some(SagaChange::UndoFailed { step: step.clone(), attempt, error, again: None })
+            let (step, attempt) = failed(step);
+            Some(SagaChange::UndoFailed { step, attempt, error, again: None })
         }
         _ => None,
     }
@@ -363,9 +418,12 @@ fn still_means_something(progress: &Progress, change: &SagaChange, steps: &[Info
             // What was done is done, and is to be undone if the saga is by now. A wait decides again, upon what was heard meanwhile.
             SagaChange::StepDone { step, .. } => acts(step) && !progress.done.contains(step),
             SagaChange::StepFailed { step, .. } => {
-                acts(step) && !progress.is_undoing() && !progress.done.contains(step)
+                let wanted = !progress.is_undoing() || progress.is_under_way(step);
+                acts(step) && wanted && !progress.done.contains(step)
             }
-            SagaChange::UndoFailed { .. } | SagaChange::Undone { .. } => true,
+            SagaChange::UndoFailed { step, .. } | SagaChange::Undone { step, .. } => {
+                progress.is_to_be_undone(step)
+            }
             // Decided upon what was known: what is known now decides again.
             _ => false,
         }

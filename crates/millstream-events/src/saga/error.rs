@@ -71,6 +71,9 @@ pub enum SagaError {
         /// How many.
         heard: usize,
     },
+    /// The sagas have been shut down: another process, or this one when it begins again, goes on with them.
+    #[error("the sagas have been shut down")]
+    Stopped,
     /// Its stream cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -21,15 +21,26 @@ pub(super) struct Progress {
     pub(super) deadline: Option<Millis>,
     pub(super) done: Vec<String>,
     undone: Vec<String>,
-    /// Failures of what is tried now, and when it is tried again; if never, it has failed for good.
-    pub(super) failures: u32,
-    failed: Option<(String, Option<Millis>)>,
+    /// What has failed and is tried now, or has failed for good.
+    failed: Option<Failed>,
     waiting: Option<(String, Option<Millis>)>,
     /// Events that were heard of and are not taken.
     pub(super) heard: Vec<Event>,
     heard_ids: BTreeSet<String>,
     undoing: Option<(Why, String)>,
+    /// The step that was under way when it was asked to undo all: that is done first, if it can be.
+    under_way: Option<String>,
     pub(super) ended: Option<(Ending, Option<String>)>,
+}
+
+/// A step that was tried in vain, to be done or undone.
+#[derive(Debug, Clone)]
+struct Failed {
+    step: String,
+    attempts: u32,
+    error: String,
+    /// When it is tried again; if never, it has failed for good.
+    again: Option<Millis>,
 }
 
 /// What is to be done with a saga.
@@ -63,41 +74,78 @@ impl Progress {
                     ..Progress::default()
                 };
             }
-            SagaChange::StepFailed { attempt, error, again, .. }
-            | SagaChange::UndoFailed { attempt, error, again, .. } => {
-                self.failures = attempt;
-                self.failed = Some((error, again));
+            // What two processes have stored of one step counts once.
+            SagaChange::StepFailed { step, .. } if self.done.contains(&step) => {}
+            SagaChange::UndoFailed { step, .. } if !self.is_to_be_undone(&step) => {}
+            SagaChange::StepFailed { step, attempt, error, again }
+            | SagaChange::UndoFailed { step, attempt, error, again } => {
+                self.failed = Some(Failed { step, attempts: attempt, error, again });
             }
             SagaChange::StepDone { step, state, event } => {
                 if let Some(at) = event.and_then(|id| self.heard.iter().position(|heard| heard.id == id)) {
                     self.heard.remove(at);
                 }
-                self.state = state;
                 if !self.done.contains(&step) {
+                    self.state = state;
                     self.done.push(step);
+                    self.next_step();
                 }
-                self.next_step();
             }
             SagaChange::Waiting { step, until } => self.waiting = Some((step, until)),
             SagaChange::Heard { id, .. } => {
                 self.heard.push(unheard(event));
                 self.heard_ids.insert(id);
             }
-            SagaChange::Compensating { why, reason } => {
+            SagaChange::Compensating { why, reason, under_way } => {
                 self.undoing = Some((why, reason));
+                self.under_way = under_way;
                 self.next_step();
             }
             SagaChange::Undone { step, state } => {
-                self.state = state;
-                self.undone.push(step);
-                self.next_step();
+                if self.is_to_be_undone(&step) {
+                    self.state = state;
+                    self.undone.push(step);
+                    self.next_step();
+                }
             }
             SagaChange::Ended { how, reason } => self.ended = Some((how, reason)),
         }
     }
 
     fn next_step(&mut self) {
-        (self.failures, self.failed, self.waiting) = (0, None, None);
+        (self.failed, self.waiting) = (None, None);
+    }
+
+    /// How this step has failed, if it has: a new version of the program may have another one in the place of one that has.
+    fn failed_at(&self, step: &str) -> Option<&Failed> {
+        self.failed.as_ref().filter(|failed| failed.step == step)
+    }
+
+    pub(super) fn attempt(&self, step: &str) -> u32 {
+        self.failed_at(step).map_or(0, |failed| failed.attempts).saturating_add(1)
+    }
+
+    /// Whether a step is done and not undone, of a saga that is being undone.
+    pub(super) fn is_to_be_undone(&self, step: &String) -> bool {
+        self.undoing.is_some() && self.done.contains(step) && !self.undone.contains(step)
+    }
+
+    /// Whether this step was under way when all was to be undone, and nothing has come of it yet.
+    pub(super) fn is_under_way(&self, step: &str) -> bool {
+        let under_way = self.under_way.as_deref() == Some(step);
+        under_way && !self.done.iter().any(|done| done == step) && self.failed_at(step).is_none()
+    }
+
+    /// Whether the step that is next would take this event at once.
+    pub(super) fn takes_now(&self, steps: &[Info], event: &Event) -> bool {
+        let next = steps.iter().find(|step| !self.done.contains(&step.name));
+        next.is_some_and(|step| match &step.kind {
+            Kind::Step(_) => false,
+            Kind::Wait { types, .. } => {
+                types.contains(&event.event_type)
+                    && !self.heard.iter().any(|heard| types.contains(&heard.event_type))
+            }
+        })
     }
 
     pub(super) fn is_undoing(&self) -> bool {
@@ -121,36 +169,40 @@ impl Progress {
             return Next::Nothing;
         }
         if let Some((why, reason)) = &self.undoing {
+            let is_step = |step: &Info| matches!(step.kind, Kind::Step(_));
+            if let Some(at) = steps.iter().position(|step| is_step(step) && self.is_under_way(&step.name)) {
+                return Next::Act { step: at, undo: false, attempt: 1 };
+            }
             return self.next_undo(steps, *why, reason, now);
         }
         let Some((at, step)) = steps.iter().enumerate().find(|(_, step)| !self.done.contains(&step.name))
         else {
             return Next::Store(SagaChange::Ended { how: Ending::Completed, reason: None });
         };
-        let undo = |why, reason| Next::Store(SagaChange::Compensating { why, reason });
+        let undo = |why, reason| Next::Store(SagaChange::Compensating { why, reason, under_way: None });
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             return undo(Why::TimedOut, format!("it was not done in time, at step `{}`", step.name));
         }
-        match &self.failed {
-            Some((error, None)) => {
+        match self.failed_at(&step.name) {
+            Some(Failed { again: None, error, .. }) => {
                 let reason = format!("step `{}` failed for good: {error}", step.name);
                 return undo(Why::StepFailed, reason);
             }
-            Some((_, Some(again))) if *again > now => {
+            Some(Failed { again: Some(again), .. }) if *again > now => {
                 return Next::Wait(earlier(Some(*again), self.deadline));
             }
             _ => {}
         }
         match &step.kind {
-            Kind::Step(_) => Next::Act { step: at, undo: false, attempt: self.failures + 1 },
+            Kind::Step(_) => Next::Act { step: at, undo: false, attempt: self.attempt(&step.name) },
             Kind::Wait { types, timeout, go_on } => {
                 if let Some(event) = self.heard.iter().find(|event| types.contains(&event.event_type)) {
                     return Next::Hear { step: at, event: Box::new(event.clone()) };
                 }
                 let name = || step.name.clone();
                 let until = match &self.waiting {
-                    Some((_, until)) => *until,
-                    None => {
+                    Some((waiting, until)) if *waiting == step.name => *until,
+                    _ => {
                         let until = timeout.map(|time| later(now, time));
                         return Next::Store(SagaChange::Waiting { step: name(), until });
                     }
@@ -182,12 +234,12 @@ impl Progress {
             if !step.undoable {
                 continue;
             }
-            return match &self.failed {
-                Some((error, None)) => {
+            return match self.failed_at(done) {
+                Some(Failed { again: None, error, .. }) => {
                     ended(Ending::Failed, format!("{reason}; step `{done}` cannot be undone: {error}"))
                 }
-                Some((_, Some(again))) if *again > now => Next::Wait(Some(*again)),
-                _ => Next::Act { step: at, undo: true, attempt: self.failures + 1 },
+                Some(Failed { again: Some(again), .. }) if *again > now => Next::Wait(Some(*again)),
+                _ => Next::Act { step: at, undo: true, attempt: self.attempt(done) },
             };
         }
         let how = match why {
@@ -224,6 +276,7 @@ impl Progress {
                 steps.iter().map(|step| &step.name).find(|name| !self.done.contains(name)).cloned()
             }
         };
+        let failures = step.as_ref().map_or(0, |step| self.attempt(step) - 1);
         let reason = match (&self.ended, &self.undoing) {
             (Some((_, reason)), _) => reason.clone(),
             (None, undoing) => undoing.as_ref().map(|(_, reason)| reason.clone()),
@@ -235,7 +288,7 @@ impl Progress {
             done: self.done.clone(),
             undone: self.undone.clone(),
             step,
-            failures: self.failures,
+            failures,
             reason,
             state: self.state.clone(),
             correlation_id: self.correlation_id.clone(),

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::change::SagaChange;
 use super::definition::Definition;
-use super::driver::{Common, Driver};
+use super::driver::{Acting, Common, Driver};
 use super::error::BeginError;
 use super::names;
 use crate::store::Tail;
@@ -31,6 +31,7 @@ pub(super) struct Running {
 /// A saga on its way.
 pub(super) struct Active {
     wake: Arc<Notify>,
+    acting: Acting,
     pub(super) correlation_id: String,
     /// A driver has it.
     driven: bool,
@@ -40,7 +41,13 @@ pub(super) struct Active {
 
 impl Active {
     fn new(wake: &Arc<Notify>, correlation_id: &str) -> Active {
-        Active { wake: wake.clone(), correlation_id: correlation_id.to_owned(), driven: false, begun: false }
+        Active {
+            wake: wake.clone(),
+            acting: Acting::default(),
+            correlation_id: correlation_id.to_owned(),
+            driven: false,
+            begun: false,
+        }
     }
 }
 
@@ -60,6 +67,11 @@ impl Running {
         if let Some(active) = self.active().get(&(saga.to_owned(), id.to_owned())) {
             active.wake.notify_one();
         }
+    }
+
+    /// The step that this process is doing of a saga.
+    pub(super) fn acting(&self, saga: &str, id: &str) -> Option<String> {
+        self.active().get(&(saga.to_owned(), id.to_owned())).and_then(|active| active.acting.step())
     }
 
     /// Goes on with a saga that this process has not begun, unless it has it in hand.
@@ -109,20 +121,25 @@ impl Reserved {
 
     pub(super) fn drive(self, definition: Arc<dyn Definition>) {
         let Some(running) = self.running.upgrade() else { return };
+        let mut acting = Acting::default();
+        if let Some(active) = running.active().get_mut(&self.name) {
+            active.driven = true;
+            acting = active.acting.clone();
+        }
         let driver = Driver {
             common: running.common.clone(),
             definition,
             id: self.name.1.clone(),
             wake: self.wake.clone(),
+            acting,
         };
-        if let Some(active) = running.active().get_mut(&self.name) {
-            active.driven = true;
-        }
         let runtime = running.runtime.clone();
         running.tasks.spawn_on(
             async move {
-                driver.drive().await;
-                drop(self);
+                if driver.drive().await {
+                    // It keeps its place: whoever tells it of an event must not hear that nobody waits for that.
+                    std::mem::forget(self);
+                }
             },
             &runtime,
         );

@@ -7,17 +7,20 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::builder::SagasBuilder;
 use super::change::{Ending, SagaChange, Why, heard};
-use super::definition::Definition;
+use super::definition::{Definition, TOO_DEEP, is_deep};
 use super::driver::{HEARD_MAX, read};
 use super::error::{BeginError, SagaError};
 use super::running::{Reserved, Running};
-use super::{SagaView, later, millis, names, stream};
+use super::{SagaStatus, SagaView, later, millis, names, stream};
 use crate::event::{Event, new_id};
 use crate::store::{AppendError, EventStore, Expected, StoreError};
+
+/// How often who waits for an end looks whether there can be one.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How sagas went since the process began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -142,6 +145,9 @@ impl Sagas {
             return Err(BeginError::Invalid("the sagas have been shut down".to_owned()));
         }
         let state = serde_json::to_value(state).map_err(BeginError::State)?;
+        if is_deep(&state) {
+            return Err(BeginError::Invalid(TOO_DEEP.to_owned()));
+        }
         // A place before it is stored, so that no more are begun than may be.
         let place = Reserved::of(&self.0, saga, id, correlation_id)?;
         let now = millis(common.clock.now());
@@ -165,18 +171,24 @@ impl Sagas {
     /// stored then, and whoever told it may forget it. A saga that has heard of an event of this id before is not told again.
     ///
     /// # Errors
-    /// If it was not stored for one of them: tell it again. A saga keeps up to 64 events that no step has taken.
+    /// If it was not stored for one of them: tell it again. A saga keeps up to 64 events that no step has taken, and one that its next step
+    /// takes at once. `Stopped` after [`shutdown`](Self::shutdown).
     ///
     /// # Cancel safety
     /// Dropping the future leaves some of the sagas told.
     pub async fn tell(&self, event: &Event) -> Result<usize, SagaError> {
         let Some(correlation_id) = &event.correlation_id else { return Ok(0) };
+        let stop = &self.0.common.stop;
         let named: Vec<(String, String)> = {
             let active = self.0.active();
             let of = active.iter().filter(|(_, active)| active.correlation_id == *correlation_id);
             of.map(|(name, _)| name.clone()).collect()
         };
-        let mut told = 0;
+        // Those that leave now are found by nobody, and still wait for the event.
+        if stop.is_cancelled() {
+            return Err(SagaError::Stopped);
+        }
+        let (mut told, mut failed) = (0, None);
         for (saga, id) in named {
             let Ok(definition) = self.definition(&saga) else { continue };
             let heard = self.change(&saga, &id, |progress| {
@@ -184,7 +196,7 @@ impl Sagas {
                     return Ok(None);
                 }
                 let kept = progress.heard.len();
-                if kept >= HEARD_MAX {
+                if kept >= HEARD_MAX && !progress.takes_now(definition.steps(), event) {
                     return Err(SagaError::Full { saga: saga.clone(), id: id.clone(), heard: kept });
                 }
                 Ok(Some(heard(event)))
@@ -193,10 +205,11 @@ impl Sagas {
                 Ok(stored) => told += usize::from(stored),
                 // It has ended meanwhile.
                 Err(SagaError::Unknown { .. } | SagaError::Ended { .. }) => {}
-                Err(error) => return Err(error),
+                // The others hear of it all the same.
+                Err(error) => _ = failed.get_or_insert(error),
             }
         }
-        Ok(told)
+        failed.map_or(Ok(told), Err)
     }
 
     /// How a saga stands.
@@ -218,16 +231,24 @@ impl Sagas {
     /// # Cancel safety
     /// Dropping the future changes nothing.
     pub async fn ended(&self, saga: &str, id: &str) -> Result<SagaView, SagaError> {
-        let mut changed = self.0.changed.subscribe();
+        let (common, mut changed) = (&self.0.common, self.0.changed.subscribe());
         loop {
             changed.mark_unchanged();
             let view = self.view(saga, id).await?;
-            // Then its place is free, too.
-            if view.status.is_ended() && !self.0.active().contains_key(&(saga.to_owned(), id.to_owned())) {
+            let has_place = || self.0.active().contains_key(&(saga.to_owned(), id.to_owned()));
+            // Then its place is free, too, but for one that was stopped in a step which goes on.
+            if view.status.is_ended() && (view.status == SagaStatus::Aborted || !has_place()) {
                 return Ok(view);
             }
-            // The sender is in `self`.
-            let _ = changed.changed().await;
+            if common.stop.is_cancelled() && !has_place() {
+                return Err(SagaError::Stopped);
+            }
+            tokio::select! {
+                // The sender is in `self`.
+                _ = changed.changed() => {}
+                // Nobody tells of these.
+                () = sleep(LOOK) => common.store.check()?,
+            }
         }
     }
 
@@ -247,7 +268,9 @@ impl Sagas {
             if progress.is_undoing() {
                 return Ok(None);
             }
-            let change = SagaChange::Compensating { why: Why::Asked, reason: reason.to_owned() };
+            let under_way = self.0.acting(saga, id).filter(|step| !progress.done.contains(step));
+            let reason = reason.to_owned();
+            let change = SagaChange::Compensating { why: Why::Asked, reason, under_way };
             Ok(Some(change.event()))
         });
         stored.await.map(drop)

@@ -277,7 +277,7 @@ impl Place {
     fn passed(&self, next: u64) {
         let mut ahead = self.ahead();
         ahead.read = next;
-        if next - ahead.marked < PASSED_MAX {
+        if next.saturating_sub(ahead.marked) < PASSED_MAX {
             return;
         }
         ahead.marked = next;

@@ -1,5 +1,6 @@
 //! Deliveries that are brought elsewhere before they are acked: dead letters, and what comes back later.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -32,10 +33,11 @@ pub(super) async fn run(inner: Arc<Inner>) {
             Ok(confirm) => confirm.await,
             Err(error) => Outcomes::all(errands.len(), &PublishOutcome::Unconfirmed(error)),
         };
-        let mut again = Vec::new();
+        let (mut again, mut known) = (Vec::new(), HashMap::new());
         for (at, errand) in errands.into_iter().enumerate() {
             let outcome = if at < outcomes.len() { outcomes.get(at) } else { continue };
-            if matches!(outcome, PublishOutcome::Unroutable(_)) && is_away(&inner, &errand).await {
+            if matches!(outcome, PublishOutcome::Unroutable(_)) && is_away(&inner, &errand, &mut known).await
+            {
                 again.push(errand);
                 continue;
             }
@@ -77,11 +79,19 @@ pub(super) async fn run(inner: Arc<Inner>) {
     }
 }
 
-/// Whether a dead letter is for a queue that is there, on a node of the cluster that is not.
-async fn is_away(inner: &Inner, errand: &Errand) -> bool {
+/// Whether a dead letter is for a queue that is there, on a node of the cluster that is not. Each queue is looked at once.
+async fn is_away(inner: &Inner, errand: &Errand, known: &mut HashMap<String, bool>) -> bool {
     let Way::DeadLetter { to: (exchange, Some(queue)), .. } = &errand.way else { return false };
+    if !exchange.is_empty() {
+        return false;
+    }
+    if let Some(known) = known.get(queue) {
+        return *known;
+    }
     let unreachable = |error: BrokerError| error.kind() == BrokerErrorKind::Unavailable;
-    exchange.is_empty() && inner.look_at(queue).await.is_err_and(unreachable)
+    let away = inner.look_at(queue).await.is_err_and(unreachable);
+    known.insert(queue.clone(), away);
+    away
 }
 
 /// Whether the same message would be refused for ever.

@@ -108,7 +108,32 @@ fn read<S: DeserializeOwned>(state: &Value) -> Result<S, StepError> {
 }
 
 fn write<S: Serialize>(state: S) -> Result<Value, StepError> {
-    serde_json::to_value(state).map_err(StepError::permanent)
+    let state = serde_json::to_value(state).map_err(StepError::permanent)?;
+    if is_deep(&state) {
+        return Err(StepError::permanent(TOO_DEEP));
+    }
+    Ok(state)
+}
+
+/// What is nested deeper than this cannot be read again: readers of JSON bound their own depth, at 128.
+const DEPTH_MAX: usize = 100;
+pub(in crate::saga) const TOO_DEEP: &str =
+    "the state is nested deeper than 100 levels, and could not be read again";
+
+pub(in crate::saga) fn is_deep(state: &Value) -> bool {
+    let mut level: Vec<&Value> = vec![state];
+    for _ in 0..=DEPTH_MAX {
+        if level.is_empty() {
+            return false;
+        }
+        let inside = level.into_iter().flat_map(|value| match value {
+            Value::Array(items) => items.iter().collect::<Vec<_>>(),
+            Value::Object(entries) => entries.values().collect(),
+            _ => Vec::new(),
+        });
+        level = inside.collect();
+    }
+    !level.is_empty()
 }
 
 impl<S> Definition for Typed<S>
@@ -144,8 +169,8 @@ where
             Part::Wait(_) => None,
         };
         let act = act.expect("only what can be done or undone is asked for");
-        let state = read::<S>(state);
-        let acted = async move { write(act(state?, context).await?) };
+        let state = state.clone();
+        let acted = async move { write(act(read::<S>(&state)?, context).await?) };
         Box::pin(async move {
             let acted = std::panic::AssertUnwindSafe(acted).catch_unwind().await;
             acted.unwrap_or_else(|panic| Err(Panicked::new(panic).into()))

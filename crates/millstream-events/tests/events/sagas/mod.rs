@@ -2,6 +2,7 @@
 
 mod crashes;
 mod events;
+mod odd;
 mod steps;
 
 use std::sync::{Arc, Mutex};

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 type Judge = dyn Fn(&[Message]) -> Result<(), BrokerError> + Send + Sync;
 
 /// A broker in memory that asks first whether it may append.
-pub(super) struct Picky {
+pub(crate) struct Picky {
     inner: Arc<dyn Broker>,
     judge: Box<Judge>,
     /// How many messages each append had.
@@ -27,7 +27,7 @@ pub(super) struct Picky {
 }
 
 impl Picky {
-    pub(super) async fn open(
+    pub(crate) async fn open(
         judge: impl Fn(&[Message]) -> Result<(), BrokerError> + Send + Sync + 'static,
     ) -> Arc<Picky> {
         let inner = millstream_embedded::open(&"memory:".parse().unwrap()).await.unwrap();

@@ -1,7 +1,7 @@
 mod appending;
 mod checkpoints;
 mod faults;
-mod grouped;
+pub(crate) mod grouped;
 mod reading;
 mod subscribing;
 
