@@ -79,6 +79,10 @@ impl Progress {
             SagaChange::UndoFailed { step, .. } if !self.is_to_be_undone(&step) => {}
             SagaChange::StepFailed { step, attempt, error, again }
             | SagaChange::UndoFailed { step, attempt, error, again } => {
+                if self.under_way.as_ref() == Some(&step) {
+                    // It is not tried again: there is nothing of it to undo.
+                    self.under_way = None;
+                }
                 self.failed = Some(Failed { step, attempts: attempt, error, again });
             }
             SagaChange::StepDone { step, state, event } => {
@@ -132,8 +136,7 @@ impl Progress {
 
     /// Whether this step was under way when all was to be undone, and nothing has come of it yet.
     pub(super) fn is_under_way(&self, step: &str) -> bool {
-        let under_way = self.under_way.as_deref() == Some(step);
-        under_way && !self.done.iter().any(|done| done == step) && self.failed_at(step).is_none()
+        self.under_way.as_deref() == Some(step) && !self.done.iter().any(|done| done == step)
     }
 
     /// Whether the step that is next would take this event at once.

@@ -229,6 +229,30 @@ async fn a_step_that_was_under_way_when_all_was_to_be_undone_is_undone_after_a_c
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_step_that_fails_when_all_is_to_be_undone_already_is_not_tried_again() {
+    let (store, world) = (store().await, World::default());
+    let build = || {
+        let does = world.clone();
+        let slow = Step::new("slow", move |_: Done, _| {
+            let does = does.clone();
+            async move {
+                does.does("slow");
+                sleep(10 * SECOND).await;
+                Err(no_luck())
+            }
+        });
+        Saga::new("s").step(world.step("a")).step(world.step("b")).step(slow.retry(retry(5)))
+    };
+    let sagas = started(Sagas::builder(store.clone()).saga(build())).await;
+    sagas.begin("s", "1", &Done::default()).await.expect("begun");
+    sleep(SECOND).await;
+    sagas.compensate("s", "1", "the customer has left").await.expect("stored");
+    let view = sagas.ended("s", "1").await.expect("known");
+    assert_eq!((view.status, view.undone), (SagaStatus::Compensated, vec!["b".to_owned(), "a".to_owned()]));
+    assert_eq!(world.done(), ["a", "b", "slow", "-b", "-a"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_wait_that_is_new_in_the_program_has_not_waited_yet() {
     let (store, clock) = (store().await, millstream_flow::Clock::system());
     let first = started(
