@@ -144,8 +144,7 @@ impl Node {
         self.directory.path().join(name)
     }
 
-    /// Its name, by which the others of a cluster know it.
-    pub fn name(&self) -> String {
+    fn name(&self) -> String {
         format!("millstream{}@localhost", self.port)
     }
 
@@ -179,9 +178,11 @@ impl Node {
         let server = server.display();
         let failed = |error: std::io::Error| format!("{server}: {error}");
         let log = std::fs::File::create(self.below("out")).map_err(failed)?;
-        // The shell ends what it started when this process has ended, however that was: then its input ends.
+        // The shell ends what it started when this process has ended, however that was: then its input ends. The directory is
+        // removed by one who is not of the group, when nobody is left who would write there.
         let directory = self.directory.path().display();
-        let script = format!("{server} & cat > /dev/null; rm -rf {directory}; kill -KILL 0");
+        let script =
+            format!("{server} & cat > /dev/null; exec setsid sh -c \"kill -KILL -$$; rm -rf {directory}\"");
         let mut command = self.command("sh");
         command
             .args(["-c", &script])
