@@ -1,5 +1,6 @@
 //! Sagas: work of several steps over several services, each of which can be undone.
 
+mod acting;
 mod builder;
 mod change;
 mod definition;

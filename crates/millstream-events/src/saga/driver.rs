@@ -2,8 +2,8 @@
 
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use super::acting::Acting;
 use super::change::{Ending, PREFIX, SagaChange};
 use super::definition::{Definition, Info, Kind, StepContext, StepError};
 use super::error::SagaError;
@@ -115,20 +116,6 @@ pub(super) struct Driver {
     pub(super) acting: Acting,
 }
 
-/// The step that is being done of a saga, for who wants to have it undone.
-#[derive(Clone, Default)]
-pub(super) struct Acting(Arc<Mutex<Option<String>>>);
-
-impl Acting {
-    fn set(&self, step: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = step;
-    }
-
-    pub(super) fn step(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
 /// Why a driver leaves its saga as it is.
 enum Leave {
     /// The program ends.
@@ -164,7 +151,7 @@ impl Driver {
         let stop = &self.common.stop;
         let mut progress = self.reread(None, stop).await?;
         loop {
-            if self.common.stop.is_cancelled() {
+            if stop.is_cancelled() {
                 return Err(Leave::Stopped);
             }
             let now = self.now();
@@ -206,14 +193,12 @@ impl Driver {
             () = stop.cancelled() => return Err(Leave::Stopped),
         };
         // Its time may have come while it waited for its turn.
-        let late = !undo && !progress.is_undoing();
-        if late && progress.deadline.is_some_and(|deadline| deadline <= self.now()) {
+        let timed = !undo && !progress.is_undoing();
+        if timed && progress.deadline.is_some_and(|deadline| deadline <= self.now()) {
             return Ok(progress);
         }
-        if !undo {
-            self.acting.set(Some(step.name.clone()));
-        }
-        let _acting = Cleared(&self.acting);
+        // Told before it looks, so that whoever has all undone knows of it, or is seen.
+        let _doing = (!undo).then(|| self.acting.begin(&step.name));
         if self.common.store.version(&stream(name, &self.id)) != Some(progress.version) {
             // What was decided upon is not so any more.
             drop(permit);
@@ -224,7 +209,7 @@ impl Driver {
             tracing::info_span!("saga step", saga = name, id = self.id, step = step.name, undo, attempt);
         let acted = self.definition.act(at, undo, &progress.state, context.clone()).instrument(span);
         // What is undone has no deadline any more. Rounded up, so that it has passed then.
-        let deadline = progress.deadline.filter(|_| late);
+        let deadline = progress.deadline.filter(|_| timed);
         let rounded = |deadline: u64| deadline.saturating_sub(self.now()).saturating_add(1);
         let left = deadline.map(|deadline| Duration::from_millis(rounded(deadline)));
         let limit = retry(step, undo).limit().into_iter().chain(left).min();
@@ -380,15 +365,6 @@ fn done(step: &Info, undo: bool, state: Value) -> SagaChange {
     match undo {
         true => SagaChange::Undone { step, state },
         false => SagaChange::StepDone { step, state, event: None },
-    }
-}
-
-/// Nothing is being done any more when this is dropped.
-struct Cleared<'a>(&'a Acting);
-
-impl Drop for Cleared<'_> {
-    fn drop(&mut self) {
-        self.0.set(None);
     }
 }
 

@@ -8,9 +8,10 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::acting::Acting;
 use super::change::SagaChange;
 use super::definition::Definition;
-use super::driver::{Acting, Common, Driver};
+use super::driver::{Common, Driver};
 use super::error::BeginError;
 use super::names;
 use crate::store::Tail;

@@ -226,7 +226,7 @@ impl Sagas {
     /// Waits until a saga has ended, and says how it stands then.
     ///
     /// # Errors
-    /// As [`view`](Self::view).
+    /// As [`view`](Self::view); if the store has failed; `Stopped` if it has not ended when the sagas are shut down.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
@@ -240,7 +240,8 @@ impl Sagas {
             if view.status.is_ended() && (view.status == SagaStatus::Aborted || !has_place()) {
                 return Ok(view);
             }
-            if common.stop.is_cancelled() && !has_place() {
+            // Those that were left keep their places for ever.
+            if common.stop.is_cancelled() && (!has_place() || self.0.tasks.is_empty()) {
                 return Err(SagaError::Stopped);
             }
             tokio::select! {

@@ -2,6 +2,7 @@
 
 use std::any::TypeId;
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -120,20 +121,22 @@ const DEPTH_MAX: usize = 100;
 pub(in crate::saga) const TOO_DEEP: &str =
     "the state is nested deeper than 100 levels, and could not be read again";
 
+/// Whether a state could not be read again.
 pub(in crate::saga) fn is_deep(state: &Value) -> bool {
-    let mut level: Vec<&Value> = vec![state];
-    for _ in 0..=DEPTH_MAX {
-        if level.is_empty() {
-            return false;
+    fn is_deeper(value: &Value, than: usize) -> bool {
+        match value {
+            Value::Array(items) => than == 0 || items.iter().any(|item| is_deeper(item, than - 1)),
+            Value::Object(entries) => than == 0 || entries.values().any(|entry| is_deeper(entry, than - 1)),
+            _ => false,
         }
-        let inside = level.into_iter().flat_map(|value| match value {
-            Value::Array(items) => items.iter().collect::<Vec<_>>(),
-            Value::Object(entries) => entries.values().collect(),
-            _ => Vec::new(),
-        });
-        level = inside.collect();
     }
-    !level.is_empty()
+    is_deeper(state, DEPTH_MAX)
+}
+
+/// What a function of the program gives. A panic is an error.
+fn caught<T>(function: impl FnOnce() -> Result<T, StepError>) -> Result<T, StepError> {
+    let caught = catch_unwind(AssertUnwindSafe(function));
+    caught.unwrap_or_else(|panic| Err(Panicked::new(panic).into()))
 }
 
 impl<S> Definition for Typed<S>
@@ -169,18 +172,16 @@ where
             Part::Wait(_) => None,
         };
         let act = act.expect("only what can be done or undone is asked for");
-        let state = state.clone();
-        let acted = async move { write(act(read::<S>(&state)?, context).await?) };
+        let state = caught(|| read::<S>(state));
+        let acted = async move { write(act(state?, context).await?) };
         Box::pin(async move {
-            let acted = std::panic::AssertUnwindSafe(acted).catch_unwind().await;
+            let acted = AssertUnwindSafe(acted).catch_unwind().await;
             acted.unwrap_or_else(|panic| Err(Panicked::new(panic).into()))
         })
     }
 
     fn hear(&self, step: usize, state: &Value, event: &Event) -> Result<Value, StepError> {
         let Part::Wait(wait) = &self.parts[step] else { unreachable!("only waits hear") };
-        let heard = || write((wait.hear)(read::<S>(state)?, event)?);
-        let heard = std::panic::catch_unwind(std::panic::AssertUnwindSafe(heard));
-        heard.unwrap_or_else(|panic| Err(Panicked::new(panic).into()))
+        caught(|| write((wait.hear)(read::<S>(state)?, event)?))
     }
 }
