@@ -1,5 +1,6 @@
 //! A consumer: what was delivered and not taken, what was taken and not settled, what the broker is to be told.
 
+mod again;
 mod ending;
 mod handles;
 mod intake;
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::again::Again;
 use self::handles::{Handle, Source, settle_taken};
 pub(crate) use self::intake::FirstWords;
 use self::intake::Intake;
@@ -61,6 +63,8 @@ struct State {
     asking: bool,
     paused: bool,
     is_stream: bool,
+    /// What was given back of a stream.
+    again: Again,
     /// The offset at which a stream goes on when the connection was lost.
     resume: Option<u64>,
     /// The last offset that came.
@@ -126,13 +130,14 @@ impl Kept {
 impl State {
     /// Whether the next delivery may be handed out: there is room for it within both bounds, or it is alone.
     fn has_room(&self, options: &ConsumeOptions) -> bool {
-        let Some(next) = self.ready.front() else { return false };
+        let waiting = self.ready.front().map(|next| &next.kept);
+        let Some(next) = self.again.next().or(waiting) else { return false };
         let items = self.in_hand();
         let bytes = self.bytes - self.ready_bytes;
         !self.paused
             && !self.leaving
             && items < self.prefetch.get()
-            && (items == 0 || bytes + next.kept.bytes <= options.prefetch_bytes.get() as u64)
+            && (items == 0 || bytes + next.bytes <= options.prefetch_bytes.get() as u64)
     }
 
     fn goes_on(&self) -> bool {
@@ -141,7 +146,7 @@ impl State {
 
     /// How many deliveries are with users.
     fn in_hand(&self) -> usize {
-        self.unsettled.live() - self.ready.len()
+        self.unsettled.live() - self.ready.len() + self.again.held()
     }
 }
 
@@ -178,6 +183,7 @@ impl ConsumerCore {
                 asking: false,
                 paused: false,
                 is_stream,
+                again: Again::default(),
                 resume: None,
                 last: None,
                 asked: 0,
@@ -212,7 +218,12 @@ impl ConsumerCore {
     /// What users hold.
     pub(crate) fn consumer(self: &Arc<Self>) -> Consumer {
         let acker = Acker::new(Arc::new(Handle(self.clone())));
-        Consumer::new(Box::new(Source { core: self.clone(), acker: acker.clone() }), acker)
+        Consumer::new(Box::new(Source { core: self.clone(), acker: acker.clone(), due: None }), acker)
+    }
+
+    /// Whether it was told where to begin, as only streams are.
+    pub(crate) fn is_of_a_stream(&self) -> bool {
+        self.options.from.is_some()
     }
 
     /// Whether it wants to go on on another channel.
@@ -243,6 +254,9 @@ impl ConsumerCore {
         let kept = Kept { message, address, redeliveries, bytes };
         if state.is_stream {
             state.last = kept.offset();
+            if state.last.is_none() && state.end.is_none() {
+                self.is_no_stream(&mut state);
+            }
         }
         let tag = state.unsettled.add(kept.clone());
         state.delivered += 1;
@@ -251,15 +265,15 @@ impl ConsumerCore {
         state.credit.came(bytes);
         if (state.end.is_some() && !state.leaving) || state.abandoned {
             // It was on its way when the intake ended. The cancel is before this in the channel: it does not come again. To the one
-            // active consumer it would, at once: there it goes back with the channel.
-            if !self.one_active {
+            // active consumer it would, at once: there it goes back with the channel. A stream has it still.
+            if !self.one_active && !state.is_stream {
                 let State { unsettled, bytes, .. } = &mut *state;
                 unsettled.nack(&one(tag), true, |kept| *bytes -= kept.bytes);
             }
             if self.talks(&mut state) {
                 self.link.has_words(self.clone());
             }
-            return None;
+            return state.waker.take();
         }
         state.ready.push_back(Ready { tag, kept });
         state.ready_bytes += bytes;
@@ -353,7 +367,8 @@ impl ConsumerCore {
         let words = state.unsettled.has_words() || state.turns_to().is_some() || state.abandoned;
         let talks = words && self.talks(&mut state);
         // Whoever waits for room has it.
-        let waker = if state.has_room(&self.options) { state.waker.take() } else { None };
+        let comes = state.has_room(&self.options) || state.again.due().is_some();
+        let waker = if comes { state.waker.take() } else { None };
         drop(state);
         if talks {
             self.link.has_words(self.clone());

@@ -22,7 +22,7 @@ claims![
     positions_survive_a_restart needs durable positions,
 ];
 
-async fn persistent_messages_survive_a_restart(bench: &mut Bench<'_>) {
+async fn persistent_messages_survive_a_restart(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     let message = Message::new("kept").with_header("h", 1_i64).with_message_id("id");
     bench.send(&queue, [message.clone()]).await;
@@ -33,7 +33,7 @@ async fn persistent_messages_survive_a_restart(bench: &mut Bench<'_>) {
     assert_eq!(delivery.address, Address::queue(&queue));
 }
 
-async fn transient_things_do_not_survive_a_restart(bench: &mut Bench<'_>) {
+async fn transient_things_do_not_survive_a_restart(bench: &mut Bench) {
     let (durable, transient) = (bench.queue(Queue::durable).await, bench.queue(Queue::transient).await);
     let exclusive = bench.queue(Queue::exclusive).await;
     bench.send(&durable, [Message::new("gone").transient(), Message::new("kept")]).await;
@@ -44,7 +44,7 @@ async fn transient_things_do_not_survive_a_restart(bench: &mut Bench<'_>) {
     assert_eq!(bench.broker().queue(&exclusive).await.expect("looked up"), None);
 }
 
-async fn settlements_survive_a_restart(bench: &mut Bench<'_>) {
+async fn settlements_survive_a_restart(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b", "c", "d"]).await;
     let mut consumer = bench.consume(&queue, ConsumeOptions::default().prefetch(3)).await;
@@ -58,7 +58,7 @@ async fn settlements_survive_a_restart(bench: &mut Bench<'_>) {
     assert_eq!(again.iter().map(text).collect::<Vec<_>>(), ["a", "c", "d"]);
 }
 
-async fn topology_survives_a_restart(bench: &mut Bench<'_>) {
+async fn topology_survives_a_restart(bench: &mut Bench) {
     let exchange = bench.name("exchange");
     let declared = Exchange::durable(&exchange, ExchangeKind::Topic);
     bench.broker().declare_exchange(declared.clone()).await.expect("declared");
@@ -79,7 +79,7 @@ async fn topology_survives_a_restart(bench: &mut Bench<'_>) {
     assert_eq!(bench.broker().queue(&gone).await.expect("looked up"), None);
 }
 
-async fn priority_and_order_survive_a_restart(bench: &mut Bench<'_>) {
+async fn priority_and_order_survive_a_restart(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::durable(name).max_priority(3)).await;
     let of = |body: &'static str, priority| Message::new(body).with_priority(priority);
     bench.send(&queue, [of("c", 0), of("a", 3), of("d", 0), of("b", 3)]).await;
@@ -87,7 +87,7 @@ async fn priority_and_order_survive_a_restart(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&queue).await, ["a", "b", "c", "d"]);
 }
 
-async fn a_delay_survives_a_restart(bench: &mut Bench<'_>) {
+async fn a_delay_survives_a_restart(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     let of = |body: &'static str, delay| Message::new(body).with_delay(Duration::from_millis(delay));
     bench.send(&queue, [of("far", 3_600_000), of("near", 300)]).await;
@@ -99,7 +99,7 @@ async fn a_delay_survives_a_restart(bench: &mut Bench<'_>) {
     assert!(bench.is_idle(&mut consumer).await, "the other's time has not come");
 }
 
-async fn a_position_is_stored_with_its_batch_or_not_at_all(bench: &mut Bench<'_>) {
+async fn a_position_is_stored_with_its_batch_or_not_at_all(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::durable(name).max_items(2)).await;
     let (name, to) = (bench.name("position"), Address::queue(&queue));
     let broker = bench.broker();
@@ -124,7 +124,7 @@ async fn a_position_is_stored_with_its_batch_or_not_at_all(bench: &mut Bench<'_>
     assert_eq!(bench.broker().position(&name).await.expect("looked up"), None);
 }
 
-async fn a_position_is_stored_after_its_batch_and_not_without_it(bench: &mut Bench<'_>) {
+async fn a_position_is_stored_after_its_batch_and_not_without_it(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::durable(name).max_items(2)).await;
     let (name, to) = (bench.name("position"), Address::queue(&queue));
     let broker = bench.broker();
@@ -144,7 +144,7 @@ async fn a_position_is_stored_after_its_batch_and_not_without_it(bench: &mut Ben
     assert_eq!(broker.position(&name).await.expect("looked up"), None);
 }
 
-async fn positions_survive_a_restart(bench: &mut Bench<'_>) {
+async fn positions_survive_a_restart(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     let (with, alone, gone) = (bench.name("with"), bench.name("alone"), bench.name("gone"));
     let batch = Batch::to(&Address::queue(&queue), [Message::new("a")]).with_position(&with, "1");

@@ -22,7 +22,7 @@ claims![
     a_dead_letter_does_not_circle_by_itself,
 ];
 
-async fn reasons(bench: &Bench<'_>, queue: &str, count: usize) -> Vec<String> {
+async fn reasons(bench: &Bench, queue: &str, count: usize) -> Vec<String> {
     let mut consumer = bench.consumer(queue).await;
     let letters = bench.take(&mut consumer, count).await;
     letters.iter().for_each(|letter| assert!(letter.ack()));
@@ -32,7 +32,7 @@ async fn reasons(bench: &Bench<'_>, queue: &str, count: usize) -> Vec<String> {
     letters.iter().map(|letter| reason(letter).expect("a dead letter says why")).collect()
 }
 
-async fn messages_expire_by_the_queues_ttl(bench: &mut Bench<'_>) {
+async fn messages_expire_by_the_queues_ttl(bench: &mut Bench) {
     let dead = bench.queue(Queue::durable).await;
     let ttl = Duration::from_millis(30);
     let queue = bench.queue(|name| Queue::durable(name).ttl(ttl).dead_letter("", &dead)).await;
@@ -41,7 +41,7 @@ async fn messages_expire_by_the_queues_ttl(bench: &mut Bench<'_>) {
     bench.until(&queue, 0, 0, 0).await;
 }
 
-async fn messages_expire_by_their_own_ttl(bench: &mut Bench<'_>) {
+async fn messages_expire_by_their_own_ttl(bench: &mut Bench) {
     let dead = bench.queue(Queue::durable).await;
     let queue = bench.queue(|name| Queue::durable(name).dead_letter("", &dead)).await;
     let mortal = Message::new("mortal").with_ttl(Duration::from_millis(30));
@@ -51,7 +51,7 @@ async fn messages_expire_by_their_own_ttl(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&queue).await, ["immortal"]);
 }
 
-async fn a_full_queue_refuses(bench: &mut Bench<'_>) {
+async fn a_full_queue_refuses(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::durable(name).max_items(2)).await;
     let batch = Batch::to(&Address::queue(&queue), ["a", "b", "c"].map(Message::new));
     let outcomes = bench.broker().publish_batch(batch).await.expect("the broker takes it");
@@ -65,7 +65,7 @@ async fn a_full_queue_refuses(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&queue).await, ["d"], "there is room again");
 }
 
-async fn a_full_queue_of_bytes_refuses(bench: &mut Bench<'_>) {
+async fn a_full_queue_of_bytes_refuses(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::durable(name).max_bytes(1000)).await;
     let batch = Batch::to(&Address::queue(&queue), [600, 600].map(|len| Message::new(vec![0; len])));
     let outcomes = bench.broker().publish_batch(batch).await.expect("the broker takes it");
@@ -73,7 +73,7 @@ async fn a_full_queue_of_bytes_refuses(bench: &mut Bench<'_>) {
     assert!(matches!(outcomes.get(1), PublishOutcome::Refused(Refusal::Full { .. })));
 }
 
-async fn a_full_queue_drops_its_head(bench: &mut Bench<'_>) {
+async fn a_full_queue_drops_its_head(bench: &mut Bench) {
     let dead = bench.queue(Queue::durable).await;
     let make = |name| Queue::durable(name).max_items(2).overflow(Overflow::DropHead).dead_letter("", &dead);
     let queue = bench.queue(make).await;
@@ -86,7 +86,7 @@ async fn a_full_queue_drops_its_head(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&silent).await, ["b"]);
 }
 
-async fn higher_priority_goes_first(bench: &mut Bench<'_>) {
+async fn higher_priority_goes_first(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::durable(name).max_priority(5)).await;
     let of = |body: &'static str, priority| Message::new(body).with_priority(priority);
     bench.send(&queue, [of("low", 0), of("high", 5), of("middle", 2), of("above", 200), of("low2", 0)]).await;
@@ -95,7 +95,7 @@ async fn higher_priority_goes_first(bench: &mut Bench<'_>) {
     assert_eq!(got, ["high", "above", "middle", "low", "low2"]);
 }
 
-async fn a_delayed_message_is_invisible_until_due(bench: &mut Bench<'_>) {
+async fn a_delayed_message_is_invisible_until_due(bench: &mut Bench) {
     let late = |delay| Message::new("late").with_delay(delay);
     // Of the one that is looked at the time does not come, however long it takes to store it.
     let far = bench.queue(Queue::durable).await;
@@ -113,7 +113,7 @@ async fn a_delayed_message_is_invisible_until_due(bench: &mut Bench<'_>) {
     assert_eq!(texts(&bench.take(&mut bench.consumer(&near).await, 1).await), ["late"]);
 }
 
-async fn a_delayed_message_whose_queue_is_full_at_its_time_is_not_lost(bench: &mut Bench<'_>) {
+async fn a_delayed_message_whose_queue_is_full_at_its_time_is_not_lost(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::durable(name).max_items(3).overflow(Overflow::Reject)).await;
     bench.send(&queue, [Message::new("late").with_delay(Duration::from_millis(100))]).await;
     let mut taken = 1;
@@ -136,7 +136,7 @@ async fn a_delayed_message_whose_queue_is_full_at_its_time_is_not_lost(bench: &m
     assert!(got.contains(&"late".to_owned()), "{got:?}");
 }
 
-async fn purging_removes_what_is_ready(bench: &mut Bench<'_>) {
+async fn purging_removes_what_is_ready(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b", "c"]).await;
     let mut consumer = bench.consume(&queue, crate::ConsumeOptions::default().prefetch(1)).await;
@@ -147,7 +147,7 @@ async fn purging_removes_what_is_ready(bench: &mut Bench<'_>) {
     bench.until(&queue, 0, 0, 0).await;
 }
 
-async fn a_message_that_is_too_large_is_refused(bench: &mut Bench<'_>) {
+async fn a_message_that_is_too_large_is_refused(bench: &mut Bench) {
     let max = bench.broker().features().max_message_bytes;
     let queue = bench.queue(Queue::durable).await;
     let len = usize::try_from(max).expect("a limit that fits into memory") + 1;
@@ -161,7 +161,7 @@ async fn a_message_that_is_too_large_is_refused(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&queue).await, ["small"], "the broker goes on");
 }
 
-async fn a_dead_letter_does_not_circle_by_itself(bench: &mut Bench<'_>) {
+async fn a_dead_letter_does_not_circle_by_itself(bench: &mut Bench) {
     let name = bench.name("queue");
     let queue = Queue::durable(&name).ttl(Duration::from_millis(20)).dead_letter("", &name);
     bench.broker().declare_queue(queue).await.expect("declared");

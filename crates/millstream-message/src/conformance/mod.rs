@@ -9,8 +9,8 @@
 //! declares absent in its [`Features`] is skipped and listed in the [`Report`]; nothing else is. The suite asks only for
 //! what AMQP 0-9-1 can do, or for a feature.
 //!
-//! Claims use names of their own on one broker, wait for events and not for time, and give up after two minutes, or as much later
-//! as the backend says.
+//! Claims use names of their own on one broker, and several may be under way at once; they wait for events and not for time, and give
+//! up after two minutes, or as much later as the backend says.
 
 mod durable;
 mod limits;
@@ -23,6 +23,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use futures_util::future::{join, join_all};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::broker::{BoxFuture, Broker, Features};
 use crate::consume::{ConsumeOptions, Consumer, Delivery};
@@ -41,6 +44,12 @@ pub trait Backend: Send + Sync {
     /// How long a restart may take. A server in another process is not back at once.
     fn restart_takes(&self) -> Duration {
         Duration::ZERO
+    }
+
+    /// How many claims may be under way at once, and be served by one restart. More than one saves time with a server that lets them
+    /// wait.
+    fn at_once(&self) -> usize {
+        1
     }
 }
 
@@ -67,7 +76,7 @@ struct Claim {
     name: &'static str,
     /// The features it needs.
     needs: &'static [Need],
-    run: for<'a> fn(&'a mut Bench<'_>) -> BoxFuture<'a, ()>,
+    run: for<'a> fn(&'a mut Bench) -> BoxFuture<'a, ()>,
 }
 
 /// Builds the list of a file's claims: `claims![name, name needs durable, …]`.
@@ -82,15 +91,33 @@ macro_rules! claims {
 }
 use claims;
 
+impl Claim {
+    /// Whether it restarts the broker, once.
+    fn restarts(&self) -> bool {
+        self.needs.iter().any(|(feature, _)| *feature == "durable")
+    }
+
+    /// # Panics
+    /// When it does not hold, or not in time.
+    async fn hold(&self, broker: Arc<dyn Broker>, restarts: &mpsc::Sender<Restart>, patience: Duration) {
+        let restarts = restarts.clone();
+        let mut bench = Bench { broker: Some(broker), restarts, claim: self.name, names: AtomicU64::new(0) };
+        within_time(self.name, patience, (self.run)(&mut bench)).await;
+    }
+}
+
+/// The one who has given up his handle on the broker, and waits for that on the next.
+type Restart = oneshot::Sender<Arc<dyn Broker>>;
+
 /// Runs every claim on the backend.
 ///
 /// # Panics
 /// When a claim does not hold.
 pub async fn run(backend: &dyn Backend) -> Report {
-    let mut bench =
-        Bench { broker: Some(backend.open().await), backend, claim: "", names: AtomicU64::new(0) };
-    let features = bench.broker().features();
+    let mut broker = backend.open().await;
+    let features = broker.features();
     let mut report = Report::default();
+    let (mut steady, mut restarting) = (Vec::new(), Vec::new());
     let queues: &[Need] = &[("queues", |features| features.queues)];
     let all = [
         (routing::CLAIMS, queues),
@@ -107,26 +134,45 @@ pub async fn run(backend: &dyn Backend) -> Report {
             report.skipped.push((claim.name, feature));
             continue;
         }
-        bench.claim = claim.name;
-        let restarts = claim.needs.iter().any(|(feature, _)| *feature == "durable");
-        let patience = if restarts { PATIENCE + backend.restart_takes() } else { PATIENCE };
-        within_time(claim.name, patience, (claim.run)(&mut bench)).await;
         report.passed.push(claim.name);
+        if claim.restarts() { &mut restarting } else { &mut steady }.push(claim);
     }
-    bench.broker().close().await.expect("the broker closes");
+
+    let (ask, mut asked) = mpsc::channel(backend.at_once());
+    let room = Semaphore::new(backend.at_once());
+    join_all(steady.iter().map(async |claim| {
+        let _place = room.acquire().await.expect("it is not closed");
+        claim.hold(broker.clone(), &ask, PATIENCE).await;
+    }))
+    .await;
+    for group in restarting.chunks(backend.at_once()) {
+        let patience = PATIENCE + backend.restart_takes();
+        let claims: Vec<_> = group.iter().map(|claim| claim.hold(broker.clone(), &ask, patience)).collect();
+        let restart = async {
+            let mut waiting: Vec<Restart> = Vec::new();
+            while waiting.len() < group.len() {
+                waiting.extend(asked.recv().await);
+            }
+            let broker = backend.restart(broker).await;
+            waiting.into_iter().for_each(|claim| drop(claim.send(broker.clone())));
+            broker
+        };
+        (broker, _) = join(restart, join_all(claims)).await;
+    }
+    broker.close().await.expect("the broker closes");
     report
 }
 
 /// What a claim works with.
-struct Bench<'a> {
+struct Bench {
     /// `None` only while it restarts.
     broker: Option<Arc<dyn Broker>>,
-    backend: &'a dyn Backend,
+    restarts: mpsc::Sender<Restart>,
     claim: &'static str,
     names: AtomicU64,
 }
 
-impl Bench<'_> {
+impl Bench {
     fn broker(&self) -> &Arc<dyn Broker> {
         self.broker.as_ref().expect("it is only away while it restarts")
     }
@@ -208,8 +254,10 @@ impl Bench<'_> {
     }
 
     async fn restart(&mut self) {
-        let old = self.broker.take().expect("it is there");
-        self.broker = Some(self.backend.restart(old).await);
+        drop(self.broker.take());
+        let (ask, answer) = oneshot::channel();
+        self.restarts.send(ask).await.expect("somebody restarts it");
+        self.broker = Some(answer.await.expect("it is there again"));
     }
 }
 

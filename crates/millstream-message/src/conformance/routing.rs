@@ -27,7 +27,7 @@ claims![
     what_is_deleted_is_gone,
 ];
 
-async fn exchange(bench: &Bench<'_>, kind: ExchangeKind) -> String {
+async fn exchange(bench: &Bench, kind: ExchangeKind) -> String {
     let name = bench.name("exchange");
     bench
         .broker()
@@ -37,15 +37,15 @@ async fn exchange(bench: &Bench<'_>, kind: ExchangeKind) -> String {
     name
 }
 
-async fn bind(bench: &Bench<'_>, exchange: &str, key: &str, queue: &str) {
+async fn bind(bench: &Bench, exchange: &str, key: &str, queue: &str) {
     bench.broker().bind(Binding::new(exchange, key, queue)).await.expect("the binding is made");
 }
 
-async fn publish(bench: &Bench<'_>, exchange: &str, key: &str, message: Message) -> PublishOutcome {
+async fn publish(bench: &Bench, exchange: &str, key: &str, message: Message) -> PublishOutcome {
     bench.broker().publish(&Address::new(exchange, key), message).await.expect("the broker takes it")
 }
 
-async fn declaring_twice_is_fine_and_differently_is_not(bench: &mut Bench<'_>) {
+async fn declaring_twice_is_fine_and_differently_is_not(bench: &mut Bench) {
     let broker = bench.broker();
     let queue = Queue::transient(bench.name("queue")).max_items(5);
     broker.declare_queue(queue.clone()).await.expect("first");
@@ -62,7 +62,7 @@ async fn declaring_twice_is_fine_and_differently_is_not(bench: &mut Bench<'_>) {
     assert_eq!(empty.expect_err("no name").kind(), BrokerErrorKind::Invalid);
 }
 
-async fn a_direct_exchange_routes_by_key(bench: &mut Bench<'_>) {
+async fn a_direct_exchange_routes_by_key(bench: &mut Bench) {
     let name = exchange(bench, ExchangeKind::Direct).await;
     let (red, blue) = (bench.queue(Queue::transient).await, bench.queue(Queue::transient).await);
     bind(bench, &name, "red", &red).await;
@@ -75,7 +75,7 @@ async fn a_direct_exchange_routes_by_key(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&blue).await, ["blue", "green"]);
 }
 
-async fn a_fanout_exchange_routes_to_all_once_each(bench: &mut Bench<'_>) {
+async fn a_fanout_exchange_routes_to_all_once_each(bench: &mut Bench) {
     let name = exchange(bench, ExchangeKind::Fanout).await;
     let (one, two) = (bench.queue(Queue::transient).await, bench.queue(Queue::transient).await);
     bind(bench, &name, "", &one).await;
@@ -86,7 +86,7 @@ async fn a_fanout_exchange_routes_to_all_once_each(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&two).await, ["x"], "a queue bound twice gets one copy");
 }
 
-async fn a_topic_exchange_routes_by_pattern(bench: &mut Bench<'_>) {
+async fn a_topic_exchange_routes_by_pattern(bench: &mut Bench) {
     let name = exchange(bench, ExchangeKind::Topic).await;
     let (star, hash) = (bench.queue(Queue::transient).await, bench.queue(Queue::transient).await);
     bind(bench, &name, "flight.*.late", &star).await;
@@ -98,7 +98,7 @@ async fn a_topic_exchange_routes_by_pattern(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&hash).await.len(), 4);
 }
 
-async fn a_headers_exchange_routes_by_headers(bench: &mut Bench<'_>) {
+async fn a_headers_exchange_routes_by_headers(bench: &mut Bench) {
     let name = exchange(bench, ExchangeKind::Headers).await;
     let (all, any) = (bench.queue(Queue::transient).await, bench.queue(Queue::transient).await);
     let wanted = Headers::from([("a".to_owned(), Value::Int(1)), ("b".to_owned(), "x".into())]);
@@ -116,7 +116,7 @@ async fn a_headers_exchange_routes_by_headers(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&any).await, ["one", "both"]);
 }
 
-async fn an_unbound_queue_gets_nothing_more(bench: &mut Bench<'_>) {
+async fn an_unbound_queue_gets_nothing_more(bench: &mut Bench) {
     let name = exchange(bench, ExchangeKind::Direct).await;
     let queue = bench.queue(Queue::transient).await;
     bind(bench, &name, "k", &queue).await;
@@ -127,7 +127,7 @@ async fn an_unbound_queue_gets_nothing_more(bench: &mut Bench<'_>) {
     assert!(returned.reason.contains(&name), "it says where no queue is bound: {}", returned.reason);
 }
 
-async fn an_unroutable_message_comes_back(bench: &mut Bench<'_>) {
+async fn an_unroutable_message_comes_back(bench: &mut Bench) {
     let missing = bench.name("missing");
     let message = Message::new("x").with_header("h", 1_i64);
     let outcome = publish(bench, "", &missing, message.clone()).await;
@@ -137,7 +137,7 @@ async fn an_unroutable_message_comes_back(bench: &mut Bench<'_>) {
     assert!(returned.reason.contains(&missing), "it says what is missing: {}", returned.reason);
 }
 
-async fn an_unknown_exchange_refuses(bench: &mut Bench<'_>) {
+async fn an_unknown_exchange_refuses(bench: &mut Bench) {
     let missing = bench.name("missing");
     let outcome = publish(bench, &missing, "k", Message::new("x")).await;
     assert!(
@@ -145,7 +145,7 @@ async fn an_unknown_exchange_refuses(bench: &mut Bench<'_>) {
     );
 }
 
-async fn properties_come_back_as_published(bench: &mut Bench<'_>) {
+async fn properties_come_back_as_published(bench: &mut Bench) {
     let nested = Headers::from([("deep".to_owned(), Value::List(vec![Value::Int(1), Value::Null]))]);
     let properties = Properties {
         headers: Headers::from([
@@ -178,7 +178,7 @@ async fn properties_come_back_as_published(bench: &mut Bench<'_>) {
     assert_eq!(delivery.queue(), queue);
 }
 
-async fn every_message_of_a_batch_has_its_outcome(bench: &mut Bench<'_>) {
+async fn every_message_of_a_batch_has_its_outcome(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     let to = |key: &str, body: &'static str| Publish { to: Address::queue(key), message: Message::new(body) };
     let missing = bench.name("missing");
@@ -191,7 +191,7 @@ async fn every_message_of_a_batch_has_its_outcome(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&queue).await, ["a", "c"]);
 }
 
-async fn confirms_resolve_in_order_and_messages_stay_in_order(bench: &mut Bench<'_>) {
+async fn confirms_resolve_in_order_and_messages_stay_in_order(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     let to = Address::queue(&queue);
     let mut confirms = Vec::new();
@@ -207,7 +207,7 @@ async fn confirms_resolve_in_order_and_messages_stay_in_order(bench: &mut Bench<
     assert_eq!(got, (0..200).map(|i| i.to_string()).collect::<Vec<_>>());
 }
 
-async fn queues_are_listed(bench: &mut Bench<'_>) {
+async fn queues_are_listed(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::transient(name).max_items(3)).await;
     assert!(bench.broker().queues().await.expect("listed").contains(&queue));
     let spec = bench.broker().queue(&queue).await.expect("looked up").expect("it is there");
@@ -215,7 +215,7 @@ async fn queues_are_listed(bench: &mut Bench<'_>) {
     assert_eq!(bench.broker().queue(&bench.name("missing")).await.expect("looked up"), None);
 }
 
-async fn what_is_deleted_is_gone(bench: &mut Bench<'_>) {
+async fn what_is_deleted_is_gone(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b"]).await;
     let mut consumer = bench.consume(&queue, crate::ConsumeOptions::default().prefetch(1)).await;

@@ -35,7 +35,7 @@ claims![
     a_look_is_no_delivery needs browse uncounted_browse,
 ];
 
-async fn an_acked_message_is_gone(bench: &mut Bench<'_>) {
+async fn an_acked_message_is_gone(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b"]).await;
     let mut consumer = bench.consumer(&queue).await;
@@ -46,7 +46,7 @@ async fn an_acked_message_is_gone(bench: &mut Bench<'_>) {
     bench.until(&queue, 0, 0, 0).await;
 }
 
-async fn ranges_and_lists_are_acked_in_one_step(bench: &mut Bench<'_>) {
+async fn ranges_and_lists_are_acked_in_one_step(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b", "c", "d", "e", "f"]).await;
     let mut consumer = bench.consumer(&queue).await;
@@ -59,7 +59,7 @@ async fn ranges_and_lists_are_acked_in_one_step(bench: &mut Bench<'_>) {
     assert_eq!(acker.unsettled(), 1);
 }
 
-async fn requeued_messages_come_back_at_their_place(bench: &mut Bench<'_>) {
+async fn requeued_messages_come_back_at_their_place(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b", "c", "d"]).await;
     let mut consumer = bench.consume(&queue, ConsumeOptions::default().prefetch(3)).await;
@@ -75,7 +75,7 @@ async fn requeued_messages_come_back_at_their_place(bench: &mut Bench<'_>) {
     assert!(again[0].redeliveries >= 1 && again[1].redeliveries >= 1);
 }
 
-async fn what_nobody_can_settle_any_more_comes_back(bench: &mut Bench<'_>) {
+async fn what_nobody_can_settle_any_more_comes_back(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b", "c"]).await;
     let mut consumer = bench.consumer(&queue).await;
@@ -89,7 +89,7 @@ async fn what_nobody_can_settle_any_more_comes_back(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&queue).await, ["b", "c"]);
 }
 
-async fn released_messages_come_back_and_late_acks_are_stale(bench: &mut Bench<'_>) {
+async fn released_messages_come_back_and_late_acks_are_stale(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b"]).await;
     let mut consumer = bench.consumer(&queue).await;
@@ -104,7 +104,7 @@ async fn released_messages_come_back_and_late_acks_are_stale(bench: &mut Bench<'
     bench.until(&queue, 0, 0, 0).await;
 }
 
-async fn the_first_settlement_wins(bench: &mut Bench<'_>) {
+async fn the_first_settlement_wins(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a"]).await;
     let mut consumer = bench.consumer(&queue).await;
@@ -117,7 +117,7 @@ async fn the_first_settlement_wins(bench: &mut Bench<'_>) {
     bench.until(&queue, 0, 0, 0).await;
 }
 
-async fn settling_works_from_another_thread(bench: &mut Bench<'_>) {
+async fn settling_works_from_another_thread(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b"]).await;
     let mut consumer = bench.consume(&queue, ConsumeOptions::default().prefetch(1)).await;
@@ -129,13 +129,13 @@ async fn settling_works_from_another_thread(bench: &mut Bench<'_>) {
 }
 
 /// A queue with a dead-letter queue behind it.
-async fn with_dead_letters(bench: &Bench<'_>, make: impl FnOnce(Queue) -> Queue) -> (String, String) {
+async fn with_dead_letters(bench: &Bench, make: impl FnOnce(Queue) -> Queue) -> (String, String) {
     let dead = bench.queue(Queue::durable).await;
     let queue = bench.queue(|name| make(Queue::durable(name).dead_letter("", &dead))).await;
     (queue, dead)
 }
 
-async fn a_rejected_message_becomes_a_dead_letter(bench: &mut Bench<'_>) {
+async fn a_rejected_message_becomes_a_dead_letter(bench: &mut Bench) {
     let (queue, dead_queue) = with_dead_letters(bench, |queue| queue).await;
     bench.send(&queue, [Message::new("bad").with_header("mine", 1_i64)]).await;
     let mut consumer = bench.consumer(&queue).await;
@@ -158,7 +158,7 @@ async fn a_rejected_message_becomes_a_dead_letter(bench: &mut Bench<'_>) {
     assert!(header(dead::TIME).and_then(|time| time.as_int()).is_some_and(|time| time > 0));
 }
 
-async fn a_dead_letter_that_is_rejected_again_keeps_its_history(bench: &mut Bench<'_>) {
+async fn a_dead_letter_that_is_rejected_again_keeps_its_history(bench: &mut Bench) {
     let last = bench.queue(Queue::durable).await;
     let middle = bench.queue(|name| Queue::durable(name).dead_letter("", &last)).await;
     let first = bench.queue(|name| Queue::durable(name).dead_letter("", &middle)).await;
@@ -176,7 +176,7 @@ async fn a_dead_letter_that_is_rejected_again_keeps_its_history(bench: &mut Benc
     assert_eq!(letter.message.header(dead::DETAIL), Some(&"one".into()), "the first death explains");
 }
 
-async fn a_discarded_message_leaves_no_trace(bench: &mut Bench<'_>) {
+async fn a_discarded_message_leaves_no_trace(bench: &mut Bench) {
     let (queue, dead) = with_dead_letters(bench, |queue| queue).await;
     bench.publish(&queue, &["x"]).await;
     let mut consumer = bench.consumer(&queue).await;
@@ -185,7 +185,7 @@ async fn a_discarded_message_leaves_no_trace(bench: &mut Bench<'_>) {
     bench.until(&dead, 0, 0, 0).await;
 }
 
-async fn prefetch_bounds_what_is_unsettled(bench: &mut Bench<'_>) {
+async fn prefetch_bounds_what_is_unsettled(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b", "c", "d"]).await;
     let mut consumer = bench.consume(&queue, ConsumeOptions::default().prefetch(3)).await;
@@ -196,7 +196,7 @@ async fn prefetch_bounds_what_is_unsettled(bench: &mut Bench<'_>) {
     assert_eq!(text(&bench.take(&mut consumer, 1).await[0]), "d");
 }
 
-async fn prefetch_in_bytes_bounds_what_is_unsettled(bench: &mut Bench<'_>) {
+async fn prefetch_in_bytes_bounds_what_is_unsettled(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.send(&queue, [300, 300, 300, 5000, 1].map(|len| Message::new(vec![b'x'; len]))).await;
     let mut consumer = bench.consume(&queue, ConsumeOptions::default().prefetch_bytes(700)).await;
@@ -213,7 +213,7 @@ async fn prefetch_in_bytes_bounds_what_is_unsettled(bench: &mut Bench<'_>) {
     assert_eq!(bench.take(&mut consumer, 1).await[0].message.body().len(), 1);
 }
 
-async fn prefetch_can_be_changed_while_messages_are_unsettled(bench: &mut Bench<'_>) {
+async fn prefetch_can_be_changed_while_messages_are_unsettled(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b", "c", "d", "e", "f"]).await;
     let mut consumer = bench.consume(&queue, ConsumeOptions::default().prefetch_auto(2, 8)).await;
@@ -238,7 +238,7 @@ async fn prefetch_can_be_changed_while_messages_are_unsettled(bench: &mut Bench<
     bench.until(&queue, 0, 0, 0).await;
 }
 
-async fn an_exclusive_consumer_stays_alone(bench: &mut Bench<'_>) {
+async fn an_exclusive_consumer_stays_alone(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     let broker = bench.broker();
     let alone =
@@ -252,7 +252,7 @@ async fn an_exclusive_consumer_stays_alone(bench: &mut Bench<'_>) {
     drop(shared);
 }
 
-async fn two_consumers_share_a_queue(bench: &mut Bench<'_>) {
+async fn two_consumers_share_a_queue(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     let options = ConsumeOptions::default().prefetch(2);
     let (mut one, mut two) =
@@ -264,7 +264,7 @@ async fn two_consumers_share_a_queue(bench: &mut Bench<'_>) {
     assert_eq!(got, ["a", "b", "c", "d"], "each message goes to one of them");
 }
 
-async fn a_stopped_consumer_ends_and_can_still_settle(bench: &mut Bench<'_>) {
+async fn a_stopped_consumer_ends_and_can_still_settle(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b"]).await;
     let mut consumer = bench.consume(&queue, ConsumeOptions::default().prefetch(1)).await;
@@ -275,7 +275,7 @@ async fn a_stopped_consumer_ends_and_can_still_settle(bench: &mut Bench<'_>) {
     bench.until(&queue, 1, 0, 0).await;
 }
 
-async fn a_consumer_can_end_when_the_queue_is_empty(bench: &mut Bench<'_>) {
+async fn a_consumer_can_end_when_the_queue_is_empty(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b"]).await;
     let mut consumer = bench.consumer(&queue).await;
@@ -286,7 +286,7 @@ async fn a_consumer_can_end_when_the_queue_is_empty(bench: &mut Bench<'_>) {
     assert!(bench.drain(&bench.queue(Queue::durable).await).await.is_empty());
 }
 
-async fn a_message_requeued_with_a_delay_comes_back_later(bench: &mut Bench<'_>) {
+async fn a_message_requeued_with_a_delay_comes_back_later(bench: &mut Bench) {
     // Of the one that is looked at the time does not come, however long that takes.
     let far = bench.queue(Queue::durable).await;
     bench.publish(&far, &["far"]).await;
@@ -305,7 +305,7 @@ async fn a_message_requeued_with_a_delay_comes_back_later(bench: &mut Bench<'_>)
     assert_eq!((text(&again).as_str(), again.redeliveries), ("a", 1));
 }
 
-async fn a_lease_ends_and_its_late_ack_changes_nothing(bench: &mut Bench<'_>) {
+async fn a_lease_ends_and_its_late_ack_changes_nothing(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a"]).await;
     let lease = ConsumeOptions::default().lease(Duration::from_millis(60));
@@ -321,7 +321,7 @@ async fn a_lease_ends_and_its_late_ack_changes_nothing(bench: &mut Bench<'_>) {
     bench.until(&queue, 0, 0, 0).await;
 }
 
-async fn a_message_given_back_too_often_dies(bench: &mut Bench<'_>) {
+async fn a_message_given_back_too_often_dies(bench: &mut Bench) {
     let (queue, dead_queue) = with_dead_letters(bench, |queue| queue.delivery_limit(2)).await;
     bench.publish(&queue, &["poison"]).await;
     let mut consumer = bench.consumer(&queue).await;
@@ -336,7 +336,7 @@ async fn a_message_given_back_too_often_dies(bench: &mut Bench<'_>) {
     bench.until(&queue, 0, 0, 0).await;
 }
 
-async fn browsing_takes_nothing(bench: &mut Bench<'_>) {
+async fn browsing_takes_nothing(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b", "c"]).await;
     let seen = bench.broker().browse(&queue, 1, 5).await.expect("browsed");
@@ -347,7 +347,7 @@ async fn browsing_takes_nothing(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&queue).await, ["a", "b", "c"]);
 }
 
-async fn a_look_is_no_delivery(bench: &mut Bench<'_>) {
+async fn a_look_is_no_delivery(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::durable(name).delivery_limit(1)).await;
     bench.publish(&queue, &["a"]).await;
     for _ in 0..3 {

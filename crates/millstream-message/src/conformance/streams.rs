@@ -16,22 +16,22 @@ claims![
     streams_survive_a_restart needs streams durable,
 ];
 
-async fn stream(bench: &Bench<'_>) -> String {
+async fn stream(bench: &Bench) -> String {
     let name = bench.name("stream");
     bench.broker().declare_stream(StreamSpec::new(&name)).await.expect("declared");
     name
 }
 
-async fn append(bench: &Bench<'_>, stream: &str, bodies: std::ops::Range<u64>) -> u64 {
+async fn append(bench: &Bench, stream: &str, bodies: std::ops::Range<u64>) -> u64 {
     let messages = bodies.map(|i| Message::new(i.to_string())).collect();
     bench.broker().append(stream, messages).await.expect("appended")
 }
 
-async fn open(bench: &Bench<'_>, stream: &str, from: StreamFrom) -> StreamReader {
+async fn open(bench: &Bench, stream: &str, from: StreamFrom) -> StreamReader {
     bench.broker().read(stream, from).await.expect("the stream can be read")
 }
 
-async fn take(bench: &Bench<'_>, reader: &mut StreamReader, count: usize) -> Vec<StreamItem> {
+async fn take(bench: &Bench, reader: &mut StreamReader, count: usize) -> Vec<StreamItem> {
     let mut out = Vec::new();
     while out.len() < count {
         let chunk = within(bench.claim, reader.next_chunk(count - out.len())).await.expect("read");
@@ -49,7 +49,7 @@ fn offsets(items: &[StreamItem]) -> Vec<u64> {
     items.iter().map(|item| item.offset).collect()
 }
 
-async fn a_stream_is_read_from_anywhere_and_again(bench: &mut Bench<'_>) {
+async fn a_stream_is_read_from_anywhere_and_again(bench: &mut Bench) {
     let name = stream(bench).await;
     assert_eq!(append(bench, &name, 0..5).await, 0);
     assert_eq!(append(bench, &name, 5..10).await, 5);
@@ -75,7 +75,7 @@ async fn a_stream_is_read_from_anywhere_and_again(bench: &mut Bench<'_>) {
     assert_eq!(differing.expect_err("differs").kind(), BrokerErrorKind::Mismatch);
 }
 
-async fn a_reader_waits_at_the_end_for_more(bench: &mut Bench<'_>) {
+async fn a_reader_waits_at_the_end_for_more(bench: &mut Bench) {
     let name = stream(bench).await;
     append(bench, &name, 0..2).await;
     let mut from_next = open(bench, &name, StreamFrom::Next).await;
@@ -88,7 +88,7 @@ async fn a_reader_waits_at_the_end_for_more(bench: &mut Bench<'_>) {
     assert_eq!(offsets(&take(bench, &mut from_next, 2).await), [2, 3]);
 }
 
-async fn a_stream_forgets_its_oldest_beyond_its_size(bench: &mut Bench<'_>) {
+async fn a_stream_forgets_its_oldest_beyond_its_size(bench: &mut Bench) {
     let name = bench.name("stream");
     bench.broker().declare_stream(StreamSpec::new(&name).max_bytes(1 << 20)).await.expect("declared");
     let total = 16 * 1024;
@@ -107,7 +107,7 @@ async fn a_stream_forgets_its_oldest_beyond_its_size(bench: &mut Bench<'_>) {
     assert_eq!(take(bench, &mut reader, 1).await[0].offset, stats.first);
 }
 
-async fn readers_remember_their_offset(bench: &mut Bench<'_>) {
+async fn readers_remember_their_offset(bench: &mut Bench) {
     let (one, two) = (stream(bench).await, stream(bench).await);
     let broker = bench.broker();
     assert_eq!(broker.stored_offset(&one, "reader").await.expect("looked up"), None);
@@ -118,7 +118,7 @@ async fn readers_remember_their_offset(bench: &mut Bench<'_>) {
     assert_eq!(broker.stored_offset(&one, "other").await.expect("looked up"), Some(7));
 }
 
-async fn a_deleted_stream_ends_its_readers(bench: &mut Bench<'_>) {
+async fn a_deleted_stream_ends_its_readers(bench: &mut Bench) {
     let name = stream(bench).await;
     append(bench, &name, 0..2).await;
     bench.broker().store_offset(&name, "reader", 2).await.expect("stored");
@@ -135,7 +135,7 @@ async fn a_deleted_stream_ends_its_readers(bench: &mut Bench<'_>) {
     assert_eq!(stored.expect("looked up"), None, "so do its readers");
 }
 
-async fn streams_survive_a_restart(bench: &mut Bench<'_>) {
+async fn streams_survive_a_restart(bench: &mut Bench) {
     let name = stream(bench).await;
     append(bench, &name, 0..5).await;
     bench.broker().store_offset(&name, "reader", 3).await.expect("stored");

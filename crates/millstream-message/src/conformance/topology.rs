@@ -29,23 +29,23 @@ claims![
     a_queue_can_be_a_stream needs stream_queues,
 ];
 
-async fn exchange(bench: &Bench<'_>, make: impl FnOnce(Exchange) -> Exchange) -> String {
+async fn exchange(bench: &Bench, make: impl FnOnce(Exchange) -> Exchange) -> String {
     let exchange = make(Exchange::durable(bench.name("exchange"), ExchangeKind::Topic));
     let name = exchange.name.clone();
     bench.broker().declare_exchange(exchange).await.expect("the exchange is declared");
     name
 }
 
-async fn bind(bench: &Bench<'_>, binding: Binding) {
+async fn bind(bench: &Bench, binding: Binding) {
     bench.broker().bind(binding).await.expect("the binding is made");
 }
 
-async fn publish(bench: &Bench<'_>, exchange: &str, key: &str) -> PublishOutcome {
+async fn publish(bench: &Bench, exchange: &str, key: &str) -> PublishOutcome {
     let to = Address::new(exchange, key);
     bench.broker().publish(&to, Message::new(key.to_owned())).await.expect("the broker takes it")
 }
 
-async fn an_exchange_leads_to_another(bench: &mut Bench<'_>) {
+async fn an_exchange_leads_to_another(bench: &mut Bench) {
     let (outer, inner) = (exchange(bench, |e| e).await, exchange(bench, |e| e).await);
     let queue = bench.queue(Queue::durable).await;
     bind(bench, Binding::new(&outer, "orders.#", &inner).to_exchange()).await;
@@ -61,7 +61,7 @@ async fn an_exchange_leads_to_another(bench: &mut Bench<'_>) {
     assert_eq!(bench.broker().bind(missing).await.expect_err("nowhere").kind(), BrokerErrorKind::NotFound);
 }
 
-async fn exchanges_that_lead_in_a_circle_give_one_copy(bench: &mut Bench<'_>) {
+async fn exchanges_that_lead_in_a_circle_give_one_copy(bench: &mut Bench) {
     let (one, two) = (exchange(bench, |e| e).await, exchange(bench, |e| e).await);
     let queue = bench.queue(Queue::durable).await;
     bind(bench, Binding::new(&one, "#", &two).to_exchange()).await;
@@ -72,7 +72,7 @@ async fn exchanges_that_lead_in_a_circle_give_one_copy(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&queue).await, ["x"]);
 }
 
-async fn what_is_led_nowhere_goes_to_the_alternate_exchange(bench: &mut Bench<'_>) {
+async fn what_is_led_nowhere_goes_to_the_alternate_exchange(bench: &mut Bench) {
     let rest = exchange(bench, |e| e).await;
     let main = exchange(bench, |e| e.alternate(&rest)).await;
     let (led, other) = (bench.queue(Queue::durable).await, bench.queue(Queue::durable).await);
@@ -84,7 +84,7 @@ async fn what_is_led_nowhere_goes_to_the_alternate_exchange(bench: &mut Bench<'_
     assert_eq!(bench.drain(&other).await, ["unknown"]);
 }
 
-async fn an_internal_exchange_is_reached_by_others_only(bench: &mut Bench<'_>) {
+async fn an_internal_exchange_is_reached_by_others_only(bench: &mut Bench) {
     let inner = exchange(bench, Exchange::internal).await;
     let outer = exchange(bench, |e| e).await;
     let queue = bench.queue(Queue::durable).await;
@@ -97,7 +97,7 @@ async fn an_internal_exchange_is_reached_by_others_only(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&queue).await, ["led"]);
 }
 
-async fn a_deleted_exchange_takes_its_bindings_along(bench: &mut Bench<'_>) {
+async fn a_deleted_exchange_takes_its_bindings_along(bench: &mut Bench) {
     let (outer, inner) = (exchange(bench, |e| e).await, exchange(bench, |e| e).await);
     let queue = bench.queue(Queue::durable).await;
     bind(bench, Binding::new(&outer, "#", &inner).to_exchange()).await;
@@ -109,7 +109,7 @@ async fn a_deleted_exchange_takes_its_bindings_along(bench: &mut Bench<'_>) {
     assert!(matches!(publish(bench, &outer, "x").await, PublishOutcome::Unroutable(_)));
 }
 
-async fn a_difference_of_an_exchange_is_explained(bench: &mut Bench<'_>) {
+async fn a_difference_of_an_exchange_is_explained(bench: &mut Bench) {
     let name = exchange(bench, |e| e.alternate("other")).await;
     let asked = Exchange::durable(&name, ExchangeKind::Topic).alternate("another");
     let error = bench.broker().declare_exchange(asked).await.expect_err("it differs");
@@ -118,7 +118,7 @@ async fn a_difference_of_an_exchange_is_explained(bench: &mut Bench<'_>) {
     assert!(text.contains("alternate: has") && text.contains("other") && text.contains("another"), "{text}");
 }
 
-async fn how_a_topology_stands_is_told_and_changes_nothing(bench: &mut Bench<'_>) {
+async fn how_a_topology_stands_is_told_and_changes_nothing(bench: &mut Bench) {
     let (exchange, queue) = (bench.name("exchange"), bench.name("queue"));
     let topology = Topology::default()
         .exchange(Exchange::durable(&exchange, ExchangeKind::Topic).alternate("amq.fanout"))
@@ -144,7 +144,7 @@ async fn how_a_topology_stands_is_told_and_changes_nothing(bench: &mut Bench<'_>
     broker.declare_queue(Queue::durable(&queue).max_items(5)).await.expect("it is as it was");
 }
 
-async fn bindings_between_exchanges_survive_a_restart(bench: &mut Bench<'_>) {
+async fn bindings_between_exchanges_survive_a_restart(bench: &mut Bench) {
     let rest = exchange(bench, Exchange::internal).await;
     let main = exchange(bench, |e| e.alternate(&rest)).await;
     let inner = exchange(bench, |e| e).await;
@@ -159,7 +159,7 @@ async fn bindings_between_exchanges_survive_a_restart(bench: &mut Bench<'_>) {
     assert_eq!(bench.drain(&other).await, ["b.x"]);
 }
 
-async fn a_paused_consumer_is_silent_until_it_goes_on(bench: &mut Bench<'_>) {
+async fn a_paused_consumer_is_silent_until_it_goes_on(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     bench.publish(&queue, &["a", "b", "c"]).await;
     let mut consumer = bench.consume(&queue, ConsumeOptions::default().prefetch(1)).await;
@@ -187,7 +187,7 @@ async fn a_paused_consumer_is_silent_until_it_goes_on(bench: &mut Bench<'_>) {
     assert!(super::within("it ends though it is paused", consumer.next()).await.is_none());
 }
 
-async fn one_consumer_at_a_time_receives_and_the_next_takes_over(bench: &mut Bench<'_>) {
+async fn one_consumer_at_a_time_receives_and_the_next_takes_over(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::durable(name).single_active_consumer()).await;
     let mut first = bench.consume(&queue, ConsumeOptions::default().prefetch(1)).await;
     let mut second = bench.consumer(&queue).await;
@@ -201,7 +201,7 @@ async fn one_consumer_at_a_time_receives_and_the_next_takes_over(bench: &mut Ben
     assert_eq!(texts(&bench.take(&mut second, 1).await), ["c"]);
 }
 
-async fn a_turn_ends_when_nothing_is_in_hand_and_order_outlives_it(bench: &mut Bench<'_>) {
+async fn a_turn_ends_when_nothing_is_in_hand_and_order_outlives_it(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::durable(name).single_active_consumer()).await;
     let mut first = bench.consume(&queue, ConsumeOptions::default().prefetch(3)).await;
     let mut second = bench.consumer(&queue).await;
@@ -224,7 +224,7 @@ async fn a_turn_ends_when_nothing_is_in_hand_and_order_outlives_it(bench: &mut B
     drop((first, held, last, b));
 }
 
-async fn a_paused_consumer_keeps_its_turn(bench: &mut Bench<'_>) {
+async fn a_paused_consumer_keeps_its_turn(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::durable(name).single_active_consumer()).await;
     let mut first = bench.consumer(&queue).await;
     let mut second = bench.consumer(&queue).await;
@@ -237,7 +237,7 @@ async fn a_paused_consumer_keeps_its_turn(bench: &mut Bench<'_>) {
     assert_eq!(texts(&bench.take(&mut first, 2).await), ["a", "b"]);
 }
 
-async fn a_consumer_with_a_higher_priority_goes_first(bench: &mut Bench<'_>) {
+async fn a_consumer_with_a_higher_priority_goes_first(bench: &mut Bench) {
     let queue = bench.queue(Queue::durable).await;
     let mut low = bench.consume(&queue, ConsumeOptions::default().priority(-1)).await;
     let mut high = bench.consume(&queue, ConsumeOptions::default().priority(5).prefetch(2)).await;
@@ -246,7 +246,7 @@ async fn a_consumer_with_a_higher_priority_goes_first(bench: &mut Bench<'_>) {
     assert_eq!(texts(&bench.take(&mut low, 1).await), ["c"], "what the higher has no room for");
 }
 
-async fn a_queue_that_nobody_uses_goes_by_itself(bench: &mut Bench<'_>) {
+async fn a_queue_that_nobody_uses_goes_by_itself(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::transient(name).expires(Duration::from_secs(2))).await;
     // In time, though the machine does much else.
     let consumer = bench.consumer(&queue).await;
@@ -258,7 +258,7 @@ async fn a_queue_that_nobody_uses_goes_by_itself(bench: &mut Bench<'_>) {
     assert_eq!(bench.broker().queue(&queue).await.expect("looked up"), None);
 }
 
-async fn a_queue_can_be_a_stream(bench: &mut Bench<'_>) {
+async fn a_queue_can_be_a_stream(bench: &mut Bench) {
     let queue = bench.queue(|name| Queue::durable(name).kind(QueueKind::Stream)).await;
     bench.publish(&queue, &["a", "b", "c"]).await;
     let from = |from: StreamFrom| ConsumeOptions::default().from(from);

@@ -28,6 +28,8 @@ pub struct ConsumeOptions {
     /// prefetch left for. Default 0. Brokers without [`Features::consumer_priority`](crate::Features) refuse any other.
     pub priority: i32,
     /// Where to begin in a queue of kind [`Stream`](crate::QueueKind::Stream), where it is required; other queues have no such place.
+    /// A stream keeps what is settled, in whatever way. What is given back is handed out again by the same consumer, before what follows,
+    /// and has its place in the prefetch until it is settled.
     pub from: Option<StreamFrom>,
     /// Whether to end once nothing is ready or delayed. What is unsettled does not count: it may come back, and
     /// whoever drains a queue looks at its stats afterwards.

@@ -1,12 +1,15 @@
 //! How a consumer loses its channel, and how it ends.
 
+use std::slice;
 use std::sync::Arc;
 use std::task::Waker;
 
-use millstream_message::{BrokerError, BrokerErrorKind, StopWhen};
+use millstream_message::{BrokerError, BrokerErrorKind, StopWhen, Tag};
 
+use super::again::Again;
 use super::{Cancel, ConsumerCore, Intake, State};
 use crate::proto::Closed;
+use crate::unsettled::Parked;
 
 impl ConsumerCore {
     /// The connection is lost: the broker gives what is unsettled to somebody again.
@@ -30,7 +33,9 @@ impl ConsumerCore {
         state.asking = false;
         if state.is_stream {
             // Of what is not settled the oldest; or what comes behind everything that came.
-            let oldest = state.unsettled.iter().find_map(|kept| kept.offset());
+            let live = state.unsettled.iter().find_map(|kept| kept.offset());
+            let oldest = live.into_iter().chain(state.again.oldest()).min();
+            state.again = Again::default();
             // The last one is taken: lost once more before anything has come, it goes on where it would have gone on.
             let behind = state.last.take().map(|last| last + 1);
             state.resume = oldest.or(behind).or(state.resume);
@@ -107,8 +112,11 @@ impl ConsumerCore {
 
     /// Ends the intake: what came and nobody has taken goes back.
     pub(super) fn end(&self, state: &mut State) {
-        if self.one_active {
-            // Given back one by one, it would come again at once, or behind what the next consumer gets.
+        if self.one_active || state.is_stream {
+            // Given back one by one, it would come again at once, or behind what the next consumer gets; and of a stream nothing can be
+            // given back.
+            let State { unsettled, again, .. } = &mut *state;
+            again.give_up().for_each(|tag| unsettled.unpark(tag, Parked::Arrived));
             state.leaving = true;
             state.end.get_or_insert(Ok(()));
             self.drained.notify_one();
@@ -140,6 +148,9 @@ impl ConsumerCore {
     /// next one finds it in its old place.
     pub(super) fn abandon(&self, state: &mut State) {
         state.abandoned = true;
+        for (tag, _) in state.again.take(slice::from_ref(&(0..Tag::MAX))) {
+            state.unsettled.unpark(tag, Parked::Arrived);
+        }
         if state.cancel == Cancel::No && state.channel.is_some() {
             state.cancel = Cancel::Sent;
             self.hub.cancelling(&self.queue);
@@ -175,16 +186,32 @@ impl ConsumerCore {
         });
     }
 
+    /// What came is not of a stream: the broker passes over from where it was to begin.
+    pub(super) fn is_no_stream(&self, state: &mut State) {
+        let text = format!("queue `{}` is no stream: leave `from` out", self.queue);
+        self.end(state);
+        state.end = Some(Err(BrokerError::new(BrokerErrorKind::Invalid, text)));
+    }
+
     /// How many messages have come, if it is to end when the queue is empty, and has nothing left to give.
     pub(crate) fn asks_for_the_end(&self) -> Option<u64> {
         let state = self.state.lock();
-        let asks = state.stop == Some(StopWhen::Empty) && state.ready.is_empty() && state.end.is_none();
+        let asks = state.stop == Some(StopWhen::Empty)
+            && state.ready.is_empty()
+            && state.again.is_empty()
+            && state.end.is_none();
         asks.then_some(state.delivered)
     }
 
     /// Whether it has the broker deliver nothing, which counts it as no consumer then.
     pub(crate) fn is_paused(&self) -> bool {
         self.state.lock().paused
+    }
+
+    /// Whether its channel is to go.
+    #[cfg(test)]
+    pub(super) fn has_left(&self) -> bool {
+        self.state.lock().abandoned
     }
 
     pub(crate) fn has_ended(&self) -> bool {

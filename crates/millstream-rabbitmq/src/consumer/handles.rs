@@ -2,16 +2,23 @@
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::pin::Pin;
 use std::slice;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use millstream_message::{
     Acker, BrokerError, ConsumerSource, Delivery, Nack, Prefetch, Settle, Settled, StopWhen, Tag,
 };
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{ConsumerCore, Kept, Ready, State};
 use crate::hub::Way;
+use crate::unsettled::Parked;
+
+/// A delay that is as good as for ever.
+const FOREVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
 /// What deliveries, ackers and the consumer hold: when the last one goes, what is unsettled goes back.
 pub(super) struct Handle(pub(super) Arc<ConsumerCore>);
@@ -35,15 +42,57 @@ pub(super) fn settle_taken(
 }
 
 fn ack(state: &mut State, tags: &[Range<Tag>]) -> Settled {
-    settle_taken(state, tags, |state, tags| {
+    let mut settled = settle_taken(state, tags, |state, tags| {
         let State { unsettled, bytes, .. } = state;
-        let settled = unsettled.ack(tags, |kept| *bytes -= kept.bytes);
-        state.acked += settled.applied;
-        settled
-    })
+        unsettled.ack(tags, |kept| *bytes -= kept.bytes)
+    });
+    if state.again.held() > 0 {
+        for (tag, _) in take_again(state, tags, &mut settled) {
+            state.unsettled.unpark(tag, Parked::Arrived);
+        }
+    }
+    state.acked += settled.applied;
+    settled
+}
+
+/// Takes what was handed out again from whoever has it, and counts it.
+fn take_again(state: &mut State, tags: &[Range<Tag>], settled: &mut Settled) -> Vec<(Tag, Kept)> {
+    let taken = state.again.take(tags);
+    state.bytes -= taken.iter().map(|(_, kept)| kept.bytes).sum::<u64>();
+    settled.applied += taken.len() as u64;
+    settled.stale = settled.stale.saturating_sub(taken.len() as u64);
+    taken
+}
+
+/// Takes deliveries of a stream back, and hands them out again after a delay. It holds their place at the broker until then.
+fn give_back(state: &mut State, tags: &[Range<Tag>], delay: Duration) -> Settled {
+    let mut back = Vec::new();
+    let mut settled = settle_taken(state, tags, |state, tags| {
+        let State { unsettled, bytes, .. } = state;
+        unsettled.park(tags, |tag, kept| {
+            *bytes -= kept.bytes;
+            back.push((tag, kept));
+        })
+    });
+    back.extend(take_again(state, tags, &mut settled));
+    let now = Instant::now();
+    let due = (!delay.is_zero()).then(|| now.checked_add(delay).unwrap_or(now + FOREVER));
+    for (tag, kept) in back {
+        if state.end.is_some() {
+            // It stays in the stream, and nobody gets it here any more.
+            state.unsettled.unpark(tag, Parked::Arrived);
+        } else {
+            state.again.wait(tag, kept, due);
+        }
+    }
+    state.nacked += settled.applied;
+    settled
 }
 
 fn nack(state: &mut State, tags: &[Range<Tag>], requeue: bool) -> Settled {
+    if state.is_stream {
+        return if requeue { give_back(state, tags, Duration::ZERO) } else { ack(state, tags) };
+    }
     settle_taken(state, tags, |state, tags| {
         let State { unsettled, bytes, .. } = state;
         let settled = unsettled.nack(tags, requeue, |kept| *bytes -= kept.bytes);
@@ -75,6 +124,9 @@ impl Settle for Handle {
         match how {
             Nack::Requeue => self.0.settle(|state| nack(state, tags, true)),
             Nack::Discard => self.0.settle(|state| ack(state, tags)),
+            Nack::RequeueAfter(delay) if self.0.is_of_a_stream() => {
+                self.0.settle(|state| give_back(state, tags, *delay))
+            }
             Nack::RequeueAfter(delay) => self.0.send_away(tags, &Way::Later(*delay)),
             Nack::DeadLetter { reason, stage } => match self.0.hub.dead_letters_of(&self.0.queue) {
                 Some(to) => {
@@ -125,6 +177,22 @@ impl Settle for Handle {
 pub(super) struct Source {
     pub(super) core: Arc<ConsumerCore>,
     pub(super) acker: Acker,
+    /// When what was given back for later is due.
+    pub(super) due: Option<Pin<Box<Sleep>>>,
+}
+
+impl Source {
+    /// Wakes the reader when something is due that was given back for later.
+    fn look_again(&mut self, cx: &mut Context<'_>, due: Option<Instant>) {
+        let Some(due) = due else { return self.due = None };
+        let sleep = self.due.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if sleep.deadline() != due {
+            sleep.as_mut().reset(due);
+        }
+        if sleep.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+    }
 }
 
 impl ConsumerSource for Source {
@@ -136,10 +204,21 @@ impl ConsumerSource for Source {
     ) -> Poll<Result<usize, BrokerError>> {
         let mut state = self.core.state.lock();
         let mut count = 0;
+        if state.again.due().is_some() {
+            state.again.ripen(Instant::now());
+        }
         while count < max && state.has_room(&self.core.options) {
-            let Some(Ready { tag, kept }) = state.ready.pop_front() else { break };
-            let Kept { message, address, redeliveries, bytes } = kept;
-            state.ready_bytes -= bytes;
+            let (tag, kept) = if let Some((tag, kept)) = state.again.hand_out() {
+                state.bytes += kept.bytes;
+                state.delivered += 1;
+                state.redelivered += 1;
+                (tag, kept)
+            } else {
+                let Some(Ready { tag, kept }) = state.ready.pop_front() else { break };
+                state.ready_bytes -= kept.bytes;
+                (tag, kept)
+            };
+            let Kept { message, address, redeliveries, .. } = kept;
             into.push(Delivery { message, address, tag, redeliveries, acker: self.acker.clone() });
             count += 1;
         }
@@ -161,6 +240,9 @@ impl ConsumerSource for Source {
                 if state.stop == Some(StopWhen::Empty) {
                     self.core.drained.notify_one();
                 }
+                let due = state.again.due();
+                drop(state);
+                self.look_again(cx, due);
                 Poll::Pending
             }
         }

@@ -16,6 +16,10 @@ impl Backend for Real {
         Duration::from_secs(90)
     }
 
+    fn at_once(&self) -> usize {
+        10
+    }
+
     fn open(&self) -> BoxFuture<'_, Arc<dyn Broker>> {
         Box::pin(async {
             Arc::new(RabbitMq::connect(&self.0.managed_url()).await.expect("connected")) as Arc<dyn Broker>

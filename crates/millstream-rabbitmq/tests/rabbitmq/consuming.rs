@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use millstream_message::{
-    Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Consumer, Delivery, Message, Queue, QueueKind,
-    StopWhen, StreamFrom,
+    Address, Batch, Broker, BrokerErrorKind, ConsumeOptions, Consumer, Delivery, Message, Nack, Queue,
+    QueueKind, StopWhen, StreamFrom,
 };
 use millstream_rabbitmq::RabbitMq;
 use millstream_testing::{Node, Proxy, Setup, shared, unique};
@@ -274,6 +274,47 @@ async fn a_stream_goes_on_behind_what_was_settled_when_the_connection_was_lost()
     assert!(!held.expect("one was held").ack(), "it is stale");
 }
 
+/// RabbitMQ takes nothing back of a stream, and ends the connection, with all consumers on it, of who tries.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_given_back_of_a_stream_comes_again_and_disturbs_nobody() {
+    let broker = RabbitMq::connect(&shared().await.url()).await.expect("connected");
+    let stream = Queue::durable(unique("stream")).kind(QueueKind::Stream);
+    let queue = filled(&broker, stream, vec![10; 20]).await;
+    let other = filled(&broker, Queue::durable(unique("other")), [1]).await;
+    let mut bystander = broker.consume(&other, ConsumeOptions::default()).await.expect("consumed");
+    let held = next(&mut bystander).await;
+    let options = ConsumeOptions::default().from(StreamFrom::First).prefetch(10);
+    let mut consumer = broker.consume(&queue, options.clone()).await.expect("consumed");
+    let give_back = [Nack::Requeue, Nack::RequeueAfter(Duration::from_millis(50))];
+    let take_off = [Nack::Discard, Nack::dead_letter("no good")];
+    for how in give_back.iter().chain(&take_off) {
+        assert!(next(&mut consumer).await.nack(how));
+    }
+    let mut redeliveries = 0;
+    for _ in 0..18 {
+        let delivery = next(&mut consumer).await;
+        redeliveries += delivery.redeliveries;
+        assert!(delivery.ack());
+    }
+    assert_eq!(redeliveries, 2);
+    let nothing = timeout(Duration::from_millis(200), consumer.next()).await;
+    assert!(nothing.is_err(), "all is settled: {nothing:?}");
+    drop(consumer);
+    // Some have come that nobody takes, and one is in hand.
+    let mut consumer = broker.consume(&queue, options).await.expect("consumed");
+    let first = timeout(LONG, consumer.next_chunk(1)).await.expect("it comes").expect("read");
+    assert_eq!(first[0].redeliveries, 0);
+    consumer.acker().stop(StopWhen::Now);
+    assert!(first[0].ack());
+    assert!(timeout(LONG, consumer.next()).await.expect("it ends").is_none());
+    drop((consumer, first));
+
+    // The broker has heard all of that when it answers.
+    assert!(broker.delete_queue(&queue).await.is_ok());
+    assert!(held.ack(), "its connection is still there");
+    assert_eq!(broker.statistics().connects, 2, "{:?}", broker.statistics());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delivery_that_is_held_too_long_for_the_broker_comes_again() {
     // RabbitMQ looks every minute by default, and gives half an hour.
@@ -308,7 +349,7 @@ async fn each_consumer_has_its_figures() {
     assert_eq!((at_first.name.as_str(), at_first.in_flight, at_first.paused), ("billing", 3, false));
     assert_eq!((at_first.delivered - at_first.waiting, at_first.redelivered), (3, 0));
     assert!(one.ack() && two.ack());
-    assert!(three.nack(&millstream_message::Nack::Requeue));
+    assert!(three.nack(&Nack::Requeue));
     for _ in 0..3 {
         assert!(next(&mut consumer).await.ack());
     }
