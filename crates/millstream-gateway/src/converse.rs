@@ -89,17 +89,18 @@ impl Serving<'_> {
                 (source, meter, result) = &mut upload, if running => {
                     let ended = Uploaded::new(source, meter, result);
                     self.report.request = Some(ended.report.clone());
-                    if let Some(Broken::SinkIdle(time)) = ended.broken
-                        && self.shared.routes[self.at].upstreams().is_some()
-                    {
-                        // It will never have the whole of it.
-                        let text = format!("the upstream took nothing of the request body for {time:?}");
-                        let failure = Failure::new(StatusCode::GATEWAY_TIMEOUT, Refusal::Timeout, text);
-                        return Conversed { source: None, how: How::Failed(failure) };
-                    }
-                    if matches!(ended.broken, Some(Broken::SourceIdle(_))) && self.expects {
+                    let proxied = self.shared.routes[self.at].upstreams().is_some();
+                    let unwanted = match ended.broken {
+                        Some(Broken::SinkIdle(time)) if proxied => {
+                            Some(format!("the upstream took nothing of the request body for {time:?}"))
+                        }
                         // Its client waits to hear that the body is wanted.
-                        let text = "the upstream does not say whether it wants the request body";
+                        Some(Broken::SourceIdle(_)) if self.expects => {
+                            Some("the upstream does not say whether it wants the request body".to_owned())
+                        }
+                        _ => None,
+                    };
+                    if let Some(text) = unwanted {
                         let failure = Failure::new(StatusCode::GATEWAY_TIMEOUT, Refusal::Timeout, text);
                         return Conversed { source: None, how: How::Failed(failure) };
                     }

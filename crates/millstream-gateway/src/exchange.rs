@@ -67,8 +67,8 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(crate) fn because(mut self, cause: impl Into<String>) -> Failure {
-        self.cause = Some(cause.into().into());
+    pub(crate) fn because(mut self, cause: String) -> Failure {
+        self.cause = Some(cause.into_boxed_str());
         self
     }
 

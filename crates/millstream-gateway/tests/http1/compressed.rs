@@ -2,24 +2,24 @@
 
 use std::io::Read;
 
-use millstream_gateway::{Gateway, Route, Settings};
+use millstream_gateway::{Route, Settings};
 
 use crate::support::*;
 
+/// A gateway that compresses.
+async fn compressing() -> Scene {
+    scene_with(Settings::default(), Route::compress).await
+}
+
+fn accepting(coding: &str) -> String {
+    format!("GET / HTTP/1.1\r\nHost: h\r\nAccept-Encoding: {coding}\r\n\r\n")
+}
+
 #[tokio::test]
 async fn a_text_is_compressed_for_who_accepts_it_a_chunk_at_a_time() {
-    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", upstream.local_addr().expect("an address"));
-    let server = Gateway::new(Settings::default())
-        .route(Route::proxy("up", [url.parse().expect("a url")]).compress())
-        .listen("127.0.0.1:0".parse().expect("an address"))
-        .await
-        .expect("a port");
+    let scene = compressing().await;
     for coding in ["zstd", "gzip"] {
-        let mut client = connect(server.local_addr()).await;
-        client.send(format!("GET / HTTP/1.1\r\nHost: h\r\nAccept-Encoding: {coding}\r\n\r\n")).await;
-        let mut up = Wire::new(within("a connection", upstream.accept()).await.expect("accepted").0);
-        up.head().await;
+        let (mut client, mut up, _) = scene.asked(&accepting(coding)).await;
         up.send(
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nETag: \"1\"\r\nConnection: close\r\n\r\n",
         )
@@ -54,13 +54,7 @@ async fn a_text_is_compressed_for_who_accepts_it_a_chunk_at_a_time() {
 
 #[tokio::test]
 async fn what_is_no_text_or_compressed_or_a_part_goes_through_as_it_is() {
-    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", upstream.local_addr().expect("an address"));
-    let server = Gateway::new(Settings::default())
-        .route(Route::proxy("up", [url.parse().expect("a url")]).compress())
-        .listen("127.0.0.1:0".parse().expect("an address"))
-        .await
-        .expect("a port");
+    let scene = compressing().await;
     let body = "x".repeat(1000);
     for (accepts, answer) in [
         ("gzip", "200 OK\r\nContent-Type: image/png"),
@@ -69,10 +63,7 @@ async fn what_is_no_text_or_compressed_or_a_part_goes_through_as_it_is() {
         ("gzip", "206 Partial Content\r\nContent-Type: text/html\r\nContent-Range: bytes 0-999/2000"),
         ("identity", "200 OK\r\nContent-Type: text/html"),
     ] {
-        let mut client = connect(server.local_addr()).await;
-        client.send(format!("GET / HTTP/1.1\r\nHost: h\r\nAccept-Encoding: {accepts}\r\n\r\n")).await;
-        let mut up = Wire::new(within("a connection", upstream.accept()).await.expect("accepted").0);
-        up.head().await;
+        let (mut client, mut up, _) = scene.asked(&accepting(accepts)).await;
         up.send(format!("HTTP/1.1 {answer}\r\nContent-Length: 1000\r\nConnection: close\r\n\r\n{body}"))
             .await;
         assert!(client.head().await.contains("content-length: 1000"), "{answer}");
@@ -82,23 +73,13 @@ async fn what_is_no_text_or_compressed_or_a_part_goes_through_as_it_is() {
 
 #[tokio::test]
 async fn what_would_be_compressed_for_others_says_so() {
-    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", upstream.local_addr().expect("an address"));
-    let server = Gateway::new(Settings::default())
-        .route(Route::proxy("up", [url.parse().expect("a url")]).compress())
-        .listen("127.0.0.1:0".parse().expect("an address"))
-        .await
-        .expect("a port");
+    let scene = compressing().await;
     for (method, accepts, coding) in
         [("GET", "identity", None), ("HEAD", "identity", None), ("HEAD", "gzip", Some("gzip"))]
     {
         for kind in ["text/html", "image/png"] {
-            let mut client = connect(server.local_addr()).await;
-            client
-                .send(format!("{method} / HTTP/1.1\r\nHost: h\r\nAccept-Encoding: {accepts}\r\n\r\n"))
-                .await;
-            let mut up = Wire::new(within("a connection", upstream.accept()).await.expect("accepted").0);
-            up.head().await;
+            let request = accepting(accepts).replace("GET", method);
+            let (mut client, mut up, _) = scene.asked(&request).await;
             let body = if method == "GET" { "x".repeat(1000) } else { String::new() };
             up.send(format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\nConnection: close\r\n\r\n{body}"))
                 .await;
@@ -120,13 +101,7 @@ async fn what_would_be_compressed_for_others_says_so() {
 
 #[tokio::test]
 async fn what_says_which_bytes_a_body_has_does_not_go_with_others() {
-    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", upstream.local_addr().expect("an address"));
-    let server = Gateway::new(Settings::default())
-        .route(Route::proxy("up", [url.parse().expect("a url")]).compress())
-        .listen("127.0.0.1:0".parse().expect("an address"))
-        .await
-        .expect("a port");
+    let scene = compressing().await;
     let digests = "Content-MD5: a\r\nDigest: b\r\nContent-Digest: c\r\nRepr-Digest: d\r\nETag: \"1\"\r\n";
     let body = "x".repeat(300);
     let whole = format!("200 OK\r\nContent-Type: text/plain\r\n{digests}Content-Length: 300\r\n\r\n{body}");
@@ -138,10 +113,7 @@ async fn what_says_which_bytes_a_body_has_does_not_go_with_others() {
         ("gzip", &not_modified, false, "W/\"1\""),
         ("br", &not_modified, false, "\"1\""),
     ] {
-        let mut client = connect(server.local_addr()).await;
-        client.send(format!("GET / HTTP/1.1\r\nHost: h\r\nAccept-Encoding: {accepts}\r\n\r\n")).await;
-        let mut up = Wire::new(within("a connection", upstream.accept()).await.expect("accepted").0);
-        up.head().await;
+        let (mut client, mut up, _) = scene.asked(&accepting(accepts)).await;
         up.send(format!("HTTP/1.1 {answer}")).await;
         drop(up);
         let head = client.head().await;

@@ -24,9 +24,14 @@ pub(crate) struct Scene {
 }
 
 pub(crate) async fn scene(settings: Settings) -> Scene {
+    scene_with(settings, |route| route).await
+}
+
+pub(crate) async fn scene_with(settings: Settings, make: impl FnOnce(Route) -> Route) -> Scene {
     let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", upstream.local_addr().expect("an address"));
-    let gateway = Gateway::new(settings).route(Route::proxy("up", [url.parse().expect("an upstream")]));
+    let route = Route::proxy("up", [url.parse().expect("an upstream")]);
+    let gateway = Gateway::new(settings).route(make(route));
     let server = gateway.listen("127.0.0.1:0".parse().expect("an address")).await.expect("a port");
     Scene { server, upstream }
 }
